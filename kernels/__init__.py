@@ -1,0 +1,1 @@
+"""What is measured: one folder per operation. Nothing here knows of timing, files or screens."""

@@ -1,0 +1,75 @@
+"""One Triton kernel with all that is needed to run it here or to compile it for a part that is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernels.op import Impl, Inputs, Launch, Stage, Target, needs_triton_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLaunch:
+    """`kernel[grid](**args, **constexprs)`.
+
+    `args` are run-time arguments in the order of the kernel's signature: tensors, host-side TensorDescriptors and
+    plain numbers. `streams` names the pointer arguments that carry the main traffic: code generation checks that
+    they are read 16 bytes a thread or by TMA. `why_narrow` is the reason where one legitimately is not.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: Mapping[str, Any]
+    constexprs: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 3
+    streams: tuple[str, ...] = ()
+    why_narrow: str = ""
+    wants_mma: bool = False
+    """True where tensor cores matter: code generation then insists on wgmma (sm_90), tcgen05 or mma."""
+    why_few_in_flight: str = ""
+    """The reason where bytes in flight fall short of Little's law and that is right (a tiny merge, say)."""
+
+    def __call__(self) -> None:
+        self.kernel[self.grid](
+            **self.args, **self.constexprs, num_warps=self.num_warps, num_stages=self.num_stages
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """Kernels to be run in this order, and the tensor that then holds the result."""
+
+    launches: tuple[KernelLaunch, ...]
+    output: Any
+
+    def __call__(self) -> Any:
+        for launch in self.launches:
+            launch()
+        return self.output
+
+
+def triton_impl(
+    *,
+    name: str,
+    build: Callable[[Any, Inputs, Target], Built],
+    stages: Callable[[Any, Target], tuple[Stage, ...]],
+    supports: Callable[[Any, Target], str | None] = lambda case, target: None,
+) -> Impl:
+    """An `Impl` of ours: `supports` adds to what every Triton kernel needs."""
+
+    def prepare(case: Any, inputs: Inputs, target: Target) -> Launch:
+        return build(case, inputs, target)
+
+    def all_supports(case: Any, target: Target) -> str | None:
+        return needs_triton_target(case, target) or supports(case, target)
+
+    def version() -> str:
+        import triton
+
+        return f"triton {triton.__version__}"
+
+    return Impl(
+        name=name, stages=stages, prepare=prepare, supports=all_supports, build=build, version=version
+    )

@@ -1,0 +1,241 @@
+"""The contract between what is measured (`kernels`) and how it is measured (`bench`). Standard library only.
+
+An operation is a folder of `kernels/`. Its `op.py` holds one `OP = Op(...)`; every other module of the folder holds
+`IMPLS = (Impl(...), ...)`. `discover()` finds the first, `implementations()` the second: nothing is registered by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+SUITES = ("smoke", "quick", "full")
+"""Measured suites: `smoke` for a CPU in under 60 s, `quick` and `full` for an H100 in under 3 and 10 minutes."""
+
+Inputs = dict[str, Any]
+"""Named tensors (and a few plain values) that one launch reads."""
+
+Launch = Callable[[], Any]
+"""Zero arguments, no allocation, capturable in a CUDA graph; returns the output tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """FLOPs and DRAM bytes. `flops` is split by the pipe that executes them, since each pipe has a roof of its own.
+
+    Pipes: `mma_bf16` (fp16 too), `mma_fp8`, `mma_int8`, `mma_fp4`, `mma_tf32` are tensor cores; `fma_fp32` is the
+    ordinary arithmetic pipe (dot-product GEMV, softmax, fp32 on a CPU). One multiply-add counts as 2 FLOP.
+    """
+
+    flops: Mapping[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def total_flops(self) -> int:
+        return sum(self.flops.values())
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity in FLOP per DRAM byte."""
+        return self.total_flops / self.bytes if self.bytes else 0.0
+
+    def __add__(self, other: Work) -> Work:
+        pipes = [*self.flops, *(p for p in other.flops if p not in self.flops)]
+        return Work(
+            flops={p: self.flops.get(p, 0) + other.flops.get(p, 0) for p in pipes},
+            bytes_read=self.bytes_read + other.bytes_read,
+            bytes_written=self.bytes_written + other.bytes_written,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one kernel of a launch really does: the unit in which an implementation declares its traffic.
+
+    `work` counts bytes that must come from or reach DRAM (re-reads that miss the L2 included) and the FLOPs executed
+    (padding included). `l2_bytes` are moved beyond that but served by the L2: split partials, repeated activations.
+    `ctas` is the grid and `ctas_per_sm` how many of them are resident at once; 0 where a library does not tell.
+    """
+
+    name: str
+    work: Work
+    l2_bytes: int = 0
+    ctas: int = 0
+    ctas_per_sm: int = 1
+
+
+def total(stages: Iterable[Stage]) -> Work:
+    """The work of all stages together."""
+    result = Work()
+    for stage in stages:
+        result = result + stage.work
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where an implementation is to run, as far as a `plan` may look.
+
+    `kind` is `cuda`, `cpu` (torch on the host) or `interpreter` (Triton kernels interpreted on the host, for
+    correctness only). `sm` is the compute capability times ten (90 for Hopper), 0 on a host.
+    """
+
+    kind: Literal["cuda", "cpu", "interpreter"]
+    name: str
+    sm: int = 0
+    sm_count: int = 1
+    l2_bytes: int = 0
+    smem_per_sm: int = 0
+
+    @property
+    def device(self) -> str:
+        """The torch device that tensors live on."""
+        return "cuda" if self.kind == "cuda" else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One shape of one operation; every op derives its own. Fields are plain values, so that a record can hold them."""
+
+    model: str = ""
+    """The public model whose layer this is, `""` for a synthetic shape."""
+
+    @property
+    def id(self) -> str:
+        """Short, unique within the op, e.g. `B8-Hq64-Hkv8-D128-T4096-page16-bf16`. `model` is not part of it."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest accepted errors against the fp32/fp64 reference; the metrics are defined in `kernels/compare.py`."""
+
+    max_rel: float
+    rms_rel: float
+    why: str = ""
+
+
+def poison_with_nan(case: Any, inputs: Inputs, output: Any) -> None:
+    """Overwrite the whole output, so that whatever a launch leaves unwritten shows."""
+    output.fill_(float("nan") if output.dtype.is_floating_point else -(2**7) + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation. `reference` computes in fp32 or fp64 torch and never calls what it checks.
+
+    - `cases(suite)`: the shapes of `smoke`, `quick`, `full`, and of `test` (small, edgy, for the interpreter)
+    - `inputs(case, device, seed)`: fresh tensors on `cuda`, `cpu` or `meta` (shapes only, for code generation); the
+      same seed gives the same values, different seeds differ
+    - `work(case)`: the compulsory minimum that any implementation must read, write and compute
+    - `volatile`: names of inputs that change from call to call; nothing derived from them may outlive a launch
+    """
+
+    name: str
+    about: str
+    formula: str
+    case_type: type[Any]
+    cases: Callable[[str], Sequence[Any]]
+    inputs: Callable[[Any, str, int], Inputs]
+    reference: Callable[[Any, Inputs], Any]
+    work: Callable[[Any], Work]
+    tolerance: Callable[[Any], Tolerance]
+    volatile: tuple[str, ...]
+    poison: Callable[[Any, Inputs, Any], None] = poison_with_nan
+    is_ceiling: bool = False
+    """True for `stream` and `gemm_peak`: measured first, they are what predictions are made from."""
+
+    def case_from_dict(self, fields: Mapping[str, Any]) -> Any:
+        return self.case_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def anywhere(case: Any, target: Target) -> str | None:
+    """The `supports` of an implementation that runs on every target."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impl:
+    """One implementation of one operation.
+
+    - `supports(case, target)`: None, or the reason why not, in words a user can act on
+    - `stages(case, target)`: what it really moves and computes, one `Stage` per kernel launched
+    - `prepare(case, inputs, target)`: everything that may allocate or be computed once; returns the `Launch`
+    - `build(case, inputs, target)`: for our Triton kernels only: the `kernels.launch.Built` that `prepare` runs. With
+      `meta` inputs it is what code generation compiles, so that what is inspected is what runs.
+    """
+
+    name: str
+    stages: Callable[[Any, Target], Sequence[Stage]]
+    prepare: Callable[[Any, Inputs, Target], Launch]
+    supports: Callable[[Any, Target], str | None] = anywhere
+    build: Callable[[Any, Inputs, Target], Any] | None = None
+    version: Callable[[], str] | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Written here, rather than a peer from a library."""
+        return self.build is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A module of an op's folder that could not be imported, and why: shown, never dropped."""
+
+    module: str
+    reason: str
+
+
+@cache
+def discover() -> dict[str, Op]:
+    """All operations by name, ceilings first. Imports only the `op.py` files: no torch, no triton."""
+    root = Path(__file__).parent
+    names = sorted(p.parent.name for p in root.glob("*/op.py"))
+    ops = [importlib.import_module(f"kernels.{name}.op").OP for name in names]
+    return {op.name: op for op in sorted(ops, key=lambda op: (not op.is_ceiling, op.name))}
+
+
+@cache
+def implementations(op_name: str) -> tuple[tuple[Impl, ...], tuple[Missing, ...]]:
+    """All implementations of an op, ours first, and the modules that could not be imported here."""
+    found: list[Impl] = []
+    missing: list[Missing] = []
+    for module in pkgutil.iter_modules([str(Path(__file__).parent / op_name)]):
+        if module.name == "op":
+            continue
+        try:
+            loaded = importlib.import_module(f"kernels.{op_name}.{module.name}")
+        except ImportError as error:
+            missing.append(Missing(module=module.name, reason=str(error)))
+            continue
+        found.extend(getattr(loaded, "IMPLS", ()))
+    return tuple(sorted(found, key=lambda impl: not impl.ours)), tuple(missing)
+
+
+def needs(package: str) -> str | None:
+    """None if `package` can be imported, else the refusal that says so."""
+    return None if importlib.util.find_spec(package) else f"needs the package {package}, which is not installed"
+
+
+def needs_triton_target(case: Any, target: Target) -> str | None:
+    """The `supports` shared by Triton kernels: a GPU of sm_80 or later, or the interpreter."""
+    if target.kind == "cpu":
+        return "needs an NVIDIA GPU (Triton compiles for GPUs; on a CPU it is only interpreted, for the tests)"
+    if target.kind == "cuda" and target.sm < 80:
+        return f"needs sm_80 or later, this part is sm_{target.sm}"
+    return None
