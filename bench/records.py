@@ -1,20 +1,47 @@
-"""The run file: JSON Lines, append-only, each line flushed. Never imports torch.
+"""The run file: JSON Lines, append-only, each line flushed to the disk. Never imports torch.
 
 Line kinds, in the order in which they appear:
 
 - `run`: once per process that writes (a resumed run has several): suite, argv, environment, device, time
 - `prediction`: op, impl, case id, what is expected; on disk before the measurement starts
 - `record`: one case of one implementation, with every sample, or the reason why there is none
+- `note`: something found out about the whole run: the A/A difference, cases left out, an interruption
+- `end`: the run went through all that it planned
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench.errors import BadRequest
+from bench.stats import Interval, median_interval
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = 1
 
+FILE = "records.jsonl"
+
 Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
+
+FLAGS = {
+    "noisy": "the interval of the median stayed wider than the aim until the time cap",
+    "throttled": "the device lowered its clocks while this was measured, also when it was measured again",
+    "impossible": "faster than the measured read roof allows: the caches were warm or the work was not done",
+    "warm": "the rotating copies together are smaller than four times the cache: part of it may be read from there",
+    "allocates": "the launch allocates memory; the time of that is inside the number",
+    "idle": "the processor idled for more than half of the launch: it waited or slept",
+    "late write": "the output still changed after the launch's stream had finished",
+}
+"""Every flag a record can carry and what it means; kept and shown, never a reason to drop a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +77,203 @@ class Record:
     error: dict[str, Any] | None = None
     """`kernels.compare.Errors` of the worst checked output."""
     rotation: dict[str, Any] = field(default_factory=dict)
-    """`{"copies", "bytes_per_copy", "total_bytes", "cache_bytes", "cold": bool, "flush_bytes"}`."""
+    """`{"copies", "bytes_per_copy", "total_bytes", "cache_bytes", "flush_bytes", "cold"}`."""
     telemetry: dict[str, Any] = field(default_factory=dict)
     """Clocks, power, temperature, throttle reasons, energy while it ran; empty where nothing can be read."""
     counters: dict[str, Any] = field(default_factory=dict)
+    """Hardware counters of one cold launch, where they were asked for and allowed."""
     flags: list[str] = field(default_factory=list)
-    """`noisy`, `throttled`, `impossible`, `warm`, `allocates`, ...: kept and shown, never dropped."""
+    """Names of `FLAGS`."""
     seed: int = 0
+    repeat: int = 0
+    """Which of the run's repetitions; 0 for the first."""
     measured_at: str = ""
     run_id: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies a measurement within a run."""
+        return (self.op, self.impl, self.case_id)
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Median seconds with its 95% interval, None without samples."""
+        return median_interval(self.samples_s) if self.samples_s else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Median seconds of one launch."""
+        return self.interval.median if self.interval else None
+
+    @property
+    def bytes(self) -> int:
+        """Compulsory DRAM bytes of one launch."""
+        return self.work["bytes_read"] + self.work["bytes_written"]
+
+    @property
+    def flops(self) -> int:
+        """Compulsory FLOPs of one launch, all pipes."""
+        return sum(self.work["flops"].values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run file as read: damaged lines are named in `warnings` and the rest is used."""
+
+    path: Path
+    header: dict[str, Any]
+    """The first `run` line: run_id, suite, argv, started, device, target, environment, project."""
+    headers: list[dict[str, Any]]
+    records: list[Record]
+    """The last record of each (op, impl, case) of the first repetition, in the order in which they came."""
+    repeats: list[Record]
+    """Those of further repetitions (`run --repeat N`)."""
+    predictions: list[dict[str, Any]]
+    notes: list[dict[str, Any]]
+    warnings: list[str]
+    complete: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.header.get("target", {}).get("kind") == "cuda"
+
+
+class Writer:
+    """Appends lines to `<dir>/records.jsonl`, each flushed and synced before `append` returns."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / FILE
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            mend_tail(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise BadRequest(f"cannot write to {directory}: {error.strerror or error}") from error
+
+    def append(self, kind: str, content: dict[str, Any]) -> None:
+        line = json.dumps({"kind": kind, **content}, separators=(",", ":"))
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BadRequest(
+                f"cannot write to {self.path}: {error.strerror or error}; what was written before is kept"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def mend_tail(path: Path) -> None:
+    """End a half-written last line (a killed run leaves one) with a newline, so that the next starts its own."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def as_line(record: Record) -> dict[str, Any]:
+    return dataclasses.asdict(record)
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a run's directory or its `records.jsonl`. BadRequest if there is no such file or no usable line in it."""
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise BadRequest(f"no {FILE} in {path}" if path.is_dir() else f"no such run: {path}")
+    lines: dict[str, list[dict[str, Any]]] = {"run": [], "prediction": [], "note": [], "end": []}
+    records: dict[tuple[str, str, str, int], Record] = {}
+    warnings: list[str] = []
+    known = {f.name for f in dataclasses.fields(Record)}
+    with file.open(encoding="utf-8", errors="replace") as handle:
+        for number, text in enumerate(handle, start=1):
+            if not text.strip():
+                continue
+            try:
+                line = json.loads(text)
+                kind = line.pop("kind")
+                if kind == "record":
+                    line = migrate(line)
+                    record = Record(**{k: v for k, v in line.items() if k in known})
+                    records[(*record.key, record.repeat)] = record
+                else:
+                    lines[kind].append(line)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                warnings.append(f"{file.name}:{number}: {_reason(error)}; the line is left out")
+    if not lines["run"] and not records:
+        raise BadRequest(f"{file} holds no run" + (f" ({warnings[0]})" if warnings else ""))
+    return Run(
+        path=file.parent,
+        header=lines["run"][0] if lines["run"] else {},
+        headers=lines["run"],
+        records=[record for record in records.values() if not record.repeat],
+        repeats=[record for record in records.values() if record.repeat],
+        predictions=lines["prediction"],
+        notes=lines["note"],
+        warnings=warnings,
+        complete=bool(lines["end"]),
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg} at column {error.colno})"
+    if isinstance(error, KeyError):
+        return f"unknown or missing kind {error}"
+    return str(error)
+
+
+def migrate(line: dict[str, Any]) -> dict[str, Any]:
+    """Bring a record's line to the present schema. ValueError for one from the future."""
+    if line.get("schema", SCHEMA) > SCHEMA:
+        raise ValueError(f"schema {line['schema']} is newer than this program's {SCHEMA}")
+    return line
+
+
+def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:
+    """A tidy frame, one row per record of all runs. Units are in the column names.
+
+    Columns: run, device, op, impl, ours, case_id, status, reason, median_s, low_s, high_s, samples, bytes, flops,
+    intensity_flop_per_byte, bytes_per_s, flops_per_s, predicted_datasheet_s, predicted_measured_s, bound, flags, and
+    every field of the case as `case.<name>`.
+    """
+    import pandas
+
+    rows = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        run = load_run(path)
+        for record in run.records:
+            interval = record.interval
+            datasheet = record.prediction.get("datasheet") or {}
+            measured = record.prediction.get("measured") or {}
+            rows.append(
+                {
+                    "run": record.run_id,
+                    "device": run.header.get("device", {}).get("name", ""),
+                    "op": record.op,
+                    "impl": record.impl,
+                    "ours": record.ours,
+                    "case_id": record.case_id,
+                    "status": record.status,
+                    "reason": record.reason,
+                    "median_s": interval.median if interval else None,
+                    "low_s": interval.low if interval else None,
+                    "high_s": interval.high if interval else None,
+                    "samples": len(record.samples_s),
+                    "bytes": record.bytes,
+                    "flops": record.flops,
+                    "intensity_flop_per_byte": record.flops / record.bytes if record.bytes else None,
+                    "bytes_per_s": record.bytes / interval.median if interval else None,
+                    "flops_per_s": record.flops / interval.median if interval else None,
+                    "predicted_datasheet_s": datasheet.get("seconds"),
+                    "predicted_measured_s": measured.get("seconds"),
+                    "bound": measured.get("bound") or datasheet.get("bound"),
+                    "flags": " ".join(record.flags),
+                    **{f"case.{name}": value for name, value in record.case.items()},
+                }
+            )
+    return pandas.DataFrame(rows)

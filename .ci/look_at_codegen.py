@@ -1,0 +1,13 @@
+"""Every kernel for every architecture, and none with a problem."""
+
+import json
+import sys
+from pathlib import Path
+
+reports = json.loads(Path(sys.argv[1]).read_text())
+assert {r["sm"] for r in reports} == {80, 90, 100}
+bad = [r for r in reports if r["problems"]]
+for report in bad:
+    print(report["op"], report["kernel"], report["case_id"], f"sm_{report['sm']}", *report["problems"], sep=": ")
+assert not bad
+print(f"{len(reports)} compiled kernels without a spill or another problem")

@@ -1,0 +1,18 @@
+"""Errors that a user can mend: the command line turns them into one line and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadRequest(ValueError):
+    """Something asked for that does not exist or does not fit; the message says what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BadRequest:
+    """`unknown op 'ffn_gem'; did you mean ffn_gemv?`, or the whole list where nothing is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+    return BadRequest(f"unknown {kind} {name!r}; {hint}")

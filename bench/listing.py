@@ -1,0 +1,67 @@
+"""The tables of `decodebench list`: headers and rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.devices import DEVICES
+from bench.errors import unknown
+from kernels.models import MODELS
+from kernels.op import SUITES, Op, discover, implementations
+
+Table = tuple[list[str], list[list[Any]]]
+
+
+def ops() -> Table:
+    rows = [[op.name, op.formula, op.about, *(len(op.cases(suite)) for suite in SUITES)] for op in discover().values()]
+    return ["op", "formula", "about", *SUITES], rows
+
+
+def cases(suite: str, names: list[str]) -> Table:
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    rows = []
+    for op in chosen(names):
+        for case in op.cases(suite):
+            work = op.work(case)
+            rows.append([op.name, case.id, case.model, work.bytes, work.total_flops, round(work.intensity, 3)])
+    return ["op", "case", "model", "bytes", "FLOP", "FLOP/B"], rows
+
+
+def impls() -> Table:
+    rows = []
+    for name in discover():
+        found, missing = implementations(name)
+        rows += [[name, impl.name, "ours" if impl.ours else "peer", ""] for impl in found]
+        rows += [[name, module.module, "missing", module.reason] for module in missing]
+    return ["op", "impl", "kind", "reason"], rows
+
+
+def devices() -> Table:
+    rows = []
+    for spec in DEVICES.values():
+        bandwidth = spec.memory_bandwidth.value / 1e12 if spec.memory_bandwidth else None
+        ridges = {
+            pipe: round(spec.peaks[pipe].value / spec.memory_bandwidth.value)
+            for pipe in spec.peaks
+            if spec.memory_bandwidth
+        }
+        row = [spec.key, spec.name, spec.year, bandwidth]
+        rows.append([*row, *(ridges.get(pipe, "") for pipe in ("mma_bf16", "mma_fp8", "mma_fp4"))])
+    return ["key", "part", "year", "TB/s", "ridge bf16 FLOP/B", "ridge fp8", "ridge fp4"], rows
+
+
+def models() -> Table:
+    rows = [
+        [name, shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.source]
+        for name, shape in MODELS.items()
+    ]
+    return ["model", "layers", "hidden", "heads", "KV heads", "head dim", "FFN", "source"], rows
+
+
+def chosen(names: list[str]) -> list[Op]:
+    known = discover()
+    for name in names:
+        if name not in known:
+            raise unknown("op", name, known)
+    return [op for name, op in known.items() if not names or name in names]

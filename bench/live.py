@@ -1,0 +1,92 @@
+"""What a run shows while it goes on: a bar with the time left and each result as it comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.records import Record
+from kernels.op import Target
+
+STYLES = {"ok": "green", "refused": "dim", "skipped": "dim", "wrong": "red", "failed": "red", "timeout": "red"}
+
+
+class Live:
+    """A `runner.Display` on a console; on one that is no terminal, plain lines and no bar."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._working = False
+
+    def __enter__(self) -> Live:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, target: Target, directory: Path, total: int, done: int) -> None:
+        where = "the GPU" if target.kind == "cuda" else "the CPU (no GPU is used: torch's reference path is measured)"
+        self._print(f"[bold]{escape(target.name)}[/bold], measuring on {where}")
+        self._print(f"writing to {escape(str(directory))}" + (f", {done} of {total} cases are done" if done else ""))
+        self._progress.update(self._task, total=total, completed=done)
+
+    def working(self, op: str, case_id: str) -> None:
+        if self._working:
+            self._progress.advance(self._task)
+        self._working = True
+        self._progress.update(self._task, description=escape(f"{op} {case_id}"))
+
+    def record(self, record: Record) -> None:
+        name = escape(f"{record.op:17} {record.case_id:44} {record.impl:12}")
+        style = STYLES[record.status]
+        if record.status == "refused":
+            return
+        if record.status != "ok" or record.seconds is None:
+            self._print(f"[{style}]{name} {record.status}: {escape(record.reason or '')}[/{style}]")
+            return
+        rate = record.bytes / record.seconds / 1e9
+        flops = record.flops / record.seconds / 1e12
+        flags = f"  [yellow]{', '.join(record.flags)}[/yellow]" if record.flags else ""
+        self._print(
+            f"{name} {seconds_text(record.seconds):>9} {rate:8.1f} GB/s {flops:8.2f} TFLOP/s{versus(record)}{flags}"
+        )
+
+    def note(self, text: str) -> None:
+        self._print(f"[yellow]{escape(text)}[/yellow]")
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def versus(record: Record) -> str:
+    """Measured time over the prediction made before."""
+    predicted = record.prediction.get("measured")
+    if not predicted or not record.seconds:
+        return ""
+    return f"  {100 * (record.seconds / predicted['seconds'] - 1):+6.1f}% of predicted"
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits and a unit: `41.2 us`."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"

@@ -1,0 +1,374 @@
+"""One case, all its implementations: inputs -> gate -> prediction -> interleaved timing -> gate again -> Records.
+
+Runs inside a worker process (`bench/worker.py`); raises nothing that one implementation did wrong: that becomes its
+record. A fault that poisons the CUDA context is reported through `Broken`, so that the worker can be replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from bench.devices import DeviceSpec
+from bench.gate import check_copies, check_prepared
+from bench.records import Record
+from bench.roofline import Ceilings, predict_from_ceilings, predict_from_datasheet
+from bench.telemetry import Sampler
+from bench.timing import (
+    GraphTimer,
+    HostTimer,
+    Rotation,
+    Sampling,
+    Timer,
+    host_flush,
+    isolated_times,
+    plan_rotation,
+    sample_interleaved,
+)
+from kernels.compare import Errors
+from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
+
+THROTTLE_RETRIES = 2
+"""A throttled case is measured again at most this often."""
+
+IMPOSSIBLE_MARGIN = 1.03
+"""Compulsory bytes over time may exceed the measured read roof by its own noise, not by more."""
+
+MIN_CACHEABLE = 4096
+"""Inputs of fewer bytes (an empty kernel's) have no cache to be warm in that matters."""
+
+MAX_IDLE_CALL_S = 0.01
+"""A launch call on the host may not last longer than this beyond its device time: it would be waiting or sleeping."""
+
+
+class Broken(Exception):
+    """The process can't be used any more; the records made so far are with the listener."""
+
+
+class Listener(Protocol):
+    """What a measurement reports as it goes."""
+
+    def entering(self, impl: str, phase: str) -> None: ...
+    def prediction(self, line: dict[str, Any]) -> None: ...
+    def record(self, record: Record) -> None: ...
+    def note(self, line: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a case is measured."""
+
+    cap_s: float = 1.0
+    """Sampling time per implementation."""
+    seed: int = 0
+    repeat: int = 0
+    memory_bytes: int = 8 << 30
+    """What rotating copies may draw on."""
+    run_id: str = ""
+    aa: bool = False
+    """Enter the first implementation twice: the difference is the resolution of the run."""
+    spec: DeviceSpec | None = None
+    ceilings: Ceilings | None = None
+    telemetry: Callable[[], Sampler] = lambda: Sampler(None)
+
+
+@dataclass(kw_only=True)
+class Entrant:
+    """One implementation on its way through the measurement of one case."""
+
+    impl: Impl
+    stages: Sequence[Stage]
+    prediction: dict[str, Any]
+    launches: list[Launch] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    timer: Timer | None = None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def measure(op: Op, case: Any, impls: Sequence[Impl], target: Target, settings: Settings, listener: Listener) -> None:
+    """Measure one case with every given implementation; each ends in exactly one record at the listener."""
+    Measurement(op, case, target, settings, listener).run(impls)
+
+
+class Measurement:
+    """The state of one case being measured."""
+
+    def __init__(self, op: Op, case: Any, target: Target, settings: Settings, listener: Listener) -> None:
+        self.op, self.case, self.target = op, case, target
+        self.settings, self.listener = settings, listener
+        self.copies: list[Inputs] = []
+        self.rotation: Rotation | None = None
+
+    def run(self, impls: Sequence[Impl]) -> None:
+        entrants = [entrant for impl in impls if (entrant := self.admit(impl))]
+        if not entrants:
+            return
+        try:
+            self.draw_inputs()
+        except Exception as error:
+            for entrant in entrants:
+                self.fail(entrant, f"inputs: {describe(error)}", error)
+            return
+        ready = [entrant for entrant in entrants if self.survives(entrant, self.gate)]
+        timed = [entrant for entrant in ready if self.survives(entrant, self.make_timer)]
+        if timed:
+            self.time(timed)
+        self.copies = []
+        gc.collect()
+
+    def admit(self, impl: Impl) -> Entrant | None:
+        """Supported here? Then its prediction goes out before anything is measured."""
+        self.listener.entering(impl.name, "support")
+        try:
+            refusal = impl.supports(self.case, self.target)
+            if refusal:
+                self.emit(impl, status="refused", reason=refusal)
+                return None
+            stages = tuple(impl.stages(self.case, self.target))
+            prediction = self.predict(stages)
+        except Exception as error:
+            self.emit(impl, status="failed", reason=describe(error))
+            return None
+        self.listener.prediction({"op": self.op.name, "impl": impl.name, "case_id": self.case.id, **prediction})
+        return Entrant(impl=impl, stages=stages, prediction=prediction)
+
+    def predict(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """Both predictions; the measured one is None for the ceilings themselves and before they are known."""
+        settings = self.settings
+        datasheet = predict_from_datasheet(stages, settings.spec) if settings.spec else None
+        measured = None
+        if settings.ceilings and not self.op.is_ceiling:
+            measured = predict_from_ceilings(stages, settings.ceilings, self.target)
+        return {
+            "datasheet": dataclasses.asdict(datasheet) if datasheet else None,
+            "measured": dataclasses.asdict(measured) if measured else None,
+            "at": now(),
+        }
+
+    def draw_inputs(self) -> None:
+        """Rotating copies, each from a seed of its own."""
+        self.listener.entering("", "inputs")
+        first = self.op.inputs(self.case, self.target.device, self.settings.seed)
+        self.rotation = plan_rotation(tensor_bytes(first), self.target, self.settings.memory_bytes)
+        seeds = range(self.settings.seed + 1, self.settings.seed + self.rotation.copies)
+        self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
+
+    def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
+        """Run one step; a refusal or an exception ends the entrant with its record."""
+        self.listener.entering(entrant.impl.name, step.__name__)
+        try:
+            wrong = step(entrant)
+        except Exception as error:
+            self.fail(entrant, describe(error), error)
+            return False
+        return wrong is None
+
+    def gate(self, entrant: Entrant) -> str | None:
+        """Prepare all copies and check the first; a wrong result stores its error and gets no time."""
+        fresh = self.op.inputs(self.case, self.target.device, self.settings.seed + MAX_SEEDS + self.settings.repeat)
+        entrant.launches = [entrant.impl.prepare(self.case, copy, self.target) for copy in self.copies]
+        errors = check_prepared(self.op, self.case, self.copies[0], fresh, entrant.launches[0], self.target)
+        if not errors.passed:
+            self.emit(entrant.impl, entrant, status="wrong", reason=errors.reason, error=error_dict(errors))
+        elif allocates(entrant.launches[0], self.target):
+            entrant.flags.append("allocates")
+        return errors.reason
+
+    def make_timer(self, entrant: Entrant) -> str | None:
+        assert self.rotation
+        if self.target.kind == "cuda":
+            entrant.timer = GraphTimer(entrant.launches)
+        else:
+            entrant.timer = HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
+        return None
+
+    def time(self, entrants: list[Entrant]) -> None:
+        """Interleaved sampling under telemetry, again if throttled; then every copy's output is checked."""
+        timers = {e.impl.name: e.timer for e in entrants if e.timer}
+        for entrant in entrants:
+            assert entrant.timer
+            for copy, output in zip(self.copies, entrant.timer.outputs, strict=True):
+                self.op.poison(self.case, copy, output)
+        if self.settings.aa:
+            name = entrants[0].impl.name
+            timers[f"{name} again"] = self.second_timer(entrants[0])
+        for _attempt in range(1 + THROTTLE_RETRIES):
+            with self.settings.telemetry() as sampler:
+                samplings = sample_interleaved(
+                    timers,
+                    cap_s=self.settings.cap_s,
+                    entering=lambda name: self.listener.entering(name, "timing"),
+                )
+            telemetry = sampler.summary()
+            if not telemetry.get("throttled"):
+                break
+        measured_at = now()
+        isolated = {e.impl.name: self.isolate(e) for e in entrants}
+        self.listener.entering(entrants[0].impl.name, "final check")
+        outputs = [e.timer.outputs for e in entrants if e.timer]
+        for entrant, errors in zip(entrants, check_copies(self.op, self.case, self.copies, outputs), strict=True):
+            sampling = samplings[entrant.impl.name]
+            entrant.flags += self.flags(entrant, sampling, telemetry)
+            self.emit(
+                entrant.impl,
+                entrant,
+                status="ok" if errors.passed else "wrong",
+                reason=errors.reason,
+                error=error_dict(errors),
+                # a wrong result has no time
+                samples_s=sampling.samples_s if errors.passed else [],
+                isolated_s=isolated[entrant.impl.name] if errors.passed else [],
+                stop=sampling.stop,
+                telemetry=telemetry,
+                measured_at=measured_at,
+            )
+        if self.settings.aa:
+            self.note_aa(entrants[0].impl.name, samplings)
+        for timer in timers.values():
+            timer.close()
+
+    def second_timer(self, entrant: Entrant) -> Timer:
+        twin = Entrant(impl=entrant.impl, stages=entrant.stages, prediction={}, launches=entrant.launches)
+        self.make_timer(twin)
+        assert twin.timer
+        return twin.timer
+
+    def isolate(self, entrant: Entrant) -> list[float]:
+        if self.target.kind != "cuda":
+            return []
+        self.listener.entering(entrant.impl.name, "isolated")
+        return isolated_times(entrant.launches)
+
+    def note_aa(self, name: str, samplings: Mapping[str, Sampling]) -> None:
+        self.listener.note(
+            {
+                "note": "aa",
+                "op": self.op.name,
+                "impl": name,
+                "case_id": self.case.id,
+                "samples_s": [samplings[name].samples_s, samplings[f"{name} again"].samples_s],
+            }
+        )
+
+    def flags(self, entrant: Entrant, sampling: Sampling, telemetry: Mapping[str, Any]) -> list[str]:
+        """What a reader must know of this number."""
+        assert self.rotation
+        found = []
+        if not sampling.converged:
+            found.append("noisy")
+        if telemetry.get("throttled"):
+            found.append("throttled")
+        if not self.rotation.cold and self.rotation.bytes_per_copy >= MIN_CACHEABLE:
+            found.append("warm")
+        if getattr(entrant.timer, "idle", False) or self.waits(entrant, sampling):
+            found.append("idle")
+        roof = self.memory_roof()
+        median = statistics.median(sampling.samples_s)
+        if roof and self.op.work(self.case).bytes / median > IMPOSSIBLE_MARGIN * roof:
+            found.append("impossible")
+        return found
+
+    def memory_roof(self) -> float | None:
+        """B/s that compulsory traffic can't exceed: the measured read roof; for the ceilings, the datasheet's."""
+        settings = self.settings
+        if not self.op.is_ceiling:
+            return settings.ceilings.read_roof if settings.ceilings else None
+        if settings.spec and settings.spec.memory_bandwidth:
+            return settings.spec.memory_bandwidth.value
+        return None
+
+    def waits(self, entrant: Entrant, sampling: Sampling) -> bool:
+        """On a GPU: does the launch call hold up the host although the device needs no such time?"""
+        if self.target.kind != "cuda":
+            return False
+        start = time.perf_counter()
+        entrant.launches[0]()
+        called = time.perf_counter() - start
+        return called > MAX_IDLE_CALL_S + min(sampling.samples_s)
+
+    def fail(self, entrant: Entrant, reason: str, error: Exception) -> None:
+        self.emit(entrant.impl, entrant, status="failed", reason=reason)
+        if self.target.kind == "cuda":
+            recover_device(error)
+
+    def emit(self, impl: Impl, entrant: Entrant | None = None, **fields: Any) -> None:
+        """One record, with all that is known of the entrant."""
+        stages = [dataclasses.asdict(stage) for stage in entrant.stages] if entrant else []
+        self.listener.record(
+            Record(
+                op=self.op.name,
+                impl=impl.name,
+                ours=impl.ours,
+                case_id=self.case.id,
+                case=self.case.as_dict(),
+                version=impl.version() if impl.version and entrant else "",
+                work=dataclasses.asdict(self.op.work(self.case)),
+                stages=stages,
+                prediction=entrant.prediction if entrant else {},
+                rotation=self.rotation.as_dict() if self.rotation else {},
+                flags=entrant.flags if entrant else [],
+                seed=self.settings.seed,
+                repeat=self.settings.repeat,
+                run_id=self.settings.run_id,
+                **fields,
+            )
+        )
+
+
+MAX_SEEDS = 1 << 20
+"""Seeds of fresh inputs start this far beyond those of the copies."""
+
+
+def error_dict(errors: Errors) -> dict[str, Any]:
+    """Metrics for a record; what is not finite (a NaN's error) has no number in JSON and becomes None."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in vars(errors).items()
+    }
+
+
+def tensor_bytes(inputs: Inputs) -> int:
+    """Bytes of all tensors among the inputs."""
+    return sum(value.numel() * value.element_size() for value in inputs.values() if hasattr(value, "numel"))
+
+
+def allocates(launch: Launch, target: Target) -> bool:
+    """Does a warm launch take memory from the GPU's allocator?"""
+    if target.kind != "cuda":
+        return False
+    import torch
+
+    def taken() -> int:
+        return torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+
+    before = taken()
+    launch()
+    return taken() > before
+
+
+def recover_device(error: Exception) -> None:
+    """After a fault on a GPU: free what can be freed; if the context is lost, say so by raising `Broken`."""
+    import torch
+
+    gc.collect()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except Exception as lost:
+        raise Broken(describe(lost)) from error
+
+
+def describe(error: BaseException) -> str:
+    """The exception's type and its first line, short enough for a table."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

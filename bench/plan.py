@@ -1,0 +1,160 @@
+"""What a run is to measure, and in which order. Pure: no process, no file, no clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.devices import DeviceSpec
+from bench.errors import BadRequest, unknown
+from bench.records import Run
+from bench.worker import Job
+from kernels.op import SUITES, Op, Target
+
+HANG_S = 180.0
+"""Without a step for this long, the worker hangs: no compile, reference or sample of ours takes that long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked to be measured."""
+
+    device: str = "auto"
+    suite: str | None = None
+    """None: `quick` on a GPU, `smoke` on a CPU."""
+    ops: tuple[str, ...] = ()
+    impls: tuple[str, ...] = ()
+    case: str = ""
+    """Only cases whose id contains this."""
+    repeat: int = 1
+    budget_s: float | None = None
+    cap_s: float | None = None
+    """Sampling seconds per implementation and case; None: by suite."""
+    hang_s: float = HANG_S
+    argv: tuple[str, ...] = ()
+    catalogue: str = "kernels.op"
+    """The module that knows ops and implementations."""
+
+
+CAPS = {"smoke": 0.3, "quick": 0.5, "full": 1.0}
+"""Default sampling seconds per implementation and case."""
+
+
+def check_names(request: Request, ops: Mapping[str, Op]) -> None:
+    for name in request.ops:
+        if name not in ops:
+            raise unknown("op", name, ops)
+    if request.suite is not None and request.suite not in SUITES:
+        raise unknown("suite", request.suite, SUITES)
+    if request.repeat < 1:
+        raise BadRequest("--repeat counts passes: 1 or more")
+
+
+def settle(request: Request, target: Target, earlier: Run | None) -> Request:
+    """Fill in what the user left open: the suite by device, or all of it by the run that is resumed."""
+    if earlier:
+        asked = earlier.header["request"]
+        for name in ("suite", "ops", "impls", "case"):
+            given = getattr(request, name)
+            kept = tuple(asked[name]) if isinstance(asked[name], list) else asked[name]
+            if given and given != kept:
+                raise BadRequest(f"--resume goes on with {name} {kept!r}; {given!r} would be another run")
+        return dataclasses.replace(
+            request,
+            suite=asked["suite"],
+            ops=tuple(asked["ops"]),
+            impls=tuple(asked["impls"]),
+            case=asked["case"],
+            repeat=max(request.repeat, asked["repeat"]),
+        )
+    suite = request.suite or ("quick" if target.kind == "cuda" else "smoke")
+    return dataclasses.replace(request, suite=suite)
+
+
+def plan(
+    request: Request,
+    ops: Mapping[str, Op],
+    impls: Mapping[str, Mapping[str, bool]],
+    earlier: Run | None,
+    run_id: str,
+    spec: DeviceSpec | None,
+) -> tuple[list[Job], int]:
+    """Jobs still to be done, in order, and how many (op, case, repetition) are done already.
+
+    Ceilings come first, since predictions are made from them. Then the ops take turns, each beginning with what tells
+    most: its largest case, its smallest, the one in the middle, and so on by halves; so that a run that is cut short
+    has covered the range.
+    """
+    chosen = [op for name, op in ops.items() if not request.ops or name in request.ops]
+    if request.ops and not all(op.is_ceiling for op in chosen):
+        chosen = [op for op in ops.values() if op.is_ceiling and op not in chosen] + chosen
+    finished = {
+        (*r.key, r.repeat)
+        for r in (*earlier.records, *earlier.repeats) if r.status != "skipped"
+    } if earlier else set()  # fmt: skip
+    jobs: list[Job] = []
+    done = 0
+    for repeat in range(request.repeat):
+        for op, case in ordered(chosen, request):
+            names = [n for n in impls[op.name] if not request.impls or n in request.impls or op.is_ceiling]
+            left = tuple(n for n in names if (op.name, n, case.id, repeat) not in finished)
+            if names and not left:
+                done += 1
+            if left:
+                jobs.append(
+                    Job(
+                        op=op.name,
+                        case=case.as_dict(),
+                        case_id=case.id,
+                        impls=left,
+                        cap_s=request.cap_s or CAPS[request.suite or "smoke"],
+                        seed=1000 * repeat,
+                        repeat=repeat,
+                        run_id=run_id,
+                        aa=False,
+                        spec=spec,
+                        ceilings=None,
+                    )
+                )
+    if not jobs and not done:
+        raise BadRequest(f"nothing to measure: no case of suite {request.suite} matches")
+    return jobs, done
+
+
+def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
+    """(op, case) of one pass in measuring order."""
+    suite = request.suite or "smoke"
+    ceilings, queues = [], []
+    for op in ops:
+        cases = [case for case in op.cases(suite) if op.is_ceiling or request.case in case.id]
+        if op.is_ceiling:
+            ceilings += [(op, case) for case in cases]
+        else:
+            by_size = sorted(cases, key=lambda case, op=op: -op.work(case).bytes)
+            queues.append(deque((op, by_size[i]) for i in halving(len(by_size))))
+    turns = []
+    while any(queues):
+        turns += [queue.popleft() for queue in queues if queue]
+    return ceilings + turns
+
+
+def halving(count: int) -> list[int]:
+    """Indices 0, last, middle, quarters...: each next one in the middle of the widest gap.
+
+    >>> halving(5)
+    [0, 4, 2, 1, 3]
+    """
+    if count < 2:
+        return list(range(count))
+    order = [0, count - 1]
+    gaps = deque([(0, count - 1)])
+    while gaps:
+        low, high = gaps.popleft()
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return order

@@ -1,0 +1,265 @@
+"""The only user of CUDA events and graphs, cache rotation, and of the host's clock.
+
+A timer owns prepared launches over rotating copies of the inputs. One `sample()` is seconds per launch:
+
+- GPU: all copies are captured in one CUDA graph, repeated until a replay lasts `GRAPH_SECONDS`; a sample is one replay
+  between two events, over the number of launches in it. A spin kernel ahead of the first event keeps the device busy
+  until everything is queued, so that no launch gap of the host is in the number.
+- CPU: a sample is one launch on the next copy, between two readings of the host's clock; where the copies do not
+  exceed the last-level cache, a buffer that does is swept before it, outside the time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bench.stats import median_interval
+from kernels.op import Launch, Target
+
+COLD_FACTOR = 4
+"""Copies together must exceed the GPU's L2 this many times, so that none is left when its turn comes again."""
+
+HOST_COLD_FACTOR = 2
+"""The same for the host's last-level cache, which is swept explicitly as well."""
+
+MAX_COPIES = 4096
+GRAPH_SECONDS = 4e-3
+"""One replay lasts at least this long: the microseconds around a graph launch stay under 0.1% of it."""
+
+SPIN_CYCLES = 400_000
+"""About 0.2 ms at 1.8 GHz: time for the host to queue a replay or an isolated launch."""
+
+MIN_SAMPLES = 12
+AIM = 0.005
+"""Sampling stops when half the interval of the median is within this share of it."""
+
+MAX_SAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """How many copies of the inputs take turns, and whether their data can still be cached when their turn comes."""
+
+    copies: int
+    bytes_per_copy: int
+    cache_bytes: int
+    flush_bytes: int = 0
+    """Swept between two launches, outside the time (hosts only)."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.copies * self.bytes_per_copy
+
+    @property
+    def cold(self) -> bool:
+        if self.flush_bytes:
+            return self.flush_bytes >= self.cache_bytes
+        return self.total_bytes >= COLD_FACTOR * self.cache_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "copies": self.copies,
+            "bytes_per_copy": self.bytes_per_copy,
+            "total_bytes": self.total_bytes,
+            "cache_bytes": self.cache_bytes,
+            "flush_bytes": self.flush_bytes,
+            "cold": self.cold,
+        }
+
+
+def plan_rotation(bytes_per_copy: int, target: Target, memory_bytes: int) -> Rotation:
+    """Enough copies for a cold cache, never more than half of the free memory or `MAX_COPIES`, never fewer than two."""
+    size = max(1, bytes_per_copy)
+    affordable = max(2, min(MAX_COPIES, memory_bytes // 2 // size))
+    if target.kind == "cuda":
+        copies = min(affordable, max(2, math.ceil(COLD_FACTOR * target.l2_bytes / size)))
+        return Rotation(copies=copies, bytes_per_copy=size, cache_bytes=target.l2_bytes)
+    flush = 0 if 3 * size >= HOST_COLD_FACTOR * target.l2_bytes else target.l2_bytes
+    return Rotation(copies=min(affordable, 3), bytes_per_copy=size, cache_bytes=target.l2_bytes, flush_bytes=flush)
+
+
+class Timer(Protocol):
+    """`sample()` gives seconds per launch; `outputs` are the tensors that the timed launches wrote, one per copy."""
+
+    outputs: list[Any]
+
+    def sample(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+class GraphTimer:
+    """Replays a CUDA graph of all copies."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        import torch
+
+        estimate = self._estimate(launches)
+        rounds = max(1, math.ceil(GRAPH_SECONDS / (estimate * len(launches))))
+        self._count = rounds * len(launches)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for _ in range(rounds):
+                self.outputs = [launch() for launch in launches]
+        self._start = torch.cuda.Event(enable_timing=True)
+        self._end = torch.cuda.Event(enable_timing=True)
+        self.sample()
+
+    @staticmethod
+    def _estimate(launches: Sequence[Launch]) -> float:
+        """Rough seconds per launch, after one warm-up of each copy on a side stream, as capture wants it."""
+        import torch
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(side):
+            for launch in launches:
+                launch()
+            torch.cuda._sleep(SPIN_CYCLES)
+            start.record()
+            probe = launches[: min(8, len(launches))]
+            for launch in probe:
+                launch()
+            end.record()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        return max(1e-6, start.elapsed_time(end) / 1e3 / len(probe))
+
+    def sample(self) -> float:
+        import torch
+
+        torch.cuda._sleep(SPIN_CYCLES)
+        self._start.record()
+        self._graph.replay()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3 / self._count
+
+    def close(self) -> None:
+        self._graph.reset()
+
+
+class HostTimer:
+    """One launch at a time on the host, each on the next copy, after a sweep of the cache where one is needed."""
+
+    def __init__(
+        self,
+        launches: Sequence[Launch],
+        flush: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+        busy_clock: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._launches = list(launches)
+        self._flush, self._clock, self._busy_clock = flush, clock, busy_clock
+        self._next = 0
+        self._wall = self._busy = 0.0
+        self.outputs = [launch() for launch in self._launches]
+
+    def sample(self) -> float:
+        turn = self._next % len(self._launches)
+        self._next += 1
+        self._flush()
+        busy, start = self._busy_clock(), self._clock()
+        self.outputs[turn] = self._launches[turn]()
+        end, busy_end = self._clock(), self._busy_clock()
+        self._wall += end - start
+        self._busy += busy_end - busy
+        return end - start
+
+    @property
+    def idle(self) -> bool:
+        """The process used less than half a core while its launches ran: it slept, waited, or was kept waiting.
+
+        Launches under a millisecond are not judged: handing work to threads takes its share of those.
+        """
+        return self._busy < 0.5 * self._wall and self._wall > 1e-3 * self._next
+
+    def close(self) -> None:
+        self._launches = []
+
+
+def host_flush(size: int) -> Callable[[], None]:
+    """A sweep that reads and writes `size` bytes, so that nothing else of that size stays in the caches."""
+    if not size:
+        return lambda: None
+    import torch
+
+    buffer = torch.zeros(size // 4, dtype=torch.float32)
+
+    def sweep() -> None:
+        buffer.add_(1.0)
+
+    return sweep
+
+
+def isolated_times(launches: Sequence[Launch], count: int = 20) -> list[float]:
+    """Seconds of single cold launches on a GPU, one event pair each, rotating over the copies."""
+    import torch
+
+    pairs = []
+    for index in range(count):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(SPIN_CYCLES)
+        start.record()
+        launches[index % len(launches)]()
+        end.record()
+        pairs.append((start, end))
+        end.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+@dataclass(kw_only=True)
+class Sampling:
+    """All samples of one timer and why sampling ended."""
+
+    samples_s: list[float] = field(default_factory=list)
+    stop: str = "time cap"
+
+    @property
+    def converged(self) -> bool:
+        return self.stop == "converged"
+
+
+def sample_interleaved(
+    timers: Mapping[str, Timer],
+    *,
+    cap_s: float,
+    aim: float = AIM,
+    min_samples: int = MIN_SAMPLES,
+    entering: Callable[[str], None] = lambda name: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Sampling]:
+    """Take turns until each timer's median is known within `aim`, or the timers together have used `cap_s` each.
+
+    Interleaving makes drift of clocks and temperature hit all alike. `entering(name)` is called before each sample, so
+    that a fault can be laid at the right door. At least `min_samples` are taken whatever the cap, unless one sample
+    alone exceeds the cap; then three.
+    """
+    results = {name: Sampling() for name in timers}
+    active = list(timers)
+    used = dict.fromkeys(timers, 0.0)
+    while active:
+        for name in list(active):
+            entering(name)
+            result = results[name]
+            # a quarter more between two looks at the interval: looking costs more than sampling a short kernel
+            for _ in range(max(1, len(result.samples_s) // 4) if len(result.samples_s) >= min_samples else 1):
+                start = clock()
+                result.samples_s.append(timers[name].sample())
+                used[name] += clock() - start
+            taken = len(result.samples_s)
+            if taken >= min_samples and median_interval(result.samples_s).relative_halfwidth <= aim:
+                result.stop = "converged"
+                active.remove(name)
+            elif (
+                taken >= MAX_SAMPLES
+                or used[name] >= cap_s
+                and (taken >= min_samples or (taken >= 3 and used[name] / taken > cap_s / min_samples))
+            ):
+                active.remove(name)
+    return results

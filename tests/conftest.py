@@ -1,0 +1,48 @@
+"""Where there is no GPU, Triton kernels are interpreted; that must be settled before any of them is imported."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from kernels.op import Target
+
+INTERPRETER = Target(kind="interpreter", name="interpreter", sm=90, sm_count=4, l2_bytes=1 << 20, smem_per_sm=228 << 10)
+"""A pretended part of 4 SMs, so that splits and persistent grids happen on tiny shapes."""
+
+
+def gpu_target() -> Target:
+    properties = torch.cuda.get_device_properties(0)
+    return Target(
+        kind="cuda",
+        name=properties.name,
+        sm=10 * properties.major + properties.minor,
+        sm_count=properties.multi_processor_count,
+        l2_bytes=properties.L2_cache_size,
+        smem_per_sm=properties.shared_memory_per_multiprocessor,
+    )
+
+
+@pytest.fixture(scope="session")
+def target() -> Target:
+    """Where kernels run in the tests: the GPU if there is one, else the interpreter."""
+    return gpu_target() if torch.cuda.is_available() else INTERPRETER
+
+
+@pytest.fixture(scope="session")
+def half() -> str:
+    """The 16-bit type to test dot kernels in: the interpreter multiplies bf16 operands as integers."""
+    return "bf16" if torch.cuda.is_available() else "fp16"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

@@ -1,0 +1,185 @@
+"""A timer that can't be fooled: each planted cheat is caught, and would get a time without the guard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import planted
+import pytest
+import torch
+from conftest import gpu_target
+
+import bench.measure
+from bench.measure import Settings, measure
+from bench.records import Record
+from bench.roofline import Ceilings
+from kernels.compare import Errors, compare
+from kernels.op import Impl, Op, Target
+
+CPU = Target(kind="cpu", name="cpu", sm_count=2, l2_bytes=1 << 16)
+SETTINGS = Settings(cap_s=0.02)
+
+
+class Heard:
+    """Keeps what a measurement reports, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, Any]] = []
+
+    def entering(self, impl: str, phase: str) -> None:
+        self.lines.append(("entering", (impl, phase)))
+
+    def prediction(self, line: dict[str, Any]) -> None:
+        self.lines.append(("prediction", line))
+
+    def record(self, record: Record) -> None:
+        self.lines.append(("record", record))
+
+    def note(self, line: dict[str, Any]) -> None:
+        self.lines.append(("note", line))
+
+    @property
+    def records(self) -> dict[str, Record]:
+        return {content.impl: content for kind, content in self.lines if kind == "record"}
+
+
+def measured(*impls: Impl, settings: Settings = SETTINGS, target: Target = CPU, op: Op = planted.OP) -> Heard:
+    heard = Heard()
+    measure(op, planted.ToyCase(), impls, target, settings, heard)
+    return heard
+
+
+def test_an_honest_implementation_gets_its_samples() -> None:
+    record = measured(planted.HONEST).records["honest"]
+    assert record.status == "ok"
+    assert len(record.samples_s) >= 12
+    assert record.rotation["copies"] == 3
+    assert record.error is not None
+    assert record.error["max_rel"] < 1e-3
+
+
+@pytest.mark.parametrize("name", planted.CHEATS)
+def test_a_wrong_result_gets_no_time(name: str) -> None:
+    planted.SHARED.clear()
+    records = measured(planted.impl(name, planted.CHEATS[name]), planted.HONEST).records
+    assert records[name].status == "wrong"
+    assert records[name].reason
+    assert records[name].samples_s == []
+    assert records["honest"].status == "ok"
+
+
+@pytest.mark.parametrize("name", ["in prepare", "last call"])
+def test_without_changing_inputs_in_place_stale_results_would_pass(name: str) -> None:
+    trusting = replace(planted.OP, volatile=())
+    assert measured(planted.impl(name, planted.CHEATS[name]), op=trusting).records[name].status == "ok"
+
+
+@pytest.mark.parametrize("name", ["warm copy", "lazy when timed"])
+def test_without_the_check_after_timing_these_would_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted.SHARED.clear()
+
+    def trusting(op: Any, case: Any, copies: Any, outputs: Any) -> list[Errors]:
+        truth = op.reference(case, copies[0])
+        return [compare(truth, truth, op.tolerance(case)) for _ in outputs]
+
+    monkeypatch.setattr(bench.measure, "check_copies", trusting)
+    assert measured(planted.impl(name, planted.CHEATS[name])).records[name].status == "ok"
+
+
+def test_a_launch_that_sleeps_is_flagged() -> None:
+    records = measured(planted.impl("sleeps", planted.sleeping), planted.HONEST).records
+    assert "idle" in records["sleeps"].flags
+    assert "idle" not in records["honest"].flags
+
+
+@pytest.mark.parametrize("prepare", [planted.raising, planted.out_of_memory])
+def test_an_exception_costs_its_implementation_only(prepare: Any) -> None:
+    records = measured(planted.impl("raises", prepare), planted.HONEST).records
+    assert records["raises"].status == "failed"
+    assert records["raises"].reason
+    assert records["honest"].status == "ok"
+
+
+def test_faster_than_the_read_roof_is_impossible() -> None:
+    slow_roof = Ceilings(read_points=((1 << 20, 1.0),))
+    record = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=slow_roof)).records["honest"]
+    assert "impossible" in record.flags
+    fast_roof = Ceilings(read_points=((1 << 20, 1e-9),))
+    record = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=fast_roof)).records["honest"]
+    assert "impossible" not in record.flags
+
+
+def test_predictions_come_before_the_measurement_and_ignore_it() -> None:
+    ceilings = Ceilings(read_points=((1 << 20, 1e-4),))
+    heard = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=ceilings))
+    kinds = [kind if kind != "entering" else content[1] for kind, content in heard.lines]
+    assert kinds.index("prediction") < kinds.index("gate") < kinds.index("timing") < kinds.index("record")
+    predicted = heard.records["honest"].prediction
+    line = next(content for kind, content in heard.lines if kind == "prediction")
+    assert predicted["measured"] == line["measured"]
+    work = planted.OP.work(planted.ToyCase())
+    assert predicted["measured"]["seconds"] == pytest.approx(work.bytes / (1 << 20) * 1e-4)
+
+
+def test_a_refusal_is_a_record() -> None:
+    refusing = planted.impl("absent", planted.honest, lambda case, target: "needs sm_90")
+    record = measured(refusing).records["absent"]
+    assert (record.status, record.reason, record.samples_s) == ("refused", "needs sm_90", [])
+
+
+def test_the_same_launch_entered_twice_is_noted() -> None:
+    heard = measured(planted.HONEST, settings=Settings(cap_s=0.02, aa=True))
+    note = next(content for kind, content in heard.lines if kind == "note")
+    assert note["note"] == "aa"
+    assert all(len(samples) >= 12 for samples in note["samples_s"])
+    assert list(heard.records) == ["honest"]
+
+
+class Throttling:
+    """A telemetry sampler that reports throttling the first `times` times."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.opened = 0
+
+    def __call__(self) -> Throttling:
+        self.opened += 1
+        return self
+
+    def __enter__(self) -> Throttling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.left -= 1
+
+    def summary(self) -> dict[str, Any]:
+        return {"throttled": self.left >= 0}
+
+
+@pytest.mark.parametrize(("times", "opened", "flagged"), [(0, 1, False), (1, 2, False), (9, 3, True)])
+def test_a_throttled_case_is_measured_again_and_kept(times: int, opened: int, flagged: bool) -> None:
+    telemetry: Any = Throttling(times)
+    record = measured(planted.HONEST, settings=Settings(cap_s=0.02, telemetry=telemetry)).records["honest"]
+    assert telemetry.opened == opened
+    assert ("throttled" in record.flags) == flagged
+    assert record.samples_s
+
+
+@pytest.mark.cuda
+def test_a_write_after_returning_is_caught() -> None:
+    record = measured(planted.impl("late", planted.late_writer), target=gpu_target()).records["late"]
+    assert record.status in ("wrong", "failed")
+
+
+@pytest.mark.cuda
+def test_an_allocating_launch_is_flagged() -> None:
+    record = measured(planted.impl("allocates", planted.allocating), target=gpu_target()).records["allocates"]
+    assert "allocates" in record.flags
+
+
+@pytest.mark.cuda
+def test_a_sleeping_launch_is_flagged_on_a_gpu() -> None:
+    record = measured(planted.impl("sleeps", planted.sleeping), target=gpu_target()).records["sleeps"]
+    assert "idle" in record.flags
+    assert torch.cuda.is_available()

@@ -1,0 +1,121 @@
+"""The run file: appended line by line, read back whatever happened to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BadRequest
+from bench.records import FILE, SCHEMA, Record, Writer, as_line, load, load_run
+
+
+def record(**fields: object) -> Record:
+    base: dict[str, object] = {
+        "op": "ffn_gemv",
+        "impl": "triton",
+        "ours": True,
+        "case_id": "B1-N2-K3-bf16",
+        "case": {"B": 1, "N": 2, "K": 3},
+        "status": "ok",
+        "work": {"flops": {"mma_bf16": 12}, "bytes_read": 20, "bytes_written": 4},
+        "samples_s": [3e-6, 1e-6, 2e-6],
+    }
+    return Record(**{**base, **fields})  # type: ignore[arg-type]
+
+
+def written(directory: Path, *records: Record) -> Path:
+    writer = Writer(directory)
+    writer.append("run", {"run_id": "r", "device": {"name": "part"}, "target": {"kind": "cuda"}})
+    for one in records:
+        writer.append("record", as_line(one))
+    writer.close()
+    return directory
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    one = record(flags=["noisy"], prediction={"measured": {"seconds": 2.5e-6, "bound": "memory"}})
+    run = load_run(written(tmp_path, one))
+    assert run.records == [one]
+    assert run.on_gpu
+    assert not run.complete
+    assert run.records[0].seconds == 2e-6
+    assert run.records[0].bytes == 24
+
+
+def test_the_last_record_of_a_key_counts_and_repeats_are_apart(tmp_path: Path) -> None:
+    run = load_run(written(tmp_path, record(status="skipped", samples_s=[]), record(), record(repeat=1)))
+    assert [r.status for r in run.records] == ["ok"]
+    assert [r.repeat for r in run.repeats] == [1]
+
+
+def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
+    written(tmp_path, record())
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"kind":"record","op":\n{"kind":"surprise"}\n\n[1]\n')
+        file.write(json.dumps({"kind": "record", **as_line(record(case_id="later"))}) + "\n")
+    run = load_run(tmp_path)
+    assert [r.case_id for r in run.records] == ["B1-N2-K3-bf16", "later"]
+    assert [w.split(": ")[0] for w in run.warnings] == [f"{FILE}:3", f"{FILE}:4", f"{FILE}:6"]
+    assert "not JSON" in run.warnings[0]
+
+
+def test_a_half_written_line_of_a_killed_run_does_not_spoil_the_next(tmp_path: Path) -> None:
+    written(tmp_path, record())
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"kind":"record","op":"ffn')
+    writer = Writer(tmp_path)
+    writer.append("record", as_line(record(case_id="next")))
+    writer.close()
+    run = load_run(tmp_path)
+    assert [r.case_id for r in run.records] == ["B1-N2-K3-bf16", "next"]
+    assert len(run.warnings) == 1
+
+
+def test_each_line_is_on_disk_at_once(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append("run", {"run_id": "r"})
+    assert (tmp_path / FILE).read_text().count("\n") == 1
+    writer.close()
+
+
+def test_a_record_of_the_future_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    run = load_run(written(tmp_path, record(schema=SCHEMA + 1)))
+    assert run.records == []
+    assert "newer" in run.warnings[0]
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"no records\.jsonl"):
+        load_run(tmp_path)
+    with pytest.raises(BadRequest, match="no such run"):
+        load_run(tmp_path / "absent")
+    (tmp_path / FILE).write_text("not json\n")
+    with pytest.raises(BadRequest, match="holds no run"):
+        load_run(tmp_path)
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    os.symlink(full, tmp_path / FILE)
+    writer = Writer(tmp_path)
+    with pytest.raises(BadRequest, match="No space left"):
+        writer.append("run", {"run_id": "r"})
+
+
+def test_an_unwritable_directory_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadRequest, match="cannot write"):
+        Writer(tmp_path / "file" / "run")
+
+
+def test_tidy_frame(tmp_path: Path) -> None:
+    frame = load([written(tmp_path, record(), record(impl="torch", status="refused", reason="no", samples_s=[]))])
+    assert list(frame["impl"]) == ["triton", "torch"]
+    assert frame["bytes_per_s"][0] == pytest.approx(24 / 2e-6)
+    assert frame["case.N"][0] == 2
+    assert frame["median_s"].isna().tolist() == [False, True]

@@ -1,0 +1,142 @@
+"""Predictions worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.devices import DeviceSpec, Quantity
+from bench.records import Record
+from bench.roofline import Ceilings, predict_from_ceilings, predict_from_datasheet, time_of
+from kernels.op import Stage, Target, Work
+
+GPU = Target(kind="cuda", name="a part of 100 SMs", sm=90, sm_count=100, l2_bytes=50 << 20)
+SPEC = DeviceSpec(
+    key="made-up",
+    name="made up",
+    vendor="test",
+    year=2026,
+    memory_bandwidth=Quantity(value=1e12, unit="B/s", kind="datasheet", source="test"),
+    peaks={"mma_bf16": Quantity(value=1e14, unit="FLOP/s", kind="datasheet", source="test")},
+)
+# 2 us launch, 1 TB/s read, 0.5 TB/s copy
+READ = tuple((size, 2e-6 + size / 1e12) for size in (1 << 20, 1 << 24, 1 << 28))
+COPY = tuple((size, 2e-6 + size / 0.5e12) for size in (1 << 20, 1 << 24, 1 << 28))
+CEILINGS = Ceilings(read_points=READ, copy_points=COPY, launch_s=2e-6, l2_bandwidth=4e12, pipes={"mma_bf16": 0.8e14})
+
+
+def stage(read: int = 0, written: int = 0, flops: int = 0, **more: int) -> Stage:
+    work = Work(flops={"mma_bf16": flops}, bytes_read=read, bytes_written=written)
+    return Stage(name="stage", work=work, **more)
+
+
+def test_datasheet_memory_bound() -> None:
+    """100 MB at 1 TB/s: 100 us; 1 GFLOP at 100 TFLOP/s: 10 us."""
+    prediction = predict_from_datasheet([stage(read=10**8, flops=10**9)], SPEC)
+    assert prediction.seconds == pytest.approx(100e-6)
+    assert prediction.bound == "memory"
+    assert prediction.terms == pytest.approx({"memory": 100e-6, "mma_bf16": 10e-6})
+
+
+def test_datasheet_compute_bound_and_stages_add() -> None:
+    """10 MB and 10 GFLOP: 100 us by the pipe; a second stage of 50 MB: 50 us."""
+    prediction = predict_from_datasheet([stage(read=10**7, flops=10**10), stage(read=5 * 10**7)], SPEC)
+    assert prediction.seconds == pytest.approx(150e-6)
+    assert prediction.bound == "mma_bf16"
+
+
+def test_a_peak_that_nobody_published_is_named() -> None:
+    work = Work(flops={"mma_fp4": 10**9}, bytes_read=10**6)
+    prediction = predict_from_datasheet([Stage(name="s", work=work)], SPEC)
+    assert prediction.missing == ("mma_fp4",)
+    assert prediction.seconds == pytest.approx(1e-6)
+
+
+def test_measured_memory_time_is_read_off_the_stream() -> None:
+    """8 MB between measured sizes: 2 us + 8 us, launch in it once."""
+    prediction = predict_from_ceilings([stage(read=8 * 10**6)], CEILINGS, GPU)
+    assert prediction.seconds == pytest.approx(10e-6, rel=1e-6)
+
+
+def test_half_written_follows_the_copy() -> None:
+    prediction = predict_from_ceilings([stage(read=4 * 10**6, written=4 * 10**6)], CEILINGS, GPU)
+    assert prediction.seconds == pytest.approx(2e-6 + 8e6 / 0.5e12, rel=1e-6)
+
+
+def test_a_quarter_written_lies_between() -> None:
+    prediction = predict_from_ceilings([stage(read=6 * 10**6, written=2 * 10**6)], CEILINGS, GPU)
+    assert prediction.seconds == pytest.approx((10e-6 + 18e-6) / 2, rel=1e-6)
+
+
+def test_every_stage_pays_its_launch() -> None:
+    prediction = predict_from_ceilings([stage(read=100), stage(read=100)], CEILINGS, GPU)
+    assert prediction.seconds == pytest.approx(4e-6, rel=1e-2)
+    assert prediction.bound == "launch"
+
+
+def test_compute_bound_by_the_measured_pipe() -> None:
+    prediction = predict_from_ceilings([stage(read=10**6, flops=8 * 10**9)], CEILINGS, GPU)
+    assert prediction.seconds == pytest.approx(2e-6 + 8e9 / 0.8e14)
+    assert prediction.bound == "mma_bf16"
+
+
+def test_l2_bytes_are_moved_at_the_rate_of_the_l2() -> None:
+    prediction = predict_from_ceilings([stage(read=10**6, l2_bytes=99 * 10**6)], CEILINGS, GPU)
+    assert prediction.seconds == pytest.approx(2e-6 + 100e6 / 4e12)
+    assert prediction.bound == "l2"
+
+
+def test_the_last_wave_of_one_cta_draws_one_sms_share() -> None:
+    """101 CTAs on 100 SMs: the last holds 1 MB and moves it at 4 TB/s / 100 = 40 GB/s: 25 us instead of its 1 us."""
+    size = 101 * 10**6
+    full = predict_from_ceilings([stage(read=size)], CEILINGS, GPU).seconds
+    tailed = predict_from_ceilings([stage(read=size, ctas=101)], CEILINGS, GPU).seconds
+    roof = CEILINGS.read_roof
+    assert tailed - full == pytest.approx(1e6 / 40e9 - 1e6 / roof, rel=1e-6)
+
+
+def test_a_full_wave_and_a_half_wave_that_still_saturates_cost_nothing() -> None:
+    full = predict_from_ceilings([stage(read=10**8)], CEILINGS, GPU).seconds
+    assert predict_from_ceilings([stage(read=10**8, ctas=200)], CEILINGS, GPU).seconds == full
+    assert predict_from_ceilings([stage(read=10**8, ctas=150)], CEILINGS, GPU).seconds == pytest.approx(full)
+
+
+def test_beyond_the_measured_sizes() -> None:
+    points = ((1000, 3e-6), (2000, 4e-6))
+    assert time_of(points, 4000) == pytest.approx(8e-6)
+    assert time_of(points, 500) == pytest.approx(2.5e-6)
+    assert time_of(((1000, 3e-6),), 500) == pytest.approx(1.5e-6)
+
+
+def record(op: str, case: dict[str, object], seconds: float, **fields: object) -> Record:
+    base = {
+        "impl": "triton",
+        "ours": True,
+        "case_id": str(case),
+        "status": "ok",
+        "work": {"flops": {}, "bytes_read": 10**6, "bytes_written": 0},
+        "samples_s": [seconds] * 3,
+    }
+    return Record(op=op, case=case, **{**base, **fields})  # type: ignore[arg-type]
+
+
+def test_ceilings_are_the_best_of_the_right_records() -> None:
+    gemm = {"flops": {"mma_bf16": 10**9}, "bytes_read": 1, "bytes_written": 0}
+    ceilings = Ceilings.from_records(
+        [
+            record("stream", {"kind": "read"}, 2e-6),
+            record("stream", {"kind": "read"}, 1e-6, impl="torch"),
+            record("stream", {"kind": "read"}, 1e-9, status="wrong"),
+            record("stream", {"kind": "read"}, 1e-9, flags=["impossible"]),
+            record("stream", {"kind": "launch"}, 3e-6),
+            record("gemm_peak", {}, 1e-3, work=gemm),
+            record("ffn_gemv", {}, 1e-9),
+        ]
+    )
+    assert ceilings is not None
+    assert ceilings.read_points == ((10**6, 1e-6),)
+    assert ceilings.launch_s == 3e-6
+    assert ceilings.pipes == {"mma_bf16": pytest.approx(1e12)}
+
+
+def test_no_ceilings_without_a_read() -> None:
+    assert Ceilings.from_records([record("ffn_gemv", {}, 1e-6)]) is None

@@ -1,0 +1,183 @@
+"""Faults cost one implementation of one case; a run killed at any moment is resumed without loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import runner
+from bench.errors import BadRequest
+from bench.plan import Request, halving
+from bench.records import FILE, Record, load_run
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+class Silent:
+    """A display that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, *_: Any) -> None: ...
+    def working(self, *_: Any) -> None: ...
+    def record(self, record: Record) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker process must find the planted catalogue too."""
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def planted(**fields: Any) -> Request:
+    return Request(
+        **{"device": "cpu", "suite": "smoke", "catalogue": "planted", "cap_s": 0.01, "hang_s": 6.0, **fields}
+    )
+
+
+def test_a_killed_and_a_hanging_worker_cost_one_record_each(tmp_path: Path) -> None:
+    display = Silent()
+    outcome = runner.run(planted(), tmp_path, None, display)
+    run = load_run(outcome.directory)
+    status = {(r.case_id, r.impl): r.status for r in run.records}
+    expected = {(case, impl): "ok" for case in ("B8-K4096", "B8-K8192", "B8-K16384") for impl in ("honest", "steady")}
+    expected |= {(case, "raises"): "failed" for case in ("B8-K4096", "B8-K8192", "B8-K16384")}
+    expected |= {("B8-K4096", "killed"): "ok", ("B8-K16384", "killed"): "ok", ("B8-K8192", "killed"): "failed"}
+    expected |= {(case, "hangs"): "refused" for case in ("B8-K4096", "B8-K8192")} | {("B8-K16384", "hangs"): "timeout"}
+    assert status == expected
+    reasons = {(r.case_id, r.impl): r.reason or "" for r in run.records}
+    assert "signal 9 during gate" in reasons["B8-K8192", "killed"].replace("(", "").replace(")", "")
+    assert "no progress for 6 s during gate" in reasons["B8-K16384", "hangs"]
+    assert len(display.notes) == 2
+    assert run.complete
+    assert {n["module"] for n in run.notes if n["note"] == "missing"} == {"absent"}
+    assert len(outcome.faults) == 5
+    # every measurement's prediction was on disk before its record
+    kinds = [json.loads(line) for line in (outcome.directory / FILE).read_text().splitlines()]
+    for index, line in enumerate(kinds):
+        if line["kind"] == "record" and line["status"] == "ok":
+            key = (line["impl"], line["case_id"])
+            assert any(k["kind"] == "prediction" and (k["impl"], k["case_id"]) == key for k in kinds[:index])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_runner import Silent, planted
+from bench import runner
+if __name__ == "__main__":
+    resume = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    print(runner.run(planted(impls=("honest", "steady"), repeat=4), Path(sys.argv[1]), resume, Silent()).directory)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_at_twenty_random_moments_and_resumed(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(tests=str(TESTS), root=str(ROOT)))
+    out = tmp_path / "reports"
+    expected = {
+        ("toy", impl, f"B8-K{k}", repeat)
+        for impl in ("honest", "steady") for k in (4096, 8192, 16384) for repeat in range(4)
+    }  # fmt: skip
+    begun = time.monotonic()
+    whole = subprocess.run([sys.executable, script, tmp_path / "whole"], check=True, capture_output=True, text=True)
+    took = time.monotonic() - begun
+    assert keys(Path(whole.stdout.strip())) == expected
+    rng = random.Random(20)
+    kills = 0
+    finished = None
+    for _ in range(60):
+        run_dirs = list(out.glob("*/*"))
+        arguments = [sys.executable, script, out, *run_dirs]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        if kills < 20:
+            # mostly while it measures, at the end of its start
+            time.sleep(rng.uniform(0.5, 1.0) * took)
+        if kills < 20 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+            process.wait()
+            continue
+        printed, _ = process.communicate()
+        assert process.returncode == 0
+        if kills < 20:
+            # it finished before it could be killed: the same again from the start
+            assert keys(Path(printed.strip())) == expected
+            for path in out.glob("*/*/*"):
+                path.unlink()
+            for path in out.glob("*/*"):
+                path.rmdir()
+            continue
+        finished = Path(printed.strip())
+        break
+    assert finished is not None
+    assert keys(finished) == expected
+    lines = [json.loads(line) for line in (finished / FILE).read_text().splitlines() if line.endswith("}")]
+    done = [(r["op"], r["impl"], r["case_id"], r["repeat"]) for r in lines if r["kind"] == "record"]
+    assert len(done) == len(set(done)), "something was measured twice"
+
+
+def keys(directory: Path) -> set[tuple[str, str, str, int]]:
+    run = load_run(directory)
+    return {(*r.key, r.repeat) for r in (*run.records, *run.repeats) if r.status == "ok"}
+
+
+def test_resume_refuses_another_environment_and_another_request(tmp_path: Path) -> None:
+    outcome = runner.run(planted(impls=("honest",)), tmp_path, None, Silent())
+    with pytest.raises(BadRequest, match="another run"):
+        runner.run(planted(suite="full"), tmp_path, outcome.directory, Silent())
+    file = outcome.directory / FILE
+    header, *rest = file.read_text().splitlines(keepends=True)
+    line = json.loads(header)
+    line["environment"]["packages"]["torch"] = "1.0"
+    file.write_text(json.dumps(line) + "\n" + "".join(rest))
+    with pytest.raises(BadRequest, match=r"torch was '1\.0'"):
+        runner.run(planted(suite=None), tmp_path, outcome.directory, Silent())
+
+
+def test_a_budget_says_what_it_left_out(tmp_path: Path) -> None:
+    outcome = runner.run(planted(impls=("honest",), budget_s=1e-6), tmp_path, None, Silent())
+    assert [r.status for r in outcome.records] == ["skipped"] * 3
+    again = runner.run(planted(suite=None), tmp_path, outcome.directory, Silent())
+    assert {r.status for r in load_run(again.directory).records} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"suite": "smok"}, "unknown suite 'smok'; did you mean smoke"),
+        ({"ops": ("toi",)}, "unknown op 'toi'; did you mean toy"),
+        ({"impls": ("honst",)}, "unknown implementation 'honst'; did you mean honest"),
+        ({"device": "tpu"}, "tpu"),
+        ({"case": "B9"}, "nothing to measure"),
+        ({"repeat": 0}, "--repeat"),
+    ],
+)
+def test_bad_requests_are_one_line(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message) as caught:
+        runner.run(planted(**fields), tmp_path, None, Silent())
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_halving_covers_all_beginning_with_the_ends() -> None:
+    assert halving(5) == [0, 4, 2, 1, 3]
+    for count in range(20):
+        assert sorted(halving(count)) == list(range(count))
