@@ -32,9 +32,7 @@ class KernelLaunch:
     """The reason where bytes in flight fall short of Little's law and that is right (a tiny merge, say)."""
 
     def __call__(self) -> None:
-        self.kernel[self.grid](
-            **self.args, **self.constexprs, num_warps=self.num_warps, num_stages=self.num_stages
-        )
+        self.kernel[self.grid](**self.args, **self.constexprs, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +68,4 @@ def triton_impl(
 
         return f"triton {triton.__version__}"
 
-    return Impl(
-        name=name, stages=stages, prepare=prepare, supports=all_supports, build=build, version=version
-    )
+    return Impl(name=name, stages=stages, prepare=prepare, supports=all_supports, build=build, version=version)

@@ -1,0 +1,144 @@
+"""The arithmetic ceilings: what the pipes give when memory asks for nothing.
+
+| kind | computes | pipe |
+|---|---|---|
+| `gemm` | C[M, N] = A[M, K] B[N, K]^T | `mma_bf16`, `mma_fp8`; fp32 (no TF32) `fma_fp32` |
+| `fma` | y[M]: K times y <- (1 - 2^-12) y + 2^-12, from y = x | `fma_fp32` |
+
+The values are random normal ones, as in a model: zeros draw less power, let the clock rise, and flatter the peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kernels.draw import BYTES, Draw
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+FMA_A = 1 - 2**-12
+FMA_B = 2**-12
+"""Each step brings y nearer to 1 by 1/4096: K of them leave 1 + a^K (x - 1), which tells how many there were."""
+
+FMA_M = 132 * 16 * 1024
+"""Chains: 1024 for each of the 16 CTAs of 128 threads that an H100's 132 SMs hold at once."""
+
+PIPES = {"fp32": "fma_fp32", "bf16": "mma_bf16", "fp16": "mma_bf16", "fp8": "mma_fp8"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakCase(Case):
+    """`gemm`: A `[M, K]`, B `[N, K]` in `dtype`; C `[M, N]` in `dtype`, bf16 for fp8. `fma`: x, y `[M]`, K steps."""
+
+    kind: Literal["gemm", "fma"] = "gemm"
+    M: int
+    N: int = 1
+    K: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.kind == "fma" and (self.dtype != "fp32" or self.N != 1):
+            raise ValueError("fma chains are fp32 and have N = 1")
+
+    @property
+    def id(self) -> str:
+        shape = f"M{self.M}-N{self.N}-K{self.K}" if self.kind == "gemm" else f"M{self.M}-K{self.K}"
+        return f"{self.kind}-{shape}-{self.dtype}"
+
+    @property
+    def out_dtype(self) -> str:
+        return "bf16" if self.dtype == "fp8" else self.dtype
+
+
+def cases(suite: str) -> list[PeakCase]:
+    """Squares large enough to fill the part: at 8192 a GEMM has 2731 FLOP per byte in bf16."""
+
+    def squares(size: int, *dtypes: str) -> list[PeakCase]:
+        return [PeakCase(M=size, N=size, K=size, dtype=dtype) for dtype in dtypes]
+
+    fma = PeakCase(kind="fma", M=FMA_M, K=8192, dtype="fp32")
+    if suite == "smoke":
+        return squares(1024, "fp32", "bf16")
+    if suite == "quick":
+        return [fma, *squares(8192, "bf16", "fp8")]
+    if suite == "full":
+        return [fma, *squares(4096, "fp32", "bf16", "fp8"), *squares(8192, "bf16", "fp8")]
+    return [
+        PeakCase(kind="fma", M=2048, K=64, dtype="fp32"),
+        PeakCase(kind="fma", M=1024 + 37, K=33, dtype="fp32"),
+        PeakCase(M=48, N=80, K=33, dtype="fp32"),
+        PeakCase(M=48, N=80, K=64, dtype="bf16"),
+        PeakCase(M=48, N=80, K=64, dtype="fp8"),
+    ]
+
+
+def inputs(case: PeakCase, device: str, seed: int) -> Inputs:
+    """`gemm`: a ~ N(0, 1), b ~ N(0, 1/K), so that C is of order 1 (fp8: N(0, 1), inside its range). `fma`: x is a."""
+    draw = Draw(device, seed)
+    if case.kind == "fma":
+        return {"a": draw.normal((case.M,), "fp32")}
+    scale = 1.0 if case.dtype == "fp8" else case.K**-0.5
+    return {
+        "a": draw.normal((case.M, case.K), case.dtype),
+        "b": draw.normal((case.N, case.K), case.dtype, scale=scale),
+    }
+
+
+def reference(case: PeakCase, inputs: Inputs) -> torch.Tensor:
+    """fp64 for fp32 types, fp32 else, in slices of A; the chains by their closed form in fp64."""
+    import torch
+
+    if case.kind == "fma":
+        return 1 + FMA_A**case.K * (inputs["a"].double() - 1)
+    wide = torch.float64 if case.dtype == "fp32" else torch.float32
+    b = inputs["b"].to(wide)
+    return torch.cat([part.to(wide) @ b.T for part in inputs["a"].split(2048)])
+
+
+def work(case: PeakCase) -> Work:
+    """2 M N K FLOP; operands once, result once."""
+    operands = case.M if case.kind == "fma" else (case.M + case.N) * case.K
+    return Work(
+        flops={PIPES[case.dtype]: 2 * case.M * case.N * case.K},
+        bytes_read=BYTES[case.dtype] * operands,
+        bytes_written=BYTES[case.out_dtype] * case.M * case.N,
+    )
+
+
+def tolerance(case: PeakCase) -> Tolerance:
+    if case.kind == "fma":
+        return Tolerance(
+            max_rel=3e-4,
+            rms_rel=2e-5,
+            why="roundings of 2^-24 that fade by a: 2^-12 = 2.4e-4 if all point one way; one lost step of 8192 "
+            "is an rms of 5e-5",
+        )
+    if case.dtype == "fp32":
+        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of K terms in another order")
+    if case.dtype == "fp8":
+        return Tolerance(
+            max_rel=4e-2,
+            rms_rel=1e-2,
+            why="Hopper's fp8 tensor cores keep about 14 bits of a sum: nearly 2% at worst for K = 4096 "
+            "(DeepSeek-V3 Technical Report, 3.3.2)",
+        )
+    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
+    return Tolerance(max_rel=4 * unit, rms_rel=unit, why="one rounding of C to its type")
+
+
+OP = Op(
+    name="gemm_peak",
+    about="arithmetic ceilings: tensor cores and FMA pipe",
+    formula="C[M,N] = A[M,K] B[N,K]^T; y <- (1 - 2^-12) y + 2^-12, K times",
+    case_type=PeakCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("a",),
+    is_ceiling=True,
+)

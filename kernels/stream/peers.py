@@ -1,0 +1,43 @@
+"""The same traffic by torch: the only streams a CPU has."""
+
+from __future__ import annotations
+
+from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
+
+
+def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
+    """One elementwise or reducing kernel that moves the compulsory bytes."""
+    return (Stage(name=case.kind, work=work(case)),)
+
+
+def supports(case: StreamCase, target: Target) -> str | None:
+    if case.kind == "l2_read":
+        return "needs a kernel that reads one array several times in one launch; torch has none"
+    if case.kind == "read" and case.n % CHUNK:
+        return f"needs whole chunks of {CHUNK} elements to sum with one torch call, {case.n} is no multiple"
+    return None
+
+
+def prepare(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
+    """`sum`, `copy_` or `add`, each writing to an output made here."""
+    import torch
+
+    x = inputs["x"]
+    if case.kind == "read":
+        rows, sums = x.view(case.chunks, CHUNK), torch.empty(case.chunks, device=x.device)
+        return lambda: torch.sum(rows, dim=1, out=sums)
+    out = torch.empty_like(x)
+    if case.kind == "triad":
+        y = inputs["y"]
+        return lambda: torch.add(x, y, alpha=ALPHA, out=out)
+    return lambda: out.copy_(x)
+
+
+def torch_version() -> str:
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, supports=supports, version=torch_version),)
