@@ -43,6 +43,7 @@ def run(
     budget: Annotated[str | None, typer.Option(help="stop measuring after this long, e.g. 8m or 90s")] = None,
     cap: Annotated[float | None, typer.Option(help="sampling seconds per implementation and case")] = None,
     hang: Annotated[float, typer.Option(help="seconds without progress after which a case is given up")] = 180.0,
+    counters: Annotated[bool, typer.Option(help="afterwards, read hardware counters through ncu")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the ceilings and the operations, and write a report."""
@@ -65,6 +66,9 @@ def run(
     )
     with Live(Console(stderr=as_json)) as live:
         outcome = runner.run(request, out, resume, live)
+    if counters and not outcome.interrupted:
+        for line in runner.count_into(outcome.directory, request):
+            print(line, file=sys.stderr)
     paths = report.write(outcome.directory)
     if as_json:
         counts = {s: sum(r.status == s for r in outcome.records) for s in sorted({r.status for r in outcome.records})}
@@ -90,6 +94,173 @@ def report_command(
 
     for path in report.write(run_dir):
         print(path)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="a run's directory")],
+    b: Annotated[Path, typer.Argument(help="the run to be held against it")],
+    as_json: AsJson = False,
+) -> None:
+    """Two runs of one part (did anything get slower?) or of two parts. Exit code 1: slower; 2: can't be compared."""
+    from bench import compare_runs
+
+    comparison = compare_runs.compare(a, b)
+    if as_json:
+        show_json(compare_runs.as_dict(comparison))
+    else:
+        for line in compare_runs.lines(comparison):
+            print(line)
+        show(*compare_runs.main_table(comparison))
+    raise typer.Exit(comparison.exit_code)
+
+
+@app.command()
+def predict(
+    model: Annotated[str | None, typer.Option(help="a model that `decodebench list models` knows")] = None,
+    config: Annotated[Path | None, typer.Option(help="any model, by its Hugging Face config.json")] = None,
+    device: Annotated[str, typer.Option(help="parts, comma-separated; see `decodebench list devices`")] = "h100-sxm",
+    batch: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8,64,256",
+    context: Annotated[int, typer.Option(help="tokens each request attends to")] = 4096,
+    weights: Annotated[str, typer.Option(help="precision of the weights")] = "bf16",
+    kv: Annotated[str, typer.Option(help="precision of the KV cache")] = "bf16",
+    devices: Annotated[int, typer.Option(help="tensor-parallel parts")] = 1,
+    price: Annotated[float | None, typer.Option(help="dollars an hour for one part")] = None,
+    plot: Annotated[Path | None, typer.Option(help="also draw latency against throughput into this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time, memory and cost of a whole decode step, from shapes and datasheets alone."""
+    from bench import predict as prediction
+
+    found = prediction.rows(
+        model=model,
+        config=config,
+        parts=prediction.split(device, "device"),
+        batches=prediction.whole_numbers(batch, "batch"),
+        context=context,
+        weights=weights,
+        kv=kv,
+        devices=devices,
+        dollars_per_hour=price,
+    )
+    if plot:
+        prediction.plot(plot, found)
+    if as_json:
+        show_json(found)
+        return
+    show(*prediction.table(found))
+    for line in prediction.remarks(found):
+        print(line)
+
+
+@app.command()
+def claims(
+    runs: Annotated[list[Path] | None, typer.Argument(help="runs that measure; none: what the model says")] = None,
+    explain: Annotated[str | None, typer.Option(help="one claim in full, e.g. I4")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The scorecard: published claims beside what is predicted and what was measured."""
+    from bench import claims as judgement
+    from bench.records import load_run
+
+    loaded = [load_run(path) for path in runs or []]
+    if explain:
+        verdict = judgement.judge(explain, loaded)
+        print(json.dumps(judgement.as_dict(verdict), indent=1) if as_json else judgement.explain(verdict))
+        return
+    verdicts = judgement.scorecard(loaded)
+    if as_json:
+        show_json([judgement.as_dict(verdict) for verdict in verdicts])
+    else:
+        show(*judgement.main_table(verdicts))
+
+
+@app.command()
+def codegen(
+    op: Ops = None,
+    sm: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; may be given again [default: all]")] = None,
+    suite: Annotated[str | None, typer.Option(help="only the configurations of this suite")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile every kernel without a GPU: registers, spills, load widths, bytes in flight."""
+    import dataclasses
+
+    from rich.progress import Progress
+
+    from bench import codegen as generation
+    from bench import listing
+    from kernels.op import SUITES
+
+    listing.chosen(op or [])
+    if suite and suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    from rich.console import Console
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+
+        def advance(done: int, total: int, report: Any) -> None:
+            bar.update(task, completed=done, total=total, description=f"{report.kernel} sm_{report.sm}")
+
+        found = generation.reports(op or None, sm or [80, 90, 100], [suite] if suite else SUITES, advance)
+    if as_json:
+        show_json([{**dataclasses.asdict(r), "problems": generation.problems(r)} for r in found])
+    else:
+        show(*generation.main_table(found))
+    raise typer.Exit(1 if any(generation.problems(r) for r in found) else 0)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Is this machine fit to measure, and is it what was rented? Exit code 0 fit, 1 warnings, 2 not fit."""
+    from bench import doctor as clinic
+
+    diagnosis = clinic.diagnose()
+    if as_json:
+        show_json(diagnosis.as_dict())
+    else:
+        for line in diagnosis.lines():
+            print(line)
+    raise typer.Exit(diagnosis.exit_code)
+
+
+@app.command()
+def counters(
+    suite: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
+    op: Ops = None,
+    impl: Annotated[list[str] | None, typer.Option(help="only this implementation; may be given again")] = None,
+    case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Hardware counters of one case per operation, implementation and precision, through ncu."""
+    from bench import counters as counting
+    from bench import listing
+    from kernels.op import SUITES
+
+    listing.chosen(op or [])
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    found = counting.count(counting.Choice(suite=suite, ops=tuple(op or ()), impls=tuple(impl or ()), case=case))
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        for line in found.lines():
+            print(line)
+    raise typer.Exit(1 if isinstance(found, counting.CountersDenied) else 0)
+
+
+@app.command()
+def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
+    """Our clock beside independent ones, on a few kernels. Exit code 1 where they disagree without a reason."""
+    from bench import selfcheck as checking
+
+    found = checking.selfcheck(device)
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        for line in found.lines():
+            print(line)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command("list")

@@ -35,8 +35,9 @@ Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
 FLAGS = {
     "noisy": "the interval of the median stayed wider than the aim until the time cap",
     "throttled": "the device lowered its clocks while this was measured, also when it was measured again",
+    "power-capped": "the board's power limit held the clocks down; measuring again would not help",
     "impossible": "faster than the measured read roof allows: the caches were warm or the work was not done",
-    "warm": "the rotating copies together are smaller than four times the cache: part of it may be read from there",
+    "warm": "the rotating copies together are smaller than four times the cache: part may be read from there",
     "allocates": "the launch allocates memory; the time of that is inside the number",
     "idle": "the processor idled for more than half of the launch: it waited or slept",
     "late write": "the output still changed after the launch's stream had finished",
@@ -81,7 +82,7 @@ class Record:
     telemetry: dict[str, Any] = field(default_factory=dict)
     """Clocks, power, temperature, throttle reasons, energy while it ran; empty where nothing can be read."""
     counters: dict[str, Any] = field(default_factory=dict)
-    """Hardware counters of one cold launch, where they were asked for and allowed."""
+    """`bench.counters.Counted` of one cold launch, where counters were asked for and allowed: read from a `note`."""
     flags: list[str] = field(default_factory=list)
     """Names of `FLAGS`."""
     seed: int = 0
@@ -204,6 +205,10 @@ def load_run(path: Path | str) -> Run:
                     lines[kind].append(line)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 warnings.append(f"{file.name}:{number}: {_reason(error)}; the line is left out")
+    for note in lines["note"]:
+        key = (note.get("op"), note.get("impl"), note.get("case_id"), 0)
+        if note.get("note") == "counters" and key in records:
+            records[key] = dataclasses.replace(records[key], counters=note)
     if not lines["run"] and not records:
         raise BadRequest(f"{file} holds no run" + (f" ({warnings[0]})" if warnings else ""))
     return Run(

@@ -48,6 +48,8 @@ class Ceilings:
     l2_bandwidth: float | None = None
     pipes: Mapping[str, float] = field(default_factory=dict)
     """FLOP/s by pipe."""
+    best_read: float = 0.0
+    """B/s of the fastest single sample of any read: what no launch's median can exceed."""
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> Ceilings | None:
@@ -57,6 +59,7 @@ class Ceilings:
         launches: list[float] = []
         l2_rates: list[float] = []
         pipes: dict[str, float] = {}
+        best_read = 0.0
         for record in records:
             seconds = record.seconds
             if record.status != "ok" or not seconds or "impossible" in record.flags:
@@ -65,6 +68,7 @@ class Ceilings:
                 kind = record.case["kind"]
                 if kind == "read":
                     reads[record.bytes] = min(seconds, reads.get(record.bytes, math.inf))
+                    best_read = max(best_read, record.bytes / min(record.samples_s))
                 elif kind == "copy":
                     copies[record.bytes] = min(seconds, copies.get(record.bytes, math.inf))
                 elif kind == "launch":
@@ -82,6 +86,7 @@ class Ceilings:
             launch_s=min(launches, default=0.0),
             l2_bandwidth=max(l2_rates, default=None),
             pipes=pipes,
+            best_read=best_read,
         )
 
     @property

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench import __version__, devices
+from bench import __version__, machine
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, unknown
 from bench.plan import Request, check_names, plan, settle
@@ -120,11 +120,11 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
     try:
         target: Target = ready["target"]
         request = settle(request, target, earlier)
-        spec = spec_of(target, ready["environment"])
+        spec = machine.device_spec(target, ready["environment"]["gpu"] or {}) if target.kind == "cuda" else None
         if earlier:
             refuse_changes(earlier, ready["environment"])
-        git = ready["environment"]["git"]["sha"] or "nogit"
-        directory = resume or new_directory(out, ready["slug"], git)
+        code = ready["environment"]["git"]["sha"] or ready["environment"]["source_digest"]
+        directory = resume or new_directory(out, ready["slug"], code)
         run_id = earlier.header["run_id"] if earlier else directory.name
         jobs, done = plan(request, ops, ready["impls"], earlier, run_id, spec)
         writer = Writer(directory)
@@ -144,6 +144,22 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
         worker.kill()
         if writer:
             writer.close()
+
+
+def count_into(directory: Path, request: Request) -> list[str]:
+    """Read hardware counters and add them to the run; returns what to tell the user. Denied counters are a line."""
+    from bench import counters
+
+    suite = load_run(directory).header["suite"]
+    found = counters.count(counters.Choice(suite=suite, ops=request.ops, impls=request.impls, case=request.case))
+    writer = Writer(directory)
+    if isinstance(found, counters.CountersDenied):
+        writer.append("note", {"note": "counters denied", "reason": found.reason})
+    else:
+        for counted in found.counted:
+            writer.append("note", {"note": "counters", **counted.as_dict()})
+    writer.close()
+    return found.lines()
 
 
 def start_worker(request: Request) -> tuple[Worker, dict[str, Any]]:
@@ -182,31 +198,9 @@ def facts(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def spec_of(target: Target, environment: Mapping[str, Any]) -> DeviceSpec | None:
-    """The part's published numbers; of a part that the table does not know, what its driver tells; none for a CPU."""
-    if target.kind != "cuda":
-        return None
-    gpu = environment.get("gpu") or {}
-    needed = ("memory_bus_bits", "memory_clock_max_hz", "sm_clock_max_hz")
-    known = devices.identify(target.name)
-    if known or not all(gpu.get(name) for name in needed):
-        return known
-    return devices.derive(
-        name=target.name,
-        sm=target.sm,
-        sm_count=target.sm_count,
-        sm_clock_hz=gpu["sm_clock_max_hz"],
-        memory_bus_bits=gpu["memory_bus_bits"],
-        memory_clock_hz=gpu["memory_clock_max_hz"],
-        memory_bytes=gpu.get("memory_bytes") or 0,
-        l2_bytes=target.l2_bytes,
-        smem_per_sm=target.smem_per_sm,
-    )
-
-
-def new_directory(out: Path, slug: str, sha: str) -> Path:
-    """`<out>/<device>/<UTC>-<git sha>`."""
-    return out / slug / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{sha[:7]}"
+def new_directory(out: Path, slug: str, code: str) -> Path:
+    """`<out>/<device>/<UTC>-<git sha>`; outside a checkout, the sources' digest."""
+    return out / slug / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{code[:7]}"
 
 
 def now() -> str:

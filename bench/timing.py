@@ -11,6 +11,7 @@ A timer owns prepared launches over rotating copies of the inputs. One `sample()
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -102,9 +103,14 @@ class GraphTimer:
         rounds = max(1, math.ceil(GRAPH_SECONDS / (estimate * len(launches))))
         self._count = rounds * len(launches)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            for _ in range(rounds):
-                self.outputs = [launch() for launch in launches]
+        # a collection during capture may unload a dead kernel's module, which invalidates the graph
+        gc.disable()
+        try:
+            with torch.cuda.graph(self._graph):
+                for _ in range(rounds):
+                    self.outputs = [launch() for launch in launches]
+        finally:
+            gc.enable()
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
         self.sample()

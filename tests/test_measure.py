@@ -102,10 +102,10 @@ def test_an_exception_costs_its_implementation_only(prepare: Any) -> None:
 
 
 def test_faster_than_the_read_roof_is_impossible() -> None:
-    slow_roof = Ceilings(read_points=((1 << 20, 1.0),))
+    slow_roof = Ceilings(read_points=((1 << 20, 1.0),), best_read=float(1 << 20))
     record = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=slow_roof)).records["honest"]
     assert "impossible" in record.flags
-    fast_roof = Ceilings(read_points=((1 << 20, 1e-9),))
+    fast_roof = Ceilings(read_points=((1 << 20, 1e-9),), best_read=1e15)
     record = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=fast_roof)).records["honest"]
     assert "impossible" not in record.flags
 

@@ -1,0 +1,269 @@
+"""The machine: what it is (environment) and where kernels run on it (targets).
+
+With `bench/telemetry.py` the only reader of NVML, `os.environ`, git, `/proc` and `/sys`. torch is imported
+inside functions only. No host, user, serial number or absolute path is in an environment: it gets published.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench import devices
+from bench.devices import DeviceSpec
+from bench.errors import BadRequest
+from bench.telemetry import FACTS, cuda_problem, device_properties, open_gpu_or_none
+from kernels.op import Target
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDED = re.compile(r"(TRITON|CUDA|CUBLAS|TORCH|PYTORCH|TORCHINDUCTOR|OMP|MKL|KMP)_\w+|NVIDIA_TF32_OVERRIDE")
+"""Environment variables that can change what is measured."""
+PACKAGES = ("torch", "triton", "numpy", "pandas", "nvidia-ml-py")
+
+
+# ---- the host
+
+
+def cpu_model(cpuinfo: str | None = None) -> str:
+    """E.g. `Intel(R) Xeon(R) Platinum 8480+`; the instruction set where Linux names no model (most Arm)."""
+    path = Path("/proc/cpuinfo")
+    text = cpuinfo if cpuinfo is not None else path.read_text() if path.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    return len(_affinity())
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def last_level_cache_bytes(cpus: set[int] | None = None, root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """All last-level caches that the usable cores reach, together; 0 where the system does not tell."""
+    instances: dict[tuple[int, str], int] = {}
+    for cpu in _affinity() if cpus is None else cpus:
+        for index in sorted((root / f"cpu{cpu}" / "cache").glob("index*")):
+            size = re.fullmatch(r"(\d+)([KMG]?)", _line(index / "size") or "")
+            if not size or _line(index / "type") == "Instruction":
+                continue
+            level, sharers = int(_line(index / "level") or 0), _line(index / "shared_cpu_list") or str(cpu)
+            instances[level, sharers] = int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]]
+    last = max((level for level, _ in instances), default=0)
+    return sum(size for (level, _), size in instances.items() if level == last)
+
+
+def _line(path: Path) -> str | None:
+    return path.read_text().strip() if path.is_file() else None
+
+
+def memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def operating_system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+def recorded_variables(environ: Mapping[str, str] | None = None, host: str | None = None) -> dict[str, str]:
+    """Variables that can change a measurement. Paths, UUIDs and the host's name are hidden."""
+    host = platform.node() if host is None else host
+    shown = {}
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if RECORDED.fullmatch(name):
+            if host and host in value:
+                value = "(hidden)"
+            elif "/" in value or "\\" in value:
+                value = "(a path)"
+            shown[name] = re.sub(r"(GPU|MIG)-[0-9a-fA-F-]+", r"(a \1 uuid)", value)
+    return shown
+
+
+def find_program(name: str, patterns: tuple[str, ...] = ()) -> str | None:
+    """Absolute path of a program: on PATH, else the newest that matches one of the glob patterns."""
+    elsewhere = (path for pattern in patterns for path in sorted(glob.glob(pattern), reverse=True))
+    return shutil.which(name) or next((p for p in elsewhere if os.access(p, os.X_OK)), None)
+
+
+def execute(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
+    """Run a program from the root of the checkout: its exit status, and what it printed on either stream.
+
+    After `timeout_s` it ends with all processes that it started, and the status is 124.
+    """
+    process = subprocess.Popen(
+        list(command),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return 124, f"{output}\nended after {timeout_s:.0f} s"
+
+
+def may_administrate(status: Path = Path("/proc/self/status")) -> bool:
+    """Does this process have CAP_SYS_ADMIN (bit 21 in linux/capability.h)? Root in a container often has not."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text() if status.is_file() else "", re.MULTILINE)
+    return bool(int(found[1], 16) >> 21 & 1) if found else False
+
+
+def driver_parameters(path: Path = Path("/proc/driver/nvidia/params")) -> dict[str, str]:
+    """The kernel module's parameters, e.g. `{"RmProfilingAdminOnly": "1"}`; empty where it does not tell."""
+    text = path.read_text() if path.is_file() else ""
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+# ---- the checkout
+
+
+def git_state(root: Path = ROOT) -> dict[str, Any]:
+    """`sha` (12 digits) and `dirty` (code that measures differs from it); both None outside a checkout."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return {"sha": None, "dirty": None}
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    sha = git("rev-parse", "--short=12", "HEAD")
+    changes = git("status", "--porcelain", "--", "kernels", "bench", "pyproject.toml")
+    return {"sha": sha, "dirty": None if changes is None else bool(changes)}
+
+
+def source_digest(root: Path = ROOT) -> str:
+    """12 hex digits over the Python files of `kernels` and `bench`: names the code even without git."""
+    digest = hashlib.sha256()
+    for path in sorted(p for part in ("kernels", "bench") for p in (root / part).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+# ---- targets
+
+
+def gpu_target(properties: Any = None) -> Target:
+    found = properties or device_properties()
+    return Target(
+        kind="cuda",
+        name=found.name,
+        sm=10 * found.major + found.minor,
+        sm_count=found.multi_processor_count,
+        l2_bytes=found.L2_cache_size,
+        smem_per_sm=found.shared_memory_per_multiprocessor,
+    )
+
+
+def cpu_target() -> Target:
+    return Target(kind="cpu", name=cpu_model(), sm_count=usable_cores(), l2_bytes=last_level_cache_bytes())
+
+
+def detect(device: str = "auto", problem: Callable[[], str | None] = cuda_problem) -> Target:
+    """The target to run on. `auto` takes a GPU where there is one, else the CPU."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise BadRequest(f"device {device!r} is unknown: choose auto, cuda or cpu")
+    if device == "cpu":
+        return cpu_target()
+    reason = problem()
+    if reason is None:
+        return gpu_target()
+    if device == "cuda":
+        raise BadRequest(f"no CUDA device: {reason}")
+    return cpu_target()
+
+
+def device_spec(target: Target, facts: Mapping[str, Any]) -> DeviceSpec | None:
+    """The part's numbers from the table, else derived from what its driver tells (`telemetry.FACTS`), else None."""
+    known = devices.identify(target.name)
+    needed = ("sm_clock_max_hz", "memory_clock_max_hz", "memory_bus_bits")
+    if known or target.kind != "cuda" or any(not facts.get(name) for name in needed):
+        return known
+    return devices.derive(
+        name=target.name,
+        sm=target.sm,
+        sm_count=target.sm_count,
+        sm_clock_hz=facts["sm_clock_max_hz"],
+        memory_bus_bits=facts["memory_bus_bits"],
+        memory_clock_hz=facts["memory_clock_max_hz"],
+        memory_bytes=facts.get("memory_bytes") or 0,
+        l2_bytes=target.l2_bytes,
+        smem_per_sm=target.smem_per_sm,
+    )
+
+
+def device_slug(target: Target) -> str:
+    """A folder's name under `reports/`: `h100-80gb-hbm3`, `cpu-intel-xeon-processor`."""
+    name = re.sub(r"\((r|tm|c)\)|@.*|\bcpu\b|^nvidia\b", " ", target.name.lower())
+    words = re.findall(r"[a-z0-9]+", name)
+    return "-".join([*(["cpu"] if target.kind == "cpu" else []), *words]) or target.kind
+
+
+# ---- all of it
+
+
+def installed(package: str) -> str | None:
+    """A package's version; some distributions carry triton under another name, and then the module tells."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        found = importlib.util.find_spec(package)
+        return getattr(importlib.import_module(package), "__version__", "unknown") if found else None
+
+
+def torch_wants_triton() -> str | None:
+    """The version of triton that the installed torch names in its requirements."""
+    try:
+        wanted = metadata.requires("torch") or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = (re.match(r"triton\s*==\s*([\w.]+)", line) for line in wanted)
+    return next((match[1] for match in found if match), None)
+
+
+def environment() -> dict[str, Any]:
+    """What makes records comparable: hardware, versions, settings, the code. Plain JSON values."""
+    import torch
+
+    gpu = open_gpu_or_none()
+    unavailable: dict[str, str] = {}
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "os": operating_system(),
+        "kernel": platform.release(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": memory_bytes(),
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "python": platform.python_version(),
+        "packages": {package: installed(package) for package in PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpu": {**gpu.read(FACTS, unavailable), "unavailable": unavailable} if gpu else None,
+        "torch_threads": torch.get_num_threads(),
+        "variables": recorded_variables(),
+        "git": git_state(),
+        "source_digest": source_digest(),
+    }
