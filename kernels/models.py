@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Dimensions of one decoder, in the terms of its `config.json`; `source` says where they were read.
 
-    `kv_latent` and `rope_dim` are set for MLA (DeepSeek); `experts`, `experts_per_token`, `shared_experts` and
-    `dense_layers` (leading layers with a dense FFN) for MoE; `window` is the sliding window of `windowed_layers` layers.
+    - MLA (DeepSeek) has `kv_latent` and `rope_dim`; `head_dim` is then the part of a head without position
+    - MoE has `experts`, `experts_per_token`, `expert_ffn`, `shared_experts`, and `dense_layers` leading
+      layers with a dense FFN of width `ffn`
+    - `window` is the sliding window of `windowed_layers` layers
     """
 
     name: str
@@ -36,3 +41,318 @@ class ModelShape:
     window: int = 0
     windowed_layers: int = 0
     softcap: float = 0.0
+
+    @property
+    def is_mla(self) -> bool:
+        return self.kv_latent > 0
+
+    @property
+    def is_moe(self) -> bool:
+        return self.experts > 0
+
+    @property
+    def moe_layers(self) -> int:
+        return self.layers - self.dense_layers if self.is_moe else 0
+
+
+class UnknownModel(ValueError):
+    """No model of that name; the message names the nearest ones."""
+
+
+class BadConfig(ValueError):
+    """A config.json from which no shape can be read; the message is one line and names the field."""
+
+
+DIMS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context")
+
+
+def _shape(name: str, repository: str, dims: tuple[int, ...], **more: Any) -> ModelShape:
+    fields: dict[str, Any] = dict(zip(DIMS, dims, strict=True)) | more
+    return ModelShape(name=name, source=f"config.json of {repository} on Hugging Face", **fields)
+
+
+MODELS: dict[str, ModelShape] = {
+    shape.name: shape
+    for shape in (
+        #                                                  L   hidden  Hq Hkv  D    ffn   vocab  context
+        _shape("llama-3.1-8b", "meta-llama/Llama-3.1-8B", (32, 4096, 32, 8, 128, 14336, 128256, 131072)),
+        _shape("llama-3.1-70b", "meta-llama/Llama-3.1-70B", (80, 8192, 64, 8, 128, 28672, 128256, 131072)),
+        _shape("llama-3.1-405b", "meta-llama/Llama-3.1-405B", (126, 16384, 128, 8, 128, 53248, 128256, 131072)),
+        _shape("llama-2-7b", "meta-llama/Llama-2-7b-hf", (32, 4096, 32, 32, 128, 11008, 32000, 4096)),
+        _shape("llama-2-70b", "meta-llama/Llama-2-70b-hf", (80, 8192, 64, 8, 128, 28672, 32000, 4096)),
+        _shape("qwen2.5-7b", "Qwen/Qwen2.5-7B", (28, 3584, 28, 4, 128, 18944, 152064, 131072)),
+        _shape("qwen2.5-72b", "Qwen/Qwen2.5-72B", (80, 8192, 64, 8, 128, 29568, 152064, 131072)),
+        _shape("qwen3-32b", "Qwen/Qwen3-32B", (64, 5120, 64, 8, 128, 25600, 151936, 40960)),
+        _shape(
+            "mistral-7b",
+            "mistralai/Mistral-7B-v0.1",
+            (32, 4096, 32, 8, 128, 14336, 32000, 32768),
+            window=4096,
+            windowed_layers=32,
+        ),
+        _shape(
+            "mixtral-8x7b",
+            "mistralai/Mixtral-8x7B-v0.1",
+            (32, 4096, 32, 8, 128, 14336, 32000, 32768),
+            experts=8,
+            experts_per_token=2,
+            expert_ffn=14336,
+        ),
+        _shape(
+            "gemma-3-27b",
+            "google/gemma-3-27b-pt",
+            (62, 5376, 32, 16, 128, 21504, 262208, 131072),
+            tied_embeddings=True,
+            window=1024,
+            windowed_layers=52,
+        ),
+        _shape(
+            "gpt-oss-20b",
+            "openai/gpt-oss-20b",
+            (24, 2880, 64, 8, 64, 2880, 201088, 131072),
+            experts=32,
+            experts_per_token=4,
+            expert_ffn=2880,
+            window=128,
+            windowed_layers=12,
+        ),
+        _shape(
+            "gpt-oss-120b",
+            "openai/gpt-oss-120b",
+            (36, 2880, 64, 8, 64, 2880, 201088, 131072),
+            experts=128,
+            experts_per_token=4,
+            expert_ffn=2880,
+            window=128,
+            windowed_layers=18,
+        ),
+        _shape(
+            "deepseek-v3",
+            "deepseek-ai/DeepSeek-V3",
+            (61, 7168, 128, 128, 128, 18432, 129280, 163840),
+            experts=256,
+            experts_per_token=8,
+            expert_ffn=2048,
+            shared_experts=1,
+            dense_layers=3,
+            kv_latent=512,
+            q_latent=1536,
+            rope_dim=64,
+            v_head_dim=128,
+        ),
+    )
+}
+"""By lowercase name."""
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    """The names of `known` nearest to `name`, or all of them where none is near, as text for an error."""
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
+
+
+def model(name: str) -> ModelShape:
+    """The shape of a known model; upper and lower case are alike. Raises `UnknownModel`."""
+    try:
+        return MODELS[name.lower()]
+    except KeyError:
+        raise UnknownModel(f"unknown model {name!r}; {nearest(name, MODELS)}") from None
+
+
+def attention_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of each attention weight of one layer, `y[B, N] = x[B, K] W[N, K]^T`.
+
+    MLA: `q_a` and `kv_a` go down to the latents, `q_b` and `kv_b` up; `q` where queries have no latent.
+    """
+    if not shape.is_mla:
+        return {
+            "q": (shape.heads * shape.head_dim, shape.hidden),
+            "k": (shape.kv_heads * shape.head_dim, shape.hidden),
+            "v": (shape.kv_heads * shape.head_dim, shape.hidden),
+            "o": (shape.hidden, shape.heads * shape.head_dim),
+        }
+    q_rows = shape.heads * (shape.head_dim + shape.rope_dim)
+    if shape.q_latent:
+        query = {"q_a": (shape.q_latent, shape.hidden), "q_b": (q_rows, shape.q_latent)}
+    else:
+        query = {"q": (q_rows, shape.hidden)}
+    return query | {
+        "kv_a": (shape.kv_latent + shape.rope_dim, shape.hidden),
+        "kv_b": (shape.heads * (shape.head_dim + shape.v_head_dim), shape.kv_latent),
+        "o": (shape.hidden, shape.heads * shape.v_head_dim),
+    }
+
+
+def ffn_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of gate, up and down: of the dense FFN, or of one expert in a MoE."""
+    width = shape.expert_ffn if shape.is_moe else shape.ffn
+    return {
+        "gate": (width, shape.hidden),
+        "up": (width, shape.hidden),
+        "down": (shape.hidden, width),
+    }
+
+
+def projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of the weights of a decoder layer and of `lm_head`; MoE: one expert's, and the `router`."""
+    router = {"router": (shape.experts, shape.hidden)} if shape.is_moe else {}
+    head = {"lm_head": (shape.vocab, shape.hidden)}
+    return attention_projections(shape) | router | ffn_projections(shape) | head
+
+
+def _elements(matrices: Mapping[str, tuple[int, int]]) -> int:
+    return sum(n * k for n, k in matrices.values())
+
+
+def parameters(shape: ModelShape) -> int:
+    """Elements of all weight matrices: embedding, layers, and `lm_head` where it is not tied.
+
+    Norms, biases and sinks are left out: below 0.1% of any model here.
+    """
+    return _parameters(shape, experts=shape.experts)
+
+
+def active_parameters(shape: ModelShape) -> int:
+    """Elements that one token multiplies with: of a MoE its top-k; the embedding is only looked up."""
+    active = _parameters(shape, experts=shape.experts_per_token)
+    return active if shape.tied_embeddings else active - shape.vocab * shape.hidden
+
+
+def _parameters(shape: ModelShape, *, experts: int) -> int:
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
+    attention = shape.layers * _elements(attention_projections(shape))
+    if not shape.is_moe:
+        return embeddings + attention + shape.layers * _elements(ffn_projections(shape))
+    dense = shape.dense_layers * 3 * shape.hidden * shape.ffn
+    moe_layer = (experts + shape.shared_experts) * _elements(ffn_projections(shape)) + shape.experts * shape.hidden
+    return embeddings + attention + dense + shape.moe_layers * moe_layer
+
+
+def kv_elements_per_layer(shape: ModelShape) -> int:
+    """Cached elements per token and layer: 2 H_kv D, or with MLA the latent and one rotary key."""
+    return shape.kv_latent + shape.rope_dim if shape.is_mla else 2 * shape.kv_heads * shape.head_dim
+
+
+def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
+    """Bytes that one more token adds to the cache of a request, before any sliding window forgets.
+
+    Llama-3.1-70B in bf16: 80 layers x 2 x 8 x 128 x 2 B = 327,680 B.
+    """
+    return shape.layers * kv_elements_per_layer(shape) * bytes_per_element
+
+
+def kv_bytes(shape: ModelShape, context: int, bytes_per_element: float) -> float:
+    """Bytes of one request's cache: windowed layers keep at most `window` tokens; no scales or page tails."""
+    kept = (shape.layers - shape.windowed_layers) * context
+    kept += shape.windowed_layers * min(context, shape.window)
+    return kept * kv_elements_per_layer(shape) * bytes_per_element
+
+
+FAMILIES = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma3",
+    "gemma3_text",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+)
+"""Values of `model_type` that `from_config` reads."""
+
+GEMMA3_DEFAULTS = {
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "sliding_window_pattern": 6,
+    "tie_word_embeddings": True,
+}
+"""What a Gemma 3 config.json leaves out; the defaults of transformers' `Gemma3TextConfig`."""
+
+
+def from_config(config: Mapping[str, Any], *, name: str = "") -> ModelShape:
+    """The shape that a Hugging Face config.json describes. Raises `BadConfig` naming the field at fault."""
+    text = config.get("text_config", config)
+    if not isinstance(text, Mapping):
+        raise BadConfig("config.json: field 'text_config' is not an object")
+    family = text.get("model_type") or config.get("model_type")
+    if family is None:
+        raise BadConfig("config.json: field 'model_type' is missing")
+    if family not in FAMILIES:
+        raise BadConfig(f"config.json: model_type {family!r} is not known; known: {', '.join(FAMILIES)}")
+    if family.startswith("gemma3"):
+        text = GEMMA3_DEFAULTS | dict(text)
+
+    def whole(*names: str) -> int:
+        """The first of these fields that is there, as a positive whole number."""
+        found = next((n for n in names if text.get(n) is not None), None)
+        if found is None:
+            raise BadConfig(f"config.json: field {names[0]!r} is missing (model_type {family!r})")
+        value = text[found]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BadConfig(f"config.json: field {found!r} is {value!r}, not a positive whole number")
+        return value
+
+    layers, heads, hidden = whole("num_hidden_layers"), whole("num_attention_heads"), whole("hidden_size")
+    mla = {}
+    if family.startswith("deepseek"):
+        mla = {
+            "kv_latent": whole("kv_lora_rank"),
+            "q_latent": text.get("q_lora_rank") or 0,
+            "rope_dim": whole("qk_rope_head_dim"),
+            "v_head_dim": whole("v_head_dim"),
+        }
+        head_dim = whole("qk_nope_head_dim")
+    else:
+        head_dim = whole("head_dim") if text.get("head_dim") else hidden // heads
+    moe = {}
+    if family in ("mixtral", "gpt_oss"):
+        moe = {
+            "experts": whole("num_local_experts"),
+            "experts_per_token": whole("num_experts_per_tok", "experts_per_token"),
+            "expert_ffn": whole("intermediate_size"),
+        }
+    elif family == "qwen3_moe" or family.startswith("deepseek"):
+        moe = {
+            "experts": whole("n_routed_experts", "num_experts"),
+            "experts_per_token": whole("num_experts_per_tok"),
+            "expert_ffn": whole("moe_intermediate_size"),
+            "shared_experts": text.get("n_shared_experts") or 0,
+            "dense_layers": text.get("first_k_dense_replace") or 0,
+        }
+    windowed = _windowed_layers(text, family, layers)
+    return ModelShape(
+        name=name or str(config.get("_name_or_path") or family),
+        source="config.json given by the user",
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=whole("num_key_value_heads", "num_attention_heads"),
+        head_dim=head_dim,
+        ffn=whole("intermediate_size"),
+        vocab=whole("vocab_size"),
+        max_context=whole("max_position_embeddings"),
+        tied_embeddings=bool(text.get("tie_word_embeddings", False)),
+        window=whole("sliding_window") if windowed else 0,
+        windowed_layers=windowed,
+        softcap=float(text.get("attn_logit_softcapping") or 0.0),
+        **moe,
+        **mla,
+    )
+
+
+def _windowed_layers(text: Mapping[str, Any], family: str, layers: int) -> int:
+    """How many layers slide: as `layer_types` lists them, else by the family's rule."""
+    if not text.get("sliding_window") or text.get("use_sliding_window") is False:
+        return 0
+    if "layer_types" in text:
+        return list(text["layer_types"]).count("sliding_attention")
+    if family.startswith("gemma3"):
+        return layers - layers // text["sliding_window_pattern"]
+    if family == "gpt_oss":
+        return (layers + 1) // 2
+    if family.startswith("qwen"):
+        return 0 if not text.get("use_sliding_window") else max(0, layers - text.get("max_window_layers", 0))
+    return layers

@@ -1,0 +1,292 @@
+"""Behind `decodebench predict`: a model on one or more parts -> rows for JSON, a table for the screen, a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.decode_model import NotPublished, StepPrediction, step
+from bench.devices import find
+from bench.errors import BadRequest, unknown
+from kernels.models import MODELS, BadConfig, ModelShape, from_config
+
+HEADERS = (
+    "part", "batch", "ms/token", "weights ms", "KV ms", "token/s/user", "token/s", "fits", "max batch",
+    "J/token <=", "$/M out", "$/M in", "out:in", "bound", "FFN compute-bound from",
+)  # fmt: skip
+
+"""Of the table on the screen."""
+
+COPIED = (
+    "model", "device", "devices", "weights", "kv", "batch", "context", "basis", "seconds", "weight_seconds",
+    "kv_seconds", "tokens_per_second_per_user", "tokens_per_second", "fits", "max_batch", "weight_bytes",
+    "kv_bytes_per_token", "kv_bytes_per_request", "capacity_bytes", "reserve_bytes", "bound",
+)  # fmt: skip
+"""Keys of a row that are taken from `StepPrediction` as they are, in SI units."""
+
+ROW = (
+    *COPIED,
+    "notes",
+    "missing",
+    "prefill_seconds",
+    "output_to_input_ratio",
+    "joules_per_token_bound",
+    "dollars_per_million_tokens",
+    "dollars_per_million_input_tokens",
+    "ops",
+)
+"""All keys of a row."""
+
+
+def split(text: str, what: str) -> list[str]:
+    """The parts of a comma-separated argument. Raises `BadRequest` where there are none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise BadRequest(f"--{what} is empty")
+    return parts
+
+
+def whole_numbers(text: str, what: str) -> list[int]:
+    """A comma-separated argument as whole numbers. Raises `BadRequest`."""
+    parts = split(text, what)
+    for part in parts:
+        if not part.isdecimal():
+            raise BadRequest(f"--{what} wants whole numbers, not {part!r}")
+    return [int(part) for part in parts]
+
+
+def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:
+    """A known model by name, or the shape in a Hugging Face config.json. Raises `BadRequest`."""
+    if config is None:
+        if model is None:
+            raise BadRequest("name a model or a config.json")
+        if model.lower() not in MODELS:
+            raise unknown("model", model, MODELS)
+        return MODELS[model.lower()]
+    path = Path(config)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequest(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadRequest(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadRequest(f"{path} holds no JSON object")
+    try:
+        return from_config(fields, name=model or "")
+    except BadConfig as error:
+        raise BadRequest(f"{path}: {error}") from None
+
+
+def rows(
+    *,
+    model: str | None = None,
+    config: str | Path | None = None,
+    parts: Sequence[str],
+    batches: Sequence[int],
+    context: int,
+    weights: str = "bf16",
+    kv: str = "bf16",
+    devices: int = 1,
+    dollars_per_hour: float | None = None,
+    efficiency: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`."""
+    if dollars_per_hour is not None and dollars_per_hour <= 0:
+        raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
+    shape = load_shape(model, config)
+    specs = [find(part) for part in parts]
+    found = []
+    for spec in specs:
+        for batch in batches:
+            asked: dict[str, Any] = {
+                "devices": devices,
+                "weights": weights,
+                "kv": kv,
+                "batch": batch,
+                "context": context,
+            }
+            try:
+                predicted = step(shape, device=spec, efficiency=efficiency, **asked)
+            except NotPublished as error:
+                blank = dict.fromkeys(ROW) | {"notes": [str(error)], "missing": list(spec.missing), "ops": []}
+                found.append(blank | {"model": shape.name, "device": spec.key} | asked)
+            else:
+                found.append(as_row(predicted, dollars_per_hour))
+    return found
+
+
+def as_row(predicted: StepPrediction, dollars_per_hour: float | None = None) -> dict[str, Any]:
+    """The prediction as plain values under the keys of `ROW`; None for what is not known or not priced."""
+    joules = predicted.joules_per_million_tokens
+    prefill_known = not any(op.missing for op in predicted.prefill_ops)
+    row = dict.fromkeys(ROW) | {key: getattr(predicted, key) for key in COPIED}
+    if prefill_known:
+        row["prefill_seconds"] = predicted.prefill_seconds
+        row["output_to_input_ratio"] = predicted.output_to_input_ratio
+    if dollars_per_hour is not None:
+        row["dollars_per_million_tokens"] = predicted.dollars_per_million_tokens(dollars_per_hour)
+        if prefill_known:
+            row["dollars_per_million_input_tokens"] = predicted.dollars_per_million_input_tokens(dollars_per_hour)
+    return row | {
+        "notes": list(predicted.notes),
+        "missing": list(predicted.missing),
+        "joules_per_token_bound": None if joules is None else joules / 1e6,
+        "ops": [
+            {
+                "name": op.name,
+                "seconds": op.seconds,
+                "bound": op.bound,
+                "intensity_flop_per_byte": op.intensity,
+                "crossing_batch": op.crossing_batch,
+                "flops": dict(op.work.flops),
+                "bytes": op.work.bytes,
+                "link_bytes": op.link_bytes,
+                "efficiency": op.efficiency,
+                "missing": list(op.missing),
+            }
+            for op in predicted.ops
+        ],
+    }
+
+
+def table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells for the screen; columns that are empty in every row (prices, say) are dropped."""
+    cells = [_cells(row) for row in predictions]
+    kept = [i for i in range(len(HEADERS)) if any(line[i] for line in cells)]
+    return [HEADERS[i] for i in kept], [[line[i] for i in kept] for line in cells]
+
+
+def ops_table(row: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of one row's operations, in order of execution."""
+    headers = ["operation", "ms", "share", "bound", "FLOP/B", "compute-bound from"]
+    return headers, [
+        [
+            op["name"],
+            _number(op["seconds"], 1e3),
+            f"{op['seconds'] / row['seconds']:.1%}",
+            op["bound"],
+            _number(op["intensity_flop_per_byte"]),
+            _crossing(op),
+        ]
+        for op in row["ops"]
+    ]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    part = row["device"] if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
+    return [
+        part,
+        f"{row['batch']:,}",
+        _number(row["seconds"], 1e3),
+        _number(row["weight_seconds"], 1e3),
+        _number(row["kv_seconds"], 1e3),
+        _number(row["tokens_per_second_per_user"]),
+        _number(row["tokens_per_second"]),
+        {True: "yes", False: "no", None: "?"}[row["fits"]],
+        "?" if row["max_batch"] is None else f"{row['max_batch']:,}",
+        _number(row["joules_per_token_bound"]),
+        _number(row["dollars_per_million_tokens"]),
+        _number(row["dollars_per_million_input_tokens"]),
+        _number(row["output_to_input_ratio"]),
+        row["bound"] or "",
+        ffn_crossing(row),
+    ]
+
+
+def _number(value: float | None, scale: float = 1.0) -> str:
+    """Three digits; empty for None."""
+    if value is None:
+        return ""
+    scaled = value * scale
+    return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+
+
+def ffn_crossing(row: Mapping[str, Any]) -> str:
+    """The batch from which gate and up (of the experts, in a MoE) are bound by arithmetic."""
+    ops = {op["name"]: op for op in row["ops"]}
+    gate_up = ops.get("experts_gate_up", ops.get("gate_up"))
+    return "" if gate_up is None else _crossing(gate_up)
+
+
+def _crossing(op: Mapping[str, Any]) -> str:
+    """The batch from which an operation is bound by arithmetic; `?` where a roof is not published."""
+    if op["missing"]:
+        return "?"
+    return "never" if op["crossing_batch"] is None else f"batch {op['crossing_batch']:,}"
+
+
+def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Per part: what weights and KV cache take and whether they fit, notes, and what its vendor does not publish."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in predictions:
+        first.setdefault(row["device"], row)
+    lines = []
+    for row in first.values():
+        said = [_memory_remark(row)] if row["ops"] else []
+        said += row["notes"]
+        if row["missing"]:
+            bounds = "; times are lower bounds" if any(op["missing"] for op in row["ops"]) else ""
+            said.append(f"not published: {', '.join(row['missing'])}{bounds}")
+        lines += [f"{row['device']}: {sentence}" for sentence in said]
+    return lines
+
+
+def _memory_remark(row: Mapping[str, Any]) -> str:
+    request = row["kv_bytes_per_request"] / 1e9
+    text = (
+        f"weights take {row['weight_bytes'] / 1e9:,.1f} GB, and reading those of batch {row['batch']:,} "
+        f"{_number(row['weight_seconds'], 1e3)} ms by itself; each request's KV cache ({request:.2f} GB at "
+        f"{row['context']:,} tokens) adds {_number(row['kv_seconds'] / row['batch'], 1e3)} ms; "
+    )
+    if row["capacity_bytes"] is None:
+        return text + "its memory is not published"
+    held = f"{row['capacity_bytes'] / 1e9:,.0f} GB less {row['reserve_bytes'] / 1e9:,.0f} GB of reserve"
+    return text + (f"{row['max_batch']:,} fit in {held}" if row["max_batch"] else f"not one fits in {held}")
+
+
+def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Left: throughput against latency, a line per part, hollow where it does not fit. Right: ridge crossings by op.
+
+    The format follows the suffix (png, svg, pdf). Raises `BadRequest` for one that matplotlib does not write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    trade, ridge = figure.subplots(1, 2)
+    predictions = [row for row in predictions if row["ops"]]
+    if not predictions:
+        raise BadRequest("nothing to plot: no part has a published memory bandwidth")
+    parts = list(dict.fromkeys(row["device"] for row in predictions))
+    for number, part in enumerate(parts):
+        mine = sorted((row for row in predictions if row["device"] == part), key=lambda row: row["batch"])
+        color = f"C{number}"
+        x = [row["seconds"] * 1e3 for row in mine]
+        y = [row["tokens_per_second"] for row in mine]
+        faces = [color if row["fits"] is not False else "none" for row in mine]
+        trade.plot(x, y, color=color, label=part)
+        trade.scatter(x, y, facecolors=faces, edgecolors=color, zorder=3)
+        for row, left, up in zip(mine, x, y, strict=True):
+            trade.annotate(str(row["batch"]), (left, up), textcoords="offset points", xytext=(5, -9), fontsize=8)
+        crossings = {op["name"]: op["crossing_batch"] for op in mine[0]["ops"]}
+        reached = {name: batch for name, batch in crossings.items() if batch is not None}
+        ridge.scatter(list(reached.values()), list(reached), color=color, label=part)
+    first = predictions[0]
+    trade.set(xscale="log", yscale="log", xlabel="time per token, ms", ylabel="token/s, all requests")
+    trade.set_title(f"{first['model']}, {first['context']:,} tokens, weights {first['weights']}, KV {first['kv']}")
+    trade.legend(title="hollow: does not fit")
+    ridge.set(xscale="log", xlabel="batch from which it is compute-bound (absent: never, or not known)")
+    ridge.set_title("Where each operation crosses the ridge")
+    ridge.grid(axis="x", alpha=0.3)
+    ridge.invert_yaxis()
+    for axis in (trade.xaxis, trade.yaxis, ridge.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise BadRequest(f"cannot write {path}: {error}") from None
