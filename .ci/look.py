@@ -9,7 +9,8 @@ from bench.records import load_run
 run = json.loads(Path(sys.argv[1]).read_text())
 directory = Path(run["directory"])
 records = load_run(directory)
-assert records.complete and not records.warnings, records.warnings
+assert records.complete
+assert not records.warnings, records.warnings
 measured = [r for r in records.records if r.status == "ok"]
 assert measured, "nothing was measured"
 assert {r.op for r in measured} >= {"stream", "gemm_peak", "ffn_gemv", "attention_decode"}

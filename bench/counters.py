@@ -56,6 +56,12 @@ class CountersDenied:
 
     reason: str
 
+    def lines(self) -> list[str]:
+        return [self.reason]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"denied": self.reason}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:

@@ -133,7 +133,8 @@ def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
         if op.is_ceiling:
             ceilings += [(op, case) for case in cases]
         else:
-            by_size = sorted(cases, key=lambda case, op=op: -op.work(case).bytes)
+            sizes = {case.id: op.work(case).bytes for case in cases}
+            by_size = sorted(cases, key=lambda case: -sizes[case.id])
             queues.append(deque((op, by_size[i]) for i in halving(len(by_size))))
     turns = []
     while any(queues):

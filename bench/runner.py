@@ -297,7 +297,7 @@ class Session:
         nobody_yet = left == list(job.impls)
         blamed = [guilty] if guilty in left else list(left) if nobody_yet else []
         for name in blamed:
-            status = "timeout" if kind == "hangs" else "failed"
+            status: Status = "timeout" if kind == "hangs" else "failed"
             self.keep(self.lost_record(job, name, status, f"{reason} during {phase or 'the start'}"))
             left.remove(name)
         self.display.note(f"{job.op} {job.case_id}: {reason}; going on with a fresh worker")

@@ -43,9 +43,9 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
     import torch
 
     if tuple(output.shape) != tuple(reference.shape):
-        reason = f"shape {tuple(output.shape)}, expected {tuple(reference.shape)}"
+        wrong_shape = f"shape {tuple(output.shape)}, expected {tuple(reference.shape)}"
         return Errors(max_rel=float("inf"), rms_rel=float("inf"), row_rel=float("inf"),
-                      bad_elements=reference.numel(), elements=reference.numel(), reason=reason)  # fmt: skip
+                      bad_elements=reference.numel(), elements=reference.numel(), reason=wrong_shape)  # fmt: skip
     if reference.numel() == 0:
         return Errors(max_rel=0.0, rms_rel=0.0, row_rel=0.0, bad_elements=0, elements=0)
     wide = torch.float64 if reference.numel() <= 1 << 24 else torch.float32
@@ -64,7 +64,7 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
     rms_rel = float(difference.norm() / (ref.norm() + tiny))
     unlike = int((~alike).sum())
     bad = int((relative > tolerance.max_rel).sum()) + unlike
-    reason = None
+    reason: str | None = None
     if unlike:
         reason = f"{unlike} of {out.numel()} elements are NaN or Inf where the reference is not, or the reverse"
     elif not max_rel <= tolerance.max_rel:
