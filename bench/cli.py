@@ -28,6 +28,7 @@ Suite = Annotated[str | None, typer.Option(help="smoke, quick or full [default: 
 Ops = Annotated[list[str] | None, typer.Option("--op", help="only this operation; may be given again")]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 Reports = Path("reports")
+ARCHITECTURES = (80, 90, 100)
 
 
 @app.command()
@@ -185,6 +186,7 @@ def codegen(
     """Compile every kernel without a GPU: registers, spills, load widths, bytes in flight."""
     import dataclasses
 
+    from rich.console import Console
     from rich.progress import Progress
 
     from bench import codegen as generation
@@ -194,7 +196,9 @@ def codegen(
     listing.chosen(op or [])
     if suite and suite not in SUITES:
         raise unknown("suite", suite, SUITES)
-    from rich.console import Console
+    for wanted in sm or []:
+        if wanted not in ARCHITECTURES:
+            raise unknown("architecture", str(wanted), map(str, ARCHITECTURES))
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("compiling", total=None)
@@ -202,7 +206,7 @@ def codegen(
         def advance(done: int, total: int, report: Any) -> None:
             bar.update(task, completed=done, total=total, description=f"{report.kernel} sm_{report.sm}")
 
-        found = generation.reports(op or None, sm or [80, 90, 100], [suite] if suite else SUITES, advance)
+        found = generation.reports(op or None, sm or ARCHITECTURES, [suite] if suite else SUITES, advance)
     if as_json:
         show_json([{**dataclasses.asdict(r), "problems": generation.problems(r)} for r in found])
     else:

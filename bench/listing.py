@@ -38,17 +38,15 @@ def impls() -> Table:
 
 
 def devices() -> Table:
+    pipes = {"mma_bf16": "ridge bf16 FLOP/B", "mma_fp8": "ridge fp8", "mma_fp4": "ridge fp4"}
     rows = []
     for spec in DEVICES.values():
-        bandwidth = spec.memory_bandwidth.value / 1e12 if spec.memory_bandwidth else None
-        ridges = {
-            pipe: round(spec.peaks[pipe].value / spec.memory_bandwidth.value)
-            for pipe in spec.peaks
-            if spec.memory_bandwidth
-        }
-        row = [spec.key, spec.name, spec.year, bandwidth]
-        rows.append([*row, *(ridges.get(pipe, "") for pipe in ("mma_bf16", "mma_fp8", "mma_fp4"))])
-    return ["key", "part", "year", "TB/s", "ridge bf16 FLOP/B", "ridge fp8", "ridge fp4"], rows
+        bandwidth = spec.memory_bandwidth
+        ridges = {pipe: ridge.value for pipe in pipes if (ridge := spec.ridge(pipe))}
+        capacity = f"{spec.memory_capacity.value / 1e9:.4g}" if spec.memory_capacity else ""
+        row = [spec.key, spec.name, spec.year or "", capacity, f"{bandwidth.value / 1e12:.4g}" if bandwidth else ""]
+        rows.append([*row, *(round(ridges[pipe]) if pipe in ridges else "" for pipe in pipes)])
+    return ["key", "part", "year", "GB", "TB/s", *pipes.values()], rows
 
 
 def models() -> Table:

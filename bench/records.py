@@ -74,7 +74,7 @@ class Record:
     isolated_s: list[float] = field(default_factory=list)
     """Seconds of single cold launches, one event pair each; empty on a CPU."""
     stop: str = ""
-    """Why sampling ended: `converged` (interval of the median within the aim) or `time cap`."""
+    """Why sampling ended: `converged` (interval of the median within the aim), `time cap` or `sample cap`."""
     error: dict[str, Any] | None = None
     """`kernels.compare.Errors` of the worst checked output."""
     rotation: dict[str, Any] = field(default_factory=dict)

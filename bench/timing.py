@@ -262,9 +262,11 @@ def sample_interleaved(
             if taken >= min_samples and median_interval(result.samples_s).relative_halfwidth <= aim:
                 result.stop = "converged"
                 active.remove(name)
-            elif taken >= MAX_SAMPLES or (
-                used[name] >= cap_s
-                and (taken >= min_samples or (taken >= 3 and used[name] / taken > cap_s / min_samples))
+            elif taken >= MAX_SAMPLES:
+                result.stop = "sample cap"
+                active.remove(name)
+            elif used[name] >= cap_s and (
+                taken >= min_samples or (taken >= 3 and used[name] * min_samples > cap_s * taken)
             ):
                 active.remove(name)
     return results

@@ -1,0 +1,154 @@
+"""Rotation, sampling and the host's timer, with clocks that the test turns by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.timing import HostTimer, Rotation, host_flush, isolated_times, plan_rotation, sample_interleaved
+from kernels.op import Target
+
+GPU = Target(kind="cuda", name="gpu", sm=90, sm_count=132, l2_bytes=50 << 20)
+HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=32 << 20)
+PLENTY = 64 << 30
+
+
+def test_copies_exceed_the_l2_four_times() -> None:
+    rotation = plan_rotation(1 << 20, GPU, PLENTY)
+    assert rotation.copies == 200
+    assert rotation.cold
+    assert rotation.total_bytes >= 4 * GPU.l2_bytes
+
+
+def test_a_large_case_still_takes_turns() -> None:
+    assert plan_rotation(1 << 30, GPU, PLENTY).copies == 2
+
+
+def test_too_little_memory_for_a_cold_cache_is_told() -> None:
+    rotation = plan_rotation(10 << 20, GPU, 60 << 20)
+    assert rotation.copies == 3
+    assert not rotation.cold
+
+
+def test_a_host_whose_copies_fit_its_cache_is_swept() -> None:
+    small, large = plan_rotation(1 << 20, HOST, PLENTY), plan_rotation(32 << 20, HOST, PLENTY)
+    assert small.flush_bytes == HOST.l2_bytes
+    assert small.cold
+    assert large.flush_bytes == 0
+    assert large.total_bytes > 2 * HOST.l2_bytes
+
+
+def test_a_rotation_in_between_is_not_cold() -> None:
+    assert not Rotation(copies=3, bytes_per_copy=100, cache_bytes=100).cold
+
+
+class Clock:
+    """Advances only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_sample_is_one_launch_on_the_next_copy_without_the_sweep() -> None:
+    clock, order = Clock(), []
+
+    def launch(k: int) -> int:
+        order.append(k)
+        clock.now += 3.0
+        return k
+
+    def flush() -> None:
+        clock.now += 100.0
+
+    timer = HostTimer([lambda: launch(0), lambda: launch(1)], flush, clock, clock)
+    order.clear()
+    assert [timer.sample() for _ in range(3)] == [3.0, 3.0, 3.0]
+    assert order == [0, 1, 0]
+    assert timer.outputs == [0, 1]
+    assert not timer.idle
+
+
+def test_a_process_that_does_not_compute_is_idle() -> None:
+    wall, busy = Clock(), Clock()
+
+    def launch() -> None:
+        wall.now += 1.0
+        busy.now += 0.1
+
+    timer = HostTimer([launch], clock=wall, busy_clock=busy)
+    timer.sample()
+    assert timer.idle
+
+
+def test_the_sweep_touches_what_it_should() -> None:
+    before = host_flush(0)
+    before()
+    sweep = host_flush(1 << 12)
+    sweep()
+
+
+class Scripted:
+    """A timer whose samples are given, and which takes a second of the test's clock for each."""
+
+    def __init__(self, clock: Clock, samples: list[float], takes: float = 1.0) -> None:
+        self.clock, self.samples, self.takes, self.taken = clock, samples, takes, 0
+        self.outputs: list[object] = []
+
+    def sample(self) -> float:
+        value = self.samples[self.taken % len(self.samples)]
+        self.taken += 1
+        self.clock.now += self.takes
+        return value
+
+    def close(self) -> None: ...
+
+
+def test_sampling_stops_when_the_median_is_known() -> None:
+    clock = Clock()
+    result = sample_interleaved({"steady": Scripted(clock, [2.0])}, cap_s=1e9, clock=clock)["steady"]
+    assert result.converged
+    assert len(result.samples_s) == 12
+
+
+def test_a_noisy_timer_runs_to_its_cap_and_says_so() -> None:
+    clock = Clock()
+    noisy = Scripted(clock, [1.0, 2.0])
+    result = sample_interleaved({"noisy": noisy}, cap_s=50.0, clock=clock)["noisy"]
+    assert result.stop == "time cap"
+    assert 50 <= len(result.samples_s) <= 70
+
+
+def test_one_sample_beyond_the_cap_still_gets_three() -> None:
+    clock = Clock()
+    result = sample_interleaved({"slow": Scripted(clock, [1.0, 2.0], takes=100.0)}, cap_s=50.0, clock=clock)["slow"]
+    assert len(result.samples_s) == 3
+
+
+def test_two_timers_take_turns() -> None:
+    clock, order = Clock(), []
+    timers = {"a": Scripted(clock, [1.0]), "b": Scripted(clock, [5.0])}
+    sample_interleaved(timers, cap_s=1e9, entering=order.append, clock=clock)
+    assert order[:6] == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_very_short_launches_end_at_the_sample_cap() -> None:
+    clock = Clock()
+    result = sample_interleaved({"tiny": Scripted(clock, [1.0, 2.0], takes=1e-9)}, cap_s=1e9, clock=clock)["tiny"]
+    assert result.stop == "sample cap"
+
+
+@pytest.mark.cuda
+def test_the_graph_timer_agrees_with_isolated_launches_of_a_long_kernel() -> None:
+    from bench.timing import GraphTimer
+
+    copies = [torch.randn(1 << 26, device="cuda") for _ in range(2)]
+    outputs = [torch.empty_like(copy) for copy in copies]
+    launches = [lambda x=x, y=y: torch.mul(x, 2.0, out=y) for x, y in zip(copies, outputs, strict=True)]
+    timer = GraphTimer(launches)
+    replayed = sorted(timer.sample() for _ in range(15))[7]
+    isolated = sorted(isolated_times(launches))[10]
+    assert replayed == pytest.approx(isolated, rel=0.1)
+    assert torch.equal(timer.outputs[1], copies[1] * 2.0)
