@@ -1,0 +1,232 @@
+"""Verdicts as text: the sentence for a reader outside the field, one claim in full, all claims in a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from textwrap import shorten
+from typing import Any
+
+from bench.claims.base import SOURCES, Comparison, Published, Verdict
+
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+PREFIXED = ("B", "B/s", "FLOP/s", "bit/s")
+
+
+def amount(value: float, unit: str) -> str:
+    """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`; open ends are `∞`."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if unit == "$":
+        return f"${value:,.2f}"
+    if unit == "":
+        return f"{100 * value:.3g}%"
+    for units, prefixes in ((PREFIXED, PREFIXES), (("s",), SMALL)):
+        if unit in units and value:
+            scale, prefix = next((p for p in prefixes if abs(value) >= p[0]), prefixes[-1])
+            return f"{plain(value / scale)} {prefix}{unit}"
+    return f"{plain(value)}{unit if unit == 'x' else ' ' + unit}"
+
+
+def plain(value: float) -> str:
+    """Three digits, never an exponent."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{min(digits, 6)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def of(published: Published) -> str:
+    """The published number or range."""
+    if published.low == published.high:
+        return amount(published.low, published.unit)
+    if math.isinf(published.high):
+        return f"at least {amount(published.low, published.unit)}"
+    if published.low == 0:
+        return f"at most {amount(published.high, published.unit)}"
+    return f"{amount(published.low, published.unit)} to {amount(published.high, published.unit)}"
+
+
+def span(comparisons: Sequence[Comparison]) -> str:
+    """The values of one published number, from the least to the greatest."""
+    unit = comparisons[0].published.unit
+    low, high = min(c.value for c in comparisons), max(c.value for c in comparisons)
+    first, last = amount(low, unit), amount(high, unit)
+    return first if first == last else f"{first} to {last}"
+
+
+def per_number(comparisons: Sequence[Comparison]) -> str:
+    """`41.6 ms; 24 token/s`: one span for each published number, in their order."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault(comparison.published.what, []).append(comparison)
+    return "; ".join(span(group) for group in groups.values())
+
+
+def nearest(comparisons: Sequence[Comparison]) -> Comparison:
+    """The value closest to what was published."""
+
+    def distance(c: Comparison) -> float:
+        low, high = c.published.low, c.published.high
+        if low <= c.value <= high:
+            return 0.0
+        end = low if c.value < low else high
+        return abs(c.value - end) / (abs(end) or 1.0)
+
+    return min(comparisons, key=distance)
+
+
+def sentence(verdict: Verdict) -> str:
+    """What the verdict means, for someone outside the field."""
+    claim = verdict.claim.plain
+    if verdict.status == "NOT MEASURED":
+        expected = {
+            "HOLDS": "the calculation says it is so",
+            "FAILS": "the calculation says it is not so",
+            "DEPENDS": f"by calculation it is so only for {verdict.predicted_condition}",
+            None: "and no calculation decides it",
+        }[verdict.predicted_status]
+        return f"{claim}: not measured here ({verdict.reason}); {expected}."
+    shown = verdict.measured if verdict.measured and verdict.claim.needs_measurement else verdict.predicted
+    how = "measured" if verdict.claim.needs_measurement else "calculated"
+    if verdict.status == "HOLDS":
+        return f"{claim}: yes, {how} {per_number(shown)}."
+    if verdict.status == "DEPENDS":
+        return f"{claim}: only for {verdict.condition}."
+    judged = (*shown, *verdict.predicted)
+    fitting = {c.published.what for c in judged if c.holds}
+    off = [c for c in shown if c.published.what not in fitting] or [c for c in shown if not c.holds]
+    if not off:
+        return f"{claim}: no; each of its numbers fits some setting, but none fits them all."
+    close = nearest(off)
+    return (
+        f"{claim}: no; {close.published.what} is said to be {of(close.published)}, "
+        f"the closest {how} is {amount(close.value, close.published.unit)}."
+    )
+
+
+def status_text(verdict: Verdict) -> str:
+    """`NOT MEASURED (predicted: HOLDS)`, or the status alone."""
+    if verdict.status == "NOT MEASURED" and verdict.predicted_status:
+        return f"{verdict.status} (predicted: {verdict.predicted_status})"
+    return verdict.status
+
+
+WIDEST = 160
+"""Characters of a condition in the table; `explain` has it whole."""
+
+HEADERS = ("id", "claim", "published", "predicted", "measured", "verdict", "condition or reason")
+
+
+def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and one row a claim, all strings."""
+    rows: list[tuple[str, ...]] = []
+    for verdict in verdicts:
+        measured = [c for c in verdict.measured or () if c.on_gpu]
+        rows.append(
+            (
+                verdict.claim.id,
+                verdict.claim.text,
+                "; ".join(of(p) for p in verdict.claim.published) or "-",
+                per_number(verdict.predicted) if verdict.predicted else "-",
+                per_number(measured) if measured else "-",
+                status_text(verdict),
+                shorten(
+                    verdict.condition or verdict.reason, WIDEST, placeholder=f" ... (--explain {verdict.claim.id})"
+                ),
+            )
+        )
+    return HEADERS, rows
+
+
+def _lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """One line a setting with each number's value and whether it fits, then how the values were made."""
+    settings: dict[str, list[str]] = {}
+    for c in comparisons:
+        where = ", ".join(f"{name} {value}" for name, value in c.setting.items()) + ("" if c.on_gpu else " [CPU]")
+        mark = "fits" if c.holds else "off"
+        value = f"{c.published.what} {amount(c.value, c.published.unit)} ({mark})"
+        settings.setdefault(where.strip(), []).append(value)
+    lines = [f"  {where}: {'; '.join(v)}" if where else f"  {'; '.join(v)}" for where, v in settings.items()]
+    for how in dict.fromkeys(c.how for c in comparisons):
+        lines.append(f"  how: {how}")
+    return lines
+
+
+def explain(verdict: Verdict) -> str:
+    """One claim in full: what was published, every predicted and measured value, and where each came from."""
+    claim = verdict.claim
+    lines = [
+        f"{claim.id}  {status_text(verdict)}",
+        sentence(verdict),
+        "",
+        f"Claim: {claim.text}",
+        *(f"Source: [{letter}] {SOURCES[letter]}" for letter in claim.source.split()),
+        f"Setting: {claim.setting}",
+        "Published:",
+        *(f"  {p.what}: {of(p)} (tolerance {100 * p.tolerance:.0f}%)" for p in claim.published),
+    ]
+    if verdict.condition:
+        lines.append(f"Condition: {verdict.condition}")
+    lines.append(f"Predicted: {verdict.predicted_status or 'nothing: ' + verdict.gap}")
+    if verdict.predicted and verdict.gap:
+        lines.append(f"  not predicted: {verdict.gap}")
+    if verdict.predicted_condition and verdict.predicted_condition != verdict.condition:
+        lines.append(f"  condition: {verdict.predicted_condition}")
+    lines += _lines(verdict.predicted)
+    if verdict.measured:
+        lines.append("Measured:")
+        lines += _lines(verdict.measured)
+        ids = dict.fromkeys(i for c in verdict.measured for i in c.records)
+        for i in ids:
+            flags = f" [{', '.join(i.flags)}]" if i.flags else ""
+            lines.append(f"  from {i.op}/{i.impl} {i.case_id} of run {i.run_id or '?'}{flags}")
+    if verdict.reason:
+        lines.append(f"Not measured: {verdict.reason}")
+    return "\n".join(lines)
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    return {
+        "what": c.published.what,
+        "value": finite(c.value),
+        "unit": c.published.unit,
+        "fits": c.holds,
+        "setting": c.setting,
+        "how": c.how,
+        "on_gpu": c.on_gpu,
+        "records": [asdict(i) for i in c.records],
+    }
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    """Everything of a verdict, for JSON. SI units."""
+    claim = verdict.claim
+    return {
+        "id": claim.id,
+        "claim": claim.text,
+        "source": [{"letter": letter, "name": SOURCES[letter]} for letter in claim.source.split()],
+        "how": claim.how.split(),
+        "setting": claim.setting,
+        "published": [
+            {"what": p.what, "low": p.low, "high": finite(p.high), "unit": p.unit, "tolerance": p.tolerance}
+            for p in claim.published
+        ],
+        "status": verdict.status,
+        "condition": verdict.condition,
+        "reason": verdict.reason,
+        "predicted_status": verdict.predicted_status,
+        "predicted_condition": verdict.predicted_condition,
+        "not_predicted": verdict.gap,
+        "predicted": [_comparison(c) for c in verdict.predicted],
+        "measured": None if verdict.measured is None else [_comparison(c) for c in verdict.measured],
+        "sentence": sentence(verdict),
+    }

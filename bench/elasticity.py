@@ -1,0 +1,109 @@
+"""Memory-bound or not, shown without hardware counters: how time answers when bytes and FLOPs are changed apart.
+
+`log t = a + e_b log bytes + e_f log FLOP` over cases of one implementation, some with other bytes at the same FLOPs and
+some the reverse. The elasticity e_b is the percentage that time grows when bytes grow by one percent. A kernel bound
+by memory has e_b = 1 and e_f = 0, one bound by arithmetic the reverse, one bound by its launch has both at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bench.records import Record
+from bench.stats import Interval
+
+RESAMPLES = 400
+TOLERANCE = 0.15
+"""How far an elasticity may be from 0 or 1: a launch of 2 us in a kernel of 20 us alone costs 0.1."""
+
+CONDITION_LIMIT = 30.0
+"""Largest condition number of the centred design: beyond, bytes and FLOPs vary together and cannot be told apart."""
+
+Bound = Literal["memory", "compute", "neither"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One case: bytes and FLOPs of its work, seconds of every sample."""
+
+    bytes: int
+    flops: int
+    samples_s: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elasticity:
+    """The two exponents with their 95% intervals, and the largest residual of log t."""
+
+    bytes: Interval
+    flops: Interval
+    residual: float
+    points: int
+
+    @property
+    def bound(self) -> Bound:
+        """`memory` or `compute` only if both whole intervals are within `TOLERANCE` of what that means."""
+
+        def near(interval: Interval, value: float) -> bool:
+            return value - TOLERANCE <= interval.low and interval.high <= value + TOLERANCE
+
+        if near(self.bytes, 1.0) and near(self.flops, 0.0):
+            return "memory"
+        if near(self.bytes, 0.0) and near(self.flops, 1.0):
+            return "compute"
+        return "neither"
+
+
+class NotIdentified(ValueError):
+    """The cases cannot tell bytes from FLOPs; the message says which are missing."""
+
+
+def fit(points: Sequence[Point], *, seed: int = 0) -> Elasticity:
+    """Least squares on the logarithms of medians; intervals by resampling every case's samples.
+
+    Raises `NotIdentified` for fewer than three cases, a case without two samples, or if bytes and FLOPs hardly vary or
+    vary together.
+    """
+    if any(len(p.samples_s) < 2 for p in points):
+        raise NotIdentified("an interval needs two samples of every case")
+    if len(points) < 3:
+        raise NotIdentified(f"{len(points)} cases; an elasticity needs at least three")
+    logs = np.log([[p.bytes, p.flops] for p in points])
+    centred = logs - logs.mean(axis=0)
+    for name, column in zip(("bytes", "FLOPs"), centred.T, strict=True):
+        if np.ptp(column) < np.log(1.5):
+            raise NotIdentified(f"{name} vary by less than a factor of 1.5 over these cases")
+    if np.linalg.cond(centred / np.linalg.norm(centred, axis=0)) > CONDITION_LIMIT:
+        raise NotIdentified("bytes and FLOPs vary together over these cases")
+    design = np.column_stack([np.ones(len(points)), logs])
+    solve = np.linalg.pinv(design)
+
+    def exponents(times: np.ndarray) -> np.ndarray:
+        return solve @ np.log(times)
+
+    medians = np.array([np.median(p.samples_s) for p in points])
+    best = exponents(medians)
+    rng = np.random.default_rng(seed)
+    resampled = np.stack(
+        [np.median(rng.choice(p.samples_s, size=(RESAMPLES, len(p.samples_s))), axis=1) for p in points]
+    )
+    low, high = np.quantile(exponents(resampled), [0.025, 0.975], axis=1)
+    return Elasticity(
+        bytes=Interval(low=float(low[1]), median=float(best[1]), high=float(high[1])),
+        flops=Interval(low=float(low[2]), median=float(best[2]), high=float(high[2])),
+        residual=float(np.abs(np.log(medians) - design @ best).max()),
+        points=len(points),
+    )
+
+
+def of_records(records: Iterable[Record]) -> Elasticity:
+    """The elasticities of records of one op and one implementation. ValueError if they are of several."""
+    used = [r for r in records if r.status == "ok" and r.samples_s and r.bytes and r.flops]
+    kinds = {(r.op, r.impl) for r in used}
+    if len(kinds) > 1:
+        raise ValueError(f"records of several implementations: {sorted(kinds)}")
+    return fit([Point(bytes=r.bytes, flops=r.flops, samples_s=r.samples_s) for r in used])

@@ -1,0 +1,581 @@
+"""Claims: every one is listed, no verdict is typed, measured ones need records, and changing records changes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.claims import CLAIMS, Verdict, as_dict, explain, find_claim, judge, main_table, scorecard
+from bench.claims.base import SOURCES, Comparison, Published, describe, number, settle
+from bench.claims.common import LLAMA_70B
+from bench.counters import Counted
+from bench.devices import identify
+from bench.errors import BadRequest
+from bench.records import FILE, Record, Run, as_line, load_run
+from kernels.models import active_parameters, kv_bytes_per_token
+from kernels.op import discover
+
+IDS = [
+    "I1",
+    "I2",
+    "I3",
+    "I4",
+    "I5",
+    "I6",
+    "I7",
+    "I8",
+    "I9",
+    "I10",
+    "I11",
+    "I12",
+    "I13",
+    "T1",
+    "T2",
+    "T3",
+    "T4",
+    "T5",
+    "T6",
+    "T7",
+    "T8",
+    "T9",
+    "T10",
+    "K1",
+    "K2",
+    "K3",
+    "K4",
+    "K5",
+    "K6",
+    "K7",
+    "K8",
+    "K9",
+    "M1",
+    "M2",
+    "M3",
+    "M4",
+    "M5",
+    "M6",
+    "H1",
+    "H2",
+    "H3",
+    "H4",
+    "H5",
+    "H6",
+    "H7",
+]
+BY_MODEL_ALONE = ["T5", "K1", "K2", "K3", "K5", "K6", "K7", "K9", "M2", "M3", "M4", "H1", "H2", "H3", "H4", "H5"]
+
+H100 = "NVIDIA H100 80GB HBM3"
+READ = 3.0e12
+"""Measured read bandwidth of the synthetic H100."""
+
+
+def record(op: str, case: dict[str, Any], seconds: float, *, size: int, flops: float, **more: Any) -> Record:
+    pipe = more.pop("pipe", "mma_bf16")
+    fields = {"impl": "ours", "ours": True, "run_id": "r1"} | more
+    return Record(
+        op=op,
+        case_id="-".join(f"{k}{v}" for k, v in case.items()),
+        case=case,
+        status="ok",
+        work={"flops": {pipe: int(flops)}, "bytes_read": int(size), "bytes_written": 0},
+        samples_s=[0.99 * seconds, seconds, 1.01 * seconds],
+        **fields,
+    )
+
+
+def read(bandwidth: float = READ) -> Record:
+    return record("stream", {"kind": "read", "size": 1 << 30}, (1 << 30) / bandwidth, size=1 << 30, flops=1 << 28)
+
+
+def gemm(rate: float = 700e12) -> Record:
+    case = {"kind": "gemm", "M": 8192, "N": 8192, "K": 8192, "dtype": "bf16"}
+    return record("gemm_peak", case, 2 * 8192**3 / rate, size=3 * 2 * 8192**2, flops=2 * 8192**3)
+
+
+GATE = (28672, 8192)
+BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "int4": 0.5}
+
+
+def layer(B: int, weights: str = "bf16", *, bandwidth: float = READ, peak: float = 700e12, **more: Any) -> Record:
+    """The gate of Llama-3.1-70B under a perfect roofline."""
+    N, K = GATE
+    size, flops = N * K * BYTES[weights] + 2 * B * (N + K), 2 * B * N * K
+    case = {"model": "llama-3.1-70b", "B": B, "N": N, "K": K, "dtype": "bf16", "weights": weights}
+    return record("ffn_gemv", case, max(size / bandwidth, flops / peak), size=int(size), flops=flops, **more)
+
+
+def attend(H_q: int, H_kv: int, *, B: int = 16, T: int = 8192, kv: str = "", time: float = 1.0, **more: Any) -> Record:
+    """Attention at the read bandwidth, `time` times as slow."""
+    window = more.get("window", 0)
+    size = 2 * B * min(T, window or T) * H_kv * 128 * (1 if kv == "fp8" else 2)
+    case = {"model": "", "B": B, "H_q": H_q, "H_kv": H_kv, "D": 128, "T": T, "lengths": "uniform", "page": 16,
+            "layout": "NHD", "dtype": "bf16", "kv": kv, "q_len": 1, "window": 0, "sinks": 0, "prefix": 0}  # fmt: skip
+    case |= {name: more.pop(name) for name in list(more) if name in case}
+    return record("attention_decode", case, time * size / READ, size=size, flops=4 * B * T * H_q * 128, **more)
+
+
+def run(*records: Record, device: str = H100, kind: str = "cuda") -> Run:
+    """A run as read back from the lines that these records make."""
+    part = identify(device)
+    facts = {"name": device, "key": part.key if part else None}
+    header = {"kind": "run", "run_id": "r1", "device": facts, "target": {"kind": kind}}
+    lines = [header, *({"kind": "record", **as_line(r)} for r in records)]
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return load_run(directory)
+
+
+def values(verdict: Verdict, what: str, **setting: str) -> list[float]:
+    """Predicted values of one published number at settings with these factors."""
+    return [c.value for c in verdict.predicted if c.published.what == what and setting.items() <= c.setting.items()]
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, Verdict]:
+    """Verdicts without a single run."""
+    return {v.claim.id: v for v in scorecard()}
+
+
+# ---------------------------------------------------------------------------------------------------- the whole list
+
+
+def test_every_claim_of_the_list_is_judged_and_in_its_order() -> None:
+    assert list(CLAIMS) == IDS
+    assert [v.claim.id for v in scorecard()] == IDS
+
+
+def test_every_claim_names_its_source_setting_and_published_numbers() -> None:
+    for claim in CLAIMS.values():
+        assert set(claim.source.split()) <= SOURCES.keys()
+        assert set(claim.how.split()) <= set("MPXS")
+        assert claim.published
+        assert claim.text
+        assert claim.plain
+        assert claim.setting
+        assert claim.predict or claim.measure or claim.never, f"{claim.id} has nothing to judge by"
+        assert claim.measure or claim.across or not claim.needs_measurement or claim.never
+
+
+def test_without_records_a_claim_to_be_measured_is_not_measured(bare: dict[str, Verdict]) -> None:
+    for claim_id, verdict in bare.items():
+        if claim_id in BY_MODEL_ALONE:
+            assert verdict.status in ("HOLDS", "FAILS", "DEPENDS")
+            assert verdict.status == verdict.predicted_status
+            assert not verdict.reason
+        else:
+            assert verdict.status == "NOT MEASURED"
+            assert verdict.reason
+        assert verdict.measured is None
+
+
+def test_a_prediction_is_shown_beside_what_is_not_measured(bare: dict[str, Verdict]) -> None:
+    without = {v.claim.id for v in bare.values() if v.predicted_status is None}
+    assert without == {"I8", "M6", "H7"}
+    assert (
+        "predicted: HOLDS" in dict(zip(IDS, (row[5] for row in main_table(list(bare.values()))[1]), strict=True))["T6"]
+    )
+
+
+def test_a_condition_belongs_to_depends(bare: dict[str, Verdict]) -> None:
+    for verdict in bare.values():
+        if verdict.predicted_status == "DEPENDS":
+            assert verdict.predicted_condition
+        if verdict.predicted_status == "HOLDS":
+            assert not verdict.predicted_condition
+
+
+def test_nothing_here_loads_torch_or_triton() -> None:
+    code = "import sys, bench.claims as c; c.scorecard(); print({'torch', 'triton', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+CASE_FIELDS = {
+    "stream": {"kind"},
+    "gemm_peak": {"kind", "M", "dtype"},
+    "ffn_gemv": {"model", "B", "N", "K", "dtype", "weights"},
+    "moe_ffn": {"model", "B", "E", "k", "H", "F", "routing", "dtype"},
+    "attention_decode": {
+        "model", "B", "H_q", "H_kv", "D", "T", "lengths", "page", "layout", "dtype", "kv", "q_len", "window", "sinks",
+        "prefix",
+    },
+}  # fmt: skip
+"""What the claims ask records for."""
+
+
+def test_operations_have_the_fields_that_claims_ask_for() -> None:
+    """A renamed field would make every query come back empty, and claims not measured for no true reason."""
+    for op, fields in CASE_FIELDS.items():
+        assert fields <= {f.name for f in dataclasses.fields(discover()[op].case_type)}, op
+    assert set(layer(1).case) <= CASE_FIELDS["ffn_gemv"]
+    assert set(attend(64, 8).case) <= CASE_FIELDS["attention_decode"]
+    names = {f.name for f in dataclasses.fields(Counted)}
+    assert {"l2_hit_rate", "dram_read", "dram_written"} <= names
+
+
+# --------------------------------------------------------------------------------------------- numbers worked by hand
+
+
+def test_the_kv_cache_of_70b_by_hand(bare: dict[str, Verdict]) -> None:
+    """2 x 80 layers x 8 heads x 128 x 2 B = 327,680 B a token: 1.34 GB at 4K, not 2.5."""
+    assert kv_bytes_per_token(LLAMA_70B, 2) == 327_680
+    at_4k = "KV cache of 70B at 4K tokens"
+    bf16 = {"cache": "bf16", "GB": "1e9 B"}
+    assert values(bare["K1"], at_4k, **bf16, **{"KV heads": "8 (GQA, as in Llama-3.1-70B)"}) == [
+        pytest.approx(1.342177, rel=1e-6)
+    ]
+    assert values(bare["K1"], at_4k, **bf16, **{"KV heads": "64 (MHA)"}) == [pytest.approx(8 * 1.342177, rel=1e-6)]
+    assert bare["K1"].status == "DEPENDS", "2.5 GiB is 4,096 tokens of 655,360 B: four bytes an element"
+    assert "fp32" in bare["K1"].condition
+    assert "2^30" in bare["K1"].condition
+
+
+def test_the_settings_that_make_the_other_cache_sizes_right(bare: dict[str, Verdict]) -> None:
+    """640 GiB = 32 x 8,192 x 2 x 80 x 64 x 128 x 2 B; 1.125 GiB = 512 x 2 x 64 x 72 x 128 x 2 B."""
+    assert 32 * 8192 * 2 * 80 * 64 * 128 * 2 == 640 << 30
+    assert "64 (MHA)" in bare["K3"].condition
+    assert "bf16" in bare["K3"].condition
+    assert 512 * 2 * 64 * 72 * 128 * 2 == 1.125 * 2**30
+    assert "opt-66b" in bare["K7"].condition
+
+
+def test_mla_saves_93_percent_only_against_gqa_and_with_a_quantized_latent(bare: dict[str, Verdict]) -> None:
+    """60 x 576 x 6 bits of 95 x 2 x 8 x 128 x 16 bits: 6.66%."""
+    what = "share of the cache that MLA saves"
+    assert values(bare["K4"], what, bits="6", against="DeepSeek 67B, which has GQA") == [
+        pytest.approx(1 - 60 * 576 * 6 / (95 * 2048 * 16))
+    ]
+    assert values(bare["K4"], what, bits="16", against="DeepSeek 67B, which has GQA") == [
+        pytest.approx(0.8224, abs=1e-4)
+    ]
+
+
+def test_room_for_requests_by_hand(bare: dict[str, Verdict]) -> None:
+    """20 GB over 2,048 x 2,621,440 B is 3.7 requests of a 64-head cache; two H100s leave 18.9 GB."""
+    assert values(bare["K5"], "batch at 2K tokens in 20 GB", cache="bf16", **{"KV heads": "64 (MHA)"}) == [3]
+    gqa = {"cache": "bf16", "KV heads": "8 (GQA, as in Llama-3.1-70B)"}
+    assert values(bare["K5"], "largest batch at 4K tokens on two H100", **gqa) == [14]
+    assert bare["K5"].status == "FAILS"
+
+
+def test_the_ridge_and_the_batch_that_crosses_it(bare: dict[str, Verdict]) -> None:
+    """989.4 / 3.35 = 295.3 FLOP/B; a weight of b bytes is worth 2 B / b FLOP a byte."""
+    assert values(bare["I3"], "ridge point of the H100") == [pytest.approx(295.34, rel=1e-4)]
+    crossings = {c.setting["weights"]: c.value for c in bare["I4"].predicted}
+    assert 295 <= crossings["16-bit"] <= 330, "activations push it a little above the ridge"
+    assert 148 <= crossings["8-bit in 16-bit arithmetic"] <= 160
+    assert 295 <= crossings["8-bit in 8-bit arithmetic"] <= 330
+    assert 74 <= crossings["4-bit in 16-bit arithmetic"] <= 80
+    assert bare["I4"].predicted_condition == "weights 8-bit in 16-bit arithmetic"
+
+
+def test_saturation_of_256_experts_by_hand(bare: dict[str, Verdict]) -> None:
+    """Ridge x bytes / 2 tokens an expert, 32 experts a slot: 9,451 on an H100 in bf16, 3,849 on a TPU v5e in int8."""
+    what = "batch that saturates 256 experts, top 8"
+    assert values(bare["I6"], what, part="NVIDIA H100 SXM", weights="16-bit") == [pytest.approx(989.4 / 3.35 * 32)]
+    v5e = {"part": "Google TPU v5e", "weights": "8-bit in 16-bit arithmetic"}
+    assert values(bare["I6"], what, **v5e) == [pytest.approx(197e12 / 819e9 / 2 * 32)]
+    assert "TPU v5e" in bare["I6"].predicted_condition
+
+
+def test_attention_has_the_intensity_of_its_heads(bare: dict[str, Verdict]) -> None:
+    for heads, low, high in (("1", 0.95, 1.0), ("4", 3.9, 4.0), ("8", 7.8, 8.0)):
+        got = values(bare["I5"], "intensity of attention", cache="bf16", **{"query heads per KV head": heads})
+        assert got
+        assert all(low <= value <= high for value in got), "whatever the batch"
+
+
+def test_money_by_hand(bare: dict[str, Verdict]) -> None:
+    """$2.50 / 3,600 s x 141 GB / 3.35 TB/s x 1e6 = $29; the same over 64 and 256."""
+    one = 2.5 / 3600 * 2 * active_parameters(LLAMA_70B) / 3.35e12 * 1e6
+    for batch, slack in ((1, 0.01), (64, 0.03), (256, 0.07)):
+        what = f"$ per million output tokens at batch {batch}"
+        assert values(bare["M1"], what, context="0") == [pytest.approx(one / batch, rel=slack)]
+    assert values(bare["M4"], "prefill GPUs saved by a hit rate of 56.3%", share="of all GPUs") == [
+        pytest.approx(0.4504)
+    ]
+
+
+def test_the_formula_of_m3_is_right_for_one_user_and_wrong_for_long_prompts(bare: dict[str, Verdict]) -> None:
+    what = "cost by the formula over cost by the model"
+    assert all(v == pytest.approx(1) for v in values(bare["M3"], what, batch="1"))
+    assert all(
+        v < 0.7 for v in values(bare["M3"], what, batch="64", request="8192 in and 256 out", **{"hit rate": "0"})
+    )
+
+
+def test_a_70b_token_takes_42_ms_of_bandwidth_but_does_not_fit_one_h100(bare: dict[str, Verdict]) -> None:
+    assert values(bare["T1"], "time per token", capacity="set aside") == [pytest.approx(41.5e-3, rel=0.01)]
+    assert values(bare["T1"], "16-bit weights of 70B over the memory of one part") == [pytest.approx(1.764, rel=1e-3)]
+    assert bare["T1"].predicted_status == "DEPENDS"
+
+
+# -------------------------------------------------------------------------------------------- records change verdicts
+
+
+def test_a_slow_gemm_moves_the_measured_ridge() -> None:
+    assert judge("I3", [run(read(3.35e12), gemm(989e12))]).status == "HOLDS"
+    slow = judge("I3", [run(read(3.0e12), gemm(600e12))])
+    assert slow.status == "DEPENDS"
+    assert slow.condition == "ceilings datasheet (predicted; nothing measured fits)"
+    assert slow.measured
+    assert slow.measured[0].value == pytest.approx(200)
+    assert {i.op for i in slow.measured[0].records} == {"stream", "gemm_peak"}
+
+
+def test_the_knee_of_a_sweep_is_found_and_decides() -> None:
+    batches = (1, 16, 64, 128, 192, 256, 384, 512)
+    sweep = [layer(B, peak=900e12) for B in batches]
+    verdict = judge("I4", [run(*sweep)])
+    assert verdict.measured
+    assert verdict.measured[0].value == pytest.approx(300, rel=0.03), "900 TFLOP/s over 3 TB/s"
+    assert verdict.status == "DEPENDS", "bf16 measured off, 8-bit weights still only predicted"
+    slow = judge("I4", [run(*(layer(B, peak=450e12) for B in batches))])
+    assert slow.measured
+    assert slow.measured[0].holds, "half the arithmetic crosses at 150"
+    assert "16-bit" in slow.condition
+    assert judge("I4", [run(*sweep[:4])]).status == "NOT MEASURED", "the sweep ends before the knee"
+
+
+def test_a_token_at_the_roof_and_at_half_of_it() -> None:
+    good = judge("T1", [run(layer(1))])
+    assert good.status == "DEPENDS"
+    assert good.condition == "capacity set aside"
+    assert good.measured
+    assert good.measured[0].value == pytest.approx(2 * active_parameters(LLAMA_70B) / READ, rel=0.01)
+    bad = judge("T1", [run(layer(1, bandwidth=1.5e12))])
+    assert bad.status == "FAILS"
+    assert "the closest measured is 92.7 ms" in explain(bad)
+
+
+def test_the_fastest_implementation_counts_and_impossible_times_do_not() -> None:
+    fast, slow = layer(1, impl="ours"), layer(1, impl="torch", bandwidth=1e12)
+    warm = layer(1, impl="cached", bandwidth=30e12, flags=["impossible"])
+    verdict = judge("T1", [run(fast, slow, warm)])
+    assert verdict.measured
+    assert [i.impl for i in verdict.measured[0].records] == ["ours"]
+
+
+def test_a_cache_of_half_the_bytes_must_take_half_the_time() -> None:
+    assert judge("T6", [run(attend(64, 8), attend(64, 8, kv="fp8"))]).status == "HOLDS"
+    slow = judge("T6", [run(attend(64, 8), attend(64, 8, kv="fp8", time=1.8))])
+    assert slow.status == "FAILS"
+    assert judge("T6", [run(attend(64, 8))]).status == "NOT MEASURED"
+
+
+def test_intensity_is_bracketed_by_the_measured_roof() -> None:
+    verdict = judge("I5", [run(read(), attend(32, 32), attend(64, 8))])
+    assert verdict.measured
+    by_group = {c.setting["query heads per KV head"]: c.value for c in verdict.measured}
+    assert by_group["1"] == pytest.approx(1, rel=0.01)
+    assert by_group["8"] == pytest.approx(8, rel=0.01)
+    slow = judge("I5", [run(read(), attend(32, 32, time=4))])
+    assert slow.status == "NOT MEASURED", "a quarter of the roof leaves 0.25 to 1 FLOP/B open"
+    assert "told without counters" in slow.reason
+    counted = attend(32, 32, time=4, counters={"dram_read": 2 * attend(32, 32).bytes, "dram_written": 0.0})
+    by_counter = judge("I5", [run(counted)])
+    assert by_counter.measured
+    assert [c.value for c in by_counter.measured] == [pytest.approx(0.5)], "twice the bytes, half the intensity"
+
+
+def test_shared_heads_are_judged_by_attention_time() -> None:
+    good = judge("K4", [run(attend(32, 32), attend(32, 8))])
+    assert good.measured
+    assert [c.value for c in good.measured] == [pytest.approx(4)]
+    bad = judge("K4", [run(attend(32, 32), attend(32, 8, time=3))])
+    assert bad.measured
+    assert not bad.measured[0].holds
+
+
+def test_elasticities_come_from_ours_alone() -> None:
+    records = [
+        record("ffn_gemv", {"B": B, "N": N, "K": 8192, "dtype": "bf16", "weights": "bf16"},
+               2 * N * 8192 / READ, size=2 * N * 8192, flops=2 * B * N * 8192)
+        for B in (1, 8, 64) for N in (4096, 8192, 28672)
+    ]  # fmt: skip
+    assert judge("I11", [run(*records)]).measured
+    fitted = [
+        c for c in judge("I11", [run(*records)]).measured or () if c.published.what == "elasticity of time to FLOPs"
+    ]
+    assert all(c.holds for c in fitted)
+    assert judge("I11", [run(*records[:2])]).status == "NOT MEASURED"
+
+
+def test_software_counts_from_twofold() -> None:
+    assert judge("M6", [run(layer(1), layer(1, impl="naive", bandwidth=1e12))]).status == "HOLDS"
+    assert judge("M6", [run(layer(1), layer(1, impl="torch", bandwidth=2.9e12))]).status == "FAILS"
+    assert judge("M6", [run(layer(1))]).status == "NOT MEASURED"
+
+
+def test_a_run_on_a_cpu_is_shown_and_decides_nothing() -> None:
+    verdict = judge("T6", [run(attend(64, 8), attend(64, 8, kv="fp8"), device="Xeon", kind="cpu")])
+    assert verdict.status == "NOT MEASURED"
+    assert "CPU only" in verdict.reason
+    assert verdict.measured
+    assert not verdict.measured[0].on_gpu
+    assert "[CPU]" in explain(verdict)
+    for every in scorecard([run(read(), gemm(), layer(1), attend(64, 8), device="Xeon", kind="cpu")]):
+        if every.claim.needs_measurement:
+            assert every.status == "NOT MEASURED", every.claim.id
+            assert "CPU only" in every.reason or every.claim.never, every.claim.id
+
+
+def test_another_part_does_not_judge_the_h100() -> None:
+    verdict = judge("T1", [run(layer(1), device="NVIDIA A100-SXM4-80GB")])
+    assert verdict.status == "NOT MEASURED"
+    assert "A100" in verdict.reason
+
+
+def test_time_across_devices_needs_two_gpus() -> None:
+    h100 = run(read(3.0e12), layer(1, bandwidth=3.0e12))
+    assert "two different GPUs" in judge("I12", [h100]).reason
+    assert "two different GPUs" in judge("I12", [h100, h100]).reason
+    h200 = run(read(4.2e12), layer(1, bandwidth=4.2e12), device="NVIDIA H200")
+    assert judge("I12", [h100, h200]).status == "HOLDS"
+    no_faster = run(read(4.2e12), layer(1, bandwidth=3.0e12), device="NVIDIA H200")
+    assert judge("I12", [h100, no_faster]).status == "DEPENDS", "predicted to follow, measured not to"
+
+
+def test_the_other_parts_of_t2_are_measured_by_their_own_runs() -> None:
+    h200 = run(layer(1, bandwidth=4.5e12), device="NVIDIA H200")
+    verdict = judge("T2", [run(layer(1)), h200])
+    assert verdict.measured
+    assert {c.published.what for c in verdict.measured} == {"time per token on an H200"}
+
+
+def test_l2_hit_rates_come_from_counters_alone() -> None:
+    big, small = gemm(), layer(1, counters={"l2_hit_rate": 0.2})
+    assert "counters" in judge("I8", [run(big, small)]).reason
+    counted = gemm()
+    counted.counters["l2_hit_rate"] = 0.9
+    assert judge("I8", [run(counted, small)]).status == "HOLDS", "1 - 0.2 / 0.9 = 78%"
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    full = run(read(), gemm(), *(layer(B) for B in (1, 4, 16, 64, 256)), attend(64, 8))
+    verdict = judge("H7", [full])
+    assert verdict.status == "NOT MEASURED"
+    assert "area" in verdict.reason
+
+
+def full_run() -> Run:
+    return run(
+        read(), gemm(), *(layer(B, w) for B in (1, 4, 8, 16, 64, 256, 512) for w in BYTES),
+        attend(32, 32), attend(64, 8), attend(64, 8, kv="fp8"), attend(64, 8, B=64), attend(64, 8, q_len=4),
+        attend(64, 8, model="llama-3.1-70b"), attend(64, 8, T=8192, window=4096), attend(64, 8, T=32768, window=4096),
+    )  # fmt: skip
+
+
+def test_a_whole_run_judges_most_claims_and_every_value_names_its_records() -> None:
+    verdicts = scorecard([full_run()])
+    open_ones = {v.claim.id for v in verdicts if v.status == "NOT MEASURED"}
+    assert open_ones <= {"I6", "I7", "I8", "I12", "T2", "M5", "H6", "H7", "M6", "I11", "I13"}, open_ones
+    for verdict in verdicts:
+        for comparison in verdict.measured or ():
+            assert comparison.records
+            assert all(i.run_id == "r1" for i in comparison.records)
+
+
+def test_the_same_records_give_the_same_verdicts() -> None:
+    assert scorecard([full_run()]) == scorecard([full_run()])
+
+
+# --------------------------------------------------------------------------------------------------- how it is settled
+
+
+def comparisons(published: Iterable[Published], table: dict[tuple[str, str], float]) -> list[Comparison]:
+    return [
+        Comparison(published=p, value=value, setting={"a": a, "b": b}, how="made up")
+        for p in published
+        for (a, b), value in table.items()
+    ]
+
+
+TEN = number("ten", 10, "x", 0.1)
+
+
+def test_a_number_that_fits_everywhere_somewhere_nowhere() -> None:
+    assert settle(comparisons([TEN], {("1", "x"): 9.1, ("2", "x"): 11})) == ("HOLDS", "")
+    assert settle(comparisons([TEN], {("1", "x"): 8.9, ("2", "x"): 11})) == ("DEPENDS", "a 2")
+    assert settle(comparisons([TEN], {("1", "x"): 8.9, ("2", "x"): 11.1})) == ("FAILS", "")
+
+
+def test_two_numbers_must_fit_in_the_same_setting() -> None:
+    twenty = number("twenty", 20, "x", 0.1)
+    apart = [
+        Comparison(published=TEN, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=twenty, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=TEN, value=20, setting={"a": "2"}, how=""),
+        Comparison(published=twenty, value=20, setting={"a": "2"}, how=""),
+    ]
+    status, condition = settle(apart)
+    assert status == "FAILS"
+    assert condition == "taken alone, ten fits: a 1; taken alone, twenty fits: a 2"
+
+
+def test_a_condition_is_the_block_or_the_pieces() -> None:
+    grid = [{"a": a, "b": b} for a in "12" for b in "xyz"]
+    assert describe([s for s in grid if s["b"] != "z"], grid) == "b x or y"
+    assert describe([s for s in grid if s["a"] == "1" and s["b"] != "z"], grid) == "a 1, b x or y"
+    odd = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
+    assert describe(odd, grid) == "a 1, b x | a 2, b y"
+
+
+def test_open_ends_and_zero_tolerance() -> None:
+    more = Published(what="more", low=1.5, high=math.inf, unit="x", tolerance=0)
+    assert more.covers(1e9)
+    assert more.covers(1.5)
+    assert not more.covers(1.499)
+
+
+# ------------------------------------------------------------------------------------------------------------- in words
+
+
+def test_json_has_no_infinity_and_holds_everything() -> None:
+    for verdict in scorecard([full_run()]):
+        told = json.loads(json.dumps(as_dict(verdict), allow_nan=False))
+        assert told["id"] == verdict.claim.id
+        assert told["status"] == verdict.status
+        assert len(told["predicted"]) == len(verdict.predicted)
+
+
+def test_an_explanation_names_file_numbers_records_and_verdict() -> None:
+    text = explain(judge("I3", [run(read(3.0e12), gemm(600e12))]))
+    for part in (
+        "I3  DEPENDS",
+        "001_513f68dfbbae71d0.txt",
+        "295 FLOP/B",
+        "200 FLOP/B",
+        "gemm_peak/ours",
+        "run r1",
+        "tolerance 15%",
+    ):
+        assert part in text
+
+
+def test_a_missing_number_is_named(bare: dict[str, Verdict]) -> None:
+    assert "Rubin CPX" in bare["H3"].gap
+    assert "power of Groq LPU" in bare["M5"].gap
+    assert "bandwidth of NVIDIA Rubin CPX" in explain(bare["H3"])
+
+
+def test_the_table_has_one_row_a_claim_and_only_text() -> None:
+    headers, rows = main_table(scorecard([full_run()]))
+    assert [row[0] for row in rows] == IDS
+    assert {len(row) for row in rows} == {len(headers)}
+    assert all(isinstance(cell, str) for row in rows for cell in row)
+
+
+def test_an_unknown_claim_is_refused_with_the_nearest() -> None:
+    assert find_claim("i4").id == "I4"
+    with pytest.raises(BadRequest, match="I4"):
+        find_claim("I44")
