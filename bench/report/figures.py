@@ -1,0 +1,235 @@
+"""The pictures of a report as PNG, drawn for a light page of about 850 px. Each title states the finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from bench.report.drawing import (
+    COLOURS,
+    INK,
+    PALE,
+    canvas,
+    end_labels,
+    legend,
+    logarithmic,
+    panels,
+    scatter_op,
+    slope_label,
+    title,
+)
+from bench.report.frame import SAME_BATCH, WITHIN, Accuracy, Point, View, batches, free_batch, left_of_ridge
+from bench.report.units import percent, si, tick
+
+DPI = 200
+
+
+def draw_all(view: View, directory: Path) -> dict[str, Path]:
+    """Draw what the run has data for; returns the files by figure name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, Callable[[View], Figure | None]] = {
+        "roofline": roofline,
+        "prediction": prediction,
+        "efficiency": efficiency,
+        "batch": batch_knee,
+    }
+    paths = {}
+    for name, draw in drawings.items():
+        path = directory / f"{name}.png"
+        figure = draw(view)
+        if figure is None:
+            path.unlink(missing_ok=True)
+        else:
+            figure.savefig(path, dpi=DPI, facecolor="white")
+            paths[name] = path
+    return paths
+
+
+def roofline(view: View) -> Figure | None:
+    """Achieved FLOP/s over intensity under the measured and the datasheet's roofs; ops without FLOPs have no place."""
+    points = [p for p in view.points if p.intensity > 0]
+    ceilings = view.ceilings
+    if not points or ceilings is None:
+        return None
+    figure, axes = canvas(8.5, 5.4)
+    sheet = view.datasheet("memory_bandwidth")
+    low = 10 ** math.floor(math.log10(min(p.intensity for p in points)))
+    shown = {pipe for p in points for pipe in p.record.work["flops"]}
+    claims = {pipe: claimed for pipe in shown if (claimed := view.datasheet(pipe))}
+    high = 3e3 if ceilings.pipes or claims else 10 * max(p.intensity for p in points)
+
+    ends: list[tuple[float, float, str, str]] = []
+
+    def roof(bandwidth: float, peak: float | None, *, dashes: bool) -> None:
+        ridge = min(high, peak / bandwidth) if peak else high
+        xs, ys = [low, ridge], [low * bandwidth, ridge * bandwidth]
+        if peak and ridge < high:
+            xs, ys = [*xs, high], [*ys, peak]
+        axes.plot(xs, ys, color=PALE if dashes else INK, lw=1.0 if dashes else 1.6, ls="--" if dashes else "-")
+
+    for pipe in sorted(shown):
+        measured, claimed = ceilings.pipes.get(pipe), claims.get(pipe)
+        if claimed and sheet:
+            roof(sheet, claimed, dashes=True)
+        if measured:
+            roof(ceilings.read_roof, measured, dashes=False)
+            share = f"\n{percent(measured / claimed)} of datasheet" if claimed else ""
+            ends.append((measured, high, f"{pipe} {si(measured, 'FLOP/s')}{share}", INK))
+    if not ends:
+        roof(ceilings.read_roof, None, dashes=False)
+
+    for op in view.ops:
+        scatter_op(axes, view, op, points, lambda p: (p.intensity, p.record.flops / p.seconds))
+    floor = 10 ** math.floor(math.log10(min(p.record.flops / p.seconds for p in points)))
+    top = max([*ceilings.pipes.values(), *claims.values(), 10 * floor])
+    logarithmic(axes, (low, high), (floor, 1.5 * top))
+    axes.set_xlabel("intensity: compulsory FLOP per compulsory byte of DRAM")
+    axes.set_ylabel("FLOP/s")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y, "")))
+    legend(figure, axes, view)
+    sides = [side for p in view.best if (side := left_of_ridge(p, ceilings)) is not None]
+    finding = f"{sum(sides)} of {len(sides)} decode cases lie left of their ridge: bytes take longer than FLOPs"
+    title(axes, finding if sides else "Decode cases under the measured read roof", view)
+    end_labels(axes, ends, step=1 / 13)
+    figure.draw_without_rendering()  # settles the layout, and with it the angle of the labels
+    anchor = low * (high / low) ** 0.02
+    slope_label(axes, anchor, ceilings.read_roof, f"measured {si(ceilings.read_roof, 'B/s')}", INK)
+    if sheet:
+        slope_label(axes, anchor, sheet, f"datasheet {si(sheet, 'B/s')}", PALE)
+    return figure
+
+
+def prediction(view: View) -> Figure | None:
+    """Measured over predicted time: 1 is a prediction that came true."""
+    points = [p for p in view.points if p.predicted("measured")]
+    accuracy = Accuracy.of(view.ours or view.points, "measured")
+    if not points or accuracy is None:
+        return None
+    figure, axes = canvas(8.5, 4.6)
+    axes.axhspan(1 - WITHIN, 1 + WITHIN, color="#dbe9f6", zorder=0)
+    axes.axhline(1, color=INK, lw=1.2, zorder=1)
+    for op in view.ops:
+        scatter_op(axes, view, op, points, measured_over_predicted)
+    ratios = [measured_over_predicted(p)[1] for p in points]
+    times = [measured_over_predicted(p)[0] for p in points]
+    low, high = min(0.75, min(ratios) / 1.08), max(1.35, 1.08 * max(ratios))
+    logarithmic(axes, (min(times) / 1.5, max(times) * 1.5), (low, high))
+    narrow = high / low < 5
+    ticks = [0.1, 0.2, 0.33, 0.5, 0.7, *((0.8, 0.9, 1, 1.1, 1.25) if narrow else (1,)), 1.5, 2, 3, 5, 10, 20, 50, 100]
+    ticks = [t for t in ticks if low <= t <= high]
+    axes.set_yticks(ticks, [f"{t:g}×" for t in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.text(
+        0.995, 1 - WITHIN, f"±{percent(WITHIN)}", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
+        size=8.5, color=COLOURS[0],
+    )  # fmt: skip
+    axes.set_xlabel("predicted time of one launch, from the ceilings measured in this run")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x, "s")))
+    axes.set_ylabel("measured / predicted time")
+    legend(figure, axes, view)
+    whose = "of our times" if view.ours else "times"
+    finding = (
+        f"{percent(accuracy.within)} of {accuracy.cases} {whose} lie within {percent(WITHIN)} "
+        f"of their prediction (median error {percent(accuracy.median, 1)})"
+    )
+    title(axes, finding, view)
+    return figure
+
+
+def efficiency(view: View) -> Figure | None:
+    """Share of the read roof over compulsory bytes, one panel per op, with a plain read of the same size as a line."""
+    ceilings = view.ceilings
+    points = [p for p in view.points if p.record.bytes]
+    if ceilings is None or not points:
+        return None
+    found = [p for op in ("ffn_gemv", "attention_decode") if (p := view.best_large(op))]
+    best_text = " and ".join(f"{p.record.op} {percent(p.share or 0)}" for p in found)
+    finding = f"Of the read roof, the best large cases reach: {best_text}" if found else "Share of the read roof"
+    note = "filled: ours; hollow: peers" if view.ours else "hollow: torch reference"
+    note += f"; grey line: a plain read of that size; 100%: {si(ceilings.read_roof, 'B/s')}"
+    ops = list(dict.fromkeys(p.record.op for p in points))
+    figure, grid = panels(len(ops), finding, f"{view.device_name}; {note}")
+    sizes = [p.record.bytes for p in points]
+    low, high = min(sizes) / 2, max(sizes) * 2
+    start = ceilings.read_points[0][0]
+    line = [start * (high / start) ** (i / 80) for i in range(81)] if start < high else []
+    step = 2 if high / low > 1e4 else 1
+    for axes, op in zip(grid, ops, strict=True):
+        axes.axhline(1, color=INK, lw=1.0)
+        axes.plot(line, [ceilings.read(round(x)) / ceilings.read_roof for x in line], color=PALE, lw=1.2)
+        scatter_op(axes, view, op, points, lambda p: (p.record.bytes, p.share or 0.0), peers="#8c959f")
+        shares = [p.share or 0.0 for p in view.best if p.record.op == op and p.trusted]
+        reached = f": up to {percent(max(shares))}" if shares else ""
+        axes.set_title(f"{op}{reached}", size=10, color=INK, loc="left")
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        axes.set_ylim(0, max(1.1, *(1.05 * (p.share or 0.0) for p in points)))
+        axes.xaxis.set_major_locator(FixedLocator([10.0**n for n in range(0, 13, step)]))
+        axes.xaxis.set_minor_locator(LogLocator())
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x, "B")))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(y)))
+    figure.supxlabel("compulsory bytes of one launch", size=9.5, color=INK)
+    figure.supylabel("of the read roof", size=9.5, color=INK)
+    return figure
+
+
+def batch_knee(view: View) -> Figure | None:
+    """Time of one projection over the batch, a panel per precision for its largest weight: ours, predicted, peers."""
+    series = batches(view.points)
+    if not series:
+        return None
+    largest: dict[str, tuple[int, int]] = {}
+    for n, k, kind, _ in series:
+        if kind not in largest or n * k > math.prod(largest[kind]):
+            largest[kind] = (n, k)
+    shown = {key: found for key, found in series.items() if largest[key[2]] == key[:2]}
+    mine = {key: found for key, found in shown.items() if ours(found)} or shown
+    (_, _, main, _), longest = max(mine.items(), key=lambda item: (len(item[1]), math.prod(item[0][:2])))
+    free = free_batch(longest)
+    finding = f"Up to batch {free} a {main} projection costs at most {percent(SAME_BATCH)} more than at batch 1"
+    if free == next(iter(longest)):
+        finding = f"A {main} projection costs over {percent(SAME_BATCH)} more from the second batch size on"
+    kinds = sorted(largest, key=lambda kind: (kind != main, kind))
+    note = "solid: ours; dashed: predicted for ours; dotted: peers"
+    figure, grid = panels(len(kinds), finding, f"{view.device_name}; {note}")
+    all_batches = sorted({b for found in shown.values() for b in found})
+    times = [p.seconds for found in shown.values() for p in found.values()]
+    for axes, kind in zip(grid, kinds, strict=True):
+        impls = {key[3]: found for key, found in shown.items() if key[2] == kind}
+        drawn = [name for name, found in impls.items() if ours(found)]
+        for name, found in sorted(impls.items(), key=lambda item: ours(item[1])):
+            colour = COLOURS[drawn.index(name) % len(COLOURS)] if name in drawn else "#8c959f"
+            width, dashes, fill = (1.8, "-", colour) if name in drawn else (1.1, ":", "white")
+            ys = [p.seconds for p in found.values()]
+            axes.plot(list(found), ys, color=colour, marker="o", ms=4, label=name, lw=width, ls=dashes, mfc=fill)
+            expected = [(b, t) for b, p in found.items() if name in drawn and (t := p.predicted("measured"))]
+            if expected:
+                axes.plot(*zip(*expected, strict=True), color=INK, lw=1.0, ls="--")
+        n, k = largest[kind]
+        axes.set_title(f"{kind}, {n} × {k}", size=10, color=INK, loc="left")
+        logarithmic(axes, (all_batches[0] / 1.3, all_batches[-1] * 1.3), (min(times) / 1.3, max(times) * 1.6))
+        axes.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6)
+        axes.xaxis.set_major_locator(FixedLocator([b for b in all_batches if math.log2(b) % 3 == 0]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y, "s")))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+    figure.supxlabel("batch", size=9.5, color=INK)
+    figure.supylabel("time of one launch", size=9.5, color=INK)
+    return figure
+
+
+def ours(series: Mapping[int, Point]) -> bool:
+    return next(iter(series.values())).record.ours
+
+
+def measured_over_predicted(point: Point) -> tuple[float, float]:
+    expected = point.predicted("measured") or math.nan
+    return expected, point.seconds / expected

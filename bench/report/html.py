@@ -1,0 +1,167 @@
+"""`report.html`: one self-contained interactive page; Plotly, styles and data are inside, nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from bench.claims import Verdict
+from bench.report import tables, text
+from bench.report.frame import WITHIN, Point, View, batches
+from bench.report.units import percent
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(view: View, verdicts: Sequence[Verdict]) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    header = view.run.header
+    cases = [tables.cases(view, op) for op in view.ops]
+    return environment.get_template("report.html.j2").render(
+        device=view.device_name,
+        subtitle=", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)),
+        notices=text.notices(view),
+        contents=contents(view),
+        verdict=text.verdict(view),
+        scorecard=tables.scorecard(verdicts),
+        tally=text.tally(verdicts),
+        ops=view.ops,
+        impls=list(dict.fromkeys(p.record.impl for p in view.points)),
+        any_ours=bool(view.ours),
+        precisions=sorted({p.precision for p in view.points}),
+        has_roofline=view.ceilings is not None and any(p.record.flops for p in view.points),
+        has_predictions=any(p.predicted("measured") for p in view.points),
+        has_roof=view.ceilings is not None and bool(view.points),
+        has_peers=bool(view.peers),
+        within=percent(WITHIN),
+        shapes=shapes(view),
+        cards=[card(row) for row in tables.summary(view).rows],
+        peer_summary=tables.peer_summary(view),
+        peers=tables.peers(view),
+        peers_height=f"{110 + 44 * len(tables.peer_summary(view).rows)}px",
+        cases=tables.Table(
+            headers=("op", *cases[0].headers),
+            rows=[(op, *row) for op, table in zip(view.ops, cases, strict=True) for row in table.rows],
+            numeric=tuple(n + 1 for n in cases[0].numeric),
+        )
+        if cases
+        else tables.Table(headers=(), rows=()),
+        keys=["/".join((p.record.op, p.record.impl, p.record.case_id)) for op in view.ops for p in view.of(op)],
+        ceilings=tables.ceilings(view),
+        failed=tables.unmeasured(view, refused=False),
+        refused=tables.unmeasured(view, refused=True),
+        flags=tables.flags(view),
+        counters=tables.counters(view),
+        text_counters=text.COUNTERS,
+        repetitions=tables.repetitions(view),
+        text_repetitions=text.REPETITIONS,
+        resolution=tables.same_against_same(view),
+        text_resolution=text.RESOLUTION,
+        notes=text.notes(view),
+        environment=tables.environment(view),
+        commands=text.reproduce(view),
+        data=data(view),
+        css=asset("report.css"),
+        script=asset("report.js"),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def contents(view: View) -> list[tuple[str, str]]:
+    """Anchors of the page's parts that are there."""
+    parts = (
+        ("claims", "Claims", True),
+        ("measurements", "Measurements", True),
+        ("ops", "By op", bool(view.points)),
+        ("about-peers", "Peers", bool(view.peers)),
+        ("environment", "Environment", bool(view.run.header)),
+    )
+    return [(anchor, name) for anchor, name, there in parts if there]
+
+
+def asset(name: str) -> Markup:
+    """A file of ours that goes into the page as it is."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def card(row: Sequence[str]) -> dict[str, str]:
+    """An op's row of `tables.summary` under the names that its card uses."""
+    op, count, best, median, worst, why, error = row
+    share, _, case = best.partition(" ")
+    return {
+        "op": op, "cases": count, "best_share": share, "best_case": case.strip("()"), "median": median,
+        "worst": worst, "why": why, "error": error,
+    }  # fmt: skip
+
+
+def shapes(view: View) -> list[str]:
+    """Weights that were measured at several batches, the largest first."""
+    found = {(n * k, f"{n} × {k}") for n, k, _, _ in batches(view.points)}
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def data(view: View) -> dict[str, Any]:
+    """What the page's script draws."""
+    ceilings = view.ceilings
+    series = {
+        id(point): {"series": f"{kind} {impl}", "shape": f"{n} × {k}", "batch": batch}
+        for (n, k, kind, impl), found in batches(view.points).items()
+        for batch, point in found.items()
+    }
+    bandwidths = []
+    if sheet := view.datasheet("memory_bandwidth"):
+        bandwidths.append({"name": "DRAM", "kind": "datasheet", "bandwidth": sheet})
+    if l2 := view.datasheet("on_chip_bandwidth"):
+        bandwidths.append({"name": "L2", "kind": "datasheet", "bandwidth": l2})
+    if ceilings:
+        bandwidths.append({"name": "DRAM", "kind": "measured", "bandwidth": ceilings.read_roof})
+        if ceilings.l2_bandwidth:
+            bandwidths.append({"name": "L2", "kind": "measured", "bandwidth": ceilings.l2_bandwidth})
+    pipes = {pipe for p in view.points for pipe in p.record.work["flops"]}
+    return {
+        "ops": view.ops,
+        "within": WITHIN,
+        "points": [point(p) | series.get(id(p), {}) for p in view.points],
+        "peers": [
+            {
+                "op": p.ours.record.op, "id": p.ours.record.case_id, "ours": p.ours.record.impl,
+                "peer": p.peer.record.impl, "ratio": p.ratio.median, "low": p.ratio.low,
+                "high": finite(p.ratio.high, p.ratio.median),
+                "flags": list(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
+            }
+            for p in view.peers
+        ],
+        "roofs": {
+            "bandwidths": bandwidths,
+            "pipes": {
+                "measured": {k: v for k, v in ceilings.pipes.items() if k in pipes} if ceilings else {},
+                "datasheet": {pipe: peak for pipe in sorted(pipes) if (peak := view.datasheet(pipe))},
+            },
+            "read": [[size, size / s / ceilings.read_roof] for size, s in ceilings.read_points] if ceilings else [],
+        },
+    }  # fmt: skip
+
+
+def point(p: Point) -> dict[str, Any]:
+    stages = p.record.stages
+    return {
+        "op": p.record.op, "impl": p.record.impl, "ours": p.record.ours, "id": p.record.case_id,
+        "precision": p.precision, "bytes": p.record.bytes, "flops": p.record.flops, "seconds": p.seconds,
+        "low": p.time.low or p.seconds, "high": finite(p.time.high, p.seconds), "share": p.share,
+        "expected": p.predicted("measured"), "sheet": p.predicted("datasheet"), "bound": p.bound,
+        "flags": p.record.flags,
+        "moved": sum(s["work"]["bytes_read"] + s["work"]["bytes_written"] + s["l2_bytes"] for s in stages),
+    }  # fmt: skip
+
+
+def finite(value: float, otherwise: float) -> float:
+    """JSON has no infinity: a single sample's interval is drawn without a bar."""
+    return otherwise if value == float("inf") else value

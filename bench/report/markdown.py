@@ -1,0 +1,103 @@
+"""`report.md`: the report as GitHub shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.claims import Verdict
+from bench.report import tables, text
+from bench.report.frame import View
+from bench.report.tables import Table
+
+CAPTIONS = {
+    "roofline": "Each op's cases under the roofs. Solid: measured in this run. Dashed: datasheet. "
+    "Ops that compute nothing (page reads, cache writes) have no place in it.",
+    "prediction": "Measured over predicted time; the prediction was on disk before the measurement began. "
+    "Points with a dark rim carry a flag.",
+    "efficiency": "Compulsory bytes over time as a share of the measured read roof. The grey line is a plain read of "
+    "that many bytes: below it lies what the kernel loses, above it what the size costs anyone.",
+    "batch": "The largest weight of each precision that was measured at three batches or more. While a line is flat, "
+    "a larger batch is free.",
+}
+
+
+def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path], directory: Path) -> str:
+    """The whole report; figures are linked relative to `directory`."""
+    return "\n\n".join(part for part in _parts(view, verdicts, figures, directory) if part) + "\n"
+
+
+def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path], directory: Path) -> Iterator[str]:
+    header = view.run.header
+    yield f"# decodebench on {escape(view.device_name)}"
+    yield escape(", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)))
+    for notice in text.notices(view):
+        yield f"> **{escape(notice)}**"
+    yield "\n".join(f"{n}. {escape(line)}" for n, line in enumerate(text.verdict(view), start=1))
+    for name, path in figures.items():
+        yield f"![{name}]({path.relative_to(directory).as_posix()})"
+        yield CAPTIONS[name]
+    yield from _section("By op", tables.summary(view))
+    yield "## Published claims"
+    yield escape(text.tally(verdicts))
+    yield from _folded("Every claim", tables.scorecard(verdicts))
+    yield from _section(
+        "Peers",
+        tables.peer_summary(view),
+        "Ratio of a peer's median time to that of our fastest implementation of the same case, measured in the same "
+        "run, with a 95% bootstrap interval: above 1 ours is faster.",
+    )
+    yield from _folded("Every peer, case by case", tables.peers(view))
+    yield from _section("Ceilings", tables.ceilings(view))
+    if view.ops:
+        yield "## Every case"
+        yield (
+            "Median of cold launches with the half-width of its 95% interval. GB/s counts the compulsory bytes only "
+            "(1 GB = 1e9 B). Behind each prediction stands how far the measured time is from it."
+        )
+    for op in view.ops:
+        yield from _folded(op, tables.cases(view, op))
+    if view.unmeasured:
+        yield "## Not measured"
+        if (failed := tables.unmeasured(view, refused=False)).rows:
+            yield markdown_table(failed)
+        yield from _folded(
+            "Refused: the implementation does not support the case", tables.unmeasured(view, refused=True)
+        )
+    yield from _section("Flags", tables.flags(view))
+    yield from _section("Hardware counters", tables.counters(view), text.COUNTERS)
+    yield from _section("Repetitions", tables.repetitions(view), text.REPETITIONS)
+    yield from _section("Resolution", tables.same_against_same(view), text.RESOLUTION)
+    if found := text.notes(view):
+        yield "## Notes"
+        yield "\n".join(f"- {escape(line)}" for line in found)
+    yield from _folded("Environment", tables.environment(view))
+    if commands := text.reproduce(view):
+        yield "## Reproduce"
+        yield "```\n" + "\n".join(commands) + "\n```"
+
+
+def _section(heading: str, table: Table, remark: str = "") -> Iterator[str]:
+    if table.rows:
+        yield f"## {heading}"
+        yield remark
+        yield markdown_table(table)
+
+
+def _folded(heading: str, table: Table) -> Iterator[str]:
+    if table.rows:
+        yield f"<details><summary>{heading} ({len(table.rows)} rows)</summary>"
+        yield markdown_table(table)
+        yield "</details>"
+
+
+def markdown_table(table: Table) -> str:
+    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.headers))]
+    lines = [table.headers, rule, *([escape(cell) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape(value: str) -> str:
+    """One line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_|\[\]<>])", r"\\\1", " ".join(value.split()))

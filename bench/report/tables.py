@@ -1,0 +1,301 @@
+"""The tables of a report, as plain strings that Markdown and HTML both show."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.claims import Verdict, main_table
+from bench.records import FLAGS
+from bench.report.frame import Accuracy, Point, View, gap
+from bench.report.units import difference, digits, duration, measured, percent, ratio, si, signed
+from bench.stats import ratio_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Headers and rows of strings; the columns of `numeric` are right-aligned."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: tuple[int, ...] = ()
+
+
+def summary(view: View) -> Table:
+    """One row per op: its best and worst case by share of the read roof, and the reason for the worst one's gap."""
+    rows = []
+    for op in view.ops:
+        found = sorted(
+            (p for p in view.best if p.record.op == op and p.share is not None and p.trusted),
+            key=lambda p: p.share or 0,
+        )
+        if not found or view.ceilings is None:
+            continue
+        worst, best = found[0], found[-1]
+        middle = found[len(found) // 2]
+        accuracy = Accuracy.of(found, "measured")
+        rows.append(
+            (
+                op,
+                str(len(found)),
+                f"{percent(best.share or 0)} ({best.record.case_id})",
+                percent(middle.share or 0),
+                f"{percent(worst.share or 0)} ({worst.record.case_id})",
+                gap(worst, view.ceilings),
+                percent(accuracy.median, 1) if accuracy else "",
+            )
+        )
+    return Table(
+        headers=(
+            "op", "cases", "best of the read roof", "median", "worst of the read roof", "why the worst is there",
+            "prediction's median error",
+        ),
+        rows=rows,
+        numeric=(1, 3, 6),
+    )  # fmt: skip
+
+
+def cases(view: View, op: str) -> Table:
+    """Every timed case of an op, whoever ran it."""
+    rows = []
+    for p in view.of(op):
+        rows.append(
+            (
+                p.record.case_id,
+                p.record.impl + ("" if p.record.ours else " (peer)"),
+                measured(p.time),
+                digits_gb(p.rate),
+                percent(p.share) if p.share is not None else "",
+                expected(p, "measured"),
+                expected(p, "datasheet"),
+                p.bound,
+                ", ".join(p.record.flags),
+            )
+        )
+    return Table(
+        headers=(
+            "case", "implementation", "median time", "GB/s", "of read roof", "predicted from ceilings",
+            "predicted from datasheet", "bound", "flags",
+        ),
+        rows=rows,
+        numeric=(2, 3, 4, 5, 6),
+    )  # fmt: skip
+
+
+def digits_gb(rate: float) -> str:
+    return f"{rate / 1e9:.0f}" if rate >= 1e11 else f"{rate / 1e9:.1f}"
+
+
+def expected(point: Point, basis: str) -> str:
+    """A predicted time and how far the measured one is from it."""
+    seconds, error = point.predicted(basis), point.error(basis)
+    return f"{duration(seconds)} ({signed(error)})" if seconds and error is not None else ""
+
+
+def ceilings(view: View) -> Table:
+    """Measured ceilings beside the datasheet's."""
+    found = view.ceilings
+    if found is None:
+        return Table(headers=(), rows=())
+    sheet = view.datasheet("memory_bandwidth")
+    rows = [_ceiling("DRAM read", found.read_roof, "B/s", sheet)]
+    if found.copy_points:
+        copy = max(size / seconds for size, seconds in found.copy_points)
+        rows.append(_ceiling("DRAM copy", copy, "B/s", sheet))
+    if found.l2_bandwidth:
+        l2 = view.datasheet("on_chip_bandwidth")
+        rows.append(_ceiling("L2 read", found.l2_bandwidth, "B/s", l2))
+    for pipe, flops in sorted(found.pipes.items()):
+        rows.append(_ceiling(pipe, flops, "FLOP/s", view.datasheet(pipe)))
+    if found.launch_s:
+        rows.append(("launch, one empty kernel to the next", duration(found.launch_s), "", ""))
+    for size, seconds in found.read_points:
+        rows.append((f"read of {si(size, 'B')}", f"{si(size / seconds, 'B/s')} ({duration(seconds)})", "", ""))
+    return Table(headers=("ceiling", "measured", "datasheet", "measured of datasheet"), rows=rows, numeric=(1, 2, 3))
+
+
+def _ceiling(name: str, value: float, unit: str, sheet: float | None) -> tuple[str, ...]:
+    return (name, si(value, unit), si(sheet, unit) if sheet else "", percent(value / sheet) if sheet else "")
+
+
+def peers(view: View) -> Table:
+    """Peers' times over ours, case by case."""
+    rows = [
+        (
+            p.ours.record.op,
+            p.ours.record.case_id,
+            p.peer.record.impl + (f" ({p.peer.record.version})" if p.peer.record.version else ""),
+            p.ours.record.impl,
+            ratio(p.ratio),
+            "ours" if p.ratio.low > 1 else "peer" if p.ratio.high < 1 else "undecided",
+            ", ".join(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
+        )
+        for p in view.peers
+    ]
+    return Table(
+        headers=("op", "case", "peer", "ours", "peer's time / ours", "faster", "flags"), rows=rows, numeric=(4,)
+    )
+
+
+def peer_summary(view: View) -> Table:
+    """One row per op and peer: how often ours is faster, and the range of the ratios."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for p in view.peers:
+        groups.setdefault((p.ours.record.op, p.peer.record.impl), []).append(p.ratio)
+    rows = []
+    for (op, peer), found in groups.items():
+        ordered = sorted(r.median for r in found)
+        rows.append(
+            (
+                op,
+                peer,
+                str(len(found)),
+                str(sum(r.low > 1 for r in found)),
+                str(sum(r.high < 1 for r in found)),
+                f"{ordered[len(ordered) // 2]:.2f}",
+                f"{ordered[0]:.2f} to {ordered[-1]:.2f}",
+            )
+        )
+    return Table(
+        headers=("op", "peer", "cases", "ours faster", "peer faster", "median ratio", "range"),
+        rows=rows,
+        numeric=(2, 3, 4, 5),
+    )
+
+
+def unmeasured(view: View, *, refused: bool) -> Table:
+    """Cases without a time, grouped by the reason: those an implementation refused, or all others."""
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for r in view.unmeasured:
+        if (r.status == "refused") == refused:
+            groups.setdefault((r.status, r.op, r.impl, r.reason or ""), []).append(r.case_id)
+    rows = [
+        (status, op, impl, str(len(ids)), reason, ids[0] + (" …" if len(ids) > 1 else ""))
+        for (status, op, impl, reason), ids in sorted(groups.items())
+    ]
+    return Table(headers=("status", "op", "implementation", "cases", "reason", "first case"), rows=rows, numeric=(3,))
+
+
+def flags(view: View) -> Table:
+    """Every flag that occurs, what it means and where it occurs."""
+    where: dict[str, list[str]] = {}
+    for p in view.all_points:
+        for flag in p.record.flags:
+            where.setdefault(flag, []).append(f"{p.record.op} {p.record.impl} {p.record.case_id}")
+    rows = [
+        (flag, FLAGS.get(flag, ""), str(len(found)), "; ".join(found[:4]) + (" …" if len(found) > 4 else ""))
+        for flag, found in where.items()
+    ]
+    return Table(headers=("flag", "meaning", "times", "where"), rows=rows, numeric=(2,))
+
+
+def environment(view: View) -> Table:
+    """The header's device, target and environment as name and value."""
+    header = view.run.header
+    rows: list[tuple[str, str]] = []
+    for part in ("suite", "started", "decodebench", "device", "target", "environment"):
+        rows += flatten(part, header.get(part))
+    rows += while_measuring(view)
+    return Table(headers=("", ""), rows=rows)
+
+
+def while_measuring(view: View) -> Iterator[tuple[str, str]]:
+    """What the telemetry of all cases together saw: clocks, power, temperature, slowdowns."""
+    seen = [r.telemetry for r in view.run.records if r.telemetry]
+    for name, words in (("sm_clock_hz", "SM clock"), ("memory_clock_hz", "memory clock")):
+        if clocks := [s[name] for s in seen if s.get(name)]:
+            lowest, highest = min(c["min"] for c in clocks), max(c["max"] for c in clocks)
+            yield f"while measuring: {words}", f"{si(lowest, 'Hz')} to {si(highest, 'Hz')}"
+    if power := [s["power_w"] for s in seen if s.get("power_w")]:
+        yield "while measuring: mean power of a case", f"{min(power):.0f} W to {max(power):.0f} W"
+    if heat := [s["temperature_c"] for s in seen if s.get("temperature_c")]:
+        yield "while measuring: highest temperature", f"{max(heat):.0f} °C"
+    for name, words in (("throttled", "throttled"), ("power_capped", "held back by the power cap")):
+        if told := [s[name] for s in seen if s.get(name) is not None]:
+            yield f"while measuring: cases {words}", f"{sum(told)} of {len(told)}"
+
+
+def flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """`("device.name", "NVIDIA H100")` for every leaf that says something; a Quantity stays on one line."""
+    if isinstance(value, dict):
+        if {"value", "unit"} <= value.keys():
+            yield name, f"{si(value['value'], value['unit'])}, {value.get('kind', '')}: {value.get('source', '')}"
+            return
+        for key, inner in value.items():
+            yield from flatten(f"{name}.{key}" if name else key, inner)
+    elif isinstance(value, list | tuple):
+        if value:
+            yield name, ", ".join(map(str, value))
+    elif value is not None and value != "":
+        yield name, str(value)
+
+
+def counters(view: View) -> Table:
+    """DRAM bytes counted against those declared, L2 hits, executed intensity, occupancy."""
+    rows = []
+    for r in view.run.records:
+        if found := r.counters:
+            rows.append(
+                (
+                    r.op,
+                    r.case_id,
+                    r.impl,
+                    counted(found["dram_read"], found["declared_read"]),
+                    counted(found["dram_written"], found["declared_written"]),
+                    *("" if found[name] is None else percent(found[name]) for name in ("l2_hit_rate", "occupancy")),
+                    "" if found["intensity"] is None else digits(found["intensity"]),
+                )
+            )
+    return Table(
+        headers=(
+            "op",
+            "case",
+            "implementation",
+            "DRAM read",
+            "DRAM written",
+            "L2 hits",
+            "occupancy",
+            "FLOP/B executed",
+        ),
+        rows=rows,
+        numeric=(3, 4, 5, 6, 7),
+    )
+
+
+def counted(found: float | None, declared: float) -> str:
+    """Counted bytes and how far they are from the declared ones."""
+    if found is None:
+        return ""
+    return si(found, "B") + (f" ({signed(found / declared - 1)})" if declared else "")
+
+
+def repetitions(view: View) -> Table:
+    """Run-to-run variation by op, where the run was repeated."""
+    medians: dict[tuple[str, str, str], list[float]] = {}
+    for r in [*view.run.records, *view.run.repeats]:
+        if r.status == "ok" and r.seconds:
+            medians.setdefault(r.key, []).append(r.seconds)
+    spreads: dict[str, list[float]] = {}
+    for (op, _, _), found in medians.items():
+        if len(found) > 1:
+            spreads.setdefault(op, []).append(max(found) / min(found) - 1)
+    rows = [(op, str(len(s)), percent(statistics.median(s), 1), percent(max(s), 1)) for op, s in spreads.items()]
+    return Table(headers=("op", "times", "median spread", "largest spread"), rows=rows, numeric=(1, 2, 3))
+
+
+def same_against_same(view: View) -> Table:
+    """A/A: the difference between two measurements of the same thing is what this run can resolve."""
+    rows = []
+    for note in view.run.notes:
+        if note.get("note") == "aa":
+            first, second = note["samples_s"]
+            rows.append((note["op"], note["impl"], note["case_id"], difference(ratio_interval(second, first))))
+    return Table(headers=("op", "implementation", "case", "second / first - 1"), rows=rows, numeric=(3,))
+
+
+def scorecard(verdicts: Sequence[Verdict]) -> Table:
+    """The verdicts on published claims, one row each."""
+    headers, rows = main_table(verdicts)
+    return Table(headers=headers, rows=rows)

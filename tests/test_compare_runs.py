@@ -1,0 +1,143 @@
+"""bench/compare_runs.py on synthetic runs whose ratios are known."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from synthetic_run import ceiling_records, header, record, samples, write_run
+
+from bench.compare_runs import compare, lines, main_table
+from bench.errors import BadRequest
+from bench.records import Record, Run, Writer, as_line
+
+MB = 10**6
+
+
+def timed(case_id: str, seconds: float, spread: float = 0.002, **changes: object) -> Record:
+    found = record("ffn_gemv", "triton_gemv", case_id, read=100 * MB)
+    return dataclasses.replace(found, samples_s=samples(seconds, spread=spread), **changes)  # type: ignore[arg-type]
+
+
+def two(tmp_path: Path, a: list[Record], b: list[Record], **changes: object) -> tuple[Path, Path]:
+    return write_run(tmp_path / "a", a), write_run(tmp_path / "b", b, **changes)
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    steady = {"faster": 0.9e-4, "slower": 1.1e-4, "same": 1.001e-4}
+    before = [timed(name, 1e-4) for name in steady] + [timed("undecided", 1e-4, spread=0.2)]
+    after = [timed(name, t) for name, t in steady.items()] + [timed("undecided", 1.02e-4, spread=0.2)]
+    comparison = compare(*two(tmp_path, before, after))
+    assert {m.case_id: m.verdict for m in comparison.matches} == {
+        "faster": "faster", "slower": "slower", "same": "same", "undecided": "undecided"
+    }  # fmt: skip
+    slower = next(m for m in comparison.matches if m.case_id == "slower")
+    assert slower.ratio.median == pytest.approx(1.1)
+    assert slower.ratio.low > 1.09
+    assert comparison.exit_code == 1
+    assert comparison.differences == ()
+    assert lines(comparison)[-1] == "of 4 times: 1 slower, 1 undecided, 1 same, 1 faster"
+    headers, rows = main_table(comparison)
+    assert [row[headers.index("verdict")] for row in rows] == ["slower", "undecided", "same", "faster"]
+    assert rows[0][headers.index("b / a")].startswith("1.100 [")
+
+
+def test_a_steady_change_below_one_percent_is_the_same_and_one_above_is_not(tmp_path: Path) -> None:
+    before = [timed("near", 1e-4, spread=0.0005), timed("far", 1e-4, spread=0.0005)]
+    after = [timed("near", 1.008e-4, spread=0.0005), timed("far", 1.012e-4, spread=0.0005)]
+    found = {m.case_id: m.verdict for m in compare(*two(tmp_path, before, after)).matches}
+    assert found == {"near": "same", "far": "slower"}
+
+
+def test_a_run_is_the_same_as_itself(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [timed("x", 1e-4), timed("y", 2e-4)])
+    comparison = compare(run, run)
+    assert [m.verdict for m in comparison.matches] == ["same", "same"]
+    assert comparison.exit_code == 0
+
+
+def test_differences_come_first_and_name_both_sides(tmp_path: Path) -> None:
+    environment = header()["environment"] | {"packages": {"torch": "2.15.0", "triton": "3.6.0"}, "time": "later"}
+    runs = two(tmp_path, [timed("x", 1e-4)], [timed("x", 1e-4)], suite="full", environment=environment)
+    comparison = compare(*runs)
+    said = [line for line in lines(comparison) if line.startswith("differs")]
+    assert said == ["differs: suite: quick -> full", "differs: environment.packages.torch: 2.11.0 -> 2.15.0"]
+    assert lines(comparison).index(said[0]) < len(lines(comparison)) - 1
+
+
+def test_two_parts_are_judged_against_their_roofs(tmp_path: Path) -> None:
+    """b's reads take twice as long, so its roof is half: a case that takes twice as long there is as it should be."""
+    a = [*ceiling_records(), timed("follows", 1e-4), timed("lags", 1e-4)]
+    slow = [dataclasses.replace(r, samples_s=[2 * s for s in r.samples_s]) for r in ceiling_records()]
+    b = [*slow, timed("follows", 2e-4), timed("lags", 2.4e-4)]
+    comparison = compare(*two(tmp_path, a, b, device={"key": None, "name": "Another GPU"}))
+    found = {m.case_id: m for m in comparison.matches if m.op == "ffn_gemv"}
+    assert found["follows"].expected == pytest.approx(2.0)
+    assert found["follows"].verdict == "same"
+    assert found["lags"].verdict == "slower"
+    assert found["lags"].relative.median == pytest.approx(1.2)
+    assert comparison.exit_code == 0
+    headers, rows = main_table(comparison)
+    lags = next(row for row in rows if row[1] == "lags")
+    assert lags[headers.index("against the roofs")].startswith("+20.0%")
+    assert "differs: device.name: Synthetic GPU -> Another GPU" in lines(comparison)
+
+
+def test_two_parts_without_a_measured_roof_are_refused(tmp_path: Path) -> None:
+    runs = two(tmp_path, [timed("x", 1e-4)], [timed("x", 1e-4)], device={"name": "Another GPU"})
+    with pytest.raises(BadRequest, match="no read of `stream`"):
+        compare(*runs)
+
+
+def test_a_gpu_and_a_cpu_are_refused(tmp_path: Path) -> None:
+    runs = two(tmp_path, [timed("x", 1e-4)], [timed("x", 1e-4)], target={"kind": "cpu", "name": "a CPU"})
+    with pytest.raises(BadRequest, match=r"on a GPU and .* on a CPU"):
+        compare(*runs)
+
+
+def test_nothing_in_common_is_exit_code_2(tmp_path: Path) -> None:
+    refused = record("ffn_gemv", "triton_gemv", "y", status="refused", reason="needs sm_90")
+    comparison = compare(*two(tmp_path, [timed("x", 1e-4), refused], [timed("y", 1e-4)]))
+    assert comparison.exit_code == 2
+    assert comparison.only_a == (("ffn_gemv", "triton_gemv", "x"),)
+    assert comparison.only_b == (("ffn_gemv", "triton_gemv", "y"),)
+    assert lines(comparison)[-1].startswith("cannot compare")
+
+
+def test_a_redefined_case_is_left_out_and_named(tmp_path: Path) -> None:
+    other = record("ffn_gemv", "triton_gemv", "x", read=200 * MB, seconds=2e-4)
+    comparison = compare(*two(tmp_path, [timed("x", 1e-4), timed("y", 1e-4)], [other, timed("y", 1e-4)]))
+    assert [m.case_id for m in comparison.matches] == ["y"]
+    assert any("redefined" in line and "x" in line for line in lines(comparison))
+
+
+def test_partial_runs_flags_and_the_resolution_are_named(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [timed("x", 1e-4, flags=["noisy"])])
+    writer = Writer(tmp_path / "b")
+    writer.append("run", header())
+    writer.append("record", as_line(timed("x", 1e-4)))
+    pair = [samples(1e-4), samples(1.03e-4)]
+    writer.append("note", {"note": "aa", "op": "ffn_gemv", "impl": "triton_gemv", "case_id": "x", "samples_s": pair})
+    writer.close()
+    comparison = compare(a, tmp_path / "b")
+    assert comparison.resolution == pytest.approx(0.03)
+    assert "b is a partial run" in lines(comparison)
+    assert comparison.matches[0].flags == ("noisy",)
+
+
+def test_repetitions_are_pooled(tmp_path: Path) -> None:
+    """Medians 1.0 and 1.2 in two repetitions: the pooled interval spans both."""
+    a = write_run(tmp_path / "a", [timed("x", 1.0e-4), timed("x", 1.2e-4, repeat=1)])
+    b = write_run(tmp_path / "b", [timed("x", 1.1e-4)])
+    match = compare(a, b).matches[0]
+    assert match.a.low < 1.02e-4
+    assert match.a.high > 1.18e-4
+    assert match.verdict == "undecided"
+
+
+def test_a_loaded_run_will_do(tmp_path: Path) -> None:
+    from bench.records import load_run
+
+    run: Run = load_run(write_run(tmp_path / "a", [timed("x", 1e-4)]))
+    assert compare(run, run).exit_code == 0
