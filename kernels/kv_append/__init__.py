@@ -1,0 +1,1 @@
+"""Writing one token per sequence into its KV cache."""

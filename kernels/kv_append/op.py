@@ -1,0 +1,192 @@
+"""kv[0, page, slot, h] = k[b, h] and kv[1, page, slot, h] = v[b, h]: the write of a decode step, one token a sequence.
+
+k, v [B, H_kv, D]; kv [2, pages, page, H_kv, D] (NHD) or [2, pages, H_kv, page, D] (HND), changed in place and returned
+whole. Sequence b has lengths[b] tokens already; its new one goes to slot lengths[b] % page of physical page
+block_table[b, lengths[b] // page]. A length of -1 marks an idle entry of a padded batch, for which nothing is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kernels import paging
+from kernels.draw import BYTES, Draw, torch_dtype
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.paging import cdiv
+
+if TYPE_CHECKING:
+    import torch
+
+BACKGROUND = 13
+"""Values 0 to 12 repeat through the cache beforehand, exact in every type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppendCase(Case):
+    """`T`: tokens the longest sequence has afterwards. `page` 0 is a contiguous cache; `idle` of the B write nothing.
+
+    The lengths are drawn by `lengths` for every seed of the inputs anew: no shape and no work depends on them.
+    """
+
+    B: int
+    H_kv: int
+    D: int
+    T: int
+    page: int = 16
+    layout: Literal["NHD", "HND"] = "NHD"
+    lengths: str = "ragged"
+    idle: int = 0
+    dtype: str = "bf16"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.idle < self.B:
+            raise ValueError(f"{self.idle} idle entries in a batch of {self.B}")
+        if self.layout == "HND" and not self.page:
+            raise ValueError("a contiguous cache is kept as NHD")
+
+    @property
+    def id(self) -> str:
+        parts = [f"B{self.B}", f"Hkv{self.H_kv}", f"D{self.D}", f"T{self.T}", self.lengths]
+        if self.idle:
+            parts.append(f"idle{self.idle}")
+        parts += [f"page{self.page}", self.layout] if self.page else ["contiguous"]
+        return "-".join([*parts, self.dtype])
+
+    @property
+    def tokens_per_page(self) -> int:
+        """A contiguous cache is one page of T tokens per sequence."""
+        return self.page or self.T
+
+
+def cases(suite: str) -> list[AppendCase]:
+    """Caches no larger than a comparison needs: the bytes written depend on B alone."""
+
+    def llama(B: int, page: int = 16, layout: Literal["NHD", "HND"] = "NHD", idle: int = 0) -> AppendCase:
+        return AppendCase(B=B, H_kv=8, D=128, T=64, page=page, layout=layout, idle=idle, model="llama-3.1-8b")
+
+    if suite == "smoke":
+        return [llama(32)]
+    if suite == "quick":
+        return [llama(1), llama(256), llama(256, layout="HND")]
+    if suite == "full":
+        return [
+            *(llama(B) for B in (1, 16, 64, 256, 512)),
+            *(llama(256, page=page) for page in (0, 1, 64)),
+            llama(256, layout="HND"),
+            llama(256, idle=32),
+        ]
+    return [
+        AppendCase(B=5, H_kv=2, D=32, T=40),
+        AppendCase(B=5, H_kv=2, D=32, T=40, page=1, layout="HND"),
+        AppendCase(B=5, H_kv=2, D=32, T=48, page=16, lengths="uniform"),
+        AppendCase(B=5, H_kv=2, D=32, T=33, page=16, lengths="uniform", layout="HND"),
+        AppendCase(B=5, H_kv=2, D=32, T=40, page=64, lengths="holes", idle=2),
+        AppendCase(B=5, H_kv=2, D=32, T=40, page=0, lengths="holes"),
+        AppendCase(B=5, H_kv=3, D=48, T=20, page=7, layout="HND", dtype="fp32"),
+        AppendCase(B=5, H_kv=2, D=32, T=20, page=4, dtype="fp8"),
+    ]
+
+
+def background(shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
+    """What the cache holds before the write, the same whatever the seed, so that the reference need not see it."""
+    import torch
+
+    if device == "meta":
+        return torch.empty(shape, dtype=torch_dtype(dtype), device=device)
+    elements = torch.arange(torch.Size(shape).numel(), device=device)
+    return elements.remainder_(BACKGROUND).to(torch_dtype(dtype)).view(shape)
+
+
+def tokens_before(case: AppendCase, seed: int) -> list[int]:
+    """Tokens per sequence before the write, -1 for the idle ones, in pure Python."""
+    drawn = paging.draw_lengths(case.lengths, case.B, case.T, seed)
+    return [-1 if b >= case.B - case.idle else max(0, n - 1) for b, n in enumerate(drawn)]
+
+
+def cache_shape(case: AppendCase) -> tuple[int, ...]:
+    """Room for B sequences of T tokens and a sixteenth more pages, at least one; the same for every seed."""
+    live = case.B * cdiv(case.T, case.tokens_per_page)
+    pages = live + max(1, live // 16) if case.page else case.B
+    inner = (case.H_kv, case.page) if case.layout == "HND" else (case.tokens_per_page, case.H_kv)
+    return (2, pages, *inner, case.D)
+
+
+def inputs(case: AppendCase, device: str, seed: int) -> Inputs:
+    """k, v ~ N(0, 1). `block_table` is `[B, 0]` without pages; entries that lead to no live token are garbage."""
+    import torch
+
+    draw = Draw(device, seed)
+    before = tokens_before(case, seed)
+    shape = cache_shape(case)
+    table = torch.empty(case.B, 0, dtype=torch.int32)
+    if case.page:
+        every = [((0, case.T),)] * case.B
+        columns = cdiv(case.T, case.page) + 1
+        table = paging.block_table(every, page=case.page, columns=columns, seed=seed).table
+        for b, length in enumerate(before):
+            table[b, length // case.page + 1 :] = paging.GARBAGE[0]
+    return {
+        "k": draw.normal((case.B, case.H_kv, case.D), case.dtype),
+        "v": draw.normal((case.B, case.H_kv, case.D), case.dtype),
+        "kv": background(shape, case.dtype, device),
+        "block_table": table.to(device),
+        "lengths": draw.table(before),
+    }
+
+
+def slots(case: AppendCase, inputs: Inputs) -> list[tuple[int, int, int]]:
+    """(sequence, physical page, slot) of every token to be written."""
+    page, table = case.tokens_per_page, inputs["block_table"].tolist()
+    return [
+        (b, table[b][length // page] if case.page else b, length % page)
+        for b, length in enumerate(inputs["lengths"].tolist())
+        if length >= 0
+    ]
+
+
+def reference(case: AppendCase, inputs: Inputs) -> torch.Tensor:
+    """The cache as it was, and each new token put where it belongs, one at a time."""
+    kv = background(cache_shape(case), case.dtype, inputs["k"].device)
+    for half, name in enumerate(("k", "v")):
+        stored = paging.nhd(kv[half], case.layout)
+        for b, physical, slot in slots(case, inputs):
+            stored[physical, slot] = inputs[name][b]
+    return kv
+
+
+def poison_slots(case: AppendCase, inputs: Inputs, output: torch.Tensor) -> None:
+    """NaN in the slots to be written and nowhere else: what is written to a wrong place must stay and show."""
+    for half in range(2):
+        stored, poison = paging.poisonable(paging.nhd(output[half], case.layout))
+        for _, physical, slot in slots(case, inputs):
+            stored[physical, slot] = poison
+
+
+def work(case: AppendCase) -> Work:
+    """The new tokens read and written, the lengths of all and the table entries of those that write."""
+    active = case.B - case.idle
+    tokens = 2 * active * case.H_kv * case.D * BYTES[case.dtype]
+    return Work(
+        bytes_read=tokens + 4 * case.B + (4 * active if case.page else 0),
+        bytes_written=tokens,
+    )
+
+
+def tolerance(case: AppendCase) -> Tolerance:
+    return Tolerance(max_rel=0.0, rms_rel=0.0, why="a copy is exact")
+
+
+OP = Op(
+    name="kv_append",
+    about="writing one token per sequence into a contiguous or paged KV cache",
+    formula="kv[:, block_table[b, lengths[b] // page], lengths[b] % page] = (k[b], v[b])",
+    case_type=AppendCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("k", "v", "kv", "block_table", "lengths"),
+    poison=poison_slots,
+)

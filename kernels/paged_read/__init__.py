@@ -1,0 +1,1 @@
+"""The page reads of attention alone: what does the indirection cost?"""

@@ -1,0 +1,160 @@
+"""One CTA per 64 tokens of one KV head: look up their pages, then 16 KiB of K and 16 KiB of V at once (D = 128, bf16).
+
+Nothing depends on anything but the table entries, so every load of a tile is independent; several CTAs on an SM hide
+each other's look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import tuned
+from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.op import Inputs, Stage, Target, Tuning
+from kernels.paged_read.op import CHUNK, PagedReadCase, table_bytes, work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Grid (H_kv, chunks, B): the heads of a token lie side by side in NHD, so that they are read together.
+
+    Warps are as many as give each thread 8 loads or 4. As compiled for sm_90, 256 threads of up to 48 registers leave
+    room for 5 CTAs in an SM's 65536, of 32 (fp8) for 8; 512 threads (fp32) for 2.
+    """
+
+    grid: tuple[int, int, int]
+    ctas_per_sm: int
+    num_warps: int
+
+
+def plan(case: PagedReadCase, target: Target) -> Plan:
+    ctas_per_sm, num_warps = {"fp8": (8, 8), "fp32": (2, 16)}.get(case.dtype, (5, 8))
+    reasoned = Plan(grid=(case.H_kv, case.chunks, case.B), ctas_per_sm=ctas_per_sm, num_warps=num_warps)
+    return replace(reasoned, **tuned.overrides("paged_read", "triton", shape_class(case), target))
+
+
+def shape_class(case: PagedReadCase) -> str:
+    """By how a tile's rows are found: pages of 16 tokens and more are alike."""
+    return f"{f'page{min(case.page, 16)}' if case.page else 'contiguous'} D{case.D} {case.dtype}"
+
+
+def candidates(case: PagedReadCase, target: Target) -> Iterator[dict[str, int]]:
+    """Fewer threads with more loads each, or the reverse; CTAs per SM as compiled for sm_90 in bf16."""
+    for num_warps, ctas_per_sm in ((4, 7), (8, 5), (16, 4)):
+        yield {"num_warps": num_warps, "ctas_per_sm": ctas_per_sm}
+
+
+@triton.jit
+def paged_read_kernel(
+    k,  # [pages, page, H_kv, D] or [pages, H_kv, page, D]; [B, T, H_kv, D] where PAGE is 0
+    v,
+    block_table,  # [B, columns] int32
+    lengths,  # [B] int32
+    y,  # [B, chunks, H_kv] fp32
+    stride_k_page,
+    stride_k_slot,
+    stride_k_head,
+    stride_v_page,
+    stride_v_slot,
+    stride_v_head,
+    stride_table_b,
+    PAGE: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    h, chunk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + b)
+    offs_t = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
+    mask_t = offs_t < length
+    if PAGE == 0:
+        page = b.to(tl.int64)
+        slot = offs_t
+    else:
+        page = tl.load(block_table + b * stride_table_b + offs_t // PAGE, mask=mask_t, other=0).to(tl.int64)
+        slot = offs_t % PAGE
+    offs_d = tl.arange(0, D)[None, :]
+    k_rows = k + page * stride_k_page + slot * stride_k_slot + h * stride_k_head
+    v_rows = v + page * stride_v_page + slot * stride_v_slot + h * stride_v_head
+    k_tile = tl.load(k_rows[:, None] + offs_d, mask=mask_t[:, None], other=0.0)
+    v_tile = tl.load(v_rows[:, None] + offs_d, mask=mask_t[:, None], other=0.0)
+    sums = tl.sum(k_tile.to(tl.float32) + v_tile.to(tl.float32))
+    tl.store(y + (b * tl.num_programs(1) + chunk) * tl.num_programs(0) + h, sums)
+
+
+def few(case: PagedReadCase, target: Target) -> str:
+    """Why a tile has few bytes in flight, where it has."""
+    if case.dtype == "fp32":
+        return "fp32 caches are read by the smoke suite, which is for hosts"
+    if target.sm == 100 and not case.page:
+        return "3 of a thread's 8 loads at once: 60 of the 64 KiB that sm_100 wants"
+    return ""
+
+
+def build(case: PagedReadCase, inputs: Inputs, target: Target) -> Built:
+    chosen, k, v = plan(case, target), inputs["k"], inputs["v"]
+    slot, head = (2, 1) if case.layout == "HND" else (1, 2)
+    y = torch.empty(case.B, case.chunks, case.H_kv, device=k.device)
+    launch = KernelLaunch(
+        kernel=paged_read_kernel,
+        grid=chosen.grid,
+        args={
+            "k": k,
+            "v": v,
+            "block_table": inputs["block_table"],
+            "lengths": inputs["lengths"],
+            "y": y,
+            "stride_k_page": k.stride(0),
+            "stride_k_slot": k.stride(slot),
+            "stride_k_head": k.stride(head),
+            "stride_v_page": v.stride(0),
+            "stride_v_slot": v.stride(slot),
+            "stride_v_head": v.stride(head),
+            "stride_table_b": inputs["block_table"].stride(0),
+        },
+        constexprs={"PAGE": case.page, "D": case.D, "BLOCK_T": CHUNK},
+        num_warps=chosen.num_warps,
+        num_stages=1,
+        streams=("k", "v"),
+        why_few_in_flight=few(case, target),
+    )
+    return Built(launches=(launch,), output=y)
+
+
+def stages(case: PagedReadCase, target: Target) -> tuple[Stage, ...]:
+    """The compulsory bytes; the table and the lengths are read again, from the L2, by the other heads and chunks."""
+    chosen = plan(case, target)
+    heads, chunks, _ = chosen.grid
+    again = (heads - 1) * table_bytes(case) + 4 * case.B * (heads * chunks - 1)
+    return (
+        Stage(
+            name="read",
+            work=work(case),
+            l2_bytes=again,
+            ctas=heads * chunks * case.B,
+            ctas_per_sm=chosen.ctas_per_sm,
+        ),
+    )
+
+
+def supports(case: PagedReadCase, target: Target) -> str | None:
+    if case.D & (case.D - 1):
+        return f"needs a head dimension that is a power of two, not {case.D}"
+    if case.dtype == "fp8" and target.kind == "cuda" and target.sm < 89:
+        return f"fp8 conversion needs sm_89 or later, this part is sm_{target.sm}"
+    return None
+
+
+IMPLS = (
+    triton_impl(
+        name="triton",
+        build=build,
+        stages=stages,
+        supports=supports,
+        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+    ),
+)
