@@ -1,0 +1,292 @@
+"""O = softmax(Q K^T / sqrt(D)) V, one query token per sequence (or q_len of a draft) against a KV cache.
+
+q [B, q_len, H_q, D], k and v [B, T, H_kv, D] contiguous or [pages, page, H_kv, D] paged, o [B, q_len, H_q, D].
+Query head h reads KV head h // (H_q / H_kv). Every live token is read once for 4 q_len H_q / H_kv FLOP per element:
+1 FLOP/B for MHA in bf16 and H_q / H_kv for GQA, whatever the batch and the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from kernels import paging
+from kernels.draw import BYTES, Draw
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.paging import Ranges, cdiv
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE_GROUP = 16
+"""Tokens of one page that share one fp32 scale per KV head in an 8-bit cache; fewer where a page is smaller."""
+
+KV_UNIT = {"fp8": 1.0, "int8": (12.0 / (255**2 - 1)) ** 0.5}
+"""Typical scale of an 8-bit cache, so that k and v are of order 1: fp8 values are drawn from N(0, 1), int8 ones
+uniformly from [-127, 127], whose variance is (255^2 - 1) / 12."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCase(Case):
+    """`T` is the longest sequence in tokens, this step's included; `lengths` and `seed` draw the others.
+
+    - `page`: tokens a page, 0 for a contiguous cache; `layout` is `NHD` or `HND`, pages shuffled unless `order` says
+    - `kv`: type of the cache, `fp8` or `int8` with scales, `""` for `dtype`
+    - `q_len`: query tokens a sequence, the last q_len of its tokens, causal among themselves (a draft to verify)
+    - `window`: each query sees its last `window` tokens, itself included, and the first `sinks`; 0 for all
+    - `softcap`: scores s become softcap tanh(s / softcap); 0 for none
+    - `prefix`: the first tokens of all sequences, kept once in pages that every block table points to
+    """
+
+    B: int
+    H_q: int
+    H_kv: int
+    D: int
+    T: int
+    lengths: str = "uniform"
+    seed: int = 0
+    page: int = 0
+    layout: str = "NHD"
+    order: str = "shuffled"
+    dtype: str = "bf16"
+    kv: str = ""
+    q_len: int = 1
+    window: int = 0
+    sinks: int = 0
+    softcap: float = 0.0
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if self.H_q % self.H_kv:
+            raise ValueError(f"H_q {self.H_q} is no multiple of H_kv {self.H_kv}")
+        if self.layout not in ("NHD", "HND") or self.order not in ("shuffled", "ordered"):
+            raise ValueError(f"layout {self.layout!r}, order {self.order!r}: NHD or HND, shuffled or ordered")
+        if self.prefix and (not self.page or self.prefix % self.page or self.window or self.prefix >= self.T):
+            raise ValueError("a shared prefix is whole pages, fewer than T tokens, and has no window")
+        if self.sinks and not self.window:
+            raise ValueError("sinks need a window")
+
+    @property
+    def id(self) -> str:
+        parts = [f"B{self.B}", f"Hq{self.H_q}", f"Hkv{self.H_kv}", f"D{self.D}", f"T{self.T}"]
+        if self.lengths != "uniform":
+            parts.append(self.lengths + (str(self.seed) if self.seed else ""))
+        if self.q_len > 1:
+            parts.append(f"q{self.q_len}")
+        if self.page:
+            parts.append(f"page{self.page}")
+        if self.layout != "NHD":
+            parts.append(self.layout)
+        if self.order != "shuffled":
+            parts.append(self.order)
+        if self.window:
+            parts.append(f"window{self.window}" + (f"+{self.sinks}" if self.sinks else ""))
+        if self.softcap:
+            parts.append(f"cap{self.softcap:g}")
+        if self.prefix:
+            parts.append(f"prefix{self.prefix}")
+        parts.append(self.dtype)
+        if self.kv:
+            parts.append(f"kv{self.kv}")
+        return "-".join(parts)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.H_q // self.H_kv
+
+    @property
+    def rows(self) -> int:
+        """Query rows that share a KV head, of one sequence."""
+        return self.q_len * self.group
+
+    @property
+    def tokens_per_page(self) -> int:
+        """A contiguous cache is one page of T tokens per sequence."""
+        return self.page or self.T
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of one element of the cache."""
+        return BYTES[self.kv or self.dtype]
+
+
+@cache
+def lengths(case: AttentionCase) -> tuple[int, ...]:
+    """Tokens per sequence, the shared prefix included."""
+    own = paging.draw_lengths(case.lengths, case.B, case.T - case.prefix, case.seed)
+    return tuple(case.prefix + n for n in own)
+
+
+def live(case: AttentionCase, length: int) -> Ranges:
+    """Tokens that any query of a sequence sees: everything, or the sinks and the window of its earliest query."""
+    start = max(0, length - case.q_len + 1 - case.window) if case.window else 0
+    return ((0, length),) if start <= case.sinks else ((0, case.sinks), (start, length))
+
+
+def visible(case: AttentionCase, length: int) -> int:
+    """(query token, token) pairs of one sequence that attention computes, per head."""
+    pairs = 0
+    for seen in range(max(1, length - case.q_len + 1), length + 1):
+        pairs += min(seen, case.window + min(case.sinks, max(0, seen - case.window))) if case.window else seen
+    return pairs
+
+
+def touched(ranges: Ranges, index: Callable[[int], int]) -> int:
+    """Distinct values of a non-decreasing `index(token)` over ascending ranges."""
+    count, last = 0, -1
+    for start, end in ranges:
+        if end > start:
+            first = max(index(start), last + 1)
+            last = index(end - 1)
+            count += last - first + 1
+    return count
+
+
+def scale_group(case: AttentionCase, t: int) -> int:
+    """Which of a sequence's scales token t has; groups do not cross pages."""
+    page = case.tokens_per_page
+    return t // page * cdiv(page, SCALE_GROUP) + t % page // SCALE_GROUP
+
+
+def kv_tokens_bytes(case: AttentionCase, ranges: Ranges) -> int:
+    """Bytes of K and V, and of their scales, of one sequence's tokens."""
+    tokens = sum(end - start for start, end in ranges)
+    size = 2 * tokens * case.H_kv * case.D * case.kv_bytes
+    if case.kv:
+        size += 2 * touched(ranges, lambda t: scale_group(case, t)) * case.H_kv * BYTES["fp32"]
+    return size
+
+
+def table_bytes(case: AttentionCase, ranges: Ranges) -> int:
+    """Bytes of the block-table entries of one sequence's tokens."""
+    return 4 * touched(ranges, lambda t: t // case.page) if case.page else 0
+
+
+def work(case: AttentionCase) -> Work:
+    """Each live KV token, its table entry and scales once, a shared prefix once for all; q read and o written once.
+
+    4 D FLOP per head and visible (query, token) pair; the exponentials, 1 per 4 D FLOP, are left out.
+    """
+    size = BYTES[case.dtype] * case.B * case.q_len * case.H_q * case.D
+    shared = ((0, case.prefix),)
+    read = size + 4 * case.B + kv_tokens_bytes(case, shared) + table_bytes(case, shared)
+    for length in lengths(case):
+        own = ((case.prefix, length),) if case.prefix else live(case, length)
+        read += kv_tokens_bytes(case, own) + table_bytes(case, own)
+    pairs = sum(visible(case, length) for length in lengths(case))
+    pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
+    return Work(flops={pipe: 4 * case.D * case.H_q * pairs}, bytes_read=read, bytes_written=size)
+
+
+def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
+    """q ~ N(0, 4) and k, v ~ N(0, 1): scores of standard deviation 2, so that the maxima of splits differ.
+
+    Whatever is not live is poisoned. `block_table` is `[B, 0]` for a contiguous cache, `k_scale` and `v_scale` are
+    `[pages, groups, H_kv]` fp32, `[0]` for a 16-bit cache. The table is one page wider than the longest sequence.
+    """
+    import torch
+
+    draw = Draw(device, seed)
+    page = case.tokens_per_page
+    ranges = [live(case, length) for length in lengths(case)]
+    paged = paging.block_table(
+        ranges,
+        page=page,
+        columns=cdiv(case.T, page) + (1 if case.page else 0),
+        shared=case.prefix // page,
+        shuffled=bool(case.page) and case.order == "shuffled",
+        spare=bool(case.page),
+        seed=seed,
+    )
+    slots = (paged.pages, case.H_kv, page) if case.layout == "HND" else (paged.pages, page, case.H_kv)
+    made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=2.0)}
+    for name in ("k", "v"):
+        if case.kv == "int8":
+            made[name] = draw.integers(-127, 128, (*slots, case.D), "int8")
+        else:
+            made[name] = draw.normal((*slots, case.D), case.kv or case.dtype)
+        scales = (paged.pages, cdiv(page, SCALE_GROUP), case.H_kv) if case.kv else (0,)
+        unit = KV_UNIT.get(case.kv, 1.0)
+        made[f"{name}_scale"] = draw.normal(scales, "fp32", scale=unit / 4).add_(unit)
+        if device != "meta":
+            paging.poison_dead(paging.nhd(made[name], case.layout), ranges, page=page, paged=paged)
+            if case.kv:
+                grouped = [
+                    [(scale_group(case, a), scale_group(case, z - 1) + 1) for a, z in r if z > a] for r in ranges
+                ]
+                paging.poison_dead(made[f"{name}_scale"], grouped, page=cdiv(page, SCALE_GROUP), paged=paged)
+    made["block_table"] = (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device)
+    made["lengths"] = draw.table(lengths(case))
+    return made
+
+
+def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Ranges) -> torch.Tensor:
+    """Tokens `[n, H_kv, D]` in fp32 of sequence b, out of the cache `name` in whatever form it is kept."""
+    import torch
+
+    page = case.tokens_per_page
+    row = inputs["block_table"][b] if case.page else torch.tensor([b], device=inputs["q"].device)
+    stored = paging.nhd(inputs[name], case.layout)
+    parts = [paging.gather(stored, row, start, end, page).float() for start, end in ranges]
+    if case.kv:
+        for part, (start, end) in zip(parts, ranges, strict=True):
+            pages = row[torch.arange(start, end, device=row.device) // page].long()
+            groups = torch.arange(start, end, device=row.device) % page // SCALE_GROUP
+            part *= inputs[f"{name}_scale"][pages, groups, :, None]
+    return torch.cat(parts)
+
+
+def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
+    """fp32, one sequence at a time; a query that sees nothing gives zeros."""
+    import torch
+
+    q = inputs["q"].float().view(case.B, case.q_len, case.H_kv, case.group, case.D)
+    o = torch.zeros_like(q)
+    for b, length in enumerate(lengths(case)):
+        if not length:
+            continue
+        ranges = live(case, length)
+        k, v = (tokens(case, inputs, name, b, ranges) for name in ("k", "v"))
+        s = torch.einsum("ihgd,thd->ihgt", q[b], k) * case.D**-0.5
+        if case.softcap:
+            s = case.softcap * torch.tanh(s / case.softcap)
+        t = torch.cat([torch.arange(start, end, device=s.device) for start, end in ranges])
+        last = torch.arange(length - case.q_len, length, device=s.device)[:, None]
+        seen = t <= last
+        if case.window:
+            seen &= (t > last - case.window) | (t < case.sinks)
+        s = s.masked_fill(~seen[:, None, None, :], float("-inf"))
+        p = torch.softmax(s, dim=-1).nan_to_num(0.0)
+        o[b] = torch.einsum("ihgt,thd->ihgd", p, v)
+    return o.view(case.B, case.q_len, case.H_q, case.D)
+
+
+def tolerance(case: AttentionCase) -> Tolerance:
+    """An 8-bit cache is exact in fp32 on both sides: its rounding is part of the inputs, not of the error."""
+    if case.dtype == "fp32":
+        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of T terms in another order")
+    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
+    return Tolerance(max_rel=8 * unit, rms_rel=unit, why="probabilities and o are each rounded to its type once")
+
+
+def cases(suite: str) -> list[AttentionCase]:
+    from kernels.attention_decode.cases import CASES
+
+    return list(CASES[suite]())
+
+
+OP = Op(
+    name="attention_decode",
+    about="attention of a decode step over a contiguous or paged KV cache",
+    formula="O = softmax(Q K^T / sqrt(D)) V",
+    case_type=AttentionCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("q", "k", "v", "k_scale", "v_scale", "block_table"),
+)

@@ -1,0 +1,236 @@
+"""Which CTA reads which tokens: the pure half of split-KV attention. Standard library only.
+
+All blocks of BLOCK_T tokens of all (sequence, KV head) pairs are laid end to end and cut into equal runs, one per
+CTA, and all CTAs are resident at once: no CTA has more than one block above another, whatever the lengths. A run is a
+list of segments; a pair that was cut leaves one partial result per segment, merged by their log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from kernels.attention_decode.op import AttentionCase, lengths, live
+from kernels.draw import BYTES
+from kernels.op import Target
+from kernels.paging import Ranges, cdiv
+
+SMEM_RESERVED = 1 << 10
+"""Shared memory that the system takes of every CTA (CUDA programming guide, compute capability 8.0 and later)."""
+
+MAX_ROWS = 64
+"""Query rows of one tile: with 128, fp32 accumulators of 128 dims and a tile of scores spill on every part."""
+
+MERGE_TILE = 8192
+"""fp32 elements of parts that a CTA of 4 warps holds at once: 64 registers a thread."""
+
+Pair = tuple[int, int, Ranges]
+"""Sequence, KV head, live tokens. (A pair of the shared prefix: first sequence of a tile, KV head, prefix.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Tokens [t_begin, t_end) of one pair, read by one CTA; `slot` holds its partial result.
+
+    The pair's partial results are `first_slot ... first_slot + parts - 1`; with one part there is none.
+    """
+
+    b: int
+    h: int
+    t_begin: int
+    t_end: int
+    slot: int
+    first_slot: int
+    parts: int
+    pair: int
+
+    def row(self) -> tuple[int, ...]:
+        """As the kernel reads it: 8 int32."""
+        return (self.b, self.h, self.t_begin, self.t_end, self.slot, self.first_slot, self.parts, self.pair)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """CTA c works on `segments[starts[c] : starts[c + 1]]`, `buffers` blocks of K and V of each in shared memory.
+
+    `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them: 2 buffers - 1
+    where there are pages. `merge` says who merges the parts of cut pairs: `last`, the CTA that finishes last;
+    `kernel`, a second kernel; `none`, where no pair is cut.
+    """
+
+    block_t: int
+    block_m: int
+    blocks: int
+    buffers: int
+    num_stages: int
+    num_warps: int
+    v_columns: bool
+    ctas: int
+    ctas_per_sm: int
+    segments: tuple[Segment, ...]
+    starts: tuple[int, ...]
+    slots: int
+    merge: str
+    merge_tile: int
+
+
+def power_of_2(n: int) -> int:
+    """The least power of two that is no less than n."""
+    return 1 << (n - 1).bit_length()
+
+
+def tile_rows(rows: int) -> int:
+    """Query rows of a tile: tensor cores take 16 at the least."""
+    return max(16, power_of_2(rows))
+
+
+def block_tokens(case: AttentionCase, target: Target) -> int:
+    """Blocks of 32 KB (K and V of 64 tokens of 128 16-bit dims), but no fewer tokens than the 64 rows of a wgmma.
+
+    Before wgmma (sm_80) half of both: there is less shared memory, and three buffers are to fit twice. For an 8-bit
+    cache always 64 tokens: unpacking passes through registers, and 128 tokens would spill some.
+    """
+    if case.kv:
+        return 64
+    half = 1 if target.sm >= 90 else 2
+    return max(64, (32 << 10) // (2 * case.D * case.kv_bytes)) // half
+
+
+def smem_per_cta(case: AttentionCase, target: Target, block_m: int, buffers: int) -> int:
+    """Bytes of K, V, Q and P in shared memory, and what the system takes."""
+    block_t = block_tokens(case, target)
+    kv = 2 * buffers * block_t * case.D * case.kv_bytes
+    return kv + (case.D + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
+
+
+def is_wide(case: AttentionCase, block_m: int) -> bool:
+    """Whether O^T alone would take more than 32 registers of each of 128 threads; beside the scores, some would spill.
+
+    Then a CTA has 256 threads, and an SM's 65,536 registers hold one.
+    """
+    return block_m * case.D > 32 * 128
+
+
+def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, int]:
+    """(CTAs per SM, blocks buffered by each).
+
+    Two CTAs hide each other's softmax and ends of segments; three buffers keep two blocks on their way. Where
+    shared memory is short the third buffer goes first, then the second CTA.
+    """
+    for ctas, buffers in ((1, 3),) if is_wide(case, block_m) else ((2, 3), (2, 2), (1, 3)):
+        if ctas * smem_per_cta(case, target, block_m, buffers) <= target.smem_per_sm:
+            return ctas, buffers
+    return 1, 2
+
+
+def block_count(ranges: Ranges, block_t: int) -> int:
+    """Aligned blocks that hold a token of the ranges, each range on its own."""
+    return sum(cdiv(end, block_t) - start // block_t for start, end in ranges if end > start)
+
+
+def split(
+    pairs: Sequence[Pair], block_t: int, ctas: int, *, all_slots: bool = False
+) -> tuple[list[Segment], list[int], int]:
+    """Segments of the pairs in order, where each CTA's run starts, and the number of slots.
+
+    A pair without tokens gets an empty segment, which writes its zeros. With `all_slots` a pair in one part has a
+    slot, too.
+    """
+    total = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
+    segments: list[Segment] = []
+    starts = [0]
+    done = slots = 0
+    for pair, (b, h, ranges) in enumerate(pairs):
+        parts: list[tuple[int, int]] = []
+        for start, end in ranges:
+            block, last = start // block_t, start // block_t + block_count([(start, end)], block_t)
+            while block < last:
+                if done == len(starts) * total // ctas:
+                    starts.append(len(segments) + len(parts))
+                    continue
+                stop = min(last, block + len(starts) * total // ctas - done)
+                parts.append((max(start, block * block_t), min(end, stop * block_t)))
+                done += stop - block
+                block = stop
+        parts = parts or [(0, 0)]
+        kept = len(parts) > 1 or all_slots
+        for i, (t_begin, t_end) in enumerate(parts):
+            segments.append(
+                Segment(
+                    b=b,
+                    h=h,
+                    t_begin=t_begin,
+                    t_end=t_end,
+                    slot=slots + i if kept else 0,
+                    first_slot=slots if kept else 0,
+                    parts=len(parts),
+                    pair=pair,
+                )
+            )
+        slots += len(parts) if kept else 0
+    starts += [len(segments)] * (ctas + 1 - len(starts))
+    return segments, starts, slots
+
+
+def make_plan(
+    case: AttentionCase, target: Target, pairs: Sequence[Pair], rows: int, *, all_slots: bool = False
+) -> Plan:
+    """The last CTA merges where two tiles of parts suffice: two round trips to the L2 cost less than a launch.
+
+    With more parts a second kernel, spread over all rows, is the shorter way; for wide tiles the last CTA has no
+    registers left. Whoever asks for `all_slots` merges by itself.
+    """
+    block_m = tile_rows(rows)
+    block_t = block_tokens(case, target)
+    ctas_per_sm, buffers = residency(case, block_m, target)
+    blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
+    ctas = max(1, min(blocks, ctas_per_sm * target.sm_count))
+    segments, starts, slots = split(pairs, block_t, ctas, all_slots=all_slots)
+    merge_tile = max(1, MERGE_TILE // (block_m * case.D))
+    merge = "kernel" if is_wide(case, block_m) or max(s.parts for s in segments) > 2 * merge_tile else "last"
+    if not slots or all_slots:
+        merge = "none"
+    return Plan(
+        block_t=block_t,
+        block_m=block_m,
+        blocks=blocks,
+        buffers=buffers,
+        num_stages=2 * buffers - 1 if case.page else buffers,
+        v_columns=bool(case.kv) or target.sm < 90,
+        num_warps=8 if is_wide(case, block_m) else 4,
+        ctas=ctas,
+        ctas_per_sm=ctas_per_sm,
+        segments=tuple(segments),
+        starts=tuple(starts),
+        slots=slots,
+        merge=merge,
+        merge_tile=merge_tile,
+    )
+
+
+@cache
+def plan(case: AttentionCase, target: Target) -> Plan:
+    """All tokens of all sequences, a shared prefix once per sequence."""
+    pairs = [(b, h, live(case, length)) for b, length in enumerate(lengths(case)) for h in range(case.H_kv)]
+    return make_plan(case, target, pairs, case.rows)
+
+
+@cache
+def suffix_plan(case: AttentionCase, target: Target) -> Plan:
+    """Only what comes after the shared prefix."""
+    own = [((case.prefix, length),) for length in lengths(case)]
+    return make_plan(case, target, [(b, h, r) for b, r in enumerate(own) for h in range(case.H_kv)], case.rows)
+
+
+def prefix_sequences(case: AttentionCase) -> int:
+    """Sequences whose query rows share a tile when the prefix is read."""
+    return min(case.B, MAX_ROWS // case.rows)
+
+
+@cache
+def prefix_plan(case: AttentionCase, target: Target) -> Plan:
+    """The shared prefix, once for each tile of sequences; the tiles of a KV head one after the other."""
+    sequences = prefix_sequences(case)
+    pairs = [(b, h, ((0, case.prefix),)) for h in range(case.H_kv) for b in range(0, case.B, sequences)]
+    return make_plan(case, target, pairs, sequences * case.rows, all_slots=True)

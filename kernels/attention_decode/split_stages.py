@@ -1,0 +1,140 @@
+"""What split-KV attention and its cascade move and compute, and where they can. Standard library only."""
+
+from __future__ import annotations
+
+from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, work
+from kernels.attention_decode.split_plan import (
+    MAX_ROWS,
+    Plan,
+    plan,
+    prefix_plan,
+    prefix_sequences,
+    smem_per_cta,
+    suffix_plan,
+    tile_rows,
+)
+from kernels.draw import BYTES
+from kernels.op import Stage, Target, Work
+from kernels.paging import cdiv
+
+MERGE_CTAS_PER_SM = 4
+"""Of the merge kernel: 128 threads of up to 128 registers, in 65,536 registers an SM."""
+
+
+def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
+    least = smem_per_cta(case, target, tile_rows(rows), 2)
+    if target.kind == "cuda" and least > target.smem_per_sm:
+        return f"needs {least} bytes of shared memory, an SM has {target.smem_per_sm}"
+    return None
+
+
+def supports(case: AttentionCase, target: Target) -> str | None:
+    if case.dtype == "fp32":
+        return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
+    if case.D not in (64, 128, 256):
+        return f"needs a head_dim of 64, 128 or 256, this is {case.D}"
+    if case.rows > MAX_ROWS:
+        return f"needs at most {MAX_ROWS} query rows per KV head, this is {case.q_len} x {case.group}"
+    return fits(case, target, case.rows)
+
+
+def parts_bytes(case: AttentionCase, slots: int, rows: int) -> int:
+    return slots * rows * (case.D + 1) * BYTES["fp32"]
+
+
+def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2_bytes: int) -> tuple[Stage, ...]:
+    """The split kernel and, where there is one, the merge kernel: padding on the tensor cores, parts through the L2.
+
+    `bytes_read` and `l2_bytes` are those of caches, tables and queries; the lists of segments come on top.
+    """
+    size = case.D * BYTES[case.dtype]
+    cut = sum(s.slot == s.first_slot for s in p.segments if s.parts > 1) if p.merge == "kernel" else 0
+    parts = parts_bytes(case, p.slots, case.rows)
+    main = Stage(
+        name=name,
+        work=Work(
+            flops={"mma_bf16": 4 * p.blocks * p.block_t * p.block_m * case.D},
+            bytes_read=bytes_read + 4 * (8 * len(p.segments) + len(p.starts)),
+            bytes_written=(case.B * case.H_kv - cut) * case.rows * size,
+        ),
+        l2_bytes=l2_bytes + (parts if cut else 2 * parts),
+        ctas=p.ctas,
+        ctas_per_sm=p.ctas_per_sm,
+    )
+    if not cut:
+        return (main,)
+    merge = Stage(
+        name="merge",
+        work=Work(
+            flops={"fma_fp32": 2 * p.slots * case.rows * case.D},
+            bytes_read=16 * cut,
+            bytes_written=cut * case.rows * size,
+        ),
+        l2_bytes=parts,
+        ctas=cut * case.rows,
+        ctas_per_sm=MERGE_CTAS_PER_SM,
+    )
+    return main, merge
+
+
+def from_l2(case: AttentionCase, target: Target) -> bool:
+    """Whether the K and V of a shared prefix stay in the L2 once they are there."""
+    return kv_tokens_bytes(case, ((0, case.prefix),)) <= target.l2_bytes
+
+
+def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
+    """The caches once, as `work` has it.
+
+    Every sequence reads a shared prefix: from the L2 where its K and V fit into it. Each KV head reads the table
+    entries: from the L2 but for the first.
+    """
+    shared = ((0, case.prefix),)
+    again = (case.B - 1) * (kv_tokens_bytes(case, shared) + table_bytes(case, shared))
+    tables = sum(table_bytes(case, live(case, length)) for length in lengths(case))
+    return split_stages(
+        case,
+        plan(case, target),
+        name="split_kv",
+        bytes_read=work(case).bytes_read + (0 if from_l2(case, target) else again),
+        l2_bytes=(case.H_kv - 1) * tables + (again if from_l2(case, target) else 0),
+    )
+
+
+def cascade_supports(case: AttentionCase, target: Target) -> str | None:
+    if not case.prefix:
+        return "needs a prefix that all sequences share"
+    return supports(case, target) or fits(case, target, prefix_sequences(case) * case.rows)
+
+
+def cascade_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
+    """The prefix is read once for each tile of sequences: from the L2 but for the first where it fits into it."""
+    prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
+    tiles = cdiv(case.B, prefix_sequences(case))
+    shared = ((0, case.prefix),)
+    once = kv_tokens_bytes(case, shared)
+    again = (tiles - 1) * once
+    parts = parts_bytes(case, prefix.slots, prefix_sequences(case) * case.rows)
+    q = case.B * case.q_len * case.H_q * case.D * BYTES[case.dtype]
+    tables = sum(table_bytes(case, ((case.prefix, length),)) for length in lengths(case))
+    first = Stage(
+        name="prefix",
+        work=Work(
+            flops={"mma_bf16": 4 * prefix.blocks * prefix.block_t * prefix.block_m * case.D},
+            bytes_read=once
+            + table_bytes(case, shared)
+            + q
+            + 4 * (8 * len(prefix.segments) + len(prefix.starts))
+            + (0 if from_l2(case, target) else again),
+        ),
+        l2_bytes=parts + (again if from_l2(case, target) else 0) + (case.H_kv * tiles - 1) * table_bytes(case, shared),
+        ctas=prefix.ctas,
+        ctas_per_sm=prefix.ctas_per_sm,
+    )
+    rest = split_stages(
+        case,
+        suffix,
+        name="suffix",
+        bytes_read=work(case).bytes_read - once - table_bytes(case, shared) - q,
+        l2_bytes=parts + q + (case.H_kv - 1) * tables,
+    )
+    return first, *rest

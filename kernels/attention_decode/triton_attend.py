@@ -1,0 +1,229 @@
+"""The inner loop of decode attention, shared by its kernels: softmax(Q K^T) V over a range of one sequence's tokens.
+
+The KV tokens are the M side of both products: S^T [BLOCK_T, rows] = K Q^T and O^T [D, rows] += V^T P^T. A wgmma has
+64 rows of M, and the 1 to 16 query heads of a KV head would fill a quarter of them at best; as its N they need only
+be padded to 16, and 16-bit K and V go from shared memory to the tensor cores without passing through registers.
+K and V arrive by 16-byte `cp.async`. Paged loads read the block's page ids one step earlier: one id where a page
+holds whole blocks, else one per token.
+
+An 8-bit cache is read as 16-bit words, each with dims 2c and 2c + 1: so words, not bytes, are transposed on their way
+out of shared memory (there is no transposing load of bytes), and the two halves become two fp16 operands of D / 2
+dims. A few bit operations make them: an fp8 (e4m3) byte shifted into an fp16 is its value / 256; 0x6400 with an
+int8 + 128 in the mantissa is 1024 + 128 + its value.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.attention_decode.op import AttentionCase
+from kernels.op import Inputs
+from kernels.paging import nhd
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+GAIN = {"": 1.0, "fp8": 256.0, "int8": 1.0}
+"""What unpacked values are to be multiplied by, by the type of the cache."""
+
+
+@triton.jit
+def unpack(words, KV: tl.constexpr):
+    """16-bit words -> their low and high bytes as fp16, to be multiplied by GAIN. An fp8 NaN becomes 480."""
+    w = words.to(tl.uint16, bitcast=True)
+    if KV == "fp8":
+        low = (((w & 0x80) << 8) | ((w & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        high = ((w & 0x8000) | ((w >> 1) & 0x3F80)).to(tl.float16, bitcast=True)
+    else:
+        low = (((w & 0xFF) ^ 0x80) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+        high = (((w >> 8) ^ 0x80) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+    return low, high
+
+
+@triton.jit
+def load_query(q, offs_q, mask_m, D: tl.constexpr, KV: tl.constexpr):
+    """Q^T [D, BLOCK_M], or its even and its odd dims [D / 2, BLOCK_M] in fp16 for an 8-bit cache."""
+    if KV == "":
+        offs_d = tl.arange(0, D)
+        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0)
+        odd = even
+    else:
+        offs_d = 2 * tl.arange(0, D // 2)
+        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(tl.float16)
+        odd = tl.load(q + 1 + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(tl.float16)
+    return even, odd
+
+
+@triton.jit
+def attend(
+    even,
+    odd,
+    last,  # [BLOCK_M]: last token that each query row sees
+    k,
+    v,
+    k_scale,
+    v_scale,
+    table_row,
+    t_begin,
+    t_end,
+    scale,
+    stride_k_page,
+    stride_k_t,
+    stride_v_page,
+    stride_v_t,
+    stride_s_page,
+    stride_s_group,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PAGE: tl.constexpr,
+    KV: tl.constexpr,
+    V_COLUMNS: tl.constexpr,
+    SCALE_GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """Online softmax over tokens [t_begin, t_end), scores in log2.
+
+    -> O^T [D, BLOCK_M] unnormalised (or its even and odd dims), the row maxima and sums [BLOCK_M], all fp32.
+    V_COLUMNS: V is addressed as [D, BLOCK_T], not as [BLOCK_T, D] and transposed. For anything but wgmma straight from
+    shared memory Triton prefetches only that; for wgmma it would address K and V apart.
+    """
+    D_WORDS: tl.constexpr = D if KV == "" else D // 2
+    offs_d = tl.arange(0, D_WORDS)
+    offs_i = tl.arange(0, BLOCK_T)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    norm = tl.zeros([BLOCK_M], tl.float32)
+    acc_even = tl.zeros([D_WORDS, BLOCK_M], tl.float32)
+    acc_odd = acc_even
+    for block in range(t_begin // BLOCK_T * BLOCK_T, t_end, BLOCK_T):
+        offs_t = block + offs_i
+        mask_t = (offs_t >= t_begin) & (offs_t < t_end)
+        if PAGE == 0:
+            page = tl.zeros([1], tl.int64)
+            slot = offs_t.to(tl.int64)
+        elif PAGE % BLOCK_T == 0:
+            page = tl.load(table_row + block // PAGE).to(tl.int64)
+            slot = block % PAGE + offs_i
+        else:
+            page = tl.load(table_row + offs_t // PAGE, mask=mask_t, other=0).to(tl.int64)
+            slot = offs_t % PAGE
+        offs_k = page * stride_k_page + slot * stride_k_t
+        offs_v = page * stride_v_page + slot * stride_v_t
+        k_tile = tl.load(k + offs_k[:, None] + offs_d[None, :], mask=mask_t[:, None], other=0)
+        if KV == "":
+            s = tl.dot(k_tile, even)
+        else:
+            k_even, k_odd = unpack(k_tile, KV)
+            s = tl.dot(k_odd, odd, tl.dot(k_even, even))
+        s *= scale
+        if KV != "":
+            offs_s = page * stride_s_page + slot // SCALE_GROUP * stride_s_group
+            s *= tl.load(k_scale + offs_s, mask=mask_t, other=0.0)[:, None]
+        if SOFTCAP > 0:
+            s = SOFTCAP * (2 * tl.sigmoid(2 * s / SOFTCAP) - 1)
+        seen = mask_t[:, None]
+        if CAUSAL:
+            seen = seen & (offs_t[:, None] <= last[None, :])
+        if WINDOW > 0:
+            seen = seen & ((offs_t[:, None] > last[None, :] - WINDOW) | (offs_t[:, None] < SINKS))
+        s = tl.where(seen, s * LOG2_E, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 0))
+        m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
+        p = tl.exp2(s - m_finite[None, :])
+        alpha = tl.exp2(m - m_finite)
+        norm = norm * alpha + tl.sum(p, 0)
+        m = m_new
+        acc_even *= alpha[None, :]
+        if V_COLUMNS:
+            v_t = tl.load(v + offs_v[None, :] + offs_d[:, None], mask=mask_t[None, :], other=0)
+        else:
+            v_t = tl.trans(tl.load(v + offs_v[:, None] + offs_d[None, :], mask=mask_t[:, None], other=0))
+        if KV == "":
+            acc_even = tl.dot(v_t, p.to(v_t.dtype), acc_even)
+        else:
+            p *= tl.load(v_scale + offs_s, mask=mask_t, other=0.0)[:, None]
+            v_even, v_odd = unpack(v_t, KV)
+            acc_even = tl.dot(v_even, p.to(tl.float16), acc_even)
+            acc_odd = tl.dot(v_odd, p.to(tl.float16), acc_odd * alpha[None, :])
+    return acc_even, acc_odd, m, norm
+
+
+@triton.jit
+def normalise(acc_even, acc_odd, norm, gain, D: tl.constexpr, KV: tl.constexpr):
+    """O [BLOCK_M, D] fp32; zeros where nothing was seen."""
+    factor = gain / tl.where(norm > 0, norm, 1.0)[None, :]
+    out = tl.trans(acc_even * factor)
+    if KV != "":
+        out = tl.interleave(out, tl.trans(acc_odd * factor))
+    return out
+
+
+@triton.jit
+def merge_two(o_a, lse_a, o_b, lse_b):
+    """Two normalised results [rows, D] and their log-sum-exp [rows] -> those of both together.
+
+    (2^lse_a o_a + 2^lse_b o_b) / (2^lse_a + 2^lse_b), and zeros where neither saw anything.
+    """
+    m = tl.maximum(lse_a, lse_b)
+    m_finite = tl.where(m == float("-inf"), 0.0, m)
+    w_a = tl.exp2(lse_a - m_finite)
+    w_b = tl.exp2(lse_b - m_finite)
+    norm = w_a + w_b
+    norm = tl.where(norm > 0, norm, 1.0)
+    return o_a * (w_a / norm)[:, None] + o_b * (w_b / norm)[:, None], m + tl.log2(norm)
+
+
+@triton.jit
+def merge_parts(
+    o,
+    lse,
+    partial_o,  # first part of the first row: [parts, rows, D]
+    partial_lse,
+    parts,
+    offs_m,
+    mask_m,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Merge `parts` parts into o [BLOCK_M, D] and lse [BLOCK_M]; the loads of TILE parts are under way at once."""
+    offs_d = tl.arange(0, D)
+    for first in range(0, parts, TILE):
+        for i in tl.static_range(TILE):
+            part = tl.zeros_like(offs_m) + first + i
+            row = part * ROWS + offs_m
+            mask = mask_m & (part < parts)
+            part_lse = tl.load(partial_lse + row, mask=mask, other=float("-inf"), cache_modifier=".cg")
+            part_o = tl.load(
+                partial_o + row[:, None] * D + offs_d[None, :], mask=mask[:, None], other=0.0, cache_modifier=".cg"
+            )
+            o, lse = merge_two(o, lse, part_o, part_lse)
+    return o, lse
+
+
+def words(inputs: Inputs, case: AttentionCase, name: str) -> torch.Tensor:
+    """The cache `name` as the kernels read it: 16-bit elements, or 16-bit words of two 8-bit ones."""
+    cache = inputs[name]
+    if cache.stride(-1) != 1:
+        raise ValueError(f"{name}: the head dimension has stride {cache.stride(-1)}, expected 1")
+    return cache.view(torch.int16) if case.kv else cache
+
+
+def cache_args(case: AttentionCase, inputs: Inputs) -> dict[str, torch.Tensor]:
+    return {name: words(inputs, case, name) for name in ("k", "v")} | {
+        name: inputs[name] for name in ("k_scale", "v_scale", "block_table")
+    }
+
+
+def cache_strides(case: AttentionCase, inputs: Inputs) -> dict[str, int]:
+    """Strides of both caches and of their scales, in elements or words."""
+    strides: dict[str, int] = {}
+    for name in ("k", "v"):
+        page, t, h, _ = nhd(words(inputs, case, name), case.layout).stride()
+        strides |= {f"stride_{name}_page": page, f"stride_{name}_t": t, f"stride_{name}_h": h}
+    page, group, h = inputs["k_scale"].stride() if case.kv else (0, 0, 0)
+    return strides | {"stride_s_page": page, "stride_s_group": group, "stride_s_h": h}

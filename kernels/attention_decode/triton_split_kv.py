@@ -1,0 +1,354 @@
+"""Split-KV decode attention (flash-decoding): every CTA streams the same number of KV tokens, parts merge by LSE.
+
+`split_plan.py` says which CTA reads what, `triton_attend.py` how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.attention_decode.op import SCALE_GROUP, AttentionCase
+from kernels.attention_decode.split_plan import MERGE_TILE, Plan, plan
+from kernels.attention_decode.split_stages import stages, supports
+from kernels.attention_decode.triton_attend import (
+    GAIN,
+    attend,
+    cache_args,
+    cache_strides,
+    load_query,
+    merge_parts,
+    normalise,
+)
+from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.op import Inputs, Target
+
+
+@triton.jit
+def split_kv_kernel(
+    q,
+    k,
+    v,
+    k_scale,
+    v_scale,
+    block_table,
+    lengths,
+    segments,
+    starts,
+    partial_o,
+    partial_lse,
+    arrivals,
+    prefix_o,
+    prefix_lse,
+    prefix_slots,
+    o,
+    B,
+    scale,
+    gain,
+    stride_q_b,
+    stride_q_i,
+    stride_q_h,
+    stride_k_page,
+    stride_k_t,
+    stride_k_h,
+    stride_v_page,
+    stride_v_t,
+    stride_v_h,
+    stride_s_page,
+    stride_s_group,
+    stride_s_h,
+    stride_table_b,
+    stride_o_b,
+    stride_o_i,
+    stride_o_h,
+    Q_LEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PAGE: tl.constexpr,
+    KV: tl.constexpr,
+    V_COLUMNS: tl.constexpr,
+    SCALE_GROUP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MERGE_TILE: tl.constexpr,
+    PARTS_ONLY: tl.constexpr,
+    SEQS: tl.constexpr,
+    PREFIX_SEQS: tl.constexpr,
+    PREFIX_TILE: tl.constexpr,
+):
+    """One CTA runs through its segments.
+
+    - MERGE_TILE > 0: whoever completes a cut pair merges its parts
+    - SEQS > 1: a tile holds the rows of SEQS sequences, which all read the pages of the first (a shared prefix)
+    - PREFIX_SEQS > 0: the first segment of a pair takes in the parts of its shared prefix, of tiles that hold as many
+      sequences; `prefix_slots [H_kv, tiles, 2]` has the first slot and the parts of each
+    """
+    ROWS: tl.constexpr = Q_LEN * GROUP
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_r = offs_m % ROWS
+    offs_i = offs_r // GROUP
+    offs_d = tl.arange(0, D)
+    for s in range(tl.load(starts + tl.program_id(0)), tl.load(starts + tl.program_id(0) + 1)):
+        b = tl.load(segments + 8 * s)
+        h = tl.load(segments + 8 * s + 1)
+        t_begin = tl.load(segments + 8 * s + 2)
+        t_end = tl.load(segments + 8 * s + 3)
+        slot = tl.load(segments + 8 * s + 4)
+        first_slot = tl.load(segments + 8 * s + 5)
+        parts = tl.load(segments + 8 * s + 6)
+        seq = b + offs_m // ROWS
+        mask_m = (offs_m < SEQS * ROWS) & (seq < B)
+        heads = h * GROUP + offs_r % GROUP
+        offs_q = seq * stride_q_b + offs_i * stride_q_i + heads * stride_q_h
+        even, odd = load_query(q, offs_q, mask_m, D=D, KV=KV)
+        page_0 = b.to(tl.int64) if PAGE == 0 else 0
+        kv_head = h.to(tl.int64)
+        acc_even, acc_odd, m, norm = attend(
+            even,
+            odd,
+            tl.load(lengths + seq, mask=mask_m, other=0) - Q_LEN + offs_i,
+            k + page_0 * stride_k_page + kv_head * stride_k_h,
+            v + page_0 * stride_v_page + kv_head * stride_v_h,
+            k_scale + page_0 * stride_s_page + kv_head * stride_s_h,
+            v_scale + page_0 * stride_s_page + kv_head * stride_s_h,
+            block_table + b * stride_table_b,
+            t_begin,
+            t_end,
+            scale,
+            stride_k_page,
+            stride_k_t,
+            stride_v_page,
+            stride_v_t,
+            stride_s_page,
+            stride_s_group,
+            D=D,
+            BLOCK_T=BLOCK_T,
+            BLOCK_M=BLOCK_M,
+            PAGE=PAGE,
+            KV=KV,
+            V_COLUMNS=V_COLUMNS,
+            SCALE_GROUP=SCALE_GROUP,
+            CAUSAL=Q_LEN > 1,
+            WINDOW=WINDOW,
+            SINKS=SINKS,
+            SOFTCAP=SOFTCAP,
+        )
+        out = normalise(acc_even, acc_odd, norm, gain, D=D, KV=KV)
+        lse = m + tl.log2(tl.where(norm > 0, norm, 1.0))
+        if PREFIX_SEQS > 0:  # noqa: SIM102 (one is known when compiling, one when running)
+            if slot == first_slot:
+                tile = h * ((B + PREFIX_SEQS - 1) // PREFIX_SEQS) + b // PREFIX_SEQS
+                row = tl.load(prefix_slots + 2 * tile) * (PREFIX_SEQS * ROWS) + b % PREFIX_SEQS * ROWS
+                out, lse = merge_parts(
+                    out,
+                    lse,
+                    prefix_o + row * D,
+                    prefix_lse + row,
+                    tl.load(prefix_slots + 2 * tile + 1),
+                    offs_m,
+                    mask_m,
+                    ROWS=PREFIX_SEQS * ROWS,
+                    D=D,
+                    TILE=PREFIX_TILE,
+                )
+        offs_o = (seq * stride_o_b + offs_i * stride_o_i + heads * stride_o_h)[:, None] + offs_d[None, :]
+        if (parts == 1) & (not PARTS_ONLY):
+            tl.store(o + offs_o, out.to(o.dtype.element_ty), mask=mask_m[:, None])
+        else:
+            row = slot * (SEQS * ROWS)
+            tl.store(partial_o + (row + offs_m)[:, None] * D + offs_d[None, :], out, mask=mask_m[:, None])
+            tl.store(partial_lse + row + offs_m, lse, mask=mask_m)
+            if MERGE_TILE > 0:
+                pair = tl.load(segments + 8 * s + 7)
+                tl.debug_barrier()  # all threads' parts are stored before one thread counts this CTA in
+                arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
+                if arrived == parts - 1:
+                    row = first_slot * ROWS
+                    merged, _ = merge_parts(
+                        tl.zeros([BLOCK_M, D], tl.float32),
+                        tl.full([BLOCK_M], float("-inf"), tl.float32),
+                        partial_o + row * D,
+                        partial_lse + row,
+                        parts,
+                        offs_m,
+                        mask_m,
+                        ROWS=ROWS,
+                        D=D,
+                        TILE=MERGE_TILE,
+                    )
+                    tl.store(o + offs_o, merged.to(o.dtype.element_ty), mask=mask_m[:, None])
+                    tl.store(arrivals + pair, 0)  # as the next launch wants to find it
+
+
+@triton.jit
+def merge_kernel(
+    partial_o,
+    partial_lse,
+    cut,
+    o,
+    stride_o_b,
+    stride_o_i,
+    stride_o_h,
+    Q_LEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Grid (cut pairs, rows): each CTA merges one query row. `cut [pairs, 4]` holds b, h, first slot, parts."""
+    ROWS: tl.constexpr = Q_LEN * GROUP
+    pair = tl.program_id(0)
+    row = tl.program_id(1)
+    b = tl.load(cut + 4 * pair).to(tl.int64)
+    h = tl.load(cut + 4 * pair + 1)
+    first_slot = tl.load(cut + 4 * pair + 2)
+    parts = tl.load(cut + 4 * pair + 3)
+    offs_d = tl.arange(0, D)
+    m = float("-inf")
+    norm = 0.0
+    acc = tl.zeros([D], tl.float32)
+    for first in range(0, parts, TILE):
+        offs_p = first + tl.arange(0, TILE)
+        offs_r = (first_slot + offs_p) * ROWS + row
+        mask_p = offs_p < parts
+        lse = tl.load(partial_lse + offs_r, mask=mask_p, other=float("-inf"))
+        part = tl.load(partial_o + offs_r[:, None] * D + offs_d[None, :], mask=mask_p[:, None], other=0.0)
+        m_new = tl.maximum(m, tl.max(lse, 0))
+        m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
+        alpha = tl.exp2(m - m_finite)
+        w = tl.exp2(lse - m_finite)
+        norm = norm * alpha + tl.sum(w, 0)
+        acc = acc * alpha + tl.sum(part * w[:, None], 0)
+        m = m_new
+    out = acc / tl.where(norm > 0, norm, 1.0)
+    offs_o = b * stride_o_b + row // GROUP * stride_o_i + (h * GROUP + row % GROUP) * stride_o_h
+    tl.store(o + offs_o + offs_d, out.to(o.dtype.element_ty))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Partial results: `o [slots, rows, D]` and `lse [slots, rows]`, fp32."""
+
+    o: torch.Tensor
+    lse: torch.Tensor
+
+
+def new_parts(slots: int, rows: int, case: AttentionCase, device: torch.device) -> Parts:
+    o = torch.empty(max(1, slots), rows, case.D, dtype=torch.float32, device=device)
+    return Parts(o=o, lse=torch.empty(max(1, slots), rows, dtype=torch.float32, device=device))
+
+
+def table(values: Sequence[Sequence[int]] | Sequence[int], device: torch.device) -> torch.Tensor:
+    """A host-side list of int32, on the device."""
+    return torch.tensor(values, dtype=torch.int32).to(device)
+
+
+def strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
+    """Of `[B, q_len, H_q, D]`, whose last must be 1."""
+    if tensor.stride(-1) != 1:
+        raise ValueError(f"{name}: the head dimension has stride {tensor.stride(-1)}, expected 1")
+    return {f"stride_{name}_{axis}": stride for axis, stride in zip("bih", tensor.stride(), strict=False)}
+
+
+def split_launch(
+    case: AttentionCase,
+    inputs: Inputs,
+    p: Plan,
+    parts: Parts,
+    o: torch.Tensor,
+    *,
+    sequences: int = 1,
+    parts_only: bool = False,
+    prefix: tuple[Parts, torch.Tensor, int, int] | None = None,
+) -> KernelLaunch:
+    """`prefix`: its parts, their slots, the sequences of its tiles, and how many parts are merged at a time."""
+    q = inputs["q"]
+    prefix_parts, prefix_slots, prefix_sequences, prefix_tile = prefix or (parts, inputs["lengths"], 0, 0)
+    return KernelLaunch(
+        kernel=split_kv_kernel,
+        grid=(p.ctas,),
+        args={
+            "q": q,
+            **cache_args(case, inputs),
+            "lengths": inputs["lengths"],
+            "segments": table([s.row() for s in p.segments], q.device),
+            "starts": table(p.starts, q.device),
+            "partial_o": parts.o,
+            "partial_lse": parts.lse,
+            "arrivals": torch.zeros(case.B * case.H_kv, dtype=torch.int32, device=q.device),
+            "prefix_o": prefix_parts.o,
+            "prefix_lse": prefix_parts.lse,
+            "prefix_slots": prefix_slots,
+            "o": o,
+            "B": case.B,
+            "scale": GAIN[case.kv] * case.D**-0.5,
+            "gain": GAIN[case.kv],
+            **strides("q", q),
+            **cache_strides(case, inputs),
+            "stride_table_b": inputs["block_table"].stride(0),
+            **strides("o", o),
+        },
+        constexprs={
+            "Q_LEN": case.q_len,
+            "GROUP": case.group,
+            "D": case.D,
+            "BLOCK_T": p.block_t,
+            "BLOCK_M": p.block_m,
+            "PAGE": case.page,
+            "KV": case.kv,
+            "V_COLUMNS": p.v_columns,
+            "SCALE_GROUP": SCALE_GROUP,
+            "WINDOW": case.window,
+            "SINKS": case.sinks,
+            "SOFTCAP": case.softcap,
+            "MERGE_TILE": p.merge_tile if p.merge == "last" else 0,
+            "PARTS_ONLY": parts_only,
+            "SEQS": sequences,
+            "PREFIX_SEQS": prefix_sequences,
+            "PREFIX_TILE": prefix_tile,
+        },
+        num_warps=p.num_warps,
+        num_stages=p.num_stages,
+        streams=("k", "v"),
+        wants_mma=True,
+    )
+
+
+def merge_launches(case: AttentionCase, p: Plan, parts: Parts, o: torch.Tensor) -> tuple[KernelLaunch, ...]:
+    """The second kernel, where there are too many parts for the last CTA."""
+    if p.merge != "kernel":
+        return ()
+    cut = [(s.b, s.h, s.first_slot, s.parts) for s in p.segments if s.parts > 1 and s.slot == s.first_slot]
+    return (
+        KernelLaunch(
+            kernel=merge_kernel,
+            grid=(len(cut), case.rows),
+            args={
+                "partial_o": parts.o,
+                "partial_lse": parts.lse,
+                "cut": table(cut, o.device),
+                "o": o,
+                **strides("o", o),
+            },
+            constexprs={"Q_LEN": case.q_len, "GROUP": case.group, "D": case.D, "TILE": MERGE_TILE // case.D},
+            streams=("partial_o",),
+            why_few_in_flight="a few hundred KB, all of it asked for at once",
+        ),
+    )
+
+
+def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
+    """Lists, parts and counters are made once; the counters are left at zero by each launch for the next."""
+    p = plan(case, target)
+    o = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
+    parts = new_parts(p.slots, case.rows, case, o.device)
+    return Built(launches=(split_launch(case, inputs, p, parts, o), *merge_launches(case, p, parts, o)), output=o)
+
+
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)
