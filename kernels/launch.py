@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels.op import Impl, Inputs, Launch, Stage, Target, needs_triton_target
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Tuning, needs_triton_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,18 @@ class KernelLaunch:
     why_few_in_flight: str = ""
     """The reason where bytes in flight fall short of Little's law and that is right (a tiny merge, say)."""
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """How it was launched, in plain values."""
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.constexprs.items()}
+        return {
+            "kernel": self.kernel.fn.__name__,
+            "grid": list(self.grid),
+            **plain,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
     def __call__(self) -> None:
         self.kernel[self.grid](**self.args, **self.constexprs, num_warps=self.num_warps, num_stages=self.num_stages)
 
@@ -54,6 +66,7 @@ def triton_impl(
     build: Callable[[Any, Inputs, Target], Built],
     stages: Callable[[Any, Target], tuple[Stage, ...]],
     supports: Callable[[Any, Target], str | None] = lambda case, target: None,
+    tuning: Tuning | None = None,
 ) -> Impl:
     """An `Impl` of ours: `supports` adds to what every Triton kernel needs."""
 
@@ -68,4 +81,12 @@ def triton_impl(
 
         return f"triton {triton.__version__}"
 
-    return Impl(name=name, stages=stages, prepare=prepare, supports=all_supports, build=build, version=version)
+    return Impl(
+        name=name,
+        stages=stages,
+        prepare=prepare,
+        supports=all_supports,
+        build=build,
+        version=version,
+        tuning=tuning,
+    )

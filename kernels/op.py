@@ -25,6 +25,9 @@ Inputs = dict[str, Any]
 Launch = Callable[[], Any]
 """Zero arguments, no allocation, capturable in a CUDA graph; returns the output tensor."""
 
+Config = tuple[tuple[str, int], ...]
+"""Fields of an implementation's `Plan` and the values that they are to have instead of the reasoned ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -89,7 +92,9 @@ class Target:
     """Where an implementation is to run, as far as a `plan` may look.
 
     `kind` is `cuda`, `cpu` (torch on the host) or `interpreter` (Triton kernels interpreted on the host, for
-    correctness only). `sm` is the compute capability times ten (90 for Hopper), 0 on a host.
+    correctness only). `sm` is the compute capability times ten (90 for Hopper), 0 on a host. `config` is what a plan
+    must use, as the offline tuner asks for; None, as in every measured run, for what was tuned for this part
+    (`kernels/tuned.py`) or else reasoned.
     """
 
     kind: Literal["cuda", "cpu", "interpreter"]
@@ -98,6 +103,7 @@ class Target:
     sm_count: int = 1
     l2_bytes: int = 0
     smem_per_sm: int = 0
+    config: Config | None = None
 
     @property
     def device(self) -> str:
@@ -170,6 +176,19 @@ def anywhere(case: Any, target: Target) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What the offline tuner may try. The plan asks `kernels.tuned.overrides` and replaces those of its fields.
+
+    - `shape_class(case)`: cases of one class share a configuration, such as `read` or `B1-2 bf16`
+    - `candidates(case, target)`: configurations worth a try beside the reasoned one, which is always in the race;
+      each holds only what differs from it
+    """
+
+    shape_class: Callable[[Any], str]
+    candidates: Callable[[Any, Target], Iterable[Mapping[str, int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Impl:
     """One implementation of one operation.
 
@@ -186,11 +205,31 @@ class Impl:
     supports: Callable[[Any, Target], str | None] = anywhere
     build: Callable[[Any, Inputs, Target], Any] | None = None
     version: Callable[[], str] | None = None
+    tuning: Tuning | None = None
 
     @property
     def ours(self) -> bool:
         """Written here, rather than a peer from a library."""
         return self.build is not None
+
+    def configured(self, config: Config) -> Impl:
+        """The same with `config` in the place of what its plan would choose, and named after it."""
+
+        def at(target: Target) -> Target:
+            return dataclasses.replace(target, config=config)
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} {config_text(config)}",
+            stages=lambda case, target: self.stages(case, at(target)),
+            prepare=lambda case, inputs, target: self.prepare(case, inputs, at(target)),
+            supports=lambda case, target: self.supports(case, at(target)),
+        )
+
+
+def config_text(config: Config) -> str:
+    """`num_stages=3 num_warps=8`; `default` where nothing is overridden."""
+    return " ".join(f"{name}={value}" for name, value in config) or "default"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,41 +5,163 @@ At batch B the intensity is about 2 B FLOP per weight element: 1 FLOP/B in bf16 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.draw import BYTES, Draw
+from kernels.models import MODELS, ModelShape
 from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.quant import FORMATS, dequantize, draw_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
 
 
+FP8 = ("fp8", "fp8_block")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GemvCase(Case):
-    """x `[B, K]` and W `[N, K]`, both in `dtype`; y `[B, N]` in `dtype`, accumulated in fp32."""
+    """x `[B, K]` and y `[B, N]` in `dtype`, W `[N, K]` in `weights`; sums in fp32.
+
+    `weights` is `dtype` or a format of `kernels/quant.py`; `activations` is `dtype`, or fp8 (one scale per row) where
+    the weights are fp8. Empty stands for `dtype`. `layer` names the projection of `model` that this is; like `model`,
+    it is not part of the id.
+    """
 
     B: int
     N: int
     K: int
     dtype: str = "bf16"
+    weights: str = ""
+    activations: str = ""
+    layer: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", self.weights or self.dtype)
+        object.__setattr__(self, "activations", self.activations or self.dtype)
+        if self.weights != self.dtype and self.weights not in FORMATS:
+            raise ValueError(f"weights are {self.dtype} or one of {', '.join(FORMATS)}, not {self.weights}")
+        if self.activations != self.dtype and not (self.activations == "fp8" and self.weights in FP8):
+            raise ValueError(f"{self.activations} activations go with fp8 weights only, not with {self.weights}")
+
+    @property
+    def quantized(self) -> bool:
+        return self.weights != self.dtype
 
     @property
     def id(self) -> str:
-        return f"B{self.B}-N{self.N}-K{self.K}-{self.dtype}"
+        return (
+            f"B{self.B}-N{self.N}-K{self.K}-{self.dtype}"
+            + (f"-w{self.weights}" if self.quantized else "")
+            + (f"-x{self.activations}" if self.activations != self.dtype else "")
+        )
+
+
+def projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """(N, K) of each matrix that a decode step of a dense model multiplies with, by layer name."""
+    heads, kv_heads = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return {
+        "q": (heads, shape.hidden),
+        "k": (kv_heads, shape.hidden),
+        "v": (kv_heads, shape.hidden),
+        "o": (shape.hidden, heads),
+        "gate": (shape.ffn, shape.hidden),
+        "up": (shape.ffn, shape.hidden),
+        "down": (shape.hidden, shape.ffn),
+        "lm_head": (shape.vocab, shape.hidden),
+    }
+
+
+def of_model(model: str, layers: str, B: int = 1, **more: str) -> list[GemvCase]:
+    """One case for each of the layers, given as words."""
+    sizes = projections(MODELS[model])
+    return [
+        GemvCase(model=model, layer=layer, B=B, N=sizes[layer][0], K=sizes[layer][1], **more)
+        for layer in layers.split()
+    ]
+
+
+def smoke() -> Iterable[GemvCase]:
+    """For a CPU: 16 to 64 MB of weights, since the caches of servers hold tens of MB."""
+    for B, N, K, dtype in ((1, 4096, 1024, "fp32"), (1, 4096, 4096, "fp32"), (4, 4096, 4096, "fp32"),
+                           (16, 4096, 2048, "fp32"), (1, 4096, 4096, "bf16")):  # fmt: skip
+        yield GemvCase(B=B, N=N, K=K, dtype=dtype)
+
+
+def quick() -> Iterable[GemvCase]:
+    """Layers of real models at batch 1, and a few batches of the largest."""
+    for B in (1, 4, 16, 64, 256):
+        yield from of_model("llama-3.1-70b", "gate", B)
+    yield from of_model("llama-3.1-70b", "q down")
+    yield from of_model("llama-3.1-8b", "k gate lm_head")
+    for weights in ("fp8", "int8", "int4", "mxfp4"):
+        yield from of_model("llama-3.1-70b", "gate", weights=weights)
+    yield from of_model("llama-3.1-70b", "gate", 16, weights="int4")
+
+
+def full() -> Iterable[GemvCase]:
+    """Every layer size of several models, every batch of one layer to find the knee, every size of a square."""
+    for B in (1, 2, 3, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512):
+        yield from of_model("llama-3.1-70b", "gate", B)
+    for model in ("llama-3.1-8b", "llama-3.1-70b"):
+        yield from of_model(model, "q k v o gate up down lm_head")
+    yield from of_model("llama-3.1-405b", "k gate")
+    yield from of_model("qwen2.5-7b", "q k gate down")
+    yield from of_model("qwen3-32b", "q o gate down")
+    yield from of_model("gpt-oss-20b", "q o")
+    for size in (1024, 2048, 4096, 8192, 16384):
+        yield GemvCase(B=1, N=size, K=size)
+    for B in (1, 16):
+        yield from of_model("llama-3.1-8b", "down", B, dtype="fp16")
+        yield from of_model("llama-3.1-8b", "down", B)
+    for weights in FORMATS:
+        for B in (1, 16):
+            yield from of_model("llama-3.1-70b", "gate", B, weights=weights)
+    for B in (4, 64, 256):
+        yield from of_model("llama-3.1-70b", "gate", B, weights="int4")
+    for weights in ("fp8", "int4"):
+        yield from of_model("llama-3.1-8b", "down", weights=weights)
+    for B in (1, 16, 128):
+        yield from of_model("llama-3.1-70b", "gate", B, weights="fp8", activations="fp8")
+    yield from of_model("llama-3.1-70b", "gate", weights="fp8_block", activations="fp8")
+
+
+def test() -> Iterable[GemvCase]:
+    """Small and edgy: odd N, K and B, one row, one column block, several batch tiles, every type and format."""
+    for B, N, K, dtype in (
+        (1, 40, 1024, "bf16"), (2, 33, 520, "bf16"), (1, 1, 64, "fp16"), (1, 37, 129, "fp32"), (2, 64, 512, "fp16"),
+        (3, 70, 384, "fp16"), (5, 65, 200, "fp16"), (17, 130, 136, "fp16"), (33, 129, 67, "fp16"),
+        (257, 64, 64, "fp16"), (8, 64, 96, "fp32"),
+    ):  # fmt: skip
+        yield GemvCase(B=B, N=N, K=K, dtype=dtype)
+    for weights in FORMATS:
+        yield GemvCase(B=1, N=65, K=512, dtype="bf16", weights=weights)
+        yield GemvCase(B=18, N=130, K=390, dtype="fp16", weights=weights)
+    for weights in FP8:
+        yield GemvCase(B=1, N=65, K=512, dtype="bf16", weights=weights, activations="fp8")
+        yield GemvCase(B=18, N=130, K=208, dtype="fp16", weights=weights, activations="fp8")
 
 
 def cases(suite: str) -> list[GemvCase]:
-    return []
+    """In order, each id once."""
+    listed = {"smoke": smoke, "quick": quick, "full": full, "test": test}[suite]()
+    return list({case.id: case for case in reversed(list(listed))}.values())[::-1]
 
 
 def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1), W ~ N(0, 1/K): y is of order 1."""
+    """x ~ N(0, 1), W of order K^-1/2: y is of order 1. Quantized W as `kernels/quant.py` tells.
+
+    `x_scale` is `[B]` for fp8 activations, else empty.
+    """
     draw = Draw(device, seed)
-    return {
-        "x": draw.normal((case.B, case.K), case.dtype),
-        "w": draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5),
-    }
+    x = draw.normal((case.B, case.K), case.activations)
+    rows = case.B if case.activations != case.dtype else 0
+    drawn: Inputs = {"x": x, "x_scale": draw.integers(5, 16, (rows,)).float() * 0.1}
+    if case.quantized:
+        return drawn | draw_weights(draw, case.weights, case.N, case.K, case.dtype)
+    return drawn | {"w": draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5)}
 
 
 def reference(case: GemvCase, inputs: Inputs) -> torch.Tensor:
@@ -47,28 +169,42 @@ def reference(case: GemvCase, inputs: Inputs) -> torch.Tensor:
     import torch
 
     x = inputs["x"].float()
-    rows = max(1, (1 << 26) // case.K)
-    return torch.cat([x @ part.float().T for part in inputs["w"].split(rows)], dim=1)
+    if case.activations != case.dtype:
+        x = x * inputs["x_scale"][:, None]
+    parts = []
+    for first in range(0, case.N, rows := max(1, (1 << 26) // case.K)):
+        end = min(first + rows, case.N)
+        w = dequantize(case.weights, inputs, first, end) if case.quantized else inputs["w"][first:end].float()
+        parts.append(x @ w.T)
+    return torch.cat(parts, dim=1)
 
 
 def work(case: GemvCase) -> Work:
-    """Weights and activations once, outputs once; 2 B N K FLOP.
+    """Weights (codes, scales, zero points) and activations once, outputs once; 2 B N K FLOP.
 
-    The pipe is the tensor cores' for 16-bit types; an implementation that computes on another says so in its stages.
+    The pipe is the tensor cores' for 16-bit types; an implementation that uses another says so in its stages.
     """
     size = BYTES[case.dtype]
+    pipe = "fma_fp32" if case.dtype == "fp32" else "mma_fp8" if case.activations == "fp8" else "mma_bf16"
+    weights = weight_bytes(case.weights, case.N, case.K, size) if case.quantized else size * case.N * case.K
     return Work(
-        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 2 * case.B * case.N * case.K},
-        bytes_read=size * (case.N * case.K + case.B * case.K),
+        flops={pipe: 2 * case.B * case.N * case.K},
+        bytes_read=weights + activation_bytes(case),
         bytes_written=size * case.B * case.N,
     )
+
+
+def activation_bytes(case: GemvCase) -> int:
+    """x, and a fp32 scale for each row of x in fp8."""
+    return case.B * (case.K * BYTES[case.activations] + (4 if case.activations != case.dtype else 0))
 
 
 def tolerance(case: GemvCase) -> Tolerance:
     if case.dtype == "fp32":
         return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of K terms in another order")
     unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
-    return Tolerance(max_rel=4 * unit, rms_rel=unit, why="one rounding of y to its type")
+    why = "one rounding of y to its type; a truncation, which is what Triton's interpreter does, has 2 unit / sqrt(3)"
+    return Tolerance(max_rel=4 * unit, rms_rel=1.5 * unit, why=why)
 
 
 OP = Op(
@@ -81,5 +217,5 @@ OP = Op(
     reference=reference,
     work=work,
     tolerance=tolerance,
-    volatile=("x",),
+    volatile=("x", "x_scale"),
 )

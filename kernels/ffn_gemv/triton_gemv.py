@@ -1,0 +1,44 @@
+"""y[B, N] = x[B, K] W[N, K]^T by the kernel that fits the types: one launch that reads W from DRAM once.
+
+| weights                | activations | kernel                                               |
+|------------------------|-------------|------------------------------------------------------|
+| as the activations     | any         | `triton_gemv_dense.py`                               |
+| fp8                    | fp8         | `triton_gemv_fp8.py`: multiplied as they are         |
+| any of `quant.FORMATS` | bf16, fp16  | `triton_gemv_quant.py`: unpacked in registers        |
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from kernels.ffn_gemv import triton_gemv_dense, triton_gemv_fp8, triton_gemv_quant
+from kernels.ffn_gemv.op import GemvCase
+from kernels.ffn_gemv.triton_share import Plan
+from kernels.launch import Built, triton_impl
+from kernels.op import Inputs, Stage, Target
+
+
+def kernel_of(case: GemvCase) -> ModuleType:
+    """The module whose `plan`, `build`, `stages` and `supports` are the case's."""
+    if case.activations != case.dtype:
+        return triton_gemv_fp8
+    return triton_gemv_quant if case.quantized else triton_gemv_dense
+
+
+def plan(case: GemvCase, target: Target) -> Plan:
+    return kernel_of(case).plan(case, target)
+
+
+def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
+    return kernel_of(case).build(case, inputs, target)
+
+
+def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
+    return kernel_of(case).stages(case, target)
+
+
+def supports(case: GemvCase, target: Target) -> str | None:
+    return kernel_of(case).supports(case, target)
+
+
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)

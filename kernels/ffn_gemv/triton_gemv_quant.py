@@ -1,0 +1,319 @@
+"""y[B, N] = x[B, K] W[N, K]^T with W in 8 or 4 bits and x in 16: unpacked in registers, multiplied from there.
+
+`prepare` packs the codes as `quant.pack_words` tells: 32-bit word j of a block holds one code of each of its 4 or 8
+parts, column `32 i + j` for part i. A thread takes two neighbouring words of its row in one 8-byte read of shared
+memory; a few integer instructions make of them a register with two 16-bit floats for each part, which is just how
+the tensor cores take their left operand, so that the weights never go back to shared memory. Integers become floats
+by setting them into the mantissa of a power of two and taking that away again: no conversion, and exact.
+
+Instructions per weight and thread as compiled for sm_90 at B <= 16, the loop's overhead included: int4 3.1, int4_zp
+3.2, mxfp4 4.4, int8 3.8, fp8 4.3, fp8_block 4.6. An H100's SM issues for 4 x 32 lanes a cycle and receives in it 15
+8-bit or 30 4-bit weights (3.35 TB/s, 132 SMs, 1.7 GHz): int4 takes 73% of the issue slots, 8 bits take 45 to 54%,
+and mxfp4, with its scales 28 weights a cycle, 97%.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.draw import BYTES
+from kernels.ffn_gemv.op import GemvCase, activation_bytes
+from kernels.ffn_gemv.triton_share import Plan, finish_tile, first_unit, power_of_2, share
+from kernels.launch import Built, KernelLaunch
+from kernels.op import Inputs, Stage, Target, Work
+from kernels.quant import FORMATS, WORDS, by_group, pack_words, weight_bytes
+
+
+def max_block_b(target: Target) -> int:
+    """Batch columns of a CTA: 128 x 64 sums, and as many again for a group of weights with its own scale, are 64
+    registers in each of 256 threads. Only wgmma has room for them: sm_80 holds its operands in registers too, and for
+    sm_100 Triton 3.6 makes an empty kernel of int4 at 64 columns."""
+    return 64 if target.sm in (0, 90) else 32
+
+
+def plan(case: GemvCase, target: Target) -> Plan:
+    """Units of 128 rows by 32 words: 16 KB of weights, and x^T beside them."""
+    parts = 32 // FORMATS[case.weights].bits
+    BLOCK_N, BLOCK_K = 128, parts * WORDS
+    BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
+    unit_bytes = BLOCK_N * WORDS * 4
+    return share(
+        N=case.N, K=case.K, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
+        unit_bytes=unit_bytes, unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K,
+        ctas_per_sm=2 if max_block_b(target) > BLOCK_B else 1, num_warps=8, use_mma=True, target=target,
+    )  # fmt: skip
+
+
+@triton.constexpr_function
+def unpack_ptx(format: str, bf16: bool) -> str:
+    """PTX that makes pairs of floats (bf16 or fp16) of two words: part i of both words -> output i.
+
+    Operands: the outputs and the two words; then for int4_zp a pair `-(magic + zero)` for each group of 128 columns,
+    for mxfp4 a word of four scale bytes for each, twice. `magic` is the power of two whose last mantissa bit is
+    worth one.
+    """
+    fma = f"fma.rn.{'bf16x2' if bf16 else 'f16x2'}"
+    magic = 0x43004300 if bf16 else 0x64006400
+    one = 0x3F803F80 if bf16 else 0x3C003C00
+    # v * m + a
+    multiply, add = {
+        "int8": (one | 0x80008000, 0),
+        "int4": (one, 0xC308C308 if bf16 else 0xE408E408),
+        "int4_zp": (one, 0),
+        "mxfp4": (0, 0x80008000),
+    }.get(format, (0x7B807B80 if bf16 else 0x5C005C00, 0x80008000))
+    lines = [f"mov.b32 m, {multiply:#x};", f"mov.b32 a, {add:#x};"]
+    if FORMATS[format].bits == 4:
+        # halves of both words side by side: four codes of each word in `lo`, four in `hi`
+        lines += ["prmt.b32 lo, $8, $9, 0x5410;", "prmt.b32 hi, $8, $9, 0x7632;"]
+    for i in range(32 // FORMATS[format].bits):
+        half, place = ("lo", "hi")[i // 4], i % 4
+        if format in ("int4", "int4_zp"):
+            lines += [
+                f"shr.b32 t, {half}, {4 * place};",
+                f"lop3.b32 t, t, 0x000f000f, {magic:#x}, 0xea;",
+                f"{fma} ${i}, t, m, {'a' if format == 'int4' else f'${10 + i // 4}'};",
+            ]
+        elif format == "mxfp4":
+            # the sign to the top, the other three bits to the border of exponent and mantissa
+            left, mask, exponent = (6, 0x01C001C0, 7) if bf16 else (9, 0x0E000E00, 10)
+            shift = left - 4 * place
+            lines += [
+                f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * place:#x};",
+                f"shl.b32 m, m, {exponent};",
+                f"shl.b32 t, {half}, {12 - 4 * place};",
+                "and.b32 t, t, 0x80008000;",
+                f"{'shl' if shift > 0 else 'shr'}.b32 u, {half}, {abs(shift)};",
+                f"lop3.b32 t, u, {mask:#x}, t, 0xea;",
+                f"{fma} ${i}, t, m, a;",
+            ]
+        else:
+            lines.append(f"prmt.b32 t, $4, $5, {0x4400 + 0x1111 * i:#x};")
+            if format == "int8":
+                # two's complement is the low 7 bits less 128 times the sign: both set into the magic number
+                lines += [
+                    f"lop3.b32 u, t, 0x00800080, {magic:#x}, 0xea;",
+                    f"lop3.b32 t, t, 0x007f007f, {magic:#x}, 0xea;",
+                    f"{fma} ${i}, u, m, t;",
+                ]
+            else:
+                # e4m3's exponent in the place of the wider one, times 2 to the difference of their biases
+                shift, mask = (4, 0x07F007F0) if bf16 else (7, 0x3F803F80)
+                lines += [
+                    f"shl.b32 u, t, {shift};",
+                    "and.b32 t, t, 0x80008000;",
+                    f"lop3.b32 t, u, {mask:#x}, t, 0xea;",
+                    f"{fma} ${i}, t, m, a;",
+                ]
+    return "{ .reg .b32 lo, hi, t, u, m, a; " + " ".join(lines) + " }"
+
+
+@triton.jit
+def plain_part(words, i: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr):
+    """Codes of part i -> fp32 values before scale and zero point, in Triton's own arithmetic."""
+    code = (words >> (BITS * i)) & ((1 << BITS) - 1)
+    if FORMAT == "int8":
+        value = ((code ^ 128) - 128).to(tl.float32)
+    elif BITS == 8:
+        value = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    elif FORMAT == "mxfp4":
+        exponent = (code >> 1) & 3
+        half = (code & 1).to(tl.float32) * 0.5
+        value = tl.where(exponent == 0, half, (1.0 + half) * (1 << exponent).to(tl.float32) * 0.5)
+        value = tl.where(code > 7, -value, value)
+    else:
+        value = code.to(tl.float32)
+    return value
+
+
+@triton.jit
+def gemv_words(
+    x, w, scale, unpacking, y, partial, arrived, B, N, K, stride_x_b, stride_w_n, stride_y_b,
+    FORMAT: tl.constexpr, BITS: tl.constexpr, PLAIN: tl.constexpr, MAGIC: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """W words [BLOCK_N, 32] -> parts [BLOCK_N, 32] each, times its slice of x^T [32, BLOCK_B] -> fp32 sums.
+
+    PLAIN makes the parts in fp32 with Triton's own arithmetic, for the interpreter, which has no PTX.
+    """
+    PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
+    PARTS: tl.constexpr = 32 // BITS
+    WIDTH: tl.constexpr = BLOCK_K // PARTS
+    GROUPED: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_zp" or FORMAT == "fp8_block"
+    iters = tl.cdiv(K, BLOCK_K)
+    units = tl.cdiv(N, BLOCK_N) * iters
+    unit = first_unit(tl.program_id(1), units, tl.num_programs(1))
+    end = first_unit(tl.program_id(1) + 1, units, tl.num_programs(1))
+    offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_b = offs_b < B
+    offs_k = tl.arange(0, WIDTH)
+    offs_x = (offs_b * stride_x_b)[None, :] + offs_k[:, None]
+    while unit < end:
+        tile = unit // iters
+        tile_end = tl.minimum(end, tile * iters + iters)
+        offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        w_first = w + (tile * BLOCK_N).to(tl.int64) * stride_w_n
+        # rows past the last read the last one: their sums are not stored
+        row = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - tile * BLOCK_N)
+        offs_w = (row * stride_w_n)[:, None] + offs_k[None, :]
+        row += tile * BLOCK_N
+        sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
+        for it in tl.range(unit - tile * iters, tile_end - tile * iters, num_stages=STAGES):
+            words = tl.load(w_first + it * WIDTH + offs_w)
+            # int4_zp and mxfp4: zero points or scales of both groups of 128 columns
+            if FORMAT == "int4_zp" or FORMAT == "mxfp4":
+                lo = tl.load(unpacking + 2 * it * N + row)[:, None]
+                hi = tl.load(unpacking + (2 * it + 1) * N + row)[:, None]
+            if not PLAIN:
+                if BITS == 8:
+                    parts = tl.inline_asm_elementwise(
+                        PTX, "=&r,=&r,=&r,=&r,r,r", [words],
+                        dtype=(x.dtype.element_ty,) * 4, is_pure=True, pack=2,
+                    )  # fmt: skip
+                elif FORMAT == "int4":
+                    parts = tl.inline_asm_elementwise(
+                        PTX, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r", [words],
+                        dtype=(x.dtype.element_ty,) * 8, is_pure=True, pack=2,
+                    )  # fmt: skip
+                elif FORMAT == "int4_zp":
+                    parts = tl.inline_asm_elementwise(
+                        PTX, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r", [words, lo, hi],
+                        dtype=(x.dtype.element_ty,) * 8, is_pure=True, pack=2,
+                    )  # fmt: skip
+                else:
+                    parts = tl.inline_asm_elementwise(
+                        PTX, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r,r,r", [words, lo, hi],
+                        dtype=(x.dtype.element_ty,) * 8, is_pure=True, pack=2,
+                    )  # fmt: skip
+            for i in tl.static_range(PARTS):
+                mask_x = mask_b[None, :]
+                if not EVEN_K:
+                    mask_x = mask_x & (offs_k < K - it * BLOCK_K - i * WIDTH)[:, None]
+                x_tile = tl.load(x + it * BLOCK_K + i * WIDTH + offs_x, mask=mask_x, other=0.0)
+                if not PLAIN:
+                    part = parts[i]
+                else:
+                    part = plain_part(words, i, FORMAT, BITS)
+                    if FORMAT == "int4":
+                        part -= 8
+                    elif FORMAT == "int4_zp":
+                        part += (lo if i < 4 else hi).to(tl.float32) + MAGIC
+                    elif FORMAT == "mxfp4":
+                        exponent = ((lo if i < 4 else hi) >> (8 * (i % 4))) & 255
+                        part *= tl.exp2((exponent - MAGIC).to(tl.float32))
+                    x_tile = x_tile.to(tl.float32)
+                if GROUPED:
+                    if i % 4 == 0:
+                        group = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
+                    group = tl.dot(part, x_tile, group, input_precision="ieee")
+                    if i % 4 == 3:
+                        if FORMAT == "fp8_block":
+                            sums += group * tl.load(scale + tile * BLOCK_N // 128 * tl.cdiv(K, 128) + it)
+                        else:
+                            per_row = tl.load(scale + (2 * it + i // 4) * N + row)
+                            sums += group * per_row.to(tl.float32)[:, None]
+                else:
+                    sums = tl.dot(part, x_tile, sums, input_precision="ieee")
+        if FORMAT == "int8" or FORMAT == "fp8":
+            sums *= tl.load(scale + row)[:, None]
+        finish_tile(sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units)
+        unit = tile_end
+
+
+def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
+    """e8m0 `[N, K/32]` -> int32 `[groups, N]` of four bytes each: the exponent field of the factor that unpacking
+    needs, 2^(scale - 127) times the power that e2m1's exponent is off by.
+
+    Raises ValueError where a scale is above 2 or, for fp16, below 2^-28: its factor has no place in a 16-bit float.
+    """
+    offset = 126 if dtype == "bf16" else -98
+    if not scale.is_meta and (int(scale.max()) > 128 or int(scale.min()) + offset < 1):
+        raise ValueError(f"mxfp4 scales of 2^{int(scale.min()) - 127} to 2^{int(scale.max()) - 127} do not fit {dtype}")
+    fields = torch.nn.functional.pad((scale.int() + offset).to(torch.uint8), (0, 4 * groups - scale.shape[1]))
+    return fields.view(torch.int32).T.contiguous()
+
+
+def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
+    """One launch over packed words; packing the weights, done once, belongs to `prepare`."""
+    x, scale = inputs["x"], inputs["w_scale"]
+    if x.stride(1) != 1:
+        raise ValueError(f"x must be contiguous along K, its strides are {x.stride()}")
+    p = plan(case, target)
+    words = pack_words(case.weights, inputs["w"])
+    y = torch.empty(case.B, case.N, dtype=x.dtype, device=x.device)
+    # two groups of 128 columns in each block of 256
+    groups, magic = 2 * p.iters, 128 if case.dtype == "bf16" else 1024
+    unpacking = words
+    if case.weights == "mxfp4":
+        scale = unpacking = mxfp4_words(scale, groups, case.dtype)
+        magic = 253 if case.dtype == "bf16" else 29
+    elif case.weights == "int4_zp":
+        unpacking = by_group(-(inputs["w_zero"].to(x.dtype) + magic), groups)
+    if case.weights in ("int4", "int4_zp"):
+        scale = by_group(scale, groups)
+    launch = KernelLaunch(
+        kernel=gemv_words,
+        grid=(p.tiles_b, p.ctas),
+        args={
+            "x": x,
+            "w": words,
+            "scale": scale,
+            "unpacking": unpacking,
+            "y": y,
+            **p.workspace(x.device),
+            "B": case.B,
+            "N": case.N,
+            "K": case.K,
+            "stride_x_b": x.stride(0),
+            "stride_w_n": words.stride(0),
+            "stride_y_b": y.stride(0),
+        },
+        constexprs={
+            "FORMAT": case.weights,
+            "BITS": FORMATS[case.weights].bits,
+            "PLAIN": target.kind == "interpreter",
+            "MAGIC": magic,
+            "BLOCK_B": p.BLOCK_B,
+            "BLOCK_N": p.BLOCK_N,
+            "BLOCK_K": p.BLOCK_K,
+            "EVEN_K": p.even_k,
+            "STAGES": p.num_stages,
+            **p.register_cap(),
+        },
+        num_warps=p.num_warps,
+        num_stages=p.num_stages,
+        streams=("w",),
+        wants_mma=True,
+    )
+    return Built(launches=(launch,), output=y)
+
+
+def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
+    """Packed words (K padded to a block), scales as packed, x and y once; x again from the L2 for each tile of rows,
+    W again for each batch tile."""
+    p = plan(case, target)
+    size = BYTES[case.dtype]
+    extra = {"int4": size, "int4_zp": 2 * size, "mxfp4": 4}.get(case.weights, 0) * 2 * p.iters * case.N
+    if not extra:
+        extra = weight_bytes(case.weights, case.N, case.K, size) - case.N * case.K
+    weights = 4 * WORDS * p.iters * case.N + extra
+    return (
+        Stage(
+            name="gemv_words",
+            work=Work(
+                flops={"mma_bf16": p.flops},
+                bytes_read=weights + activation_bytes(case),
+                bytes_written=size * case.B * case.N,
+            ),
+            l2_bytes=(p.tiles_b - 1) * weights + (p.tiles_n - 1) * activation_bytes(case) + p.partial_bytes,
+            ctas=p.ctas * p.tiles_b,
+            ctas_per_sm=p.ctas_per_sm,
+        ),
+    )
+
+
+def supports(case: GemvCase, target: Target) -> str | None:
+    return "weights are unpacked to bf16 or fp16, not to fp32" if case.dtype == "fp32" else None

@@ -1,0 +1,185 @@
+"""Units of weights shared evenly among CTAs ("stream-K": Osama et al., 2023), for every kernel of this folder.
+
+The weights are cut into units of BLOCK_N rows by BLOCK_K columns, numbered along K first. The CTAs share all units
+evenly (to one unit) as contiguous ranges, so that no wave has a tail, whatever N, K and the part. A tile of BLOCK_N
+rows whose units lie with several CTAs is finished by the last of them to arrive at the tile's counter: it adds all
+shares in their order, so that results repeat bit for bit, and sets the counter back to zero for the next launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.op import Target
+
+IN_FLIGHT = 96 << 10
+"""Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB; five times that
+covers the CTAs that begin or reduce while the others stream."""
+
+CTA_SMEM = 227 << 10
+"""Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Blocks, pipeline depth and grid of one case.
+
+    `ctas` share the weights between them. Each of the `tiles_b` batch tiles has its own `ctas`, which walk over
+    the weights side by side, so that all but the first to come read them from the L2.
+    """
+
+    use_mma: bool
+    BLOCK_N: int
+    BLOCK_K: int
+    BLOCK_B: int
+    even_k: bool
+    tiles_n: int
+    tiles_b: int
+    iters: int
+    unit_bytes: int
+    unit_smem: int
+    ctas: int
+    ctas_per_sm: int
+    num_warps: int
+    num_stages: int
+    sums: int = 1
+    """Sums for each output: the workspace and the FLOPs are as many times larger."""
+
+    @property
+    def units(self) -> int:
+        """Weight tiles of BLOCK_N x BLOCK_K."""
+        return self.tiles_n * self.iters
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Weight bytes that an SM has asked for and not yet received: all stages but the one in use."""
+        return self.unit_bytes * (self.num_stages - 1) * self.ctas_per_sm
+
+    def units_of(self, cta: int) -> range:
+        """The units of a CTA; the first `units % ctas` CTAs have one more than the others."""
+        each, more = divmod(self.units, self.ctas)
+        first = cta * each + min(cta, more)
+        return range(first, first + each + (cta < more))
+
+    @property
+    def partials(self) -> int:
+        """Shares of tiles that pass through the workspace: one per CTA of each tile that has several."""
+        sharers = [0] * self.tiles_n
+        for units in map(self.units_of, range(self.ctas)):
+            for tile in range(units.start // self.iters, (units.stop - 1) // self.iters + 1):
+                sharers[tile] += 1
+        return sum(n for n in sharers if n > 1)
+
+    @property
+    def partial_bytes(self) -> int:
+        """fp32 sums written to the workspace and read back, over all batch tiles."""
+        return 2 * 4 * self.partials * self.BLOCK_N * self.BLOCK_B * self.tiles_b * self.sums
+
+    @property
+    def flops(self) -> int:
+        """Executed, the padding of all three dimensions included."""
+        return 2 * self.units * self.BLOCK_N * self.BLOCK_K * self.tiles_b * self.BLOCK_B * self.sums
+
+    def register_cap(self) -> dict[str, int]:
+        """Triton's option that keeps `ctas_per_sm` CTAs resident: an SM has 65,536 registers."""
+        most = (65536 // (32 * self.num_warps * self.ctas_per_sm)) // 8 * 8
+        return {"maxnreg": most} if most < 255 else {}
+
+    def excuses(self, *weights: torch.Tensor) -> dict[str, str]:
+        """Why loads of these weights are narrow, where Triton cannot know that all rows are 16-byte aligned; and
+        narrow loads are not pipelined."""
+        if self.even_k and all(w.stride(0) % 16 == 0 for w in weights):
+            return {}
+        why = "K does not divide into blocks, or rows do not begin 16 n elements apart"
+        return {"why_narrow": why, "why_few_in_flight": f"{why}, so that loads are narrow and not pipelined"}
+
+    def workspace(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The shares, and the counters that are zero between launches: arguments of every kernel."""
+        slots = 2 * self.ctas * self.tiles_b if self.partials else 1
+        return {
+            "partial": torch.empty(slots * self.BLOCK_N * self.BLOCK_B * self.sums, dtype=torch.float32, device=device),
+            "arrived": torch.zeros(self.tiles_n * self.tiles_b, dtype=torch.int32, device=device),
+        }
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def share(
+    *, N: int, K: int, B: int, BLOCK_N: int, BLOCK_K: int, BLOCK_B: int, unit_bytes: int, unit_smem: int,
+    ctas_per_sm: int, num_warps: int, use_mma: bool, target: Target, sums: int = 1,
+) -> Plan:  # fmt: skip
+    """Stages for `IN_FLIGHT` as far as shared memory goes; a CTA per tile or per place on the part, whichever ends
+    sooner. `unit_bytes` of weights, and `unit_smem` of shared memory with the activations, make one stage."""
+    smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
+    num_stages = max(2, min(1 + IN_FLIGHT // (ctas_per_sm * unit_bytes), smem // unit_smem))
+    tiles_n, tiles_b, iters = -(-N // BLOCK_N), -(-B // BLOCK_B), -(-K // BLOCK_K)
+    slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
+    one_per_tile = Plan(
+        use_mma=use_mma, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B, even_k=K % BLOCK_K == 0,
+        tiles_n=tiles_n, tiles_b=tiles_b, iters=iters, unit_bytes=unit_bytes, unit_smem=unit_smem, ctas=tiles_n,
+        ctas_per_sm=ctas_per_sm, num_warps=num_warps, num_stages=num_stages, sums=sums,
+    )  # fmt: skip
+    one_per_slot = replace(one_per_tile, ctas=min(slots, one_per_tile.units))
+
+    def slowest(p: Plan) -> float:
+        """Weight bytes of the longest chain of CTAs on a slot, and the workspace's bytes spread over all slots."""
+        return -(-p.ctas // slots) * -(-p.units // p.ctas) * p.unit_bytes + p.partial_bytes / slots
+
+    return min(one_per_tile, one_per_slot, key=slowest)
+
+
+@triton.jit
+def first_unit(cta, units, ctas):
+    """As `Plan.units_of(cta).start`."""
+    return cta * (units // ctas) + tl.minimum(cta, units % ctas)
+
+
+@triton.jit
+def cta_of(unit, units, ctas):
+    """The inverse: the CTA that a unit belongs to."""
+    each = units // ctas
+    larger = (units % ctas) * (each + 1)
+    return tl.where(unit < larger, unit // (each + 1), units % ctas + (unit - larger) // each)
+
+
+@triton.jit
+def finish_tile(
+    sums, y, offs_r, offs_c, R, C, stride_y_r, stride_y_c, partial, arrived, tile, iters, units
+):  # fmt: skip
+    """Store a tile `sums [rows, columns]`, or leave this CTA's share and, as the last to arrive, add up all shares.
+
+    They are added in their order. A CTA shares at most two tiles, the first and the last of its range: the workspace
+    has two slots for each CTA.
+    """
+    cta = tl.program_id(1)
+    ctas = tl.num_programs(1)
+    first = cta_of(tile * iters, units, ctas)
+    last = cta_of(tile * iters + iters - 1, units, ctas)
+    y_at = y + (offs_r * stride_y_r)[:, None] + (offs_c * stride_y_c)[None, :]
+    mask = (offs_r < R)[:, None] & (offs_c < C)[None, :]
+    if first == last:
+        tl.store(y_at, sums.to(y.dtype.element_ty), mask=mask)
+    else:
+        ROWS: tl.constexpr = sums.shape[0]
+        COLUMNS: tl.constexpr = sums.shape[1]
+        shares = partial + tl.program_id(0).to(tl.int64) * ctas * (2 * ROWS * COLUMNS)
+        offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        counter = arrived + tile * tl.num_programs(0) + tl.program_id(0)
+        slot = 2 * cta + (first_unit(cta, units, ctas) < tile * iters).to(tl.int32)
+        tl.store(shares + slot.to(tl.int64) * (ROWS * COLUMNS) + offs, sums)
+        # all threads have stored before one of them releases
+        tl.debug_barrier()
+        if tl.atomic_add(counter, 1, sem="acq_rel") == last - first:
+            whole = tl.zeros_like(sums)
+            for sharer in range(first, last + 1):
+                slot = 2 * sharer + (first_unit(sharer, units, ctas) < tile * iters).to(tl.int32)
+                whole += tl.load(shares + slot.to(tl.int64) * (ROWS * COLUMNS) + offs, cache_modifier=".cg")
+            tl.store(y_at, whole.to(y.dtype.element_ty), mask=mask)
+            tl.store(counter, 0)
