@@ -1,0 +1,128 @@
+"""y[B, H] = (silu(x[B, H] W_gate[F, H]^T) * (x W_up[F, H]^T)) W_down[H, F]^T: the SwiGLU block of a decoder layer.
+
+It reads 3 F H weights, at batch B with about 2 B FLOP for each: two thirds to three quarters of a dense layer's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernels.draw import BYTES, Draw
+from kernels.models import MODELS
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FfnCase(Case):
+    """x and y `[B, hidden]`, W_gate and W_up `[ffn, hidden]`, W_down `[hidden, ffn]`, all in `dtype`."""
+
+    B: int
+    hidden: int
+    ffn: int
+    dtype: str = "bf16"
+
+    @property
+    def id(self) -> str:
+        return f"B{self.B}-H{self.hidden}-F{self.ffn}-{self.dtype}"
+
+
+def of_model(model: str, B: int) -> FfnCase:
+    return FfnCase(model=model, B=B, hidden=MODELS[model].hidden, ffn=MODELS[model].ffn)
+
+
+def smoke() -> Iterable[FfnCase]:
+    """For a CPU: 16 to 50 MB of weights, since the caches of servers hold tens of MB."""
+    yield FfnCase(B=1, hidden=1024, ffn=2816, dtype="fp32")
+    yield FfnCase(B=4, hidden=1024, ffn=4096, dtype="fp32")
+    yield FfnCase(B=1, hidden=1024, ffn=2816, dtype="bf16")
+
+
+def quick() -> Iterable[FfnCase]:
+    for B in (1, 16, 128):
+        yield of_model("llama-3.1-70b", B)
+    yield of_model("llama-3.1-8b", 1)
+
+
+def full() -> Iterable[FfnCase]:
+    for B in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        yield of_model("llama-3.1-70b", B)
+    for model in ("llama-3.1-8b", "llama-2-7b", "qwen2.5-7b", "qwen3-32b", "gemma-3-27b"):
+        for B in (1, 16):
+            yield of_model(model, B)
+
+
+def test() -> Iterable[FfnCase]:
+    """Small and edgy: odd sizes, several batch tiles, every dtype that the interpreter multiplies correctly."""
+    for B, hidden, ffn, dtype in (
+        (1, 64, 192, "fp16"), (3, 70, 130, "fp16"), (17, 128, 65, "fp16"), (2, 33, 7, "fp16"), (1, 40, 72, "fp32"),
+        (130, 64, 64, "fp16"),
+    ):  # fmt: skip
+        yield FfnCase(B=B, hidden=hidden, ffn=ffn, dtype=dtype)
+
+
+def cases(suite: str) -> list[FfnCase]:
+    return list({"smoke": smoke, "quick": quick, "full": full, "test": test}[suite]())
+
+
+def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
+    """x ~ N(0, 1), weights ~ N(0, 1 / their columns); W_down 3 times that, since silu(g) u has an rms of about 1/3:
+    y is of order 1."""
+    draw = Draw(device, seed)
+    up = (case.ffn, case.hidden)
+    return {
+        "x": draw.normal((case.B, case.hidden), case.dtype),
+        "w_gate": draw.normal(up, case.dtype, scale=case.hidden**-0.5),
+        "w_up": draw.normal(up, case.dtype, scale=case.hidden**-0.5),
+        "w_down": draw.normal((case.hidden, case.ffn), case.dtype, scale=3 * case.ffn**-0.5),
+    }
+
+
+def reference(case: FfnCase, inputs: Inputs) -> torch.Tensor:
+    """fp32 throughout, the hidden values included, in slices of ffn, so that no large matrix is held twice."""
+    import torch
+
+    x = inputs["x"].float()
+    y = torch.zeros_like(x)
+    for first in range(0, case.ffn, rows := max(1, (1 << 26) // case.hidden)):
+        part = slice(first, first + rows)
+        gate, up = (x @ inputs[name][part].float().T for name in ("w_gate", "w_up"))
+        y += (gate * torch.sigmoid(gate) * up) @ inputs["w_down"][:, part].float().T
+    return y
+
+
+def work(case: FfnCase) -> Work:
+    """Three matrices and x once, y once; 2 FLOP a weight and sequence. The hidden values need not leave the chip."""
+    size = BYTES[case.dtype]
+    weights = 3 * case.ffn * case.hidden
+    return Work(
+        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 2 * case.B * weights},
+        bytes_read=size * (weights + case.B * case.hidden),
+        bytes_written=size * case.B * case.hidden,
+    )
+
+
+def tolerance(case: FfnCase) -> Tolerance:
+    if case.dtype == "fp32":
+        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums in another order")
+    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
+    why = "roundings of gate and up, of their product and of y to their type"
+    return Tolerance(max_rel=8 * unit, rms_rel=2 * unit, why=why)
+
+
+OP = Op(
+    name="ffn_block",
+    about="SwiGLU block: gate, up, activation, down",
+    formula="y[B,H] = (silu(x Wg[F,H]^T) * (x Wu[F,H]^T)) Wd[H,F]^T",
+    case_type=FfnCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("x",),
+)

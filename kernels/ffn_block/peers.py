@@ -1,0 +1,48 @@
+"""What a user could call instead of ours: torch, as model code is written."""
+
+from __future__ import annotations
+
+from kernels.draw import BYTES
+from kernels.ffn_block.op import FfnCase
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+
+
+def linears(case: FfnCase, inputs: Inputs, target: Target) -> Launch:
+    """Three matrix products (cuBLAS, oneDNN or MKL), `silu` and a multiplication: five kernels."""
+    import torch
+
+    x, gate_t, up_t, down_t = inputs["x"], inputs["w_gate"].T, inputs["w_up"].T, inputs["w_down"].T
+    gate = torch.empty(case.B, case.ffn, dtype=x.dtype, device=x.device)
+    up, y = torch.empty_like(gate), torch.empty_like(x)
+
+    def launch() -> torch.Tensor:
+        torch.mm(x, gate_t, out=gate)
+        torch.mm(x, up_t, out=up)
+        torch.nn.functional.silu(gate, inplace=True).mul_(up)
+        return torch.mm(gate, down_t, out=y)
+
+    return launch
+
+
+def five_kernels(case: FfnCase, target: Target) -> tuple[Stage, ...]:
+    """Each matrix once from DRAM; what passes between the kernels is small and comes from the L2."""
+    size = BYTES[case.dtype]
+    pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
+    matrix, narrow, wide = case.ffn * case.hidden * size, case.B * case.hidden * size, case.B * case.ffn * size
+    flops = {pipe: 2 * case.B * case.ffn * case.hidden}
+    return (
+        Stage(name="gate", work=Work(flops=flops, bytes_read=matrix + narrow), l2_bytes=wide),
+        Stage(name="up", work=Work(flops=flops, bytes_read=matrix), l2_bytes=narrow + wide),
+        Stage(name="silu", work=Work(), l2_bytes=2 * wide),
+        Stage(name="mul", work=Work(), l2_bytes=3 * wide),
+        Stage(name="down", work=Work(flops=flops, bytes_read=matrix, bytes_written=narrow), l2_bytes=wide),
+    )
+
+
+def torch_version() -> str:
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+IMPLS = (Impl(name="torch", stages=five_kernels, prepare=linears, version=torch_version),)
