@@ -1,0 +1,214 @@
+"""y[b] = sum over j of weight[b, j] Wd_e (silu(Wg_e x[b]) * Wu_e x[b]), e = id[b, j]: the routed experts of a MoE.
+
+x [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H] (gate rows, then up rows),
+w_down [E, H, F], y [B, H]. Only the experts that some token of the batch is routed to are read: at batch 1 k of E,
+at large batches all, which is why the bytes of a decode step grow with the batch until E experts are hit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from kernels.draw import BYTES, Draw
+from kernels.models import MODELS
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+ROUTINGS = ("uniform", "zipf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeCase(Case):
+    """`B` tokens, each routed to `k` of `E` experts of width `F`; `H` is the model's hidden size.
+
+    `routing`: `uniform`, every set of k experts alike, or `zipf`, the r-th expert with a chance of 1 / r; `seed` draws
+    it. The case fixes how many tokens each rank of expert gets; which expert has which rank comes with the inputs.
+    """
+
+    B: int
+    E: int
+    k: int
+    H: int
+    F: int
+    routing: str = "uniform"
+    seed: int = 0
+    dtype: str = "bf16"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.k <= self.E or self.routing not in ROUTINGS:
+            raise ValueError(f"k = {self.k} of E = {self.E} experts, routing {self.routing!r}: k <= E, {ROUTINGS}")
+
+    @property
+    def id(self) -> str:
+        routing = "" if self.routing == "uniform" else f"-{self.routing}"
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"B{self.B}-E{self.E}k{self.k}-H{self.H}-F{self.F}{routing}{seed}-{self.dtype}"
+
+    @property
+    def pairs(self) -> int:
+        """(token, expert) pairs."""
+        return self.B * self.k
+
+    @property
+    def expert_bytes(self) -> int:
+        """Gate, up and down of one expert."""
+        return 3 * self.H * self.F * BYTES[self.dtype]
+
+
+def expected_experts_hit(E: int, k: int, B: int) -> float:
+    """Experts that B tokens reach when each picks k of E uniformly: E (1 - (1 - k/E)^B)."""
+    return E * (1.0 - (1.0 - k / E) ** B)
+
+
+@cache
+def routing(case: MoeCase) -> tuple[tuple[int, ...], ...]:
+    """The k distinct experts of each token, as ranks: rank 0 is the most popular under `zipf`."""
+    rng = random.Random(case.seed)
+    if case.routing == "uniform":
+        return tuple(tuple(rng.sample(range(case.E), case.k)) for _ in range(case.B))
+    chances = [1.0 / (rank + 1) for rank in range(case.E)]
+    drawn = []
+    for _ in range(case.B):
+        # the k largest of u^(1/chance): weighted sampling without replacement (Efraimidis and Spirakis, 2006)
+        keys = [rng.random() ** (1.0 / chance) for chance in chances]
+        drawn.append(tuple(sorted(range(case.E), key=keys.__getitem__)[-case.k :]))
+    return tuple(drawn)
+
+
+@cache
+def tokens_per_expert(case: MoeCase) -> tuple[int, ...]:
+    """By rank; 0 for an expert that nobody is routed to."""
+    counts = [0] * case.E
+    for experts in routing(case):
+        for expert in experts:
+            counts[expert] += 1
+    return tuple(counts)
+
+
+def experts_hit(case: MoeCase) -> int:
+    return sum(count > 0 for count in tokens_per_expert(case))
+
+
+def of_model(model: str, batches: Iterable[int], tensor_parallel: int = 1, routing: str = "uniform") -> list[MoeCase]:
+    """The routed experts of a model; with tensor parallelism one rank's slice of every expert."""
+    shape = MODELS[model]
+    return [
+        MoeCase(
+            model=model, B=B, E=shape.experts, k=shape.experts_per_token, H=shape.hidden,
+            F=shape.expert_ffn // tensor_parallel, routing=routing,
+        )
+        for B in batches
+    ]  # fmt: skip
+
+
+def smoke() -> Iterable[MoeCase]:
+    """For a CPU: 48 MB of experts, of which one token reads a quarter and 16 tokens nearly all."""
+    for B in (1, 16):
+        yield MoeCase(B=B, E=8, k=2, H=1024, F=512, dtype="fp32")
+
+
+def quick() -> Iterable[MoeCase]:
+    """Mixtral and gpt-oss-20b whole, one of eight ranks of DeepSeek-V3: from few experts hit to all."""
+    yield from of_model("mixtral-8x7b", (1, 8, 64))
+    yield from of_model("gpt-oss-20b", (1, 16, 128))
+    yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8)
+    yield from of_model("gpt-oss-20b", (16,), routing="zipf")
+
+
+def full() -> Iterable[MoeCase]:
+    """Every batch of four models; DeepSeek-V3 whole (22.5 GB of experts) where few are hit."""
+    yield from of_model("mixtral-8x7b", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
+    yield from of_model("gpt-oss-20b", (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024))
+    yield from of_model("gpt-oss-120b", (1, 4, 16, 64, 256, 1024))
+    yield from of_model("deepseek-v3", (1, 4, 16, 64, 256, 1024), tensor_parallel=8)
+    yield from of_model("deepseek-v3", (1, 16, 256))
+    yield from of_model("gpt-oss-120b", (16, 64, 256), routing="zipf")
+    yield from of_model("deepseek-v3", (16, 64, 256), tensor_parallel=8, routing="zipf")
+
+
+def test() -> Iterable[MoeCase]:
+    """Small and edgy: one token, one expert, all experts, odd widths, several tiles of tokens for one expert."""
+    for B, E, k, H, F, routing, dtype in (
+        (1, 4, 1, 64, 64, "uniform", "fp16"), (3, 5, 2, 72, 40, "uniform", "fp16"),
+        (1, 1, 1, 128, 64, "uniform", "fp16"), (20, 2, 2, 64, 128, "uniform", "fp16"),
+        (33, 8, 3, 64, 64, "zipf", "fp16"), (4, 16, 4, 64, 48, "zipf", "fp32"),
+    ):  # fmt: skip
+        yield MoeCase(B=B, E=E, k=k, H=H, F=F, routing=routing, dtype=dtype)
+
+
+def cases(suite: str) -> list[MoeCase]:
+    """In order, each id once."""
+    listed = {"smoke": smoke, "quick": quick, "full": full, "test": test}[suite]()
+    return list({case.id: case for case in reversed(list(listed))}.values())[::-1]
+
+
+def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
+    """x ~ N(0, 1), rows of all weights of length about 1, router weights a softmax over each token's k.
+
+    `seed` also permutes the experts: other experts are hit, but as many, by as many tokens.
+    """
+    draw = Draw(device, seed)
+    expert = draw.python.sample(range(case.E), case.E)
+    return {
+        "x": draw.normal((case.B, case.H), case.dtype),
+        "topk_ids": draw.table([[expert[rank] for rank in ranks] for ranks in routing(case)]),
+        "topk_weights": draw.normal((case.B, case.k), "fp32").softmax(dim=-1),
+        "w_gate_up": draw.normal((case.E, 2 * case.F, case.H), case.dtype, scale=case.H**-0.5),
+        "w_down": draw.normal((case.E, case.H, case.F), case.dtype, scale=case.F**-0.5),
+    }
+
+
+def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
+    """fp32, expert by expert."""
+    import torch
+
+    x, ids, weights = inputs["x"].float(), inputs["topk_ids"], inputs["topk_weights"]
+    y = torch.zeros_like(x)
+    for e in sorted(set(ids.flatten().tolist())):
+        token, slot = (ids == e).nonzero(as_tuple=True)
+        gate, up = (x[token] @ inputs["w_gate_up"][e].float().T).chunk(2, dim=1)
+        down = (gate * torch.sigmoid(gate) * up) @ inputs["w_down"][e].float().T
+        y.index_add_(0, token, down * weights[token, slot, None])
+    return y
+
+
+def work(case: MoeCase) -> Work:
+    """The experts hit once, x, ids and router weights once, y once; 6 H F FLOP per (token, expert) pair."""
+    size = BYTES[case.dtype]
+    activations = size * case.B * case.H
+    return Work(
+        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 6 * case.pairs * case.H * case.F},
+        bytes_read=experts_hit(case) * case.expert_bytes + activations + 8 * case.pairs,
+        bytes_written=activations,
+    )
+
+
+def tolerance(case: MoeCase) -> Tolerance:
+    if case.dtype == "fp32":
+        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of H and F terms in another order")
+    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
+    return Tolerance(
+        max_rel=8 * unit,
+        rms_rel=1.5 * unit,
+        why="gate, up, silu, their product, each expert's output and y are each rounded once to the type",
+    )
+
+
+OP = Op(
+    name="moe_ffn",
+    about="routed experts of a mixture-of-experts layer, reading only the experts that are hit",
+    formula="y[b] = sum_j weight[b,j] Wd_e (silu(Wg_e x[b]) * Wu_e x[b]), e = id[b,j]",
+    case_type=MoeCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("x", "topk_ids", "topk_weights"),
+)

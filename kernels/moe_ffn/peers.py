@@ -1,0 +1,103 @@
+"""What a user could call instead of ours: torch's grouped matrix product, and a gather of the experts hit."""
+
+from __future__ import annotations
+
+from kernels.draw import BYTES
+from kernels.moe_ffn.op import MoeCase, work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+
+GATHER_BYTES = 4 << 30
+"""The gather is refused beyond this many bytes of copied experts."""
+
+
+def grouped_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
+    """Taken to read every expert hit once; the intermediates of all pairs are written and read in between."""
+    size = BYTES[case.dtype]
+    between = size * case.pairs * (case.H + 2 * case.F + 2 * case.F + 2 * case.H)
+    return (Stage(name="grouped_mm", work=work(case), l2_bytes=2 * between),)
+
+
+def grouped_supports(case: MoeCase, target: Target) -> str | None:
+    if case.dtype != "bf16":
+        return f"torch's grouped_mm multiplies bf16, not {case.dtype}"
+    if case.H % 8 or case.F % 8:
+        return "torch's grouped_mm wants rows of a multiple of 16 bytes"
+    if target.kind == "cuda" and target.sm < 90:
+        return f"on sm_{target.sm} torch's grouped_mm reads the offsets on the host; the grouped kernel needs sm_90"
+    return None
+
+
+def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
+    """`torch.nn.functional.grouped_mm` over the pairs sorted by expert; all on the device, temporaries included."""
+    import torch
+    from torch.nn.functional import grouped_mm, silu
+
+    x, ids, weights = inputs["x"], inputs["topk_ids"], inputs["topk_weights"]
+    w_gate_up, w_down = inputs["w_gate_up"].transpose(1, 2), inputs["w_down"].transpose(1, 2)
+    experts = torch.arange(case.E, device=x.device, dtype=torch.int32)[:, None]
+    out = torch.empty(case.pairs, case.H, dtype=torch.float32, device=x.device)
+    y = torch.empty_like(x)
+
+    def launch() -> torch.Tensor:
+        flat = ids.flatten()
+        order = flat.argsort()
+        ends = (flat <= experts).sum(dim=1, dtype=torch.int32)
+        gate, up = grouped_mm(x[order // case.k], w_gate_up, offs=ends).chunk(2, dim=1)
+        down = grouped_mm(silu(gate) * up, w_down, offs=ends)
+        out[order] = down.float() * weights.flatten()[order, None]
+        return y.copy_(out.view(case.B, case.k, case.H).sum(dim=1))
+
+    return launch
+
+
+def gather_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
+    """Each pair's expert is read, written to a copy, and read again from it."""
+    copies = case.pairs * case.expert_bytes
+    minimum = work(case)
+    return (
+        Stage(
+            name="gather and bmm",
+            work=minimum + Work(bytes_read=2 * copies - minimum.bytes_read, bytes_written=copies)
+            if 2 * copies > minimum.bytes_read
+            else minimum,
+        ),
+    )
+
+
+def gather_supports(case: MoeCase, target: Target) -> str | None:
+    copies = case.pairs * case.expert_bytes
+    if copies > GATHER_BYTES:
+        return f"would copy {copies / 1e9:.0f} GB of experts, one for each of {case.pairs} pairs"
+    return None
+
+
+def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
+    """The naive way that needs no sort: copy each pair's expert, then three batched matrix-vector products."""
+    import torch
+    from torch.nn.functional import silu
+
+    x, ids, weights = inputs["x"], inputs["topk_ids"], inputs["topk_weights"]
+    y = torch.empty_like(x)
+
+    def launch() -> torch.Tensor:
+        flat = ids.flatten()
+        each = x.repeat_interleave(case.k, dim=0)[:, :, None]
+        gate, up = torch.bmm(inputs["w_gate_up"][flat], each).chunk(2, dim=1)
+        down = torch.bmm(inputs["w_down"][flat], silu(gate) * up).view(case.B, case.k, case.H)
+        return y.copy_((down.float() * weights[:, :, None]).sum(dim=1))
+
+    return launch
+
+
+def torch_version() -> str:
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+IMPLS = (
+    Impl(
+        name="torch-grouped", stages=grouped_stages, prepare=grouped, supports=grouped_supports, version=torch_version
+    ),
+    Impl(name="torch-gather", stages=gather_stages, prepare=gather, supports=gather_supports, version=torch_version),
+)

@@ -1,0 +1,102 @@
+"""moe_ffn: routing and bytes by hand, the reference against a plain loop, every implementation through the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench.gate import check
+from kernels.moe_ffn import op as moe
+from kernels.moe_ffn.op import MoeCase, expected_experts_hit, experts_hit, tokens_per_expert
+from kernels.moe_ffn.triton_moe import plan
+from kernels.op import SUITES, Target, implementations
+
+CPU = Target(kind="cpu", name="cpu")
+
+
+def test_expected_experts_hit() -> None:
+    assert expected_experts_hit(256, 8, 1) == pytest.approx(8)
+    assert expected_experts_hit(8, 2, 2) == pytest.approx(8 * (1 - 0.75**2))
+    drawn = [experts_hit(MoeCase(B=32, E=256, k=8, H=8, F=8, seed=seed)) for seed in range(40)]
+    assert sum(drawn) / len(drawn) == pytest.approx(expected_experts_hit(256, 8, 32), rel=0.02)
+
+
+def test_routing_is_distinct_per_token_and_zipf_is_skewed() -> None:
+    even = MoeCase(B=256, E=32, k=4, H=8, F=8)
+    skewed = dataclasses.replace(even, routing="zipf")
+    for case in (even, skewed):
+        assert all(len(set(experts)) == 4 for experts in moe.routing(case))
+        assert sum(tokens_per_expert(case)) == case.pairs
+    assert tokens_per_expert(skewed)[0] > 150 > 2 * max(tokens_per_expert(even))
+    assert tokens_per_expert(skewed)[0] > 4 * tokens_per_expert(skewed)[31]
+
+
+def test_seed_moves_the_experts_but_not_their_number() -> None:
+    case = MoeCase(B=6, E=16, k=2, H=8, F=8, dtype="fp32")
+    first, second = (moe.inputs(case, "cpu", seed)["topk_ids"] for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert len(first.unique()) == len(second.unique()) == experts_hit(case)
+
+
+def test_work_by_hand() -> None:
+    """One token, two of four experts of 3 x 8 x 16 weights: 2 x 384 x 2 B, x and y of 8, two ids and weights."""
+    work = moe.work(MoeCase(B=1, E=4, k=2, H=8, F=16))
+    assert (work.bytes_read, work.bytes_written) == (2 * 384 * 2 + 16 + 2 * 8, 16)
+    assert work.flops == {"mma_bf16": 2 * 2 * 384}
+
+
+def test_reference_against_a_loop_over_tokens() -> None:
+    case = MoeCase(B=3, E=4, k=2, H=5, F=3, dtype="fp32")
+    inputs = moe.inputs(case, "cpu", 7)
+    wanted = torch.zeros(3, 5, dtype=torch.float64)
+    for b in range(3):
+        for j in range(2):
+            e = int(inputs["topk_ids"][b, j])
+            gate, up = (inputs["w_gate_up"][e].double() @ inputs["x"][b].double()).split(3)
+            down = inputs["w_down"][e].double() @ (torch.nn.functional.silu(gate) * up)
+            wanted[b] += inputs["topk_weights"][b, j].double() * down
+    torch.testing.assert_close(moe.reference(case, inputs).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", moe.cases("test"), ids=lambda case: case.id)
+def test_ours(case: MoeCase, target: Target) -> None:
+    impl = next(i for i in implementations("moe_ffn")[0] if i.ours)
+    errors = check(moe.OP, impl, case, target)
+    assert errors.passed, errors.reason
+
+
+def test_ours_in_several_tiles_and_shared_items(target: Target) -> None:
+    """More pairs of one expert than a tile holds, and more CTAs than output blocks, so that blocks are shared."""
+    case = MoeCase(B=20, E=3, k=3, H=192, F=64, dtype="fp16")
+    small = dataclasses.replace(target, sm_count=7)
+    p = plan(case, small)
+    assert p.BLOCK_B < 20 or p.ctas > p.gate_up.blocks * 3
+    impl = next(i for i in implementations("moe_ffn")[0] if i.ours)
+    errors = check(moe.OP, impl, case, small)
+    assert errors.passed, errors.reason
+
+
+@pytest.mark.parametrize("name", ["torch-grouped", "torch-gather"])
+@pytest.mark.parametrize("B", [1, 9])
+def test_peers(name: str, B: int) -> None:
+    impl = next(i for i in implementations("moe_ffn")[0] if i.name == name)
+    case = MoeCase(B=B, E=6, k=2, H=256, F=128)
+    assert impl.supports(case, CPU) is None
+    errors = check(moe.OP, impl, case, CPU)
+    assert errors.passed, errors.reason
+
+
+def test_stages_read_what_is_hit_and_no_less_than_the_minimum() -> None:
+    h100 = Target(kind="cuda", name="h", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+    for suite in SUITES:
+        for case in moe.cases(suite):
+            for impl in implementations("moe_ffn")[0]:
+                if impl.supports(case, h100) is None:
+                    stages = impl.stages(case, h100)
+                    assert sum(s.work.bytes for s in stages) >= moe.work(case).bytes
+    one = MoeCase(B=1, E=256, k=8, H=7168, F=2048)
+    ours = next(i for i in implementations("moe_ffn")[0] if i.ours)
+    read = sum(s.work.bytes_read for s in ours.stages(one, h100))
+    assert read == pytest.approx(8 * one.expert_bytes, rel=1e-3)
