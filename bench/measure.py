@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from bench.devices import DeviceSpec
 from bench.gate import check_copies, check_prepared
 from bench.records import Record
-from bench.roofline import Ceilings, predict_from_ceilings, predict_from_datasheet
+from bench.roofline import Ceilings, Prediction, predict_from_ceilings, predict_from_datasheet
 from bench.telemetry import Sampler
 from bench.timing import (
     GraphTimer,
@@ -32,7 +32,9 @@ from bench.timing import (
     plan_rotation,
     sample_interleaved,
 )
+from kernels import tuned
 from kernels.compare import Errors
+from kernels.launch import Built
 from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
 
 THROTTLE_RETRIES = 2
@@ -146,17 +148,16 @@ class Measurement:
         return Entrant(impl=impl, stages=stages, prediction=prediction)
 
     def predict(self, stages: Sequence[Stage]) -> dict[str, Any]:
-        """Both predictions; the measured one is None for the ceilings themselves and before they are known."""
+        """Both predictions; the measured one is None for the ceilings themselves and before they are known.
+
+        Either is None where bytes cross to the host and the link's rate is not known.
+        """
         settings = self.settings
         datasheet = predict_from_datasheet(stages, settings.spec) if settings.spec else None
         measured = None
         if settings.ceilings and not self.op.is_ceiling:
             measured = predict_from_ceilings(stages, settings.ceilings, self.target)
-        return {
-            "datasheet": dataclasses.asdict(datasheet) if datasheet else None,
-            "measured": dataclasses.asdict(measured) if measured else None,
-            "at": now(),
-        }
+        return {"datasheet": usable(datasheet), "measured": usable(measured), "at": now()}
 
     def draw_inputs(self) -> None:
         """Rotating copies, each from a seed of its own."""
@@ -283,6 +284,15 @@ class Measurement:
             found.append("impossible")
         return found
 
+    def config(self, impl: Impl, launches: Sequence[Launch]) -> dict[str, Any]:
+        """How a kernel of ours is launched, and what of that was tuned offline for this part."""
+        if not isinstance(launches[0], Built):
+            return {}
+        tuned_fields = None
+        if impl.tuning:
+            tuned_fields = tuned.lookup(self.op.name, impl.name, self.target.name, impl.tuning.shape_class(self.case))
+        return {"tuned": tuned_fields, "launches": [launch.config for launch in launches[0].launches]}
+
     def memory_roof(self) -> float | None:
         """B/s that compulsory traffic can't exceed: the fastest read seen; for the ceilings, the datasheet's."""
         settings = self.settings
@@ -322,6 +332,7 @@ class Measurement:
                 prediction=entrant.prediction if entrant else {},
                 rotation=self.rotation.as_dict() if self.rotation else {},
                 flags=entrant.flags if entrant else [],
+                config=self.config(impl, entrant.launches) if entrant and entrant.launches else {},
                 seed=self.settings.seed,
                 repeat=self.settings.repeat,
                 run_id=self.settings.run_id,
@@ -332,6 +343,13 @@ class Measurement:
 
 MAX_SEEDS = 1 << 20
 """Seeds of fresh inputs start this far beyond those of the copies."""
+
+
+def usable(prediction: Prediction | None) -> dict[str, Any] | None:
+    """For a record. Without the link's term a copy to the host would be predicted at the rate of the memory."""
+    if prediction is None or "host_bandwidth" in prediction.missing:
+        return None
+    return dataclasses.asdict(prediction)
 
 
 def error_dict(errors: Errors) -> dict[str, Any]:

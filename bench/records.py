@@ -66,7 +66,7 @@ class Record:
     work: dict[str, Any]
     """Compulsory minimum: `{"flops": {pipe: n}, "bytes_read": n, "bytes_written": n}`."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """What it really does, one entry per kernel: name, work, l2_bytes, ctas, ctas_per_sm."""
+    """What it really does, one entry per kernel: name, work, l2_bytes, link_bytes, ctas, ctas_per_sm."""
     prediction: dict[str, Any] = field(default_factory=dict)
     """`{"datasheet": Prediction | None, "measured": Prediction | None, "at": iso time}`, made before measuring."""
     samples_s: list[float] = field(default_factory=list)
@@ -85,6 +85,9 @@ class Record:
     """`bench.counters.Counted` of one cold launch, where counters were asked for and allowed: read from a `note`."""
     flags: list[str] = field(default_factory=list)
     """Names of `FLAGS`."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Of our kernels: `launches`, each with kernel, grid, constants, `num_warps`, `num_stages`; and what of that was
+    `tuned` offline for this part: `{}` if the reasoned configuration was found best, None if nothing was tried."""
     seed: int = 0
     repeat: int = 0
     """Which of the run's repetitions; 0 for the first."""

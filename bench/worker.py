@@ -22,7 +22,7 @@ from bench.measure import Broken, Settings, describe, measure
 from bench.records import Record
 from bench.roofline import Ceilings
 from bench.telemetry import Gpu, Sampler, open_gpu_or_none
-from kernels.op import Target
+from kernels.op import Config, Target
 
 MARKER_BYTES = 256
 
@@ -42,6 +42,8 @@ class Job:
     aa: bool
     spec: DeviceSpec | None
     ceilings: Ceilings | None
+    configs: tuple[Config, ...] = ()
+    """For the offline tuner: each implementation in each of these configurations, named after it."""
 
 
 class Pipe:
@@ -98,6 +100,8 @@ def main(connection: Connection, marker: Any, device: str, catalogue: str) -> No
     while (job := _next(connection)) is not None:
         op = ops[job.op]
         chosen = [impl for impl in impls[job.op][0] if impl.name in job.impls]
+        if job.configs:
+            chosen = [impl.configured(config) for impl in chosen for config in job.configs]
         try:
             measure(op, op.case_from_dict(job.case), chosen, target, _settings(job, target, gpu), pipe)
         except Broken:

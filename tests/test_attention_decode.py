@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, VARIANTS, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,10 +31,6 @@ CPU = Target(kind="cpu", name="cpu")
 H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
 
 
-def small(**fields: Any) -> AttentionCase:
-    return AttentionCase(**({"B": 1, "H_q": 4, "H_kv": 1, "D": 64, "T": 100, "dtype": "fp16"} | fields))
-
-
 def passes(impl: Impl, case: AttentionCase, target: Target) -> None:
     assert impl.supports(case, target) is None
     errors = check(OP, impl, case, target)
@@ -42,57 +39,6 @@ def passes(impl: Impl, case: AttentionCase, target: Target) -> None:
 
 def on(case: AttentionCase, half: str) -> AttentionCase:
     return replace(case, dtype=half)
-
-
-SHAPES = [
-    small(H_q=2, H_kv=2, T=1),
-    small(H_q=4, T=130),
-    small(H_q=16, H_kv=2, T=65, B=3),
-    small(H_q=16, T=200, D=128, B=2),
-    small(H_q=2, T=70, D=256),
-    small(H_q=5, T=40, B=5, lengths="ragged"),
-    small(B=3, T=130, lengths="holes"),
-    small(T=64, page=64),
-    small(T=63, page=64, layout="HND"),
-    small(T=65, page=64),
-    small(T=16, page=16),
-    small(T=17, page=16, layout="HND", H_kv=2),
-    small(T=15, page=16),
-    small(T=33, page=1),
-    small(T=100, page=3),
-    small(T=300, page=256, B=2, lengths="ragged"),
-    small(B=5, T=90, page=8, lengths="holes", H_q=8),
-    small(B=3, T=129, page=128, lengths="holes", D=128, order="ordered"),
-    small(layout="HND", H_kv=2, B=2, T=77, lengths="ragged"),
-]
-
-VARIANTS = [
-    small(kv="fp8", B=2, H_kv=2, H_q=8, T=90, lengths="ragged"),
-    small(kv="fp8", page=8, layout="HND", H_kv=2, T=70),
-    small(kv="fp8", page=64, D=128, T=100),
-    small(kv="int8", B=3, page=16, T=90, lengths="holes"),
-    small(kv="int8", layout="HND", H_kv=2, T=37),
-    small(q_len=2, T=66, page=16),
-    small(q_len=8, H_q=2, B=2, T=70, lengths="ragged"),
-    small(q_len=4, B=4, T=40, lengths="holes", page=8),
-    small(window=64, T=200, page=16),
-    small(window=10, sinks=4, B=3, T=90, lengths="ragged"),
-    small(window=500, sinks=4, T=70),
-    small(window=30, sinks=70, T=150),
-    small(window=33, sinks=2, q_len=3, kv="int8", B=2, T=150, page=16, lengths="ragged"),
-    small(softcap=1.5, T=90),
-    small(prefix=32, page=16, B=2, T=60, lengths="ragged"),
-]
-
-CASCADES = [
-    small(prefix=64, page=16, B=3, T=100, lengths="ragged"),
-    small(prefix=64, page=64, B=2, H_q=6, H_kv=2, T=80, lengths="holes"),
-    small(prefix=48, page=16, B=6, H_q=16, T=60, layout="HND"),
-    small(prefix=150, page=3, B=1, H_q=2, T=152),
-    small(prefix=32, page=8, B=5, q_len=4, H_q=8, T=50, lengths="holes"),
-    small(prefix=64, page=32, B=2, T=90, kv="int8"),
-    small(prefix=256, page=64, B=3, D=128, T=300, kv="fp8", softcap=2.0),
-]
 
 
 @pytest.mark.parametrize("case", [*SHAPES, *VARIANTS, *OP.cases("test")], ids=lambda case: case.id)
@@ -236,16 +182,6 @@ def sees(case: AttentionCase, last: int, t: int) -> bool:
     return t <= last and (not case.window or t > last - case.window or t < case.sinks)
 
 
-PLANNED = [
-    small(B=7, H_kv=2, T=1000, lengths="longtail"),
-    small(B=5, T=700, lengths="holes", page=16),
-    small(T=64 * 40),
-    small(B=300, T=65),
-    small(B=2, H_kv=2, T=1),
-    small(B=3, T=900, window=200, sinks=5, q_len=3, lengths="ragged"),
-]
-
-
 @pytest.mark.parametrize("sm_count", [1, 4, 132])
 @pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.id)
 def test_work_list_covers_every_token_once_and_evenly(case: AttentionCase, sm_count: int) -> None:
@@ -313,18 +249,6 @@ def test_nothing_to_read_still_writes_zeros() -> None:
     segments, starts, slots = split([(0, 0, [(0, 0)]), (1, 0, [(0, 0)])], 64, 1)
     assert [(s.t_begin, s.t_end, s.parts) for s in segments] == [(0, 0, 1)] * 2
     assert (starts, slots) == ([0, 2], 0)
-
-
-COUNTED = [
-    small(B=3, H_q=8, H_kv=2, T=90, lengths="ragged"),
-    small(B=3, T=90, lengths="holes", page=16),
-    small(B=2, T=60, page=24, layout="HND", dtype="bf16"),
-    small(B=3, T=90, lengths="ragged", kv="int8", page=24),
-    small(B=2, T=90, lengths="ragged", kv="fp8", H_kv=2),
-    small(B=3, T=90, lengths="ragged", kv="int8", page=4, window=21, sinks=3, q_len=3),
-    small(B=3, T=90, lengths="holes", window=40, q_len=2, page=16),
-    small(B=3, T=90, lengths="ragged", prefix=32, page=16, kv="fp8"),
-]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.id)

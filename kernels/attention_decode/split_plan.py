@@ -104,12 +104,13 @@ def smem_per_cta(case: AttentionCase, target: Target, block_m: int, buffers: int
     return kv + (case.D + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
 
 
-def is_wide(case: AttentionCase, block_m: int) -> bool:
+def is_wide(case: AttentionCase, block_m: int, target: Target) -> bool:
     """Whether O^T alone would take more than 32 registers of each of 128 threads; beside the scores, some would spill.
 
-    Then a CTA has 256 threads, and an SM's 65,536 registers hold one.
+    On sm_100 more than 16: accumulators pass through registers between tensor memory and every rescaling. Then a CTA
+    has 256 threads, and an SM's 65,536 registers hold one.
     """
-    return block_m * case.D > 32 * 128
+    return block_m * case.D > (32 if target.sm < 100 else 16) * 128
 
 
 def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, int]:
@@ -118,7 +119,7 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     Two CTAs hide each other's softmax and ends of segments; three buffers keep two blocks on their way. Where
     shared memory is short the third buffer goes first, then the second CTA.
     """
-    for ctas, buffers in ((1, 3),) if is_wide(case, block_m) else ((2, 3), (2, 2), (1, 3)):
+    for ctas, buffers in ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3)):
         if ctas * smem_per_cta(case, target, block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
     return 1, 2
@@ -188,7 +189,7 @@ def make_plan(
     ctas = max(1, min(blocks, ctas_per_sm * target.sm_count))
     segments, starts, slots = split(pairs, block_t, ctas, all_slots=all_slots)
     merge_tile = max(1, MERGE_TILE // (block_m * case.D))
-    merge = "kernel" if is_wide(case, block_m) or max(s.parts for s in segments) > 2 * merge_tile else "last"
+    merge = "kernel" if is_wide(case, block_m, target) or max(s.parts for s in segments) > 2 * merge_tile else "last"
     if not slots or all_slots:
         merge = "none"
     return Plan(
@@ -198,7 +199,7 @@ def make_plan(
         buffers=buffers,
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
-        num_warps=8 if is_wide(case, block_m) else 4,
+        num_warps=8 if is_wide(case, block_m, target) else 4,
         ctas=ctas,
         ctas_per_sm=ctas_per_sm,
         segments=tuple(segments),

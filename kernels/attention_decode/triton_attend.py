@@ -43,7 +43,7 @@ def unpack(words, KV: tl.constexpr):
 
 @triton.jit
 def load_query(q, offs_q, mask_m, D: tl.constexpr, KV: tl.constexpr):
-    """Q^T [D, BLOCK_M], or its even and its odd dims [D / 2, BLOCK_M] in fp16 for an 8-bit cache."""
+    """Q^T [D, BLOCK_M], or for an 8-bit cache its even and its odd dims [D / 2, BLOCK_M] in fp16 (|q| < 65,504)."""
     if KV == "":
         offs_d = tl.arange(0, D)
         even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0)

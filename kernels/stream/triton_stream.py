@@ -12,20 +12,32 @@ roof is the best of them:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels import tuned
 from kernels.launch import Built, KernelLaunch, triton_impl
-from kernels.op import Inputs, Stage, Target
-from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
+from kernels.op import Inputs, Stage, Target, Tuning
+from kernels.stream.op import ALPHA, CHUNK, MiB, StreamCase, work
 
-TMA_ROW = 256
-"""Elements of a row of the array as TMA sees it: a box has at most 256 elements in each dimension (CUDA
-driver API, `cuTensorMapEncodeTiled`), so that a chunk is a box of 16 rows."""
+TMA_ROW = 32
+"""Elements of a row of the array as TMA sees it: 128 bytes, the widest swizzle, so that a chunk is one box of 128
+rows (at most 256, CUDA driver API, `cuTensorMapEncodeTiled`), contiguous in memory and brought by one instruction."""
+
+RESIDENT = {
+    "read": {2: 32, 4: 16, 8: 8, 16: 4},
+    "copy": {2: 10, 4: 10, 8: 8, 16: 4},
+    "triad": {2: 8, 4: 9, 8: 6, 16: 4},
+    "l2_read": {2: 24, 4: 12, 8: 6, 16: 4},
+}
+"""CTAs of so many warps that fit an SM's 65536 registers and 2048 threads, as compiled for sm_90: with 4 warps 32, 45,
+54 and 34 registers a thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +51,44 @@ class Plan:
 
 
 def plan(case: StreamCase, target: Target) -> Plan:
-    """One CTA per chunk: 2048 threads of an SM hold 16 CTAs of 4 warps."""
+    """One CTA of 4 warps per chunk."""
     if case.kind == "launch":
         return Plan(ctas=1, ctas_per_sm=1, num_warps=1)
-    return Plan(ctas=case.chunks, ctas_per_sm=16)
+    num_warps = tuned.overrides("stream", "triton", shape_class(case), target).get("num_warps", 4)
+    return Plan(ctas=case.chunks, ctas_per_sm=RESIDENT[case.kind][num_warps], num_warps=num_warps)
 
 
-def plan_persistent(case: StreamCase, target: Target) -> Plan:
-    """As many CTAs as find room, at most 4, each with 3 chunks (48 KiB) of shared memory: up to 192 KB an SM.
+def buffers(num_stages: int) -> int:
+    """Shared memory of a persistent CTA: a chunk for each stage but one, 2 KiB for barriers, sums and the driver."""
+    return (num_stages - 1) * 4 * CHUNK + (2 << 10)
 
-    A pipeline of `num_stages` = 4 has 3 buffers; 50 KiB leave room for barriers, sums and the driver's share.
-    """
-    ctas_per_sm = max(1, min(4, target.smem_per_sm // (50 << 10)))
-    return Plan(ctas=min(case.chunks, ctas_per_sm * target.sm_count), ctas_per_sm=ctas_per_sm, num_stages=4)
+
+def plan_persistent(case: StreamCase, target: Target, impl: str) -> Plan:
+    """As many CTAs as find room, at most 4, each with 4 stages, 3 chunks (48 KiB) on their way: up to 192 KB an SM."""
+    reasoned = {"ctas_per_sm": max(1, min(4, target.smem_per_sm // buffers(4))), "num_warps": 4, "num_stages": 4}
+    fields = reasoned | tuned.overrides("stream", impl, shape_class(case), target)
+    return Plan(ctas=min(case.chunks, fields["ctas_per_sm"] * target.sm_count), **fields)
+
+
+def shape_class(case: StreamCase) -> str:
+    """Below 12 MiB an SM of an H100 reads fewer than 6 chunks: latency decides."""
+    return case.kind if case.size >= 12 * MiB else f"{case.kind} small"
+
+
+def candidates(case: StreamCase, target: Target) -> Iterator[dict[str, int]]:
+    """Fewer threads with more loads each, or the reverse."""
+    if case.kind != "launch":
+        for num_warps in RESIDENT[case.kind]:
+            yield {"num_warps": num_warps}
+
+
+def candidates_persistent(case: StreamCase, target: Target) -> Iterator[dict[str, int]]:
+    """All divisions of an SM's shared memory into CTAs and stages that leave at most half of it unused."""
+    for ctas_per_sm in (1, 2, 3, 4, 6):
+        for num_stages in (3, 4, 5, 6, 8, 12, 14):
+            if target.smem_per_sm // 2 <= ctas_per_sm * buffers(num_stages) <= target.smem_per_sm:
+                for num_warps in (4, 8):
+                    yield {"ctas_per_sm": ctas_per_sm, "num_stages": num_stages, "num_warps": num_warps}
 
 
 @triton.jit
@@ -74,7 +111,7 @@ def read_async_kernel(x, y, n, chunks, CHUNK: tl.constexpr, STAGES: tl.constexpr
 
 @triton.jit
 def read_tma_kernel(x_desc, y, chunks, ROWS: tl.constexpr, STAGES: tl.constexpr):
-    """The same through a descriptor of x as [n / 256, 256], with boxes of ROWS = 16 rows."""
+    """The same through a descriptor of x as [n / 32, 32], with boxes of ROWS = 128 rows."""
     for chunk in tl.range(tl.program_id(0), chunks, tl.num_programs(0), num_stages=STAGES):
         values = x_desc.load([chunk * ROWS, 0])
         tl.store(y + chunk, tl.sum(values))
@@ -121,6 +158,11 @@ def launch_kernel(x, y):
     tl.store(y, tl.load(x))
 
 
+def few(chosen: Plan, target: Target) -> str:
+    """Why a read of less than a chunk an SM has few bytes in flight; nothing excuses a larger one."""
+    return f"{chosen.ctas} chunks leave SMs without any" if chosen.ctas < target.sm_count else ""
+
+
 def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
     """Every kind, a chunk per CTA."""
     chosen, x = plan(case, target), inputs["x"]
@@ -153,13 +195,16 @@ def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
         streams=streams,
-        why_few_in_flight="it moves one element" if case.kind == "launch" else "",
+        why_few_in_flight={
+            "launch": "it moves one element",
+            "l2_read": "the L2 answers sooner than the memory for which the need is computed",
+        }.get(case.kind, few(chosen, target)),
     )
     return Built(launches=(launch,), output=out)
 
 
 def build_async(case: StreamCase, inputs: Inputs, target: Target) -> Built:
-    chosen, x = plan_persistent(case, target), inputs["x"]
+    chosen, x = plan_persistent(case, target, "triton-async"), inputs["x"]
     out = torch.empty(case.chunks, device=x.device)
     launch = KernelLaunch(
         kernel=read_async_kernel,
@@ -169,12 +214,13 @@ def build_async(case: StreamCase, inputs: Inputs, target: Target) -> Built:
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
         streams=("x",),
+        why_few_in_flight=few(chosen, target),
     )
     return Built(launches=(launch,), output=out)
 
 
 def build_tma(case: StreamCase, inputs: Inputs, target: Target) -> Built:
-    chosen, x = plan_persistent(case, target), inputs["x"]
+    chosen, x = plan_persistent(case, target, "triton-tma"), inputs["x"]
     out = torch.empty(case.chunks, device=x.device)
     rows = CHUNK // TMA_ROW
     launch = KernelLaunch(
@@ -189,6 +235,7 @@ def build_tma(case: StreamCase, inputs: Inputs, target: Target) -> Built:
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
         streams=("x_desc",),
+        why_few_in_flight=few(chosen, target),
     )
     return Built(launches=(launch,), output=out)
 
@@ -207,8 +254,8 @@ def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
     )
 
 
-def stages_persistent(case: StreamCase, target: Target) -> tuple[Stage, ...]:
-    chosen = plan_persistent(case, target)
+def stages_persistent(case: StreamCase, target: Target, impl: str) -> tuple[Stage, ...]:
+    chosen = plan_persistent(case, target, impl)
     return (Stage(name="read", work=work(case), ctas=chosen.ctas, ctas_per_sm=chosen.ctas_per_sm),)
 
 
@@ -224,8 +271,27 @@ def tma_reads(case: StreamCase, target: Target) -> str | None:
     return only_reads(case, target)
 
 
+PERSISTENT = Tuning(shape_class=shape_class, candidates=candidates_persistent)
+
 IMPLS = (
-    triton_impl(name="triton", build=build, stages=stages),
-    triton_impl(name="triton-async", build=build_async, stages=stages_persistent, supports=only_reads),
-    triton_impl(name="triton-tma", build=build_tma, stages=stages_persistent, supports=tma_reads),
+    triton_impl(
+        name="triton",
+        build=build,
+        stages=stages,
+        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+    ),
+    triton_impl(
+        name="triton-async",
+        build=build_async,
+        stages=partial(stages_persistent, impl="triton-async"),
+        supports=only_reads,
+        tuning=PERSISTENT,
+    ),
+    triton_impl(
+        name="triton-tma",
+        build=build_tma,
+        stages=partial(stages_persistent, impl="triton-tma"),
+        supports=tma_reads,
+        tuning=PERSISTENT,
+    ),
 )

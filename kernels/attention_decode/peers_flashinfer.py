@@ -1,0 +1,104 @@
+"""FlashInfer's batch decode over a paged cache, with and without tensor cores.
+
+Its plan depends on lengths alone and is made once, outside the time. The pages change from step to step, so that the
+block table is flattened into FlashInfer's list in each launch, inside the time: one kernel of a few microseconds that
+a model of many layers would share among them. A contiguous cache is seen as pages of 16 tokens in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kernels import flashinfer_needs, page_lists
+from kernels.attention_decode.op import AttentionCase, lengths, work
+from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.paging import cdiv
+
+GROUPS = (1, 2, 3, 4, 8)
+"""Query heads per KV head for which the kernel without tensor cores is compiled (DISPATCH_GQA_GROUP_SIZE)."""
+
+WIDTHS = (64, 128, 256)
+"""Head dimensions of its kernels."""
+
+
+def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
+    """The compulsory bytes; partials of splits are in the L2, how many the library does not tell."""
+    attention = Stage(name="attention", work=work(case))
+    if not case.page:
+        return (attention,)
+    return flashinfer_needs.refresh_stage(sum(cdiv(n, case.page) for n in lengths(case))), attention
+
+
+def supports(tensor_cores: bool) -> Callable[[AttentionCase, Target], str | None]:
+    def check(case: AttentionCase, target: Target) -> str | None:
+        if missing := flashinfer_needs.missing(target):
+            return missing
+        if case.dtype == "fp32":
+            return "takes fp16 and bf16"
+        if case.kv:
+            return f"takes one scale for a whole {case.kv} cache, not one for every 16 tokens of a head"
+        if case.q_len > 1:
+            return "its decode takes one query token a sequence"
+        if case.window:
+            return "reads the whole block table; here it leads nowhere outside the window"
+        if 0 in lengths(case):
+            return "needs a token in every sequence"
+        if case.D not in WIDTHS:
+            return f"has kernels for heads of {', '.join(map(str, WIDTHS))}, not of {case.D}"
+        if not case.page and case.layout == "HND":
+            return "sees a contiguous cache as pages, which heads before tokens are not"
+        if not tensor_cores and case.group not in GROUPS:
+            return f"has kernels without tensor cores for groups of {', '.join(map(str, GROUPS))}, not of {case.group}"
+        return None
+
+    return check
+
+
+def decode(tensor_cores: bool) -> Callable[[AttentionCase, Inputs, Target], Launch]:
+    def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
+        import flashinfer
+        import torch
+
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        if case.page:
+            pages = page_lists.paged(lengths(case), case.page, inputs["block_table"])
+        else:
+            pages = page_lists.contiguous(lengths(case), case.T, q.device)
+            k, v = (cache.view(-1, pages.page, case.H_kv, case.D) for cache in (k, v))
+        workspace = torch.zeros(flashinfer_needs.WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, case.layout, use_tensor_cores=tensor_cores)
+        # the wrapper keeps `indices` itself, being on its device already: what `refresh` writes is what it reads
+        wrapper.plan(
+            pages.indptr,
+            pages.indices,
+            pages.last_page_len,
+            case.H_q,
+            case.H_kv,
+            case.D,
+            pages.page,
+            logits_soft_cap=case.softcap or None,
+            q_data_type=q.dtype,
+            kv_data_type=k.dtype,
+        )
+        o = torch.empty_like(q)
+
+        def launch() -> torch.Tensor:
+            pages.refresh()
+            wrapper.run(q[:, 0], (k, v), out=o[:, 0])
+            return o
+
+        return launch
+
+    return prepare
+
+
+IMPLS = tuple(
+    Impl(
+        name=name,
+        stages=stages,
+        prepare=decode(tensor_cores),
+        supports=supports(tensor_cores),
+        version=flashinfer_needs.version,
+    )
+    for name, tensor_cores in (("flashinfer", False), ("flashinfer-tc", True))
+)

@@ -1,0 +1,154 @@
+"""torch's attention by name: each backend of `scaled_dot_product_attention`, and FlexAttention compiled.
+
+The query heads of a group are passed as query tokens of their KV head, `[B, H_kv, group, D]`: every backend then
+handles grouped heads, and none repeats the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from kernels.attention_decode.op import AttentionCase, work
+from kernels.attention_decode.peers import dense_only
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+
+BACKENDS = {
+    "flash": "FLASH_ATTENTION",
+    "efficient": "EFFICIENT_ATTENTION",
+    "cudnn": "CUDNN_ATTENTION",
+    "math": "MATH",
+}
+"""Our name -> torch's `SDPBackend`."""
+
+RECOMPILES = 64
+"""Shapes that one compiled function may see: each case of a run is one."""
+
+
+def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
+    """A library call taken to move the compulsory bytes and no more."""
+    return (Stage(name="sdpa", work=work(case)),)
+
+
+def math_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
+    """Two matrix products in fp32 with softmax between: a cache of 16 bits is first written and read as fp32."""
+    elements = 2 * case.B * case.T * case.H_kv * case.D
+    wide = 0 if case.dtype == "fp32" else 4 * elements
+    scores = 4 * 4 * case.B * case.H_q * case.T
+    return (Stage(name="math", work=work(case) + Work(bytes_read=wide, bytes_written=wide), l2_bytes=scores),)
+
+
+def supports(backend: str) -> Callable[[AttentionCase, Target], str | None]:
+    def check(case: AttentionCase, target: Target) -> str | None:
+        if reason := dense_only(case, target):
+            return reason
+        if case.q_len > 1:
+            return "query tokens stand for the heads of a group here: one token a sequence"
+        if backend in ("efficient", "cudnn") and target.kind != "cuda":
+            return "needs an NVIDIA GPU"
+        if backend == "cudnn" and target.sm < 80:
+            return "cuDNN's attention needs sm_80 or later"
+        if backend == "cudnn" and (case.D > 128 or case.D % 8):
+            return f"cuDNN's attention takes heads of a multiple of 8 up to 128, not of {case.D}"
+        if backend == "flash" and case.D > 256:
+            return f"flash attention takes heads of up to 256, not of {case.D}"
+        if backend in ("flash", "cudnn") and target.kind == "cuda" and case.dtype == "fp32":
+            return "takes fp16 and bf16"
+        return None
+
+    return check
+
+
+def grouped(case: AttentionCase, inputs: Inputs) -> tuple[Any, Any, Any]:
+    """Views q `[B, H_kv, group, D]`, k and v `[B, H_kv, T, D]`; a window is a slice of the cache."""
+    q = inputs["q"].view(case.B, case.H_kv, case.group, case.D)
+    k, v = (inputs[name] if case.layout == "HND" else inputs[name].transpose(1, 2) for name in ("k", "v"))
+    first = -case.window if case.window else 0
+    return q, k[:, :, first:], v[:, :, first:]
+
+
+def sdpa(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
+    def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
+        """It allocates o."""
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.nn.functional import scaled_dot_product_attention
+
+        q, k, v = grouped(case, inputs)
+        chosen = getattr(SDPBackend, BACKENDS[backend])
+
+        def launch() -> torch.Tensor:
+            with sdpa_kernel(chosen):
+                o = scaled_dot_product_attention(q, k, v)
+            return o.reshape(case.B, 1, case.H_q, case.D)
+
+        return launch
+
+    return prepare
+
+
+def flex_supports(case: AttentionCase, target: Target) -> str | None:
+    if case.page:
+        return "needs a mask made anew for every step's block table; contiguous caches only"
+    if case.lengths != "uniform" or case.kv or case.window or case.q_len > 1:
+        return "reads what a mask hides in a block, which is poisoned here; whole tensors and one query token only"
+    if target.kind != "cuda" or target.sm < 80:
+        return "is compiled for NVIDIA GPUs of sm_80 or later"
+    return None
+
+
+@cache
+def compiled_flex() -> Any:
+    """One compiled function for all cases; `fullgraph` makes what it can't compile an error, not a slow fallback."""
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def flex(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
+    """`flex_attention` under torch.compile, its soft cap a function of scores. Compiled here; it allocates o."""
+    import torch
+
+    q = inputs["q"].transpose(1, 2)  # [B, H_q, 1, D]
+    k, v = (inputs[name] if case.layout == "HND" else inputs[name].transpose(1, 2) for name in ("k", "v"))
+
+    def capped(score: Any, b: Any, h: Any, i: Any, t: Any) -> Any:
+        return case.softcap * torch.tanh(score / case.softcap)
+
+    attention, score_mod = compiled_flex(), capped if case.softcap else None
+
+    def launch() -> torch.Tensor:
+        return attention(q, k, v, score_mod=score_mod, enable_gqa=case.group > 1).transpose(1, 2)
+
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+        launch()
+    return launch
+
+
+def version() -> str:
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+def cudnn_version() -> str:
+    import torch
+
+    return f"{version()}, cuDNN {torch.backends.cudnn.version()}"
+
+
+IMPLS = (
+    *(
+        Impl(
+            name=f"torch-{backend}",
+            stages=math_stages if backend == "math" else stages,
+            prepare=sdpa(backend),
+            supports=supports(backend),
+            version=cudnn_version if backend == "cudnn" else version,
+        )
+        for backend in BACKENDS
+    ),
+    Impl(name="torch-flex", stages=stages, prepare=flex, supports=flex_supports, version=version),
+)

@@ -1,0 +1,78 @@
+"""xformers' split-KV decode in Triton, over a contiguous cache or pages of a multiple of 64 tokens."""
+
+from __future__ import annotations
+
+from kernels.attention_decode.op import AttentionCase, lengths, work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, needs
+
+BLOCK_N = 64
+"""Tokens of one block of its kernel: a page holds a multiple."""
+
+MAX_Q = 16
+"""Query tokens a sequence that its causal kernel takes."""
+
+WIDTHS = (16, 32, 64, 128, 256, 512)
+
+
+def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
+    """The compulsory bytes; partials of splits are in the L2, how many the library does not tell."""
+    return (Stage(name="split, merge", work=work(case)),)
+
+
+def supports(case: AttentionCase, target: Target) -> str | None:
+    if target.kind != "cuda" or target.sm < 80:
+        return "needs an NVIDIA GPU of sm_80 or later"
+    if missing := needs("xformers"):
+        return missing
+    if case.dtype == "fp32" or case.kv:
+        return "takes fp16 and bf16 caches, and 8 bits only in a packing of its own"
+    if case.page % BLOCK_N:
+        return f"needs pages of a multiple of {BLOCK_N} tokens"
+    if case.layout == "HND":
+        return "takes tokens before heads (NHD) only"
+    if case.window or case.softcap:
+        return "has neither a window over pages nor a soft cap on scores"
+    if 0 in lengths(case):
+        return "needs a token in every sequence"
+    if case.D not in WIDTHS or case.q_len > MAX_Q:
+        return f"takes heads of {', '.join(map(str, WIDTHS))} and up to {MAX_Q} query tokens"
+    return None
+
+
+def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
+    """`memory_efficient_attention_forward` with the split-KV operator; it reads the block table as it is.
+
+    q `[1, B q_len, H_kv, group, D]` and k, v `[1, tokens, H_kv, group, D]` with a stride of 0 over the group, which
+    tells it that the query heads of a group share their KV head. It allocates partials and o.
+    """
+    import torch
+    from xformers.ops import fmha
+
+    bias_module = fmha.attn_bias
+    queries, keys = [case.q_len] * case.B, list(lengths(case))
+    device = inputs["q"].device
+    if case.page:
+        bias = bias_module.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
+            queries, keys, inputs["block_table"], case.page, device=device
+        )
+    else:
+        bias = bias_module.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
+            queries, case.T, keys, device=device
+        )
+    q = inputs["q"].view(1, case.B * case.q_len, case.H_kv, case.group, case.D)
+    k, v = (inputs[name].view(1, -1, case.H_kv, 1, case.D).expand(-1, -1, -1, case.group, -1) for name in ("k", "v"))
+
+    def launch() -> torch.Tensor:
+        o = fmha.memory_efficient_attention_forward(q, k, v, bias, op=fmha.triton_splitk.FwOp)
+        return o.view(case.B, case.q_len, case.H_q, case.D)
+
+    return launch
+
+
+def version() -> str:
+    import xformers
+
+    return f"xformers {xformers.__version__}"
+
+
+IMPLS = (Impl(name="xformers", stages=stages, prepare=decode, supports=supports, version=version),)
