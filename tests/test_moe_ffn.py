@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 import torch
@@ -100,3 +101,18 @@ def test_stages_read_what_is_hit_and_no_less_than_the_minimum() -> None:
     ours = next(i for i in implementations("moe_ffn")[0] if i.ours)
     read = sum(s.work.bytes_read for s in ours.stages(one, h100))
     assert read == pytest.approx(8 * one.expert_bytes, rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_routing_has_more_tiles_than_the_plan_allows(seed: int) -> None:
+    """Buffers of tiles and counters are sized by `max_tiles`: it must hold for every routing, not the case's own."""
+    generator = random.Random(seed)
+    for B, E, k in ((1, 256, 8), (64, 8, 2), (200, 8, 2), (1024, 32, 4)):
+        case = MoeCase(B=B, E=E, k=k, H=64, F=64)
+        p = plan(case, Target(kind="cuda", name="h", sm=90, sm_count=132, smem_per_sm=228 << 10))
+        popular = generator.sample(range(E), generator.randint(k, E))
+        counts = [0] * E
+        for _ in range(B):
+            for e in generator.sample(popular, k):
+                counts[e] += 1
+        assert sum(-(-count // p.BLOCK_B) for count in counts) <= p.max_tiles

@@ -22,14 +22,17 @@ from kernels.ffn_gemv.triton_share import Plan, cta_of, first_unit, power_of_2, 
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Work
 
-MAX_BLOCK_B = 128
-"""Batch columns of a CTA: twice 128 x 128 sums are 128 registers in each of 256 threads."""
+
+def max_block_b(target: Target) -> int:
+    """Batch columns of a CTA: twice 128 x 128 sums are 128 registers in each of 256 threads, where wgmma needs no more
+    for its operands; half of that elsewhere."""
+    return 128 if target.sm in (0, 90) else 64
 
 
 def plan(case: FfnCase, target: Target) -> Plan:
     """Units of 16 KB of both matrices together, of 32 KB for wide batches."""
     size = BYTES[case.dtype]
-    BLOCK_B = min(MAX_BLOCK_B, max(16, power_of_2(case.B)))
+    BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
     BLOCK_N = 64 if BLOCK_B <= 64 else 128
     BLOCK_K = triton_gemv_dense.block_k(case.hidden, 128 // size)
     return share(
@@ -101,11 +104,17 @@ def gate_up(
             tl.store(h_at, (silu(gate) * up).to(h.dtype.element_ty), mask=mask)
         else:
             shares = partial + tl.program_id(0).to(tl.int64) * ctas * (4 * TILE)
-            offs = tl.arange(0, BLOCK_N)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+            if BLOCK_B > 64:
+                # addresses and masks of a whole column of outputs would not fit the registers
+                offs = tl.arange(0, BLOCK_N)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+                mask_share = tl.full((1, 1), 1, tl.int1)
+            else:
+                offs = tl.arange(0, BLOCK_N)[:, None] + tl.arange(0, BLOCK_B)[None, :] * BLOCK_N
+                mask_share = mask_b[None, :]
             counter = arrived + tile * tl.num_programs(0) + tl.program_id(0)
             slot = 2 * cta + (first_unit(cta, units, ctas) < tile * iters).to(tl.int32)
-            tl.store(shares + slot.to(tl.int64) * (2 * TILE) + offs, gate)
-            tl.store(shares + slot.to(tl.int64) * (2 * TILE) + TILE + offs, up)
+            tl.store(shares + slot.to(tl.int64) * (2 * TILE) + offs, gate, mask=mask_share)
+            tl.store(shares + slot.to(tl.int64) * (2 * TILE) + TILE + offs, up, mask=mask_share)
             # all threads have stored before one of them releases
             tl.debug_barrier()
             if tl.atomic_add(counter, 1, sem="acq_rel") == last - first:
@@ -114,8 +123,8 @@ def gate_up(
                 for sharer in range(first, last + 1):
                     slot = 2 * sharer + (first_unit(sharer, units, ctas) < tile * iters).to(tl.int32)
                     share_at = shares + slot.to(tl.int64) * (2 * TILE)
-                    whole_gate += tl.load(share_at + offs, cache_modifier=".cg")
-                    whole_up += tl.load(share_at + TILE + offs, cache_modifier=".cg")
+                    whole_gate += tl.load(share_at + offs, mask=mask_share, other=0.0, cache_modifier=".cg")
+                    whole_up += tl.load(share_at + TILE + offs, mask=mask_share, other=0.0, cache_modifier=".cg")
                 tl.store(h_at, (silu(whole_gate) * whole_up).to(h.dtype.element_ty), mask=mask)
                 tl.store(counter, 0)
         unit = tile_end

@@ -146,8 +146,10 @@ def test() -> Iterable[GemvCase]:
 
 def cases(suite: str) -> list[GemvCase]:
     """In order, each id once."""
-    listed = {"smoke": smoke, "quick": quick, "full": full, "test": test}[suite]()
-    return list({case.id: case for case in reversed(list(listed))}.values())[::-1]
+    unique: dict[str, GemvCase] = {}
+    for case in {"smoke": smoke, "quick": quick, "full": full, "test": test}[suite]():
+        unique.setdefault(case.id, case)
+    return list(unique.values())
 
 
 def inputs(case: GemvCase, device: str, seed: int) -> Inputs:

@@ -99,7 +99,9 @@ def gemv_fma(
                 x_tile = tl.load(x + k + offs_x, mask=mask_b[:, None, None] & mask_k[None, None, :], other=0.0)
             sums += w_tile.to(tl.float32)[None, :, :] * x_tile.to(tl.float32)
         y_tile = tl.sum(sums, axis=2)
-        finish_tile(y_tile, y, offs_b, offs_n, B, N, stride_y_b, 1, partial, arrived, tile, iters, units)
+        finish_tile(
+            y_tile, y, offs_b, offs_n, B, N, stride_y_b, 1, partial, arrived, tile, iters, units, N_ROWS=False
+        )  # fmt: skip
         unit = tile_end
 
 
@@ -138,7 +140,9 @@ def gemv_mma(
                 w_tile = tl.load(w_first + k + offs_w, mask=mask_k[None, :], other=0.0)
                 x_tile = tl.load(x + k + offs_x, mask=mask_b[None, :] & mask_k[:, None], other=0.0)
             sums = tl.dot(w_tile, x_tile, sums, input_precision="ieee")
-        finish_tile(sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units)
+        finish_tile(
+            sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True
+        )  # fmt: skip
         unit = tile_end
 
 

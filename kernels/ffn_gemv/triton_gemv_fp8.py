@@ -72,7 +72,9 @@ def gemv_fp8(
         if not BLOCKED:
             sums *= tl.load(w_scale + tile * BLOCK_N + row)[:, None]
         sums *= tl.load(x_scale + offs_b, mask=mask_b, other=0.0)[None, :]
-        finish_tile(sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units)
+        finish_tile(
+            sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True
+        )  # fmt: skip
         unit = tile_end
 
 

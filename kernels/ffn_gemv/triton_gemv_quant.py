@@ -219,7 +219,9 @@ def gemv_words(
                     sums = tl.dot(part, x_tile, sums, input_precision="ieee")
         if FORMAT == "int8" or FORMAT == "fp8":
             sums *= tl.load(scale + row)[:, None]
-        finish_tile(sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units)
+        finish_tile(
+            sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True
+        )  # fmt: skip
         unit = tile_end
 
 

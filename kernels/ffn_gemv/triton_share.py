@@ -32,6 +32,7 @@ class Plan:
     the weights side by side, so that all but the first to come read them from the L2.
     """
 
+    B: int
     use_mma: bool
     BLOCK_N: int
     BLOCK_K: int
@@ -76,8 +77,9 @@ class Plan:
 
     @property
     def partial_bytes(self) -> int:
-        """fp32 sums written to the workspace and read back, over all batch tiles."""
-        return 2 * 4 * self.partials * self.BLOCK_N * self.BLOCK_B * self.tiles_b * self.sums
+        """fp32 sums written to the workspace and read back; the padding of the batch is left out up to 64 columns."""
+        columns = self.B if self.BLOCK_B <= 64 else self.tiles_b * self.BLOCK_B
+        return 2 * 4 * self.partials * self.BLOCK_N * columns * self.sums
 
     @property
     def flops(self) -> int:
@@ -122,7 +124,7 @@ def share(
     tiles_n, tiles_b, iters = -(-N // BLOCK_N), -(-B // BLOCK_B), -(-K // BLOCK_K)
     slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
     one_per_tile = Plan(
-        use_mma=use_mma, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B, even_k=K % BLOCK_K == 0,
+        B=B, use_mma=use_mma, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B, even_k=K % BLOCK_K == 0,
         tiles_n=tiles_n, tiles_b=tiles_b, iters=iters, unit_bytes=unit_bytes, unit_smem=unit_smem, ctas=tiles_n,
         ctas_per_sm=ctas_per_sm, num_warps=num_warps, num_stages=num_stages, sums=sums,
     )  # fmt: skip
@@ -151,13 +153,17 @@ def cta_of(unit, units, ctas):
 
 @triton.jit
 def finish_tile(
-    sums, y, offs_r, offs_c, R, C, stride_y_r, stride_y_c, partial, arrived, tile, iters, units
+    sums, y, offs_r, offs_c, R, C, stride_y_r, stride_y_c, partial, arrived, tile, iters, units,
+    N_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store a tile `sums [rows, columns]`, or leave this CTA's share and, as the last to arrive, add up all shares.
 
-    They are added in their order. A CTA shares at most two tiles, the first and the last of its range: the workspace
-    has two slots for each CTA.
+    Outputs lie along the rows (N_ROWS) or the columns, the batch along the other side. A share leaves out the batch's
+    padding, except for wide batches. Shares are added in their order. A CTA shares at most two tiles, the first and
+    the last of its range: the workspace has two slots for each CTA.
     """
+    ROWS: tl.constexpr = sums.shape[0]
+    COLUMNS: tl.constexpr = sums.shape[1]
     cta = tl.program_id(1)
     ctas = tl.num_programs(1)
     first = cta_of(tile * iters, units, ctas)
@@ -167,19 +173,27 @@ def finish_tile(
     if first == last:
         tl.store(y_at, sums.to(y.dtype.element_ty), mask=mask)
     else:
-        ROWS: tl.constexpr = sums.shape[0]
-        COLUMNS: tl.constexpr = sums.shape[1]
         shares = partial + tl.program_id(0).to(tl.int64) * ctas * (2 * ROWS * COLUMNS)
-        offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        if N_ROWS and COLUMNS > 64:
+            # addresses and masks of a whole column of outputs would not fit the registers
+            offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+            mask_b = tl.full((1, 1), 1, tl.int1)
+        elif N_ROWS:
+            offs = tl.arange(0, ROWS)[:, None] + tl.arange(0, COLUMNS)[None, :] * ROWS
+            mask_b = (offs_c < C)[None, :]
+        else:
+            offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+            mask_b = (offs_r < R)[:, None]
         counter = arrived + tile * tl.num_programs(0) + tl.program_id(0)
         slot = 2 * cta + (first_unit(cta, units, ctas) < tile * iters).to(tl.int32)
-        tl.store(shares + slot.to(tl.int64) * (ROWS * COLUMNS) + offs, sums)
+        tl.store(shares + slot.to(tl.int64) * (ROWS * COLUMNS) + offs, sums, mask=mask_b)
         # all threads have stored before one of them releases
         tl.debug_barrier()
         if tl.atomic_add(counter, 1, sem="acq_rel") == last - first:
             whole = tl.zeros_like(sums)
             for sharer in range(first, last + 1):
                 slot = 2 * sharer + (first_unit(sharer, units, ctas) < tile * iters).to(tl.int32)
-                whole += tl.load(shares + slot.to(tl.int64) * (ROWS * COLUMNS) + offs, cache_modifier=".cg")
+                share_at = shares + slot.to(tl.int64) * (ROWS * COLUMNS) + offs
+                whole += tl.load(share_at, mask=mask_b, other=0.0, cache_modifier=".cg")
             tl.store(y_at, whole.to(y.dtype.element_ty), mask=mask)
             tl.store(counter, 0)

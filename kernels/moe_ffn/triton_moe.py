@@ -26,6 +26,9 @@ from kernels.op import Inputs, Stage, Target, Work
 BLOCK_N = 64
 """Weight rows a CTA multiplies: the M of one `wgmma`."""
 
+MIN_BLOCK_B = 16
+"""Pairs of the smallest tile: the least N of a `tl.dot`."""
+
 MAX_BLOCK_B = 128
 """Pairs of a tile: gate and up sums of 64 x 128 are 64 registers in each of 256 threads."""
 
@@ -97,7 +100,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
 def plan(case: MoeCase, target: Target) -> Plan:
     """Tiles wide enough for the mean number of tokens of an expert and three standard deviations more."""
     mean = case.pairs / case.E
-    BLOCK_B = max(16, min(MAX_BLOCK_B, power_of_2(round(mean + 3 * mean**0.5)), power_of_2(case.B)))
+    BLOCK_B = max(MIN_BLOCK_B, min(MAX_BLOCK_B, power_of_2(round(mean + 3 * mean**0.5)), power_of_2(case.B)))
     ctas_per_sm = 2 if BLOCK_B <= 32 else 1
     hit = min(case.E, case.pairs)
     return Plan(
@@ -112,23 +115,23 @@ def plan(case: MoeCase, target: Target) -> Plan:
 
 @triton.jit
 def sort_kernel(
-    topk_ids, pairs, tile_expert, tile_first, tile_end, tile_count, N_PAIRS, E,
-    BLOCK_B: tl.constexpr, BLOCK_PAIRS: tl.constexpr, BINS: tl.constexpr, BLOCK_TILES: tl.constexpr,
+    topk_ids, pairs, tile_expert, tile_first, tile_end, tile_count, N_PAIRS, E, tile_pairs,
+    BLOCK_PAIRS: tl.constexpr, BINS: tl.constexpr, BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
-    """Program e lists the pairs of expert e behind those of all earlier experts, and its tiles likewise."""
+    """Program e lists the pairs of expert e behind those of all earlier experts, and its tiles of `tile_pairs`."""
     e = tl.program_id(0)
     offs = tl.arange(0, BLOCK_PAIRS)
     expert = tl.load(topk_ids + offs, mask=offs < N_PAIRS, other=E)
     counts = tl.histogram(expert, BINS)
     bins = tl.arange(0, BINS)
-    tiles = tl.where(bins < E, tl.cdiv(counts, BLOCK_B), 0)
+    tiles = tl.where(bins < E, tl.cdiv(counts, tile_pairs), 0)
     first = tl.sum(tl.where(bins < e, counts, 0))
     first_tile = tl.sum(tl.where(bins < e, tiles, 0))
     mine = (expert == e).to(tl.int32)
     end = first + tl.sum(mine)
     tl.store(pairs + first + tl.cumsum(mine, axis=0) - 1, offs, mask=mine > 0)
     offs_t = tl.arange(0, BLOCK_TILES)
-    start = first + offs_t * BLOCK_B
+    start = first + offs_t * tile_pairs
     mask_t = start < end
     tl.store(tile_expert + first_tile + offs_t, tl.zeros_like(offs_t) + e, mask=mask_t)
     tl.store(tile_first + first_tile + offs_t, start, mask=mask_t)
@@ -269,10 +272,11 @@ def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
         args={
             "topk_ids": ids, "pairs": pairs, "tile_expert": tile_expert, "tile_first": tile_first,
             "tile_end": tile_end, "tile_count": tile_count, "N_PAIRS": case.pairs, "E": case.E,
+            "tile_pairs": p.BLOCK_B,
         },
         constexprs={
-            "BLOCK_B": p.BLOCK_B, "BLOCK_PAIRS": block_pairs, "BINS": next(n for n in SORT_BINS if n > case.E),
-            "BLOCK_TILES": block_pairs // p.BLOCK_B,
+            "BLOCK_PAIRS": block_pairs, "BINS": next(n for n in SORT_BINS if n > case.E),
+            "BLOCK_TILES": block_pairs // MIN_BLOCK_B,
         },
         num_warps=8 if block_pairs == SORT_PAIRS[-1] else 4,
     )  # fmt: skip
