@@ -187,7 +187,11 @@ def report_of(launch: KernelLaunch, sm: int, *, op: str, impl: str, case_id: str
         binary = compiled(launch, sm)
     except Exception as error:  # any refusal of the compiler is a result here
         return replace(report, error=f"does not compile: {first_line(error)}")
-    return replace(report, **inspect(launch, part, binary), seconds=time.perf_counter() - started)
+    try:
+        read = inspect(launch, part, binary)
+    except (LookupError, ValueError, StopIteration, subprocess.CalledProcessError) as error:
+        return replace(report, error=f"its listings were not understood: {first_line(error)}")
+    return replace(report, **read, seconds=time.perf_counter() - started)
 
 
 def run_task(task: Task) -> KernelReport:

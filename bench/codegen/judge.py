@@ -25,7 +25,8 @@ class Part:
 
     `bytes_in_flight` is what an SM must keep under way to saturate the memory: NVIDIA's own tuning in CUB,
     `arch_to_min_bytes_in_flight` in cub/device/dispatch/tuning/tuning_transform.cuh: 16 KiB for the A100, 32 KiB for
-    the H100, 64 KiB for the B200.
+    the H100, 64 KiB for the B200. By Little's law (bytes x SMs / bandwidth) they stand for 0.87, 1.29 and 1.21 us of
+    latency under load.
     """
 
     target: Target
@@ -157,7 +158,7 @@ HEADERS = (
 
 def main_table(reports: Sequence[KernelReport]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headers and rows of strings, ready to be printed."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for report in reports:
         row = (
             report.op, report.impl, report.kernel, report.config, str(report.sm), str(report.cases),

@@ -1,0 +1,183 @@
+"""O = softmax((Q_latent C^T + Q_rope R^T) s) C: multi-head latent attention of a decode step, in its absorbed form.
+
+DeepSeek-V2 and later (arXiv 2405.04434) cache one latent and one rotary key per token, shared by all heads:
+cache [.., L + R] with C its first L columns, which are key and value at once, and R the rest. The up-projections of
+keys and values are absorbed into q_latent [B, H, L] and into what follows O [B, H, L]; q_rope [B, H, R].
+
+Every cached element is read once for 2 H (L + R) + 2 H L FLOP a token: with 128 heads 242 FLOP/B in bf16, near the
+ridge of an H100, where attention over separate heads' KV has 1 to 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from kernels import paging
+from kernels.draw import BYTES, Draw
+from kernels.models import MODELS
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.paging import cdiv
+
+if TYPE_CHECKING:
+    import torch
+
+DEEPSEEK = MODELS["deepseek-v3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlaCase(Case):
+    """`H` heads of a latent of `L` and a rotary key of `R`; `T` is the longest sequence, `lengths` and `seed` draw
+    the others. `page` is tokens a page, 0 for a contiguous cache."""
+
+    B: int
+    H: int
+    T: int
+    L: int = DEEPSEEK.kv_latent
+    R: int = DEEPSEEK.rope_dim
+    lengths: str = "uniform"
+    seed: int = 0
+    page: int = 0
+    dtype: str = "bf16"
+
+    @property
+    def id(self) -> str:
+        parts = [f"B{self.B}", f"H{self.H}", f"L{self.L}+{self.R}", f"T{self.T}"]
+        if self.lengths != "uniform":
+            parts.append(self.lengths + (str(self.seed) if self.seed else ""))
+        if self.page:
+            parts.append(f"page{self.page}")
+        return "-".join([*parts, self.dtype])
+
+    @property
+    def scale(self) -> float:
+        """Of the scores: the width of a head before absorption, 128 without and R with position, to the -1/2."""
+        return (DEEPSEEK.head_dim + self.R) ** -0.5
+
+    @property
+    def token_bytes(self) -> int:
+        return (self.L + self.R) * BYTES[self.dtype]
+
+
+@cache
+def lengths(case: MlaCase) -> tuple[int, ...]:
+    """Tokens per sequence."""
+    return paging.draw_lengths(case.lengths, case.B, case.T, case.seed)
+
+
+def table_bytes(case: MlaCase) -> int:
+    """Bytes of the block-table entries that lead to live tokens."""
+    return 4 * sum(cdiv(length, case.page) for length in lengths(case)) if case.page else 0
+
+
+def smoke() -> Iterable[MlaCase]:
+    """For a CPU: 75 MB of cache."""
+    yield MlaCase(B=8, H=16, T=4096, dtype="fp32")
+
+
+def quick() -> Iterable[MlaCase]:
+    """The heads of DeepSeek-V3 on one part of eight and all of them, short and long, contiguous and paged."""
+    for B, H, T in ((1, 128, 8192), (32, 16, 4096), (32, 128, 4096)):
+        yield MlaCase(model="deepseek-v3", B=B, H=H, T=T)
+    yield MlaCase(model="deepseek-v3", B=64, H=16, T=8192, page=64, lengths="ragged")
+
+
+def full() -> Iterable[MlaCase]:
+    """Heads from one part of eight to all, batches, contexts, and raggedness, contiguous and paged by 64."""
+    for H in (16, 32, 64, 128):
+        yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192)
+        yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64)
+    for B in (1, 4, 16, 64, 128):
+        yield MlaCase(model="deepseek-v3", B=B, H=128, T=4096, page=64)
+    for T in (1024, 16384, 65536):
+        yield MlaCase(model="deepseek-v3", B=8, H=128, T=T, page=64)
+    for kind in ("ragged", "longtail"):
+        yield MlaCase(model="deepseek-v3", B=64, H=16, T=16384, page=64, lengths=kind)
+
+
+def test() -> Iterable[MlaCase]:
+    """Small and edgy: one token, odd lengths, few heads, two tiles of heads, pages smaller and larger than a block."""
+    for B, H, T, page, kind in (
+        (1, 16, 1, 0, "uniform"), (2, 5, 70, 0, "ragged"), (1, 80, 130, 0, "uniform"), (3, 16, 150, 64, "holes"),
+        (2, 32, 200, 16, "ragged"), (1, 16, 300, 128, "uniform"),
+    ):  # fmt: skip
+        yield MlaCase(B=B, H=H, T=T, L=64, R=16, page=page, lengths=kind, dtype="fp16")
+
+
+def cases(suite: str) -> list[MlaCase]:
+    return list({"smoke": smoke, "quick": quick, "full": full, "test": test}[suite]())
+
+
+def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
+    """Cache ~ N(0, 1), queries so that scores have a standard deviation of 2 and the maxima of splits differ.
+
+    Whatever is not live is poisoned. `block_table` is `[B, 0]` for a contiguous cache `[B, T, L + R]`.
+    """
+    import torch
+
+    draw = Draw(device, seed)
+    page = case.page or case.T
+    ranges = [((0, length),) for length in lengths(case)]
+    paged = paging.block_table(
+        ranges, page=page, columns=cdiv(case.T, page) + (1 if case.page else 0), shuffled=bool(case.page),
+        spare=bool(case.page), seed=seed,
+    )  # fmt: skip
+    width = 2.0 / ((case.L + case.R) ** 0.5 * case.scale)
+    cached = draw.normal((paged.pages, page, case.L + case.R), case.dtype)
+    if device != "meta":
+        paging.poison_dead(cached, ranges, page=page, paged=paged)
+    return {
+        "q_latent": draw.normal((case.B, case.H, case.L), case.dtype, scale=width),
+        "q_rope": draw.normal((case.B, case.H, case.R), case.dtype, scale=width),
+        "cache": cached,
+        "block_table": (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device),
+        "lengths": draw.table(lengths(case)),
+    }
+
+
+def reference(case: MlaCase, inputs: Inputs) -> torch.Tensor:
+    """fp32, one sequence at a time; a sequence without tokens gives zeros."""
+    import torch
+
+    q = torch.cat([inputs["q_latent"], inputs["q_rope"]], dim=-1).float()
+    o = torch.zeros(case.B, case.H, case.L, device=q.device)
+    for b, length in enumerate(lengths(case)):
+        if length:
+            row = inputs["block_table"][b] if case.page else torch.tensor([b], device=q.device)
+            tokens = paging.gather(inputs["cache"], row, 0, length, case.page or case.T).float()
+            o[b] = torch.softmax(q[b] @ tokens.T * case.scale, dim=-1) @ tokens[:, : case.L]
+    return o
+
+
+def work(case: MlaCase) -> Work:
+    """Each live token and its table entry once, queries once, O once; the exponentials are left out."""
+    tokens, size = sum(lengths(case)), BYTES[case.dtype]
+    queries = size * case.B * case.H * (case.L + case.R)
+    return Work(
+        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 2 * case.H * (2 * case.L + case.R) * tokens},
+        bytes_read=tokens * case.token_bytes + table_bytes(case) + 4 * case.B + queries,
+        bytes_written=size * case.B * case.H * case.L,
+    )
+
+
+def tolerance(case: MlaCase) -> Tolerance:
+    if case.dtype == "fp32":
+        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of T terms in another order")
+    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
+    return Tolerance(max_rel=8 * unit, rms_rel=unit, why="probabilities and O are each rounded to the type once")
+
+
+OP = Op(
+    name="mla_decode",
+    about="multi-head latent attention (DeepSeek) of a decode step, absorbed form, contiguous or paged",
+    formula="O = softmax((Q_latent C^T + Q_rope R^T) s) C",
+    case_type=MlaCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("q_latent", "q_rope", "cache", "block_table"),
+)

@@ -1,0 +1,230 @@
+"""Split-KV latent attention: one read of each token serves keys, values and all heads of a tile.
+
+All blocks of BLOCK_T tokens of all sequences are laid end to end and cut into equal runs, one per SM (the plan of
+kernels/attention_decode); a run that crosses from one sequence to the next is cut there. Each piece is a CTA, the
+longest first, so that the short ones fill up what is left. (A CTA that loops over pieces keeps the addresses of what
+comes before and after the inner loop in registers, which are all taken, and spills.) Parts merge by their log-sum-exp
+in a second kernel.
+
+64 heads are the M side of the tensor cores, S [64, BLOCK_T] = Q C^T and O [64, L] += P C, both from the one tile in
+shared memory, and as many as registers hold the sums of. 128 heads are two tiles, whose CTAs walk side by side over
+the same tokens. Fewer than 64 are padded: 242 / 2 FLOP/B executed are still below an H100's ridge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.attention_decode.split_plan import (
+    MERGE_TILE,
+    SMEM_RESERVED,
+    Segment,
+    block_count,
+    split,
+)
+from kernels.attention_decode.split_stages import MERGE_CTAS_PER_SM
+from kernels.attention_decode.triton_split_kv import merge_kernel, table
+from kernels.draw import BYTES
+from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
+from kernels.op import Inputs, Stage, Target, Work
+from kernels.paging import cdiv
+
+BLOCK_H = 64
+"""Heads of a tile: the M of a `wgmma`; fp32 sums of 64 x 512 are 128 registers in each of 256 threads."""
+
+BLOCK_T = 32
+"""Tokens of a block, 36 KB of 576 16-bit elements each."""
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`segments`, the longest first, for each of `head_tiles` tiles of heads; `buffers` blocks in shared memory.
+
+    `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them.
+    """
+
+    head_tiles: int
+    blocks: int
+    buffers: int
+    num_stages: int
+    segments: tuple[Segment, ...]
+    slots: int
+
+
+def smem_bytes(case: MlaCase, buffers: int) -> int:
+    """Blocks of tokens, queries and what the system takes."""
+    return (buffers * BLOCK_T + BLOCK_H) * (case.L + case.R) * BYTES[case.dtype] + SMEM_RESERVED
+
+
+@cache
+def plan(case: MlaCase, target: Target) -> Plan:
+    """As many buffers as fit, up to four; tcgen05 (sm_100) makes Triton keep two more than it is asked for."""
+    smem = target.smem_per_sm or 228 << 10
+    spare = 2 if target.sm >= 100 else 0
+    buffers = next((n for n in (4, 3) if smem_bytes(case, n + spare) < smem), 2)
+    head_tiles = cdiv(case.H, BLOCK_H)
+    pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
+    blocks = sum(block_count(ranges, BLOCK_T) for _, _, ranges in pairs)
+    runs = max(1, min(blocks, target.sm_count // head_tiles))
+    segments, _, slots = split(pairs, BLOCK_T, runs, all_slots=True)
+    return Plan(
+        head_tiles=head_tiles,
+        blocks=blocks,
+        buffers=buffers,
+        num_stages=2 * buffers - 1 if case.page else buffers,
+        segments=tuple(sorted(segments, key=lambda s: s.t_begin - s.t_end)),
+        slots=slots,
+    )
+
+
+@triton.jit
+def mla_kernel(
+    q_latent, q_rope, cache, block_table, segments, partial_o, partial_lse, H, scale,
+    stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_table_b,
+    L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Program (head tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
+
+    Segments begin at a multiple of BLOCK_T.
+    """
+    offs_h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    offs_l = tl.arange(0, L)
+    offs_r = tl.arange(0, R)
+    offs_i = tl.arange(0, BLOCK_T)
+    s = tl.program_id(1)
+    b = tl.load(segments + 8 * s).to(tl.int64)
+    mask_h = offs_h < H
+    t_begin = tl.load(segments + 8 * s + 2)
+    t_end = tl.load(segments + 8 * s + 3)
+    slot = tl.load(segments + 8 * s + 4)
+    offs_ql = (offs_h * stride_ql_h)[:, None] + offs_l[None, :]
+    offs_qr = (offs_h * stride_qr_h)[:, None] + offs_r[None, :]
+    ql = tl.load(q_latent + b * stride_ql_b + offs_ql, mask=mask_h[:, None], other=0.0)
+    qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_h[:, None], other=0.0)
+    row = block_table + b * stride_table_b
+    m = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    norm = tl.zeros([BLOCK_H], tl.float32)
+    acc = tl.zeros([BLOCK_H, L], tl.float32)
+    for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES):
+        # tokens past the end read the last one, and get no weight
+        offs_t = block + tl.minimum(offs_i, t_end - 1 - block)
+        if PAGE == 0:
+            first = cache + b * stride_c_page + tl.cast(block, tl.int64) * stride_c_t
+            offs_c = (offs_t - block) * stride_c_t
+        elif PAGE % BLOCK_T == 0:
+            first = cache + tl.load(row + block // PAGE).to(tl.int64) * stride_c_page + block % PAGE * stride_c_t
+            offs_c = (offs_t - block) * stride_c_t
+        else:
+            first = cache
+            offs_c = tl.load(row + offs_t // PAGE).to(tl.int64) * stride_c_page + offs_t % PAGE * stride_c_t
+        r = tl.load(first + L + (offs_c[:, None] + offs_r[None, :]))
+        c = tl.load(first + (offs_c[:, None] + offs_l[None, :]))
+        scores = tl.dot(ql, tl.trans(c), tl.dot(qr, tl.trans(r))) * (scale * LOG2_E)
+        if block + BLOCK_T > t_end:
+            scores = tl.where((offs_i < t_end - block)[None, :], scores, float("-inf"))
+        # a block holds at least one token, so that the maximum is finite
+        m_new = tl.maximum(m, tl.max(scores, 1))
+        p = tl.exp2(scores - m_new[:, None])
+        alpha = tl.exp2(m - m_new)
+        norm = norm * alpha + tl.sum(p, 1)
+        m = m_new
+        acc = tl.dot(p.to(c.dtype), c, acc * alpha[:, None])
+    out = acc / tl.where(norm > 0, norm, 1.0)[:, None]
+    first_row = slot.to(tl.int64) * H
+    tl.store(partial_o + first_row * L + ((offs_h * L)[:, None] + offs_l[None, :]), out, mask=mask_h[:, None])
+    tl.store(partial_lse + first_row + offs_h, m + tl.log2(norm), mask=mask_h)
+
+
+def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
+    """The lists of segments and the parts are made once."""
+    q_latent, q_rope, cached = inputs["q_latent"], inputs["q_rope"], inputs["cache"]
+    for name in ("q_latent", "q_rope", "cache"):
+        if inputs[name].stride(-1) != 1:
+            raise ValueError(f"{name}: the last dimension has stride {inputs[name].stride(-1)}, expected 1")
+    p = plan(case, target)
+    o = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
+    partial_o = torch.empty(max(1, p.slots), case.H, case.L, dtype=torch.float32, device=o.device)
+    partial_lse = torch.empty(max(1, p.slots), case.H, dtype=torch.float32, device=o.device)
+    main = KernelLaunch(
+        kernel=mla_kernel,
+        grid=(p.head_tiles, len(p.segments)),
+        args={
+            "q_latent": q_latent, "q_rope": q_rope, "cache": cached, "block_table": inputs["block_table"],
+            "segments": table([s.row() for s in p.segments], o.device),
+            "partial_o": partial_o, "partial_lse": partial_lse, "H": case.H, "scale": case.scale,
+            "stride_ql_b": q_latent.stride(0), "stride_ql_h": q_latent.stride(1),
+            "stride_qr_b": q_rope.stride(0), "stride_qr_h": q_rope.stride(1),
+            "stride_c_page": cached.stride(0), "stride_c_t": cached.stride(1),
+            "stride_table_b": inputs["block_table"].stride(0),
+        },
+        constexprs={
+            "L": case.L, "R": case.R, "BLOCK_T": BLOCK_T, "BLOCK_H": BLOCK_H, "PAGE": case.page,
+            "STAGES": p.num_stages,
+        },
+        num_warps=8,
+        num_stages=p.num_stages,
+        streams=("cache",),
+        wants_mma=True,
+    )  # fmt: skip
+    merged = [(s.b, 0, s.first_slot, s.parts) for s in p.segments if s.slot == s.first_slot]
+    merge = KernelLaunch(
+        kernel=merge_kernel,
+        grid=(len(merged), case.H),
+        args={
+            "partial_o": partial_o, "partial_lse": partial_lse, "cut": table(merged, o.device), "o": o,
+            "stride_o_b": o.stride(0), "stride_o_i": 0, "stride_o_h": o.stride(1),
+        },
+        constexprs={"Q_LEN": 1, "GROUP": case.H, "D": case.L, "TILE": MERGE_TILE // case.L},
+        streams=("partial_o",),
+        why_few_in_flight="a few MB from the L2, all of it asked for at once",
+    )  # fmt: skip
+    return Built(launches=(main, merge), output=o)
+
+
+def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
+    """The cache once from DRAM and, for each further tile of heads, again from the L2; parts through the L2."""
+    p = plan(case, target)
+    least = work(case)
+    parts = 4 * p.slots * case.H * (case.L + 1)
+    again = (p.head_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
+    padded = 2 * p.blocks * BLOCK_T * p.head_tiles * BLOCK_H * (2 * case.L + case.R)
+    main = Stage(
+        name="mla",
+        work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
+        l2_bytes=again + parts,
+        ctas=len(p.segments) * p.head_tiles,
+    )
+    merge = Stage(
+        name="merge",
+        work=Work(
+            flops={"fma_fp32": 2 * p.slots * case.H * case.L},
+            bytes_read=16 * case.B,
+            bytes_written=least.bytes_written,
+        ),
+        l2_bytes=parts,
+        ctas=case.B * case.H,
+        ctas_per_sm=MERGE_CTAS_PER_SM,
+    )
+    return main, merge
+
+
+def supports(case: MlaCase, target: Target) -> str | None:
+    if case.dtype == "fp32":
+        return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
+    if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16:
+        return f"needs latent and rotary widths that are powers of two from 16, these are {case.L} and {case.R}"
+    if target.kind == "interpreter" and case.dtype == "bf16":
+        return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
+    return None
+
+
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)
