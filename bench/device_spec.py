@@ -41,6 +41,8 @@ class DeviceSpec:
     on_chip_bandwidth: Quantity | None = None
     link_bandwidth: Quantity | None = None
     """To other parts, B/s in one direction."""
+    host_bandwidth: Quantity | None = None
+    """To the host's memory, B/s in one direction, as published: before the link's own headers."""
     power: Quantity | None = None
     """Rated board or package power, in W: the most it may draw for long."""
     sm: int = 0

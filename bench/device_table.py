@@ -2,8 +2,8 @@
 
 Capacities, bandwidths and powers are as published (decimal units unless the document says GiB); peaks are dense, in
 TFLOP/s here and FLOP/s in the table. Where a document gives a figure with 2:4 sparsity or for a whole server, the
-dense figure of one part is that over 2 or over the number of parts, and the source says so. `link` is one direction;
-a bidirectional figure is halved. `others` names the document of a field that the main one leaves out.
+dense figure of one part is that over 2 or over the number of parts, and the source says so. `link` and `host` are one
+direction; a bidirectional figure is halved. `others` names the document of a field that the main one leaves out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ UNITS = {
     "on_chip": ("on_chip", "B"),
     "on_chip_bandwidth": ("on_chip_bandwidth", "B/s"),
     "link": ("link_bandwidth", "B/s"),
+    "host": ("host_bandwidth", "B/s"),
     "power": ("power", "W"),
 }
 
@@ -51,12 +52,16 @@ def _part(
     return DeviceSpec(key=key, name=name, vendor=vendor, year=year, peaks=rates, **quantities, **fields)
 
 
+PCIE_GEN4, PCIE_GEN5 = 32 * GB, 64 * GB
+"""One direction of 16 lanes: half of the 64 and 128 GB/s in the data sheets."""
+
 A100_DOC = "NVIDIA A100 Tensor Core GPU datasheet"
 A100_WHITEPAPER = "NVIDIA A100 Tensor Core GPU Architecture whitepaper"
 A100: dict[str, Any] = {
     "peaks": {"mma_bf16": 312, "mma_int8": 624, "mma_tf32": 156, "fma_fp32": 19.5},
     "power": 400,
     "link": 300 * GB,
+    "host": PCIE_GEN4,
     "on_chip": 40 * MIB,
     "others": {"on_chip": A100_WHITEPAPER},
     "sm": 80,
@@ -66,7 +71,7 @@ A100: dict[str, Any] = {
 H100_DOC = "NVIDIA H100 Tensor Core GPU datasheet"
 H100_WHITEPAPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper"
 H100_SXM_PEAKS = {"mma_bf16": 989.4, "mma_fp8": 1978.9, "mma_int8": 1978.9, "mma_tf32": 494.7, "fma_fp32": 66.9}
-HOPPER: dict[str, Any] = {"on_chip": 50 * MIB, "sm": 90, "smem_per_sm": 228 << 10}
+HOPPER: dict[str, Any] = {"host": PCIE_GEN5, "on_chip": 50 * MIB, "sm": 90, "smem_per_sm": 228 << 10}
 B200_DOC = "NVIDIA HGX B200 specifications, over 8 GPUs, dense half of the sparse figures"
 BLACKWELL_GUIDE = "NVIDIA Blackwell Tuning Guide"
 BLACKWELL_BRIEF = "NVIDIA Blackwell Architecture technical brief"
@@ -118,21 +123,27 @@ DEVICES: dict[str, DeviceSpec] = {
         ),
         _part(
             "b200", "NVIDIA B200", "NVIDIA", 2025, B200_DOC, memory="HBM3e",
-            bandwidth=8 * TB, capacity=180 * GB, power=1000,
+            bandwidth=8 * TB, capacity=180 * GB, power=1000, host=PCIE_GEN5,
             peaks={
                 "mma_bf16": 2250, "mma_fp8": 4500, "mma_int8": 4500, "mma_fp4": 9000, "mma_tf32": 1125, "fma_fp32": 75,
             },
-            others={"on_chip": BLACKWELL_GUIDE, "power": BLACKWELL_BRIEF},
+            others={
+                "on_chip": BLACKWELL_GUIDE, "power": BLACKWELL_BRIEF,
+                "host": "NVIDIA DGX B200 User Guide, hosts with PCIe Gen5",
+            },
             driver_names=("NVIDIA B200",), sm_count=148, **BLACKWELL,
         ),
         _part(
             "gb200", "NVIDIA GB200 (one of the superchip's two GPUs)", "NVIDIA", 2025,
             "NVIDIA GB200 NVL72 specifications, over 72 GPUs, dense half of the sparse figures", memory="HBM3e",
-            bandwidth=8 * TB, capacity=186 * GB, power=1200,
+            bandwidth=8 * TB, capacity=186 * GB, power=1200, host=450 * GB,
             peaks={
                 "mma_bf16": 2500, "mma_fp8": 5000, "mma_int8": 5000, "mma_fp4": 10000, "mma_tf32": 1250,
             },
-            others={"on_chip": BLACKWELL_GUIDE, "power": BLACKWELL_BRIEF},
+            others={
+                "on_chip": BLACKWELL_GUIDE, "power": BLACKWELL_BRIEF,
+                "host": "NVIDIA GB200 NVL72 specifications, NVLink-C2C, which a superchip's two GPUs share",
+            },
             driver_names=("NVIDIA GB200",), **BLACKWELL,
         ),
         _part(
@@ -225,13 +236,13 @@ DEVICES: dict[str, DeviceSpec] = {
         ),
         _part(
             "l40s", "NVIDIA L40S", "NVIDIA", 2023, "NVIDIA L40S datasheet", memory="GDDR6",
-            bandwidth=864 * GB, capacity=48 * GB, power=350, link=32 * GB,
+            bandwidth=864 * GB, capacity=48 * GB, power=350, link=32 * GB, host=PCIE_GEN4,
             peaks={"mma_bf16": 362.05, "mma_fp8": 733, "mma_int8": 733, "mma_tf32": 183, "fma_fp32": 91.6},
             sm=89, sm_count=142, smem_per_sm=100 << 10, driver_names=("NVIDIA L40S",),
         ),
         _part(
             "rtx-4090", "NVIDIA GeForce RTX 4090", "NVIDIA", 2022, "NVIDIA Ada GPU Architecture whitepaper",
-            memory="GDDR6X", bandwidth=1008 * GB, capacity=24 * GB, power=450, on_chip=72 * MIB,
+            memory="GDDR6X", bandwidth=1008 * GB, capacity=24 * GB, power=450, on_chip=72 * MIB, host=PCIE_GEN4,
             peaks={"mma_bf16": 165.2, "mma_fp8": 330.3, "mma_int8": 660.6, "mma_tf32": 82.6, "fma_fp32": 82.6},
             sm=89, sm_count=128, smem_per_sm=100 << 10, driver_names=("NVIDIA GeForce RTX 4090",),
             note="tensor peaks with fp32 accumulation",

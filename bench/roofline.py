@@ -2,10 +2,12 @@
 
 Two predictions of the same stages:
 
-- from the datasheet: each stage takes max(bytes / bandwidth, FLOPs / peak), nothing else costs anything
+- from the datasheet: each stage takes max(bytes / bandwidth, FLOPs / peak), nothing else costs anything; bytes that
+  cross to the host or back have the link's bandwidth
 - from ceilings measured in the same run by `stream` and `gemm_peak`: memory time is read off the measured time of a
   stream of as many bytes, so that launch, ramp and size are in it; FLOPs and L2 bytes come on top of a launch; a last
-  wave that leaves SMs idle can draw no more than those SMs' share of the measured L2 bandwidth
+  wave that leaves SMs idle can draw no more than those SMs' share of the measured L2 bandwidth; the link to the host
+  has the rate of the fastest plain copy that `host_link` has measured so far
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Prediction:
     seconds: float
     terms: dict[str, float] = field(default_factory=dict)
     bound: str
-    """`memory`, `l2`, `launch`, or the name of a pipe."""
+    """`memory`, `l2`, `link`, `launch`, or the name of a pipe."""
     basis: str
     """What it was made from: a device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
@@ -39,13 +41,15 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What the machine can do, as measured by `stream` and `gemm_peak`."""
+    """What the machine can do, as measured by `stream`, `gemm_peak` and the plain copies of `host_link`."""
 
     read_points: Points
     copy_points: Points = ()
     launch_s: float = 0.0
     """Seconds from one empty kernel to the next."""
     l2_bandwidth: float | None = None
+    host_bandwidth: float | None = None
+    """B/s to or from pinned memory of the host, in the faster direction."""
     pipes: Mapping[str, float] = field(default_factory=dict)
     """FLOP/s by pipe."""
     best_read: float = 0.0
@@ -58,6 +62,7 @@ class Ceilings:
         copies: dict[int, float] = {}
         launches: list[float] = []
         l2_rates: list[float] = []
+        host_rates: list[float] = []
         pipes: dict[str, float] = {}
         best_read = 0.0
         for record in records:
@@ -75,6 +80,8 @@ class Ceilings:
                     launches.append(seconds)
                 elif kind == "l2_read":
                     l2_rates.append(sum(s["l2_bytes"] for s in record.stages) / seconds)
+            elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
+                host_rates.append(record.bytes / seconds)
             elif record.op == "gemm_peak":
                 for pipe, flops in record.work["flops"].items():
                     pipes[pipe] = max(flops / seconds, pipes.get(pipe, 0.0))
@@ -85,6 +92,7 @@ class Ceilings:
             copy_points=tuple(sorted(copies.items())),
             launch_s=min(launches, default=0.0),
             l2_bandwidth=max(l2_rates, default=None),
+            host_bandwidth=max(host_rates, default=None),
             pipes=pipes,
             best_read=best_read,
         )
@@ -140,6 +148,11 @@ def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Predict
             missing.add("memory_bandwidth")
         else:
             terms["memory"] = stage.work.bytes / spec.memory_bandwidth.value
+        if stage.link_bytes:
+            if spec.host_bandwidth is None:
+                missing.add("host_bandwidth")
+            else:
+                terms["link"] = stage.link_bytes / spec.host_bandwidth.value
         for pipe, flops in stage.work.flops.items():
             peak = spec.peaks.get(pipe)
             if peak is None:
@@ -171,6 +184,11 @@ def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: T
                 missing.add("l2_bandwidth")
             else:
                 terms["l2"] = ceilings.launch_s + (stage.work.bytes + stage.l2_bytes) / ceilings.l2_bandwidth
+        if stage.link_bytes:
+            if ceilings.host_bandwidth is None:
+                missing.add("host_bandwidth")
+            else:
+                terms["link"] = ceilings.launch_s + stage.link_bytes / ceilings.host_bandwidth
         for pipe, flops in stage.work.flops.items():
             if pipe in ceilings.pipes:
                 terms[pipe] = ceilings.launch_s + flops / ceilings.pipes[pipe]

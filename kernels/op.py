@@ -69,12 +69,14 @@ class Stage:
 
     `work` counts bytes that must come from or reach DRAM (re-reads that miss the L2 included) and the FLOPs executed
     (padding included). `l2_bytes` are moved beyond that but served by the L2: split partials, repeated activations.
+    `link_bytes` cross the link between the host's memory and the device's.
     `ctas` is the grid and `ctas_per_sm` how many of them are resident at once; 0 where a library does not tell.
     """
 
     name: str
     work: Work
     l2_bytes: int = 0
+    link_bytes: int = 0
     ctas: int = 0
     ctas_per_sm: int = 1
 

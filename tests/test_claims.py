@@ -202,6 +202,7 @@ def test_nothing_here_loads_torch_or_triton() -> None:
 CASE_FIELDS = {
     "stream": {"kind"},
     "gemm_peak": {"kind", "M", "dtype"},
+    "host_link": {"kind"},
     "ffn_gemv": {"model", "B", "N", "K", "dtype", "weights"},
     "moe_ffn": {"model", "B", "E", "k", "H", "F", "routing", "dtype"},
     "attention_decode": {
@@ -458,6 +459,36 @@ def test_l2_hit_rates_come_from_counters_alone() -> None:
     counted = gemm()
     counted.counters["l2_hit_rate"] = 0.9
     assert judge("I8", [run(counted, small)]).status == "HOLDS", "1 - 0.2 / 0.9 = 78%"
+
+
+def l2_read(bandwidth: float = 6e12) -> Record:
+    stages = [{"l2_bytes": int(bandwidth * 1e-3)}]
+    return record("stream", {"kind": "l2_read", "size": 1 << 24}, 1e-3, size=1 << 24, flops=1, stages=stages)
+
+
+def host_copy(kind: str = "h2d", *, size: int = 1 << 26, bandwidth: float = 50e9, start: float = 2e-6) -> Record:
+    case = {"kind": kind, "page_bytes": size, "pages": 1}
+    return record("host_link", case, start + size / bandwidth, size=size, flops=0)
+
+
+def test_tiers_of_memory_are_measured_one_by_one() -> None:
+    """L2 over HBM 6 / 3, HBM over the link 3000 / 50 at the larger copy; 64 KiB arrive in 3.3 us."""
+
+    def measured(*records: Record) -> dict[str, float]:
+        return {c.published.what: c.value for c in judge("H6", [run(read(), *records)]).measured or ()}
+
+    l2, link = "L2 bandwidth over HBM bandwidth", "HBM bandwidth over the host link's"
+    reach = "time to fetch a little from host memory"
+    assert judge("H6", [run(read())]).status == "NOT MEASURED"
+    assert measured(l2_read()) == {l2: pytest.approx(2)}
+    assert measured(host_copy("d2h", start=0)) == {link: pytest.approx(60)}
+    small, swap = host_copy(size=1 << 16), host_copy("swap_out", bandwidth=1e12)
+    found = measured(l2_read(), host_copy(start=0), small, swap)
+    assert found == {l2: pytest.approx(2), link: pytest.approx(60), reach: pytest.approx(2e-6 + (1 << 16) / 50e9)}
+    verdict = judge("H6", [run(read(), l2_read(), host_copy(), small)])
+    assert not [c for c in verdict.measured or () if not c.holds]
+    slow = judge("H6", [run(read(), host_copy(), host_copy(size=1 << 16, start=2e-3))])
+    assert [c.published.what for c in slow.measured or () if not c.holds] == [reach]
 
 
 def test_what_cannot_be_measured_says_why() -> None:

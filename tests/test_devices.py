@@ -20,6 +20,7 @@ QUANTITIES = {
     "on_chip": "B",
     "on_chip_bandwidth": "B/s",
     "link_bandwidth": "B/s",
+    "host_bandwidth": "B/s",
     "power": "W",
 }
 PIPES = {"mma_bf16", "mma_fp8", "mma_int8", "mma_fp4", "mma_tf32", "fma_fp32"}
@@ -51,6 +52,8 @@ def test_numbers_are_of_a_plausible_size(spec: DeviceSpec):
         assert 15e9 < spec.memory_capacity.value < 500e9
     if spec.link_bandwidth:
         assert spec.link_bandwidth.value < spec.memory_bandwidth.value
+    if spec.host_bandwidth:
+        assert 20e9 < spec.host_bandwidth.value < spec.memory_bandwidth.value / 10
     rising = [spec.peaks[p].value for p in ("fma_fp32", "mma_bf16", "mma_fp8", "mma_fp4") if p in spec.peaks]
     assert rising == sorted(rising)
     assert all(1e13 < value < 1e17 for value in rising)

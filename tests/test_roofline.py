@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bench.devices import DeviceSpec, Quantity
+from bench.measure import usable
 from bench.records import Record
 from bench.roofline import Ceilings, predict_from_ceilings, predict_from_datasheet, time_of
 from kernels.op import Stage, Target, Work
@@ -16,6 +19,7 @@ SPEC = DeviceSpec(
     vendor="test",
     year=2026,
     memory_bandwidth=Quantity(value=1e12, unit="B/s", kind="datasheet", source="test"),
+    host_bandwidth=Quantity(value=5e10, unit="B/s", kind="datasheet", source="test"),
     peaks={"mma_bf16": Quantity(value=1e14, unit="FLOP/s", kind="datasheet", source="test")},
 )
 # 2 us launch, 1 TB/s read, 0.5 TB/s copy
@@ -83,6 +87,50 @@ def test_l2_bytes_are_moved_at_the_rate_of_the_l2() -> None:
     prediction = predict_from_ceilings([stage(read=10**6, l2_bytes=99 * 10**6)], CEILINGS, GPU)
     assert prediction.seconds == pytest.approx(2e-6 + 100e6 / 4e12)
     assert prediction.bound == "l2"
+
+
+def test_the_link_to_the_host_by_the_datasheet() -> None:
+    """100 MB read at 1 TB/s: 100 us; sent at 50 GB/s: 2 ms. A stage that sends nothing has no such term."""
+    prediction = predict_from_datasheet([stage(read=10**8, link_bytes=10**8), stage(read=10**8)], SPEC)
+    assert prediction.seconds == pytest.approx(2e-3 + 100e-6)
+    assert prediction.terms == pytest.approx({"memory": 200e-6, "mma_bf16": 0, "link": 2e-3})
+    assert prediction.bound == "link"
+    assert not prediction.missing
+
+
+def test_the_link_to_the_host_as_measured() -> None:
+    """1 MB at 40 GB/s: 25 us and a launch, whatever the 1 us of its memory."""
+    linked = dataclasses.replace(CEILINGS, host_bandwidth=4e10)
+    prediction = predict_from_ceilings([stage(written=10**6, link_bytes=10**6)], linked, GPU)
+    assert prediction.seconds == pytest.approx(2e-6 + 25e-6)
+    assert prediction.bound == "link"
+    assert not prediction.missing
+
+
+def test_a_link_that_nobody_knows_is_named_and_the_prediction_not_used() -> None:
+    sent = [stage(read=10**6, link_bytes=10**6)]
+    unpublished = predict_from_datasheet(sent, dataclasses.replace(SPEC, host_bandwidth=None))
+    unmeasured = predict_from_ceilings(sent, CEILINGS, GPU)
+    assert unpublished.missing == unmeasured.missing == ("host_bandwidth",)
+    assert usable(unpublished) is None
+    assert usable(unmeasured) is None
+    assert usable(None) is None
+    assert (usable(predict_from_datasheet(sent, SPEC)) or {})["bound"] == "link"
+
+
+def test_the_links_rate_is_that_of_the_fastest_plain_copy() -> None:
+    found = Ceilings.from_records(
+        [
+            record("stream", {"kind": "read"}, 1e-6),
+            record("host_link", {"kind": "h2d"}, 25e-6),
+            record("host_link", {"kind": "d2h"}, 20e-6),
+            record("host_link", {"kind": "swap_out"}, 1e-6),
+            record("host_link", {"kind": "h2d"}, 1e-6, status="wrong"),
+        ]
+    )
+    assert found is not None
+    assert found.host_bandwidth == pytest.approx(5e10)
+    assert CEILINGS.host_bandwidth is None
 
 
 def test_the_last_wave_of_one_cta_draws_one_sms_share() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bench.claims.base import APPROXIMATE, Claim, Comparison, Measured, NoPrediction, Published, Unmeasured, number
+from bench.claims.base import APPROXIMATE, Claim, Comparison, Measured, NoPrediction, Published, number, seconds
 from bench.claims.common import (
     H100,
     LLAMA_8B,
@@ -14,6 +14,7 @@ from bench.claims.common import (
     decode,
     guess,
     known,
+    need_comparisons,
     peak,
     power,
     seen,
@@ -178,6 +179,10 @@ def predict_h5() -> list[Comparison]:
 H6_SRAM = number("on-chip cache of a GPU", 50e6, "B", APPROXIMATE)
 H6_HBM = Published(what="HBM of a GPU", low=80e9, high=288e9, unit="B")
 H6_FASTER = Published(what="L2 bandwidth over HBM bandwidth", low=1.5, high=INF, unit="x", tolerance=0)
+H6_HOST = Published(what="HBM bandwidth over the host link's", low=1.5, high=INF, unit="x", tolerance=0)
+H6_REACH = Published(what="time to fetch a little from host memory", low=1e-6, high=1e-3, unit="s", tolerance=0)
+LITTLE = 64 << 10
+"""Bytes of a copy at PCIe Gen5's 64 GB/s in 1 us: whatever it takes beyond that is the way to the host and back."""
 DATACENTER = ("a100-80", H100, "h200", "b200", "b300")
 
 
@@ -191,18 +196,35 @@ def predict_h6() -> list[Comparison | NoPrediction]:
             found.append(guess(H6_SRAM, on_chip, DATASHEET, tier="on chip", part=part.name))
         except NoPrediction as missing:
             found.append(missing)
+        try:
+            ratio = bandwidth(part) / known(part.host_bandwidth, "link to the host", part)
+            found.append(guess(H6_HOST, ratio, "memory / one direction of the link", tier="host", part=part.name))
+        except NoPrediction as missing:
+            found.append(missing)
     return found
 
 
 def measure_h6(run: Measured) -> list[Comparison]:
     """Sizes as the driver reports them are in the run's header; here the rates that make them tiers."""
-    rate = run.ceilings.l2_bandwidth
-    if rate is None:
-        raise Unmeasured("the run holds no `l2_read` of `stream`; host memory and NVMe are not measured by this suite")
-    records = [*run.fastest("stream", kind="l2_read"), *run.fastest("stream", kind="read")]
-    how = "best measured L2 read / best measured DRAM read; host memory and NVMe are not measured by this suite"
-    where = {"tier": "on chip", "part": run.part.name if run.part else run.device}
-    return [seen(H6_FASTER, rate / run.ceilings.read_roof, how, records, **where)]
+    part = run.part.name if run.part else run.device
+    reads = run.fastest("stream", kind="read")
+    copies = run.fastest("host_link", kind=("h2d", "d2h"))
+    found = []
+    if run.ceilings.l2_bandwidth:
+        how = "best measured L2 read / best measured DRAM read"
+        value = run.ceilings.l2_bandwidth / run.ceilings.read_roof
+        found.append(seen(H6_FASTER, value, how, [*run.fastest("stream", kind="l2_read"), *reads],
+                          tier="on chip", part=part))  # fmt: skip
+    if run.ceilings.host_bandwidth:
+        how = "best measured DRAM read / best measured copy to or from pinned host memory"
+        value = run.ceilings.read_roof / run.ceilings.host_bandwidth
+        found.append(seen(H6_HOST, value, how, [*reads, *copies], tier="host", part=part))
+    fetched = [r for r in copies if r.case["kind"] == "h2d" and r.bytes <= LITTLE]
+    if fetched:
+        least = min(fetched, key=seconds)
+        found.append(seen(H6_REACH, seconds(least), "the smallest copy from pinned host memory", [least],
+                          tier="host", part=part))  # fmt: skip
+    return need_comparisons(found, "`l2_read` of `stream` or copy of `host_link`")
 
 
 CLAIMS = (
@@ -265,8 +287,8 @@ CLAIMS = (
         plain="Memory comes in tiers, each larger and slower than the one before",
         source="A",
         how="M",
-        published=(H6_SRAM, H6_HBM, H6_FASTER),
-        setting="data-centre GPUs by their datasheets; measured: the L2's rate against DRAM's, not host or NVMe",
+        published=(H6_SRAM, H6_HBM, H6_FASTER, H6_HOST, H6_REACH),
+        setting="data-centre GPUs by their datasheets; measured: rates of L2, DRAM and the host's link; not NVMe",
         predict=predict_h6,
         measure=measure_h6,
     ),

@@ -1,0 +1,183 @@
+"""Bytes between pinned host memory and device memory: what offloading a KV cache costs.
+
+| kind | computes | from, to |
+|---|---|---|
+| `h2d` | y = x | host, device |
+| `d2h` | y = x | device, host |
+| `swap_out` | y[i] = x[table[i]] | pages scattered over a device pool, host |
+| `swap_in` | y[table[i]] = x[i] | host, pages scattered over a device pool |
+
+The plain copies are the link's measured rate, from which the swaps are predicted. They are no ceiling op: nothing of
+decode waits for them, and no other run has to measure them first.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from kernels.draw import Draw
+from kernels.op import Case, Inputs, Op, Tolerance, Work, poison_with_nan
+
+if TYPE_CHECKING:
+    import torch
+
+KiB, MiB = 1 << 10, 1 << 20
+
+SPREAD = 2
+"""A pool has this many times the pages that are swapped: the others must be neither read nor written."""
+
+BLOCK_BYTES = 2 * 16 * 8 * 128 * 2
+"""K and V of one layer of Llama-3.1-8B, 16 tokens a page, 8 heads, 128 wide, in 16 bits: 64 KiB."""
+
+BLOCK_BYTES_ALL_LAYERS = 32 * BLOCK_BYTES
+"""The same tokens of all 32 layers laid together, as caches meant for offloading keep them: 2 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkCase(Case):
+    """`pages` pages of `page_bytes` each cross the link, fp32 values throughout; a plain copy is one page."""
+
+    kind: Literal["h2d", "d2h", "swap_out", "swap_in"]
+    page_bytes: int
+    pages: int = 1
+
+    def __post_init__(self) -> None:
+        if self.page_bytes < 4 or self.page_bytes % 4 or self.pages < 1:
+            raise ValueError(f"{self.pages} pages of {self.page_bytes} B: a page is whole fp32 values, at least one")
+        if self.pages > 1 and not self.swaps:
+            raise ValueError(f"a {self.kind} is one page, not {self.pages}")
+
+    @property
+    def swaps(self) -> bool:
+        return self.kind in ("swap_out", "swap_in")
+
+    @property
+    def to_host(self) -> bool:
+        return self.kind in ("d2h", "swap_out")
+
+    @property
+    def size(self) -> int:
+        """Bytes that cross the link."""
+        return self.pages * self.page_bytes
+
+    @property
+    def id(self) -> str:
+        unit, name = next((u, n) for u, n in ((MiB, "MiB"), (KiB, "KiB"), (1, "B")) if self.page_bytes % u == 0)
+        page = f"{self.page_bytes // unit}{name}"
+        return f"{self.kind}-{self.pages}x{page}" if self.swaps else f"{self.kind}-{page}"
+
+    @property
+    def packed(self) -> tuple[int, int]:
+        """Shape of the pages in host memory, or of a plain copy's either side."""
+        return self.pages, self.page_bytes // 4
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Shape of a device pool of pages."""
+        return SPREAD * self.pages, self.page_bytes // 4
+
+
+def cases(suite: str) -> list[LinkCase]:
+    """Plain copies are the largest of each suite, since the largest case is measured first.
+
+    `smoke` is there for a GPU too: a CPU has no such link and refuses.
+    """
+
+    def plain(*sizes: int) -> list[LinkCase]:
+        return [LinkCase(kind=kind, page_bytes=size) for size in sizes for kind in ("h2d", "d2h")]
+
+    def swaps(page_bytes: int, *counts: int) -> list[LinkCase]:
+        return [
+            LinkCase(kind=kind, page_bytes=page_bytes, pages=count, model="llama-3.1-8b")
+            for count in counts
+            for kind in ("swap_out", "swap_in")
+        ]
+
+    if suite == "smoke":
+        return plain(MiB)
+    if suite == "quick":
+        return [*plain(64 * MiB, 64 * KiB), *swaps(BLOCK_BYTES, 128), *swaps(BLOCK_BYTES_ALL_LAYERS, 4)]
+    if suite == "full":
+        return [
+            *plain(128 * MiB, 16 * MiB, MiB, 64 * KiB),
+            *swaps(BLOCK_BYTES, 16, 128),
+            *swaps(BLOCK_BYTES_ALL_LAYERS, 4, 32),
+        ]
+    return [*plain(4, 404), *swaps(12, 1, 5), *swaps(256, 3)]
+
+
+def listed(case: LinkCase) -> list[int]:
+    """The pages of the pool that are swapped: distinct, in no order, the same for every seed of the values."""
+    return random.Random(case.pages).sample(range(case.pool[0]), case.pages) if case.swaps else []
+
+
+def inputs(case: LinkCase, device: str, seed: int) -> Inputs:
+    """x ~ N(0, 1) fp32, on the device or in host memory as the kind says, pinned where there is a device to copy to.
+
+    `table` `[pages]` int64 is `listed`; it stays on the host, like the list that a scheduler hands over, and a launch
+    may rely on it. Pages of x that it does not name are NaN. A plain copy's is empty.
+    """
+    import torch
+
+    draw = Draw(device, seed)
+    table = torch.tensor(listed(case), dtype=torch.int64, device="meta" if device == "meta" else "cpu")
+    x = draw.normal(case.pool if case.kind == "swap_out" else case.packed, "fp32")
+    if device == "meta":
+        return {"x": x, "table": table}
+    if case.kind == "swap_out":
+        x[sorted(set(range(case.pool[0])) - set(listed(case)))] = float("nan")
+    return {"x": x if case.to_host else to_host(x), "table": table}
+
+
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """Values of a device in pinned memory; a host's own as they are."""
+    return values.cpu().pin_memory() if values.is_cuda else values
+
+
+def reference(case: LinkCase, inputs: Inputs) -> torch.Tensor:
+    """The values in their new place; NaN, for "left alone", in pages of the pool that the table does not name."""
+    import torch
+
+    x, table = inputs["x"], inputs["table"]
+    if case.kind == "swap_out":
+        return x[table.to(x.device)]
+    if case.kind == "swap_in":
+        y = torch.full(case.pool, float("nan"), device=x.device)
+        y[table] = x
+        return y
+    return x.clone()
+
+
+def work(case: LinkCase) -> Work:
+    """In the device's memory each byte is read once on its way out, or written once on its way in."""
+    return Work(bytes_read=case.size) if case.to_host else Work(bytes_written=case.size)
+
+
+def tolerance(case: LinkCase) -> Tolerance:
+    return Tolerance(max_rel=0.0, rms_rel=0.0, why="a copy is exact")
+
+
+def poison(case: LinkCase, inputs: Inputs, output: Any) -> None:
+    """As everywhere, but the host must not write to its memory while an earlier copy is still arriving there."""
+    import torch
+
+    if inputs["x"].is_cuda:
+        torch.cuda.synchronize()
+    poison_with_nan(case, inputs, output)
+
+
+OP = Op(
+    name="host_link",
+    about="copies between pinned host memory and the device, and KV pages swapped out and in",
+    formula="y = x; y[i] = x[table[i]]; y[table[i]] = x[i]",
+    case_type=LinkCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("x",),
+    poison=poison,
+)

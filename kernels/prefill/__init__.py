@@ -1,0 +1,1 @@
+"""Reading a prompt: the contrast to decode, through the libraries only."""
