@@ -45,6 +45,7 @@ def run(
     cap: Annotated[float | None, typer.Option(help="sampling seconds per implementation and case")] = None,
     hang: Annotated[float, typer.Option(help="seconds without progress after which a case is given up")] = 180.0,
     counters: Annotated[bool, typer.Option(help="afterwards, read hardware counters through ncu")] = False,
+    html: Annotated[bool, typer.Option(help="write report.html, 2 MB, beside report.md")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Measure the ceilings and the operations, and write a report."""
@@ -70,12 +71,14 @@ def run(
     if counters and not outcome.interrupted:
         for line in runner.count_into(outcome.directory, request):
             print(line, file=sys.stderr)
-    paths = report.write(outcome.directory)
+    written = report.write(outcome.directory, html=html)
+    for note in written.notes:
+        print(note, file=sys.stderr)
     if as_json:
         counts = {s: sum(r.status == s for r in outcome.records) for s in sorted({r.status for r in outcome.records})}
-        show_json({"directory": str(outcome.directory), "records": counts, "report": [str(p) for p in paths]})
+        show_json({"directory": str(outcome.directory), "records": counts, "report": [str(p) for p in written]})
     else:
-        for path in paths:
+        for path in written:
             print(path)
     for record in outcome.faults:
         what = record.reason or ", ".join(record.flags)
@@ -89,12 +92,16 @@ def run(
 @app.command("report")
 def report_command(
     run_dir: Annotated[Path, typer.Argument(help="a run's directory")],
+    html: Annotated[bool, typer.Option(help="write report.html, 2 MB, beside report.md")] = True,
 ) -> None:
     """Rebuild a run's report from its records."""
     from bench import report
 
-    for path in report.write(run_dir):
+    written = report.write(run_dir, html=html)
+    for path in written:
         print(path)
+    for note in written.notes:
+        print(note, file=sys.stderr)
 
 
 @app.command()
@@ -212,6 +219,80 @@ def codegen(
     else:
         show(*generation.main_table(found))
     raise typer.Exit(1 if any(generation.problems(r) for r in found) else 0)
+
+
+@app.command()
+def tune(
+    op: Ops = None,
+    impl: Annotated[list[str] | None, typer.Option(help="only this implementation; may be given again")] = None,
+    suite: Annotated[str, typer.Option(help="whose cases are tuned: quick or full")] = "quick",
+    device: Device = "auto",
+    budget: Annotated[str | None, typer.Option(help="begin no further class after this long, e.g. 5m")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="compile and sift the candidates only; no GPU")] = False,
+    sm: Annotated[list[int] | None, typer.Option(help="with --dry-run: 80, 90 or 100 [default: all]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best configurations of this part offline, and keep them with their evidence for plans to read."""
+    from rich.console import Console
+
+    from bench import listing
+    from bench import tune as tuning
+    from bench.live import Live
+    from kernels.op import SUITES
+
+    listing.chosen(op or [])
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    request = tuning.Request(
+        device=device,
+        suite=suite,
+        ops=tuple(op or ()),
+        impls=tuple(impl or ()),
+        budget_s=duration(budget) if budget else None,
+        dry_run=dry_run,
+        sms=tuple(sm or ARCHITECTURES),
+    )
+    with Live(Console(stderr=True)) as live:
+        found = tuning.tune(request, live)
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        for line in found.lines():
+            print(line)
+
+
+@app.command()
+def campaign(
+    out: Annotated[Path, typer.Option(help="where everything goes; the same again goes on")],
+    budget: Annotated[str, typer.Option(help="time of this call")] = "9m",
+    suite: Annotated[str, typer.Option(help="how far to measure: smoke, quick or full")] = "full",
+    device: Device = "cuda",
+    skip: Annotated[list[str] | None, typer.Option(help="leave out a step; may be given again")] = None,
+    case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Everything for a rented hour in one command: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
+    from rich.console import Console
+
+    from bench import campaign as rented
+    from bench.live import Live
+
+    request = rented.Request(
+        device=device,
+        suite=suite,
+        budget_s=duration(budget),
+        skip=tuple(skip or ()),
+        case=case,
+        argv=tuple(sys.argv[1:]),
+    )
+    with Live(Console(stderr=as_json)) as live:
+        outcome = rented.run(request, out, live)
+    if as_json:
+        show_json(outcome.as_dict())
+    else:
+        for line in outcome.lines():
+            print(line)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from bench.errors import BadRequest
 from bench.records import Record, Run, load_run
 from bench.report.tables import flatten
-from bench.report.units import difference, measured, percent, ratio, si
 from bench.roofline import Ceilings
 from bench.stats import Interval, median_interval, ratio_interval
+from bench.units import difference, measured, percent, ratio, si
 
 SAME = 0.01
 """Two times are the same if the whole interval of their ratio is within this of 1."""

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.records import Record
+from bench.units import duration, signed
 from kernels.op import Target
 
 STYLES = {"ok": "green", "refused": "dim", "skipped": "dim", "wrong": "red", "failed": "red", "timeout": "red"}
@@ -66,7 +67,7 @@ class Live:
         flops = record.flops / record.seconds / 1e12
         flags = f"  [yellow]{', '.join(record.flags)}[/yellow]" if record.flags else ""
         self._print(
-            f"{name} {seconds_text(record.seconds):>9} {rate:8.1f} GB/s {flops:8.2f} TFLOP/s{versus(record)}{flags}"
+            f"{name} {duration(record.seconds):>9} {rate:8.1f} GB/s {flops:8.2f} TFLOP/s{versus(record)}{flags}"
         )
 
     def note(self, text: str) -> None:
@@ -81,12 +82,4 @@ def versus(record: Record) -> str:
     predicted = record.prediction.get("measured")
     if not predicted or not record.seconds:
         return ""
-    return f"  {100 * (record.seconds / predicted['seconds'] - 1):+6.1f}% of predicted"
-
-
-def seconds_text(seconds: float) -> str:
-    """Three digits and a unit: `41.2 us`."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
+    return f"  {signed(record.seconds / predicted['seconds'] - 1):>7} of predicted"

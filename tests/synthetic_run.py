@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 from bench.devices import DEVICES
-from bench.records import Record, Writer, as_line
+from bench.records import Record, Writer, as_line, load_run
+from bench.report.frame import View
 from bench.roofline import Ceilings, predict_from_ceilings
+from bench.runner import device_facts
 from kernels.op import Stage, Target, Work, discover
 
 ROOF = 3.0e12
@@ -22,6 +25,9 @@ SHEET = DEVICES[KEY].memory_bandwidth.value  # type: ignore[union-attr]
 LAUNCH = 2e-6
 PEAK = 700e12
 CACHE = 50_000_000
+GB = 10**9
+SWEPT = {"cache_bytes": 480 << 20, "flush_bytes": 480 << 20, "cold": True}
+"""The rotation of a case on a host whose last-level cache is larger than any case."""
 TARGET = Target(kind="cuda", name="Synthetic GPU", sm=90, sm_count=132, l2_bytes=CACHE)
 
 
@@ -31,7 +37,7 @@ def header(**changes: Any) -> dict[str, Any]:
         "suite": "quick",
         "argv": ["run", "--suite", "quick"],
         "started": "2000-01-01T00:00:00Z",
-        "device": {"key": KEY, "name": "Synthetic GPU"},
+        "device": device_facts(TARGET, DEVICES[KEY]),
         "target": dataclasses.asdict(TARGET),
         "environment": {"packages": {"torch": "2.11.0", "triton": "3.6.0"}, "driver": "0.0", "git": {"sha": "0" * 12}},
         "decodebench": "0.1.0",
@@ -155,13 +161,37 @@ def write_run(directory: Path, records: list[Record], *, end: bool = True, **cha
 
 def extras() -> list[Record]:
     """One record of each kind that has no time, and one flagged."""
-    gemv = {"B": 1, "N": 64, "K": 64}
+    small = {"B": 1, "N": 64, "K": 64}
     warm = {"B": 1, "T": 10000, "H_kv": 8, "D": 128, "page": 16}
     roof = Ceilings(read_points=((1 << 30, (1 << 30) / ROOF),))
     return [
-        case_record("ffn_gemv", "triton_fp8", gemv, status="refused", reason="needs sm_89 or later"),
-        case_record("ffn_gemv", "marlin", gemv, status="failed", reason="ImportError: <no module> | gemlite"),
-        case_record("ffn_gemv", "triton_bad", gemv, status="wrong", reason="max_rel 3.1 over 0.016"),
-        case_record("ffn_gemv", "triton_late", gemv, status="skipped", reason="no time left"),
+        case_record("ffn_gemv", "triton_fp8", small, status="refused", reason="needs sm_89 or later"),
+        case_record("ffn_gemv", "marlin", small, status="failed", reason="ImportError: <no module> | gemlite"),
+        case_record("ffn_gemv", "triton_bad", small, status="wrong", reason="max_rel 3.1 over 0.016"),
+        case_record("ffn_gemv", "triton_late", small, status="skipped", reason="no time left"),
         predicted(case_record("paged_read", "triton_gather", warm, seconds=9e-6, flags=["warm", "noisy"]), roof),
     ]
+
+
+def view(tmp_path: Path, records: list[Record], **changes: Any) -> View:
+    return View(load_run(write_run(tmp_path / "run", records, **changes)))
+
+
+def gemv(
+    seconds: float, *, read: int = GB, expected: float | None = None, bound: str = "memory", **changes: Any
+) -> Record:
+    """A case of 1 GB; at the synthetic roof of 3 TB/s it would take a third of a millisecond."""
+    terms = {"memory": expected or 0.0}
+    prediction = {"measured": {"seconds": expected, "terms": terms, "bound": bound}} if expected else {}
+    impl, name = changes.pop("impl", "triton_gemv"), changes.pop("case_id", f"B1-{seconds}")
+    fields = {"B": 1, "N": 1, "K": 1, "dtype": "bf16"}
+    return record(
+        "ffn_gemv", impl, name, case=fields, read=read, seconds=seconds, prediction=prediction, **changes
+    )  # fmt: skip
+
+
+def page_data(run: Path) -> str:
+    page = (run / "report.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return found[1]

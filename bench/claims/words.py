@@ -9,10 +9,9 @@ from textwrap import shorten
 from typing import Any
 
 from bench.claims.base import SOURCES, Comparison, Published, Verdict
+from bench.units import brief, tick
 
-PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
-PREFIXED = ("B", "B/s", "FLOP/s", "bit/s")
+PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
 
 
 def amount(value: float, unit: str) -> str:
@@ -22,21 +21,10 @@ def amount(value: float, unit: str) -> str:
     if unit == "$":
         return f"${value:,.2f}"
     if unit == "":
-        return f"{100 * value:.3g}%"
-    for units, prefixes in ((PREFIXED, PREFIXES), (("s",), SMALL)):
-        if unit in units and value:
-            scale, prefix = next((p for p in prefixes if abs(value) >= p[0]), prefixes[-1])
-            return f"{plain(value / scale)} {prefix}{unit}"
-    return f"{plain(value)}{unit if unit == 'x' else ' ' + unit}"
-
-
-def plain(value: float) -> str:
-    """Three digits, never an exponent."""
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{min(digits, 6)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        return f"{brief(100 * value)}%"
+    if unit in PREFIXED:
+        return tick(value, unit)
+    return f"{brief(value)}{unit if unit == 'x' else ' ' + unit}"
 
 
 def of(published: Published) -> str:

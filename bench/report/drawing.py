@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.frame import Point, View
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8C3B73", "#E69F00", "#56B4E9", "#444444")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
 INK = "#1f2328"
 PALE = "#6e7781"
 GRID = "#d8dee4"
+PEERS = "#8c959f"
+"""Peers' colour where ours stand out."""
 
 
 def style(view: View, op: str) -> tuple[str, str]:
@@ -84,6 +89,14 @@ def logarithmic(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> N
     axes.set_ylim(*y)
 
 
+def log_ticks(axis: Axis, low: float, high: float, write: Callable[[float], str]) -> None:
+    """Labelled powers of ten; 1, 2 and 5 of each where there are few of them; the rest as unlabelled ticks."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=100))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def scatter(
     axes: Axes,
     points: list[Point],
@@ -94,26 +107,24 @@ def scatter(
     hollow: bool = False,
     label: str = "",
 ) -> None:
-    """Points, flagged ones with a ring of ink around them."""
+    """Points, flagged ones with a dot of ink in them; markers at the edge of the axes stay whole."""
     if not points:
         return
     xs, ys = zip(*map(place, points), strict=True)
-    edges = [INK if p.record.flags else colour for p in points]
     axes.scatter(
-        xs, ys, s=16 if hollow else 26, marker=marker, label=label or None, alpha=0.75 if hollow else 0.9,
-        facecolors="none" if hollow else colour, edgecolors=edges, linewidths=0.9, zorder=2 if hollow else 3,
+        xs, ys, s=20 if hollow else 26, marker=marker, label=label or None, alpha=0.8 if hollow else 0.9,
+        facecolors="none" if hollow else colour, edgecolors=colour, linewidths=1.1, zorder=2 if hollow else 3,
+        clip_on=False,
     )  # fmt: skip
+    if flagged := [place(p) for p in points if p.record.flags]:
+        xs, ys = zip(*flagged, strict=True)
+        axes.scatter(xs, ys, s=4, color=INK, lw=0, zorder=4, clip_on=False)
 
 
 def scatter_op(
-    axes: Axes,
-    view: View,
-    op: str,
-    points: Sequence[Point],
-    place: Callable[[Point], tuple[float, float]],
-    *,
-    peers: str = "",
-) -> None:
+    axes: Axes, view: View, op: str, points: Sequence[Point], place: Callable[[Point], tuple[float, float]],
+    *, peers: str = "",
+) -> None:  # fmt: skip
     """An op's points, ours filled over the hollow peers; `peers` is their colour where it is not the op's."""
     colour, marker = style(view, op)
     mine = [p for p in points if p.record.op == op and p.record.ours]
@@ -126,22 +137,54 @@ def legend(figure: Figure, axes: Axes, view: View) -> None:
     """The ops' markers in rows below the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        heading = "filled: ours, hollow: peers, dark rim: flagged" if view.ours else "dark rim: flagged"
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False, labelcolor=INK,
-            title=heading, title_fontproperties={"size": 8.5}, handletextpad=0.2,
+        rows = math.ceil(len(handles) / 5)
+        found = figure.legend(
+            handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / rows), fontsize=8.5,
+            frameon=False, labelcolor=INK, title=key(view), title_fontproperties={"size": 8.5}, handletextpad=0.2,
+            columnspacing=1.4,
         )  # fmt: skip
+        found.get_title().set_color(PALE)
 
 
-def slope_label(axes: Axes, x: float, bandwidth: float, text: str, colour: str) -> None:
-    """A label that runs along a bandwidth roof: ink below its line, pale above its own."""
-    here, there = axes.transData.transform([(x, x * bandwidth), (10 * x, 10 * x * bandwidth)])
-    angle = math.degrees(math.atan2(there[1] - here[1], there[0] - here[0]))
-    below = colour == INK
-    axes.annotate(
-        text, (x, x * bandwidth), xytext=(3, -3) if below else (-1, 2), textcoords="offset points", size=8.5,
-        color=colour, rotation=angle, rotation_mode="anchor", ha="left", va="top" if below else "bottom",
-    )  # fmt: skip
+def key(view: View) -> str:
+    """What filled, hollow and dotted markers mean in this run."""
+    if view.ours:
+        return "filled: ours, hollow: peers, dot inside: flagged"
+    return "hollow: torch, for there is none of ours here; dot inside: flagged"
+
+
+def roof_labels(axes: Axes, points: Sequence[tuple[float, float]], lines: Sequence[tuple[float, str, str]]) -> None:
+    """(bandwidth, text, colour), the lower roof first: texts along and above the upper roof, where points are rare.
+
+    They start at the place along the roof that is farthest from any point; call it once the layout is settled.
+    """
+    (low, high), (floor, top) = axes.get_xlim(), axes.get_ylim()
+    roof = max(bandwidth for bandwidth, _, _ in lines)
+    start, end = max(low, floor / roof), min(high, top / roof)
+    a, b = axes.transData.transform([(start, start * roof), (end, end * roof)])
+    length = math.dist(a, b)
+    along = (b - a) / length
+    across = (-along[1], along[0])
+    dots: Any = axes.transData.transform(list(points)) if points else []
+    pixels = axes.figure.dpi / 72
+    size = 8.5 * pixels
+    room, depth = 0.55 * size * max(len(text) for _, text, _ in lines), 1.25 * size * len(lines)
+
+    def clearance(at: float) -> float:
+        """How far the closest point is from the middle line of the texts."""
+        spots = [a + along * (at + room * i / 8) + [0.5 * depth * c for c in across] for i in range(9)]
+        return min((math.dist(spot, dot) for spot in spots for dot in dots), default=math.inf)
+
+    tries = [0.02 * length + step * max(0.0, 0.9 * length - room) / 40 for step in range(41)]
+    clear = next((at for at in tries if clearance(at) > depth + size), max(tries, key=clearance))
+    x, y = axes.transData.inverted().transform(a + along * clear)
+    for i, (_, text, colour) in enumerate(lines):
+        above = 4 + 11 * i
+        axes.annotate(
+            text, (x, y), xytext=(across[0] * above, across[1] * above), textcoords="offset points", size=8.5,
+            color=colour, rotation=math.degrees(math.atan2(along[1], along[0])), rotation_mode="anchor", ha="left",
+            va="bottom",
+        )  # fmt: skip
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]], step: float) -> None:

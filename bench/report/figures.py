@@ -7,23 +7,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.report.drawing import (
     COLOURS,
     INK,
     PALE,
+    PEERS,
     canvas,
     end_labels,
+    key,
     legend,
+    log_ticks,
     logarithmic,
     panels,
+    roof_labels,
     scatter_op,
-    slope_label,
     title,
 )
 from bench.report.frame import SAME_BATCH, WITHIN, Accuracy, Point, View, batches, free_batch, left_of_ridge
-from bench.report.units import percent, si, tick
+from bench.report.tables import share
+from bench.units import brief, percent, si, tick
 
 DPI = 200
 
@@ -41,26 +45,26 @@ def draw_all(view: View, directory: Path) -> dict[str, Path]:
     for name, draw in drawings.items():
         path = directory / f"{name}.png"
         figure = draw(view)
-        if figure is None:
-            path.unlink(missing_ok=True)
-        else:
+        if figure is not None:
             figure.savefig(path, dpi=DPI, facecolor="white")
             paths[name] = path
     return paths
 
 
 def roofline(view: View) -> Figure | None:
-    """Achieved FLOP/s over intensity under the measured and the datasheet's roofs; ops without FLOPs have no place."""
+    """Achieved FLOP/s over intensity under the measured and the published roofs; ops without FLOPs have no place."""
     points = [p for p in view.points if p.intensity > 0]
     ceilings = view.ceilings
     if not points or ceilings is None:
         return None
     figure, axes = canvas(8.5, 5.4)
-    sheet = view.datasheet("memory_bandwidth")
-    low = 10 ** math.floor(math.log10(min(p.intensity for p in points)))
+    sheet = view.published("memory_bandwidth")
     shown = {pipe for p in points for pipe in p.record.work["flops"]}
-    claims = {pipe: claimed for pipe in shown if (claimed := view.datasheet(pipe))}
-    high = 3e3 if ceilings.pipes or claims else 10 * max(p.intensity for p in points)
+    claims = {pipe: claimed.value for pipe in shown if (claimed := view.published(pipe))}
+    peaks = {pipe: ceilings.pipes[pipe] for pipe in sorted(shown) if pipe in ceilings.pipes}
+    low = min(p.intensity for p in points) / 2
+    ridges = [peak / ceilings.read_roof for peak in peaks.values()]
+    high = 4 * max([*ridges, *(p.intensity for p in points)])
 
     ends: list[tuple[float, float, str, str]] = []
 
@@ -71,36 +75,38 @@ def roofline(view: View) -> Figure | None:
             xs, ys = [*xs, high], [*ys, peak]
         axes.plot(xs, ys, color=PALE if dashes else INK, lw=1.0 if dashes else 1.6, ls="--" if dashes else "-")
 
-    for pipe in sorted(shown):
-        measured, claimed = ceilings.pipes.get(pipe), claims.get(pipe)
-        if claimed and sheet:
-            roof(sheet, claimed, dashes=True)
-        if measured:
-            roof(ceilings.read_roof, measured, dashes=False)
-            share = f"\n{percent(measured / claimed)} of datasheet" if claimed else ""
-            ends.append((measured, high, f"{pipe} {si(measured, 'FLOP/s')}{share}", INK))
+    for claim in claims.values():
+        if sheet:
+            roof(sheet.value, claim, dashes=True)
+    for pipe, measured in peaks.items():
+        roof(ceilings.read_roof, measured, dashes=False)
+        of_claim = f"\n{percent(measured / claims[pipe])} of published" if pipe in claims else ""
+        ends.append((measured, high, f"{pipe} {si(measured, 'FLOP/s')}{of_claim}", INK))
     if not ends:
         roof(ceilings.read_roof, None, dashes=False)
 
+    def place(point: Point) -> tuple[float, float]:
+        return point.intensity, point.record.flops / point.seconds
+
     for op in view.ops:
-        scatter_op(axes, view, op, points, lambda p: (p.intensity, p.record.flops / p.seconds))
-    floor = 10 ** math.floor(math.log10(min(p.record.flops / p.seconds for p in points)))
-    top = max([*ceilings.pipes.values(), *claims.values(), 10 * floor])
-    logarithmic(axes, (low, high), (floor, 1.5 * top))
+        scatter_op(axes, view, op, points, place)
+    rates = [place(p)[1] for p in points]
+    floor, top = min(rates) / 2, max([*peaks.values(), *claims.values(), *rates])
+    logarithmic(axes, (low, high), (floor, 2 * top))
     axes.set_xlabel("intensity: compulsory FLOP per compulsory byte of DRAM")
     axes.set_ylabel("FLOP/s")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y, "")))
+    log_ticks(axes.xaxis, low, high, brief)
+    log_ticks(axes.yaxis, floor, 1e9 * floor, lambda y: tick(y, ""))
     legend(figure, axes, view)
-    sides = [side for p in view.best if (side := left_of_ridge(p, ceilings)) is not None]
+    sides = [side for p in view.decode if (side := left_of_ridge(p, ceilings)) is not None]
     finding = f"{sum(sides)} of {len(sides)} decode cases lie left of their ridge: bytes take longer than FLOPs"
     title(axes, finding if sides else "Decode cases under the measured read roof", view)
     end_labels(axes, ends, step=1 / 13)
     figure.draw_without_rendering()  # settles the layout, and with it the angle of the labels
-    anchor = low * (high / low) ** 0.02
-    slope_label(axes, anchor, ceilings.read_roof, f"measured {si(ceilings.read_roof, 'B/s')}", INK)
+    lines = [(ceilings.read_roof, f"measured {si(ceilings.read_roof, 'B/s')}", INK)]
     if sheet:
-        slope_label(axes, anchor, sheet, f"datasheet {si(sheet, 'B/s')}", PALE)
+        lines.append((sheet.value, f"{sheet.kind} {si(sheet.value, 'B/s')}", PALE))
+    roof_labels(axes, [place(p) for p in points], lines)
     return figure
 
 
@@ -118,7 +124,8 @@ def prediction(view: View) -> Figure | None:
     ratios = [measured_over_predicted(p)[1] for p in points]
     times = [measured_over_predicted(p)[0] for p in points]
     low, high = min(0.75, min(ratios) / 1.08), max(1.35, 1.08 * max(ratios))
-    logarithmic(axes, (min(times) / 1.5, max(times) * 1.5), (low, high))
+    left, right = min(times) / 1.5, max(times) * 1.5
+    logarithmic(axes, (left, right), (low, high))
     narrow = high / low < 5
     ticks = [0.1, 0.2, 0.33, 0.5, 0.7, *((0.8, 0.9, 1, 1.1, 1.25) if narrow else (1,)), 1.5, 2, 3, 5, 10, 20, 50, 100]
     ticks = [t for t in ticks if low <= t <= high]
@@ -129,7 +136,7 @@ def prediction(view: View) -> Figure | None:
         size=8.5, color=COLOURS[0],
     )  # fmt: skip
     axes.set_xlabel("predicted time of one launch, from the ceilings measured in this run")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x, "s")))
+    log_ticks(axes.xaxis, left, right, lambda x: tick(x, "s"))
     axes.set_ylabel("measured / predicted time")
     legend(figure, axes, view)
     whose = "of our times" if view.ours else "times"
@@ -141,19 +148,26 @@ def prediction(view: View) -> Figure | None:
     return figure
 
 
+LITTLE = 0.05
+"""Ops that stay below this share of the read roof are named in their panel: at its foot they are easily overlooked."""
+
+TOP = 1.2
+"""Shares above this stand at the upper edge with their number: they carry a flag, or the roof was measured too low."""
+
+
 def efficiency(view: View) -> Figure | None:
     """Share of the read roof over compulsory bytes, one panel per op, with a plain read of the same size as a line."""
     ceilings = view.ceilings
     points = [p for p in view.points if p.record.bytes]
     if ceilings is None or not points:
         return None
-    found = [p for op in ("ffn_gemv", "attention_decode") if (p := view.best_large(op))]
-    best_text = " and ".join(f"{p.record.op} {percent(p.share or 0)}" for p in found)
-    finding = f"Of the read roof, the best large cases reach: {best_text}" if found else "Share of the read roof"
-    note = "filled: ours; hollow: peers" if view.ours else "hollow: torch reference"
-    note += f"; grey line: a plain read of that size; 100%: {si(ceilings.read_roof, 'B/s')}"
+    found = [(op, large[-1].share or 0.0) for op in ("ffn_gemv", "attention_decode") if (large := view.large(op))]
+    size = "large cases" if view.run.on_gpu else "cases"
+    best_text = " and ".join(f"{op} {percent(share)}" for op, share in found)
+    finding = f"Of the read roof, the best {size} reach: {best_text}" if found else "Share of the read roof"
+    note = f"{view.device_name}; {key(view)}; line: a plain read; 100%: {si(ceilings.read_roof, 'B/s')}"
     ops = list(dict.fromkeys(p.record.op for p in points))
-    figure, grid = panels(len(ops), finding, f"{view.device_name}; {note}")
+    figure, grid = panels(len(ops), finding, note)
     sizes = [p.record.bytes for p in points]
     low, high = min(sizes) / 2, max(sizes) * 2
     start = ceilings.read_points[0][0]
@@ -162,18 +176,29 @@ def efficiency(view: View) -> Figure | None:
     for axes, op in zip(grid, ops, strict=True):
         axes.axhline(1, color=INK, lw=1.0)
         axes.plot(line, [ceilings.read(round(x)) / ceilings.read_roof for x in line], color=PALE, lw=1.2)
-        scatter_op(axes, view, op, points, lambda p: (p.record.bytes, p.share or 0.0), peers="#8c959f")
+        scatter_op(axes, view, op, points, lambda p: (p.record.bytes, min(p.share or 0.0, TOP)),
+                   peers=PEERS if view.ours else "")  # fmt: skip
         shares = [p.share or 0.0 for p in view.best if p.record.op == op and p.trusted]
-        reached = f": up to {percent(max(shares))}" if shares else ""
+        reached = f": up to {share(max(shares))}" if shares else ""
         axes.set_title(f"{op}{reached}", size=10, color=INK, loc="left")
         axes.set_xscale("log")
         axes.set_xlim(low, high)
-        axes.set_ylim(0, max(1.1, *(1.05 * (p.share or 0.0) for p in points)))
+        axes.set_ylim(-0.05, 1.05 * TOP)
         axes.xaxis.set_major_locator(FixedLocator([10.0**n for n in range(0, 13, step)]))
-        axes.xaxis.set_minor_locator(LogLocator())
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
+        axes.xaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=100))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x, "B")))
+        axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(y)))
+        mine = [p for p in points if p.record.op == op]
+        if max(p.share or 0.0 for p in mine) < LITTLE:
+            axes.text(
+                0.04, 0.66, f"every point is below {percent(LITTLE)}", transform=axes.transAxes, size=8.5, color=PALE
+            )
+        for p in mine:
+            if (p.share or 0.0) > TOP:
+                axes.annotate(percent(p.share or 0.0), (p.record.bytes, TOP), xytext=(-5, 0), size=8.5, color=INK,
+                              textcoords="offset points", ha="right", va="center")  # fmt: skip
     figure.supxlabel("compulsory bytes of one launch", size=9.5, color=INK)
     figure.supylabel("of the read roof", size=9.5, color=INK)
     return figure
@@ -204,7 +229,7 @@ def batch_knee(view: View) -> Figure | None:
         impls = {key[3]: found for key, found in shown.items() if key[2] == kind}
         drawn = [name for name, found in impls.items() if ours(found)]
         for name, found in sorted(impls.items(), key=lambda item: ours(item[1])):
-            colour = COLOURS[drawn.index(name) % len(COLOURS)] if name in drawn else "#8c959f"
+            colour = COLOURS[drawn.index(name) % len(COLOURS)] if name in drawn else PEERS
             width, dashes, fill = (1.8, "-", colour) if name in drawn else (1.1, ":", "white")
             ys = [p.seconds for p in found.values()]
             axes.plot(list(found), ys, color=colour, marker="o", ms=4, label=name, lw=width, ls=dashes, mfc=fill)

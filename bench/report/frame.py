@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.devices import DEVICES, DeviceSpec
+from bench.devices import DEVICES, DeviceSpec, Quantity
+from bench.interventions import Intervention, interventions
 from bench.records import Record, Run
 from bench.roofline import Ceilings
 from bench.stats import Interval, median_interval, ratio_interval
+from bench.units import percent
 
 WITHIN = 0.12
 """How far from its prediction a time may be and still count as predicted."""
@@ -19,11 +21,23 @@ WITHIN = 0.12
 CEILING_OPS = ("stream", "gemm_peak")
 """The ops that `Ceilings.from_records` reads: they make the roofs and are not judged against them."""
 
+ASIDE = ("prefill", "host_link")
+"""Ops that are measured beside decode, for contrast: shown everywhere, but nothing said of decode rests on them."""
+
 TOO_GOOD = {"impossible", "warm", "late write"}
 """Flags of times that may be too short: shown in every table and figure, but no headline rests on them."""
 
 SAME_BATCH = 0.10
 """A larger batch is free while it costs at most this much more than batch 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Headers and rows of strings; the columns of `numeric` are right-aligned."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,19 +202,29 @@ class View:
         return list(dict.fromkeys(p.record.op for p in self.points))
 
     def is_large(self, point: Point) -> bool:
-        """At least twice the cache: neither the cache nor the launch decides the time."""
+        """At least twice the cache, so that neither it nor the launch decides the time.
+
+        On a host, whose caches are of any size and are swept between launches: whatever was swept.
+        """
+        if not self.run.on_gpu:
+            return bool(point.record.rotation.get("flush_bytes"))
         cache = point.record.rotation.get("cache_bytes") or self.run.header.get("target", {}).get("l2_bytes", 0)
         return point.record.bytes >= 2 * cache
 
-    def best_large(self, op: str) -> Point | None:
-        """The large case of an op that comes closest to the read roof."""
+    def large(self, op: str) -> list[Point]:
+        """The best of an op's large cases, from the farthest from the read roof to the closest."""
         found = [p for p in self.best if p.record.op == op and p.share is not None and p.trusted and self.is_large(p)]
-        return max(found, key=lambda p: p.share or 0.0, default=None)
+        return sorted(found, key=lambda p: p.share or 0.0)
+
+    @cached_property
+    def decode(self) -> list[Point]:
+        """The best of every case of decode itself."""
+        return [p for p in self.best if p.record.op not in ASIDE]
 
     @cached_property
     def memory_bound(self) -> list[Point]:
-        """The best of ours that are predicted to be bound by memory."""
-        return [p for p in self.best if p.bound == "memory"]
+        """Those that are predicted to be bound by memory."""
+        return [p for p in self.decode if p.bound == "memory"]
 
     @cached_property
     def as_predicted(self) -> list[Point]:
@@ -217,12 +241,28 @@ class View:
         """The part's datasheet; None for a part that the table does not know."""
         return DEVICES.get(self.run.header.get("device", {}).get("key") or "")
 
-    def datasheet(self, name: str) -> float | None:
-        """A published number of the part in SI units: a field of `DeviceSpec`, or a pipe's peak."""
+    def published(self, name: str) -> Quantity | None:
+        """The part's `memory_bandwidth`, another field of `DeviceSpec`, or a pipe's peak, as predictions used it.
+
+        Read from the run's header, which has it also where it was derived from the driver; from the table for runs
+        that do not say.
+        """
+        device = self.run.header.get("device", {})
+        if found := device.get(name) or (device.get("peaks") or {}).get(name):
+            return Quantity(**found)
         if self.spec is None:
             return None
-        quantity = self.spec.peaks.get(name) or getattr(self.spec, name, None)
-        return quantity.value if quantity else None
+        return self.spec.peaks.get(name) or getattr(self.spec, name, None)
+
+    @cached_property
+    def interventions(self) -> list[Intervention]:
+        """How times answer when only bytes or only FLOPs change, among the decode ops' cases."""
+        return interventions(p.record for p in self.points)
+
+    @cached_property
+    def noisy(self) -> float:
+        """The share of the decode ops' times whose interval stayed wider than the aim."""
+        return sum("noisy" in p.record.flags for p in self.points) / len(self.points) if self.points else 0.0
 
 
 def batches(points: Sequence[Point]) -> dict[tuple[int, int, str, str], dict[int, Point]]:
@@ -274,4 +314,5 @@ def gap(point: Point, ceilings: Ceilings) -> str:
     }
     parts["a stream of this size is itself below the roof (launch, ramp, writes)"] = lost - sum(parts.values())
     reason, seconds = max(parts.items(), key=lambda item: item[1])
-    return f"{reason}: {min(1.0, seconds / lost):.0%} of the gap"
+    share = seconds / lost
+    return f"{reason}: {percent(share) if share < 0.995 else 'all'} of the gap"

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.claims import Verdict
-from bench.report import tables, text
-from bench.report.frame import View
-from bench.report.tables import Table
+from bench.report import boundness, peers, tables, targets, text
+from bench.report.frame import Table, View
 
 CAPTIONS = {
-    "roofline": "Each op's cases under the roofs. Solid: measured in this run. Dashed: datasheet. "
+    "roofline": "Each op's cases under the roofs. Solid: measured in this run. Dashed: published. "
     "Ops that compute nothing (page reads, cache writes) have no place in it.",
     "prediction": "Measured over predicted time; the prediction was on disk before the measurement began. "
-    "Points with a dark rim carry a flag.",
+    "Points with a dot inside carry a flag.",
     "efficiency": "Compulsory bytes over time as a share of the measured read roof. The grey line is a plain read of "
     "that many bytes: below it lies what the kernel loses, above it what the size costs anyone.",
     "batch": "The largest weight of each precision that was measured at three batches or more. While a line is flat, "
@@ -38,17 +37,16 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
     for name, path in figures.items():
         yield f"![{name}]({path.relative_to(directory).as_posix()})"
         yield CAPTIONS[name]
-    yield from _section("By op", tables.summary(view))
+    yield from _section(boundness.HEADING, boundness.table(view, leading_only=True), *boundness.remarks(view))
+    yield from _folded("Every other intervention", boundness.table(view, leading_only=False))
+    yield from _section("By op", tables.summary(view), *([peers.STANDING] if view.peers else []))
+    if judged := targets.judged(view):
+        yield from _section("Targets", targets.table(judged), targets.tally(judged))
     yield "## Published claims"
     yield escape(text.tally(verdicts))
     yield from _folded("Every claim", tables.scorecard(verdicts))
-    yield from _section(
-        "Peers",
-        tables.peer_summary(view),
-        "Ratio of a peer's median time to that of our fastest implementation of the same case, measured in the same "
-        "run, with a 95% bootstrap interval: above 1 ours is faster.",
-    )
-    yield from _folded("Every peer, case by case", tables.peers(view))
+    yield from _section("Peers", peers.by_peer(view), peers.REMARK)
+    yield from _folded("Every peer, case by case", peers.by_case(view))
     yield from _section("Ceilings", tables.ceilings(view))
     if view.ops:
         yield "## Every case"
@@ -78,10 +76,10 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
         yield "```\n" + "\n".join(commands) + "\n```"
 
 
-def _section(heading: str, table: Table, remark: str = "") -> Iterator[str]:
+def _section(heading: str, table: Table, *remarks: str) -> Iterator[str]:
     if table.rows:
         yield f"## {heading}"
-        yield remark
+        yield from map(escape, remarks)
         yield markdown_table(table)
 
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bench.claims import Verdict, main_table
 from bench.records import FLAGS
-from bench.report.frame import Accuracy, Point, View, gap
-from bench.report.units import difference, digits, duration, measured, percent, ratio, si, signed
+from bench.report import peers
+from bench.report.frame import Accuracy, Point, Table, View, gap
 from bench.stats import ratio_interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Headers and rows of strings; the columns of `numeric` are right-aligned."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: tuple[int, ...] = ()
+from bench.units import difference, digits, duration, measured, percent, si, signed
 
 
 def summary(view: View) -> Table:
-    """One row per op: its best and worst case by share of the read roof, and the reason for the worst one's gap."""
+    """One row per op: best and worst case by share of the read roof, why the worst is there, the fastest peers."""
     rows = []
     for op in view.ops:
         found = sorted(
@@ -34,27 +25,31 @@ def summary(view: View) -> Table:
         if not found or view.ceilings is None:
             continue
         worst, best = found[0], found[-1]
-        middle = found[len(found) // 2]
         accuracy = Accuracy.of(found, "measured")
         rows.append(
             (
                 op,
                 str(len(found)),
-                f"{percent(best.share or 0)} ({best.record.case_id})",
-                percent(middle.share or 0),
-                f"{percent(worst.share or 0)} ({worst.record.case_id})",
+                f"{share(best.share)} ({best.record.case_id})",
+                share(statistics.median(p.share or 0.0 for p in found)),
+                f"{share(worst.share)} ({worst.record.case_id})",
                 gap(worst, view.ceilings),
                 percent(accuracy.median, 1) if accuracy else "",
+                *peers.standing(view, op),
             )
         )
-    return Table(
-        headers=(
-            "op", "cases", "best of the read roof", "median", "worst of the read roof", "why the worst is there",
-            "prediction's median error",
-        ),
-        rows=rows,
-        numeric=(1, 3, 6),
-    )  # fmt: skip
+    return Table(headers=SUMMARY, rows=rows, numeric=(1, 3, 6))
+
+
+SUMMARY = (
+    "op", "cases", "best of the read roof", "median", "worst of the read roof", "why the worst is there",
+    "prediction's median error", "fastest peer's time / ours", "worst against a peer",
+)  # fmt: skip
+
+
+def share(of_roof: float | None) -> str:
+    """Of the read roof; a cache write's 0.3% is not 0%."""
+    return percent(of_roof or 0.0, 0 if (of_roof or 0.0) >= 0.1 else 1)
 
 
 def cases(view: View, op: str) -> Table:
@@ -67,7 +62,7 @@ def cases(view: View, op: str) -> Table:
                 p.record.impl + ("" if p.record.ours else " (peer)"),
                 measured(p.time),
                 digits_gb(p.rate),
-                percent(p.share) if p.share is not None else "",
+                share(p.share) if p.share is not None else "",
                 expected(p, "measured"),
                 expected(p, "datasheet"),
                 p.bound,
@@ -99,16 +94,16 @@ def ceilings(view: View) -> Table:
     found = view.ceilings
     if found is None:
         return Table(headers=(), rows=())
-    sheet = view.datasheet("memory_bandwidth")
-    rows = [_ceiling("DRAM read", found.read_roof, "B/s", sheet)]
+    rows = [_ceiling(view, "DRAM read", found.read_roof, "memory_bandwidth")]
     if found.copy_points:
         copy = max(size / seconds for size, seconds in found.copy_points)
-        rows.append(_ceiling("DRAM copy", copy, "B/s", sheet))
+        rows.append(_ceiling(view, "DRAM copy", copy, "memory_bandwidth"))
     if found.l2_bandwidth:
-        l2 = view.datasheet("on_chip_bandwidth")
-        rows.append(_ceiling("L2 read", found.l2_bandwidth, "B/s", l2))
+        rows.append(_ceiling(view, "L2 read", found.l2_bandwidth, "on_chip_bandwidth"))
+    if found.host_bandwidth:
+        rows.append(_ceiling(view, "to or from the host", found.host_bandwidth, "host_bandwidth"))
     for pipe, flops in sorted(found.pipes.items()):
-        rows.append(_ceiling(pipe, flops, "FLOP/s", view.datasheet(pipe)))
+        rows.append(_ceiling(view, pipe, flops, pipe))
     if found.launch_s:
         rows.append(("launch, one empty kernel to the next", duration(found.launch_s), "", ""))
     for size, seconds in found.read_points:
@@ -116,53 +111,13 @@ def ceilings(view: View) -> Table:
     return Table(headers=("ceiling", "measured", "datasheet", "measured of datasheet"), rows=rows, numeric=(1, 2, 3))
 
 
-def _ceiling(name: str, value: float, unit: str, sheet: float | None) -> tuple[str, ...]:
-    return (name, si(value, unit), si(sheet, unit) if sheet else "", percent(value / sheet) if sheet else "")
-
-
-def peers(view: View) -> Table:
-    """Peers' times over ours, case by case."""
-    rows = [
-        (
-            p.ours.record.op,
-            p.ours.record.case_id,
-            p.peer.record.impl + (f" ({p.peer.record.version})" if p.peer.record.version else ""),
-            p.ours.record.impl,
-            ratio(p.ratio),
-            "ours" if p.ratio.low > 1 else "peer" if p.ratio.high < 1 else "undecided",
-            ", ".join(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
-        )
-        for p in view.peers
-    ]
-    return Table(
-        headers=("op", "case", "peer", "ours", "peer's time / ours", "faster", "flags"), rows=rows, numeric=(4,)
-    )
-
-
-def peer_summary(view: View) -> Table:
-    """One row per op and peer: how often ours is faster, and the range of the ratios."""
-    groups: dict[tuple[str, str], list[Any]] = {}
-    for p in view.peers:
-        groups.setdefault((p.ours.record.op, p.peer.record.impl), []).append(p.ratio)
-    rows = []
-    for (op, peer), found in groups.items():
-        ordered = sorted(r.median for r in found)
-        rows.append(
-            (
-                op,
-                peer,
-                str(len(found)),
-                str(sum(r.low > 1 for r in found)),
-                str(sum(r.high < 1 for r in found)),
-                f"{ordered[len(ordered) // 2]:.2f}",
-                f"{ordered[0]:.2f} to {ordered[-1]:.2f}",
-            )
-        )
-    return Table(
-        headers=("op", "peer", "cases", "ours faster", "peer faster", "median ratio", "range"),
-        rows=rows,
-        numeric=(2, 3, 4, 5),
-    )
+def _ceiling(view: View, name: str, value: float, published: str) -> tuple[str, ...]:
+    unit = "B/s" if published.endswith("bandwidth") else "FLOP/s"
+    sheet = view.published(published)
+    if sheet is None:
+        return (name, si(value, unit), "", "")
+    kind = "" if sheet.kind == "datasheet" else f" ({sheet.kind})"
+    return (name, si(value, unit), si(sheet.value, unit) + kind, percent(value / sheet.value))
 
 
 def unmeasured(view: View, *, refused: bool) -> Table:

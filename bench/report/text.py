@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
 from bench.claims import Verdict
 from bench.claims.base import Status as ClaimStatus
+from bench.report.boundness import evidence, sentence
 from bench.report.frame import WITHIN, Accuracy, View
 from bench.report.tables import flatten
-from bench.report.units import percent, si
+from bench.units import percent, si
 
 COUNTERS = (
     "Read from the hardware during one cold launch, beside what the implementation declares that it moves: the "
@@ -44,47 +46,61 @@ def verdict(view: View) -> list[str]:
     return [_roof(view), _memory(view), _accuracy(view)]
 
 
+SHORT = {
+    "ffn_gemv": "GEMV", "attention_decode": "attention", "mla_decode": "MLA", "paged_read": "page reads",
+    "ffn_block": "FFN blocks", "moe_ffn": "MoE", "kv_append": "cache writes",
+}  # fmt: skip
+"""Ops as the headline calls them, those that tell most first."""
+
+
 def _roof(view: View) -> str:
     if view.ceilings is None:
         return f"{view.device_name}: no measured roof."
     line = f"{view.device_name} reads at most {si(view.ceilings.read_roof, 'B/s')}"
-    if sheet := view.datasheet("memory_bandwidth"):
-        line += f" ({percent(view.ceilings.read_roof / sheet)} of its datasheet's {si(sheet, 'B/s')})"
-    whose = "our " if view.ours else ""
+    if sheet := view.published("memory_bandwidth"):
+        whose = "its datasheet's" if sheet.kind == "datasheet" else f"the {sheet.kind}"
+        line += f" ({percent(view.ceilings.read_roof / sheet.value)} of {whose} {si(sheet.value, 'B/s')})"
+    size, whose = ("large " if view.run.on_gpu else "", "our " if view.ours else "")
     parts = []
-    for op, words in (("ffn_gemv", "large GEMV"), ("attention_decode", "large attention")):
-        best = view.best_large(op)
-        parts.append(
-            f"{whose}best {words} reaches {percent(best.share or 0)} of that ({best.record.case_id})"
-            if best
-            else f"no {words} was measured"
-        )
-    return f"{line}; {' and '.join(parts)}."
+    for op in [op for op in SHORT if op in view.ops][:2]:
+        if found := [p.share or 0.0 for p in view.large(op)]:
+            middle = percent(statistics.median(found))
+            parts.append(f"{whose}{size}{SHORT[op]} reaches at best {percent(found[-1])} of that (median {middle})")
+        else:
+            parts.append(f"no {size}{SHORT[op]} was measured")
+    return f"{line}; {', '.join(parts)}." if parts else f"{line}."
 
 
 def _memory(view: View) -> str:
-    if not view.best:
-        return "Is decode memory-bound here? Nothing was measured."
-    bound, held, every = len(view.memory_bound), len(view.as_predicted), len(view.best)
-    if not any(p.predicted("measured") for p in view.best):
-        return "Is decode memory-bound here? No prediction was stored, so nothing was tested."
-    share = percent(bound / every)
-    line = f"Is decode memory-bound here? {bound} of {every} cases ({share}) are predicted to be bound by memory"
-    if not bound:
-        return f"{line}."
-    return f"{line}, and {held} of those ({percent(held / bound)}) ran within {percent(WITHIN)} of that prediction."
+    """Interventions where the run has any: they test what the predictions only say."""
+    question = "Is decode memory-bound here?"
+    if not view.decode:
+        return f"{question} Nothing was measured."
+    bound, held, every = len(view.memory_bound), len(view.as_predicted), len(view.decode)
+    found = evidence(view)
+    if not any(p.predicted("measured") for p in view.decode):
+        predicted = "no prediction was stored" + ("" if found else ", so nothing was tested")
+    else:
+        predicted = f"{bound} of {every} cases ({percent(bound / every)}) are predicted to be"
+        if bound:
+            predicted += f", and {held} of those ({percent(held / bound)}) ran within {percent(WITHIN)} of that"
+    answer = f"{sentence(found)}; {predicted}" if found else predicted
+    return f"{question} {answer[0].upper()}{answer[1:]}."
 
 
 def _accuracy(view: View) -> str:
     accuracy = Accuracy.of(view.ours or view.points, "measured")
     if accuracy is None:
-        return "The predictions: none from measured ceilings."
-    line = (
-        f"The predictions, made before measuring, miss by {percent(accuracy.median, 1)} in the median and lie within "
-        f"{percent(WITHIN)} for {percent(accuracy.within)} of {accuracy.cases} times"
-    )
+        line = "The predictions: none from measured ceilings"
+    else:
+        line = (
+            f"The predictions, made before measuring, miss by {percent(accuracy.median, 1)} in the median and lie "
+            f"within {percent(WITHIN)} for {percent(accuracy.within)} of {accuracy.cases} times"
+        )
+    if view.noisy > 0.5:
+        return f"{line}; but {percent(view.noisy)} of all times are noisy: measure again on an idle machine."
     sheet = Accuracy.of(view.ours or view.points, "datasheet")
-    if sheet:
+    if accuracy and sheet:
         line += f"; from the datasheet alone {percent(sheet.median, 1)} and {percent(sheet.within)}"
     return f"{line}."
 

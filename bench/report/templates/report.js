@@ -2,10 +2,10 @@
 /* Draws every figure from one list of points, again whenever a filter or the colour scheme changes. */
 const report = JSON.parse(document.getElementById("data").textContent);
 const form = document.querySelector("form.filters");
-const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"];
+const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star"];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 const opColour = (op) => colour("c" + (report.ops.indexOf(op) % 7));
-const opSymbol = (op) => SYMBOLS[report.ops.indexOf(op) % 7];
+const opSymbol = (op) => SYMBOLS[report.ops.indexOf(op) % SYMBOLS.length];
 
 const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"]];
 function si(value, unit) {
@@ -105,7 +105,8 @@ function roofline(points) {
   const [low, reach] = extent(everything.map((p) => p.flops / bytes(p)), 2);
   const high = Math.max(reach, 2000);
   const data = [], annotations = [], keys = [];
-  const peak = (kind) => Math.max(0, ...Object.values(roofs.pipes[kind]));
+  const source = (kind) => roofs.pipes[kind === "measured" ? "measured" : "published"];
+  const peak = (kind) => Math.max(0, ...Object.values(source(kind)));
   for (const { name, bandwidth, kind } of roofs.bandwidths) {
     const dash = kind === "measured" ? "solid" : "dash";
     const ridge = Math.min(high, (peak(kind) || peak("measured") || high * bandwidth) / bandwidth);
@@ -114,15 +115,15 @@ function roofline(points) {
     data.push(line([low, ridge], [low * bandwidth, ridge * bandwidth], dash, text, tone));
     keys.push(`<span style="color:${colour(tone)}">${dash === "dash" ? "- -" : "—"} ${text}</span>`);
   }
-  for (const kind of ["datasheet", "measured"]) for (const [pipe, flops] of Object.entries(roofs.pipes[kind])) {
-    const bandwidth = Math.max(...roofs.bandwidths.filter((b) => b.kind === kind).map((b) => b.bandwidth), 0) || flops / low;
+  for (const kind of ["published", "measured"]) for (const [pipe, flops] of Object.entries(source(kind))) {
+    const bandwidth = Math.max(...roofs.bandwidths.filter((b) => (b.kind === "measured") === (kind === "measured")).map((b) => b.bandwidth), 0) || flops / low;
     const text = pipe + " " + kind + " " + si(flops, "FLOP/s");
     data.push(line([Math.max(low, flops / bandwidth), high], [flops, flops], kind === "measured" ? "solid" : "dash", text, kind === "measured" ? "ink" : "pale"));
     if (kind === "measured") annotations.push(narrow() ? label(high, flops, text, { xanchor: "right", yanchor: "top" })
       : label(high, flops, pipe + " " + si(flops, "FLOP/s"), { xanchor: "left", xshift: 4 }));
   }
   const rates = everything.map((p) => p.flops / p.seconds);
-  const ceiling = Math.max(peak("measured"), peak("datasheet"), ...rates) * 2;
+  const ceiling = Math.max(peak("measured"), peak("published"), ...rates) * 2;
   const floor = Math.min(...rates) / 2;
   annotations.push({ xref: "paper", yref: "paper", x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom", align: "right",
     showarrow: false, text: keys.join("<br>"), font: { size: narrow() ? 10 : 12 } });

@@ -1,0 +1,77 @@
+"""SI numbers as people read them. GB is 1e9 bytes; the code behind keeps seconds, bytes and FLOP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from bench.stats import Interval
+
+LARGE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+"""Prefixes of times: a kilosecond is nobody's unit."""
+
+
+def decimals(value: float) -> int:
+    """How many digits behind the point make three in all."""
+    return max(0, 2 - math.floor(math.log10(float(f"{abs(value):.3g}")))) if value else 0
+
+
+def digits(value: float) -> str:
+    """Three digits of something measured: `3.05`, `81.0`, `642`, `0.0312`; never an exponent."""
+    return f"{value:.{decimals(value)}f}"
+
+
+def brief(value: float) -> str:
+    """Three digits and none that says nothing: `2.5`, `81`, `5,498`; at most six behind the point."""
+    text = f"{value:,.{min(6, decimals(value))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def si(value: float, unit: str, write: Callable[[float], str] = digits) -> str:
+    """`3.05 TB/s`, `989 TFLOP/s`, `134 MB`, `41.8 ms`."""
+    prefixes = SMALL if unit == "s" else LARGE
+    fitting = (p for p in prefixes if abs(value) >= 0.9995 * p[0])
+    scale, prefix = next(fitting, prefixes[-1]) if value else (1.0, "")
+    return f"{write(value / scale)} {prefix}{unit}".strip()
+
+
+def tick(value: float, unit: str) -> str:
+    """A number on an axis or in a sentence, no more digits than it needs: `20 µs`, `1 MB`."""
+    return si(value, unit, brief)
+
+
+def duration(seconds: float) -> str:
+    """`41.8 ms`, `81.2 µs`, `640 ns`."""
+    return si(seconds, "s")
+
+
+def measured(interval: Interval) -> str:
+    """A median with the half-width of its 95% interval: `81.2 µs ±0.4%`."""
+    if interval.high == float("inf"):
+        return f"{duration(interval.median)} (one sample)"
+    return f"{duration(interval.median)} ±{percent(interval.relative_halfwidth, 1)}"
+
+
+def percent(fraction: float, decimals: int = 0) -> str:
+    return f"{100 * fraction:.{decimals}f}%"
+
+
+def signed(fraction: float) -> str:
+    """An error with its sign: `+3.1%`."""
+    return f"{100 * fraction:+z.1f}%"
+
+
+def ratio(interval: Interval, decimals: int = 3) -> str:
+    """`1.342 [1.337, 1.348]`."""
+    if interval.high == float("inf"):
+        return f"{interval.median:z.2f} (one sample)"
+    low, median, high = (f"{value:z.{decimals}f}" for value in (interval.low, interval.median, interval.high))
+    return f"{median} [{low}, {high}]"
+
+
+def difference(interval: Interval) -> str:
+    """The same as a difference: `+0.3% [-0.1%, +0.7%]`."""
+    if interval.high == float("inf"):
+        return f"{signed(interval.median - 1)} (one sample)"
+    return f"{signed(interval.median - 1)} [{signed(interval.low - 1)}, {signed(interval.high - 1)}]"
