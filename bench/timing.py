@@ -31,8 +31,11 @@ MAX_COPIES = 4096
 GRAPH_SECONDS = 4e-3
 """One replay lasts at least this long: the microseconds around a graph launch stay under 0.1% of it."""
 
-SPIN_CYCLES = 400_000
-"""About 0.2 ms at 1.8 GHz: time for the host to queue a replay or an isolated launch."""
+SPIN_HZ = 2e9
+"""Cycles a second of the spin kernel, at most: no part's SM clock is higher, so that a spin is never too short."""
+
+SPIN_MARGIN_S = 2e-4
+"""Spun beyond twice the time that the host was seen to need for queueing."""
 
 MIN_SAMPLES = 12
 AIM = 0.005
@@ -113,7 +116,8 @@ class GraphTimer:
             gc.enable()
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
-        self.sample()
+        self._graph.replay()  # the first uploads the graph
+        self._spin = spin_cycles(self._graph.replay)
 
     @staticmethod
     def _estimate(launches: Sequence[Launch]) -> float:
@@ -126,9 +130,9 @@ class GraphTimer:
         with torch.cuda.stream(side):
             for launch in launches:
                 launch()
-            torch.cuda._sleep(SPIN_CYCLES)
-            start.record()
             probe = launches[: min(8, len(launches))]
+            torch.cuda._sleep(len(probe) * spin_cycles(probe[0]))
+            start.record()
             for launch in probe:
                 launch()
             end.record()
@@ -139,7 +143,7 @@ class GraphTimer:
     def sample(self) -> float:
         import torch
 
-        torch.cuda._sleep(SPIN_CYCLES)
+        torch.cuda._sleep(self._spin)
         self._start.record()
         self._graph.replay()
         self._end.record()
@@ -148,6 +152,21 @@ class GraphTimer:
 
     def close(self) -> None:
         self._graph.reset()
+
+
+def spin_cycles(queue: Callable[[], Any]) -> int:
+    """How long to spin on the device so that the host has queued this before the spin ends.
+
+    Queueing a graph of thousands of kernels takes the host milliseconds: without the spin they would be in the time.
+    """
+    import torch
+
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    queue()
+    queued = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return int((2 * queued + SPIN_MARGIN_S) * SPIN_HZ)
 
 
 class HostTimer:
@@ -208,9 +227,10 @@ def isolated_times(launches: Sequence[Launch], count: int = 20) -> list[float]:
     import torch
 
     pairs = []
+    spin = spin_cycles(launches[0])
     for index in range(count):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(SPIN_CYCLES)
+        torch.cuda._sleep(spin)
         start.record()
         launches[index % len(launches)]()
         end.record()
