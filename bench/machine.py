@@ -156,9 +156,10 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def source_digest(root: Path = ROOT) -> str:
-    """12 hex digits over the Python files of `kernels` and `bench`: names the code even without git."""
+    """12 hex digits over the Python files of `kernels` and `bench` and what was tuned: names the code without git."""
     digest = hashlib.sha256()
-    for path in sorted(p for part in ("kernels", "bench") for p in (root / part).rglob("*.py")):
+    code = [p for part in ("kernels", "bench") for p in (root / part).rglob("*.py")]
+    for path in sorted([*code, *(root / "kernels").glob("*/tuned.json")]):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

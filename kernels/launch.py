@@ -24,12 +24,20 @@ class KernelLaunch:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None
+    """Of a thread, where the compiler, left alone, would spill to make room for more CTAs than are wanted."""
     streams: tuple[str, ...] = ()
     why_narrow: str = ""
     wants_mma: bool = False
     """True where tensor cores matter: code generation then insists on wgmma (sm_90), tcgen05 or mma."""
     why_few_in_flight: str = ""
     """The reason where bytes in flight fall short of Little's law and that is right (a tiny merge, say)."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told beside the arguments."""
+        registers = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **registers}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -39,12 +47,11 @@ class KernelLaunch:
             "kernel": self.kernel.fn.__name__,
             "grid": list(self.grid),
             **plain,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
+            **self.options,
         }
 
     def __call__(self) -> None:
-        self.kernel[self.grid](**self.args, **self.constexprs, num_warps=self.num_warps, num_stages=self.num_stages)
+        self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ each other's look-ups.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -34,8 +34,9 @@ class Plan:
 
 def plan(case: PagedReadCase, target: Target) -> Plan:
     ctas_per_sm, num_warps = {"fp8": (8, 8), "fp32": (2, 16)}.get(case.dtype, (5, 8))
-    reasoned = Plan(grid=(case.H_kv, case.chunks, case.B), ctas_per_sm=ctas_per_sm, num_warps=num_warps)
-    return replace(reasoned, **tuned.overrides("paged_read", "triton", shape_class(case), target))
+    fields = {"ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
+    fields |= tuned.overrides("paged_read", "triton", shape_class(case), target)
+    return Plan(grid=(case.H_kv, case.chunks, case.B), **fields)
 
 
 def shape_class(case: PagedReadCase) -> str:

@@ -54,8 +54,8 @@ def plan(case: StreamCase, target: Target) -> Plan:
     """One CTA of 4 warps per chunk."""
     if case.kind == "launch":
         return Plan(ctas=1, ctas_per_sm=1, num_warps=1)
-    num_warps = tuned.overrides("stream", "triton", shape_class(case), target).get("num_warps", 4)
-    return Plan(ctas=case.chunks, ctas_per_sm=RESIDENT[case.kind][num_warps], num_warps=num_warps)
+    fields = {"num_warps": 4} | tuned.overrides("stream", "triton", shape_class(case), target)
+    return Plan(ctas=case.chunks, ctas_per_sm=RESIDENT[case.kind][fields["num_warps"]], **fields)
 
 
 def buffers(num_stages: int) -> int:
