@@ -1,7 +1,8 @@
 """torch's attention by name: each backend of `scaled_dot_product_attention`, and FlexAttention compiled.
 
-The query heads of a group are passed as query tokens of their KV head, `[B, H_kv, group, D]`: every backend then
-handles grouped heads, and none repeats the cache.
+Flash attention and FlexAttention know groups of heads. For the other backends the query heads of a group are passed as
+query tokens of their KV head, `[B, H_kv, group, D]`, so that none repeats the cache; putting o's heads in order again
+is a copy of o, inside the time.
 """
 
 from __future__ import annotations
@@ -13,14 +14,6 @@ from typing import Any
 from kernels.attention_decode.op import AttentionCase, work
 from kernels.attention_decode.peers import dense_only
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
-
-BACKENDS = {
-    "flash": "FLASH_ATTENTION",
-    "efficient": "EFFICIENT_ATTENTION",
-    "cudnn": "CUDNN_ATTENTION",
-    "math": "MATH",
-}
-"""Our name -> torch's `SDPBackend`."""
 
 RECOMPILES = 64
 """Shapes that one compiled function may see: each case of a run is one."""
@@ -60,28 +53,44 @@ def supports(backend: str) -> Callable[[AttentionCase, Target], str | None]:
     return check
 
 
-def grouped(case: AttentionCase, inputs: Inputs) -> tuple[Any, Any, Any]:
-    """Views q `[B, H_kv, group, D]`, k and v `[B, H_kv, T, D]`; a window is a slice of the cache."""
-    q = inputs["q"].view(case.B, case.H_kv, case.group, case.D)
-    k, v = (inputs[name] if case.layout == "HND" else inputs[name].transpose(1, 2) for name in ("k", "v"))
-    first = -case.window if case.window else 0
-    return q, k[:, :, first:], v[:, :, first:]
+def heads_first(case: AttentionCase, inputs: Inputs, name: str) -> Any:
+    """A cache as `[B, H_kv, T, D]`; a window is a slice of it."""
+    stored = inputs[name] if case.layout == "HND" else inputs[name].transpose(1, 2)
+    return stored[:, :, -case.window :] if case.window else stored
 
 
-def sdpa(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
+def flash(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
+    """It allocates o."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    q = inputs["q"].transpose(1, 2)  # [B, H_q, 1, D]
+    k, v = (heads_first(case, inputs, name) for name in ("k", "v"))
+
+    def launch() -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return scaled_dot_product_attention(q, k, v, enable_gqa=case.group > 1).transpose(1, 2)
+
+    return launch
+
+
+def grouped(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
+    """Query heads as query tokens, by the named `SDPBackend`."""
+
     def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
         """It allocates o."""
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.nn.functional import scaled_dot_product_attention
 
-        q, k, v = grouped(case, inputs)
-        chosen = getattr(SDPBackend, BACKENDS[backend])
+        q = inputs["q"].view(case.B, case.H_kv, case.group, case.D)
+        k, v = (heads_first(case, inputs, name) for name in ("k", "v"))
+        chosen = getattr(SDPBackend, backend)
 
         def launch() -> torch.Tensor:
             with sdpa_kernel(chosen):
-                o = scaled_dot_product_attention(q, k, v)
-            return o.reshape(case.B, 1, case.H_q, case.D)
+                return scaled_dot_product_attention(q, k, v).reshape(case.B, 1, case.H_q, case.D)
 
         return launch
 
@@ -112,7 +121,7 @@ def flex(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     import torch
 
     q = inputs["q"].transpose(1, 2)  # [B, H_q, 1, D]
-    k, v = (inputs[name] if case.layout == "HND" else inputs[name].transpose(1, 2) for name in ("k", "v"))
+    k, v = (heads_first(case, inputs, name) for name in ("k", "v"))
 
     def capped(score: Any, b: Any, h: Any, i: Any, t: Any) -> Any:
         return case.softcap * torch.tanh(score / case.softcap)
@@ -139,16 +148,23 @@ def cudnn_version() -> str:
     return f"{version()}, cuDNN {torch.backends.cudnn.version()}"
 
 
+BACKENDS = {
+    "flash": flash,
+    "efficient": grouped("EFFICIENT_ATTENTION"),
+    "cudnn": grouped("CUDNN_ATTENTION"),
+    "math": grouped("MATH"),
+}
+
 IMPLS = (
     *(
         Impl(
             name=f"torch-{backend}",
             stages=math_stages if backend == "math" else stages,
-            prepare=sdpa(backend),
+            prepare=prepare,
             supports=supports(backend),
             version=cudnn_version if backend == "cudnn" else version,
         )
-        for backend in BACKENDS
+        for backend, prepare in BACKENDS.items()
     ),
     Impl(name="torch-flex", stages=stages, prepare=flex, supports=flex_supports, version=version),
 )

@@ -64,7 +64,7 @@ def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
 
     def launch() -> torch.Tensor:
         o = fmha.memory_efficient_attention_forward(q, k, v, bias, op=fmha.triton_splitk.FwOp)
-        return o.view(case.B, case.q_len, case.H_q, case.D)
+        return o.reshape(case.B, case.q_len, case.H_q, case.D)
 
     return launch
 

@@ -1,0 +1,56 @@
+"""gemlite's Triton kernels for 16-bit activations and 4- or 8-bit weights; it tunes itself at a first launch."""
+
+from __future__ import annotations
+
+from kernels.draw import torch_dtype
+from kernels.ffn_gemv.op import GemvCase, work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, needs
+from kernels.quant import FORMATS, unpack_nibbles
+
+ZERO = 8.0
+"""The code that stands for 0 in int4."""
+
+
+def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
+    """A library call taken to move the compulsory bytes and no more."""
+    return (Stage(name="gemm", work=work(case)),)
+
+
+def supports(case: GemvCase, target: Target) -> str | None:
+    if target.kind != "cuda" or target.sm < 80:
+        return "needs an NVIDIA GPU of sm_80 or later"
+    if missing := needs("gemlite"):
+        return missing
+    if case.weights not in ("int8", "fp8", "int4", "int4_zp") or case.activations != case.dtype:
+        return "is measured with int8, fp8 and int4 weights and 16-bit activations"
+    step = FORMATS[case.weights].group_k or 32
+    return f"needs K = n {step}" if case.K % step else None
+
+
+def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
+    """int8, fp8: `A16W8` with a scale for each row of W. int4: `A16Wn`, W = (code - zero) * scale by groups.
+
+    It takes unpacked codes, packs them itself, and allocates y.
+    """
+    import torch
+    from gemlite import helper
+
+    x, codes, scale = inputs["x"], inputs["w"], inputs["w_scale"]
+    dtype = torch_dtype(case.dtype)
+    if FORMATS[case.weights].bits == 8:
+        layer = helper.A16W8(device=x.device, dtype=dtype).from_weights(codes, scales=scale[:, None])
+    else:
+        zero = inputs["w_zero"].to(dtype) if case.weights == "int4_zp" else torch.full_like(scale, ZERO)
+        group = FORMATS[case.weights].group_k
+        maker = helper.A16Wn(device=x.device, dtype=dtype)
+        layer = maker.from_weights(unpack_nibbles(codes), scale, zero, W_nbits=4, group_size=group)
+    return lambda: layer(x)
+
+
+def version() -> str:
+    import gemlite
+
+    return f"gemlite {gemlite.__version__}"
+
+
+IMPLS = (Impl(name="gemlite", stages=stages, prepare=prepare, supports=supports, version=version),)
