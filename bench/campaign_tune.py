@@ -51,7 +51,12 @@ def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
         if (left_s := ends - time.monotonic()) <= 0:
             break
         request = tune.Request(
-            device=task["device"], suite=task["suite"], ops=(op,), budget_s=left_s, hang_s=task["hang_s"]
+            device=task["device"],
+            suite=task["suite"],
+            ops=(op,),
+            budget_s=left_s,
+            hang_s=task["hang_s"],
+            only_new=True,
         )
         outcomes = tune.tune(request, Printed()).outcomes
         lines += [outcome.lines()[0] for outcome in outcomes]

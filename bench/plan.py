@@ -84,9 +84,9 @@ def plan(
 ) -> tuple[list[Job], int]:
     """Jobs still to be done, in order, and how many (op, case, repetition) are done already.
 
-    Ceilings come first, since predictions are made from them. Then the ops take turns, each beginning with what tells
-    most: its largest case, its smallest, the one in the middle, and so on by halves; so that a run that is cut short
-    has covered the range.
+    Ceilings come first, since predictions are made from them; in `full` then the cases of `quick`. The ops take turns,
+    each beginning with what tells most: its largest case, its smallest, the one in the middle, and so on by halves; so
+    that a run that is cut short has covered the range.
     """
     chosen = [op for name, op in ops.items() if not request.ops or name in request.ops]
     if request.ops and not all(op.is_ceiling for op in chosen):
@@ -127,19 +127,26 @@ def plan(
 def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
     """(op, case) of one pass in measuring order."""
     suite = request.suite or "smoke"
-    ceilings, queues = [], []
-    for op in ops:
-        cases = [case for case in op.cases(suite) if op.is_ceiling or request.case in case.id]
-        if op.is_ceiling:
-            ceilings += [(op, case) for case in cases]
-        else:
-            sizes = {case.id: op.work(case).bytes for case in cases}
-            by_size = sorted(cases, key=lambda case: -sizes[case.id])
-            queues.append(deque((op, by_size[i]) for i in halving(len(by_size))))
-    turns = []
-    while any(queues):
-        turns += [queue.popleft() for queue in queues if queue]
-    return ceilings + turns
+    found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, suite)]
+    for of_quick in (True, False):
+        queues = []
+        for op in ops:
+            quick = {case.id for case in op.cases("quick")} if suite == "full" else set()
+            wanted = [
+                case for case in cases_of(op, suite) if request.case in case.id and (case.id in quick) is of_quick
+            ]
+            by_size = sorted(range(len(wanted)), key=[-op.work(case).bytes for case in wanted].__getitem__)
+            if not op.is_ceiling:
+                queues.append(deque((op, wanted[by_size[i]]) for i in halving(len(wanted))))
+        while any(queues):
+            found += [queue.popleft() for queue in queues if queue]
+    return found
+
+
+def cases_of(op: Op, suite: str) -> list[Any]:
+    """A suite's cases; `full` holds all of `quick`'s."""
+    cases = [*op.cases("quick"), *op.cases("full")] if suite == "full" else op.cases(suite)
+    return list({case.id: case for case in cases}.values())
 
 
 def halving(count: int) -> list[int]:

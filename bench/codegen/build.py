@@ -21,6 +21,7 @@ from typing import Any
 
 from bench.codegen import parse
 from bench.codegen.judge import PARTS, KernelReport, Part, Stream, ctas_per_sm
+from bench.errors import BadRequest
 from kernels.launch import KernelLaunch
 from kernels.op import SUITES, Impl, Op, discover, implementations
 
@@ -43,7 +44,7 @@ def refuse_interpreter() -> None:
     from triton import knobs
 
     if knobs.runtime.interpret:
-        raise RuntimeError(
+        raise BadRequest(
             "TRITON_INTERPRET is set, so Triton kernels are interpreted here and cannot be compiled: "
             "unset it and start again"
         )
@@ -57,9 +58,7 @@ def bind(launch: KernelLaunch, sm: int) -> tuple[Any, dict[str, Any], dict[Any, 
 
     backend = make_backend(GPUTarget("cuda", sm, 32))
     kernel = launch.kernel
-    arguments = {
-        **launch.args, **launch.constexprs, "num_warps": launch.num_warps, "num_stages": launch.num_stages,
-    }  # fmt: skip
+    arguments = {**launch.args, **launch.constexprs, **launch.options}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = binder(**arguments)
     return kernel._pack_args(backend, arguments, bound, specialization, options)
@@ -68,8 +67,8 @@ def bind(launch: KernelLaunch, sm: int) -> tuple[Any, dict[str, Any], dict[Any, 
 def configuration(launch: KernelLaunch, sm: int) -> str:
     """Equal for launches that compile to the same binary."""
     _, signature, constants, attributes = bind(launch, sm)
-    return repr((launch.kernel.fn.__module__, launch.kernel.fn.__qualname__, signature, constants, attributes,
-                 launch.num_warps, launch.num_stages))  # fmt: skip
+    name = (launch.kernel.fn.__module__, launch.kernel.fn.__qualname__)
+    return repr((name, signature, constants, attributes, launch.options))
 
 
 def compiled(launch: KernelLaunch, sm: int) -> Any:

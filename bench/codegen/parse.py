@@ -176,6 +176,7 @@ def pipelined_bytes(accesses: Iterable[Access], streams: Iterable[str]) -> int:
 
 _PTX_REGISTER = re.compile(r"%(?:rd|rs|rq|r|f|fd|p)\d+")
 _PTX_PARAMETER = re.compile(r"(\w+_param_\d+)")
+_PTX_EXCHANGE = re.compile(r"(ld|st)\.shared(?:::cta)?(?:\.v\d)?\.[bu]64\s")
 _PTX_GLOBAL = re.compile(r"\b(ld|st)\.(?:[\w:]+\.)*?global((?:\.[\w:]+)*)\s")
 
 
@@ -198,7 +199,9 @@ def _ptx_width(suffix: str) -> int:
 def ptx_accesses(ptx: str, pointers: Iterable[int]) -> list[PtxAccess]:
     """Global accesses whose address derives from the parameters at the positions `pointers`.
 
-    Registers are followed without regard to order, until nothing changes; a loaded value carries nothing on.
+    Registers are followed without regard to order, until nothing changes; a loaded value carries nothing on. But
+    addresses may be handed from thread to thread through shared memory, when layouts change: a 64-bit load of it has
+    whatever the group of 64-bit stores before it has.
     """
     entry = ptx[ptx.index(".entry") :]
     names = list(dict.fromkeys(_PTX_PARAMETER.findall(entry[: entry.index(")")])))
@@ -207,6 +210,8 @@ def ptx_accesses(ptx: str, pointers: Iterable[int]) -> list[PtxAccess]:
     flows: list[tuple[str, tuple[str, ...]]] = []
     sources: dict[str, frozenset[int]] = defaultdict(frozenset)
     accesses: list[tuple[How, int, list[str]]] = []
+    handed: list[str] = []
+    taken = False
     for line in entry.splitlines():
         code = re.sub(r"^@!?%p\d+\s+", "", line.split("//")[0].strip())
         if not code or code.startswith("."):
@@ -227,6 +232,14 @@ def ptx_accesses(ptx: str, pointers: Iterable[int]) -> list[PtxAccess]:
         elif access := _PTX_GLOBAL.match(code):
             how: How = "load" if access[1] == "ld" else "store"
             accesses.append((how, _ptx_width(access[2]), brackets[0][:1]))
+        elif exchange := _PTX_EXCHANGE.match(code):
+            values = [r for r in registers if r not in brackets[0]]
+            if exchange[1] == "ld":
+                flows.extend((value, tuple(handed)) for value in values)
+                taken = True
+            else:
+                handed = values if taken else [*handed, *values]
+                taken = False
         elif code.startswith(("ld.", "st.", "atom", "red")):
             continue
         elif len(registers) > 1:

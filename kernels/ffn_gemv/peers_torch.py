@@ -66,7 +66,7 @@ def compiled_linear() -> Any:
     """
     import torch
 
-    tuned = {"coordinate_descent_tuning": True}
+    tuned: dict[str, Any] = {"coordinate_descent_tuning": True}
     return torch.compile(scaled_linear, dynamic=False, fullgraph=True, options=tuned)
 
 

@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 
 from kernels.ffn_gemv import triton_gemv_dense, triton_gemv_fp8, triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
-from kernels.ffn_gemv.triton_share import Plan
+from kernels.ffn_gemv.triton_share import Plan, shape_class
 from kernels.launch import Built, triton_impl
-from kernels.op import Inputs, Stage, Target
+from kernels.op import Inputs, Stage, Target, Tuning
 
 
 def kernel_of(case: GemvCase) -> ModuleType:
@@ -41,4 +42,16 @@ def supports(case: GemvCase, target: Target) -> str | None:
     return kernel_of(case).supports(case, target)
 
 
-IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)
+def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
+    return kernel_of(case).candidates(case, target)
+
+
+IMPLS = (
+    triton_impl(
+        name="triton",
+        build=build,
+        stages=stages,
+        supports=supports,
+        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+    ),
+)

@@ -9,13 +9,15 @@ element meets every sequence. Above, they run on the tensor cores with the weigh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.draw import BYTES
 from kernels.ffn_gemv.op import GemvCase
-from kernels.ffn_gemv.triton_share import Plan, finish_tile, first_unit, power_of_2, share
+from kernels.ffn_gemv.triton_share import Plan, fields, finish_tile, first_unit, power_of_2, share, variants
 from kernels.launch import Built, KernelLaunch
 from kernels.op import Inputs, Stage, Target, Work
 
@@ -56,11 +58,30 @@ def plan(case: GemvCase, target: Target) -> Plan:
         # 64 sums in each of 128 threads
         BLOCK_N = 64 * 128 // (BLOCK_K * BLOCK_B)
         num_warps, ctas_per_sm = (4 if case.K % BLOCK_K == 0 else 8), 1 + BLOCK_B
-    return share(
-        N=case.N, K=case.K, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
-        unit_bytes=BLOCK_N * BLOCK_K * size, unit_smem=(BLOCK_N + BLOCK_B) * BLOCK_K * size,
-        ctas_per_sm=ctas_per_sm, num_warps=num_warps, use_mma=use_mma, target=target,
+    chosen = fields(
+        case, target, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=num_warps, ctas_per_sm=ctas_per_sm
     )  # fmt: skip
+    BLOCK_N, BLOCK_K = chosen["BLOCK_N"], chosen["BLOCK_K"]
+    return share(
+        N=case.N, K=case.K, B=case.B, BLOCK_B=BLOCK_B, unit_bytes=BLOCK_N * BLOCK_K * size,
+        unit_smem=(BLOCK_N + BLOCK_B) * BLOCK_K * size, use_mma=use_mma, target=target, **chosen,
+    )  # fmt: skip
+
+
+def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
+    """Tiles of other shapes that divide K, more or fewer CTAs, more or fewer bytes in flight."""
+    size = BYTES[case.dtype]
+    if case.B > FMA_BATCH:
+        for BLOCK_N, width in ((64, 128), (64, 256), (64, 512), (128, 128), (128, 256)):
+            if case.K % (width // size) == 0:
+                tile = {"BLOCK_N": BLOCK_N, "BLOCK_K": width // size, "num_warps": BLOCK_N // 16}
+                yield from variants((1, 2, 3), **tile)
+        return
+    for num_warps, width in ((4, 512), (4, 1024), (8, 1024), (8, 2048)):
+        BLOCK_K = width // size
+        if case.K % BLOCK_K == 0:
+            BLOCK_N = 64 * 32 * num_warps // (BLOCK_K * power_of_2(case.B))
+            yield from variants((1, 2, 4), BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=num_warps)
 
 
 @triton.jit

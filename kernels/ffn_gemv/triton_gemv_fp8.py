@@ -7,13 +7,15 @@ summed on their own and added in fp32. There the scale of a 128 x 128 block come
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.draw import BYTES, torch_dtype
 from kernels.ffn_gemv.op import GemvCase, activation_bytes
-from kernels.ffn_gemv.triton_share import Plan, finish_tile, first_unit, power_of_2, share
+from kernels.ffn_gemv.triton_share import Plan, fields, finish_tile, first_unit, power_of_2, share, variants
 from kernels.launch import Built, KernelLaunch
 from kernels.op import Inputs, Stage, Target, Work
 from kernels.quant import weight_bytes
@@ -27,9 +29,15 @@ def plan(case: GemvCase, target: Target) -> Plan:
     BLOCK_B = min(MAX_BLOCK_B, max(16, power_of_2(case.B)))
     return share(
         N=case.N, K=case.K, B=case.B, BLOCK_N=128, BLOCK_K=128, BLOCK_B=BLOCK_B,
-        unit_bytes=128 * 128, unit_smem=(128 + BLOCK_B) * 128,
-        ctas_per_sm=2 if BLOCK_B <= 32 else 1, num_warps=8, use_mma=True, target=target,
+        unit_bytes=128 * 128, unit_smem=(128 + BLOCK_B) * 128, use_mma=True, target=target,
+        **fields(case, target, num_warps=8, ctas_per_sm=2 if BLOCK_B <= 32 else 1),
     )  # fmt: skip
+
+
+def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
+    """More or fewer threads, CTAs and bytes in flight."""
+    for num_warps in (4, 8):
+        yield from variants((1, 2, 3), num_warps=num_warps)
 
 
 @triton.jit

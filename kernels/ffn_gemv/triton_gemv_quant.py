@@ -14,13 +14,15 @@ and mxfp4, with its scales 28 weights a cycle, 97%.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.draw import BYTES
 from kernels.ffn_gemv.op import GemvCase, activation_bytes
-from kernels.ffn_gemv.triton_share import Plan, finish_tile, first_unit, power_of_2, share
+from kernels.ffn_gemv.triton_share import Plan, fields, finish_tile, first_unit, power_of_2, share, variants
 from kernels.launch import Built, KernelLaunch
 from kernels.op import Inputs, Stage, Target, Work
 from kernels.quant import FORMATS, WORDS, by_group, pack_words, weight_bytes
@@ -41,9 +43,15 @@ def plan(case: GemvCase, target: Target) -> Plan:
     unit_bytes = BLOCK_N * WORDS * 4
     return share(
         N=case.N, K=case.K, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
-        unit_bytes=unit_bytes, unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K,
-        ctas_per_sm=2 if max_block_b(target) > BLOCK_B else 1, num_warps=8, use_mma=True, target=target,
+        unit_bytes=unit_bytes, unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K, use_mma=True, target=target,
+        **fields(case, target, num_warps=8, ctas_per_sm=2 if max_block_b(target) > BLOCK_B else 1),
     )  # fmt: skip
+
+
+def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
+    """More or fewer threads, CTAs and bytes in flight."""
+    for num_warps in (4, 8):
+        yield from variants((1, 2, 3), num_warps=num_warps)
 
 
 @triton.constexpr_function

@@ -8,17 +8,23 @@ shares in their order, so that results repeat bit for bit, and sets the counter 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
+from kernels import tuned
+from kernels.ffn_gemv.op import GemvCase
 from kernels.op import Target
 
 IN_FLIGHT = 96 << 10
 """Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB; five times that
 covers the CTAs that begin or reduce while the others stream."""
+
+LARGE, MEDIUM = 1 << 26, 1 << 24
+"""Sizes of matrices that are tuned apart, in weights: in bf16 134 and 34 MB, 40 and 10 us at 3.35 TB/s."""
 
 CTA_SMEM = 227 << 10
 """Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
@@ -91,7 +97,7 @@ class Plan:
         most = (65536 // (32 * self.num_warps * self.ctas_per_sm)) // 8 * 8
         return {"maxnreg": most} if most < 255 else {}
 
-    def excuses(self, *weights: torch.Tensor) -> dict[str, str]:
+    def excuses(self, *weights: torch.Tensor) -> dict[str, Any]:
         """Why loads of these weights are narrow, where Triton cannot know that all rows are 16-byte aligned; and
         narrow loads are not pipelined."""
         if self.even_k and all(w.stride(0) % 16 == 0 for w in weights):
@@ -115,12 +121,12 @@ def power_of_2(n: int) -> int:
 
 def share(
     *, N: int, K: int, B: int, BLOCK_N: int, BLOCK_K: int, BLOCK_B: int, unit_bytes: int, unit_smem: int,
-    ctas_per_sm: int, num_warps: int, use_mma: bool, target: Target, sums: int = 1,
+    ctas_per_sm: int, num_warps: int, use_mma: bool, target: Target, sums: int = 1, in_flight: int = IN_FLIGHT,
 ) -> Plan:  # fmt: skip
-    """Stages for `IN_FLIGHT` as far as shared memory goes; a CTA per tile or per place on the part, whichever ends
+    """Stages for `in_flight` as far as shared memory goes; a CTA per tile or per place on the part, whichever ends
     sooner. `unit_bytes` of weights, and `unit_smem` of shared memory with the activations, make one stage."""
     smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
-    num_stages = max(2, min(1 + IN_FLIGHT // (ctas_per_sm * unit_bytes), smem // unit_smem))
+    num_stages = max(2, min(1 + in_flight // (ctas_per_sm * unit_bytes), smem // unit_smem))
     tiles_n, tiles_b, iters = -(-N // BLOCK_N), -(-B // BLOCK_B), -(-K // BLOCK_K)
     slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
     one_per_tile = Plan(
@@ -135,6 +141,27 @@ def share(
         return -(-p.ctas // slots) * -(-p.units // p.ctas) * p.unit_bytes + p.partial_bytes / slots
 
     return min(one_per_tile, one_per_slot, key=slowest)
+
+
+def shape_class(case: GemvCase) -> str:
+    """Alike in types, padded batch, the block that divides K, and whether the weights last for many microseconds."""
+    batch = case.B if case.B <= 2 else max(16, power_of_2(case.B))
+    activations = f" x{case.activations}" if case.activations != case.dtype else ""
+    divides = f" K%{case.K & -case.K}" if case.K % 1024 else ""
+    size = "large" if case.N * case.K >= LARGE else "medium" if case.N * case.K >= MEDIUM else "small"
+    return f"B{batch} {case.dtype} w{case.weights}{activations}{divides} {size}"
+
+
+def fields(case: GemvCase, target: Target, **reasoned: int) -> dict[str, int]:
+    """Arguments of `share`: as reasoned, or as tuned."""
+    return reasoned | tuned.overrides("ffn_gemv", "triton", shape_class(case), target)
+
+
+def variants(ctas_per_sm: Iterable[int], **more: int) -> Iterator[dict[str, int]]:
+    """Candidates for every number of CTAs, with as many bytes in flight as reasoned, and with 5/3 of them."""
+    for ctas in ctas_per_sm:
+        for in_flight in (IN_FLIGHT, IN_FLIGHT * 5 // 3):
+            yield {**more, "ctas_per_sm": ctas, "in_flight": in_flight}
 
 
 @triton.jit
