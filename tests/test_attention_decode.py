@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bench.gate import check
 from kernels.attention_decode import peers, triton_cascade, triton_split_kv
 from kernels.attention_decode.op import OP, AttentionCase, lengths, live, table_bytes, visible, work
-from kernels.attention_decode.split_plan import plan, prefix_plan, prefix_sequences, split, suffix_plan
+from kernels.attention_decode.split_plan import plan, prefix_plan, prefix_sequences, registers, split, suffix_plan
 from kernels.attention_decode.triton_attend import GAIN, unpack
 from kernels.compare import compare
 from kernels.op import Impl, Target, total
@@ -295,6 +295,20 @@ def test_plan_keeps_enough_bytes_on_their_way() -> None:
             block = 2 * p.block_t * case.D * case.kv_bytes
             assert p.ctas_per_sm * (p.buffers - 1) * block >= 32 << 10
             assert p.ctas_per_sm * p.buffers * block <= H100.smem_per_sm
+
+
+@pytest.mark.parametrize("sm", [80, 100])
+def test_threads_may_have_the_registers_that_planned_ctas_leave(sm: int) -> None:
+    """So that the compiler spills none for CTAs that never come; the file of an SM has 65,536."""
+    part = replace(H100, sm=sm)
+    for case in OP.cases("full"):
+        if TRITON.supports(case, part) is None:
+            p = plan(case, part)
+            launch = TRITON.build(case, OP.inputs(case, "meta", 0), part).launches[0]  # type: ignore[misc]
+            per_thread = launch.options["maxnreg"]
+            assert per_thread == launch.config["maxnreg"] == 255
+            assert p.ctas_per_sm * p.num_warps * 32 * per_thread <= 65536
+    assert registers(32) == 64, "four CTAs of 8 warps share them"
 
 
 @pytest.mark.parametrize("case", OP.cases("quick")[:4], ids=lambda case: case.id)

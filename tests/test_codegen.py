@@ -21,6 +21,7 @@ import triton.language as tl
 from bench.codegen import KernelReport, main_table, parse, problems, reports
 from bench.codegen.build import report_of
 from bench.codegen.judge import PARTS, Stream, ctas_per_sm
+from bench.errors import BadRequest
 from kernels.launch import KernelLaunch
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +68,17 @@ PTX = """
 	cp.async.cg.shared.global [ %r32 + 0 ], [ %rd11 + 0 ], 0x10, %r33;
 	@%p8 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r27], [%rd31, {%r28, %r29}], [%r23];
 	st.global.v2.b32 [ %rd10 + 0 ], { %r1, %r2 };
+	st.shared.b64 	[%r40+512], %rd10;
+	st.shared.b64 	[%r40+520], %rd11;
+	bar.sync 	0;
+	ld.shared.v2.b64 	{%rd20, %rd21}, [%r41+512];
+	add.s64 	%rd22, %rd21, 16;
+	cp.async.cg.shared.global [ %r42 + 0 ], [ %rd22 + 0 ], 0x10, %r33;
+	bar.sync 	0;
+	st.shared.b64 	[%r40+512], %rd2;
+	bar.sync 	0;
+	ld.shared.b64 	%rd23, [%r41+512];
+	cp.async.ca.shared.global [ %r42 + 0 ], [ %rd23 + 0 ], 0x4, %r33;
 }
 """
 
@@ -111,6 +123,8 @@ def test_ptx_follows_registers_to_parameters() -> None:
         ([0], "cp.async", 16),
         ([1], "tma", 0),
         ([0], "store", 8),
+        ([0], "cp.async", 16),
+        ([2], "cp.async", 4),
     ], "the index loaded through parameter 2 does not make parameter 0's load its own"
     assert parse.ptx_threads(PTX) == 256
 
@@ -185,7 +199,7 @@ def test_table_has_a_cell_for_every_header() -> None:
 
 def test_refuses_to_run_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+    with pytest.raises(BadRequest, match="TRITON_INTERPRET"):
         reports(["stream"])
 
 

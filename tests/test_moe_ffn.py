@@ -48,6 +48,50 @@ def test_work_by_hand() -> None:
     assert work.flops == {"mma_bf16": 2 * 2 * 384}
 
 
+def test_packed_experts_by_hand() -> None:
+    """mxfp4: half a byte a weight and a scale for 32 columns, those of a row's last 8 too. fp8: 4 B for 128 x 128."""
+    mxfp4 = MoeCase(B=1, E=4, k=2, H=40, F=16, weights="mxfp4")
+    assert mxfp4.id == "B1-E4k2-H40-F16-bf16-wmxfp4"
+    assert mxfp4.expert_bytes == 3 * 40 * 16 // 2 + 32 * 2 + 40 * 1
+    fp8 = MoeCase(B=1, E=4, k=2, H=256, F=128, weights="fp8_block")
+    assert fp8.expert_bytes == 3 * 256 * 128 + 6 * 4
+    assert moe.work(fp8).bytes_read == 2 * fp8.expert_bytes + 2 * 256 + 2 * 8
+    assert MoeCase(B=1, E=4, k=2, H=256, F=128).id == "B1-E4k2-H256-F128-bf16"
+    with pytest.raises(ValueError, match="multiples of 128"):
+        MoeCase(B=1, E=4, k=2, H=256, F=64, weights="fp8_block")
+    with pytest.raises(ValueError, match="one of"):
+        MoeCase(B=1, E=4, k=2, H=256, F=128, weights="int4")
+
+
+def test_packed_weights_of_one_expert_one_by_one() -> None:
+    """The last expert's matrices against the formats' definitions, so that no scale of a neighbour is taken."""
+    e2m1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    case = MoeCase(B=1, E=3, k=1, H=48, F=8, dtype="fp16", weights="mxfp4")
+    inputs = moe.inputs(case, "cpu", 3)
+    down = moe.expert_weights(case, inputs, "w_down", 2)
+    assert down.shape == (48, 8)
+    for row, column in ((0, 0), (5, 3), (47, 7)):
+        code = int(inputs["w_down"][2, row, column // 2]) >> 4 * (column % 2) & 15
+        value = e2m1[code & 7] * (-1) ** (code >> 3) * 2.0 ** (int(inputs["w_down_scale"][96 + row, 0]) - 127)
+        assert float(down[row, column]) == value
+    case = MoeCase(B=1, E=3, k=1, H=256, F=128, dtype="fp16", weights="fp8_block")
+    inputs = moe.inputs(case, "cpu", 3)
+    assert inputs["w_gate_up_scale"].shape == (6, 2)
+    gate_up = moe.expert_weights(case, inputs, "w_gate_up", 2)
+    for row, column in ((0, 130), (127, 127), (128, 0), (255, 255)):
+        scale = inputs["w_gate_up_scale"][4 + row // 128, column // 128]
+        assert gate_up[row, column] == inputs["w_gate_up"][2, row, column].float() * scale
+
+
+def test_packed_suites_fit_an_80_gb_gpu() -> None:
+    """Two copies of checkpoint and packed words, and while one is drawn its larger matrix in bf16."""
+    for suite in SUITES:
+        for case in moe.cases(suite):
+            if case.quantized:
+                drawn = 2 * case.E * 2 * case.F * case.H
+                assert 4 * case.E * case.expert_bytes + drawn < 70e9
+
+
 def test_reference_against_a_loop_over_tokens() -> None:
     case = MoeCase(B=3, E=4, k=2, H=5, F=3, dtype="fp32")
     inputs = moe.inputs(case, "cpu", 7)
@@ -68,12 +112,15 @@ def test_ours(case: MoeCase, target: Target) -> None:
     assert errors.passed, errors.reason
 
 
-def test_ours_in_several_tiles_and_shared_items(target: Target) -> None:
+@pytest.mark.parametrize("weights", ["", *moe.PACKED])
+def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) -> None:
     """More pairs of one expert than a tile holds, and more CTAs than output blocks, so that blocks are shared."""
-    case = MoeCase(B=20, E=3, k=3, H=192, F=64, dtype="fp16")
-    small = dataclasses.replace(target, sm_count=7)
+    case = MoeCase(B=20, E=1, k=1, H=384, F=128, dtype="fp16", weights=weights)
+    small = dataclasses.replace(target, sm_count=7, config=(("BLOCK_B", 16),))
     p = plan(case, small)
-    assert p.BLOCK_B < 20 or p.ctas > p.gate_up.blocks * 3
+    items = p.gate_up.blocks * 2
+    assert p.BLOCK_B < 20
+    assert items < min(p.ctas, items * p.gate_up.iters)
     impl = next(i for i in implementations("moe_ffn")[0] if i.ours)
     errors = check(moe.OP, impl, case, small)
     assert errors.passed, errors.reason

@@ -7,10 +7,11 @@ list of segments; a pair that was cut leaves one partial result per segment, mer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from kernels import tuned
 from kernels.attention_decode.op import AttentionCase, lengths, live
 from kernels.draw import BYTES
 from kernels.op import Target
@@ -24,6 +25,9 @@ MAX_ROWS = 64
 
 MERGE_TILE = 8192
 """fp32 elements of parts that a CTA of 4 warps holds at once: 64 registers a thread."""
+
+REGISTERS = 65536
+"""Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
 
 Pair = tuple[int, int, Ranges]
 """Sequence, KV head, live tokens. (A pair of the shared prefix: first sequence of a tile, KV head, prefix.)"""
@@ -65,6 +69,7 @@ class Plan:
     buffers: int
     num_stages: int
     num_warps: int
+    max_registers: int | None
     v_columns: bool
     ctas: int
     ctas_per_sm: int
@@ -97,9 +102,8 @@ def block_tokens(case: AttentionCase, target: Target) -> int:
     return max(64, (32 << 10) // (2 * case.D * case.kv_bytes)) // half
 
 
-def smem_per_cta(case: AttentionCase, target: Target, block_m: int, buffers: int) -> int:
+def smem_per_cta(case: AttentionCase, block_t: int, block_m: int, buffers: int) -> int:
     """Bytes of K, V, Q and P in shared memory, and what the system takes."""
-    block_t = block_tokens(case, target)
     kv = 2 * buffers * block_t * case.D * case.kv_bytes
     return kv + (case.D + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
 
@@ -120,9 +124,18 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     shared memory is short the third buffer goes first, then the second CTA.
     """
     for ctas, buffers in ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3)):
-        if ctas * smem_per_cta(case, target, block_m, buffers) <= target.smem_per_sm:
+        if ctas * smem_per_cta(case, block_tokens(case, target), block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
     return 1, 2
+
+
+def registers(warps_per_sm: int) -> int:
+    """What each thread may have, in units of 8 and at most the 255 that an instruction can name.
+
+    Left to itself the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 scalars spill for them.
+    On sm_90 nothing spills.
+    """
+    return min(255, REGISTERS // (32 * warps_per_sm) // 8 * 8)
 
 
 def block_count(ranges: Ranges, block_t: int) -> int:
@@ -175,7 +188,13 @@ def split(
 
 
 def make_plan(
-    case: AttentionCase, target: Target, pairs: Sequence[Pair], rows: int, *, all_slots: bool = False
+    case: AttentionCase,
+    target: Target,
+    pairs: Sequence[Pair],
+    rows: int,
+    *,
+    all_slots: bool = False,
+    overrides: Mapping[str, int] | None = None,
 ) -> Plan:
     """The last CTA merges where two tiles of parts suffice: two round trips to the L2 cost less than a launch.
 
@@ -183,25 +202,30 @@ def make_plan(
     registers left. Whoever asks for `all_slots` merges by itself.
     """
     block_m = tile_rows(rows)
-    block_t = block_tokens(case, target)
     ctas_per_sm, buffers = residency(case, block_m, target)
-    blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
-    ctas = max(1, min(blocks, ctas_per_sm * target.sm_count))
-    segments, starts, slots = split(pairs, block_t, ctas, all_slots=all_slots)
+    fields = {
+        "block_t": block_tokens(case, target),
+        "buffers": buffers,
+        "ctas_per_sm": ctas_per_sm,
+        "num_warps": 8 if is_wide(case, block_m, target) else 4,
+    }
+    fields |= overrides or {}
+    buffers = fields["buffers"]
+    blocks = sum(block_count(ranges, fields["block_t"]) for _, _, ranges in pairs)
+    ctas = max(1, min(blocks, fields["ctas_per_sm"] * target.sm_count))
+    segments, starts, slots = split(pairs, fields["block_t"], ctas, all_slots=all_slots)
     merge_tile = max(1, MERGE_TILE // (block_m * case.D))
     merge = "kernel" if is_wide(case, block_m, target) or max(s.parts for s in segments) > 2 * merge_tile else "last"
     if not slots or all_slots:
         merge = "none"
     return Plan(
-        block_t=block_t,
+        **fields,
         block_m=block_m,
         blocks=blocks,
-        buffers=buffers,
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
-        num_warps=8 if is_wide(case, block_m, target) else 4,
+        max_registers=None if target.sm == 90 else registers(fields["ctas_per_sm"] * fields["num_warps"]),
         ctas=ctas,
-        ctas_per_sm=ctas_per_sm,
         segments=tuple(segments),
         starts=tuple(starts),
         slots=slots,
@@ -214,7 +238,37 @@ def make_plan(
 def plan(case: AttentionCase, target: Target) -> Plan:
     """All tokens of all sequences, a shared prefix once per sequence."""
     pairs = [(b, h, live(case, length)) for b, length in enumerate(lengths(case)) for h in range(case.H_kv)]
-    return make_plan(case, target, pairs, case.rows)
+    overrides = tuned.overrides("attention_decode", "triton", shape_class(case), target)
+    return make_plan(case, target, pairs, case.rows, overrides=overrides)
+
+
+LARGE = 1 << 26
+"""Bytes of K and V, 20 us at 3.35 TB/s, below which latency counts: the tuner keeps both apart."""
+
+
+def shape_class(case: AttentionCase) -> str:
+    """Alike in how tokens are found, in types and tile, and in whether there are many of them."""
+    found = f"page{min(case.page, 64)}" if case.page else "contiguous"
+    size = "large" if 2 * case.B * case.T * case.H_kv * case.D * case.kv_bytes >= LARGE else "small"
+    rest = " window" if case.window else ""
+    return f"{found} {case.kv or case.dtype} D{case.D} M{tile_rows(case.rows)}{rest} {size}"
+
+
+def candidates(case: AttentionCase, target: Target) -> Iterator[dict[str, int]]:
+    """Divisions of an SM's shared memory into CTAs and buffers that leave at most half of it unused."""
+    block_m = tile_rows(case.rows)
+    for block_t in (64, 128) if target.sm >= 90 else (32, 64):
+        for ctas_per_sm in (1, 2, 3, 4):
+            for buffers in (2, 3, 4, 5):
+                smem = ctas_per_sm * smem_per_cta(case, block_t, block_m, buffers)
+                if target.smem_per_sm // 2 <= smem <= target.smem_per_sm:
+                    for num_warps in (4, 8):
+                        yield {
+                            "block_t": block_t,
+                            "buffers": buffers,
+                            "ctas_per_sm": ctas_per_sm,
+                            "num_warps": num_warps,
+                        }
 
 
 @cache

@@ -6,6 +6,7 @@ from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths,
 from kernels.attention_decode.split_plan import (
     MAX_ROWS,
     Plan,
+    block_tokens,
     plan,
     prefix_plan,
     prefix_sequences,
@@ -22,7 +23,7 @@ MERGE_CTAS_PER_SM = 4
 
 
 def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
-    least = smem_per_cta(case, target, tile_rows(rows), 2)
+    least = smem_per_cta(case, block_tokens(case, target), tile_rows(rows), 2)
     if target.kind == "cuda" and least > target.smem_per_sm:
         return f"needs {least} bytes of shared memory, an SM has {target.smem_per_sm}"
     return None

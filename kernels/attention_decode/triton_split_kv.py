@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention_decode.op import SCALE_GROUP, AttentionCase
-from kernels.attention_decode.split_plan import MERGE_TILE, Plan, plan
+from kernels.attention_decode.split_plan import MERGE_TILE, Plan, candidates, plan, shape_class
 from kernels.attention_decode.split_stages import stages, supports
 from kernels.attention_decode.triton_attend import (
     GAIN,
@@ -25,7 +25,7 @@ from kernels.attention_decode.triton_attend import (
     normalise,
 )
 from kernels.launch import Built, KernelLaunch, triton_impl
-from kernels.op import Inputs, Target
+from kernels.op import Inputs, Target, Tuning
 
 
 @triton.jit
@@ -315,6 +315,7 @@ def split_launch(
         },
         num_warps=p.num_warps,
         num_stages=p.num_stages,
+        max_registers=p.max_registers,
         streams=("k", "v"),
         wants_mma=True,
     )
@@ -351,4 +352,12 @@ def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
     return Built(launches=(split_launch(case, inputs, p, parts, o), *merge_launches(case, p, parts, o)), output=o)
 
 
-IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)
+IMPLS = (
+    triton_impl(
+        name="triton",
+        build=build,
+        stages=stages,
+        supports=supports,
+        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+    ),
+)

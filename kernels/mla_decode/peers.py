@@ -15,6 +15,8 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
 
 
 def supports(case: MlaCase, target: Target) -> str | None:
+    if case.kv:
+        return "multiplies 16-bit latents; torch has no bmm that scales fp8 ones by token"
     if case.page:
         return "takes no block table; needs a contiguous cache"
     if case.lengths != "uniform":

@@ -24,6 +24,8 @@ def supports(case: MlaCase, target: Target) -> str | None:
         return missing
     if case.dtype == "fp32":
         return "takes fp16 and bf16"
+    if case.kv:
+        return "takes latents and rotary keys of one type, and no scale per token"
     if 0 in lengths(case):
         return "needs a token in every sequence"
     if (case.L, case.R) != (LATENT, ROPE):

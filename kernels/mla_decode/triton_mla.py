@@ -9,10 +9,15 @@ in a second kernel.
 64 heads are the M side of the tensor cores, S [64, BLOCK_T] = Q C^T and O [64, L] += P C, both from the one tile in
 shared memory, and as many as registers hold the sums of. 128 heads are two tiles, whose CTAs walk side by side over
 the same tokens. Fewer than 64 are padded: 242 / 2 FLOP/B executed are still below an H100's ridge.
+
+fp8 latents take the type of the queries, exactly, on their way through registers from one place in shared memory to
+another, which both products read. (Queries converted to fp16 instead would save a step, but Triton keeps what it has
+converted in registers, 128 of them.) A token's scale multiplies its scores and its probability.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import tuned
 from kernels.attention_decode.split_plan import (
     MERGE_TILE,
     SMEM_RESERVED,
@@ -32,14 +38,18 @@ from kernels.attention_decode.triton_split_kv import merge_kernel, table
 from kernels.draw import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
-from kernels.op import Inputs, Stage, Target, Work
+from kernels.op import Inputs, Stage, Target, Tuning, Work
 from kernels.paging import cdiv
 
 BLOCK_H = 64
 """Heads of a tile: the M of a `wgmma`; fp32 sums of 64 x 512 are 128 registers in each of 256 threads."""
 
 BLOCK_T = 32
-"""Tokens of a block, 36 KB of 576 16-bit elements each."""
+"""Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents."""
+
+FP8_GAIN: tl.constexpr = tl.constexpr(256.0)
+"""Multiplies the scales of fp8 latents, and O is divided by it. Scaled to use the range of e4m3, up to 448, latents of
+order 1 have scales of order 1 / 448, with which fp16 probabilities would sink among the subnormals."""
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -52,6 +62,7 @@ class Plan:
     """
 
     head_tiles: int
+    block_t: int
     blocks: int
     buffers: int
     num_stages: int
@@ -59,9 +70,11 @@ class Plan:
     slots: int
 
 
-def smem_bytes(case: MlaCase, buffers: int) -> int:
-    """Blocks of tokens, queries and what the system takes."""
-    return (buffers * BLOCK_T + BLOCK_H) * (case.L + case.R) * BYTES[case.dtype] + SMEM_RESERVED
+def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T) -> int:
+    """Blocks of tokens, queries, fp8 latents of one block in fp16, and what the system takes."""
+    converted = block_t * case.L * BYTES["fp16"] if case.kv else 0
+    queries = BLOCK_H * (case.L + case.R) * BYTES[case.dtype]
+    return buffers * block_t * case.token_bytes + queries + converted + SMEM_RESERVED
 
 
 @cache
@@ -70,32 +83,62 @@ def plan(case: MlaCase, target: Target) -> Plan:
     smem = target.smem_per_sm or 228 << 10
     spare = 2 if target.sm >= 100 else 0
     buffers = next((n for n in (4, 3) if smem_bytes(case, n + spare) < smem), 2)
+    fields = {"block_t": BLOCK_T, "buffers": buffers}
+    fields |= tuned.overrides("mla_decode", "triton", shape_class(case), target)
+    block_t, buffers = fields["block_t"], fields["buffers"]
     head_tiles = cdiv(case.H, BLOCK_H)
     pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
-    blocks = sum(block_count(ranges, BLOCK_T) for _, _, ranges in pairs)
+    blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
     runs = max(1, min(blocks, target.sm_count // head_tiles))
-    segments, _, slots = split(pairs, BLOCK_T, runs, all_slots=True)
+    segments, _, slots = split(pairs, block_t, runs, all_slots=True)
     return Plan(
         head_tiles=head_tiles,
         blocks=blocks,
-        buffers=buffers,
+        **fields,
         num_stages=2 * buffers - 1 if case.page else buffers,
         segments=tuple(sorted(segments, key=lambda s: s.t_begin - s.t_end)),
         slots=slots,
     )
 
 
+def shape_class(case: MlaCase) -> str:
+    """Alike in how tokens are found, in widths and types."""
+    return f"{f'page{min(case.page, 64)}' if case.page else 'contiguous'} L{case.L} R{case.R} {case.kv or case.dtype}"
+
+
+def candidates(case: MlaCase, target: Target) -> Iterator[dict[str, int]]:
+    """Blocks and buffers that fill at least half of an SM's shared memory; 64 converted latents would spill."""
+    for block_t in (32,) if case.kv else (32, 64):
+        for buffers in (2, 3, 4):
+            if target.smem_per_sm // 2 <= smem_bytes(case, buffers, block_t) <= target.smem_per_sm:
+                yield {"block_t": block_t, "buffers": buffers}
+
+
+@triton.jit
+def locate(base, page, place, offs_i, stride_page, stride_t, SCATTERED: tl.constexpr):
+    """A pointer and offsets `[BLOCK_T]` from it: tokens `place + offs_i` of one page, or page and place of each."""
+    if SCATTERED:
+        first = base
+        offs = page * stride_page + place * stride_t
+    else:
+        first = base + page * stride_page + place * stride_t
+        offs = offs_i * stride_t
+    return first, offs
+
+
 @triton.jit
 def mla_kernel(
-    q_latent, q_rope, cache, block_table, segments, partial_o, partial_lse, H, scale,
-    stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_table_b,
+    q_latent, q_rope, cache, rope, latent_scale, block_table, segments, partial_o, partial_lse, H, scale,
+    stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_r_page, stride_r_t,
+    stride_s_page, stride_s_t, stride_table_b,
     L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr,
-    STAGES: tl.constexpr,
+    KV: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (head tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
 
-    Segments begin at a multiple of BLOCK_T.
+    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read where KV is fp8 alone.
     """
+    SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
     offs_h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     offs_l = tl.arange(0, L)
     offs_r = tl.arange(0, R)
@@ -116,19 +159,29 @@ def mla_kernel(
     acc = tl.zeros([BLOCK_H, L], tl.float32)
     for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES):
         # tokens past the end read the last one, and get no weight
-        offs_t = block + tl.minimum(offs_i, t_end - 1 - block)
+        offs_b = tl.minimum(offs_i, t_end - 1 - block)
         if PAGE == 0:
-            first = cache + b * stride_c_page + tl.cast(block, tl.int64) * stride_c_t
-            offs_c = (offs_t - block) * stride_c_t
-        elif PAGE % BLOCK_T == 0:
-            first = cache + tl.load(row + block // PAGE).to(tl.int64) * stride_c_page + block % PAGE * stride_c_t
-            offs_c = (offs_t - block) * stride_c_t
+            page = b
+            place = tl.cast(block, tl.int64)
+        elif SCATTERED:
+            page = tl.load(row + (block + offs_b) // PAGE).to(tl.int64)
+            place = (block + offs_b) % PAGE
         else:
-            first = cache
-            offs_c = tl.load(row + offs_t // PAGE).to(tl.int64) * stride_c_page + offs_t % PAGE * stride_c_t
-        r = tl.load(first + L + (offs_c[:, None] + offs_r[None, :]))
-        c = tl.load(first + (offs_c[:, None] + offs_l[None, :]))
-        scores = tl.dot(ql, tl.trans(c), tl.dot(qr, tl.trans(r))) * (scale * LOG2_E)
+            page = tl.load(row + block // PAGE).to(tl.int64)
+            place = block % PAGE
+        first, offs_c = locate(cache, page, place, offs_b, stride_c_page, stride_c_t, SCATTERED=SCATTERED)
+        if KV == "fp8":
+            first_r, offs_k = locate(rope, page, place, offs_b, stride_r_page, stride_r_t, SCATTERED=SCATTERED)
+            first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
+            r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
+            s_t = tl.load(first_s + offs_s) * FP8_GAIN
+            c = tl.load(first + (offs_c[:, None] + offs_l[None, :])).to(ql.dtype)
+            scores = tl.dot(ql, tl.trans(c)) * (s_t * (scale * LOG2_E / FP8_GAIN))[None, :]
+            scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
+        else:
+            r = tl.load(first + L + (offs_c[:, None] + offs_r[None, :]))
+            c = tl.load(first + (offs_c[:, None] + offs_l[None, :]))
+            scores = tl.dot(ql, tl.trans(c), tl.dot(qr, tl.trans(r))) * (scale * LOG2_E)
         if block + BLOCK_T > t_end:
             scores = tl.where((offs_i < t_end - block)[None, :], scores, float("-inf"))
         # a block holds at least one token, so that the maximum is finite
@@ -137,8 +190,13 @@ def mla_kernel(
         alpha = tl.exp2(m - m_new)
         norm = norm * alpha + tl.sum(p, 1)
         m = m_new
+        if KV == "fp8":
+            p *= s_t[None, :]
         acc = tl.dot(p.to(c.dtype), c, acc * alpha[:, None])
-    out = acc / tl.where(norm > 0, norm, 1.0)[:, None]
+    total = tl.where(norm > 0, norm, 1.0)
+    if KV == "fp8":
+        total *= FP8_GAIN
+    out = acc / total[:, None]
     first_row = slot.to(tl.int64) * H
     tl.store(partial_o + first_row * L + ((offs_h * L)[:, None] + offs_l[None, :]), out, mask=mask_h[:, None])
     tl.store(partial_lse + first_row + offs_h, m + tl.log2(norm), mask=mask_h)
@@ -147,10 +205,11 @@ def mla_kernel(
 def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
     """The lists of segments and the parts are made once."""
     q_latent, q_rope, cached = inputs["q_latent"], inputs["q_rope"], inputs["cache"]
-    for name in ("q_latent", "q_rope", "cache"):
+    for name in ("q_latent", "q_rope", "cache", "rope"):
         if inputs[name].stride(-1) != 1:
             raise ValueError(f"{name}: the last dimension has stride {inputs[name].stride(-1)}, expected 1")
     p = plan(case, target)
+    rope_strides, scale_strides = (inputs[n].stride()[:2] if case.kv else (0, 0) for n in ("rope", "latent_scale"))
     o = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
     partial_o = torch.empty(max(1, p.slots), case.H, case.L, dtype=torch.float32, device=o.device)
     partial_lse = torch.empty(max(1, p.slots), case.H, dtype=torch.float32, device=o.device)
@@ -158,21 +217,24 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         kernel=mla_kernel,
         grid=(p.head_tiles, len(p.segments)),
         args={
-            "q_latent": q_latent, "q_rope": q_rope, "cache": cached, "block_table": inputs["block_table"],
+            "q_latent": q_latent, "q_rope": q_rope, "cache": cached, "rope": inputs["rope"],
+            "latent_scale": inputs["latent_scale"], "block_table": inputs["block_table"],
             "segments": table([s.row() for s in p.segments], o.device),
             "partial_o": partial_o, "partial_lse": partial_lse, "H": case.H, "scale": case.scale,
             "stride_ql_b": q_latent.stride(0), "stride_ql_h": q_latent.stride(1),
             "stride_qr_b": q_rope.stride(0), "stride_qr_h": q_rope.stride(1),
             "stride_c_page": cached.stride(0), "stride_c_t": cached.stride(1),
+            "stride_r_page": rope_strides[0], "stride_r_t": rope_strides[1],
+            "stride_s_page": scale_strides[0], "stride_s_t": scale_strides[1],
             "stride_table_b": inputs["block_table"].stride(0),
         },
         constexprs={
-            "L": case.L, "R": case.R, "BLOCK_T": BLOCK_T, "BLOCK_H": BLOCK_H, "PAGE": case.page,
-            "STAGES": p.num_stages,
+            "L": case.L, "R": case.R, "BLOCK_T": p.block_t, "BLOCK_H": BLOCK_H, "PAGE": case.page,
+            "KV": case.kv, "STAGES": p.num_stages,
         },
         num_warps=8,
         num_stages=p.num_stages,
-        streams=("cache",),
+        streams=("cache", "rope") if case.kv else ("cache",),
         wants_mma=True,
     )  # fmt: skip
     merged = [(s.b, 0, s.first_slot, s.parts) for s in p.segments if s.slot == s.first_slot]
@@ -196,7 +258,7 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
     least = work(case)
     parts = 4 * p.slots * case.H * (case.L + 1)
     again = (p.head_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
-    padded = 2 * p.blocks * BLOCK_T * p.head_tiles * BLOCK_H * (2 * case.L + case.R)
+    padded = 2 * p.blocks * p.block_t * p.head_tiles * BLOCK_H * (2 * case.L + case.R)
     main = Stage(
         name="mla",
         work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
@@ -222,9 +284,19 @@ def supports(case: MlaCase, target: Target) -> str | None:
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
     if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16:
         return f"needs latent and rotary widths that are powers of two from 16, these are {case.L} and {case.R}"
+    if case.kv and target.sm != 90:
+        return f"needs sm_90 for fp8 latents, this part is sm_{target.sm}: there it would spill registers"
     if target.kind == "interpreter" and case.dtype == "bf16":
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
     return None
 
 
-IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)
+IMPLS = (
+    triton_impl(
+        name="triton",
+        build=build,
+        stages=stages,
+        supports=supports,
+        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+    ),
+)

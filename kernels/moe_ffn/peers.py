@@ -6,6 +6,8 @@ from kernels.draw import BYTES
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
 
+UNPACKED = "torch multiplies experts in the type of the activations; none of its operators unpacks these weights"
+
 GATHER_BYTES = 4 << 30
 """The gather is refused beyond this many bytes of copied experts."""
 
@@ -18,6 +20,8 @@ def grouped_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
 
 
 def grouped_supports(case: MoeCase, target: Target) -> str | None:
+    if case.quantized:
+        return UNPACKED
     if case.dtype != "bf16":
         return f"torch's grouped_mm multiplies bf16, not {case.dtype}"
     if case.H % 8 or case.F % 8:
@@ -65,6 +69,8 @@ def gather_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
 
 
 def gather_supports(case: MoeCase, target: Target) -> str | None:
+    if case.quantized:
+        return UNPACKED
     copies = case.pairs * case.expert_bytes
     if copies > GATHER_BYTES:
         return f"would copy {copies / 1e9:.0f} GB of experts, one for each of {case.pairs} pairs"

@@ -1,0 +1,293 @@
+"""What is around the products of the routed experts: the pairs sorted and tiled before them, their sum after them.
+
+`built` and `stages_of` make the four launches (sort, gate and up, down, combine) and their traffic out of a `Plan`; the
+kernel of the two products is the caller's, for weights as they are (`triton_moe.py`) or packed (`triton_moe_quant.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.draw import BYTES
+from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, power_of_2
+from kernels.launch import Built, KernelLaunch
+from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
+from kernels.op import Inputs, Stage, Target, Work
+
+BLOCK_N = 64
+"""Weight rows a CTA multiplies: the M of one `wgmma`."""
+
+MIN_BLOCK_B = 16
+"""Pairs of the smallest tile: the least N of a `tl.dot`."""
+
+MAX_BLOCK_B = 128
+"""Pairs of a tile: gate and up sums of 64 x 128 are 64 registers in each of 256 threads."""
+
+IN_FLIGHT = 96 << 10
+"""Weight bytes to keep in flight per SM: 1.5 times what the hungriest part asks for (bench/codegen/judge.py)."""
+
+COMBINE_COLUMNS = 1024
+
+SORT_PAIRS = (128, 1024, 8192)
+"""Sizes of the block that holds all pairs, few of them, so that few kernels are compiled; the last is the limit."""
+
+SORT_BINS = (64, 512)
+"""Bins of the histogram of experts; the last bin is never an expert's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemm:
+    """One of the two products: `rows` of W per expert (`matrices` times, gate and up), `K` columns."""
+
+    rows: int
+    K: int
+    matrices: int
+    BLOCK_K: int
+    num_stages: int
+    expert_bytes: int
+    """One expert's share of W as it is read: codes, scales and padding."""
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // BLOCK_N)
+
+    @property
+    def iters(self) -> int:
+        return -(-self.K // self.BLOCK_K)
+
+    @property
+    def even(self) -> bool:
+        return self.K % self.BLOCK_K == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Blocks and grids of one case; `max_tiles` bounds the tiles of any routing of B tokens."""
+
+    BLOCK_B: int
+    max_tiles: int
+    ctas: int
+    ctas_per_sm: int
+    num_warps: int
+    gate_up: Gemm
+    down: Gemm
+
+
+Product = Callable[[Gemm, str, dict[str, Any]], KernelLaunch]
+"""(product, name of its weights among the inputs, arguments that every kernel of it begins with) -> launch."""
+
+
+def tile_pairs(case: MoeCase) -> int:
+    """Wide enough for the mean number of tokens of an expert and three standard deviations more."""
+    mean = case.pairs / case.E
+    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, power_of_2(round(mean + 3 * mean**0.5)), power_of_2(case.B)))
+
+
+def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
+    """Tiles of the worst routing: every expert that can be hit ends in a tile of its own."""
+    hit = min(case.E, case.pairs)
+    return hit + (case.pairs - hit) // BLOCK_B
+
+
+def shape_class(case: MoeCase) -> str:
+    """One model's experts, as far as their tokens fill tiles of one width."""
+    weights = f" w{case.weights}" if case.quantized else ""
+    return f"E{case.E}k{case.k} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
+
+
+def pipeline(target: Target, ctas_per_sm: int, unit_bytes: int, unit_smem: int) -> int:
+    """Stages of `unit_bytes` of weights, `unit_smem` with the activations: as many as `IN_FLIGHT` asks for and fit."""
+    smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
+    return max(2, min(1 + -(-IN_FLIGHT // (ctas_per_sm * unit_bytes)), smem // unit_smem))
+
+
+@triton.jit
+def sort_kernel(
+    topk_ids, pairs, tile_expert, tile_first, tile_end, tile_count, N_PAIRS, E, tile_pairs,
+    BLOCK_PAIRS: tl.constexpr, BINS: tl.constexpr, BLOCK_TILES: tl.constexpr,
+):  # fmt: skip
+    """Program e lists the pairs of expert e behind those of all earlier experts, and its tiles of `tile_pairs`."""
+    e = tl.program_id(0)
+    offs = tl.arange(0, BLOCK_PAIRS)
+    expert = tl.load(topk_ids + offs, mask=offs < N_PAIRS, other=E)
+    counts = tl.histogram(expert, BINS)
+    bins = tl.arange(0, BINS)
+    tiles = tl.where(bins < E, tl.cdiv(counts, tile_pairs), 0)
+    first = tl.sum(tl.where(bins < e, counts, 0))
+    first_tile = tl.sum(tl.where(bins < e, tiles, 0))
+    mine = (expert == e).to(tl.int32)
+    end = first + tl.sum(mine)
+    tl.store(pairs + first + tl.cumsum(mine, axis=0) - 1, offs, mask=mine > 0)
+    offs_t = tl.arange(0, BLOCK_TILES)
+    start = first + offs_t * tile_pairs
+    mask_t = start < end
+    tl.store(tile_expert + first_tile + offs_t, tl.zeros_like(offs_t) + e, mask=mask_t)
+    tl.store(tile_first + first_tile + offs_t, start, mask=mask_t)
+    tl.store(tile_end + first_tile + offs_t, tl.zeros_like(offs_t) + end, mask=mask_t)
+    if e == 0:
+        tl.store(tile_count, tl.sum(tiles))
+
+
+@triton.jit
+def gather_partials(sums, shares, item, first, last, iters, units, ctas, SLOT: tl.constexpr, PART: tl.constexpr):
+    """`sums` added up over the CTAs `first` to `last` that share an item, in their order."""
+    ROWS: tl.constexpr = sums.shape[0]
+    COLUMNS: tl.constexpr = sums.shape[1]
+    offs = PART * ROWS * COLUMNS + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    whole = tl.zeros_like(sums)
+    for sharer in range(first, last + 1):
+        slot = 2 * sharer + (first_unit(sharer, units, ctas) < item * iters).to(tl.int32)
+        whole += tl.load(shares + slot.to(tl.int64) * SLOT + offs, cache_modifier=".cg")
+    return whole
+
+
+@triton.jit
+def finish_item(
+    sums, sums_up, out, pair, offs_p, mask_p, offs_n, N, stride_out_row, partial, arrived, item, iters, units, ctas,
+    GATED: tl.constexpr,
+):  # fmt: skip
+    """Store an item's sums, or leave them as partials unless this CTA is the last to arrive at it."""
+    BLOCK_N: tl.constexpr = sums.shape[0]
+    BLOCK_B: tl.constexpr = sums.shape[1]
+    cta = tl.program_id(0)
+    first = cta_of(item * iters, units, ctas)
+    last = cta_of(item * iters + iters - 1, units, ctas)
+    is_last = True
+    if first != last:
+        SLOT: tl.constexpr = BLOCK_N * BLOCK_B * (2 if GATED else 1)
+        slot = 2 * cta + (first_unit(cta, units, ctas) < item * iters).to(tl.int32)
+        mine = partial + slot.to(tl.int64) * SLOT
+        offs = tl.arange(0, BLOCK_N)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+        tl.store(mine + offs, sums)
+        if GATED:
+            tl.store(mine + BLOCK_N * BLOCK_B + offs, sums_up)
+        # all threads have stored before one of them releases
+        tl.debug_barrier()
+        is_last = tl.atomic_add(arrived + item, 1, sem="acq_rel") == last - first
+        if is_last:
+            tl.store(arrived + item, 0)
+            sums = gather_partials(sums, partial, item, first, last, iters, units, ctas, SLOT, 0)
+            if GATED:
+                sums_up = gather_partials(sums_up, partial, item, first, last, iters, units, ctas, SLOT, 1)
+    if is_last:
+        if GATED:
+            sums = sums * tl.sigmoid(sums) * sums_up
+        out_row = offs_p if GATED else pair
+        out_at = out + (out_row.to(tl.int64) * stride_out_row)[None, :] + offs_n[:, None]
+        tl.store(out_at, sums.to(out.dtype.element_ty), mask=mask_p[None, :] & (offs_n < N)[:, None])
+
+
+@triton.jit
+def combine_kernel(parts, topk_weights, y, H, stride_y_b, TOP_K: tl.constexpr, BLOCK_H: tl.constexpr):
+    """y[b] = sum over j of weight[b, j] part[b, j]."""
+    b = tl.program_id(0)
+    offs = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask = offs < H
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    for j in tl.static_range(TOP_K):
+        pair = b * TOP_K + j
+        part = tl.load(parts + pair.to(tl.int64) * H + offs, mask=mask, other=0.0)
+        total += tl.load(topk_weights + pair) * part
+    tl.store(y + b.to(tl.int64) * stride_y_b + offs, total.to(y.dtype.element_ty), mask=mask)
+
+
+def built(case: MoeCase, inputs: Inputs, p: Plan, product: Product) -> Built:
+    """Four launches; the sorted pairs, the tiles, the workspace and the counters (zero between launches) are theirs."""
+    x, ids = inputs["x"], inputs["topk_ids"]
+    for name, tensor in inputs.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, its strides are {tensor.stride()}")
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    pairs, tile_count = empty(case.pairs), empty(1)
+    tile_expert, tile_first, tile_end = (empty(p.max_tiles) for _ in range(3))
+    hidden = empty(case.pairs, case.F, dtype=x.dtype)
+    parts = empty(case.pairs, case.H, dtype=torch.float32)
+    y = torch.empty_like(x)
+    block_pairs = next(size for size in SORT_PAIRS if size >= case.pairs)
+    sort = KernelLaunch(
+        kernel=sort_kernel,
+        grid=(case.E,),
+        args={
+            "topk_ids": ids, "pairs": pairs, "tile_expert": tile_expert, "tile_first": tile_first,
+            "tile_end": tile_end, "tile_count": tile_count, "N_PAIRS": case.pairs, "E": case.E,
+            "tile_pairs": p.BLOCK_B,
+        },
+        constexprs={
+            "BLOCK_PAIRS": block_pairs, "BINS": next(n for n in SORT_BINS if n > case.E),
+            "BLOCK_TILES": block_pairs // MIN_BLOCK_B,
+        },
+        num_warps=8 if block_pairs == SORT_PAIRS[-1] else 4,
+    )  # fmt: skip
+
+    def common(g: Gemm, source: torch.Tensor, out: torch.Tensor) -> dict[str, Any]:
+        slot = g.matrices * BLOCK_N * p.BLOCK_B
+        return {
+            "x": source, "out": out, "pairs": pairs, "tile_expert": tile_expert,
+            "tile_first": tile_first, "tile_end": tile_end, "tile_count": tile_count,
+            "partial": empty(2 * p.ctas * slot, dtype=torch.float32),
+            "arrived": torch.zeros(p.max_tiles * g.blocks, dtype=torch.int32, device=x.device),
+            "N": g.rows, "K": g.K, "top_k": case.k, "stride_x_row": source.stride(0),
+            "stride_out_row": out.stride(0),
+        }  # fmt: skip
+
+    combine = KernelLaunch(
+        kernel=combine_kernel,
+        grid=(case.B, -(-case.H // COMBINE_COLUMNS)),
+        args={
+            "parts": parts, "topk_weights": inputs["topk_weights"], "y": y, "H": case.H, "stride_y_b": y.stride(0),
+        },
+        constexprs={"TOP_K": case.k, "BLOCK_H": COMBINE_COLUMNS},
+        streams=("parts",),
+        why_few_in_flight="k partial rows per token, from the L2 where they fit",
+    )  # fmt: skip
+    gate_up = product(p.gate_up, "w_gate_up", common(p.gate_up, x, hidden))
+    down = product(p.down, "w_down", common(p.down, hidden, parts))
+    return Built(launches=(sort, gate_up, down, combine), output=y)
+
+
+def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
+    """An expert with several tiles is read once for each: they run far apart, and the experts outgrow the L2."""
+    size = BYTES[case.dtype]
+    tiles = sum(-(-count // p.BLOCK_B) for count in tokens_per_expert(case))
+    pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
+
+    def product(name: str, g: Gemm, read: int, l2_read: int, l2_written: int) -> Stage:
+        fit = experts_hit(case) * g.expert_bytes <= target.l2_bytes // 2
+        flops = 2 * tiles * g.matrices * g.blocks * BLOCK_N * g.iters * g.BLOCK_K * p.BLOCK_B
+        units = max(1, tiles * g.blocks * g.iters)
+        shared = min(p.ctas, units) if p.ctas > 1 and g.iters > 1 else 0
+        partials = 2 * 2 * 4 * shared * g.matrices * BLOCK_N * p.BLOCK_B
+        return Stage(
+            name=name,
+            work=Work(flops={pipe: flops}, bytes_read=read + (experts_hit(case) if fit else tiles) * g.expert_bytes),
+            l2_bytes=l2_read * g.blocks + l2_written + partials,
+            ctas=p.ctas,
+            ctas_per_sm=p.ctas_per_sm,
+        )
+
+    hidden, parts = size * case.pairs * case.F, 4 * case.pairs * case.H
+    fits = parts <= target.l2_bytes // 2
+    return (
+        Stage(name="sort", work=Work(bytes_read=4 * case.pairs), l2_bytes=4 * case.pairs * case.E, ctas=case.E),
+        product("gate and up", p.gate_up, size * case.B * case.H, size * case.pairs * case.H, hidden),
+        product("down", p.down, 0, hidden, parts),
+        Stage(
+            name="combine",
+            work=Work(
+                bytes_read=4 * case.pairs + (0 if fits else parts),
+                bytes_written=size * case.B * case.H + (0 if fits else parts),
+            ),
+            l2_bytes=parts if fits else 0,
+            ctas=case.B * -(-case.H // COMBINE_COLUMNS),
+            ctas_per_sm=16,
+        ),
+    )
