@@ -121,8 +121,11 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     """(CTAs per SM, blocks buffered by each).
 
     Two CTAs hide each other's softmax and ends of segments; three buffers keep two blocks on their way. Where
-    shared memory is short the third buffer goes first, then the second CTA.
+    shared memory is short the third buffer goes first, then the second CTA; so it does on sm_100 where the addresses
+    of a third block of pages, beside 64 rows of 128 dims, would spill.
     """
+    if target.sm >= 100 and case.page and block_m * case.D > 32 * 128:
+        return 1, 2
     for ctas, buffers in ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3)):
         if ctas * smem_per_cta(case, block_tokens(case, target), block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
