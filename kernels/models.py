@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Dimensions of one decoder, in the terms of its `config.json`; `source` says where they were read.
+    """Dimensions of one decoder, in the terms of its `config.json`; `source` names the file they are
+    published in; parameter counts are held against the published totals by the tests.
 
     - MLA (DeepSeek) has `kv_latent` and `rope_dim`; `head_dim` is then the part of a head without position
     - MoE has `experts`, `experts_per_token`, `expert_ffn`, `shared_experts`, and `dense_layers` leading
