@@ -236,14 +236,14 @@ def tune(
     from rich.console import Console
 
     from bench import listing
-    from bench import tune as tuning
     from bench.live import Live
+    from bench.tune import race
     from kernels.op import SUITES
 
     listing.chosen(op or [])
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
-    request = tuning.Request(
+    request = race.Request(
         device=device,
         suite=suite,
         ops=tuple(op or ()),
@@ -253,7 +253,7 @@ def tune(
         sms=tuple(sm or ARCHITECTURES),
     )
     with Live(Console(stderr=True)) as live:
-        found = tuning.tune(request, live)
+        found = race.tune(request, live)
     if as_json:
         show_json(found.as_dict())
     else:
@@ -274,10 +274,10 @@ def campaign(
     """Everything for a rented hour in one command: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
     from rich.console import Console
 
-    from bench import campaign as rented
+    from bench.campaign import steps
     from bench.live import Live
 
-    request = rented.Request(
+    request = steps.Request(
         device=device,
         suite=suite,
         budget_s=duration(budget),
@@ -286,7 +286,7 @@ def campaign(
         argv=tuple(sys.argv[1:]),
     )
     with Live(Console(stderr=as_json)) as live:
-        outcome = rented.run(request, out, live)
+        outcome = steps.run(request, out, live)
     if as_json:
         show_json(outcome.as_dict())
     else:

@@ -24,7 +24,7 @@ KEY = ("part", "impl", "shape_class")
 SCHEMA = 1
 
 EVIDENCE = ("case_id", "seconds", "default", "gain", "driver", "torch", "triton", "date", "git")
-"""What an entry must tell of how it was found; `bench/tune.py` says what each holds."""
+"""What an entry must tell of how it was found; `bench/tune/race.py` says what each holds."""
 
 Key = tuple[str, str, str]
 

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 from test_runner import Silent
 
-from bench import campaign, campaign_gate, campaign_outcome, campaign_tune, machine, tune
+from bench import machine
+from bench.campaign import gate, steps, tuning
+from bench.campaign import outcome as outcomes
 from bench.errors import BadRequest
 from bench.records import FILE, load_run
+from bench.tune import race
 from kernels import tuned
 from kernels.op import Target
 
@@ -34,8 +37,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def planted(**fields: Any) -> campaign.Request:
-    return campaign.Request(
+def planted(**fields: Any) -> steps.Request:
+    return steps.Request(
         **{
             "device": "cpu", "suite": "smoke", "catalogue": "planted", "cap_s": 0.01, "hang_s": 8.0,
             "budget_s": 300.0, "skip": ("doctor", "selfcheck"), "root": TESTS, **fields,
@@ -53,9 +56,9 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_campaign import planted
 from test_runner import Silent
-from bench import campaign
+from bench.campaign import steps
 if __name__ == "__main__":
-    print(campaign.run(planted(), Path(sys.argv[1]), Silent()).exit_code)
+    print(steps.run(planted(), Path(sys.argv[1]), Silent()).exit_code)
 """
 
 
@@ -65,16 +68,16 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
     """Killed once in the gate and once while measuring: each entry is checked once, each case measured once."""
     script, out = tmp_path / "campaign.py", tmp_path / "out"
     script.write_text(SCRIPT.format(tests=str(TESTS), root=str(ROOT)))
-    for path in (campaign_gate.FILE, f"*/*/{FILE}"):
+    for path in (gate.FILE, f"*/*/{FILE}"):
         process = subprocess.Popen([sys.executable, script, out], stdout=subprocess.DEVNULL)
         while not any(b"honest" in found.read_bytes() for found in out.glob(path)):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert json.loads((out / campaign.STATE).read_text())["steps"]["measure"]["state"] == "open"
+        assert json.loads((out / steps.STATE).read_text())["steps"]["measure"]["state"] == "open"
     display = Silent()
-    outcome = campaign.run(planted(), out, display)
+    outcome = steps.run(planted(), out, display)
     states = {name: step.state for name, step in outcome.steps.items()}
     assert states == {
         "doctor": "skipped",
@@ -85,7 +88,7 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
         "counters": "done",
     }
     # the gate: every implementation of every case that it supports, once; who killed or hung its process is named
-    verdicts = campaign_gate.verdicts(out)
+    verdicts = gate.verdicts(out)
     assert len(verdicts) == len(set(keys(verdicts))) == 13
     wrong = {key: v["reason"] for key, v in zip(keys(verdicts), verdicts, strict=True) if v["status"] != "ok"}
     assert {impl for impl, _ in wrong} == set(WRONG)
@@ -104,14 +107,14 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
     # a busy machine may add others: times that are impossible, or no progress for a while
     planted_faults = [fault for fault in outcome.faults if any(f" {impl}: " in fault for impl in WRONG)]
     assert len(planted_faults) == 10, "\n".join(outcome.faults)
-    assert "| gate | done |" in (out / campaign.SUMMARY).read_text()
-    assert {Path(name).name for name in outcome.files} >= {campaign.STATE, campaign.SUMMARY, FILE, "report.md"}
-    assert len(outcome.files) <= campaign_outcome.MAX_FILES
-    assert all(name.count("/") <= 2 and size < campaign.MAX_BYTES for name, size in outcome.files.items())
+    assert "| gate | done |" in (out / steps.SUMMARY).read_text()
+    assert {Path(name).name for name in outcome.files} >= {steps.STATE, steps.SUMMARY, FILE, "report.md"}
+    assert len(outcome.files) <= outcomes.MAX_FILES
+    assert all(name.count("/") <= 2 and size < steps.MAX_BYTES for name, size in outcome.files.items())
     assert "left" not in outcome.lines()[-2]
     assert json.loads(json.dumps(outcome.as_dict()))["left"] == []
     # nothing is done twice
-    again = campaign.run(planted(), out, Silent())
+    again = steps.run(planted(), out, Silent())
     assert (again.run or out).joinpath(FILE).read_text().count('"kind":"run"') == 2
     assert len(again.steps) == len(outcome.steps)
 
@@ -123,7 +126,7 @@ def test_an_interrupt_ends_its_children_and_is_said(tmp_path: Path) -> None:
     asked = SCRIPT.replace("planted()", "planted(hang_s=60.0)")
     script.write_text(asked.format(tests=str(TESTS), root=str(ROOT)))
     process = subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True)
-    while not (out / campaign_gate.FILE).is_file():
+    while not (out / gate.FILE).is_file():
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.05)
     began = time.monotonic()
@@ -131,17 +134,17 @@ def test_an_interrupt_ends_its_children_and_is_said(tmp_path: Path) -> None:
     printed, _ = process.communicate()
     assert printed.strip() == "130"
     assert time.monotonic() - began < 30
-    assert json.loads((out / campaign.STATE).read_text())["steps"]["gate"]["state"] == "open"
-    before = (out / campaign_gate.FILE).read_text()
+    assert json.loads((out / steps.STATE).read_text())["steps"]["gate"]["state"] == "open"
+    before = (out / gate.FILE).read_text()
     time.sleep(1.0)
-    assert (out / campaign_gate.FILE).read_text() == before
+    assert (out / gate.FILE).read_text() == before
 
 
 def test_what_does_not_fit_is_said_and_left(tmp_path: Path) -> None:
-    outcome = campaign.run(planted(device="cuda", budget_s=campaign.FINISH_S + 15.0), tmp_path, Silent())
+    outcome = steps.run(planted(device="cuda", budget_s=steps.FINISH_S + 15.0), tmp_path, Silent())
     assert outcome.left == ["gate", "tune", "measure", "counters"]
     assert outcome.exit_code == 3
-    assert "not begun: 4 s were left for it, it takes 20 at the least" in (tmp_path / campaign.SUMMARY).read_text()
+    assert "not begun: 4 s were left for it, it takes 20 at the least" in (tmp_path / steps.SUMMARY).read_text()
     assert outcome.run is None
 
 
@@ -150,54 +153,54 @@ def test_a_measurement_cut_short_goes_on_in_the_next_call(tmp_path: Path, monkey
     asked = {"skip": ("doctor", "gate", "tune", "selfcheck", "counters"), "case": "K4096"}
     begun: list[float] = []
 
-    def in_no_time(self: campaign.Campaign, progress: campaign_outcome.Progress, limit_s: float) -> None:
+    def in_no_time(self: steps.Campaign, progress: outcomes.Progress, limit_s: float) -> None:
         begun.append(limit_s)
-        campaign.Campaign.measure(self, progress, 1e-6)
+        steps.Campaign.measure(self, progress, 1e-6)
 
     with monkeypatch.context() as patched:
-        patched.setattr(campaign, "MEASURE", campaign.replace(campaign.MEASURE, act=in_no_time))
-        patched.setattr(campaign, "STEPS", (campaign.MEASURE,))
-        outcome = campaign.run(planted(**asked), tmp_path, Silent())
+        patched.setattr(steps, "MEASURE", steps.replace(steps.MEASURE, act=in_no_time))
+        patched.setattr(steps, "STEPS", (steps.MEASURE,))
+        outcome = steps.run(planted(**asked), tmp_path, Silent())
     assert len(begun) == 2
     assert begun[0] < 0.8 * begun[1]
     assert outcome.steps["measure"].state == "open"
     assert outcome.exit_code == 3
     run = outcome.run
-    outcome = campaign.run(planted(**asked), tmp_path, Silent())
+    outcome = steps.run(planted(**asked), tmp_path, Silent())
     assert outcome.run == run
     assert outcome.steps["measure"].state == "done"
 
 
 def test_another_request_and_another_code_need_another_directory(tmp_path: Path) -> None:
-    asked = {"budget_s": campaign.FINISH_S, "skip": campaign.NAMES}
-    campaign.run(planted(**asked), tmp_path, Silent())
+    asked = {"budget_s": steps.FINISH_S, "skip": steps.NAMES}
+    steps.run(planted(**asked), tmp_path, Silent())
     with pytest.raises(BadRequest, match="suite is 'smoke', not 'full'"):
-        campaign.run(planted(**asked, suite="full"), tmp_path, Silent())
-    state = tmp_path / campaign.STATE
+        steps.run(planted(**asked, suite="full"), tmp_path, Silent())
+    state = tmp_path / steps.STATE
     state.write_text(state.read_text().replace('"source_digest": "', '"source_digest": "0'))
     with pytest.raises(BadRequest, match="source digest"):
-        campaign.run(planted(**asked), tmp_path, Silent())
+        steps.run(planted(**asked), tmp_path, Silent())
     with pytest.raises(BadRequest, match="unknown step 'selfchek'; did you mean selfcheck"):
-        campaign.run(planted(skip=("selfchek",)), tmp_path, Silent())
+        steps.run(planted(skip=("selfchek",)), tmp_path, Silent())
     with pytest.raises(BadRequest, match="unknown suite 'ful'; did you mean full"):
-        campaign.run(planted(suite="ful"), tmp_path, Silent())
+        steps.run(planted(suite="ful"), tmp_path, Silent())
     with pytest.raises(BadRequest, match="device 'tpu' is unknown"):
-        campaign.run(planted(device="tpu"), tmp_path, Silent())
+        steps.run(planted(device="tpu"), tmp_path, Silent())
 
 
 def test_the_process_of_a_campaign_does_not_load_torch() -> None:
-    code = "import sys; sys.modules['torch'] = sys.modules['triton'] = None; import bench.campaign"
+    code = "import sys; sys.modules['torch'] = sys.modules['triton'] = None; import bench.campaign.steps"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_an_unfit_machine_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here, where there is no GPU, the real doctor; where there is one, its answer."""
 
-    def unfit(self: campaign.Campaign, step: str, limit_s: float) -> dict[str, Any]:
+    def unfit(self: steps.Campaign, step: str, limit_s: float) -> dict[str, Any]:
         return {"exit_code": 2, "verdict": "this machine: NOT FIT", "found": {}, "lines": []}
 
-    monkeypatch.setattr(campaign.Campaign, "ask", unfit)
-    outcome = campaign.run(planted(device="cuda", skip=()), tmp_path, Silent())
+    monkeypatch.setattr(steps.Campaign, "ask", unfit)
+    outcome = steps.run(planted(device="cuda", skip=()), tmp_path, Silent())
     assert (outcome.exit_code, outcome.run) == (2, None)
     assert "not fit to measure on" in outcome.lines()[-2]
     assert outcome.steps["gate"].state == "open"
@@ -216,14 +219,14 @@ def test_configurations_travel_home_and_to_the_next_machine(tmp_path: Path) -> N
     here, there = tmp_path / "here", tmp_path / "there"
     for root in (here, there):
         (root / "stream").mkdir(parents=True)
-    campaign.run(planted(skip=campaign.NAMES, root=here), tmp_path / "out", Silent())
-    assert not (tmp_path / "out" / campaign_tune.FILE).exists()
+    steps.run(planted(skip=steps.NAMES, root=here), tmp_path / "out", Silent())
+    assert not (tmp_path / "out" / tuning.FILE).exists()
     key = tuple(ENTRY[name] for name in tuned.KEY)
     tuned.write("stream", {key: ENTRY}, here)
-    campaign.run(planted(skip=campaign.NAMES, root=here), tmp_path / "out", Silent())
+    steps.run(planted(skip=steps.NAMES, root=here), tmp_path / "out", Silent())
     other = {**ENTRY, "config": {"num_warps": 4}, "shape_class": "copy"}
     tuned.write("stream", {(key[0], key[1], "copy"): other}, there)
-    campaign.run(planted(skip=campaign.NAMES, root=there), tmp_path / "out", Silent())
+    steps.run(planted(skip=steps.NAMES, root=there), tmp_path / "out", Silent())
     tuned.entries.cache_clear()
     assert {key[2]: entry["config"] for key, entry in tuned.entries("stream", there).items()} == {
         "read": {"num_warps": 8},
@@ -233,27 +236,27 @@ def test_configurations_travel_home_and_to_the_next_machine(tmp_path: Path) -> N
 
 def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operation after operation, until the time is up; those that are not finished are named."""
-    asked: list[tune.Request] = []
+    asked: list[race.Request] = []
 
-    def fake(request: tune.Request, display: tune.Display) -> tune.TuneReport:
+    def fake(request: race.Request, display: race.Display) -> race.TuneReport:
         asked.append(request)
-        return tune.TuneReport(part="h100")
+        return race.TuneReport(part="h100")
 
     monkeypatch.setattr(machine, "gpu_target", lambda: Target(kind="cuda", name=ENTRY["part"], sm=90, sm_count=132))
-    monkeypatch.setattr(tune, "tune", fake)
+    monkeypatch.setattr(race, "tune", fake)
     task = {"step": "tune", "device": "cuda", "suite": "quick", "hang_s": 9.0, "budget_s": 60.0}
-    lacking = campaign_tune.lacking("quick")
+    lacking = tuning.lacking("quick")
     assert lacking
-    assert campaign_tune.tune_lacking(task) == {"left": [], "lines": []}
+    assert tuning.tune_lacking(task) == {"left": [], "lines": []}
     assert [request.ops for request in asked] == [(op,) for op in lacking]
     assert all(0 < (request.budget_s or 0) <= 60 for request in asked)
-    assert campaign_tune.tune_lacking({**task, "budget_s": 0.0})["left"] == lacking
+    assert tuning.tune_lacking({**task, "budget_s": 0.0})["left"] == lacking
     monkeypatch.setattr(tuned, "lookup", lambda *key: {})
-    assert campaign_tune.lacking("quick") == []
+    assert tuning.lacking("quick") == []
 
 
 def test_tuning_ends_where_measuring_began(tmp_path: Path) -> None:
-    begun = campaign.Campaign(planted(device="cuda"), tmp_path, Silent())
+    begun = steps.Campaign(planted(device="cuda"), tmp_path, Silent())
     records = tmp_path / "part" / "run" / FILE
     records.parent.mkdir(parents=True)
     records.write_text("{}\n")
@@ -266,7 +269,7 @@ def test_tuning_ends_where_measuring_began(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["doctor", "selfcheck"])
 def test_what_a_child_finds_or_that_it_found_nothing(tmp_path: Path, step: str) -> None:
     """A child that finds nothing, here for an impossible device or no time, is a line and no end of the campaign."""
-    begun = campaign.Campaign(planted(device="tpu"), tmp_path, Silent())
+    begun = steps.Campaign(planted(device="tpu"), tmp_path, Silent())
     if step == "doctor":
         answer = begun.ask(step, 120.0)
         assert answer["verdict"] == answer["found"]["verdict"]
@@ -283,13 +286,13 @@ def test_records_that_outgrow_the_limit_are_packed_and_unpacked(
     records = tmp_path / "part" / "run" / FILE
     records.parent.mkdir(parents=True)
     records.write_text("{}\n" * 1000)
-    campaign.pack(records)
+    steps.pack(records)
     assert list(records.parent.iterdir()) == [records]
-    monkeypatch.setattr(campaign, "MAX_BYTES", 2000)
-    campaign.pack(records)
-    packed = records.with_name(campaign.PACKED)
+    monkeypatch.setattr(steps, "MAX_BYTES", 2000)
+    steps.pack(records)
+    packed = records.with_name(steps.PACKED)
     assert gzip.decompress(packed.read_bytes()) == records.read_bytes()
     records.unlink()
-    begun = campaign.Campaign(planted(), tmp_path, Silent())
+    begun = steps.Campaign(planted(), tmp_path, Silent())
     assert begun.run_directory() == records.parent
     assert records.read_text() == "{}\n" * 1000

@@ -22,9 +22,9 @@ from bench.errors import BadRequest
 from bench.gate import check
 from bench.measure import Measurement, Settings
 from bench.records import Record
-from bench.tune import DEFAULT, HEAT, Display, Request, campaign, settle, tune, write
-from bench.tune_sift import Compiled, ShapeClass, Sifted, judge, shape_classes, tunable
-from bench.tune_track import Track
+from bench.tune.race import DEFAULT, HEAT, Display, Request, campaign, settle, tune, write
+from bench.tune.sift import Compiled, ShapeClass, Sifted, judge, shape_classes, tunable
+from bench.tune.track import Track
 from kernels import tuned
 from kernels.op import Config, Impl, Op, Target, discover, implementations
 
@@ -416,7 +416,7 @@ def test_without_rivals_nothing_is_timed() -> None:
 
 
 def sifting(monkeypatch: pytest.MonkeyPatch, *rows: Sifted) -> None:
-    monkeypatch.setattr("bench.tune.sift", lambda *_: list(rows))
+    monkeypatch.setattr("bench.tune.race.sift", lambda *_: list(rows))
 
 
 def test_every_class_is_on_disk_before_the_next_and_the_budget_ends_it(
@@ -460,7 +460,7 @@ def test_only_classes_without_an_entry_for_this_part_are_tried_where_that_is_ask
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr("bench.tune.sift", lambda classes, *_: asked.append([c.name for c in classes]) or [])
+    monkeypatch.setattr("bench.tune.race.sift", lambda classes, *_: asked.append([c.name for c in classes]) or [])
     (tmp_path / "toy").mkdir()
     tuned.write("toy", {(H100.name, "host", "small"): entry({}, impl="host", shape_class="small")}, tmp_path)
     chosen = [(planted_tuning.TOY, planted_tuning.HOST)]

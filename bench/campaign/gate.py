@@ -1,6 +1,6 @@
 """The gate of a campaign: every implementation checked in several processes, a fault costing one entry.
 
-The entries and the check itself are in `bench/campaign_child.py`; verdicts are lines of `gate.jsonl`.
+The entries and the check itself are in `bench/campaign/child.py`; verdicts are lines of `gate.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench import campaign_child, machine, runner
+from bench import machine, runner
+from bench.campaign import child
 from bench.errors import BadRequest
 
 FILE = "gate.jsonl"
@@ -91,7 +92,7 @@ class Share:
         if at_work:
             hung = words.startswith("Timeout")
             reason = f"no verdict within {self._hang_s:.0f} s" if hung else f"its process ended ({self.child.end()})"
-            campaign_child.append(self._answer, campaign_child.verdict(json.loads(at_work), "failed", reason))
+            child.append(self._answer, child.verdict(json.loads(at_work), "failed", reason))
         elif len(verdicts(self._answer.parent)) == len(self._before):
             raise BadRequest(f"the gate ended ({self.child.end()})")
         self.child = self._start()
@@ -106,14 +107,14 @@ def verdicts(directory: Path) -> list[dict[str, Any]]:
 
 
 class Child:
-    """One task of `bench/campaign_child.py` in a process group of its own."""
+    """One task of `bench/campaign/child.py` in a process group of its own."""
 
     def __init__(self, folder: Path, task: dict[str, Any]) -> None:
         path, self._output = folder / "task.json", folder / "output"
         path.write_text(json.dumps(task))
         with self._output.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.campaign_child", str(path)],
+                [sys.executable, "-m", "bench.campaign.child", str(path)],
                 cwd=machine.ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 

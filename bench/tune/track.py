@@ -8,7 +8,7 @@ from typing import Any
 from bench.plan import Request
 from bench.records import Record
 from bench.runner import Worker, start_worker
-from bench.tune_sift import ShapeClass
+from bench.tune.sift import ShapeClass
 from bench.worker import Job
 from kernels.op import Config, Target, config_text
 

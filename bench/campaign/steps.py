@@ -30,8 +30,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import campaign_gate, campaign_tune, machine, runner
-from bench.campaign_outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
+from bench import machine, runner
+from bench.campaign import gate, tuning
+from bench.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
 from bench.errors import BadRequest, unknown
 from bench.plan import HANG_S
 from bench.records import FILE, Writer, load_run
@@ -118,7 +119,7 @@ class Campaign:
         self.steps = {name: Progress() for name in NAMES}
         if (directory / STATE).is_file():
             self.load(kept)
-        campaign_tune.put_back(directory / campaign_tune.FILE, request.root)
+        tuning.put_back(directory / tuning.FILE, request.root)
         self.calls.append({"began": now(), "budget_s": request.budget_s, "argv": list(request.argv)})
         self.save()
 
@@ -195,7 +196,7 @@ class Campaign:
         with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
             answer = Path(folder) / "answer.json"
             task = {"step": step, "device": self.request.device, "hang_s": self.request.hang_s, "answer": str(answer)}
-            child = campaign_gate.Child(Path(folder), task | more)
+            child = gate.Child(Path(folder), task | more)
             if not child.wait(limit_s):
                 raise BadRequest(f"{step} was not done after its {limit_s:.0f} s")
             if not answer.is_file():
@@ -203,8 +204,8 @@ class Campaign:
             return json.loads(answer.read_text())
 
     def gate(self, progress: Progress, limit_s: float) -> None:
-        finished = campaign_gate.check_all(self.directory, self.request, limit_s)
-        verdicts = campaign_gate.verdicts(self.directory)
+        finished = gate.check_all(self.directory, self.request, limit_s)
+        verdicts = gate.verdicts(self.directory)
         right = sum(v["status"] == "ok" for v in verdicts)
         progress.state = "done" if finished else "open"
         progress.found = [f"{right} of {len(verdicts)} are right" + ("" if finished else "; the time was up")]
@@ -220,7 +221,7 @@ class Campaign:
             # the last class is begun with time left for it
             answer = self.ask("tune", limit_s, budget_s=0.7 * limit_s, suite=quick_of(self.request.suite))
             progress.state = "open" if answer["left"] else "done"
-            count = campaign_tune.gather(self.directory / campaign_tune.FILE, self.request.root)
+            count = tuning.gather(self.directory / tuning.FILE, self.request.root)
             lacking = f"; still lacking: {', '.join(answer['left'])}" if answer["left"] else ""
             progress.found = [f"{count} configurations for this and other parts{lacking}"]
             progress.result = {"outcomes": answer["lines"]}
@@ -276,12 +277,12 @@ class Campaign:
         from bench import report
 
         self.save()
-        campaign_tune.gather(self.directory / campaign_tune.FILE, self.request.root)
+        tuning.gather(self.directory / tuning.FILE, self.request.root)
         directory = self.run_directory()
         (self.directory / SUMMARY).unlink(missing_ok=True)  # until it is true again
         faults = [
             f"gate: {v['op']} {v['case_id']} {v['impl']}: {v['status']}: {v['reason']}"
-            for v in campaign_gate.verdicts(self.directory) if v["status"] != "ok"
+            for v in gate.verdicts(self.directory) if v["status"] != "ok"
         ]  # fmt: skip
         if directory:
             pack(directory / FILE)

@@ -1,7 +1,7 @@
 """A step of a campaign that loads torch, in a process of its own: `doctor`, `tune`, `selfcheck`, one share of the gate.
 
-The parent (`bench/campaign.py`) gives a task as a JSON file. What was found is in the file that the task names, so
-that whatever libraries print does not get between.
+The parent (`bench/campaign/steps.py`) gives a task as a JSON file. What was found is in the file that the task names,
+so that whatever libraries print does not get between.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.campaign_tune import tune_lacking
+from bench.campaign.tuning import tune_lacking
 from kernels.op import Impl, Op, Target
 
 

@@ -18,7 +18,7 @@ FILE = "tuned.json"
 
 
 class Printed:
-    """A `tune.Display`: what is printed ends up in the campaign's words only where the process fails."""
+    """A `race.Display`: what is printed ends up in the campaign's words only where the process fails."""
 
     def working(self, op: str, case_id: str) -> None: ...
     def note(self, text: str) -> None:
@@ -28,7 +28,7 @@ class Printed:
 def lacking(suite: str) -> list[str]:
     """Operations with a shape class of the suite that has no entry for the part that is here. Loads torch."""
     from bench import machine
-    from bench.tune_sift import shape_classes, tunable
+    from bench.tune.sift import shape_classes, tunable
 
     target = machine.gpu_target()
     return list(
@@ -42,7 +42,7 @@ def lacking(suite: str) -> list[str]:
 
 def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
     """Tune one operation after the other until the time is up. Runs in a child process; its answer is returned."""
-    from bench import tune
+    from bench.tune import race
 
     ends = time.monotonic() + task["budget_s"]
     waiting = lacking(task["suite"])
@@ -50,7 +50,7 @@ def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
     for op in list(waiting):
         if (left_s := ends - time.monotonic()) <= 0:
             break
-        request = tune.Request(
+        request = race.Request(
             device=task["device"],
             suite=task["suite"],
             ops=(op,),
@@ -58,7 +58,7 @@ def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
             hang_s=task["hang_s"],
             only_new=True,
         )
-        outcomes = tune.tune(request, Printed()).outcomes
+        outcomes = race.tune(request, Printed()).outcomes
         lines += [outcome.lines()[0] for outcome in outcomes]
         if all(outcome.status != "not reached" for outcome in outcomes):
             waiting.remove(op)

@@ -1,6 +1,6 @@
 """Offline tuning: find configurations that beat the reasoned ones on this part, and write them down with the evidence.
 
-`bench/tune_sift.py` drops on the host what need not be timed. The survivors race on the GPU, through the same gate,
+`bench/tune/sift.py` drops on the host what need not be timed. The survivors race on the GPU, through the same gate,
 rotating copies and interleaved timer as a measured run: first in heats, the default in each of them, then the best of
 all heats and the default again with fresh samples. A winner must beat the default by more than `GAIN` with the whole
 interval, and must not lose to it on other cases of its class. A measured run only reads what is written here.
@@ -22,8 +22,8 @@ from bench.plan import HANG_S, halving
 from bench.records import Record
 from bench.stats import Interval, ratio_interval
 from bench.telemetry import cuda_problem
-from bench.tune_sift import DEFAULT, ShapeClass, Sifted, fallen_lines, shape_classes, sift, tunable
-from bench.tune_track import Times, Track
+from bench.tune.sift import DEFAULT, ShapeClass, Sifted, fallen_lines, shape_classes, sift, tunable
+from bench.tune.track import Times, Track
 from kernels import tuned
 from kernels.op import Config, Impl, Op, Target, config_text
 
