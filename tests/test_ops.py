@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,12 +30,25 @@ def test_nothing_of_an_op_is_missing_here(op: Op) -> None:
     assert len({impl.name for impl in found}) == len(found)
 
 
+def in_bf16(case: Any) -> Any:
+    """The same case with every type that is fp16 (inputs, weights) in bf16."""
+    return replace(case, **{name: "bf16" for name, value in case.as_dict().items() if value == "fp16"})
+
+
+def in_16_bits(cases: Iterable[Any], where: Target) -> Iterator[Any]:
+    """The cases, and on a GPU those in fp16 in bf16 as well: the interpreter multiplies bf16 operands as integers."""
+    for case in cases:
+        yield case
+        if where.kind == "cuda" and getattr(case, "dtype", "") == "fp16":
+            yield in_bf16(case)
+
+
 @pytest.mark.parametrize(("op", "impl"), PAIRS, ids=named)
 def test_implementations_pass_the_gate(op: Op, impl: Impl, target: Target) -> None:
     """Ours where Triton runs (interpreted without a GPU), peers where torch is."""
     where = target if impl.ours or target.kind == "cuda" else HOST
     reasons, passed = set(), 0
-    for case in op.cases("test"):
+    for case in in_16_bits(op.cases("test"), where):
         refusal = impl.supports(case, where)
         if refusal:
             reasons.add(refusal)
@@ -43,6 +58,18 @@ def test_implementations_pass_the_gate(op: Op, impl: Impl, target: Target) -> No
         passed += 1
     if not passed:
         pytest.skip(f"refuses every test case here: {'; '.join(sorted(reasons))}")
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=named)
+def test_small_cases_in_fp16_exist_in_bf16(op: Op) -> None:
+    for case in op.cases("test"):
+        if getattr(case, "dtype", "") == "fp16":
+            twin = in_bf16(case)
+            shapes = {name: t.shape for name, t in op.inputs(case, "meta", 1).items() if torch.is_tensor(t)}
+            inputs = op.inputs(twin, "meta", 1)
+            assert twin.id != case.id and twin.dtype == "bf16"
+            assert shapes == {name: t.shape for name, t in inputs.items() if torch.is_tensor(t)}
+            assert op.work(twin) == op.work(case)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=named)
