@@ -10,7 +10,7 @@ import importlib
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -21,6 +21,7 @@ from bench import __version__, machine
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, unknown
 from bench.plan import Request, check_names, plan, settle
+from bench.precompile import precompile
 from bench.records import Record, Run, Status, Writer, as_line, load_run
 from bench.roofline import Ceilings
 from bench.worker import MARKER_BYTES, Job, main
@@ -134,7 +135,7 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
                 writer.append("note", {"note": "missing", "op": name, **asdict(module)})
         display.begin(target, directory, len(jobs) + done, done)
         session = Session(request, ops, ready["impls"], worker, writer, display, earlier)
-        session.serve(jobs)
+        session.serve(jobs, target)
         if not session.outcome.interrupted:
             writer.append("end", {"at": now()})
         session.outcome.directory = directory
@@ -252,9 +253,10 @@ class Session:
         self._paired = {note["op"] for note in earlier.notes if note["note"] == "aa"} if earlier else set()
         self._deadline = time.monotonic() + request.budget_s if request.budget_s else None
 
-    def serve(self, jobs: Iterable[Job]) -> None:
+    def serve(self, jobs: Sequence[Job], target: Target) -> None:
         queue = deque(jobs)
         try:
+            precompile(jobs, self.request.catalogue, target, machine.usable_cores(), self.display.note)
             while queue:
                 job = queue.popleft()
                 if self._deadline and time.monotonic() > self._deadline:
