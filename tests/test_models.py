@@ -11,21 +11,22 @@ from kernels import models
 from kernels.models import MODELS, BadConfig, UnknownModel, from_config, model
 
 PUBLISHED_PARAMETERS = {
-    # from the safetensors metadata on each model's page; norms and biases are in there and not in ours
+    # where exact: the elements of the published weights, as public lists give them; norms and biases are in there,
+    # not in our count, and so are the rotary frequencies of Llama 2
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.1-70b": 70_553_706_496,
     "llama-3.1-405b": 405_853_388_800,
-    "llama-2-7b": 6_738_415_616,
-    "llama-2-70b": 68_976_648_192,
+    "llama-2-7b": 6_738_417_664,
+    "llama-2-70b": 68_976_653_312,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-72b": 72_706_203_648,
     "qwen3-32b": 32_762_123_264,
     "mistral-7b": 7_241_732_096,
     "mixtral-8x7b": 46_702_792_704,
-    "gemma-3-27b": 27.016e9,  # technical report: 25,600 M + 1,416 M embedding, without the vision encoder
-    "gpt-oss-20b": 20.91e9,  # model card
+    "gemma-3-27b": 27.016e9,  # arXiv 2503.19786, table 1: 25,600 M + 1,416 M embedding, without the vision encoder
+    "gpt-oss-20b": 20.91e9,  # arXiv 2508.10925, table 1, also for the active parameters below
     "gpt-oss-120b": 116.83e9,
-    "deepseek-v3": 671e9,  # README_WEIGHTS: main model
+    "deepseek-v3": 671e9,  # README_WEIGHTS of deepseek-ai/DeepSeek-V3: main model, 36.6e9 of them active
 }
 
 
@@ -180,10 +181,13 @@ def test_wrong_fields_are_named():
         from_config(LLAMA_70B | {"num_attention_heads": 0})
     with pytest.raises(BadConfig, match="'num_local_experts' is missing"):
         from_config(MISTRAL | {"model_type": "mixtral"})
+    with pytest.raises(BadConfig, match="'q_lora_rank' is '1536', not a positive whole number"):
+        from_config(CONFIGS["deepseek-v3"] | {"q_lora_rank": "1536"})
 
 
 def test_families_differ_in_their_windows():
     assert from_config(MISTRAL | {"sliding_window": None}).windowed_layers == 0
+    assert from_config(MISTRAL | {"layer_types": None}).windowed_layers == 32
     listed = {k: v for k, v in CONFIGS["gpt-oss-120b"].items() if k != "layer_types"}
     assert from_config(listed).windowed_layers == 18
     sliding = CONFIGS["qwen2.5-7b"] | {"use_sliding_window": True, "max_window_layers": 20}
