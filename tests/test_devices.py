@@ -86,7 +86,28 @@ def test_what_is_not_published_stays_empty_and_is_named():
     assert cpx.ridge("mma_fp4") is None
     assert cpx.missing == ("memory_bandwidth", "power", "mma_bf16")
     assert find("wse-3").ridge("mma_bf16") is None  # Cerebras publishes a sparse peak only
+    assert "mma_fp8" not in find("mi400").peaks  # AMD does not say whether it is dense
+    assert find("r200").missing == ("power",)
     assert find("h100-sxm").missing == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "pipe", "server", "parts", "halved"),
+    [
+        ("b200", "mma_fp4", 72e15, 8, 1),
+        ("b200", "mma_bf16", 36e15, 8, 2),
+        ("gb200", "mma_bf16", 180e15, 72, 1),
+        ("gb200", "fma_fp32", 5760e12, 72, 1),
+        ("b300", "mma_fp4", 108e15, 8, 1),
+        ("b300", "mma_fp8", 72e15, 8, 2),
+        ("r200", "mma_fp4", 2520e15, 72, 1),
+        ("r200", "mma_bf16", 288e15, 72, 1),
+        ("h100-nvl", "mma_bf16", 1671e12, 1, 2),
+    ],
+)
+def test_peaks_are_dense_and_of_one_part(key, pipe, server, parts, halved):
+    """`server` is the printed figure, sparse where it is halved."""
+    assert find(key).peaks[pipe].value == pytest.approx(server / parts / halved)
 
 
 @pytest.mark.parametrize(

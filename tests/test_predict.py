@@ -70,7 +70,7 @@ def test_remarks_say_what_kv_adds_what_fits_and_what_is_not_published():
     )
     assert "15 fit in 180 GB less 18 GB of reserve" in lines[1]
     assert lines[2].startswith("rubin-cpx: no memory bandwidth of NVIDIA Rubin CPX is published")
-    assert lines[-1] == "r200: not published: mma_bf16, power; times are lower bounds"
+    assert lines[-1] == "r200: not published: power"
 
 
 def test_a_config_file_is_a_model(tmp_path):
