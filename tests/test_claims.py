@@ -16,9 +16,9 @@ import pytest
 
 from bench.claims import CLAIMS, Verdict, as_dict, explain, find_claim, judge, main_table, scorecard
 from bench.claims.base import SOURCES, Comparison, Published, describe, number, settle
-from bench.claims.common import LLAMA_70B
+from bench.claims.common import LLAMA_70B, pairs
 from bench.counters import Counted
-from bench.devices import identify
+from bench.devices import find, identify
 from bench.errors import BadRequest
 from bench.records import FILE, Record, Run, as_line, load_run
 from kernels.models import active_parameters, kv_bytes_per_token
@@ -123,6 +123,18 @@ def attend(H_q: int, H_kv: int, *, B: int = 16, T: int = 8192, kv: str = "", tim
     return record("attention_decode", case, time * size / READ, size=size, flops=4 * B * T * H_q * 128, **more)
 
 
+def prompt(T: int, *, peak: float = 700e12, attention: float = 350e12) -> list[Record]:
+    """The gate of Llama-3.1-70B and an attention of 32 heads of 128 reading T tokens at these FLOP/s."""
+    N, K = GATE
+    gate = {"kind": "gemm", "model": "llama-3.1-70b", "B": 1, "T": T, "N": N, "K": K, "D": 0, "dtype": "bf16"}
+    heads = {"kind": "attention", "model": "llama-3.1-8b", "B": 1, "T": T, "N": 0, "K": 0, "D": 128, "dtype": "bf16"}
+    weights, scores = 2 * T * N * K, 4 * 128 * 32 * T * (T + 1) // 2
+    return [
+        record("prefill", gate, weights / peak, size=2 * (T * K + N * K + T * N), flops=weights),
+        record("prefill", heads, scores / attention, size=2 * T * 128 * 80, flops=scores),
+    ]
+
+
 def run(*records: Record, device: str = H100, kind: str = "cuda") -> Run:
     """A run as read back from the lines that these records make."""
     part = identify(device)
@@ -203,6 +215,7 @@ CASE_FIELDS = {
     "stream": {"kind"},
     "gemm_peak": {"kind", "M", "dtype"},
     "host_link": {"kind"},
+    "prefill": {"kind", "model", "B", "T", "N", "K", "D", "dtype"},
     "ffn_gemv": {"model", "B", "N", "K", "dtype", "weights"},
     "moe_ffn": {"model", "B", "E", "k", "H", "F", "routing", "dtype"},
     "attention_decode": {
@@ -219,6 +232,7 @@ def test_operations_have_the_fields_that_claims_ask_for() -> None:
         assert fields <= {f.name for f in dataclasses.fields(discover()[op].case_type)}, op
     assert set(layer(1).case) <= CASE_FIELDS["ffn_gemv"]
     assert set(attend(64, 8).case) <= CASE_FIELDS["attention_decode"]
+    assert all(set(r.case) <= CASE_FIELDS["prefill"] for r in prompt(2048))
     names = {f.name for f in dataclasses.fields(Counted)}
     assert {"l2_hit_rate", "dram_read", "dram_written"} <= names
 
@@ -303,6 +317,17 @@ def test_money_by_hand(bare: dict[str, Verdict]) -> None:
         assert values(bare["M1"], what, context="0") == [pytest.approx(one / batch, rel=slack)]
     assert values(bare["M4"], "prefill GPUs saved by a hit rate of 56.3%", share="of all GPUs") == [
         pytest.approx(0.4504)
+    ]
+
+
+def test_energy_by_hand(bare: dict[str, Verdict]) -> None:
+    """700 W for 41.5 ms; LPUs that hold a byte a weight read 230 MB each at 80 TB/s in the same 2.9 us."""
+    assert values(bare["M5"], "energy of a GPU per token", batch="1") == [pytest.approx(700 * 41.5e-3, rel=0.01)]
+    lpu = find("groq-lpu")
+    assert lpu.power
+    chips = math.ceil(active_parameters(LLAMA_70B) / 230e6)
+    assert values(bare["M5"], "energy of LPUs per token") == [
+        pytest.approx(chips * lpu.power.value * 230e6 / 80e12, rel=1 / chips)
     ]
 
 
@@ -395,6 +420,86 @@ def test_shared_heads_are_judged_by_attention_time() -> None:
     bad = judge("K4", [run(attend(32, 32), attend(32, 8, time=3))])
     assert bad.measured
     assert not bad.measured[0].holds
+
+
+def shares(verdict: Verdict) -> dict[tuple[str, str], float]:
+    """Measured share of the peak that prefill reaches, by prompt and by which peak."""
+    what = "share of the peak that prefill reaches"
+    found = [c for c in verdict.measured or () if c.published.what == what]
+    return {(c.setting["prompt"], c.setting["of"]): c.value for c in found}
+
+
+def test_prefill_is_what_a_prompt_reaches_of_the_datasheet_and_of_the_best_gemm() -> None:
+    """A layer of 70B: 2 x 855,638,016 FLOP a token at 700 TFLOP/s, and 4 x 8192 x 2049 / 2 of attention at 350."""
+    weights, scores = 2 * 2048 * 855_638_016, 4 * 8192 * 2048 * 2049 // 2
+    reached = (weights + scores) / (weights / 700e12 + scores / 350e12)
+    good = judge("I10", [run(read(), gemm(), layer(1), layer(64), *prompt(2048))])
+    assert shares(good) == {
+        ("2048", "the best measured GEMM"): pytest.approx(reached / 700e12),
+        ("2048", "the datasheet's peak"): pytest.approx(reached / 989.4e12),
+    }
+    assert good.status == "DEPENDS"
+    assert "phase prefill, of the best measured GEMM" in good.condition
+    assert {i.op for c in good.measured or () for i in c.records} == {"prefill", "gemm_peak", "ffn_gemv"}
+    slow = judge("I10", [run(read(), gemm(), layer(1), layer(64), *prompt(2048, peak=350e12))])
+    assert "of the best measured GEMM" not in slow.condition
+    assert all(not c.holds for c in slow.measured or () if c.setting.get("prompt") == "2048")
+
+
+def test_what_is_wasted_follows_the_prompt_measured_nearest_to_1024_tokens() -> None:
+    """A prompt at half the datasheet's peak beside a layer at 3 TB/s: 2 B FLOP for 2 bytes a weight."""
+
+    def wasted(*prompts: Record) -> float:
+        verdict = judge("I10", [run(read(), gemm(), layer(8), *prompts)])
+        return next(c.value for c in verdict.measured or () if c.setting["phase"] == "shared")
+
+    half = prompt(2048, peak=989.4e12 / 2, attention=989.4e12 / 2)
+    decoding = layer(8).flops / layer(8).samples_s[1] / 989.4e12
+    assert wasted(*half) == pytest.approx(1 - 1280 / (1024 / 0.5 + 256 / decoding))
+    assert wasted(*half, *prompt(8192)) == wasted(*half, *prompt(512)) == wasted(*half)
+
+
+def test_without_a_prompt_prefill_is_not_measured() -> None:
+    gate, heads = prompt(2048)
+    for missing, records in (("attention of 128 wide heads", [gate]), ("a llama-3.1-70b projection", [heads])):
+        verdict = judge("I10", [run(read(), gemm(), layer(1), *records)])
+        assert verdict.status == "NOT MEASURED"
+        assert missing in verdict.reason
+    assert "`prefill` of 2048 tokens" in judge("T9", [run(layer(1), attend(64, 8, model="llama-3.1-70b"))]).reason
+
+
+def test_an_output_token_is_set_against_a_measured_prompt() -> None:
+    """Batch 64: weights / 64 and 2,048 tokens of 327,680 B at 3 TB/s, against 2 FLOP a weight at 700 TFLOP/s."""
+    layers = [layer(B) for B in (1, 64)]
+    cache = attend(64, 8, model="llama-3.1-70b")
+    good = judge("T9", [run(*layers, cache, *prompt(2048, attention=700e12))])
+    assert good.measured
+    found = {c.setting["batch"]: c for c in good.measured}
+    reading = 80 * (2 * 855_638_016 + 4 * 8192 * 2049 / 2) / 700e12
+    writing = layers[1].samples_s[1] / (GATE[0] * GATE[1]) * active_parameters(LLAMA_70B) / 64 + 2048 * 327_680 / READ
+    assert found["64"].value == pytest.approx(writing / reading)
+    assert found["64"].holds
+    assert {i.op for i in found["64"].records} == {"ffn_gemv", "attention_decode", "prefill"}
+    slow = judge("T9", [run(*layers, cache, *prompt(2048, peak=175e12))])
+    assert "64" not in slow.condition.replace("batch", "").split()
+    assert "64" in good.condition.replace("batch", "").split()
+
+
+def test_drafts_are_set_against_one_token_in_the_same_case() -> None:
+    """Nothing but q_len may differ: another context has no partner."""
+    one, four, elsewhere = attend(64, 8), attend(64, 8, q_len=4, time=1.1), attend(64, 8, T=4096, q_len=4)
+    verdict = judge("T10", [run(one, four, elsewhere)])
+    assert verdict.measured
+    assert [(c.value, c.setting["draft"]) for c in verdict.measured] == [(pytest.approx(1.1), "4")]
+    assert judge("T10", [run(one, attend(64, 8, q_len=4, time=1.5))]).measured != verdict.measured
+    assert judge("T10", [run(one, elsewhere)]).status == "NOT MEASURED"
+
+
+def test_a_pair_is_the_fastest_of_either_label_in_one_group() -> None:
+    slow, fast, wide, alone = attend(64, 8, time=2), attend(64, 8), attend(64, 8, kv="fp8"), attend(32, 8, kv="fp8")
+    found = pairs([slow, fast, wide, alone], lambda r: r.case["kv"], "", "fp8", "H_q")
+    assert found == [(fast, wide)]
+    assert pairs([slow, wide], lambda r: r.case["kv"], "fp8", "", "H_q") == [(wide, slow)]
 
 
 def test_elasticities_come_from_ours_alone() -> None:
@@ -502,6 +607,7 @@ def full_run() -> Run:
     return run(
         read(), gemm(), *(layer(B, w) for B in (1, 4, 8, 16, 64, 256, 512) for w in BYTES),
         attend(32, 32), attend(64, 8), attend(64, 8, kv="fp8"), attend(64, 8, B=64), attend(64, 8, q_len=4),
+        *prompt(512), *prompt(2048),
         attend(64, 8, model="llama-3.1-70b"), attend(64, 8, T=8192, window=4096), attend(64, 8, T=32768, window=4096),
     )  # fmt: skip
 
@@ -595,7 +701,6 @@ def test_an_explanation_names_file_numbers_records_and_verdict() -> None:
 
 def test_a_missing_number_is_named(bare: dict[str, Verdict]) -> None:
     assert "Rubin CPX" in bare["H3"].gap
-    assert "power of Groq LPU" in bare["M5"].gap
     assert "bandwidth of NVIDIA Rubin CPX" in explain(bare["H3"])
 
 

@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 
 from bench.paging_sim import (
+    AZURE_SAMPLE,
+    LOG_SDS,
     MAX_TOKENS,
     FirstFit,
+    Independent,
     Lognormal,
     Paged,
-    Workload,
+    Traced,
+    azure_conversation,
     compare_allocators,
     sharegpt,
     simulate,
 )
 
-ALIKE = Workload(
+ALIKE = Independent(
     name="all alike",
     prompt=Lognormal(median=100, log_sd=0),
     output=Lognormal(median=100, log_sd=0),
@@ -114,6 +118,25 @@ def test_a_lognormal_of_a_given_mean_has_it() -> None:
     assert drawn.min() >= 1
 
 
+def test_the_sample_is_like_the_trace_it_was_taken_from() -> None:
+    """Within 5% of the medians that Splitwise gives, and as wide as the spreads that stand in where none is known."""
+    lengths = np.array(AZURE_SAMPLE.requests)
+    assert len(lengths) == 192
+    whole = azure_conversation()
+    assert np.median(lengths, axis=0) == pytest.approx([whole.prompt.median, whole.output.median], rel=0.05)
+    spreads = np.log(lengths).std(axis=0)
+    assert spreads == pytest.approx([0.96, 0.92], abs=0.005)
+    assert all(min(LOG_SDS) < spread < max(LOG_SDS) for spread in spreads)
+
+
+def test_traced_requests_are_drawn_whole_and_again() -> None:
+    """A prompt keeps its own output, and more can be drawn than there are."""
+    few = Traced(name="two", requests=((10, 1), (20, 2)), source="made up")
+    prompts, outputs = few.draw(np.random.default_rng(0), 50)
+    assert set(zip(prompts.tolist(), outputs.tolist(), strict=True)) == {(10, 1), (20, 2)}
+    assert len(prompts) == 50
+
+
 def test_no_request_is_longer_than_the_longest_allowed() -> None:
     asked: set[tuple[int, int]] = set()
 
@@ -123,7 +146,7 @@ def test_no_request_is_longer_than_the_longest_allowed() -> None:
             return super().admit(request, prompt, final)
 
     long = Lognormal(median=5000, log_sd=1)
-    simulate(Recorder(3 * MAX_TOKENS), Workload(name="long", prompt=long, output=long, source="made up"))
+    simulate(Recorder(3 * MAX_TOKENS), Independent(name="long", prompt=long, output=long, source="made up"))
     assert max(final for _, final in asked) == MAX_TOKENS
     assert all(0 < prompt < final for prompt, final in asked)
 

@@ -18,7 +18,14 @@ from bench.decode_model import OpPrediction, StepPrediction, step
 from bench.decode_work import PRECISIONS, Load, prefill_loads
 from bench.devices import DeviceSpec, Quantity, find
 from bench.records import Record
-from kernels.models import ModelShape, active_parameters, model, projections
+from kernels.models import (
+    ModelShape,
+    active_parameters,
+    attention_projections,
+    ffn_projections,
+    model,
+    projections,
+)
 from kernels.op import Work
 from kernels.quant import FORMATS
 
@@ -206,6 +213,42 @@ def weights_seconds(run: Measured, shape: ModelShape, *, weights: str, batch: in
     return sum(seconds(r) for r in records) / elements * active_parameters(shape), records
 
 
+def cache_seconds(run: Measured, shape: ModelShape) -> tuple[float, Record]:
+    """Seconds that attention in all layers takes for each token in a 16-bit cache, from the largest case measured."""
+    caches = [r for r in attention(run, model=shape.name) if cached(r) == "bf16"]
+    record = max(need(caches, f"`attention_decode` of {shape.name} in bf16"), key=lambda r: r.bytes)
+    return shape.layers * seconds(record) / (batch_of(record) * record.case["T"]), record
+
+
+def prompt_seconds(run: Measured, shape: ModelShape, prompt: int) -> tuple[float, float, list[Record]]:
+    """FLOP and seconds of all layers reading a prompt of that length in bf16, and the `prefill` records used.
+
+    Weights at the rate of the model's measured projections; attention at that of the model's own, or else at the best
+    of another model with heads of the same width. Raises `Unmeasured` without either.
+    """
+    layer = (attention_projections(shape) | ffn_projections(shape)).values()
+    gemms = [
+        r
+        for r in run.fastest("prefill", kind="gemm", T=prompt, dtype="bf16")
+        if r.case.get("model") == shape.name or (r.case["N"], r.case["K"]) in layer
+    ]
+    heads = run.fastest("prefill", kind="attention", T=prompt, dtype="bf16", D=shape.head_dim)
+    heads = [r for r in heads if r.case.get("model") == shape.name] or heads
+    what = f"`prefill` of {prompt} tokens in bf16"
+    need(gemms, f"{what} through a {shape.name} projection")
+    best = max(need(heads, f"{what} through attention of {shape.head_dim} wide heads"), key=rate)
+    weights = 2 * prompt * sum(n * k for n, k in layer)
+    scores = 4 * shape.head_dim * shape.heads * (prompt * (prompt + 1) // 2)
+    per_weight_flop = sum(map(seconds, gemms)) / sum(r.flops for r in gemms)
+    taken = shape.layers * (weights * per_weight_flop + scores / rate(best))
+    return shape.layers * (weights + scores), taken, [*gemms, best]
+
+
+def rate(record: Record) -> float:
+    """FLOP/s."""
+    return record.flops / seconds(record)
+
+
 RISE = 1.5
 """How much longer than the smallest batch the largest must take, so that its time is taken to be proportional."""
 
@@ -249,11 +292,35 @@ def largest_layer(records: Sequence[Record]) -> list[Record]:
 
 
 def by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of 16 bits and less by the words for their weights, `WEIGHT_KINDS`."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record.case["dtype"] != "fp32":
             groups.setdefault(weight_kind(record), []).append(record)
     return groups
+
+
+def layer_sweeps(run: Measured, **fields: object) -> dict[str, list[Record]]:
+    """For each kind of weights the batch sweep of its largest layer, the fastest implementation at each batch."""
+    kinds = by_kind(run.fastest("ffn_gemv", **fields))
+    return {kind: largest_layer(records) for kind, records in kinds.items()}
+
+
+def bf16_sweep(run: Measured) -> Sequence[Record]:
+    """That of 16-bit weights. Raises `Unmeasured`."""
+    return need(layer_sweeps(run).get(WEIGHT_KINDS["bf16"], []), "`ffn_gemv` in bf16")
+
+
+def pairs(
+    records: Iterable[Record], label: Callable[[Record], object], first: object, second: object, *fields: str
+) -> list[tuple[Record, Record]]:
+    """The fastest labelled `first` with the fastest labelled `second`, among records that agree in these fields."""
+    found = []
+    for group in sweeps(records, *fields).values():
+        best = {label(record): record for record in sorted(group, key=seconds, reverse=True)}
+        if first in best and second in best:
+            found.append((best[first], best[second]))
+    return found
 
 
 def need_comparisons(found: list[Comparison], what: str) -> list[Comparison]:

@@ -28,9 +28,7 @@ DATASHEET = "the vendor's number"
 # ---------------------------------------------------------------------------------------------- H1, H2: wafer-scale
 
 WSE = "wse-3"
-WSE_SYSTEM_WATTS = 23e3
-"""Peak power of a whole system, the only one published: 23 kW in Cerebras' CS-2 data sheet, and the WSE-3 press release
-says that the CS-3 draws the same. A wafer alone draws less."""
+"""Its power is that of a whole system, the only one published; a wafer alone draws less."""
 
 H1_SRAM = number("SRAM of WSE-3", 44e9, "B")
 H1_RATE = number("its bandwidth", 21e15, "B/s")
@@ -48,7 +46,7 @@ def wafer_per_watt() -> float:
     """Tokens/s/W of a CS-3 at batch 1, if its bandwidth were all that mattered: an upper bound."""
     step = decode(LLAMA_8B, H100, batch=1, context=2048)
     read = sum(op.work.bytes for op in step.ops)
-    return bandwidth(find(WSE)) / read / WSE_SYSTEM_WATTS
+    return bandwidth(find(WSE)) / read / power(find(WSE))
 
 
 def advantage(batch: float) -> float:
@@ -64,7 +62,7 @@ def predict_h1() -> list[Comparison]:
     ]
     right = round(bisect(lambda batch: H1_PER_WATT.low - advantage(batch), 1, 4096, within=0.02))
     most = decode(LLAMA_8B, H100, batch=1, context=2048).max_batch or 1
-    how = "bandwidth / bytes of a step / power, wafer at batch 1 (23 kW) over the H100 at batches that fit (700 W)"
+    how = "bandwidth / bytes of a step / rated power, wafer's system at batch 1 over the H100 at batches that fit"
     found += [
         guess(H1_PER_WATT, advantage(batch), how, the="tokens/s/W", **{"H100 batch": batch})
         for batch in sorted({1, 8, right, 64, most})
@@ -84,8 +82,8 @@ def predict_h2() -> list[Comparison]:
         step = decode(LLAMA_8B, H100, batch=most, context=context)
         gpu = most / step.seconds / power(find(H100))
         one = decode(LLAMA_8B, H100, batch=1, context=context)
-        wafer = bandwidth(find(WSE)) / sum(op.work.bytes for op in one.ops) / WSE_SYSTEM_WATTS
-        how = "wafer at batch 1 by bandwidth and 23 kW, over the H100 by its model and 700 W, Llama-3.1-8B in bf16"
+        wafer = bandwidth(find(WSE)) / sum(op.work.bytes for op in one.ops) / power(find(WSE))
+        how = "wafer at batch 1 by bandwidth and its system's power, over the H100 by its model and rated power"
         found += [
             guess(H2_SMALL, wafer * one.seconds * power(find(H100)), how, context=context),
             guess(H2_LARGE, wafer / gpu, how, context=context),

@@ -28,14 +28,12 @@ from bench.claims.common import (
     batch_of,
     bisect,
     by_batch,
-    by_kind,
     cached,
     decode,
-    gemv,
     guess,
     intensity_bracket,
     knee,
-    largest_layer,
+    layer_sweeps,
     need_comparisons,
     prefill_intensity,
     ridge,
@@ -91,8 +89,8 @@ def bracketed(published: Published, run: Measured, record: Record, **setting: ob
 
 def measure_i1(run: Measured) -> list[Comparison]:
     found = []
-    for kind, records in by_kind(gemv(run, B=(1, 8, 64))).items():
-        for record in largest_layer(records):
+    for kind, sweep in layer_sweeps(run, B=(1, 8, 64)).items():
+        for record in sweep:
             found += bracketed(I1, run, record, weights=kind, batch=batch_of(record))
     return need_comparisons(found, f"`ffn_gemv` at batch 1, 8 or 64 {TOLD}")
 
@@ -118,8 +116,8 @@ def predict_i2() -> list[Comparison]:
 
 def measure_i2(run: Measured) -> list[Comparison]:
     found = []
-    for kind, records in by_kind(gemv(run, B=1)).items():
-        found += bracketed(I2_DECODE, run, largest_layer(records)[0], phase="decode", weights=kind)
+    for kind, sweep in layer_sweeps(run, B=1).items():
+        found += bracketed(I2_DECODE, run, sweep[0], phase="decode", weights=kind)
     return need_comparisons(found, f"`ffn_gemv` at batch 1 {TOLD}")
 
 
@@ -154,8 +152,7 @@ def predict_i4() -> list[Comparison]:
 def measure_i4(run: Measured) -> list[Comparison]:
     about(run, H100)
     found, reasons = [], []
-    for kind, records in by_kind(gemv(run)).items():
-        sweep = largest_layer(records)
+    for kind, sweep in layer_sweeps(run).items():
         try:
             how = "batch at which the time of a layer turns from constant to proportional"
             found.append(seen(I4, knee(sweep), how, sweep, weights=kind))

@@ -23,7 +23,7 @@ from bench.claims.common import (
 )
 from bench.decode_work import PRECISIONS
 from bench.devices import find
-from bench.paging_sim import LOG_SDS, WORKLOADS, compare_allocators
+from bench.paging_sim import AZURE_SAMPLE, LOG_SDS, WORKLOADS, Workload, compare_allocators
 from bench.paging_sim import Comparison as Allocators
 from bench.records import Record
 from kernels.models import MODELS, ModelShape, kv_bytes, kv_elements_per_layer, model, parameters
@@ -41,16 +41,18 @@ GIGABYTES = {"1e9 B": 1e9, "2^30 B": float(GIB)}
 
 OPT_66B = ModelShape(
     name="opt-66b", layers=64, hidden=9216, heads=72, kv_heads=72, head_dim=128, ffn=36864, vocab=50272,
-    max_context=2048, source="config.json of facebook/opt-66b on Hugging Face",
+    max_context=2048, source="config.json of facebook/opt-66b on Hugging Face, read in a public repository's copy",
 )  # fmt: skip
+"""The model that DistServe (arXiv:2401.09670, section 3.3) gives 1.13 GB and 90 Gb/s for: `2^30 B` are meant."""
 DEEPSEEK_67B = ModelShape(
     name="deepseek-67b", layers=95, hidden=8192, heads=64, kv_heads=8, head_dim=128, ffn=22016, vocab=102400,
-    max_context=4096, source="config.json of deepseek-ai/deepseek-llm-67b-base on Hugging Face",
+    max_context=4096, source="config.json of Vivacem/DeepSeek-67B-MMIQC on Hugging Face, a fine-tuned "
+    "deepseek-ai/deepseek-llm-67b-base",
 )  # fmt: skip
 DEEPSEEK_V2 = replace(
     DEEPSEEK_V3, name="deepseek-v2", layers=60, hidden=5120, experts=160, experts_per_token=6, expert_ffn=1536,
     shared_experts=2, dense_layers=1, ffn=12288, vocab=102400,
-    source="config.json of deepseek-ai/DeepSeek-V2 on Hugging Face",
+    source="config.json of deepseek-ai/DeepSeek-V2-Chat on Hugging Face",
 )  # fmt: skip
 """Shapes of which only the cache is counted here."""
 
@@ -114,7 +116,8 @@ MHA_OF_V2 = DEEPSEEK_V2.heads * (DEEPSEEK_V2.head_dim + DEEPSEEK_V2.rope_dim + D
 """Elements per token and layer if DeepSeek-V2 cached the keys and values of all its heads."""
 
 LATENT_BITS = (16, 8, 6)
-"""6 is what DeepSeek deployed V2 with: the DeepSeek-V2 paper, section 3.2.3."""
+"""6 is what DeepSeek deployed V2 with, "on average": the DeepSeek-V2 paper (arXiv:2405.04434), section 3.2.3. Its
+abstract gives the saving, 93.3% of DeepSeek 67B's cache, without the arithmetic."""
 
 
 def predict_k4() -> list[Comparison]:
@@ -193,25 +196,26 @@ def predict_k5() -> list[Comparison]:
 
 
 K6_CONTIGUOUS = Published(what="KV memory wasted by contiguous allocation", low=0.6, high=0.8, unit="")
+"""The PagedAttention paper (arXiv:2309.06180, section 1) found 20.4 to 38.2% of the memory to hold tokens."""
 K6_PAGED = Published(what="KV memory wasted by paging", low=0, high=0.04, unit="", tolerance=0)
 K6_MORE = Published(what="requests served at a time, paged over contiguous", low=2, high=4, unit="x")
 PAGE = 16
 
 
 @cache
-def allocations() -> tuple[tuple[str, float, Allocators], ...]:
-    """Every workload at every assumed spread of its lengths, seed 0."""
-    return tuple(
-        (make(sd).name, sd, compare_allocators(make(sd), pages=(PAGE,))) for make in WORKLOADS for sd in LOG_SDS
-    )
+def allocations() -> tuple[tuple[str, str, Allocators], ...]:
+    """Requests of a trace, then every workload known by its middle at every assumed spread of its lengths; seed 0."""
+    workloads: list[tuple[Workload, str]] = [(AZURE_SAMPLE, "as traced")]
+    workloads += [(make(sd), f"{sd:g}") for make in WORKLOADS for sd in LOG_SDS]
+    return tuple((workload.name, spread, compare_allocators(workload, pages=(PAGE,))) for workload, spread in workloads)
 
 
 def predict_k6() -> list[Comparison]:
     found = []
-    for workload, sd, result in allocations():
+    for workload, spread, result in allocations():
         paged = result.paged[PAGE]
         for kind, contiguous in (("longest request", result.reserved), ("exact length, known", result.contiguous)):
-            setting = {"workload": workload, "log-sd of lengths": f"{sd:g}", "reserved": kind}
+            setting = {"workload": workload, "log-sd of lengths": spread, "reserved": kind}
             how = "simulated on a real free list: 15,700 slots, at most 2,048 tokens, always a queue, pages of 16"
             found += [
                 guess(K6_CONTIGUOUS, contiguous.waste, how, **setting),
@@ -333,8 +337,8 @@ CLAIMS = (
         plain="Handing out memory in small pages lets a GPU serve two to four times as many users",
         how="S",
         published=(K6_CONTIGUOUS, K6_PAGED, K6_MORE),
-        setting="OPT-13B's cache on an A100 of 40 GB, as in the PagedAttention paper; lengths lognormal around "
-        "published middles, their spread (not published) varied",
+        setting="OPT-13B's cache on an A100 of 40 GB, as in the PagedAttention paper; lengths drawn from a trace, and "
+        "lognormal around published middles with their spread (not published) varied",
         predict=predict_k6,
     ),
     kv_claim(

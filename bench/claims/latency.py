@@ -9,21 +9,21 @@ from bench.claims.common import (
     H100,
     LLAMA_70B,
     SHORT,
-    WEIGHT_KINDS,
     about,
     attention,
     batch_of,
     bisect,
     by_batch,
-    by_kind,
-    cached,
+    cache_seconds,
     capacity,
     decode,
     gemv,
     guess,
-    largest_layer,
+    layer_sweeps,
     need,
     need_comparisons,
+    pairs,
+    prompt_seconds,
     seen,
     sweeps,
     weights_seconds,
@@ -116,8 +116,8 @@ def measure_t3(run: Measured) -> list[Comparison]:
     """Weights at batches up to 64, and attention, whose time is every request's own."""
     found = []
     how = "(time at the larger batch / time at the smaller - 1) / requests between"
-    for kind, records in by_kind(gemv(run)).items():
-        sweep = sorted((r for r in largest_layer(records) if batch_of(r) <= 64), key=batch_of)
+    for kind, records in layer_sweeps(run).items():
+        sweep = sorted((r for r in records if batch_of(r) <= 64), key=batch_of)
         if len(sweep) > 1:
             pair = (sweep[0], sweep[-1])
             found.append(seen(T3, added(pair), how, pair, part="weights", weights=kind))
@@ -149,12 +149,10 @@ def measure_t8(run: Measured) -> list[Comparison]:
     weights, records = {}, {}
     for batch in (1, 64):
         weights[batch], records[batch] = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
-    caches = [r for r in attention(run, model=LLAMA_70B.name) if cached(r) == "bf16"]
-    record = max(need(caches, f"`attention_decode` of {LLAMA_70B.name} in bf16"), key=lambda r: r.bytes)
-    per_request = LLAMA_70B.layers * seconds(record) / batch_of(record)
-    times = {batch: weights[batch] + batch * per_request for batch in (1, 64)}
-    used = [*records[1], *records[64], record]
+    per_token, record = cache_seconds(run, LLAMA_70B)
     context = record.case["T"]
+    times = {batch: weights[batch] + batch * context * per_token for batch in (1, 64)}
+    used = [*records[1], *records[64], record]
     how = "measured layers x weights, plus measured attention per request x batch"
     return [
         seen(T8_RATE, 64 * times[1] / times[64], how, used, context=context),
@@ -179,17 +177,17 @@ def predict_t9() -> list[Comparison]:
 
 
 def measure_t9(run: Measured) -> list[Comparison]:
-    """Weights alone: a prompt at the measured peak against a decode layer, both per token."""
-    records = by_kind(gemv(run)).get(WEIGHT_KINDS["bf16"], [])
-    need(records, "`ffn_gemv` in bf16")
-    gemms = run.fastest("gemm_peak", kind="gemm", dtype="bf16")
-    need(gemms, "`gemm_peak` in bf16")
-    best = max(gemms, key=lambda r: r.flops / seconds(r))
-    how = "(layer's time / batch) / (its FLOP for one token / measured GEMM rate)"
-    return [
-        seen(T9, seconds(r) / r.flops * (best.flops / seconds(best)), how, [r, best], batch=batch_of(r))
-        for r in largest_layer(records)
-    ]
+    """A step at each batch measured against a prompt, both of 2,048 tokens and per token."""
+    _, reading, prompt = prompt_seconds(run, LLAMA_70B, PROMPT)
+    per_token, cache = cache_seconds(run, LLAMA_70B)
+    layers = need(gemv(run, weights="bf16", model=LLAMA_70B.name), f"`ffn_gemv` of {LLAMA_70B.name} in bf16")
+    how = "(measured layers / batch + measured attention to 2,048 tokens) / (measured prompt of 2,048 tokens / 2,048)"
+    found = []
+    for batch in sorted(set(map(batch_of, layers))):
+        weights, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
+        ratio = (weights / batch + PROMPT * per_token) / (reading / PROMPT)
+        found.append(seen(T9, ratio, how, [*records, cache, *prompt], batch=batch))
+    return found
 
 
 DRAFT = 4
@@ -209,15 +207,15 @@ def predict_t10() -> list[Comparison]:
 def measure_t10(run: Measured) -> list[Comparison]:
     """Attention with a draft of 2 to 8 tokens, and weights at 4 times the batch."""
     found = []
-    one = {r.case_id.replace("-q1-", "-"): r for r in attention(run)}
-    for record in run.fastest("attention_decode", lengths="uniform", window=0, prefix=0, q_len=tuple(range(2, 9))):
-        base = one.get(record.case_id.replace(f"-q{record.case['q_len']}-", "-"))
-        if base:
+    for drafted in range(2, 9):
+        records = attention(run, q_len=(1, drafted))
+        others = dict.fromkeys(name for r in records for name in r.case if name not in ("q_len", "model"))
+        for base, record in pairs(records, lambda r: r.case["q_len"], 1, drafted, *others):
             how = "attention with a draft / with one query token"
             found.append(seen(T10, seconds(record) / seconds(base), how, [record, base],
-                              part="attention", batch=record.case["B"], draft=record.case["q_len"]))  # fmt: skip
-    for kind, records in by_kind(gemv(run)).items():
-        sweep = {batch_of(r): r for r in largest_layer(records)}
+                              part="attention", batch=batch_of(record), draft=drafted))  # fmt: skip
+    for kind, records in layer_sweeps(run).items():
+        sweep = {batch_of(r): r for r in records}
         for batch, record in sweep.items():
             if DRAFT * batch in sweep:
                 pair = (sweep[DRAFT * batch], record)

@@ -88,8 +88,10 @@ M2 = {
 PUBLISHED_BATCHES = {"a100-80": 4, "h100-sxm": 4, "h200": 15, "b200": 25}
 """Largest batches on two parts as the same source gives them (K5)."""
 
-PRICES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
-"""$ an hour for each part: what clouds asked for such parts in 2024 and 2025 lies between."""
+PRICES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.5)
+"""$ an hour for each part. What clouds asked lies between: $1.39 for an A100, $2.69 for an H100 (RunPod, as listed by
+deploybase.ai in March 2026); $7.91 for an H200 (an eighth of AWS p5en.48xlarge, in dstackai/dstack's pull 4110); $12.29
+for an H100 before AWS cut prices in 2025 (an eighth of p5.48xlarge's $98.32, as quoted by disintermediate.global)."""
 
 
 def predict_m2() -> list[Comparison]:
@@ -148,7 +150,7 @@ M5_LPU = Published(what="energy of LPUs per token", low=1, high=3, unit="J")
 
 
 def predict_m5() -> list[Comparison | NoPrediction]:
-    """Rated power x time, so an upper bound."""
+    """Rated power, which is more than what is drawn, x the roofline's time, which is less than what is taken."""
     found: list[Comparison | NoPrediction] = []
     for batch in (1, 2, 3, 8, 64):
         result = decode(LLAMA_70B, batch=batch, context=128)
@@ -159,7 +161,7 @@ def predict_m5() -> list[Comparison | NoPrediction]:
         lpu = find("groq-lpu")
         chips = math.ceil(active_parameters(LLAMA_70B) / known(lpu.memory_capacity, "memory capacity", lpu))
         step = active_parameters(LLAMA_70B) / (chips * known(lpu.memory_bandwidth, "memory bandwidth", lpu))
-        how = f"power of {chips} chips that hold the model in 8 bits x time to read it"
+        how = f"power of {chips} chips that hold the model in 8 bits x the least time, all of them reading at once"
         found.append(guess(M5_LPU, chips * power(lpu) * step, how, machine="LPU", batch=1))
     except NoPrediction as missing:
         found.append(missing)

@@ -16,9 +16,10 @@ from bench.claims.common import (
     gemv,
     guess,
     need_comparisons,
+    pairs,
     peak,
     seen,
-    sweeps,
+    weight_kind,
 )
 from bench.decode_work import PRECISIONS
 from bench.devices import find
@@ -47,36 +48,30 @@ def predict_t4() -> list[Comparison]:
 
 def same_layer_pairs(run: Measured, kind: str, batch: int) -> list[tuple[Record, Record]]:
     """Pairs (16-bit, `kind`) of one layer and batch, of layers of at least 64 MB in 16 bits."""
-    kinds = by_kind(gemv(run))
-    best: dict[str, dict[tuple[int, int], Record]] = {}
-    for name in (WEIGHT_KINDS["bf16"], kind):
-        records = [r for r in kinds.get(name, []) if r.case["B"] == batch]
-        best[name] = {(r.case["N"], r.case["K"]): r for r in sorted(records, key=seconds, reverse=True)}
-    return [
-        (best[WEIGHT_KINDS["bf16"]][layer], record)
-        for layer, record in best[kind].items()
-        if layer in best[WEIGHT_KINDS["bf16"]] and 2 * layer[0] * layer[1] >= LARGE_LAYER
-    ]
+    kinds = by_kind(gemv(run, B=batch))
+    plain = WEIGHT_KINDS["bf16"]
+    records = [r for r in (*kinds.get(plain, []), *kinds.get(kind, [])) if 2 * r.case["N"] * r.case["K"] >= LARGE_LAYER]
+    return pairs(records, weight_kind, plain, kind, "N", "K")
 
 
 LARGE_LAYER = 64 << 20
 """Bytes of a layer in 16 bits from which a launch is under a tenth of the time."""
 
 
-def median_ratio(pairs: list[tuple[Record, Record]]) -> float:
-    """Median over layers of the second's time over the first's."""
-    values = sorted(seconds(b) / seconds(a) for a, b in pairs)
+def median_ratio(alike: list[tuple[Record, Record]]) -> float:
+    """Median over pairs of the second's time over the first's."""
+    values = sorted(seconds(b) / seconds(a) for a, b in alike)
     return values[len(values) // 2]
 
 
 def measure_t4(run: Measured) -> list[Comparison]:
     found = []
     for kind in (WEIGHT_KINDS["w8a16"], WEIGHT_KINDS["fp8"]):
-        pairs = same_layer_pairs(run, kind, batch=1)
-        if pairs:
+        layers = same_layer_pairs(run, kind, batch=1)
+        if layers:
             how = f"median over layers of the time with {kind} weights / with 16-bit weights, fastest of each"
-            used = [r for pair in pairs for r in pair]
-            found.append(seen(T4_TIME, median_ratio(pairs), how, used, the="latency", batch=1, context=SHORT))
+            used = [r for pair in layers for r in pair]
+            found.append(seen(T4_TIME, median_ratio(layers), how, used, the="latency", batch=1, context=SHORT))
     return need_comparisons(found, "layer at batch 1 with both 16-bit and 8-bit weights")
 
 
@@ -105,16 +100,12 @@ def predict_t6() -> list[Comparison]:
 
 
 def measure_t6(run: Measured) -> list[Comparison]:
-    fields = ("B", "H_q", "H_kv", "D", "T", "page", "layout")
-    pairs = []
-    for group in sweeps(attention(run), *fields).values():
-        caches = {cached(r): r for r in sorted(group, key=seconds, reverse=True)}
-        if {"bf16", "fp8"} <= caches.keys() and caches["bf16"].bytes >= LARGE_LAYER:
-            pairs.append((caches["bf16"], caches["fp8"]))
-    if not pairs:
+    both = pairs(attention(run), cached, "bf16", "fp8", "B", "H_q", "H_kv", "D", "T", "page", "layout")
+    large = [pair for pair in both if pair[0].bytes >= LARGE_LAYER]
+    if not large:
         raise Unmeasured("the run holds no large `attention_decode` with its cache both in bf16 and in fp8")
     how = "median over cases of the time with an fp8 cache / a bf16 cache, fastest of each"
-    return [seen(T6_TIME, median_ratio(pairs), how, [r for pair in pairs for r in pair])]
+    return [seen(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])]
 
 
 T7_MEMORY = Published(what="memory of 16-bit weights over quantized ones", low=2, high=4, unit="x")
@@ -145,11 +136,11 @@ def measure_t7(run: Measured) -> list[Comparison]:
     found = []
     for name in QUANTIZED:
         kind = WEIGHT_KINDS[name]
-        pairs = same_layer_pairs(run, kind, batch=1)
-        if pairs:
+        layers = same_layer_pairs(run, kind, batch=1)
+        if layers:
             how = "median over layers of the time with 16-bit weights / with quantized ones, at batch 1"
-            used = [r for pair in pairs for r in pair]
-            found.append(seen(T7_TIME, 1 / median_ratio(pairs), how, used, weights=kind))
+            used = [r for pair in layers for r in pair]
+            found.append(seen(T7_TIME, 1 / median_ratio(layers), how, used, weights=kind))
     return need_comparisons(found, "layer at batch 1 with both 16-bit and quantized weights")
 
 
