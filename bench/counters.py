@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 import tempfile
@@ -37,10 +38,17 @@ SUMS = {
     "seconds": "gpu__time_duration.sum",
 }
 """Counters that add up over the kernels of a launch; fp32 instructions are counted per thread."""
+RENAMED = {"dram__bytes_op_read.sum": "dram__bytes_read.sum", "dram__bytes_op_write.sum": "dram__bytes_write.sum"}
+"""What a GeForce of sm_120 calls the same counters."""
 OCCUPANCY = "sm__warps_active.avg.pct_of_peak_sustained_active"
-TENSOR = re.compile(r"sm__ops_path_tensor_src_(bf16|fp16|tf32|fp8|int8)(_dst_\w+?)?(_sparsity_(on|off))?")
+READ = {*SUMS.values(), OCCUPANCY}
+TENSOR = re.compile(
+    r"sm__ops_path_tensor(?:_op_(?P<op>[a-z]+))?_src_(?P<src>(?:_?(?:bf16|fp16|tf32|fp8|fp6|fp4|int8))+)"
+    r"(?:_dst_(?P<dst>[a-z0-9]+))?(?:_sparsity_(?P<sparsity>on|off))?"
+)
 """Operations of the tensor cores by operand type, a multiply and an add counted apart. Chips and versions of ncu
-differ in whether they offer the whole or its dense and sparse parts, so the list is read from ncu itself."""
+differ in which they offer: the whole, or its parts by instruction, result type or sparsity, or both (GH100 all of
+them). So the list is read from ncu itself."""
 
 UNITS = {"": 1.0, "inst": 1.0, "sector": 1.0, "%": 0.01, "second": 1.0, "s": 1.0}
 UNITS |= {f"{prefix}byte": 10.0**power for prefix, power in (("", 0), ("K", 3), ("M", 6), ("G", 9), ("T", 12))}
@@ -169,12 +177,28 @@ def offered(listing: str) -> set[str]:
     return set(re.findall(r"^(\w+__\w+)\s", listing, re.MULTILINE))
 
 
+def metrics_to_ask(names: set[str]) -> list[str]:
+    """What to count of what is offered: ncu counts nothing at all if it is asked for one metric that it lacks.
+
+    Without a list (the query failed) all that have a fixed name; ncu then says what is wrong.
+    """
+    fixed = [*SUMS.values(), OCCUPANCY]
+    if not names:
+        return fixed
+    return [name for name in [*fixed, *RENAMED] if name.partition(".")[0] in names] + tensor_metrics(names)
+
+
 def tensor_metrics(names: Iterable[str]) -> list[str]:
     """The tensor-core counters to ask for: the whole of each type where it is offered, else its parts."""
-    found = {name: match for name in names if (match := TENSOR.fullmatch(name))}
-    wholes = {name for name, match in found.items() if not match[3]}
-    parts = {name for name, match in found.items() if match[3] and name.removesuffix(match[3]) not in wholes}
-    return sorted(f"{name}.sum" for name in wholes | parts)
+    found = {name: match.groupdict() for name in names if (match := TENSOR.fullmatch(name))}
+
+    def part_of_another(name: str) -> bool:
+        mine = found[name]
+        return any(
+            other != name and all(value in (None, mine[key]) for key, value in found[other].items()) for other in found
+        )
+
+    return sorted(f"{name}.sum" for name in found if not part_of_another(name))
 
 
 def command(ncu: str, metrics: Sequence[str], log: Path, plan: Path) -> list[str]:
@@ -202,7 +226,7 @@ class Row:
 def parse(text: str) -> list[Row]:
     """The CSV of `ncu --csv --page raw`: messages, a row of names, a row of units, one row per kernel.
 
-    Numbers may have thousands separators; a counter that could not be read is `n/a` or empty, and left out here.
+    There are more columns than were asked for, of other units and of words; only ours are read.
     """
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
@@ -217,17 +241,27 @@ def parse(text: str) -> list[Row]:
         if not marks:
             continue
         metrics = {}
-        for name, unit, value in zip(names, units, row, strict=True):
-            if "__" in name and value and value != "n/a":
-                metrics[name] = float(value.replace(",", "")) * scale(name, unit)
+        for column, unit, text in zip(names, units, row, strict=True):
+            name = RENAMED.get(column, column)
+            if name in READ or TENSOR.fullmatch(name.removesuffix(".sum")):
+                value = number(name, unit, text)
+                if value is not None:
+                    metrics[name] = value
         found.append(Row(index=int(marks[-1]), kernel=row[names.index("Kernel Name")], metrics=metrics))
     return found
 
 
-def scale(name: str, unit: str) -> float:
+def number(name: str, unit: str, text: str) -> float | None:
+    """A value in base units. It may have thousands separators; None where ncu has words instead (`n/a`, `no data`)."""
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    if math.isnan(value):
+        return None
     if unit not in UNITS:
         raise ValueError(f"ncu gives {name} in {unit!r}, a unit unknown here")
-    return UNITS[unit]
+    return value * UNITS[unit]
 
 
 def summarise(rows: Sequence[Row], entry: Mapping[str, Any]) -> Counted:
@@ -250,7 +284,7 @@ def summarise(rows: Sequence[Row], entry: Mapping[str, Any]) -> Counted:
         for name, value in row.metrics.items():
             match = TENSOR.fullmatch(name.removesuffix(".sum"))
             if match:
-                tensor[match[1]] = tensor.get(match[1], 0.0) + value
+                tensor[match["src"]] = tensor.get(match["src"], 0.0) + value
     read, written, seconds = sums["dram_read"], sums["dram_written"], sums["seconds"]
     moved = read + written if read is not None and written is not None else 0.0
     executed = None if fma_flops is None else fma_flops + sum(tensor.values())
@@ -280,12 +314,16 @@ def weighted(rows: Sequence[Row], metric: str, weight: str) -> float | None:
 
 
 def complaint(output: str, status: int) -> str:
-    """What went wrong where no kernel was counted, in one line: ncu's first error, and the child's last words."""
+    """What went wrong where no kernel was counted, in one line: ncu's first error (else its first warning), and the
+    child's last words. An error may begin with a line that only says who reports it, and ends with a colon.
+    """
     if "ERR_NVGPUCTRPERM" in output:
         return DENIED
-    errors = re.findall(r"^==ERROR== (.+)$", output, re.MULTILINE)
-    words = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("==")]
-    return "; ".join([f"ncu ended with {status}", *errors[:1], *words[-1:]])
+    said = [re.findall(rf"^=={kind}== (.+)$", output, re.MULTILINE) for kind in ("ERROR", "WARNING")]
+    reported = said[0] or said[1]
+    first = next((i + 1 for i, line in enumerate(reported) if not line.endswith(":")), 0)
+    words = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith(("==", '"'))]
+    return "; ".join([f"ncu ended with {status}", *([" ".join(reported[:first])] if first else []), *words[-1:]])
 
 
 # ---- the parent
@@ -303,7 +341,7 @@ def count(
     if problem or ncu is None:
         return CountersDenied(reason=problem or "")
     _, listing = execute([ncu, "--query-metrics"], 60.0)
-    metrics = [*SUMS.values(), OCCUPANCY, *tensor_metrics(offered(listing))]
+    metrics = metrics_to_ask(offered(listing))
     with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
         plan, log, answer = (Path(folder) / name for name in ("plan.json", "ncu.csv", "plan.json.done"))
         plan.write_text(json.dumps({"choice": asdict(choice), "budget_s": timeout_s / 2}))

@@ -107,7 +107,7 @@ FACTS: dict[str, Reading] = {
     "driver": lambda n, h: n.nvmlSystemGetDriverVersion(),
     "driver_cuda": lambda n, h: _cuda_version(n.nvmlSystemGetCudaDriverVersion_v2()),
     "memory_bytes": lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total,
-    "memory_used_bytes": lambda n, h: n.nvmlDeviceGetMemoryInfo(h).used,
+    "memory_used_bytes": lambda n, h: n.nvmlDeviceGetMemoryInfo(h, n.nvmlMemory_v2).used,
     "memory_bus_bits": lambda n, h: n.nvmlDeviceGetMemoryBusWidth(h),
     "mig": lambda n, h: bool(n.nvmlDeviceGetMigMode(h)[0]),
     "ecc": lambda n, h: bool(n.nvmlDeviceGetEccMode(h)[0]),
@@ -121,7 +121,8 @@ FACTS: dict[str, Reading] = {
     "pcie_width_max": lambda n, h: n.nvmlDeviceGetMaxPcieLinkWidth(h),
     "processes": lambda n, h: len(n.nvmlDeviceGetComputeRunningProcesses(h)),
 }
-"""What stays as it is while we run. `processes` counts our own too: inside a container its number is another."""
+"""What stays as it is while we run. `processes` counts our own too: inside a container its number is another.
+The first version of the memory's reading counts as used what the driver reserves, the second does not."""
 
 
 def _cuda_version(number: int) -> str:

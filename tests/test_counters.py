@@ -1,8 +1,9 @@
-"""ncu's output is parsed, summed and refused as it should be; samples have the shape of ncu's own."""
+"""ncu's output is parsed, summed and refused as it should be; `data/README.md` says what was recorded where."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import re
@@ -14,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from bench import counters, counters_child, machine
-from bench.counters import Choice, Counted, CountersDenied, Counts
+from bench.counters import SUMS, Choice, Counted, CountersDenied, Counts, Row
 from kernels.op import Case, Impl, Op, Target, Tolerance, Work, implementations
 
 DATA = Path(__file__).parent / "data"
-RAW = (DATA / "ncu_raw.csv").read_text()
+RAW = (DATA / "ncu_raw_by_hand.csv").read_text()
 ENTRY = {"op": "x", "impl": "triton", "case_id": "B1", "declared_read": 0, "declared_written": 0}
 H100 = Target(kind="cuda", name="NVIDIA H100 80GB HBM3", sm=90, sm_count=132, l2_bytes=50 << 20)
 
@@ -80,15 +81,160 @@ def test_a_counter_missing_in_one_kernel_is_missing_in_the_sum() -> None:
     assert found.dram_written == 4096
 
 
+# ---- what real machines printed
+
+
+def offered(name: str) -> set[str]:
+    return counters.offered((DATA / name).read_text())
+
+
+def short(metrics: list[str]) -> list[str]:
+    return [metric.removeprefix("sm__ops_path_tensor_").removesuffix(".sum") for metric in metrics]
+
+
 def test_the_whole_of_a_tensor_counter_is_preferred_to_its_parts() -> None:
-    offered = counters.offered((DATA / "ncu_query_metrics.txt").read_text())
-    assert "dram__bytes_read" in offered
-    assert counters.tensor_metrics(offered) == [
-        "sm__ops_path_tensor_src_bf16_dst_fp32.sum",
-        "sm__ops_path_tensor_src_fp8_dst_fp32_sparsity_off.sum",
-        "sm__ops_path_tensor_src_fp8_dst_fp32_sparsity_on.sum",
-        "sm__ops_path_tensor_src_int8.sum",
+    h100, ga104 = offered("ncu_query_metrics_h100.txt"), offered("ncu_query_metrics_ga104.txt")
+    assert len([name for name in h100 if name.startswith("sm__ops_path_tensor")]) == 39
+    assert short(counters.tensor_metrics(h100)) == [
+        *("src_bf16_dst_fp32", "src_fp16", "src_fp8", "src_int8", "src_tf32_dst_fp32"),
     ]
+    assert short(counters.tensor_metrics(ga104)) == [
+        *("src_bf16_dst_fp32", "src_fp16_dst_fp16", "src_fp16_dst_fp32", "src_int8", "src_tf32_dst_fp32"),
+    ]
+    only_parts = {f"sm__ops_path_tensor_src_fp8_dst_fp32_sparsity_{sparsity}" for sparsity in ("on", "off")}
+    by_instruction = {"sm__ops_path_tensor_op_utcqmma_src_fp4_fp6_fp8_dst_fp32"}
+    assert counters.tensor_metrics(only_parts | by_instruction) == sorted(
+        f"{name}.sum" for name in only_parts | by_instruction
+    )
+
+
+def test_only_what_is_offered_is_asked_for() -> None:
+    h100 = offered("ncu_query_metrics_h100.txt")
+    fixed = [*counters.SUMS.values(), counters.OCCUPANCY]
+    assert counters.metrics_to_ask(h100) == [*fixed, *counters.tensor_metrics(h100)], "H100 offers every one"
+    without = h100 - {"lts__t_sectors_lookup_miss"}
+    assert set(counters.metrics_to_ask(h100)) - set(counters.metrics_to_ask(without)) == {SUMS["l2_misses"]}
+    renamed = h100 - {"dram__bytes_read"} | {"dram__bytes_op_read"}
+    asked = counters.metrics_to_ask(renamed)
+    assert "dram__bytes_op_read.sum" in asked
+    assert "dram__bytes_read.sum" not in asked
+    assert counters.metrics_to_ask(set()) == fixed, "the query failed"
+
+
+def test_a_recorded_raw_page_is_read_past_its_words_and_other_units() -> None:
+    """Columns that nobody asked for hold `No-CC` and `SIMT`, and registers by thread."""
+    text = (DATA / "ncu_raw_b200.csv").read_text()
+    assert counters.parse(text) == [], "it was recorded without NVTX ranges"
+    marked = []
+    for line in text.splitlines():
+        cells = line.split(',"')
+        if line.startswith('"ID"'):
+            cells.insert(4, 'thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"')
+        elif line.startswith('"'):
+            index = cells[0].strip('"')
+            mark = f'7  ""<default domain>:{counters.MARK}{index}:none:none:none:none:none:none"" ' if index else ""
+            cells.insert(4, f'{mark}"')
+        marked.append(',"'.join(cells))
+    merge, decode = counters.parse("\n".join(marked))
+    assert (merge.index, decode.index) == (0, 1)
+    assert merge.kernel.startswith("void PersistentVariableLengthMergeStatesKernel<8, 16, 8, 4, __nv_bfloat16")
+    assert merge.metrics == {"gpu__time_duration.sum": pytest.approx(9.92e-6)}
+    assert decode.metrics == {"gpu__time_duration.sum": pytest.approx(23.872e-6)}
+
+
+def long_form(name: str) -> list[Row]:
+    """The kernels of a recorded long page: one line per metric, with the same names, units and numbers."""
+    lines = (DATA / name).read_text().splitlines()
+    table = csv.DictReader(line for line in lines if line.startswith('"'))
+    rows: dict[str, Row] = {}
+    for line in table:
+        row = rows.setdefault(line["ID"], Row(index=int(line["ID"]), kernel=line["Kernel Name"], metrics={}))
+        metric = counters.RENAMED.get(line["Metric Name"], line["Metric Name"])
+        if metric in counters.READ or counters.TENSOR.fullmatch(metric.removesuffix(".sum")):
+            value = counters.number(metric, line["Metric Unit"], line["Metric Value"])
+            if value is not None:
+                row.metrics[metric] = value
+    return list(rows.values())
+
+
+def test_recorded_numbers_in_every_unit() -> None:
+    norm, matmul = long_form("ncu_details_h200_bytes.csv")
+    assert norm.metrics == pytest.approx(
+        {SUMS["dram_read"]: 147_460, SUMS["dram_written"]: 0, SUMS["seconds"]: 3.78e-6, counters.OCCUPANCY: 0.1157}
+    )
+    assert matmul.metrics == pytest.approx(
+        {SUMS["dram_read"]: 21_120_000, SUMS["dram_written"]: 0, SUMS["seconds"]: 10.21e-6, counters.OCCUPANCY: 0.1422}
+    )
+    both = counters.summarise([norm, matmul], ENTRY)
+    assert both.dram_read == pytest.approx(21_267_460)
+    assert both.occupancy == pytest.approx((0.1157 * 3.78 + 0.1422 * 10.21) / 13.99)
+    assert (both.intensity, both.tensor_ops) == (None, None)
+
+
+def test_a_geforce_names_its_dram_counters_otherwise_and_separates_thousands() -> None:
+    """SAXPY of 2^24 elements reads x and y, 134 217 728 bytes, and writes y, of which some stays in the L2."""
+    (saxpy,) = long_form("ncu_details_rtx5070.csv")
+    assert saxpy.metrics == pytest.approx(
+        {
+            SUMS["dram_read"]: 134_221_568,
+            SUMS["dram_written"]: 43_631_104,
+            SUMS["seconds"]: 292.928e-6,
+            counters.OCCUPANCY: 0.8382,
+        }
+    )
+    names = '"ID","t:Push/Pop_Range:x","Kernel Name","dram__bytes_op_read.sum"'
+    row = '"0","7  ""<default domain>:decodebench-0:none"" ","saxpy_kernel","134,221,568"'
+    (parsed,) = counters.parse(f'{names}\n"","","","byte"\n{row}\n')
+    assert parsed.metrics == {SUMS["dram_read"]: 134_221_568}
+
+
+def test_the_recorded_operations_of_a_matmul_are_those_of_its_shape() -> None:
+    """32 tokens through a projection of 2048 to 5120: 2·32·2048·5120 operations, on the tensor cores alone."""
+    norm, matmul = (counters.summarise([row], ENTRY) for row in long_form("ncu_details_h200_ops.csv"))
+    assert matmul.tensor_ops == {"bf16": 2 * 32 * 2048 * 5120, "fp16": 0}
+    assert matmul.fma_flops == 0
+    assert norm.tensor_ops == {"bf16": 0, "fp16": 0}
+    assert norm.fma_flops == 2 * 73_728 + 111_616 + 131_072
+    assert norm.seconds == pytest.approx(3.42e-6)
+
+
+def test_not_available_is_no_number() -> None:
+    lines = (DATA / "ncu_details_cc75.csv").read_text().splitlines()
+    table = list(csv.DictReader(line for line in lines if line.startswith('"')))
+    cells = [(line["Metric Name"], line["Metric Unit"], line["Metric Value"]) for line in table]
+    assert [counters.number(*cell) for cell in cells] == [pytest.approx(0.344), None, None]
+    assert [counters.number("x", "furlong", words) for words in ("no data", "nan", "")] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "status", "said"),
+    [
+        ("ncu_denied.txt", 1, counters.DENIED),
+        (
+            "ncu_incompatible.txt",
+            11,
+            "ncu ended with 11; An error was reported by the driver: "
+            "Cuda driver is not compatible with Nsight Compute.",
+        ),
+        (
+            "ncu_unknown_metric.txt",
+            1,
+            "ncu ended with 1; Failed to find metric "
+            r"regex:^flop_count_sp\.(sum|min|max|avg|pct|ratio|max_rate)$",
+        ),
+        ("ncu_no_kernels.csv", 0, "ncu ended with 0; No kernels were profiled."),
+    ],
+)
+def test_recorded_refusals_are_told_with_their_cause(recorded: str, status: int, said: str) -> None:
+    text = (DATA / recorded).read_text()
+    assert counters.parse(text) == []
+    assert counters.complaint(text, status) == said
+    assert counters.complaint(f"{text}\ndied of it\n", status).endswith(
+        counters.DENIED if said == counters.DENIED else "; died of it"
+    )
+
+
+# ---- before anything runs
 
 
 @pytest.mark.parametrize(
@@ -143,8 +289,7 @@ pathlib.Path(argument["--log-file"]).write_text(pathlib.Path({raw!r}).read_text(
 """
 
 DENIED = """
-pathlib.Path(argument["--log-file"]).write_text(
-    "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters\\n")
+pathlib.Path(argument["--log-file"]).write_text(pathlib.Path({denied!r}).read_text())
 sys.exit(1)
 """
 
@@ -157,8 +302,9 @@ sys.exit(1)
 
 def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Counts | CountersDenied:
     ncu = tmp_path / "ncu"
-    body = body.replace("{raw!r}", repr(str(DATA / "ncu_raw.csv")))
-    listing = str(DATA / "ncu_query_metrics.txt")
+    body = body.replace("{raw!r}", repr(str(DATA / "ncu_raw_by_hand.csv")))
+    body = body.replace("{denied!r}", repr(str(DATA / "ncu_denied.txt")))
+    listing = str(DATA / "ncu_query_metrics_h100.txt")
     ncu.write_text(FAKE_NCU.format(python=sys.executable, listing=listing, body=body))
     ncu.chmod(ncu.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(machine, "driver_parameters", dict)

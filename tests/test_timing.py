@@ -1,11 +1,16 @@
-"""Rotation, sampling and the host's timer, with clocks that the test turns by hand."""
+"""Rotation, sampling and the timers, with clocks that the test turns by hand and events that replay a recording."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from bench.timing import HostTimer, Rotation, host_flush, isolated_times, plan_rotation, sample_interleaved
+from bench.timing import GraphTimer, HostTimer, Rotation, host_flush, isolated_times, plan_rotation, sample_interleaved
 from kernels.op import Target
 
 GPU = Target(kind="cuda", name="gpu", sm=90, sm_count=132, l2_bytes=50 << 20)
@@ -90,6 +95,81 @@ def test_the_sweep_touches_what_it_should() -> None:
     sweep()
 
 
+RECORDED = [
+    float(value)
+    for line in (Path(__file__).parent / "data" / "cuda_event_times.txt").read_text().splitlines()
+    for value in re.findall(r"(?:max|min): ([\d.]+)", line)
+]
+"""What `torch.cuda.Event.elapsed_time` gave on a real GPU, in ms."""
+
+
+class Events:
+    """In the place of torch's events and spin: tells what was queued in which order, and replays recorded times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queued: list[Any] = []
+        self.replies = list(RECORDED)
+        monkeypatch.setattr(torch.cuda, "Event", self.event)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.queued.append("spin"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def event(self, enable_timing: bool = False) -> Any:
+        assert enable_timing, "torch refuses elapsed_time otherwise"
+        event = SimpleNamespace()
+
+        def elapsed_time(end: Any) -> float:
+            assert self.queued.index(event) < self.queued.index(end)
+            return self.replies.pop(0)
+
+        def record() -> None:
+            self.queued.append(event)
+
+        def synchronize() -> None:
+            assert event in self.queued
+            self.queued.append("wait")
+
+        event.record, event.synchronize, event.elapsed_time = record, synchronize, elapsed_time
+        return event
+
+
+def test_recorded_event_times_are_milliseconds_in_steps_of_32_ns() -> None:
+    """On that GPU: there a single launch of 3 µs is known to a percent, a replay of milliseconds to 1e-5. CUDA gives
+    float32.
+    """
+    assert len(RECORDED) == 20
+    for value in RECORDED:
+        ticks = value * 1e6 / 32
+        assert abs(ticks - round(ticks)) * 32 < 1e6 * value * 2**-23, value
+    assert min(RECORDED) == pytest.approx(8.736e-3)
+    assert max(RECORDED) == pytest.approx(84.48172760009766)
+
+
+def test_isolated_launches_are_each_between_two_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = Events(monkeypatch)
+    launches = [lambda k=k: events.queued.append(k) for k in range(3)]
+    times = isolated_times(launches)
+    assert times == pytest.approx([value / 1e3 for value in RECORDED])
+    assert times[-1] == pytest.approx(8.736e-6)
+    assert events.queued[0] == 0, "one launch to see how long the host needs"
+    rest = events.queued[1:]
+    assert len(rest) == 20 * 5
+    for index in range(20):
+        spin, start, launched, end, wait = rest[5 * index : 5 * index + 5]
+        assert (spin, launched, wait) == ("spin", index % 3, "wait")
+        assert start is not end
+
+
+def test_a_sample_of_a_graph_is_the_time_between_events_over_its_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = Events(monkeypatch)
+    timer = GraphTimer.__new__(GraphTimer)
+    timer._graph = SimpleNamespace(replay=lambda: events.queued.append("replay"))
+    timer._start, timer._end = events.event(enable_timing=True), events.event(enable_timing=True)
+    timer._count, timer._spin = 400, 1_000_000
+    assert [timer.sample() for _ in RECORDED] == pytest.approx([value / 1e3 / 400 for value in RECORDED])
+    assert events.queued[:5] == ["spin", timer._start, "replay", timer._end, "wait"]
+    assert len(events.queued) == 5 * len(RECORDED)
+
+
 class Scripted:
     """A timer whose samples are given, and which takes a second of the test's clock for each."""
 
@@ -142,8 +222,6 @@ def test_very_short_launches_end_at_the_sample_cap() -> None:
 
 @pytest.mark.cuda
 def test_the_graph_timer_agrees_with_isolated_launches_of_a_long_kernel() -> None:
-    from bench.timing import GraphTimer
-
     copies = [torch.randn(1 << 26, device="cuda") for _ in range(2)]
     outputs = [torch.empty_like(copy) for copy in copies]
     launches = [lambda x=x, y=y: torch.mul(x, 2.0, out=y) for x, y in zip(copies, outputs, strict=True)]
