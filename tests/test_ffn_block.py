@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.compare import compare
 from kernels.ffn_block import triton_ffn
@@ -16,32 +19,24 @@ from kernels.op import SUITES, Target, total
 
 TRITON = triton_ffn.IMPLS[0]
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 
 
-def here(sm_count: int = 3) -> Target:
-    """Where Triton kernels run in this process; an interpreted part may have any number of SMs."""
-    if torch.cuda.is_available():
-        part = torch.cuda.get_device_properties(0)
-        return Target(kind="cuda", name=part.name, sm=10 * part.major + part.minor, sm_count=sm_count,
-                      l2_bytes=part.L2_cache_size, smem_per_sm=part.shared_memory_per_multiprocessor)  # fmt: skip
-    return Target(kind="interpreter", name="interpreter", sm_count=sm_count)
-
-
-def passes(case: FfnCase, target: Target) -> None:
-    errors = check(OP, TRITON, case, target)
+def passes(case: FfnCase, target: Target, sm_count: int) -> None:
+    """Planned for as few SMs, so that CTAs share tiles of small shapes."""
+    errors = check(OP, TRITON, case, replace(target, sm_count=sm_count))
     assert errors.passed, f"{case.id}: {errors.reason}"
 
 
 @pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
-def test_triton_agrees_with_reference(case: FfnCase) -> None:
-    passes(case, here())
+def test_triton_agrees_with_reference(case: FfnCase, target: Target) -> None:
+    passes(case, target, 3)
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(B=st.integers(1, 20), hidden=st.integers(1, 150), ffn=st.integers(1, 150), sm_count=st.integers(1, 7))
-def test_triton_agrees_at_any_shape(B: int, hidden: int, ffn: int, sm_count: int) -> None:
-    passes(FfnCase(B=B, hidden=hidden, ffn=ffn, dtype="fp16"), here(sm_count))
+def test_triton_agrees_at_any_shape(target: Target, B: int, hidden: int, ffn: int, sm_count: int) -> None:
+    passes(FfnCase(B=B, hidden=hidden, ffn=ffn, dtype="fp16"), target, sm_count)
 
 
 @pytest.mark.parametrize("case", [*OP.cases("test"), FfnCase(B=2, hidden=64, ffn=96)], ids=lambda case: case.id)
@@ -62,16 +57,16 @@ def test_reference_is_the_formula() -> None:
     assert torch.allclose(OP.reference(case, OP.inputs(case, "cpu", 0)).double(), want, rtol=1e-5)
 
 
-def test_padded_rows_are_not_read() -> None:
+def test_padded_rows_are_not_read(target: Target) -> None:
     """Rows may be padded; NaN in the padding must not reach y."""
     case = FfnCase(B=3, hidden=66, ffn=70, dtype="fp16")
-    tight = OP.inputs(case, here().device, 0)
+    tight = OP.inputs(case, target.device, 0)
     padded = {}
     for name, tensor in tight.items():
         wide = tensor.new_full((tensor.shape[0], tensor.shape[1] + 10), float("nan"))
         padded[name] = wide[:, : tensor.shape[1]]
         padded[name].copy_(tensor)
-    errors = compare(TRITON.prepare(case, padded, here())(), OP.reference(case, tight), OP.tolerance(case))
+    errors = compare(TRITON.prepare(case, padded, target)(), OP.reference(case, tight), OP.tolerance(case))
     assert errors.passed, errors.reason
 
 
@@ -79,13 +74,13 @@ def test_columns_must_be_contiguous() -> None:
     case = FfnCase(B=2, hidden=32, ffn=64)
     inputs = OP.inputs(case, "meta", 0)
     inputs["w_up"] = torch.empty(32, 64, dtype=torch.bfloat16, device="meta").T
-    with pytest.raises(ValueError, match="contiguous along their columns"):
+    with pytest.raises(ValueError, match="w_up must be contiguous along K"):
         TRITON.prepare(case, inputs, H100)
 
 
-def test_shared_tiles_repeat_bit_for_bit() -> None:
+def test_shared_tiles_repeat_bit_for_bit(target: Target) -> None:
     """The last CTA of a tile resets the counter, so that the next launch finds zeros."""
-    case, target = FfnCase(B=3, hidden=320, ffn=70, dtype="fp16"), here(5)
+    case, target = FfnCase(B=3, hidden=320, ffn=70, dtype="fp16"), replace(target, sm_count=5)
     assert triton_ffn.plan(case, target).partials > 0
     built = triton_ffn.build(case, OP.inputs(case, target.device, 3), target)
     first = built().clone()

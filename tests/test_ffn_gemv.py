@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.compare import compare
 from kernels.draw import BYTES
@@ -18,26 +21,18 @@ from kernels.quant import FORMATS
 
 TRITON = triton_gemv.IMPLS[0]
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 
 
-def here(sm_count: int = 3) -> Target:
-    """Where Triton kernels run in this process; an interpreted part may have any number of SMs."""
-    if torch.cuda.is_available():
-        part = torch.cuda.get_device_properties(0)
-        return Target(kind="cuda", name=part.name, sm=10 * part.major + part.minor, sm_count=sm_count,
-                      l2_bytes=part.L2_cache_size, smem_per_sm=part.shared_memory_per_multiprocessor)  # fmt: skip
-    return Target(kind="interpreter", name="interpreter", sm_count=sm_count)
-
-
-def passes(case: GemvCase, target: Target) -> None:
-    errors = check(OP, TRITON, case, target)
+def passes(case: GemvCase, target: Target, sm_count: int) -> None:
+    """Planned for as few SMs, so that CTAs share tiles of small shapes."""
+    errors = check(OP, TRITON, case, replace(target, sm_count=sm_count))
     assert errors.passed, f"{case.id}: {errors.reason}"
 
 
 @pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
-def test_triton_agrees_with_reference(case: GemvCase) -> None:
-    passes(case, here())
+def test_triton_agrees_with_reference(case: GemvCase, target: Target) -> None:
+    passes(case, target, 3)
 
 
 @pytest.mark.parametrize("case", OP.cases("test")[:4], ids=lambda case: case.id)
@@ -48,8 +43,8 @@ def test_torch_agrees_with_reference(case: GemvCase) -> None:
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(B=st.integers(1, 20), N=st.integers(1, 150), K=st.integers(1, 300), sm_count=st.integers(1, 7))
-def test_triton_agrees_at_any_shape(B: int, N: int, K: int, sm_count: int) -> None:
-    passes(GemvCase(B=B, N=N, K=K, dtype="fp16"), here(sm_count))
+def test_triton_agrees_at_any_shape(target: Target, B: int, N: int, K: int, sm_count: int) -> None:
+    passes(GemvCase(B=B, N=N, K=K, dtype="fp16"), target, sm_count)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -60,21 +55,21 @@ def test_triton_agrees_at_any_shape(B: int, N: int, K: int, sm_count: int) -> No
     K=st.integers(1, 300).map(lambda k: 2 * k),
     sm_count=st.integers(1, 7),
 )
-def test_quantized_agrees_at_any_shape(weights: str, B: int, N: int, K: int, sm_count: int) -> None:
+def test_quantized_agrees_at_any_shape(target: Target, weights: str, B: int, N: int, K: int, sm_count: int) -> None:
     weights, *activations = weights.split()
-    passes(GemvCase(B=B, N=N, K=K, dtype="fp16", weights=weights, activations="".join(activations)), here(sm_count))
+    passes(GemvCase(B=B, N=N, K=K, dtype="fp16", weights=weights, activations="".join(activations)), target, sm_count)
 
 
-def test_padded_rows_are_not_read() -> None:
+def test_padded_rows_are_not_read(target: Target) -> None:
     """Rows of x and W may be padded; NaN in the padding must not reach y."""
     case = GemvCase(B=3, N=66, K=96, dtype="fp16")
-    tight = OP.inputs(case, here().device, 0)
+    tight = OP.inputs(case, target.device, 0)
     padded = dict(tight)
     for name in ("x", "w"):
         wide = tight[name].new_full((tight[name].shape[0], case.K + 24), float("nan"))
         padded[name] = wide[:, : case.K]
         padded[name].copy_(tight[name])
-    errors = compare(TRITON.prepare(case, padded, here())(), OP.reference(case, tight), OP.tolerance(case))
+    errors = compare(TRITON.prepare(case, padded, target)(), OP.reference(case, tight), OP.tolerance(case))
     assert errors.passed, errors.reason
 
 
@@ -83,7 +78,7 @@ def test_columns_must_be_contiguous() -> None:
     inputs = OP.inputs(case, "meta", 0)
     inputs["w"] = torch.empty(64, 32, dtype=torch.float16, device="meta").T
     with pytest.raises(ValueError, match="contiguous along K"):
-        TRITON.prepare(case, inputs, here())
+        TRITON.prepare(case, inputs, H100)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +91,9 @@ def test_columns_must_be_contiguous() -> None:
     ],
     ids=lambda case: case.id,
 )
-def test_shared_tiles_repeat_bit_for_bit(case: GemvCase) -> None:
+def test_shared_tiles_repeat_bit_for_bit(case: GemvCase, target: Target) -> None:
     """The last CTA of a tile resets the counter, so that the next launch finds zeros."""
-    target = here(5)
+    target = replace(target, sm_count=5)
     assert triton_gemv.plan(case, target).partials > 0
     inputs = OP.inputs(case, target.device, 3)
     built = triton_gemv.build(case, inputs, target)
@@ -154,7 +149,7 @@ def test_mixed_types_are_refused() -> None:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(B=st.integers(1, 512), N=st.integers(1, 5000), K=st.integers(1, 5000), sm_count=st.integers(1, 200))
+@given(B=st.integers(1, 1024), N=st.integers(1, 5000), K=st.integers(1, 5000), sm_count=st.integers(1, 200))
 def test_plan_covers_everything_once(B: int, N: int, K: int, sm_count: int) -> None:
     case = GemvCase(B=B, N=N, K=K)
     p = triton_gemv.plan(case, Target(kind="cuda", name="any", sm=90, sm_count=sm_count, smem_per_sm=228 << 10))

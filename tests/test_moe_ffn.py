@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.moe_ffn import op as moe
 from kernels.moe_ffn.op import MoeCase, expected_experts_hit, experts_hit, tokens_per_expert
@@ -15,6 +16,7 @@ from kernels.moe_ffn.triton_moe import plan
 from kernels.op import SUITES, Target, implementations
 
 CPU = Target(kind="cpu", name="cpu")
+H100 = DEVICES["h100-sxm"].target()
 
 
 def test_expected_experts_hit() -> None:
@@ -137,16 +139,15 @@ def test_peers(name: str, B: int) -> None:
 
 
 def test_stages_read_what_is_hit_and_no_less_than_the_minimum() -> None:
-    h100 = Target(kind="cuda", name="h", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
     for suite in SUITES:
         for case in moe.cases(suite):
             for impl in implementations("moe_ffn")[0]:
-                if impl.supports(case, h100) is None:
-                    stages = impl.stages(case, h100)
+                if impl.supports(case, H100) is None:
+                    stages = impl.stages(case, H100)
                     assert sum(s.work.bytes for s in stages) >= moe.work(case).bytes
     one = MoeCase(B=1, E=256, k=8, H=7168, F=2048)
     ours = next(i for i in implementations("moe_ffn")[0] if i.ours)
-    read = sum(s.work.bytes_read for s in ours.stages(one, h100))
+    read = sum(s.work.bytes_read for s in ours.stages(one, H100))
     assert read == pytest.approx(8 * one.expert_bytes, rel=1e-3)
 
 
@@ -156,7 +157,7 @@ def test_no_routing_has_more_tiles_than_the_plan_allows(seed: int) -> None:
     generator = random.Random(seed)
     for B, E, k in ((1, 256, 8), (64, 8, 2), (200, 8, 2), (1024, 32, 4)):
         case = MoeCase(B=B, E=E, k=k, H=64, F=64)
-        p = plan(case, Target(kind="cuda", name="h", sm=90, sm_count=132, smem_per_sm=228 << 10))
+        p = plan(case, H100)
         popular = generator.sample(range(E), generator.randint(k, E))
         counts = [0] * E
         for _ in range(B):

@@ -1,4 +1,4 @@
-"""y[B, N] = x[B, K] W[N, K]^T, B = 1 to 512: each projection of a decode step, reading every weight once.
+"""y[B, N] = x[B, K] W[N, K]^T, B = 1 to 1024: each projection of a decode step, reading every weight once.
 
 At batch B the intensity is about 2 B FLOP per weight element: 1 FLOP/B in bf16 at B = 1, whatever N and K.
 """
@@ -103,7 +103,7 @@ def quick() -> Iterable[GemvCase]:
 
 def full() -> Iterable[GemvCase]:
     """Every layer size of several models, every batch of one layer to find the knee, every size of a square."""
-    for B in (1, 2, 3, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512):
+    for B in (1, 2, 3, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024):
         yield from of_model("llama-3.1-70b", "gate", B)
     for model in ("llama-3.1-8b", "llama-3.1-70b"):
         yield from of_model(model, "q k v o gate up down lm_head")

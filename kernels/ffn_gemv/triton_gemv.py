@@ -2,8 +2,7 @@
 
 | weights                | activations | kernel                                               |
 |------------------------|-------------|------------------------------------------------------|
-| as the activations     | any         | `triton_gemv_dense.py`                               |
-| fp8                    | fp8         | `triton_gemv_fp8.py`: multiplied as they are         |
+| as the activations     | any         | `triton_gemv_dense.py`: multiplied as they are       |
 | any of `quant.FORMATS` | bf16, fp16  | `triton_gemv_quant.py`: unpacked in registers        |
 """
 
@@ -12,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
-from kernels.ffn_gemv import triton_gemv_dense, triton_gemv_fp8, triton_gemv_quant
+from kernels.ffn_gemv import triton_gemv_dense, triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
 from kernels.ffn_gemv.triton_share import Plan, shape_class
 from kernels.launch import Built, triton_impl
@@ -21,9 +20,7 @@ from kernels.op import Inputs, Stage, Target, Tuning
 
 def kernel_of(case: GemvCase) -> ModuleType:
     """The module whose `plan`, `build`, `stages` and `supports` are the case's."""
-    if case.activations != case.dtype:
-        return triton_gemv_fp8
-    return triton_gemv_quant if case.quantized else triton_gemv_dense
+    return triton_gemv_quant if case.quantized and case.activations == case.dtype else triton_gemv_dense
 
 
 def plan(case: GemvCase, target: Target) -> Plan:

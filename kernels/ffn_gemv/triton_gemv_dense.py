@@ -1,10 +1,15 @@
-"""y[B, N] = x[B, K] W[N, K]^T in one launch that reads W from DRAM once, for W in bf16, fp16 or fp32.
+"""y[B, N] = x[B, K] W[N, K]^T in one launch that reads W from DRAM once, for W multiplied as it is: bf16, fp16, fp32,
+and fp8 (e4m3) where x is fp8 too.
 
 The CTAs share the weights as `triton_share.py` tells.
 
 Up to `FMA_BATCH` sequences the products run on the fp32 pipe: a weight tile goes through registers, where each
 element meets every sequence. Above, they run on the tensor cores with the weight rows on the M side:
 `W tile [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B]`, BLOCK_B at least 16.
+
+fp8 runs on the tensor cores at every batch, which take e4m3 itself. Their sums of fp8 products carry fewer bits than
+fp32 on Hopper (14, says DeepSeek-V3's report, arXiv 2412.19437, section 3.3.2), so that every 128 columns are summed
+on their own and added in fp32. There the scale of a 128 x 128 block comes in, at no further cost.
 """
 
 from __future__ import annotations
@@ -15,11 +20,28 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.draw import BYTES
-from kernels.ffn_gemv.op import GemvCase
-from kernels.ffn_gemv.triton_share import Plan, fields, finish_tile, first_unit, power_of_2, share, variants
-from kernels.launch import Built, KernelLaunch
-from kernels.op import Inputs, Stage, Target, Work
+from kernels.draw import BYTES, torch_dtype
+from kernels.ffn_gemv.op import GemvCase, activation_bytes, work
+from kernels.ffn_gemv.triton_share import (
+    Plan,
+    clipped_rows,
+    fields,
+    finish_tile,
+    launch,
+    load_weights,
+    load_x,
+    more_or_fewer,
+    own_batch,
+    own_part,
+    own_units,
+    power_of_2,
+    share,
+    stage,
+    variants,
+    weights_at,
+)
+from kernels.launch import Built
+from kernels.op import Inputs, Stage, Target
 
 FMA_BATCH = 2
 """Largest batch on the fp32 pipe. Compiled for sm_90, the loop issues 3.8 instructions for each weight and thread at
@@ -34,6 +56,10 @@ def max_block_b(target: Target) -> int:
     return 256 if target.sm == 90 else 128
 
 
+MAX_BLOCK_B_FP8 = 128
+"""The same for fp8: 128 x 128 sums and as many products are 128 registers in each of 256 threads."""
+
+
 def block_k(K: int, widest: int) -> int:
     """The widest block that divides K, so that no load needs a mask; where none does, at most 32, since masks and
     narrow loads take registers."""
@@ -42,25 +68,26 @@ def block_k(K: int, widest: int) -> int:
 
 
 def plan(case: GemvCase, target: Target) -> Plan:
-    """Units of 16 KB of weights; of 8 KB where the sums of two sequences fill the registers."""
-    size = BYTES[case.dtype]
-    use_mma = case.B > FMA_BATCH
-    if use_mma:
+    """Units of 16 KB of weights; of 8 KB where the sums of two sequences fill the registers. One block of fp8, which
+    has one scale."""
+    size = BYTES[case.activations]
+    use_mma = case.quantized or case.B > FMA_BATCH
+    if case.quantized:
+        BLOCK_B = min(MAX_BLOCK_B_FP8, max(16, power_of_2(case.B)))
+        BLOCK_N, BLOCK_K, num_warps, ctas_per_sm = 128, 128, 8, 2 if BLOCK_B <= 32 else 1
+    elif use_mma:
         BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
         BLOCK_K = block_k(case.K, (256 if BLOCK_B <= 32 else 128) // size)
         # the wider the batch tile, the taller: x crosses the L2 once per BLOCK_N rows of W
         BLOCK_N = 64 if BLOCK_B <= 32 else 128
-        num_warps = BLOCK_N // 16
-        ctas_per_sm = 2 if BLOCK_B <= 32 else 1
+        num_warps, ctas_per_sm = BLOCK_N // 16, 2 if BLOCK_B <= 32 else 1
     else:
         BLOCK_B = power_of_2(case.B)
         BLOCK_K = block_k(case.K, 1024 // size)
         # 64 sums in each of 128 threads
         BLOCK_N = 64 * 128 // (BLOCK_K * BLOCK_B)
         num_warps, ctas_per_sm = (4 if case.K % BLOCK_K == 0 else 8), 1 + BLOCK_B
-    chosen = fields(
-        case, target, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=num_warps, ctas_per_sm=ctas_per_sm
-    )  # fmt: skip
+    chosen = fields(case, target, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=num_warps, ctas_per_sm=ctas_per_sm)
     BLOCK_N, BLOCK_K = chosen["BLOCK_N"], chosen["BLOCK_K"]
     return share(
         N=case.N, K=case.K, B=case.B, BLOCK_B=BLOCK_B, unit_bytes=BLOCK_N * BLOCK_K * size,
@@ -69,7 +96,10 @@ def plan(case: GemvCase, target: Target) -> Plan:
 
 
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
-    """Tiles of other shapes that divide K, more or fewer CTAs, more or fewer bytes in flight."""
+    """Tiles of other shapes that divide K (not of fp8), more or fewer threads, CTAs and bytes in flight."""
+    if case.quantized:
+        yield from more_or_fewer()
+        return
     size = BYTES[case.dtype]
     if case.B > FMA_BATCH:
         for BLOCK_N, width in ((64, 128), (64, 256), (64, 512), (128, 128), (128, 256)):
@@ -91,142 +121,95 @@ def gemv_fma(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """On the fp32 pipe: one sum per element of the tile and sequence, added across threads once per tile."""
-    iters = tl.cdiv(K, BLOCK_K)
-    units = tl.cdiv(N, BLOCK_N) * iters
-    unit = first_unit(tl.program_id(1), units, tl.num_programs(1))
-    end = first_unit(tl.program_id(1) + 1, units, tl.num_programs(1))
+    iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    mask_b = offs_b < B
+    mask_b = (offs_b < B)[:, None, None]
     offs_k = tl.arange(0, BLOCK_K)
     offs_x = (offs_b * stride_x_b)[:, None, None] + offs_k[None, None, :]
     while unit < end:
-        tile = unit // iters
-        tile_end = tl.minimum(end, tile * iters + iters)
-        offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        w_first = w + (tile * BLOCK_N).to(tl.int64) * stride_w_n
-        # rows past the last read the last one: their sums are not stored
-        row = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - tile * BLOCK_N)
-        offs_w = (row * stride_w_n)[:, None] + offs_k[None, :]
+        tile, it_first, it_end = own_part(unit, end, iters)
+        rows = clipped_rows(tile * BLOCK_N, N, BLOCK_N)
+        w_first, offs_w = weights_at(w, tile * BLOCK_N, rows, stride_w_n, offs_k)
         sums = tl.zeros((BLOCK_B, BLOCK_N, BLOCK_K), tl.float32)
-        for k in tl.range(
-            (unit - tile * iters) * BLOCK_K, (tile_end - tile * iters) * BLOCK_K, BLOCK_K, num_stages=STAGES
-        ):
-            if EVEN_K:
-                w_tile = tl.load(w_first + k + offs_w)
-                x_tile = tl.load(x + k + offs_x, mask=mask_b[:, None, None], other=0.0)
-            else:
-                mask_k = offs_k < K - k
-                w_tile = tl.load(w_first + k + offs_w, mask=mask_k[None, :], other=0.0)
-                x_tile = tl.load(x + k + offs_x, mask=mask_b[:, None, None] & mask_k[None, None, :], other=0.0)
+        for k in tl.range(it_first * BLOCK_K, it_end * BLOCK_K, BLOCK_K, num_stages=STAGES):
+            mask_k = offs_k < K - k
+            w_tile = load_weights(w_first + k + offs_w, mask_k[None, :], EVEN_K)
+            x_tile = load_x(x + k + offs_x, mask_b, mask_k[None, None, :], EVEN_K)
             sums += w_tile.to(tl.float32)[None, :, :] * x_tile.to(tl.float32)
         y_tile = tl.sum(sums, axis=2)
-        finish_tile(
-            y_tile, y, offs_b, offs_n, B, N, stride_y_b, 1, partial, arrived, tile, iters, units, N_ROWS=False
-        )  # fmt: skip
-        unit = tile_end
+        finish_tile(y_tile, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=False)
+        unit += it_end - it_first
 
 
 @triton.jit
 def gemv_mma(
-    x, w, y, partial, arrived, B, N, K, stride_x_b, stride_w_n, stride_y_b,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    STAGES: tl.constexpr,
+    x, x_scale, w, w_scale, y, partial, arrived, B, N, K, stride_x_b, stride_w_n, stride_y_b,
+    BLOCKED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """On the tensor cores: W tile [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> fp32 sums."""
-    iters = tl.cdiv(K, BLOCK_K)
-    units = tl.cdiv(N, BLOCK_N) * iters
-    unit = first_unit(tl.program_id(1), units, tl.num_programs(1))
-    end = first_unit(tl.program_id(1) + 1, units, tl.num_programs(1))
-    offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    mask_b = offs_b < B
+    """On the tensor cores: W tile [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> fp32 sums.
+
+    fp8 is scaled by row of x, and by block (BLOCKED) or by row of W; `x_scale` and `w_scale` are None for other types.
+    """
+    iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
-    offs_x = (offs_b * stride_x_b)[None, :] + offs_k[:, None]
+    offs_b, mask_b, offs_x = own_batch(B, stride_x_b, offs_k, BLOCK_B)
     while unit < end:
-        tile = unit // iters
-        tile_end = tl.minimum(end, tile * iters + iters)
-        offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        w_first = w + (tile * BLOCK_N).to(tl.int64) * stride_w_n
-        # rows past the last read the last one: their sums are not stored
-        row = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - tile * BLOCK_N)
-        offs_w = (row * stride_w_n)[:, None] + offs_k[None, :]
+        tile, it_first, it_end = own_part(unit, end, iters)
+        rows = clipped_rows(tile * BLOCK_N, N, BLOCK_N)
+        w_first, offs_w = weights_at(w, tile * BLOCK_N, rows, stride_w_n, offs_k)
         sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-        for k in tl.range(
-            (unit - tile * iters) * BLOCK_K, (tile_end - tile * iters) * BLOCK_K, BLOCK_K, num_stages=STAGES
-        ):
-            if EVEN_K:
-                w_tile = tl.load(w_first + k + offs_w)
-                x_tile = tl.load(x + k + offs_x, mask=mask_b[None, :], other=0.0)
+        for it in tl.range(it_first, it_end, num_stages=STAGES):
+            k = it * BLOCK_K
+            mask_k = offs_k < K - k
+            w_tile = load_weights(w_first + k + offs_w, mask_k[None, :], EVEN_K)
+            x_tile = load_x(x + k + offs_x, mask_b[None, :], mask_k[:, None], EVEN_K)
+            if x_scale is None:
+                sums = tl.dot(w_tile, x_tile, sums, input_precision="ieee")
+            elif BLOCKED:
+                sums += tl.dot(w_tile, x_tile) * tl.load(w_scale + tile * iters + it)
             else:
-                mask_k = offs_k < K - k
-                w_tile = tl.load(w_first + k + offs_w, mask=mask_k[None, :], other=0.0)
-                x_tile = tl.load(x + k + offs_x, mask=mask_b[None, :] & mask_k[:, None], other=0.0)
-            sums = tl.dot(w_tile, x_tile, sums, input_precision="ieee")
-        finish_tile(
-            sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True
-        )  # fmt: skip
-        unit = tile_end
+                sums += tl.dot(w_tile, x_tile)
+        if x_scale is not None:
+            if not BLOCKED:
+                sums *= tl.load(w_scale + tile * BLOCK_N + rows)[:, None]
+            sums *= tl.load(x_scale + offs_b, mask=mask_b, other=0.0)[None, :]
+        finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True)
+        unit += it_end - it_first
 
 
 def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
-    """One launch; the workspace and the counters, zero between launches, belong to it."""
+    """One launch."""
     x, w = inputs["x"], inputs["w"]
-    if x.stride(1) != 1 or w.stride(1) != 1:
-        raise ValueError(f"x and w must be contiguous along K, their strides are {x.stride()} and {w.stride()}")
     p = plan(case, target)
-    y = torch.empty(case.B, case.N, dtype=x.dtype, device=x.device)
-    launch = KernelLaunch(
-        kernel=gemv_mma if p.use_mma else gemv_fma,
-        grid=(p.tiles_b, p.ctas),
-        args={
-            "x": x,
-            "w": w,
-            "y": y,
-            **p.workspace(x.device),
-            "B": case.B,
-            "N": case.N,
-            "K": case.K,
-            "stride_x_b": x.stride(0),
-            "stride_w_n": w.stride(0),
-            "stride_y_b": y.stride(0),
-        },
-        constexprs={
-            "BLOCK_B": p.BLOCK_B,
-            "BLOCK_N": p.BLOCK_N,
-            "BLOCK_K": p.BLOCK_K,
-            "EVEN_K": p.even_k,
-            "STAGES": p.num_stages,
-        },
-        num_warps=p.num_warps,
-        num_stages=p.num_stages,
-        streams=("w",),
+    y = torch.empty(case.B, case.N, dtype=torch_dtype(case.dtype), device=x.device)
+    if not p.use_mma:
+        fma = launch(gemv_fma, p, {"x": x, "w": w, "y": y}, **p.excuses(w))
+        return Built(launches=(fma,), output=y)
+    x_scale, w_scale = (inputs["x_scale"], inputs["w_scale"]) if case.quantized else (None, None)
+    mma = launch(
+        gemv_mma,
+        p,
+        {"x": x, "x_scale": x_scale, "w": w, "w_scale": w_scale, "y": y},
+        constexprs={"BLOCKED": case.weights == "fp8_block"},
         **p.excuses(w),
-        wants_mma=p.use_mma and case.dtype != "fp32",
     )
-    return Built(launches=(launch,), output=y)
+    return Built(launches=(mma,), output=y)
 
 
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    """W and x once from DRAM; from the L2, x again for each tile of rows, W again for each batch tile."""
+    """The compulsory bytes, and what tiles read again."""
     p = plan(case, target)
-    size = BYTES[case.dtype]
-    weights, activations = size * case.N * case.K, size * case.B * case.K
-    pipe = "mma_bf16" if p.use_mma and case.dtype != "fp32" else "fma_fp32"
-    return (
-        Stage(
-            name="gemv_mma" if p.use_mma else "gemv_fma",
-            work=Work(
-                flops={pipe: p.flops},
-                bytes_read=weights + activations,
-                bytes_written=size * case.B * case.N,
-            ),
-            l2_bytes=(p.tiles_b - 1) * weights + (p.tiles_n - 1) * activations + p.partial_bytes,
-            ctas=p.ctas * p.tiles_b,
-            ctas_per_sm=p.ctas_per_sm,
-        ),
-    )
+    least, activations = work(case), activation_bytes(case)
+    (pipe,) = least.flops if p.use_mma else ("fma_fp32",)
+    weights = least.bytes_read - activations
+    name = "gemv_mma" if p.use_mma else "gemv_fma"
+    return (stage(name, p, pipe=pipe, weights=weights, activations=activations, outputs=least.bytes_written),)
 
 
 def supports(case: GemvCase, target: Target) -> str | None:
-    if target.kind == "interpreter" and case.dtype == "bf16" and case.B > FMA_BATCH:
+    if case.quantized and target.kind == "cuda" and target.sm < 89:
+        return f"fp8 tensor cores need sm_89 or later, this part is sm_{target.sm}"
+    if target.kind == "interpreter" and case.dtype == "bf16" and case.B > FMA_BATCH and not case.quantized:
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
     return None

@@ -22,9 +22,23 @@ import triton.language as tl
 
 from kernels.draw import BYTES
 from kernels.ffn_gemv.op import GemvCase, activation_bytes
-from kernels.ffn_gemv.triton_share import Plan, fields, finish_tile, first_unit, power_of_2, share, variants
-from kernels.launch import Built, KernelLaunch
-from kernels.op import Inputs, Stage, Target, Work
+from kernels.ffn_gemv.triton_share import (
+    Plan,
+    clipped_rows,
+    fields,
+    finish_tile,
+    launch,
+    more_or_fewer,
+    own_batch,
+    own_part,
+    own_units,
+    power_of_2,
+    share,
+    stage,
+    weights_at,
+)
+from kernels.launch import Built
+from kernels.op import Inputs, Stage, Target
 from kernels.quant import FORMATS, WORDS, by_group, pack_words, weight_bytes
 
 
@@ -49,9 +63,8 @@ def plan(case: GemvCase, target: Target) -> Plan:
 
 
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
-    """More or fewer threads, CTAs and bytes in flight."""
-    for num_warps in (4, 8):
-        yield from variants((1, 2, 3), num_warps=num_warps)
+    """As many weights a tile as the format packs, more or fewer threads, CTAs and bytes in flight."""
+    return more_or_fewer()
 
 
 @triton.constexpr_function
@@ -118,9 +131,31 @@ def unpack_ptx(format: str, bf16: bool) -> str:
     return "{ .reg .b32 lo, hi, t, u, m, a; " + " ".join(lines) + " }"
 
 
+@triton.constexpr_function
+def unpack_operands(format: str) -> str:
+    """Constraints of `unpack_ptx`: every output is written before the last input is read."""
+    inputs = 2 + {"int4_zp": 2, "mxfp4": 4}.get(format, 0)
+    return ",".join(["=&r"] * (32 // FORMATS[format].bits) + ["r"] * inputs)
+
+
 @triton.jit
-def plain_part(words, i: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr):
-    """Codes of part i -> fp32 values before scale and zero point, in Triton's own arithmetic."""
+def of_groups(values, it, ROWS, rows):
+    """What unpacking needs for both groups of 128 columns of a block: zero points of int4_zp, scales of mxfp4."""
+    return tl.load(values + 2 * it * ROWS + rows)[:, None], tl.load(values + (2 * it + 1) * ROWS + rows)[:, None]
+
+
+@triton.jit
+def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
+    """Words -> their parts in the type of `x`; `lo` and `hi` come from `of_groups`, or are None."""
+    PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
+    OPERANDS: tl.constexpr = unpack_operands(FORMAT)
+    inputs = [words] if lo is None else [words, lo, hi]
+    return tl.inline_asm_elementwise(PTX, OPERANDS, inputs, (x.dtype.element_ty,) * PARTS, is_pure=True, pack=2)
+
+
+@triton.jit
+def plain_part(words, lo, hi, i: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, MAGIC: tl.constexpr):
+    """Part i in fp32 in Triton's own arithmetic, for the interpreter, which has no PTX."""
     code = (words >> (BITS * i)) & ((1 << BITS) - 1)
     if FORMAT == "int8":
         value = ((code ^ 128) - 128).to(tl.float32)
@@ -130,9 +165,12 @@ def plain_part(words, i: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr)
         exponent = (code >> 1) & 3
         half = (code & 1).to(tl.float32) * 0.5
         value = tl.where(exponent == 0, half, (1.0 + half) * (1 << exponent).to(tl.float32) * 0.5)
-        value = tl.where(code > 7, -value, value)
+        scale = ((lo if i < 4 else hi) >> (8 * (i % 4))) & 255
+        value = tl.where(code > 7, -value, value) * tl.exp2((scale - MAGIC).to(tl.float32))
+    elif FORMAT == "int4_zp":
+        value = code.to(tl.float32) + ((lo if i < 4 else hi).to(tl.float32) + MAGIC)
     else:
-        value = code.to(tl.float32)
+        value = code.to(tl.float32) - 8
     return value
 
 
@@ -143,76 +181,37 @@ def gemv_words(
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """W words [BLOCK_N, 32] -> parts [BLOCK_N, 32] each, times its slice of x^T [32, BLOCK_B] -> fp32 sums.
-
-    PLAIN makes the parts in fp32 with Triton's own arithmetic, for the interpreter, which has no PTX.
-    """
-    PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
+    """W words [BLOCK_N, 32] -> parts [BLOCK_N, 32] each, times its slice of x^T [32, BLOCK_B] -> fp32 sums."""
     PARTS: tl.constexpr = 32 // BITS
     WIDTH: tl.constexpr = BLOCK_K // PARTS
     GROUPED: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_zp" or FORMAT == "fp8_block"
-    iters = tl.cdiv(K, BLOCK_K)
-    units = tl.cdiv(N, BLOCK_N) * iters
-    unit = first_unit(tl.program_id(1), units, tl.num_programs(1))
-    end = first_unit(tl.program_id(1) + 1, units, tl.num_programs(1))
-    offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    mask_b = offs_b < B
+    iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, WIDTH)
-    offs_x = (offs_b * stride_x_b)[None, :] + offs_k[:, None]
+    offs_b, mask_b, offs_x = own_batch(B, stride_x_b, offs_k, BLOCK_B)
     while unit < end:
-        tile = unit // iters
-        tile_end = tl.minimum(end, tile * iters + iters)
-        offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        w_first = w + (tile * BLOCK_N).to(tl.int64) * stride_w_n
-        # rows past the last read the last one: their sums are not stored
-        row = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - tile * BLOCK_N)
-        offs_w = (row * stride_w_n)[:, None] + offs_k[None, :]
-        row += tile * BLOCK_N
+        tile, it_first, it_end = own_part(unit, end, iters)
+        rows = clipped_rows(tile * BLOCK_N, N, BLOCK_N)
+        w_first, offs_w = weights_at(w, tile * BLOCK_N, rows, stride_w_n, offs_k)
+        rows += tile * BLOCK_N
         sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-        for it in tl.range(unit - tile * iters, tile_end - tile * iters, num_stages=STAGES):
+        for it in tl.range(it_first, it_end, num_stages=STAGES):
             words = tl.load(w_first + it * WIDTH + offs_w)
-            # int4_zp and mxfp4: zero points or scales of both groups of 128 columns
+            lo = None
+            hi = None
             if FORMAT == "int4_zp" or FORMAT == "mxfp4":
-                lo = tl.load(unpacking + 2 * it * N + row)[:, None]
-                hi = tl.load(unpacking + (2 * it + 1) * N + row)[:, None]
+                lo, hi = of_groups(unpacking, it, N, rows)
             if not PLAIN:
-                if BITS == 8:
-                    parts = tl.inline_asm_elementwise(
-                        PTX, "=&r,=&r,=&r,=&r,r,r", [words],
-                        dtype=(x.dtype.element_ty,) * 4, is_pure=True, pack=2,
-                    )  # fmt: skip
-                elif FORMAT == "int4":
-                    parts = tl.inline_asm_elementwise(
-                        PTX, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r", [words],
-                        dtype=(x.dtype.element_ty,) * 8, is_pure=True, pack=2,
-                    )  # fmt: skip
-                elif FORMAT == "int4_zp":
-                    parts = tl.inline_asm_elementwise(
-                        PTX, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r", [words, lo, hi],
-                        dtype=(x.dtype.element_ty,) * 8, is_pure=True, pack=2,
-                    )  # fmt: skip
-                else:
-                    parts = tl.inline_asm_elementwise(
-                        PTX, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r,r,r", [words, lo, hi],
-                        dtype=(x.dtype.element_ty,) * 8, is_pure=True, pack=2,
-                    )  # fmt: skip
+                parts = unpacked(words, lo, hi, x, FORMAT, PARTS)
             for i in tl.static_range(PARTS):
                 mask_x = mask_b[None, :]
                 if not EVEN_K:
                     mask_x = mask_x & (offs_k < K - it * BLOCK_K - i * WIDTH)[:, None]
                 x_tile = tl.load(x + it * BLOCK_K + i * WIDTH + offs_x, mask=mask_x, other=0.0)
-                if not PLAIN:
-                    part = parts[i]
-                else:
-                    part = plain_part(words, i, FORMAT, BITS)
-                    if FORMAT == "int4":
-                        part -= 8
-                    elif FORMAT == "int4_zp":
-                        part += (lo if i < 4 else hi).to(tl.float32) + MAGIC
-                    elif FORMAT == "mxfp4":
-                        exponent = ((lo if i < 4 else hi) >> (8 * (i % 4))) & 255
-                        part *= tl.exp2((exponent - MAGIC).to(tl.float32))
+                if PLAIN:
+                    part = plain_part(words, lo, hi, i, FORMAT, BITS, MAGIC)
                     x_tile = x_tile.to(tl.float32)
+                else:
+                    part = parts[i]
                 if GROUPED:
                     if i % 4 == 0:
                         group = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
@@ -221,16 +220,21 @@ def gemv_words(
                         if FORMAT == "fp8_block":
                             sums += group * tl.load(scale + tile * BLOCK_N // 128 * tl.cdiv(K, 128) + it)
                         else:
-                            per_row = tl.load(scale + (2 * it + i // 4) * N + row)
+                            per_row = tl.load(scale + (2 * it + i // 4) * N + rows)
                             sums += group * per_row.to(tl.float32)[:, None]
                 else:
                     sums = tl.dot(part, x_tile, sums, input_precision="ieee")
         if FORMAT == "int8" or FORMAT == "fp8":
-            sums *= tl.load(scale + row)[:, None]
-        finish_tile(
-            sums, y, offs_n, offs_b, N, B, 1, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True
-        )  # fmt: skip
-        unit = tile_end
+            sums *= tl.load(scale + rows)[:, None]
+        finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True)
+        unit += it_end - it_first
+
+
+def magic_number(format: str, dtype: str) -> int:
+    """For the interpreter: what mxfp4's exponent fields, or int4_zp's zero points, are stored higher than they are."""
+    if format == "mxfp4":
+        return 253 if dtype == "bf16" else 29
+    return 128 if dtype == "bf16" else 1024
 
 
 def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
@@ -249,79 +253,43 @@ def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
 def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
     """One launch over packed words; packing the weights, done once, belongs to `prepare`."""
     x, scale = inputs["x"], inputs["w_scale"]
-    if x.stride(1) != 1:
-        raise ValueError(f"x must be contiguous along K, its strides are {x.stride()}")
     p = plan(case, target)
     words = pack_words(case.weights, inputs["w"])
     y = torch.empty(case.B, case.N, dtype=x.dtype, device=x.device)
     # two groups of 128 columns in each block of 256
-    groups, magic = 2 * p.iters, 128 if case.dtype == "bf16" else 1024
+    groups, magic = 2 * p.iters, magic_number(case.weights, case.dtype)
     unpacking = words
     if case.weights == "mxfp4":
         scale = unpacking = mxfp4_words(scale, groups, case.dtype)
-        magic = 253 if case.dtype == "bf16" else 29
     elif case.weights == "int4_zp":
         unpacking = by_group(-(inputs["w_zero"].to(x.dtype) + magic), groups)
     if case.weights in ("int4", "int4_zp"):
         scale = by_group(scale, groups)
-    launch = KernelLaunch(
-        kernel=gemv_words,
-        grid=(p.tiles_b, p.ctas),
-        args={
-            "x": x,
-            "w": words,
-            "scale": scale,
-            "unpacking": unpacking,
-            "y": y,
-            **p.workspace(x.device),
-            "B": case.B,
-            "N": case.N,
-            "K": case.K,
-            "stride_x_b": x.stride(0),
-            "stride_w_n": words.stride(0),
-            "stride_y_b": y.stride(0),
-        },
+    only = launch(
+        gemv_words,
+        p,
+        {"x": x, "w": words, "scale": scale, "unpacking": unpacking, "y": y},
         constexprs={
             "FORMAT": case.weights,
             "BITS": FORMATS[case.weights].bits,
             "PLAIN": target.kind == "interpreter",
             "MAGIC": magic,
-            "BLOCK_B": p.BLOCK_B,
-            "BLOCK_N": p.BLOCK_N,
-            "BLOCK_K": p.BLOCK_K,
-            "EVEN_K": p.even_k,
-            "STAGES": p.num_stages,
-            **p.register_cap(),
         },
-        num_warps=p.num_warps,
-        num_stages=p.num_stages,
-        streams=("w",),
-        wants_mma=True,
     )
-    return Built(launches=(launch,), output=y)
+    return Built(launches=(only,), output=y)
 
 
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    """Packed words (K padded to a block), scales as packed, x and y once; x again from the L2 for each tile of rows,
-    W again for each batch tile."""
+    """Packed words (K padded to a block), scales as packed, x and y once, and what tiles read again."""
     p = plan(case, target)
     size = BYTES[case.dtype]
     extra = {"int4": size, "int4_zp": 2 * size, "mxfp4": 4}.get(case.weights, 0) * 2 * p.iters * case.N
     if not extra:
         extra = weight_bytes(case.weights, case.N, case.K, size) - case.N * case.K
     weights = 4 * WORDS * p.iters * case.N + extra
+    outputs = size * case.B * case.N
     return (
-        Stage(
-            name="gemv_words",
-            work=Work(
-                flops={"mma_bf16": p.flops},
-                bytes_read=weights + activation_bytes(case),
-                bytes_written=size * case.B * case.N,
-            ),
-            l2_bytes=(p.tiles_b - 1) * weights + (p.tiles_n - 1) * activation_bytes(case) + p.partial_bytes,
-            ctas=p.ctas * p.tiles_b,
-            ctas_per_sm=p.ctas_per_sm,
-        ),
+        stage("gemv_words", p, pipe="mma_bf16", weights=weights, activations=activation_bytes(case), outputs=outputs),
     )
 
 

@@ -17,27 +17,28 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels import tuned
 from kernels.draw import BYTES
-from kernels.ffn_gemv.triton_share import first_unit
-from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.ffn_gemv.triton_share import clipped_rows, load_weights, load_x, own_part, weights_at
+from kernels.launch import Built, triton_impl
 from kernels.moe_ffn import triton_moe_quant
 from kernels.moe_ffn.op import MoeCase
 from kernels.moe_ffn.triton_routing import (
     BLOCK_N,
     MAX_BLOCK_B,
-    MIN_BLOCK_B,
     SORT_BINS,
     SORT_PAIRS,
     Gemm,
     Plan,
     built,
     finish_item,
-    max_tiles,
+    own_items,
+    pairs_of,
     pipeline,
+    plan_of,
     shape_class,
     stages_of,
     tile_pairs,
+    widths,
 )
 from kernels.op import Inputs, Stage, Target, Tuning
 
@@ -56,20 +57,11 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
-    """Two CTAs an SM where their sums leave them registers, 8 warps where those of 4 could not hold them."""
+    """8 warps where those of 4 could not hold the sums of a tile."""
     if case.quantized:
         return triton_moe_quant.plan(case, target)
     tile = tile_pairs(case)
-    fields = {"BLOCK_B": tile, "ctas_per_sm": 2 if tile <= 32 else 1, "num_warps": 8 if tile == MAX_BLOCK_B else 4}
-    fields |= tuned.overrides("moe_ffn", "triton", shape_class(case), target)
-    BLOCK_B, ctas_per_sm = fields["BLOCK_B"], fields["ctas_per_sm"]
-    return Plan(
-        **fields,
-        max_tiles=max_tiles(case, BLOCK_B),
-        ctas=target.sm_count * ctas_per_sm,
-        gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-        down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-    )
+    return plan_of(case, target, gemm, tile=tile, num_warps=8 if tile == MAX_BLOCK_B else 4)
 
 
 def candidates(case: MoeCase, target: Target) -> Iterator[dict[str, int]]:
@@ -77,9 +69,7 @@ def candidates(case: MoeCase, target: Target) -> Iterator[dict[str, int]]:
     if case.quantized:
         yield from triton_moe_quant.candidates(case, target)
         return
-    tile = tile_pairs(case)
-    widths = sorted({max(MIN_BLOCK_B, tile // 2), tile, min(MAX_BLOCK_B, 2 * tile)})
-    for BLOCK_B in widths:
+    for BLOCK_B in widths(tile_pairs(case), MAX_BLOCK_B):
         for ctas_per_sm in (1, 2, 3):
             for num_warps in (4, 8):
                 yield {"BLOCK_B": BLOCK_B, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
@@ -97,79 +87,46 @@ def expert_kernel(
     W is `[E, 2N, K]` where GATED, else `[E, N, K]`. A CTA shares at most two items, the first and the last of its
     range: the workspace has two slots for each CTA.
     """
-    iters = tl.cdiv(K, BLOCK_K)
-    blocks = tl.cdiv(N, BLOCK_N)
-    units = tl.load(tile_count) * blocks * iters
-    ctas = tl.minimum(tl.num_programs(0), units)
-    cta = tl.program_id(0)
-    unit = first_unit(cta, units, ctas)
-    end = tl.minimum(first_unit(cta + 1, units, ctas), units)
+    iters, blocks, units, ctas, unit, end = own_items(tile_count, N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
     while unit < end:
-        item = unit // iters
-        item_end = tl.minimum(end, item * iters + iters)
+        item, it_first, it_end = own_part(unit, end, iters)
         tile = item // blocks
         row0 = (item % blocks) * BLOCK_N
-        expert = tl.load(tile_expert + tile).to(tl.int64)
-        offs_p = tl.load(tile_first + tile) + tl.arange(0, BLOCK_B)
-        mask_p = offs_p < tl.load(tile_end + tile)
-        pair = tl.load(pairs + offs_p, mask=mask_p, other=0)
-        x_row = pair // top_k if GATED else offs_p
-        x_at = x + (x_row.to(tl.int64) * stride_x_row)[None, :] + offs_k[:, None]
-        offs_n = row0 + tl.arange(0, BLOCK_N)
-        # rows past the last read the last one: their sums are not stored
-        offs_w = (tl.minimum(offs_n, N - 1) * stride_w_n)[:, None] + offs_k[None, :]
-        w_first = w + expert * stride_w_e
+        offs_p, mask_p, pair, x_at = pairs_of(
+            tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
+        )  # fmt: skip
+        w_expert = w + tl.load(tile_expert + tile).to(tl.int64) * stride_w_e
+        w_first, offs_w = weights_at(w_expert, row0, clipped_rows(row0, N, BLOCK_N), stride_w_n, offs_k)
         w_second = w_first + N.to(tl.int64) * stride_w_n
         sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
         sums_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-        for k in tl.range(
-            (unit - item * iters) * BLOCK_K, (item_end - item * iters) * BLOCK_K, BLOCK_K, num_stages=STAGES
-        ):
-            if EVEN_K:
-                x_tile = tl.load(x_at + k, mask=mask_p[None, :], other=0.0)
-                w_tile = tl.load(w_first + k + offs_w)
-            else:
-                x_tile = tl.load(x_at + k, mask=mask_p[None, :] & (offs_k < K - k)[:, None], other=0.0)
-                w_tile = tl.load(w_first + k + offs_w, mask=(offs_k < K - k)[None, :], other=0.0)
+        for it in tl.range(it_first, it_end, num_stages=STAGES):
+            k = it * BLOCK_K
+            mask_k = offs_k < K - k
+            x_tile = load_x(x_at + k, mask_p[None, :], mask_k[:, None], EVEN_K)
+            w_tile = load_weights(w_first + k + offs_w, mask_k[None, :], EVEN_K)
             sums = tl.dot(w_tile, x_tile, sums, input_precision="ieee")
             if GATED:
-                if EVEN_K:
-                    up_tile = tl.load(w_second + k + offs_w)
-                else:
-                    up_tile = tl.load(w_second + k + offs_w, mask=(offs_k < K - k)[None, :], other=0.0)
+                up_tile = load_weights(w_second + k + offs_w, mask_k[None, :], EVEN_K)
                 sums_up = tl.dot(up_tile, x_tile, sums_up, input_precision="ieee")
         finish_item(
-            sums, sums_up, out, pair, offs_p, mask_p, offs_n, N, stride_out_row, partial, arrived, item, iters, units,
+            sums, sums_up, out, pair, offs_p, mask_p, row0, N, stride_out_row, partial, arrived, item, iters, units,
             ctas, GATED,
         )  # fmt: skip
-        unit = item_end
+        unit += it_end - it_first
 
 
 def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
     """The routing's launches and two products with the weights as they are, or packed."""
     if case.quantized:
         return triton_moe_quant.build(case, inputs, target)
-    p = plan(case, target)
 
-    def product(g: Gemm, name: str, args: dict[str, Any]) -> KernelLaunch:
+    def weights(g: Gemm, name: str) -> dict[str, Any]:
         w = inputs[name]
-        return KernelLaunch(
-            kernel=expert_kernel,
-            grid=(p.ctas,),
-            args={**args, "w": w, "stride_w_e": w.stride(0), "stride_w_n": w.stride(1)},
-            constexprs={
-                "GATED": g.matrices == 2, "EVEN_K": g.even, "BLOCK_B": p.BLOCK_B,
-                "BLOCK_N": BLOCK_N, "BLOCK_K": g.BLOCK_K, "STAGES": g.num_stages,
-            },
-            num_warps=p.num_warps,
-            num_stages=g.num_stages,
-            streams=("w",),
-            why_narrow="" if g.K * w.element_size() % 16 == 0 else "rows of K elements are not 16-byte aligned",
-            wants_mma=case.dtype != "fp32",
-        )  # fmt: skip
+        return {"w": w, "stride_w_e": w.stride(0), "stride_w_n": w.stride(1)}
 
-    return built(case, inputs, p, product)
+    return built(case, inputs, plan(case, target), expert_kernel, weights, {})
 
 
 def stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:

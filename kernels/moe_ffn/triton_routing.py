@@ -1,12 +1,13 @@
 """What is around the products of the routed experts: the pairs sorted and tiled before them, their sum after them.
 
-`built` and `stages_of` make the four launches (sort, gate and up, down, combine) and their traffic out of a `Plan`; the
-kernel of the two products is the caller's, for weights as they are (`triton_moe.py`) or packed (`triton_moe_quant.py`).
+`plan_of`, `built` and `stages_of` make a `Plan`, its four launches (sort, gate and up, down, combine) and their
+traffic; the kernel of the two products and its weights are the caller's: as they are (`triton_moe.py`) or packed
+(`triton_moe_quant.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import tuned
 from kernels.draw import BYTES
-from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, power_of_2
+from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, output_of, power_of_2
 from kernels.launch import Built, KernelLaunch
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Inputs, Stage, Target, Work
@@ -79,8 +81,8 @@ class Plan:
     down: Gemm
 
 
-Product = Callable[[Gemm, str, dict[str, Any]], KernelLaunch]
-"""(product, name of its weights among the inputs, arguments that every kernel of it begins with) -> launch."""
+Weights = Callable[[Gemm, str], dict[str, Any]]
+"""(product, name of its weights among the inputs) -> arguments of the kernel: W as `w`, and how to read it."""
 
 
 def tile_pairs(case: MoeCase) -> int:
@@ -105,6 +107,25 @@ def pipeline(target: Target, ctas_per_sm: int, unit_bytes: int, unit_smem: int) 
     """Stages of `unit_bytes` of weights, `unit_smem` with the activations: as many as `IN_FLIGHT` asks for and fit."""
     smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
     return max(2, min(1 + -(-IN_FLIGHT // (ctas_per_sm * unit_bytes)), smem // unit_smem))
+
+
+def widths(tile: int, widest: int) -> list[int]:
+    """Half as wide, as wide and twice as wide, for the tuner."""
+    return sorted({max(MIN_BLOCK_B, tile // 2), tile, min(widest, 2 * tile)})
+
+
+def plan_of(case: MoeCase, target: Target, gemm: Callable[..., Gemm], *, tile: int, num_warps: int) -> Plan:
+    """Two CTAs an SM where their sums leave them registers; or as tuned."""
+    fields = {"BLOCK_B": tile, "ctas_per_sm": 2 if tile <= 32 else 1, "num_warps": num_warps}
+    fields |= tuned.overrides("moe_ffn", "triton", shape_class(case), target)
+    BLOCK_B, ctas_per_sm = fields["BLOCK_B"], fields["ctas_per_sm"]
+    return Plan(
+        **fields,
+        max_tiles=max_tiles(case, BLOCK_B),
+        ctas=target.sm_count * ctas_per_sm,
+        gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+        down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+    )
 
 
 @triton.jit
@@ -135,6 +156,30 @@ def sort_kernel(
 
 
 @triton.jit
+def own_items(tile_count, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(units of an item, items of a tile, all units, CTAs that have some, this CTA's first unit and its end)."""
+    iters = tl.cdiv(K, BLOCK_K)
+    blocks = tl.cdiv(N, BLOCK_N)
+    units = tl.load(tile_count) * blocks * iters
+    ctas = tl.minimum(tl.num_programs(0), units)
+    cta = tl.program_id(0)
+    end = tl.minimum(first_unit(cta + 1, units, ctas), units)
+    return iters, blocks, units, ctas, first_unit(cta, units, ctas), end
+
+
+@triton.jit
+def pairs_of(
+    tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED: tl.constexpr, BLOCK_B: tl.constexpr
+):  # fmt: skip
+    """(places of a tile's pairs in the sorted list, which of them it has, the pairs, addresses of their x^T)."""
+    offs_p = tl.load(tile_first + tile) + tl.arange(0, BLOCK_B)
+    mask_p = offs_p < tl.load(tile_end + tile)
+    pair = tl.load(pairs + offs_p, mask=mask_p, other=0)
+    x_row = pair // top_k if GATED else offs_p
+    return offs_p, mask_p, pair, x + (x_row.to(tl.int64) * stride_x_row)[None, :] + offs_k[:, None]
+
+
+@triton.jit
 def gather_partials(sums, shares, item, first, last, iters, units, ctas, SLOT: tl.constexpr, PART: tl.constexpr):
     """`sums` added up over the CTAs `first` to `last` that share an item, in their order."""
     ROWS: tl.constexpr = sums.shape[0]
@@ -149,7 +194,7 @@ def gather_partials(sums, shares, item, first, last, iters, units, ctas, SLOT: t
 
 @triton.jit
 def finish_item(
-    sums, sums_up, out, pair, offs_p, mask_p, offs_n, N, stride_out_row, partial, arrived, item, iters, units, ctas,
+    sums, sums_up, out, pair, offs_p, mask_p, row0, N, stride_out_row, partial, arrived, item, iters, units, ctas,
     GATED: tl.constexpr,
 ):  # fmt: skip
     """Store an item's sums, or leave them as partials unless this CTA is the last to arrive at it."""
@@ -177,7 +222,8 @@ def finish_item(
                 sums_up = gather_partials(sums_up, partial, item, first, last, iters, units, ctas, SLOT, 1)
     if is_last:
         if GATED:
-            sums = sums * tl.sigmoid(sums) * sums_up
+            sums = output_of(sums, sums_up)
+        offs_n = row0 + tl.arange(0, BLOCK_N)
         out_row = offs_p if GATED else pair
         out_at = out + (out_row.to(tl.int64) * stride_out_row)[None, :] + offs_n[:, None]
         tl.store(out_at, sums.to(out.dtype.element_ty), mask=mask_p[None, :] & (offs_n < N)[:, None])
@@ -197,8 +243,13 @@ def combine_kernel(parts, topk_weights, y, H, stride_y_b, TOP_K: tl.constexpr, B
     tl.store(y + b.to(tl.int64) * stride_y_b + offs, total.to(y.dtype.element_ty), mask=mask)
 
 
-def built(case: MoeCase, inputs: Inputs, p: Plan, product: Product) -> Built:
-    """Four launches; the sorted pairs, the tiles, the workspace and the counters (zero between launches) are theirs."""
+def built(
+    case: MoeCase, inputs: Inputs, p: Plan, kernel: Any, weights: Weights, constexprs: Mapping[str, Any]
+) -> Built:
+    """Four launches; the sorted pairs, the tiles, the workspace and the counters (zero between launches) are theirs.
+
+    `kernel` multiplies with what `weights` gives; `constexprs` are those of its own.
+    """
     x, ids = inputs["x"], inputs["topk_ids"]
     for name, tensor in inputs.items():
         if not tensor.is_contiguous():
@@ -228,16 +279,31 @@ def built(case: MoeCase, inputs: Inputs, p: Plan, product: Product) -> Built:
         num_warps=8 if block_pairs == SORT_PAIRS[-1] else 4,
     )  # fmt: skip
 
-    def common(g: Gemm, source: torch.Tensor, out: torch.Tensor) -> dict[str, Any]:
+    def product(g: Gemm, name: str, source: torch.Tensor, out: torch.Tensor) -> KernelLaunch:
+        given = weights(g, name)
         slot = g.matrices * BLOCK_N * p.BLOCK_B
-        return {
-            "x": source, "out": out, "pairs": pairs, "tile_expert": tile_expert,
-            "tile_first": tile_first, "tile_end": tile_end, "tile_count": tile_count,
-            "partial": empty(2 * p.ctas * slot, dtype=torch.float32),
-            "arrived": torch.zeros(p.max_tiles * g.blocks, dtype=torch.int32, device=x.device),
-            "N": g.rows, "K": g.K, "top_k": case.k, "stride_x_row": source.stride(0),
-            "stride_out_row": out.stride(0),
-        }  # fmt: skip
+        aligned = given["w"].shape[-1] * given["w"].element_size() % 16 == 0
+        return KernelLaunch(
+            kernel=kernel,
+            grid=(p.ctas,),
+            args={
+                "x": source, "out": out, "pairs": pairs, "tile_expert": tile_expert, "tile_first": tile_first,
+                "tile_end": tile_end, "tile_count": tile_count,
+                "partial": empty(2 * p.ctas * slot, dtype=torch.float32),
+                "arrived": torch.zeros(p.max_tiles * g.blocks, dtype=torch.int32, device=x.device),
+                "N": g.rows, "K": g.K, "top_k": case.k, "stride_x_row": source.stride(0),
+                "stride_out_row": out.stride(0), **given,
+            },
+            constexprs={
+                **constexprs, "GATED": g.matrices == 2, "EVEN_K": g.even, "BLOCK_B": p.BLOCK_B,
+                "BLOCK_N": BLOCK_N, "BLOCK_K": g.BLOCK_K, "STAGES": g.num_stages,
+            },
+            num_warps=p.num_warps,
+            num_stages=g.num_stages,
+            streams=("w",),
+            why_narrow="" if aligned else "rows of K elements are not 16-byte aligned",
+            wants_mma=case.dtype != "fp32",
+        )  # fmt: skip
 
     combine = KernelLaunch(
         kernel=combine_kernel,
@@ -249,8 +315,8 @@ def built(case: MoeCase, inputs: Inputs, p: Plan, product: Product) -> Built:
         streams=("parts",),
         why_few_in_flight="k partial rows per token, from the L2 where they fit",
     )  # fmt: skip
-    gate_up = product(p.gate_up, "w_gate_up", common(p.gate_up, x, hidden))
-    down = product(p.down, "w_down", common(p.down, hidden, parts))
+    gate_up = product(p.gate_up, "w_gate_up", x, hidden)
+    down = product(p.down, "w_down", hidden, parts)
     return Built(launches=(sort, gate_up, down, combine), output=y)
 
 
