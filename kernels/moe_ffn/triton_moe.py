@@ -57,11 +57,12 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
-    """8 warps where those of 4 could not hold the sums of a tile."""
+    """Two CTAs an SM where their sums leave them registers; 8 warps where those of 4 could not hold a tile's sums."""
     if case.quantized:
         return triton_moe_quant.plan(case, target)
     tile = tile_pairs(case)
-    return plan_of(case, target, gemm, tile=tile, num_warps=8 if tile == MAX_BLOCK_B else 4)
+    ctas_per_sm, num_warps = 2 if tile <= 32 else 1, 8 if tile == MAX_BLOCK_B else 4
+    return plan_of(case, target, gemm, tile=tile, ctas_per_sm=ctas_per_sm, num_warps=num_warps)
 
 
 def candidates(case: MoeCase, target: Target) -> Iterator[dict[str, int]]:

@@ -114,9 +114,11 @@ def widths(tile: int, widest: int) -> list[int]:
     return sorted({max(MIN_BLOCK_B, tile // 2), tile, min(widest, 2 * tile)})
 
 
-def plan_of(case: MoeCase, target: Target, gemm: Callable[..., Gemm], *, tile: int, num_warps: int) -> Plan:
-    """Two CTAs an SM where their sums leave them registers; or as tuned."""
-    fields = {"BLOCK_B": tile, "ctas_per_sm": 2 if tile <= 32 else 1, "num_warps": num_warps}
+def plan_of(
+    case: MoeCase, target: Target, gemm: Callable[..., Gemm], *, tile: int, ctas_per_sm: int, num_warps: int
+) -> Plan:
+    """As reasoned, or as tuned."""
+    fields = {"BLOCK_B": tile, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
     fields |= tuned.overrides("moe_ffn", "triton", shape_class(case), target)
     BLOCK_B, ctas_per_sm = fields["BLOCK_B"], fields["ctas_per_sm"]
     return Plan(
