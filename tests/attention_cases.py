@@ -53,6 +53,17 @@ VARIANTS = [
 ]
 """8-bit caches, drafts, windows with sinks, soft caps, shared prefixes read per sequence."""
 
+TILED = [
+    small(H_q=65, T=130),
+    small(H_q=96, T=70, D=128, page=16),
+    small(H_q=16, q_len=8, B=3, T=90, lengths="holes", page=8),
+    small(H_q=32, H_kv=2, q_len=8, T=70, kv="fp8", page=16),
+    small(H_q=40, q_len=4, T=60, kv="int8", window=20, sinks=2),
+    small(H_q=40, T=70, D=256),
+    small(H_q=72, B=2, T=50, prefix=16, page=16, softcap=1.0),
+]
+"""More than 64 query rows of one KV head, in two or three tiles, the last of them full or nearly empty."""
+
 CASCADES = [
     small(prefix=64, page=16, B=3, T=100, lengths="ragged"),
     small(prefix=64, page=64, B=2, H_q=6, H_kv=2, T=80, lengths="holes"),
@@ -71,6 +82,7 @@ PLANNED = [
     small(B=300, T=65),
     small(B=2, H_kv=2, T=1),
     small(B=3, T=900, window=200, sinks=5, q_len=3, lengths="ragged"),
+    small(B=3, H_q=142, H_kv=2, T=900, lengths="ragged"),
 ]
 """Work lists that are cut in many ways."""
 
@@ -83,5 +95,6 @@ COUNTED = [
     small(B=3, T=90, lengths="ragged", kv="int8", page=4, window=21, sinks=3, q_len=3),
     small(B=3, T=90, lengths="holes", window=40, q_len=2, page=16),
     small(B=3, T=90, lengths="ragged", prefix=32, page=16, kv="fp8"),
+    small(B=2, H_q=40, q_len=4, T=90, lengths="ragged", page=16, kv="int8"),
 ]
 """Cases whose live bytes can be counted in their tensors."""

@@ -11,13 +11,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, VARIANTS, small
+from attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, TILED, VARIANTS, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.gate import check
 from kernels.attention_decode import peers, triton_cascade, triton_split_kv
-from kernels.attention_decode.op import OP, AttentionCase, lengths, live, table_bytes, visible, work
+from kernels.attention_decode.op import OP, AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, visible, work
 from kernels.attention_decode.split_plan import plan, prefix_plan, prefix_sequences, registers, split, suffix_plan
 from kernels.attention_decode.triton_attend import GAIN, unpack
 from kernels.compare import compare
@@ -41,7 +41,7 @@ def on(case: AttentionCase, half: str) -> AttentionCase:
     return replace(case, dtype=half)
 
 
-@pytest.mark.parametrize("case", [*SHAPES, *VARIANTS, *OP.cases("test")], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*SHAPES, *VARIANTS, *TILED, *OP.cases("test")], ids=lambda case: case.id)
 def test_triton_agrees_with_the_reference(case: AttentionCase, target: Target, half: str) -> None:
     passes(TRITON, on(case, half), target)
 
@@ -72,7 +72,8 @@ def test_cascade_agrees_with_the_reference(case: AttentionCase, target: Target, 
     page=st.sampled_from([0, 1, 16]),
     lengths=st.sampled_from(["uniform", "ragged", "holes"]),
     kv=st.sampled_from(["", "fp8", "int8"]),
-    q_len=st.integers(1, 4),
+    H_q=st.sampled_from([4, 16, 18]),
+    q_len=st.integers(1, 8),
     window=st.sampled_from([0, 5, 40]),
     softcap=st.sampled_from([0.0, 1.0]),
 )
@@ -121,13 +122,15 @@ def test_one_token_too_many_or_too_few_is_caught(page: int, target: Target, half
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(
-    "more", [{}, {"page": 16}, {"page": 64, "kv": "fp8"}, {"kv": "int8"}, {"q_len": 4, "page": 16}]
+    "more",
+    [{}, {"page": 16}, {"page": 64, "kv": "fp8"}, {"kv": "int8"}, {"q_len": 4, "page": 16}, {"q_len": 8, "H_q": 128}],
 )
 @pytest.mark.parametrize(("B", "T"), [(1, 20000), (16, 3000), (200, 700)])
 def test_a_full_gpu_agrees(B: int, T: int, more: dict[str, Any], target: Target) -> None:
     """All SMs at once: parts of many CTAs, counted in and merged across them."""
-    case = AttentionCase(B=B, H_q=32, H_kv=8, D=128, T=T, lengths="ragged", **more)
-    passes(TRITON, case, target)
+    passes(
+        TRITON, AttentionCase(**({"B": B, "H_q": 32, "H_kv": 8, "D": 128, "T": T, "lengths": "ragged"} | more)), target
+    )
 
 
 @pytest.mark.cuda
@@ -169,9 +172,10 @@ def test_many_parts_are_merged_by_a_second_kernel(target: Target, half: str) -> 
     passes(TRITON, case, six)
 
 
-def test_counters_are_left_at_zero(target: Target, half: str) -> None:
-    case = small(B=2, T=200, dtype=half)
-    assert plan(case, target).slots
+@pytest.mark.parametrize("H_q", [4, 71])
+def test_counters_are_left_at_zero(H_q: int, target: Target, half: str) -> None:
+    case = small(B=2, H_q=H_q, T=200, dtype=half)
+    assert plan(case, target).merge == "last"
     assert TRITON.build is not None
     built = TRITON.build(case, OP.inputs(case, target.device, 0), target)
     built()
@@ -199,7 +203,9 @@ def test_work_list_covers_every_token_once_and_evenly(case: AttentionCase, sm_co
     assert {(s.b, s.h) for s in p.segments} == {(b, h) for b in range(case.B) for h in range(case.H_kv)}
     assert p.starts[0] == 0
     assert p.starts[-1] == len(p.segments)
-    assert len(p.starts) == p.ctas + 1 <= p.ctas_per_sm * sm_count + 1
+    assert len(p.starts) == p.runs + 1
+    assert p.row_tiles * p.block_m >= case.rows > (p.row_tiles - 1) * p.block_m
+    assert p.runs == 1 or p.runs * p.row_tiles <= p.ctas_per_sm * sm_count
     loads = [
         sum(cdiv(s.t_end, p.block_t) - s.t_begin // p.block_t for s in p.segments[a:z]) for a, z in pairwise(p.starts)
     ]
@@ -215,8 +221,8 @@ def test_work_list_covers_every_token_once_and_evenly(case: AttentionCase, sm_co
 def test_cascade_reads_the_prefix_once_a_tile_and_the_rest_once(case: AttentionCase) -> None:
     target = replace(H100, sm_count=4)
     prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
-    tiles = range(0, case.B, prefix_sequences(case))
-    assert prefix_sequences(case) * case.rows <= prefix.block_m
+    tiles = range(0, case.B, prefix_sequences(case, H100))
+    assert prefix_sequences(case, H100) * case.rows <= prefix.block_m
     shared = Counter((s.b, s.h, t) for s in prefix.segments for t in range(s.t_begin, s.t_end))
     assert shared == Counter((b, h, t) for b in tiles for h in range(case.H_kv) for t in range(case.prefix))
     own = Counter((s.b, s.h, t) for s in suffix.segments for t in range(s.t_begin, s.t_end))
@@ -235,7 +241,7 @@ def test_a_prefix_that_outgrows_the_l2_is_read_from_memory() -> None:
     case = AttentionCase(B=64, H_q=64, H_kv=8, D=128, T=33000, prefix=32768, page=16)
     once = 2 * 32768 * 8 * 128 * 2
     assert once > H100.l2_bytes
-    tiles = cdiv(64, prefix_sequences(case))
+    tiles = cdiv(64, prefix_sequences(case, H100))
     first = CASCADE.stages(case, H100)[0]
     assert once * tiles < first.work.bytes_read < once * tiles * 1.01
     assert total(TRITON.stages(case, H100)).bytes_read > 63 * once
@@ -281,10 +287,13 @@ def test_stages_add_lists_padding_and_parts_to_the_work(case: AttentionCase) -> 
     lists = 32 * len(p.segments) + 4 * len(p.starts)
     cut = len({s.pair for s in p.segments if s.parts > 1}) if len(stages) > 1 else 0
     assert done.bytes_read == least.bytes_read + lists + 16 * cut
-    assert done.flops["mma_bf16"] == 4 * p.blocks * p.block_t * p.block_m * case.D >= least.flops["mma_bf16"]
+    rows = p.row_tiles * p.block_m
+    assert done.flops["mma_bf16"] == 4 * p.blocks * p.block_t * rows * case.D >= least.flops["mma_bf16"]
     parts = 2 * p.slots * case.q_len * case.group * (case.D + 1) * 4
     tables = sum(table_bytes(case, live(case, length)) for length in lengths(case))
-    assert sum(stage.l2_bytes for stage in stages) == parts + (case.H_kv - 1) * tables
+    again = lists + case.H_kv * tables + sum(kv_tokens_bytes(case, live(case, n)) for n in lengths(case))
+    assert sum(stage.l2_bytes for stage in stages) == parts + (case.H_kv - 1) * tables + (p.row_tiles - 1) * again
+    assert stages[0].ctas == p.runs * p.row_tiles
 
 
 def test_plan_keeps_enough_bytes_on_their_way() -> None:
@@ -361,7 +370,7 @@ def test_torch_agrees_with_the_reference(case: AttentionCase) -> None:
         (CASCADE, small(), "prefix"),
         (CASCADE, small(page=16, prefix=32, dtype="fp32"), "tf32"),
         (TRITON, small(D=96), "96"),
-        (TRITON, small(H_q=256), "64"),
+        (CASCADE, small(H_q=65, page=16, prefix=32), "1 x 65"),
     ],
 )
 def test_refusals_say_why(impl: Impl, case: AttentionCase, reason: str) -> None:

@@ -29,6 +29,9 @@ def test() -> list[AttentionCase]:
         small(2, 4, 90, kv="int8", q_len=3, lengths="longtail"),
         small(2, 4, 200, window=50, sinks=3, softcap=2.0, page=8, lengths="ragged"),
         small(3, 4, 100, prefix=64, page=16, lengths="ragged"),
+        # more query rows than one tile holds: two full ones, and Falcon-7B's 71 heads of one KV head
+        small(2, 32, 70, q_len=8, page=16, lengths="ragged"),
+        AttentionCase(B=2, H_q=71, H_kv=1, D=64, T=90, dtype="fp16", lengths="ragged"),
     ]
 
 
@@ -83,6 +86,7 @@ def full() -> list[AttentionCase]:
         layer("llama-3.1-8b", 64, 8192, kv="fp8"),
         layer("llama-3.1-8b", 1, 131072, page=64, kv="fp8"),
         *(layer("llama-3.1-70b", 16, 8192, page=16, q_len=q_len) for q_len in (1, 4, 8)),
+        layer("llama-3.1-405b", 16, 8192, page=16, q_len=8),
         *(layer("mistral-7b", 32, T, page=16, window=4096, sinks=4) for T in (8192, 32768)),
         layer("gpt-oss-120b", 64, 4096, page=16, window=128),
         layer("llama-3.1-8b", 64, 12288, page=16, prefix=8192),

@@ -3,6 +3,10 @@
 All blocks of BLOCK_T tokens of all (sequence, KV head) pairs are laid end to end and cut into equal runs, one per
 CTA, and all CTAs are resident at once: no CTA has more than one block above another, whatever the lengths. A run is a
 list of segments; a pair that was cut leaves one partial result per segment, merged by their log-sum-exp.
+
+A pair of more query rows than one tile holds, 64 as a rule, has several tiles of them. Each tile has CTAs of its own,
+which walk side by side with those of the other tiles over the same tokens, so that all but the first find K and V in
+the L2.
 """
 
 from __future__ import annotations
@@ -56,7 +60,9 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """CTA c works on `segments[starts[c] : starts[c + 1]]`, `buffers` blocks of K and V of each in shared memory.
+    """Run c is `segments[starts[c] : starts[c + 1]]`, `buffers` blocks of K and V of each in shared memory.
+
+    There are `runs` of them, each with a CTA for every one of `row_tiles` tiles of `block_m` query rows.
 
     `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them: 2 buffers - 1
     where there are pages. `merge` says who merges the parts of cut pairs: `last`, the CTA that finishes last;
@@ -65,13 +71,14 @@ class Plan:
 
     block_t: int
     block_m: int
+    row_tiles: int
     blocks: int
     buffers: int
     num_stages: int
     num_warps: int
     max_registers: int | None
     v_columns: bool
-    ctas: int
+    runs: int
     ctas_per_sm: int
     segments: tuple[Segment, ...]
     starts: tuple[int, ...]
@@ -85,18 +92,32 @@ def power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile_rows(rows: int) -> int:
+def most_rows(case: AttentionCase, target: Target) -> int:
+    """Query rows of a tile at most: fewer than MAX_ROWS where 64 would spill.
+
+    Those are heads of 256 dims; on sm_80 what an 8-bit cache unpacks to, beside the sums; on sm_100, where sums pass
+    through registers, the addresses of pages that hold whole blocks.
+    """
+    if case.D > 128:
+        return 32 if target.sm < 100 else 16
+    if (target.sm < 90 and case.kv) or (target.sm >= 100 and case.page and case.page % 64 == 0):
+        return 32
+    return MAX_ROWS
+
+
+def tile_rows(rows: int, most: int = MAX_ROWS) -> int:
     """Query rows of a tile: tensor cores take 16 at the least."""
-    return max(16, power_of_2(rows))
+    return min(most, max(16, power_of_2(rows)))
 
 
-def block_tokens(case: AttentionCase, target: Target) -> int:
+def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:
     """Blocks of 32 KB (K and V of 64 tokens of 128 16-bit dims), but no fewer tokens than the 64 rows of a wgmma.
 
     Before wgmma (sm_80) half of both: there is less shared memory, and three buffers are to fit twice. For an 8-bit
-    cache always 64 tokens: unpacking passes through registers, and 128 tokens would spill some.
+    cache always 64 tokens: unpacking passes through registers, and 128 tokens would spill some; as would, on sm_100,
+    scores of 128 tokens and more than 16 rows.
     """
-    if case.kv:
+    if case.kv or (target.sm >= 100 and block_m > 16):
         return 64
     half = 1 if target.sm >= 90 else 2
     return max(64, (32 << 10) // (2 * case.D * case.kv_bytes)) // half
@@ -127,7 +148,7 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     if target.sm >= 100 and case.page and block_m * case.D > 32 * 128:
         return 1, 2
     for ctas, buffers in ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3)):
-        if ctas * smem_per_cta(case, block_tokens(case, target), block_m, buffers) <= target.smem_per_sm:
+        if ctas * smem_per_cta(case, block_tokens(case, block_m, target), block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
     return 1, 2
 
@@ -147,9 +168,9 @@ def block_count(ranges: Ranges, block_t: int) -> int:
 
 
 def split(
-    pairs: Sequence[Pair], block_t: int, ctas: int, *, all_slots: bool = False
+    pairs: Sequence[Pair], block_t: int, runs: int, *, all_slots: bool = False
 ) -> tuple[list[Segment], list[int], int]:
-    """Segments of the pairs in order, where each CTA's run starts, and the number of slots.
+    """Segments of the pairs in order, where each run starts, and the number of slots.
 
     A pair without tokens gets an empty segment, which writes its zeros. With `all_slots` a pair in one part has a
     slot, too.
@@ -163,10 +184,10 @@ def split(
         for start, end in ranges:
             block, last = start // block_t, start // block_t + block_count([(start, end)], block_t)
             while block < last:
-                if done == len(starts) * total // ctas:
+                if done == len(starts) * total // runs:
                     starts.append(len(segments) + len(parts))
                     continue
-                stop = min(last, block + len(starts) * total // ctas - done)
+                stop = min(last, block + len(starts) * total // runs - done)
                 parts.append((max(start, block * block_t), min(end, stop * block_t)))
                 done += stop - block
                 block = stop
@@ -186,7 +207,7 @@ def split(
                 )
             )
         slots += len(parts) if kept else 0
-    starts += [len(segments)] * (ctas + 1 - len(starts))
+    starts += [len(segments)] * (runs + 1 - len(starts))
     return segments, starts, slots
 
 
@@ -204,10 +225,11 @@ def make_plan(
     With more parts a second kernel, spread over all rows, is the shorter way; for wide tiles the last CTA has no
     registers left. Whoever asks for `all_slots` merges by itself.
     """
-    block_m = tile_rows(rows)
+    block_m = tile_rows(rows, most_rows(case, target))
+    row_tiles = cdiv(rows, block_m)
     ctas_per_sm, buffers = residency(case, block_m, target)
     fields = {
-        "block_t": block_tokens(case, target),
+        "block_t": block_tokens(case, block_m, target),
         "buffers": buffers,
         "ctas_per_sm": ctas_per_sm,
         "num_warps": 8 if is_wide(case, block_m, target) else 4,
@@ -215,8 +237,8 @@ def make_plan(
     fields |= overrides or {}
     buffers = fields["buffers"]
     blocks = sum(block_count(ranges, fields["block_t"]) for _, _, ranges in pairs)
-    ctas = max(1, min(blocks, fields["ctas_per_sm"] * target.sm_count))
-    segments, starts, slots = split(pairs, fields["block_t"], ctas, all_slots=all_slots)
+    runs = max(1, min(blocks, fields["ctas_per_sm"] * target.sm_count // row_tiles))
+    segments, starts, slots = split(pairs, fields["block_t"], runs, all_slots=all_slots)
     merge_tile = max(1, MERGE_TILE // (block_m * case.D))
     merge = "kernel" if is_wide(case, block_m, target) or max(s.parts for s in segments) > 2 * merge_tile else "last"
     if not slots or all_slots:
@@ -224,11 +246,12 @@ def make_plan(
     return Plan(
         **fields,
         block_m=block_m,
+        row_tiles=row_tiles,
         blocks=blocks,
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
         max_registers=None if target.sm == 90 else registers(fields["ctas_per_sm"] * fields["num_warps"]),
-        ctas=ctas,
+        runs=runs,
         segments=tuple(segments),
         starts=tuple(starts),
         slots=slots,
@@ -259,7 +282,7 @@ def shape_class(case: AttentionCase) -> str:
 
 def candidates(case: AttentionCase, target: Target) -> Iterator[dict[str, int]]:
     """Divisions of an SM's shared memory into CTAs and buffers that leave at most half of it unused."""
-    block_m = tile_rows(case.rows)
+    block_m = tile_rows(case.rows, most_rows(case, target))
     for block_t in (64, 128) if target.sm >= 90 else (32, 64):
         for ctas_per_sm in (1, 2, 3, 4):
             for buffers in (2, 3, 4, 5):
@@ -281,14 +304,14 @@ def suffix_plan(case: AttentionCase, target: Target) -> Plan:
     return make_plan(case, target, [(b, h, r) for b, r in enumerate(own) for h in range(case.H_kv)], case.rows)
 
 
-def prefix_sequences(case: AttentionCase) -> int:
-    """Sequences whose query rows share a tile when the prefix is read."""
-    return min(case.B, MAX_ROWS // case.rows)
+def prefix_sequences(case: AttentionCase, target: Target) -> int:
+    """Sequences whose query rows share a tile when the prefix is read; 0 where a tile holds less than one's."""
+    return min(case.B, most_rows(case, target) // case.rows)
 
 
 @cache
 def prefix_plan(case: AttentionCase, target: Target) -> Plan:
     """The shared prefix, once for each tile of sequences; the tiles of a KV head one after the other."""
-    sequences = prefix_sequences(case)
+    sequences = prefix_sequences(case, target)
     pairs = [(b, h, ((0, case.prefix),)) for h in range(case.H_kv) for b in range(0, case.B, sequences)]
     return make_plan(case, target, pairs, sequences * case.rows, all_slots=True)

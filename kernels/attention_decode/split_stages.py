@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, work
 from kernels.attention_decode.split_plan import (
-    MAX_ROWS,
     Plan,
     block_tokens,
+    most_rows,
     plan,
     prefix_plan,
     prefix_sequences,
@@ -23,7 +23,8 @@ MERGE_CTAS_PER_SM = 4
 
 
 def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
-    least = smem_per_cta(case, block_tokens(case, target), tile_rows(rows), 2)
+    block_m = tile_rows(rows, most_rows(case, target))
+    least = smem_per_cta(case, block_tokens(case, block_m, target), block_m, 2)
     if target.kind == "cuda" and least > target.smem_per_sm:
         return f"needs {least} bytes of shared memory, an SM has {target.smem_per_sm}"
     return None
@@ -34,8 +35,6 @@ def supports(case: AttentionCase, target: Target) -> str | None:
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
     if case.D not in (64, 128, 256):
         return f"needs a head_dim of 64, 128 or 256, this is {case.D}"
-    if case.rows > MAX_ROWS:
-        return f"needs at most {MAX_ROWS} query rows per KV head, this is {case.q_len} x {case.group}"
     return fits(case, target, case.rows)
 
 
@@ -46,20 +45,22 @@ def parts_bytes(case: AttentionCase, slots: int, rows: int) -> int:
 def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2_bytes: int) -> tuple[Stage, ...]:
     """The split kernel and, where there is one, the merge kernel: padding on the tensor cores, parts through the L2.
 
-    `bytes_read` and `l2_bytes` are those of caches, tables and queries; the lists of segments come on top.
+    `bytes_read` and `l2_bytes` are those of caches, tables and queries; the lists of segments come on top, for each
+    further row tile from the L2.
     """
+    lists = 4 * (8 * len(p.segments) + len(p.starts))
     size = case.D * BYTES[case.dtype]
     cut = sum(s.slot == s.first_slot for s in p.segments if s.parts > 1) if p.merge == "kernel" else 0
     parts = parts_bytes(case, p.slots, case.rows)
     main = Stage(
         name=name,
         work=Work(
-            flops={"mma_bf16": 4 * p.blocks * p.block_t * p.block_m * case.D},
-            bytes_read=bytes_read + 4 * (8 * len(p.segments) + len(p.starts)),
+            flops={"mma_bf16": 4 * p.blocks * p.block_t * p.row_tiles * p.block_m * case.D},
+            bytes_read=bytes_read + lists,
             bytes_written=(case.B * case.H_kv - cut) * case.rows * size,
         ),
-        l2_bytes=l2_bytes + (parts if cut else 2 * parts),
-        ctas=p.ctas,
+        l2_bytes=l2_bytes + (p.row_tiles - 1) * lists + (parts if cut else 2 * parts),
+        ctas=p.runs * p.row_tiles,
         ctas_per_sm=p.ctas_per_sm,
     )
     if not cut:
@@ -87,34 +88,44 @@ def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
     """The caches once, as `work` has it.
 
     Every sequence reads a shared prefix: from the L2 where its K and V fit into it. Each KV head reads the table
-    entries: from the L2 but for the first.
+    entries, and each tile of query rows reads all of this: from the L2 but for the first.
     """
+    p = plan(case, target)
     shared = ((0, case.prefix),)
     again = (case.B - 1) * (kv_tokens_bytes(case, shared) + table_bytes(case, shared))
-    tables = sum(table_bytes(case, live(case, length)) for length in lengths(case))
+    ranges = [live(case, length) for length in lengths(case)]
+    tables = sum(table_bytes(case, r) for r in ranges)
+    caches = sum(kv_tokens_bytes(case, r) for r in ranges)
     return split_stages(
         case,
-        plan(case, target),
+        p,
         name="split_kv",
         bytes_read=work(case).bytes_read + (0 if from_l2(case, target) else again),
-        l2_bytes=(case.H_kv - 1) * tables + (again if from_l2(case, target) else 0),
+        l2_bytes=(p.row_tiles * case.H_kv - 1) * tables
+        + (p.row_tiles - 1) * caches
+        + (again if from_l2(case, target) else 0),
     )
 
 
 def cascade_supports(case: AttentionCase, target: Target) -> str | None:
     if not case.prefix:
         return "needs a prefix that all sequences share"
-    return supports(case, target) or fits(case, target, prefix_sequences(case) * case.rows)
+    if not prefix_sequences(case, target):
+        return (
+            f"reads a prefix once for all sequences whose query rows share a tile of {most_rows(case, target)}; here a "
+            f"sequence has {case.q_len} x {case.group}"
+        )
+    return supports(case, target) or fits(case, target, prefix_sequences(case, target) * case.rows)
 
 
 def cascade_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
     """The prefix is read once for each tile of sequences: from the L2 but for the first where it fits into it."""
     prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
-    tiles = cdiv(case.B, prefix_sequences(case))
+    tiles = cdiv(case.B, prefix_sequences(case, target))
     shared = ((0, case.prefix),)
     once = kv_tokens_bytes(case, shared)
     again = (tiles - 1) * once
-    parts = parts_bytes(case, prefix.slots, prefix_sequences(case) * case.rows)
+    parts = parts_bytes(case, prefix.slots, prefix_sequences(case, target) * case.rows)
     q = case.B * case.q_len * case.H_q * case.D * BYTES[case.dtype]
     tables = sum(table_bytes(case, ((case.prefix, length),)) for length in lengths(case))
     first = Stage(
@@ -128,7 +139,7 @@ def cascade_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
             + (0 if from_l2(case, target) else again),
         ),
         l2_bytes=parts + (again if from_l2(case, target) else 0) + (case.H_kv * tiles - 1) * table_bytes(case, shared),
-        ctas=prefix.ctas,
+        ctas=prefix.runs,
         ctas_per_sm=prefix.ctas_per_sm,
     )
     rest = split_stages(

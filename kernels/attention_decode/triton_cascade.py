@@ -20,7 +20,7 @@ from kernels.op import Inputs, Target
 def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
     """Two launches, and a third where a suffix is cut into many parts."""
     prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
-    sequences = prefix_sequences(case)
+    sequences = prefix_sequences(case, target)
     o = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
     prefix_parts = new_parts(prefix.slots, sequences * case.rows, case, o.device)
     parts = new_parts(suffix.slots, case.rows, case, o.device)

@@ -79,12 +79,14 @@ def split_kv_kernel(
     SOFTCAP: tl.constexpr,
     MERGE_TILE: tl.constexpr,
     PARTS_ONLY: tl.constexpr,
+    ROW_TILES: tl.constexpr,
     SEQS: tl.constexpr,
     PREFIX_SEQS: tl.constexpr,
     PREFIX_TILE: tl.constexpr,
 ):
-    """One CTA runs through its segments.
+    """Program (run, row tile) works on the segments of its run.
 
+    - ROW_TILES > 1: the rows of a sequence and KV head are cut into tiles of BLOCK_M
     - MERGE_TILE > 0: whoever completes a cut pair merges its parts
     - SEQS > 1: a tile holds the rows of SEQS sequences, which all read the pages of the first (a shared prefix)
     - PREFIX_SEQS > 0: the first segment of a pair takes in the parts of its shared prefix, of tiles that hold as many
@@ -92,6 +94,8 @@ def split_kv_kernel(
     """
     ROWS: tl.constexpr = Q_LEN * GROUP
     offs_m = tl.arange(0, BLOCK_M)
+    if ROW_TILES > 1:
+        offs_m += tl.program_id(1) * BLOCK_M
     offs_r = offs_m % ROWS
     offs_i = offs_r // GROUP
     offs_d = tl.arange(0, D)
@@ -167,6 +171,8 @@ def split_kv_kernel(
             tl.store(partial_lse + row + offs_m, lse, mask=mask_m)
             if MERGE_TILE > 0:
                 pair = tl.load(segments + 8 * s + 7)
+                if ROW_TILES > 1:
+                    pair = pair * ROW_TILES + tl.program_id(1)
                 tl.debug_barrier()  # all threads' parts are stored before one thread counts this CTA in
                 arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
                 if arrived == parts - 1:
@@ -272,7 +278,7 @@ def split_launch(
     prefix_parts, prefix_slots, prefix_sequences, prefix_tile = prefix or (parts, inputs["lengths"], 0, 0)
     return KernelLaunch(
         kernel=split_kv_kernel,
-        grid=(p.ctas,),
+        grid=(p.runs, p.row_tiles),
         args={
             "q": q,
             **cache_args(case, inputs),
@@ -281,7 +287,7 @@ def split_launch(
             "starts": table(p.starts, q.device),
             "partial_o": parts.o,
             "partial_lse": parts.lse,
-            "arrivals": torch.zeros(case.B * case.H_kv, dtype=torch.int32, device=q.device),
+            "arrivals": torch.zeros(case.B * case.H_kv * p.row_tiles, dtype=torch.int32, device=q.device),
             "prefix_o": prefix_parts.o,
             "prefix_lse": prefix_parts.lse,
             "prefix_slots": prefix_slots,
@@ -309,6 +315,7 @@ def split_launch(
             "SOFTCAP": case.softcap,
             "MERGE_TILE": p.merge_tile if p.merge == "last" else 0,
             "PARTS_ONLY": parts_only,
+            "ROW_TILES": p.row_tiles,
             "SEQS": sequences,
             "PREFIX_SEQS": prefix_sequences,
             "PREFIX_TILE": prefix_tile,

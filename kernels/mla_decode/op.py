@@ -2,15 +2,17 @@
 
 DeepSeek-V2 and later (arXiv 2405.04434) cache one latent and one rotary key per token, shared by all heads:
 cache [.., L + R] with C its first L columns, which are key and value at once, and R the rest. The up-projections of
-keys and values are absorbed into q_latent [B, H, L] and into what follows O [B, H, L]; q_rope [B, H, R].
+keys and values are absorbed into q_latent [B, q_len, H, L] and into what follows O [B, q_len, H, L]; q_rope
+[B, q_len, H, R]. A draft to verify (DeepSeek's multi-token prediction: q_len 2) is the last q_len tokens.
 
 A cache in fp8 (e4m3) has its latents scaled per token, and the rotary key, which suffers most from rounding, in 16
 bits: cache [.., L] fp8, rope [.., R], latent_scale [..] fp32, 644 bytes a token of DeepSeek's in place of 1152. One
 scale per token, as in SnapMLA (arXiv 2602.10718), multiplies a score and a probability and no element; FlashMLA's
 layout, 656 bytes, has one for every 128 latents, so that elements must be scaled one by one.
 
-Every cached element is read once for 2 H (L + R) + 2 H L FLOP a token: with 128 heads 242 FLOP/B in bf16, near the
-ridge of an H100, where attention over separate heads' KV has 1 to 16; in fp8 432, beyond it.
+Every cached element is read once for 2 H (L + R) + 2 H L FLOP a token and query: with 128 heads 242 FLOP/B in bf16,
+near the ridge of an H100, where attention over separate heads' KV has 1 to 16; beyond it in fp8, 432, and with two
+queries, 484.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ FP8_SIGMA = 32
 class MlaCase(Case):
     """`H` heads of a latent of `L` and a rotary key of `R`; `T` is the longest sequence, `lengths` and `seed` draw
     the others. `page` is tokens a page, 0 for a contiguous cache; `kv` is the latents' type in the cache, `fp8`
-    with a scale per token or `""` for `dtype`."""
+    with a scale per token or `""` for `dtype`. `q_len` query tokens a sequence are the last of its tokens, causal
+    among themselves."""
 
     B: int
     H: int
@@ -51,6 +54,7 @@ class MlaCase(Case):
     page: int = 0
     dtype: str = "bf16"
     kv: str = ""
+    q_len: int = 1
 
     def __post_init__(self) -> None:
         if self.kv not in ("", "fp8"):
@@ -61,9 +65,16 @@ class MlaCase(Case):
         parts = [f"B{self.B}", f"H{self.H}", f"L{self.L}+{self.R}", f"T{self.T}"]
         if self.lengths != "uniform":
             parts.append(self.lengths + (str(self.seed) if self.seed else ""))
+        if self.q_len > 1:
+            parts.append(f"q{self.q_len}")
         if self.page:
             parts.append(f"page{self.page}")
         return "-".join([*parts, self.dtype] + ([f"kv{self.kv}"] if self.kv else []))
+
+    @property
+    def rows(self) -> int:
+        """Query rows of one sequence, all of which share its tokens."""
+        return self.q_len * self.H
 
     @property
     def scale(self) -> float:
@@ -80,6 +91,11 @@ class MlaCase(Case):
 def lengths(case: MlaCase) -> tuple[int, ...]:
     """Tokens per sequence."""
     return paging.draw_lengths(case.lengths, case.B, case.T, case.seed)
+
+
+def visible(case: MlaCase) -> int:
+    """(query token, token) pairs of all sequences that attention computes, per head."""
+    return sum(max(0, n - i) for n in lengths(case) for i in range(case.q_len))
 
 
 def table_bytes(case: MlaCase) -> int:
@@ -115,10 +131,16 @@ def full() -> Iterable[MlaCase]:
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, kv="fp8")
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, kv="fp8")
     yield MlaCase(model="deepseek-v3", B=64, H=16, T=16384, page=64, lengths="ragged", kv="fp8")
+    # arithmetic alone: twice and four times the queries over the same latents
+    for H, q_len in ((16, 4), (128, 2)):
+        yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, q_len=q_len)
 
 
 def test() -> Iterable[MlaCase]:
-    """Small and edgy: one token, odd lengths, few heads, two tiles of heads, pages smaller and larger than a block."""
+    """Small and edgy: one token, odd lengths, few heads, two tiles of heads, pages smaller and larger than a block.
+
+    Drafts, too, of sequences shorter than they are, and whose last blocks hold nothing that their first query sees.
+    """
     for B, H, T, page, kind in (
         (1, 16, 1, 0, "uniform"), (2, 5, 70, 0, "ragged"), (1, 80, 130, 0, "uniform"), (3, 16, 150, 64, "holes"),
         (2, 32, 200, 16, "ragged"), (1, 16, 300, 128, "uniform"),
@@ -129,6 +151,8 @@ def test() -> Iterable[MlaCase]:
         (2, 32, 200, 16, "ragged"),
     ):  # fmt: skip
         yield MlaCase(B=B, H=H, T=T, L=64, R=16, page=page, lengths=kind, dtype="fp16", kv="fp8")
+    for B, H, T, page, q_len, kv in ((2, 40, 129, 64, 2, ""), (3, 16, 66, 0, 4, ""), (2, 16, 70, 16, 3, "fp8")):
+        yield MlaCase(B=B, H=H, T=T, L=64, R=16, page=page, q_len=q_len, lengths="holes", dtype="fp16", kv=kv)
 
 
 def cases(suite: str) -> list[MlaCase]:
@@ -169,8 +193,8 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
             if tensor.numel():
                 paging.poison_dead(tensor, ranges, page=page, paged=paged)
     return {
-        "q_latent": draw.normal((case.B, case.H, case.L), case.dtype, scale=width),
-        "q_rope": draw.normal((case.B, case.H, case.R), case.dtype, scale=width),
+        "q_latent": draw.normal((case.B, case.q_len, case.H, case.L), case.dtype, scale=width),
+        "q_rope": draw.normal((case.B, case.q_len, case.H, case.R), case.dtype, scale=width),
         **cached,
         "block_table": (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device),
         "lengths": draw.table(lengths(case)),
@@ -191,26 +215,29 @@ def tokens(case: MlaCase, inputs: Inputs, b: int, length: int) -> torch.Tensor:
 
 
 def reference(case: MlaCase, inputs: Inputs) -> torch.Tensor:
-    """fp32, one sequence at a time; a sequence without tokens gives zeros."""
+    """fp32, one sequence at a time; a query that sees nothing gives zeros."""
     import torch
 
     q = torch.cat([inputs["q_latent"], inputs["q_rope"]], dim=-1).float()
-    o = torch.zeros(case.B, case.H, case.L, device=q.device)
+    o = torch.zeros(case.B, case.q_len, case.H, case.L, device=q.device)
     for b, length in enumerate(lengths(case)):
         if length:
             cached = tokens(case, inputs, b, length)
-            o[b] = torch.softmax(q[b] @ cached.T * case.scale, dim=-1) @ cached[:, : case.L]
+            last = torch.arange(length - case.q_len, length, device=q.device)[:, None, None]
+            unseen = torch.arange(length, device=q.device) > last
+            scores = (q[b] @ cached.T * case.scale).masked_fill(unseen, float("-inf"))
+            o[b] = torch.softmax(scores, dim=-1).nan_to_num(0.0) @ cached[:, : case.L]
     return o
 
 
 def work(case: MlaCase) -> Work:
     """Each live token, its scale and its table entry once, queries once, O once; the exponentials are left out."""
     tokens, size = sum(lengths(case)), BYTES[case.dtype]
-    queries = size * case.B * case.H * (case.L + case.R)
+    queries = size * case.B * case.rows * (case.L + case.R)
     return Work(
-        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 2 * case.H * (2 * case.L + case.R) * tokens},
+        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 2 * case.H * (2 * case.L + case.R) * visible(case)},
         bytes_read=tokens * case.token_bytes + table_bytes(case) + 4 * case.B + queries,
-        bytes_written=size * case.B * case.H * case.L,
+        bytes_written=size * case.B * case.rows * case.L,
     )
 
 

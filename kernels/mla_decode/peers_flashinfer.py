@@ -26,8 +26,8 @@ def supports(case: MlaCase, target: Target) -> str | None:
         return "takes fp16 and bf16"
     if case.kv:
         return "takes latents and rotary keys of one type, and no scale per token"
-    if 0 in lengths(case):
-        return "needs a token in every sequence"
+    if min(lengths(case)) < case.q_len:
+        return "needs a token in every sequence for each of its queries"
     if (case.L, case.R) != (LATENT, ROPE):
         return f"has kernels for a latent of {LATENT} and a rotary key of {ROPE}, not of {case.L} and {case.R}"
     return None
@@ -47,7 +47,7 @@ def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
     workspace = torch.zeros(flashinfer_needs.WORKSPACE_BYTES, dtype=torch.uint8, device=cache.device)
     wrapper = flashinfer.mla.BatchMLAPagedAttentionWrapper(workspace, backend="auto")
     wrapper.plan(
-        torch.arange(case.B + 1, dtype=torch.int32, device=cache.device),
+        torch.arange(case.B + 1, dtype=torch.int32, device=cache.device) * case.q_len,
         pages.indptr,
         pages.indices,
         inputs["lengths"],
@@ -55,7 +55,7 @@ def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
         case.L,
         case.R,
         pages.page,
-        False,  # not causal: the query is the newest token
+        case.q_len > 1,  # causal; a single query is the newest token and sees all
         case.scale,
         q_latent.dtype,
         cache.dtype,
@@ -65,7 +65,7 @@ def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
 
     def launch() -> torch.Tensor:
         pages.refresh()
-        wrapper.run(q_latent, q_rope, latent, rope, out=o)
+        wrapper.run(q_latent.flatten(0, 1), q_rope.flatten(0, 1), latent, rope, out=o.flatten(0, 1))
         return o
 
     return launch

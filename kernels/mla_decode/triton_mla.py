@@ -6,13 +6,15 @@ longest first, so that the short ones fill up what is left. (A CTA that loops ov
 comes before and after the inner loop in registers, which are all taken, and spills.) Parts merge by their log-sum-exp
 in a second kernel.
 
-64 heads are the M side of the tensor cores, S [64, BLOCK_T] = Q C^T and O [64, L] += P C, both from the one tile in
-shared memory, and as many as registers hold the sums of. 128 heads are two tiles, whose CTAs walk side by side over
-the same tokens. Fewer than 64 are padded: 242 / 2 FLOP/B executed are still below an H100's ridge.
+64 query rows, heads of one query and then of the next, are the M side of the tensor cores, S [64, BLOCK_T] = Q C^T
+and O [64, L] += P C, both from the one tile in shared memory, and as many as registers hold the sums of. 128 heads are
+two tiles, whose CTAs walk side by side over the same tokens. Fewer than 64 are padded: 242 / 2 FLOP/B executed are
+still below an H100's ridge.
 
-fp8 latents take the type of the queries, exactly, on their way through registers from one place in shared memory to
-another, which both products read. (Queries converted to fp16 instead would save a step, but Triton keeps what it has
-converted in registers, 128 of them.) A token's scale multiplies its scores and its probability.
+On sm_90 fp8 latents take the type of the queries, exactly, on their way through registers from one place in shared
+memory to another, which both products read. (Queries converted to fp16 instead would save a step, but Triton keeps
+what it has converted in registers, 128 of them.) Elsewhere `triton_words.py` reads them. A token's scale multiplies
+its scores and its probability.
 """
 
 from __future__ import annotations
@@ -34,15 +36,21 @@ from kernels.attention_decode.split_plan import (
     split,
 )
 from kernels.attention_decode.split_stages import MERGE_CTAS_PER_SM
+from kernels.attention_decode.triton_attend import LOG2_E
 from kernels.attention_decode.triton_split_kv import merge_kernel, table
 from kernels.draw import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
+from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
+from kernels.mla_decode.triton_words import words_kernel
 from kernels.op import Inputs, Stage, Target, Tuning, Work
 from kernels.paging import cdiv
 
-BLOCK_H = 64
-"""Heads of a tile: the M of a `wgmma`; fp32 sums of 64 x 512 are 128 registers in each of 256 threads."""
+BLOCK_M = 64
+"""Query rows of a tile: the M of a `wgmma`; fp32 sums of 64 x 512 are 128 registers in each of 256 threads."""
+
+BLOCK_M_WORDS = 32
+"""Before wgmma with fp8 latents, where queries are in registers, too, beside the sums and what is unpacked."""
 
 BLOCK_T = 32
 """Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents."""
@@ -51,17 +59,18 @@ FP8_GAIN: tl.constexpr = tl.constexpr(256.0)
 """Multiplies the scales of fp8 latents, and O is divided by it. Scaled to use the range of e4m3, up to 448, latents of
 order 1 have scales of order 1 / 448, with which fp16 probabilities would sink among the subnormals."""
 
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`segments`, the longest first, for each of `head_tiles` tiles of heads; `buffers` blocks in shared memory.
+    """`segments`, the longest first, for each of `row_tiles` tiles of rows; `buffers` blocks in shared memory.
 
-    `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them.
+    `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them. `words`: fp8
+    latents go two by two through the kernel of `triton_words.py`.
     """
 
-    head_tiles: int
+    words: bool
+    block_m: int
+    row_tiles: int
     block_t: int
     blocks: int
     buffers: int
@@ -70,29 +79,37 @@ class Plan:
     slots: int
 
 
-def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T) -> int:
+def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int = BLOCK_M) -> int:
     """Blocks of tokens, queries, fp8 latents of one block in fp16, and what the system takes."""
     converted = block_t * case.L * BYTES["fp16"] if case.kv else 0
-    queries = BLOCK_H * (case.L + case.R) * BYTES[case.dtype]
+    queries = block_m * (case.L + case.R) * BYTES[case.dtype]
     return buffers * block_t * case.token_bytes + queries + converted + SMEM_RESERVED
 
 
 @cache
 def plan(case: MlaCase, target: Target) -> Plan:
-    """As many buffers as fit, up to four; tcgen05 (sm_100) makes Triton keep two more than it is asked for."""
+    """As many buffers as fit, up to four; tcgen05 (sm_100) makes Triton keep two more than it is asked for.
+
+    Two where addresses of a third block, of fp8 latents in pages smaller than a block, would spill on sm_100.
+    """
     smem = target.smem_per_sm or 228 << 10
+    words = bool(case.kv) and target.sm != 90
+    block_m = BLOCK_M_WORDS if words and target.sm < 90 else BLOCK_M
     spare = 2 if target.sm >= 100 else 0
-    buffers = next((n for n in (4, 3) if smem_bytes(case, n + spare) < smem), 2)
+    most = 2 if words and target.sm >= 100 and case.page % BLOCK_T else 4
+    buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
     fields |= tuned.overrides("mla_decode", "triton", shape_class(case), target)
     block_t, buffers = fields["block_t"], fields["buffers"]
-    head_tiles = cdiv(case.H, BLOCK_H)
+    row_tiles = cdiv(case.rows, block_m)
     pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
     blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
-    runs = max(1, min(blocks, target.sm_count // head_tiles))
+    runs = max(1, min(blocks, target.sm_count // row_tiles))
     segments, _, slots = split(pairs, block_t, runs, all_slots=True)
     return Plan(
-        head_tiles=head_tiles,
+        words=words,
+        block_m=block_m,
+        row_tiles=row_tiles,
         blocks=blocks,
         **fields,
         num_stages=2 * buffers - 1 if case.page else buffers,
@@ -115,60 +132,44 @@ def candidates(case: MlaCase, target: Target) -> Iterator[dict[str, int]]:
 
 
 @triton.jit
-def locate(base, page, place, offs_i, stride_page, stride_t, SCATTERED: tl.constexpr):
-    """A pointer and offsets `[BLOCK_T]` from it: tokens `place + offs_i` of one page, or page and place of each."""
-    if SCATTERED:
-        first = base
-        offs = page * stride_page + place * stride_t
-    else:
-        first = base + page * stride_page + place * stride_t
-        offs = offs_i * stride_t
-    return first, offs
-
-
-@triton.jit
 def mla_kernel(
     q_latent, q_rope, cache, rope, latent_scale, block_table, segments, partial_o, partial_lse, H, scale,
     stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_r_page, stride_r_t,
-    stride_s_page, stride_s_t, stride_table_b,
-    L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr,
-    KV: tl.constexpr, STAGES: tl.constexpr,
+    stride_s_page, stride_s_t, stride_table_b, lengths, stride_ql_i, stride_qr_i,
+    L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, Q_LEN: tl.constexpr,
+    PAGE: tl.constexpr, KV: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program (head tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
+    """Program (row tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
 
-    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read where KV is fp8 alone.
+    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read where KV is fp8 alone; `lengths` and
+    the strides between queries, where there are several.
     """
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
-    offs_h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_l = tl.arange(0, L)
     offs_r = tl.arange(0, R)
     offs_i = tl.arange(0, BLOCK_T)
     s = tl.program_id(1)
     b = tl.load(segments + 8 * s).to(tl.int64)
-    mask_h = offs_h < H
+    mask_m = offs_m < Q_LEN * H
     t_begin = tl.load(segments + 8 * s + 2)
     t_end = tl.load(segments + 8 * s + 3)
     slot = tl.load(segments + 8 * s + 4)
-    offs_ql = (offs_h * stride_ql_h)[:, None] + offs_l[None, :]
-    offs_qr = (offs_h * stride_qr_h)[:, None] + offs_r[None, :]
-    ql = tl.load(q_latent + b * stride_ql_b + offs_ql, mask=mask_h[:, None], other=0.0)
-    qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_h[:, None], other=0.0)
+    offs_ql = query_rows(offs_m, H, stride_ql_i, stride_ql_h, Q_LEN=Q_LEN)[:, None] + offs_l[None, :]
+    offs_qr = query_rows(offs_m, H, stride_qr_i, stride_qr_h, Q_LEN=Q_LEN)[:, None] + offs_r[None, :]
+    ql = tl.load(q_latent + b * stride_ql_b + offs_ql, mask=mask_m[:, None], other=0.0)
+    qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_m[:, None], other=0.0)
     row = block_table + b * stride_table_b
-    m = tl.full([BLOCK_H], float("-inf"), tl.float32)
-    norm = tl.zeros([BLOCK_H], tl.float32)
-    acc = tl.zeros([BLOCK_H, L], tl.float32)
+    newest = t_end
+    if Q_LEN > 1:
+        newest = tl.load(lengths + b) - Q_LEN + offs_m // H
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    norm = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, L], tl.float32)
     for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES):
         # tokens past the end read the last one, and get no weight
         offs_b = tl.minimum(offs_i, t_end - 1 - block)
-        if PAGE == 0:
-            page = b
-            place = tl.cast(block, tl.int64)
-        elif SCATTERED:
-            page = tl.load(row + (block + offs_b) // PAGE).to(tl.int64)
-            place = (block + offs_b) % PAGE
-        else:
-            page = tl.load(row + block // PAGE).to(tl.int64)
-            place = block % PAGE
+        page, place = place_of(row, b, block, offs_b, PAGE=PAGE, SCATTERED=SCATTERED)
         first, offs_c = locate(cache, page, place, offs_b, stride_c_page, stride_c_t, SCATTERED=SCATTERED)
         if KV == "fp8":
             first_r, offs_k = locate(rope, page, place, offs_b, stride_r_page, stride_r_t, SCATTERED=SCATTERED)
@@ -182,14 +183,7 @@ def mla_kernel(
             r = tl.load(first + L + (offs_c[:, None] + offs_r[None, :]))
             c = tl.load(first + (offs_c[:, None] + offs_l[None, :]))
             scores = tl.dot(ql, tl.trans(c), tl.dot(qr, tl.trans(r))) * (scale * LOG2_E)
-        if block + BLOCK_T > t_end:
-            scores = tl.where((offs_i < t_end - block)[None, :], scores, float("-inf"))
-        # a block holds at least one token, so that the maximum is finite
-        m_new = tl.maximum(m, tl.max(scores, 1))
-        p = tl.exp2(scores - m_new[:, None])
-        alpha = tl.exp2(m - m_new)
-        norm = norm * alpha + tl.sum(p, 1)
-        m = m_new
+        p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN)
         if KV == "fp8":
             p *= s_t[None, :]
         acc = tl.dot(p.to(c.dtype), c, acc * alpha[:, None])
@@ -197,9 +191,9 @@ def mla_kernel(
     if KV == "fp8":
         total *= FP8_GAIN
     out = acc / total[:, None]
-    first_row = slot.to(tl.int64) * H
-    tl.store(partial_o + first_row * L + ((offs_h * L)[:, None] + offs_l[None, :]), out, mask=mask_h[:, None])
-    tl.store(partial_lse + first_row + offs_h, m + tl.log2(norm), mask=mask_h)
+    first_row = slot.to(tl.int64) * (Q_LEN * H)
+    tl.store(partial_o + first_row * L + ((offs_m * L)[:, None] + offs_l[None, :]), out, mask=mask_m[:, None])
+    tl.store(partial_lse + first_row + offs_m, m + tl.log2(norm), mask=mask_m)
 
 
 def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
@@ -209,28 +203,31 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         if inputs[name].stride(-1) != 1:
             raise ValueError(f"{name}: the last dimension has stride {inputs[name].stride(-1)}, expected 1")
     p = plan(case, target)
+    if p.words:
+        cached = cached.view(torch.int16)
     rope_strides, scale_strides = (inputs[n].stride()[:2] if case.kv else (0, 0) for n in ("rope", "latent_scale"))
     o = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
-    partial_o = torch.empty(max(1, p.slots), case.H, case.L, dtype=torch.float32, device=o.device)
-    partial_lse = torch.empty(max(1, p.slots), case.H, dtype=torch.float32, device=o.device)
+    partial_o = torch.empty(max(1, p.slots), case.rows, case.L, dtype=torch.float32, device=o.device)
+    partial_lse = torch.empty(max(1, p.slots), case.rows, dtype=torch.float32, device=o.device)
     main = KernelLaunch(
-        kernel=mla_kernel,
-        grid=(p.head_tiles, len(p.segments)),
+        kernel=words_kernel if p.words else mla_kernel,
+        grid=(p.row_tiles, len(p.segments)),
         args={
             "q_latent": q_latent, "q_rope": q_rope, "cache": cached, "rope": inputs["rope"],
             "latent_scale": inputs["latent_scale"], "block_table": inputs["block_table"],
             "segments": table([s.row() for s in p.segments], o.device),
             "partial_o": partial_o, "partial_lse": partial_lse, "H": case.H, "scale": case.scale,
-            "stride_ql_b": q_latent.stride(0), "stride_ql_h": q_latent.stride(1),
-            "stride_qr_b": q_rope.stride(0), "stride_qr_h": q_rope.stride(1),
+            "stride_ql_b": q_latent.stride(0), "stride_ql_h": q_latent.stride(2),
+            "stride_qr_b": q_rope.stride(0), "stride_qr_h": q_rope.stride(2),
             "stride_c_page": cached.stride(0), "stride_c_t": cached.stride(1),
             "stride_r_page": rope_strides[0], "stride_r_t": rope_strides[1],
             "stride_s_page": scale_strides[0], "stride_s_t": scale_strides[1],
-            "stride_table_b": inputs["block_table"].stride(0),
+            "stride_table_b": inputs["block_table"].stride(0), "lengths": inputs["lengths"],
+            "stride_ql_i": q_latent.stride(1), "stride_qr_i": q_rope.stride(1),
         },
         constexprs={
-            "L": case.L, "R": case.R, "BLOCK_T": p.block_t, "BLOCK_H": BLOCK_H, "PAGE": case.page,
-            "KV": case.kv, "STAGES": p.num_stages,
+            "L": case.L, "R": case.R, "BLOCK_T": p.block_t, "BLOCK_M": p.block_m, "Q_LEN": case.q_len,
+            "PAGE": case.page, "KV": case.kv, "STAGES": p.num_stages,
         },
         num_warps=8,
         num_stages=p.num_stages,
@@ -240,12 +237,12 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
     merged = [(s.b, 0, s.first_slot, s.parts) for s in p.segments if s.slot == s.first_slot]
     merge = KernelLaunch(
         kernel=merge_kernel,
-        grid=(len(merged), case.H),
+        grid=(len(merged), case.rows),
         args={
             "partial_o": partial_o, "partial_lse": partial_lse, "cut": table(merged, o.device), "o": o,
-            "stride_o_b": o.stride(0), "stride_o_i": 0, "stride_o_h": o.stride(1),
+            "stride_o_b": o.stride(0), "stride_o_i": o.stride(1), "stride_o_h": o.stride(2),
         },
-        constexprs={"Q_LEN": 1, "GROUP": case.H, "D": case.L, "TILE": MERGE_TILE // case.L},
+        constexprs={"Q_LEN": case.q_len, "GROUP": case.H, "D": case.L, "TILE": MERGE_TILE // case.L},
         streams=("partial_o",),
         why_few_in_flight="a few MB from the L2, all of it asked for at once",
     )  # fmt: skip
@@ -253,27 +250,27 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
-    """The cache once from DRAM and, for each further tile of heads, again from the L2; parts through the L2."""
+    """The cache once from DRAM and, for each further tile of rows, again from the L2; parts through the L2."""
     p = plan(case, target)
     least = work(case)
-    parts = 4 * p.slots * case.H * (case.L + 1)
-    again = (p.head_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
-    padded = 2 * p.blocks * p.block_t * p.head_tiles * BLOCK_H * (2 * case.L + case.R)
+    parts = 4 * p.slots * case.rows * (case.L + 1)
+    again = (p.row_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
+    padded = 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * (2 * case.L + case.R)
     main = Stage(
         name="mla",
         work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
         l2_bytes=again + parts,
-        ctas=len(p.segments) * p.head_tiles,
+        ctas=len(p.segments) * p.row_tiles,
     )
     merge = Stage(
         name="merge",
         work=Work(
-            flops={"fma_fp32": 2 * p.slots * case.H * case.L},
+            flops={"fma_fp32": 2 * p.slots * case.rows * case.L},
             bytes_read=16 * case.B,
             bytes_written=least.bytes_written,
         ),
         l2_bytes=parts,
-        ctas=case.B * case.H,
+        ctas=case.B * case.rows,
         ctas_per_sm=MERGE_CTAS_PER_SM,
     )
     return main, merge
@@ -282,10 +279,8 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
 def supports(case: MlaCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
-    if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16:
-        return f"needs latent and rotary widths that are powers of two from 16, these are {case.L} and {case.R}"
-    if case.kv and target.sm != 90:
-        return f"needs sm_90 for fp8 latents, this part is sm_{target.sm}: there it would spill registers"
+    if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16 or (case.kv and case.L < 32):
+        return f"needs powers of two from 16 as widths, of fp8 latents from 32; these are {case.L} and {case.R}"
     if target.kind == "interpreter" and case.dtype == "bf16":
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
     return None

@@ -1,0 +1,84 @@
+"""Latent attention over fp8 latents for parts without wgmma: the latents in two halves of even and odd columns.
+
+Latents are read as 16-bit words of an even and an odd one, which bit operations make two fp16 operands (see
+kernels/attention_decode/triton_attend.py): sm_80 has no conversion from e4m3. Each half of O has sums of its own, so
+that tcgen05 (sm_100), whose sums pass through registers at every rescaling, has 64 registers of them in a thread at a
+time and not 128. Queries are converted to fp16 (|q| < 65,504).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.attention_decode.triton_attend import GAIN, LOG2_E, unpack
+from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
+
+FP8_GAIN: tl.constexpr = tl.constexpr(GAIN["fp8"])
+"""What unpacked latents are to be multiplied by; it goes to the scales."""
+
+ODD: tl.constexpr = tl.constexpr(0.5)
+"""A factor of the weights of odd columns, by which their sums are divided, so that Triton has two tiles of weights.
+
+A tcgen05 with 64 rows reads its weights from the 64 lanes of tensor memory in which its sums are: one tile for both
+halves would put all sums into one half of the lanes, whose 512 columns hold no more than them, and no scores.
+"""
+
+
+@triton.jit
+def words_kernel(
+    q_latent, q_rope, cache, rope, latent_scale, block_table, segments, partial_o, partial_lse, H, scale,
+    stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_r_page, stride_r_t,
+    stride_s_page, stride_s_t, stride_table_b, lengths, stride_ql_i, stride_qr_i,
+    L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, Q_LEN: tl.constexpr,
+    PAGE: tl.constexpr, KV: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As `mla_kernel`; `cache` and its strides are of 16-bit words."""
+    SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_l = tl.arange(0, L)
+    offs_w = tl.arange(0, L // 2)
+    offs_r = tl.arange(0, R)
+    offs_i = tl.arange(0, BLOCK_T)
+    s = tl.program_id(1)
+    b = tl.load(segments + 8 * s).to(tl.int64)
+    mask_m = offs_m < Q_LEN * H
+    t_begin = tl.load(segments + 8 * s + 2)
+    t_end = tl.load(segments + 8 * s + 3)
+    slot = tl.load(segments + 8 * s + 4)
+    ql = q_latent + b * stride_ql_b
+    offs_ql = query_rows(offs_m, H, stride_ql_i, stride_ql_h, Q_LEN=Q_LEN)[:, None] + 2 * offs_w[None, :]
+    offs_qr = query_rows(offs_m, H, stride_qr_i, stride_qr_h, Q_LEN=Q_LEN)[:, None] + offs_r[None, :]
+    q_even = tl.load(ql + offs_ql, mask=mask_m[:, None], other=0.0).to(tl.float16)
+    q_odd = tl.load(ql + 1 + offs_ql, mask=mask_m[:, None], other=0.0).to(tl.float16)
+    qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_m[:, None], other=0.0)
+    row = block_table + b * stride_table_b
+    newest = t_end
+    if Q_LEN > 1:
+        newest = tl.load(lengths + b) - Q_LEN + offs_m // H
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    norm = tl.zeros([BLOCK_M], tl.float32)
+    acc_even = tl.zeros([BLOCK_M, L // 2], tl.float32)
+    acc_odd = tl.zeros([BLOCK_M, L // 2], tl.float32)
+    # a second buffer for scores in tensor memory would let products begin earlier, and registers spill
+    for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES, disallow_acc_multi_buffer=True):
+        # tokens past the end read the last one, and get no weight
+        offs_b = tl.minimum(offs_i, t_end - 1 - block)
+        page, place = place_of(row, b, block, offs_b, PAGE=PAGE, SCATTERED=SCATTERED)
+        first, offs_c = locate(cache, page, place, offs_b, stride_c_page, stride_c_t, SCATTERED=SCATTERED)
+        first_r, offs_k = locate(rope, page, place, offs_b, stride_r_page, stride_r_t, SCATTERED=SCATTERED)
+        first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
+        r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
+        s_t = tl.load(first_s + offs_s) * FP8_GAIN
+        even, odd = unpack(tl.load(first + (offs_c[:, None] + offs_w[None, :])), KV)
+        scores = tl.dot(q_odd, tl.trans(odd), tl.dot(q_even, tl.trans(even))) * (s_t * (scale * LOG2_E))[None, :]
+        scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
+        p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN)
+        p *= s_t[None, :]
+        acc_even = tl.dot(p.to(even.dtype), even, acc_even * alpha[:, None])
+        acc_odd = tl.dot((p * ODD).to(odd.dtype), odd, acc_odd * alpha[:, None])
+    total = tl.where(norm > 0, norm, 1.0)[:, None]
+    out = tl.interleave(acc_even / total, acc_odd / (total * ODD))
+    first_row = slot.to(tl.int64) * (Q_LEN * H)
+    tl.store(partial_o + first_row * L + ((offs_m * L)[:, None] + offs_l[None, :]), out, mask=mask_m[:, None])
+    tl.store(partial_lse + first_row + offs_m, m + tl.log2(norm), mask=mask_m)
