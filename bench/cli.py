@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ app = typer.Typer(
 )
 
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu")]
-Suite = Annotated[str | None, typer.Option(help="smoke, quick or full [default: quick on a GPU, smoke on a CPU]")]
+Suite = Annotated[str | None, typer.Option(help="smoke, quick or full (default: quick on a GPU, smoke on a CPU)")]
 Ops = Annotated[list[str] | None, typer.Option("--op", help="only this operation; may be given again")]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 Reports = Path("reports")
@@ -51,9 +52,10 @@ def run(
     """Measure the ceilings and the operations, and write a report."""
     from rich.console import Console
 
-    from bench import report, runner
+    from bench import listing, report, runner
     from bench.live import Live
 
+    listing.check(op or [], suite, case)
     request = runner.Request(
         device=device,
         suite=suite,
@@ -62,8 +64,8 @@ def run(
         case=case,
         repeat=repeat,
         budget_s=duration(budget) if budget else None,
-        cap_s=cap,
-        hang_s=hang,
+        cap_s=cap if cap is None else seconds("--cap", cap),
+        hang_s=seconds("--hang", hang),
         argv=tuple(sys.argv[1:]),
     )
     with Live(Console(stderr=as_json)) as live:
@@ -153,6 +155,7 @@ def predict(
     )
     if plot:
         prediction.plot(plot, found)
+        print(plot, file=sys.stderr)
     if as_json:
         show_json(found)
         return
@@ -186,7 +189,7 @@ def claims(
 @app.command()
 def codegen(
     op: Ops = None,
-    sm: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; may be given again [default: all]")] = None,
+    sm: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; may be given again (default: all)")] = None,
     suite: Annotated[str | None, typer.Option(help="only the configurations of this suite")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,9 +203,7 @@ def codegen(
     from bench import listing
     from kernels.op import SUITES
 
-    listing.chosen(op or [])
-    if suite and suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    listing.check(op or [], suite)
     for wanted in sm or []:
         if wanted not in ARCHITECTURES:
             raise unknown("architecture", str(wanted), map(str, ARCHITECTURES))
@@ -229,7 +230,7 @@ def tune(
     device: Device = "auto",
     budget: Annotated[str | None, typer.Option(help="begin no further class after this long, e.g. 5m")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="compile and sift the candidates only; no GPU")] = False,
-    sm: Annotated[list[int] | None, typer.Option(help="with --dry-run: 80, 90 or 100 [default: all]")] = None,
+    sm: Annotated[list[int] | None, typer.Option(help="with --dry-run: 80, 90 or 100 (default: all)")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the best configurations of this part offline, and keep them with their evidence for plans to read."""
@@ -238,11 +239,8 @@ def tune(
     from bench import listing
     from bench.live import Live
     from bench.tune import race
-    from kernels.op import SUITES
 
-    listing.chosen(op or [])
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    listing.check(op or [], suite)
     request = race.Request(
         device=device,
         suite=suite,
@@ -274,9 +272,11 @@ def campaign(
     """Everything for a rented hour in one command: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
     from rich.console import Console
 
+    from bench import listing
     from bench.campaign import steps
     from bench.live import Live
 
+    listing.check([], suite, case)
     request = steps.Request(
         device=device,
         suite=suite,
@@ -320,11 +320,8 @@ def counters(
     """Hardware counters of one case per operation, implementation and precision, through ncu."""
     from bench import counters as counting
     from bench import listing
-    from kernels.op import SUITES
 
-    listing.chosen(op or [])
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    listing.check(op or [], suite, case)
     found = counting.count(counting.Choice(suite=suite, ops=tuple(op or ()), impls=tuple(impl or ()), case=case))
     if as_json:
         show_json(found.as_dict())
@@ -351,22 +348,26 @@ def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
 @app.command("list")
 def list_command(
     what: Annotated[str, typer.Argument(help="ops, cases, impls, devices or models")] = "ops",
-    suite: Suite = "quick",
-    op: Ops = None,
+    suite: Annotated[str | None, typer.Option(help="of cases: smoke, quick or full (default: quick)")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="of this operation; may be given again")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What there is: operations, cases, implementations, devices, models."""
     from bench import listing
 
     tables = {
-        "ops": listing.ops,
+        "ops": lambda: listing.ops(op or []),
         "cases": lambda: listing.cases(suite or "quick", op or []),
-        "impls": listing.impls,
+        "impls": lambda: listing.impls(op or []),
         "devices": listing.devices,
         "models": listing.models,
     }
     if what not in tables:
         raise unknown("list", what, tables)
+    if suite and what != "cases":
+        raise BadRequest(f"--suite chooses among cases; {what} belong to no suite")
+    if op and what in ("devices", "models"):
+        raise BadRequest(f"--op says nothing about {what}")
     show(*tables[what](), as_json=as_json)
 
 
@@ -395,7 +396,14 @@ def duration(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not match:
         raise BadRequest(f"{text!r} is no duration; write 90s, 8m or 1h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    return seconds(text, float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]])
+
+
+def seconds(what: str, value: float) -> float:
+    """A time to spend: more than none, and not for ever."""
+    if not 0 < value < math.inf:
+        raise BadRequest(f"{what}: wants more than 0 seconds, not {value:g}")
+    return value
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ measured read roofs: a memory-bound case that follows its roof has a ratio of 1 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,8 @@ class Match:
     ratio: Interval
     expected: float
     flags: tuple[str, ...]
+    resolution: float = 0.0
+    """The largest difference that either run found between two measurements of the same thing, in this op."""
 
     @property
     def relative(self) -> Interval:
@@ -71,10 +73,15 @@ class Match:
 
     @property
     def verdict(self) -> Verdict:
-        """`same`: the interval lies within `SAME` of 1; `faster` or `slower`: it excludes 1; else `undecided`."""
+        """`same`: the interval lies within `SAME` of 1; else `undecided`, unless it is decided:
+
+        `faster` or `slower` where the interval excludes 1 and the runs can tell so small a difference from none.
+        """
         low, high = self.relative.low, self.relative.high
         if low >= 1 - SAME and high <= 1 + SAME:
             return "same"
+        if abs(self.relative.median - 1) <= self.resolution:
+            return "undecided"
         if high < 1:
             return "faster"
         return "slower" if low > 1 else "undecided"
@@ -95,8 +102,8 @@ class Comparison:
     """Cases whose compulsory bytes or FLOPs are not the same in both: another work of the same name, left out."""
     roofs: tuple[float | None, float | None]
     """Measured read roofs of a and b, in B/s."""
-    resolution: float | None
-    """The largest difference that either run found between two measurements of the same thing."""
+    resolutions: Mapping[str, float]
+    """By op: the largest difference that either run found between two measurements of the same thing."""
 
     @property
     def one_part(self) -> bool:
@@ -127,6 +134,10 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
             )
         expected = roofs[0] / roofs[1]
     in_a, in_b = timed(a), timed(b)
+    resolutions: dict[str, float] = {}
+    for run in (a, b):
+        for op, found in aa_differences(run):
+            resolutions[op] = max(found, resolutions.get(op, 0.0))
     matches, redefined = [], []
     for key in in_a:
         if key not in in_b:
@@ -146,6 +157,7 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
                 ratio=ratio_interval(samples_b, samples_a),
                 expected=expected,
                 flags=tuple(dict.fromkeys(flag for record in [*ours, *theirs] for flag in record.flags)),
+                resolution=resolutions.get(key[0], 0.0),
             )
         )
     return Comparison(
@@ -157,7 +169,7 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
         only_b=tuple(key for key in in_b if key not in in_a),
         redefined=tuple(redefined),
         roofs=roofs,
-        resolution=max((d for run in (a, b) for d in aa_differences(run)), default=None),
+        resolutions=resolutions,
     )
 
 
@@ -189,12 +201,12 @@ def header_differences(a: Run, b: Run) -> Iterator[Difference]:
                 yield Difference(name=entry, a=in_a.get(entry, ""), b=in_b.get(entry, ""))
 
 
-def aa_differences(run: Run) -> Iterator[float]:
-    """|second / first - 1| of everything that the run measured twice on purpose."""
+def aa_differences(run: Run) -> Iterator[tuple[str, float]]:
+    """Op and |second / first - 1| of everything that the run measured twice on purpose."""
     for note in run.notes:
         if note.get("note") == "aa":
             first, second = note["samples_s"]
-            yield abs(ratio_interval(second, first).median - 1)
+            yield note["op"], abs(ratio_interval(second, first).median - 1)
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -217,8 +229,9 @@ def lines(comparison: Comparison) -> list[str]:
             found.append(f"{len(keys)} times in {name} alone, e.g. {' '.join(keys[0])}")
     if c.redefined:
         found.append(f"{len(c.redefined)} redefined cases are left out, e.g. {' '.join(c.redefined[0])}")
-    if c.resolution is not None:
-        found.append(f"the same measured twice within one run differed by up to {percent(c.resolution, 1)}")
+    if c.resolutions:
+        each = ", ".join(f"{op} {percent(by, 1)}" for op, by in c.resolutions.items())
+        found.append(f"undecided is what differs by less than the same measured twice within one run: {each}")
     if not c.matches:
         return [*found, "cannot compare: no case of one implementation has a time in both runs"]
     counts = Counter(m.verdict for m in c.matches)
@@ -248,7 +261,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "one_part": c.one_part,
         "differences": [asdict(d) for d in c.differences],
         "read_roofs": list(c.roofs),
-        "resolution": c.resolution,
+        "resolutions": dict(c.resolutions),
         "only_a": [list(key) for key in c.only_a],
         "only_b": [list(key) for key in c.only_b],
         "redefined": [list(key) for key in c.redefined],

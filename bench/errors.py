@@ -11,8 +11,12 @@ class BadRequest(ValueError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BadRequest:
-    """`unknown op 'ffn_gem'; did you mean ffn_gemv?`, or the whole list where nothing is near."""
+    """`unknown op 'ffn_gem'; did you mean ffn_gemv?`, or the whole list where nothing is near.
+
+    What goes on where the name ends is nearest: `h100` is an `h100-sxm` rather than an `h200`.
+    """
     names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    near = [each for each in names if name and each.startswith(name.lower())]
+    near = near[:3] or difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return BadRequest(f"unknown {kind} {name!r}; {hint}")

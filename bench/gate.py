@@ -13,10 +13,17 @@ STACK_ELEMENTS = 1 << 20
 """Small outputs are compared together, up to this many elements at once."""
 
 
-def overwrite(inputs: Inputs, fresh: Inputs, names: tuple[str, ...]) -> None:
-    """Copy the named inputs in place: a prepared launch must see the new values."""
-    for name in names:
-        inputs[name].copy_(fresh[name])
+def volatile_part(op: Op, inputs: Inputs) -> Inputs:
+    """What `exchange` needs of fresh inputs: the rest, often nearly all of their memory, need not be kept."""
+    return {name: inputs[name] for name in op.volatile}
+
+
+def exchange(inputs: Inputs, fresh: Inputs) -> None:
+    """Swap contents in place: a prepared launch must see the new values, and the next one has others to be shown."""
+    for name, other in fresh.items():
+        before = inputs[name].clone()
+        inputs[name].copy_(other)
+        other.copy_(before)
 
 
 def poisoned_run(op: Op, case: Any, inputs: Inputs, launch: Launch) -> Any:
@@ -32,7 +39,8 @@ def late_write(output: Any, target: Target) -> str | None:
     import torch
 
     torch.cuda.current_stream().synchronize()
-    snapshot = output.clone()
+    # contiguous: a transposed output has no view of bytes
+    snapshot = output.clone(memory_format=torch.contiguous_format)
     torch.cuda.synchronize()
     same = torch.equal(snapshot.view(torch.uint8), output.contiguous().view(torch.uint8))
     return None if same else "late write: the output still changed after the launch's stream had finished"
@@ -41,13 +49,13 @@ def late_write(output: Any, target: Target) -> str | None:
 def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Launch, target: Target) -> Errors:
     """Run on a poisoned output, compare; then change the volatile inputs in place, run and compare again.
 
-    A result computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. `fresh` are
-    inputs of another seed; afterwards `inputs` hold their volatile part.
+    A result computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. `fresh` is the
+    volatile part of inputs of another seed; afterwards each holds the other's values.
     """
     tolerance = op.tolerance(case)
     for changed in (False, True):
         if changed:
-            overwrite(inputs, fresh, op.volatile)
+            exchange(inputs, fresh)
         output = poisoned_run(op, case, inputs, launch)
         late = late_write(output, target)
         errors = compare(output, op.reference(case, inputs), tolerance)
@@ -62,8 +70,8 @@ def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Lau
 
 def check(op: Op, impl: Impl, case: Any, target: Target, seed: int = 0) -> Errors:
     """The gate for one implementation on its own: draw inputs, prepare, `check_prepared`."""
+    fresh = volatile_part(op, op.inputs(case, target.device, seed + 1))
     inputs = op.inputs(case, target.device, seed)
-    fresh = op.inputs(case, target.device, seed + 1)
     return check_prepared(op, case, inputs, fresh, impl.prepare(case, inputs, target), target)
 
 

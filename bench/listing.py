@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from bench.devices import DEVICES
-from bench.errors import unknown
+from bench.errors import BadRequest, unknown
 from kernels.models import MODELS
 from kernels.op import SUITES, Op, discover, implementations
 
 Table = tuple[list[str], list[list[Any]]]
 
 
-def ops() -> Table:
-    rows = [[op.name, op.formula, op.about, *(len(op.cases(suite)) for suite in SUITES)] for op in discover().values()]
+def ops(names: list[str]) -> Table:
+    rows = [[op.name, op.formula, op.about, *(len(op.cases(suite)) for suite in SUITES)] for op in chosen(names)]
     return ["op", "formula", "about", *SUITES], rows
 
 
 def cases(suite: str, names: list[str]) -> Table:
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    check(names, suite)
     rows = []
     for op in chosen(names):
         for case in op.cases(suite):
@@ -28,9 +27,9 @@ def cases(suite: str, names: list[str]) -> Table:
     return ["op", "case", "model", "bytes", "FLOP", "FLOP/B"], rows
 
 
-def impls() -> Table:
+def impls(names: list[str]) -> Table:
     rows = []
-    for name in discover():
+    for name in (op.name for op in chosen(names)):
         found, missing = implementations(name)
         rows += [[name, impl.name, "ours" if impl.ours else "peer", ""] for impl in found]
         rows += [[name, module.module, "missing", module.reason] for module in missing]
@@ -44,7 +43,8 @@ def devices() -> Table:
         bandwidth = spec.memory_bandwidth
         ridges = {pipe: ridge.value for pipe in pipes if (ridge := spec.ridge(pipe))}
         capacity = f"{spec.memory_capacity.value / 1e9:.4g}" if spec.memory_capacity else ""
-        row = [spec.key, spec.name, spec.year or "", capacity, f"{bandwidth.value / 1e12:.4g}" if bandwidth else ""]
+        rate = f"{float(f'{bandwidth.value / 1e12:.4g}'):,g}" if bandwidth else ""
+        row = [spec.key, spec.name, spec.year or "", capacity, rate]
         rows.append([*row, *(round(ridges[pipe]) if pipe in ridges else "" for pipe in pipes)])
     return ["key", "part", "year", "GB", "TB/s", *pipes.values()], rows
 
@@ -63,3 +63,16 @@ def chosen(names: list[str]) -> list[Op]:
         if name not in known:
             raise unknown("op", name, known)
     return [op for name, op in known.items() if not names or name in names]
+
+
+def check(names: list[str], suite: str | None, part: str = "") -> None:
+    """BadRequest for ops and suites that do not exist, and where no case of them has `part` in its id.
+
+    Without a suite, which is then settled by the device, a case of any suite will do.
+    """
+    if suite is not None and suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    suites = SUITES if suite is None else ("quick", "full") if suite == "full" else (suite,)
+    cases = (case.id for op in chosen(names) for name in suites for case in op.cases(name))
+    if part and not any(part in id for id in cases):
+        raise BadRequest(f"no case has {part!r} in its id; `decodebench list cases` shows those there are")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.records import Record
-from bench.units import duration, signed
+from bench.units import duration, si, signed
 from kernels.op import Target
 
 STYLES = {"ok": "green", "refused": "dim", "skipped": "dim", "wrong": "red", "failed": "red", "timeout": "red"}
@@ -63,12 +63,10 @@ class Live:
         if record.status != "ok" or record.seconds is None:
             self._print(f"[{style}]{name} {record.status}: {escape(record.reason or '')}[/{style}]")
             return
-        rate = record.bytes / record.seconds / 1e9
-        flops = record.flops / record.seconds / 1e12
+        rate = si(record.bytes / record.seconds, "B/s")
+        flops = si(record.flops / record.seconds, "FLOP/s") if record.flops else ""
         flags = f"  [yellow]{', '.join(record.flags)}[/yellow]" if record.flags else ""
-        self._print(
-            f"{name} {duration(record.seconds):>9} {rate:8.1f} GB/s {flops:8.2f} TFLOP/s{versus(record)}{flags}"
-        )
+        self._print(f"{name} {duration(record.seconds):>9} {rate:>10} {flops:>13}{versus(record)}{flags}")
 
     def note(self, text: str) -> None:
         self._print(f"[yellow]{escape(text)}[/yellow]")
@@ -78,8 +76,9 @@ class Live:
 
 
 def versus(record: Record) -> str:
-    """Measured time over the prediction made before."""
+    """The prediction made before, and how far the measured time is from it."""
     predicted = record.prediction.get("measured")
     if not predicted or not record.seconds:
         return ""
-    return f"  {signed(record.seconds / predicted['seconds'] - 1):>7} of predicted"
+    error = f"({signed(record.seconds / predicted['seconds'] - 1)})"
+    return f"  predicted {duration(predicted['seconds']):>9} {error:>9}"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from bench.devices import DeviceSpec
-from bench.gate import check_copies, check_prepared
+from bench.gate import check_copies, check_prepared, volatile_part
 from bench.records import Record
 from bench.roofline import Ceilings, Prediction, predict_from_ceilings, predict_from_datasheet
 from bench.telemetry import Sampler
@@ -26,6 +26,7 @@ from bench.timing import (
     HostTimer,
     Rotation,
     Sampling,
+    SpoiltCapture,
     Timer,
     host_flush,
     isolated_times,
@@ -112,6 +113,8 @@ class Measurement:
         self.op, self.case, self.target = op, case, target
         self.settings, self.listener = settings, listener
         self.copies: list[Inputs] = []
+        self.fresh: Inputs = {}
+        self.spoilt = False
         self.rotation: Rotation | None = None
 
     def run(self, impls: Sequence[Impl]) -> None:
@@ -128,8 +131,10 @@ class Measurement:
         timed = [entrant for entrant in ready if self.survives(entrant, self.make_timer)]
         if timed:
             self.time(timed)
-        self.copies = []
+        self.copies, self.fresh = [], {}
         gc.collect()
+        if self.spoilt:
+            raise Broken("a spoilt capture keeps torch from freeing memory")
 
     def admit(self, impl: Impl) -> Entrant | None:
         """Supported here? Then its prediction goes out before anything is measured."""
@@ -160,28 +165,35 @@ class Measurement:
         return {"datasheet": usable(datasheet), "measured": usable(measured), "at": now()}
 
     def draw_inputs(self) -> None:
-        """Rotating copies, each from a seed of its own."""
+        """Rotating copies, each from a seed of its own, and what the gate changes the first one to.
+
+        That one comes first, so that what is not kept of it is free again when the copies need it.
+        """
         self.listener.entering("", "inputs")
+        changed = self.settings.seed + MAX_SEEDS + self.settings.repeat
+        self.fresh = volatile_part(self.op, self.op.inputs(self.case, self.target.device, changed))
         first = self.op.inputs(self.case, self.target.device, self.settings.seed)
         self.rotation = plan_rotation(tensor_bytes(first), self.target, self.settings.memory_bytes)
         seeds = range(self.settings.seed + 1, self.settings.seed + self.rotation.copies)
         self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
 
     def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
-        """Run one step; a refusal or an exception ends the entrant with its record."""
+        """Run one step; a wrong result or an exception ends the entrant with its record, and frees what it holds."""
         self.listener.entering(entrant.impl.name, step.__name__)
         try:
             wrong = step(entrant)
         except Exception as error:
+            self.spoilt |= isinstance(error, SpoiltCapture)
             self.fail(entrant, describe(error), error)
-            return False
+            wrong = describe(error)
+        if wrong:
+            entrant.launches = []
         return wrong is None
 
     def gate(self, entrant: Entrant) -> str | None:
         """Prepare all copies and check the first; a wrong result stores its error and gets no time."""
-        fresh = self.op.inputs(self.case, self.target.device, self.settings.seed + MAX_SEEDS + self.settings.repeat)
         entrant.launches = [entrant.impl.prepare(self.case, copy, self.target) for copy in self.copies]
-        errors = check_prepared(self.op, self.case, self.copies[0], fresh, entrant.launches[0], self.target)
+        errors = check_prepared(self.op, self.case, self.copies[0], self.fresh, entrant.launches[0], self.target)
         if not errors.passed:
             self.emit(entrant.impl, entrant, status="wrong", reason=errors.reason, error=error_dict(errors))
         elif allocates(entrant.launches[0], self.target):

@@ -71,14 +71,20 @@ def precompile(
 
 
 def compile_share(jobs: Sequence[Job], catalogue: str, target: Target, claims: str) -> None:
-    """In a process of its own: compile each kernel of these jobs that no other process has claimed."""
+    """In a process of its own: compile each kernel of these jobs that no other process has claimed.
+
+    Triton 3.6 also has a C compiler make what passes a kernel its arguments, for every signature: a third of a second.
+    """
+    from triton.runtime import driver
+
     from bench.codegen.build import compiled, configuration
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     for launch in launches(jobs, catalogue, target):
         try:
             if claim(Path(claims), configuration(launch, target.sm)):
-                compiled(launch, target.sm)
+                binary = compiled(launch, target.sm)
+                driver.active.launcher_cls(binary.src, binary.metadata)
         except Exception:  # the worker compiles it again and records what is wrong
             continue
 

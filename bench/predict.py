@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ HEADERS = (
     "part", "batch", "ms/token", "weights ms", "KV ms", "token/s/user", "token/s", "fits", "max batch",
     "J/token <=", "$/M out", "$/M in", "out:in", "bound", "FFN compute-bound from",
 )  # fmt: skip
-
 """Of the table on the screen."""
 
 COPIED = (
@@ -94,7 +94,7 @@ def rows(
     efficiency: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`."""
-    if dollars_per_hour is not None and dollars_per_hour <= 0:
+    if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
         raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
     shape = load_shape(model, config)
     specs = [find(part) for part in parts]
@@ -250,11 +250,14 @@ def _memory_remark(row: Mapping[str, Any]) -> str:
 def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
     """Left: throughput against latency, a line per part, hollow where it does not fit. Right: ridge crossings by op.
 
-    The format follows the suffix (png, svg, pdf). Raises `BadRequest` for one that matplotlib does not write.
+    The format follows the suffix (png, svg, pdf). Raises `BadRequest` for one that matplotlib does not write, and
+    where nothing can be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    if not Path(path).suffix:
+        raise BadRequest(f"cannot write {path}: end the name in .png, .svg or .pdf")
     figure = Figure(figsize=(12, 5), layout="constrained")
     trade, ridge = figure.subplots(1, 2)
     predictions = [row for row in predictions if row["ops"]]
@@ -288,5 +291,7 @@ def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
         axis.set_minor_formatter(NullFormatter())
     try:
         figure.savefig(path)
+    except OSError as error:
+        raise BadRequest(f"cannot write {path}: {error.strerror}") from None
     except ValueError as error:
         raise BadRequest(f"cannot write {path}: {error}") from None

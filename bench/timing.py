@@ -96,6 +96,13 @@ class Timer(Protocol):
     def close(self) -> None: ...
 
 
+class SpoiltCapture(RuntimeError):
+    """What a launch did cannot be captured, and has invalidated the capture; the message is the launch's own error.
+
+    torch's allocator then takes the capture for unfinished and frees no cached memory any more.
+    """
+
+
 class GraphTimer:
     """Replays a CUDA graph of all copies."""
 
@@ -106,18 +113,34 @@ class GraphTimer:
         rounds = max(1, math.ceil(GRAPH_SECONDS / (estimate * len(launches))))
         self._count = rounds * len(launches)
         self._graph = torch.cuda.CUDAGraph()
-        # a collection during capture may unload a dead kernel's module, which invalidates the graph
-        gc.disable()
-        try:
-            with torch.cuda.graph(self._graph):
-                for _ in range(rounds):
-                    self.outputs = [launch() for launch in launches]
-        finally:
-            gc.enable()
+        self._capture(launches, rounds)
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
         self._graph.replay()  # the first uploads the graph
         self._spin = spin_cycles(self._graph.replay)
+
+    def _capture(self, launches: Sequence[Launch], rounds: int) -> None:
+        import torch
+
+        refused: Exception | None = None
+        # a collection during capture may unload a dead kernel's module, which invalidates the graph
+        gc.disable()
+        try:
+            # where a capture ends in an error, torch leaves its stream current: the outer context goes back
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
+                try:
+                    for _ in range(rounds):
+                        self.outputs = [launch() for launch in launches]
+                except Exception as error:
+                    refused = error
+                    raise
+        except Exception as error:
+            if error is refused:
+                raise
+            cause = refused or error
+            raise SpoiltCapture(f"{type(cause).__name__}: {cause}") from cause
+        finally:
+            gc.enable()
 
     @staticmethod
     def _estimate(launches: Sequence[Launch]) -> float:

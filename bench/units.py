@@ -58,8 +58,8 @@ def percent(fraction: float, decimals: int = 0) -> str:
 
 
 def signed(fraction: float) -> str:
-    """An error with its sign: `+3.1%`."""
-    return f"{100 * fraction:+z.1f}%"
+    """An error with its sign: `+3.1%`; from tenfold on `+5,432%`."""
+    return f"{100 * fraction:+z,.{0 if abs(fraction) >= 10 else 1}f}%"
 
 
 def ratio(interval: Interval, decimals: int = 3) -> str:

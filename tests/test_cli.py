@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from synthetic_run import record
 
 from bench.cli import duration
 from bench.errors import BadRequest
+from bench.live import Live
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,14 +32,24 @@ def decodebench(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--op", "ffn_gem"], "unknown op 'ffn_gem'; did you mean ffn_gemv"),
         (["run", "--device", "tpu"], "tpu"),
         (["run", "--budget", "soon"], "'soon' is no duration"),
+        (["run", "--budget", "0"], "wants more than 0 seconds"),
+        (["run", "--cap", "nan"], "--cap: wants more than 0 seconds"),
+        (["run", "--hang", "0"], "--hang: wants more than 0 seconds"),
+        (["run", "--suite", "smoke", "--case", "B9999"], "no case has 'B9999' in its id"),
+        (["counters", "--case", "B9999"], "no case has 'B9999' in its id"),
+        (["campaign", "--out", "/nowhere", "--case", "B9999"], "no case has 'B9999' in its id"),
         (["run", "--resume", "/nowhere"], "no such run: /nowhere"),
         (["report", "/nowhere"], "no such run: /nowhere"),
         (["list", "cass"], "did you mean cases?"),
         (["list", "cases", "--op", "atention_decode"], "did you mean attention_decode"),
+        (["list", "impls", "--op", "atention_decode"], "did you mean attention_decode"),
+        (["list", "impls", "--suite", "smoke"], "--suite chooses among cases"),
+        (["list", "devices", "--op", "stream"], "--op says nothing about devices"),
         (["codegen", "--op", "nothing-like-it"], "known: "),
         (["codegen", "--sm", "70"], "70"),
         (["predict", "--model", "lama-3.1-70b"], "did you mean llama-3.1-70b"),
-        (["predict", "--model", "llama-3.1-70b", "--device", "h100"], "h100-sxm"),
+        (["predict", "--model", "llama-3.1-70b", "--device", "h100"], "did you mean h100-sxm, h100-pcie, h100-nvl?"),
+        (["predict", "--model", "llama-2-7b", "--plot", "/nowhere/p.png"], "cannot write /nowhere/p.png: No such file"),
         (["predict", "--model", "llama-2-7b", "--context", "999999"], "context"),
         (["predict", "--config", "/nowhere.json"], "cannot read"),
         (["claims", "--explain", "Z9"], "unknown claim 'Z9'"),
@@ -55,6 +70,22 @@ def test_an_option_that_does_not_exist() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_help_says_what_is_done_by_default() -> None:
+    assert "default: quick on a GPU" in " ".join(decodebench("run", "--help").stdout.replace("│", " ").split())
+
+
+def test_lists_are_of_the_operation_that_is_asked_for() -> None:
+    for what in ("ops", "impls"):
+        rows = json.loads(decodebench("list", what, "--op", "kv_append", "--json").stdout)
+        assert {row["op"] for row in rows} == {"kv_append"}
+
+
+def test_no_number_in_a_list_has_an_exponent() -> None:
+    rows = json.loads(decodebench("list", "devices", "--json").stdout)
+    assert next(row for row in rows if row["key"] == "wse-3")["TB/s"] == "21,000"
+    assert next(row for row in rows if row["key"] == "h100-sxm")["TB/s"] == "3.35"
+
+
 def test_predict_for_machines() -> None:
     rows = json.loads(decodebench("predict", "--model", "llama-3.1-70b", "--batch", "1", "--json").stdout)
     assert rows[0]["device"] == "h100-sxm"
@@ -71,3 +102,16 @@ def test_durations() -> None:
     assert [duration(text) for text in ("90", "90s", "8m", "1.5h")] == [90, 90, 480, 5400]
     with pytest.raises(BadRequest):
         duration("8 parsecs")
+
+
+def test_a_result_on_the_screen_keeps_its_digits_and_names_its_prediction() -> None:
+    """262 kB in 12.4 ms, predicted 224 us: neither 0.0 GB/s nor 0.00 TFLOP/s, and no share of a prediction."""
+    screen = Console(file=StringIO(), width=200)
+    prediction = {"measured": {"seconds": 224e-6, "terms": {}, "bound": "launch"}}
+    Live(screen).record(
+        record("kv_append", "torch", "x", read=262_400, seconds=12.4e-3, prediction=prediction, flags=["noisy"])
+    )
+    line = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "21.2 MB/s" in line
+    assert "FLOP/s" not in line
+    assert re.search(r"predicted +224 µs +\(\+5,4\d\d%\)  noisy", line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import planted
@@ -11,14 +12,17 @@ import torch
 from conftest import gpu_target
 
 import bench.measure
-from bench.measure import Settings, measure
+from bench.gate import late_write
+from bench.measure import Broken, Measurement, Settings, measure
 from bench.records import Record
 from bench.roofline import Ceilings
+from bench.timing import SpoiltCapture
 from kernels.compare import Errors, compare
-from kernels.op import Impl, Op, Target
+from kernels.op import Impl, Inputs, Op, Target
 
 CPU = Target(kind="cpu", name="cpu", sm_count=2, l2_bytes=1 << 16)
 SETTINGS = Settings(cap_s=0.02)
+HONEST_TOO = planted.impl("honest too", planted.honest)
 
 
 class Heard:
@@ -67,6 +71,65 @@ def test_a_wrong_result_gets_no_time(name: str) -> None:
     assert records[name].reason
     assert records[name].samples_s == []
     assert records["honest"].status == "ok"
+
+
+@pytest.mark.parametrize("name", ["in prepare", "last call"])
+def test_each_implementation_sees_its_inputs_change(name: str) -> None:
+    """The second one too, whose inputs already are what those of the first were changed to."""
+    records = measured(planted.HONEST, planted.impl(name, planted.CHEATS[name]), HONEST_TOO).records
+    assert [records[n].status for n in ("honest", name, "honest too")] == ["ok", "wrong", "ok"]
+
+
+def test_of_what_inputs_change_to_only_that_is_kept_and_drawn_once() -> None:
+    drawn: list[int] = []
+
+    def counted(case: Any, device: str, seed: int) -> Inputs:
+        drawn.append(seed)
+        return planted.inputs(case, device, seed)
+
+    heard = Heard()
+    measurement = Measurement(replace(planted.OP, inputs=counted), planted.ToyCase(), CPU, SETTINGS, heard)
+    measurement.draw_inputs()
+    assert list(measurement.fresh) == ["x"]
+    assert len(drawn) == len(set(drawn)) == 4, "three copies"
+    measurement.run([planted.HONEST, HONEST_TOO])
+    assert len(drawn) == 8
+    assert {record.status for record in heard.records.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("shape", ["columns last", "rows last"])
+def test_a_transposed_output_is_looked_at_for_late_writes(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    output = torch.full((3, 5), float("nan"), dtype=torch.bfloat16)
+    output = output.T if shape == "rows last" else output
+    target = Target(kind="cuda", name="gpu", sm=90)
+    assert late_write(output, target) is None
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: output.zero_())
+    assert "late write" in (late_write(output, target) or "")
+
+
+def test_a_spoilt_capture_ends_the_process_after_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(self: Measurement, entrant: Any) -> str | None:
+        if entrant.impl.name == "spoils":
+            raise SpoiltCapture("RuntimeError: operation not permitted when stream is capturing")
+        return honest_timer(self, entrant)
+
+    honest_timer = Measurement.make_timer
+    monkeypatch.setattr(Measurement, "make_timer", spoilt)
+    heard = Heard()
+    with pytest.raises(Broken):
+        measure(
+            planted.OP,
+            planted.ToyCase(),
+            [planted.impl("spoils", planted.honest), planted.HONEST],
+            CPU,
+            SETTINGS,
+            heard,
+        )
+    assert {name: record.status for name, record in heard.records.items()} == {"spoils": "failed", "honest": "ok"}
+    assert "not permitted when stream is capturing" in (heard.records["spoils"].reason or "")
 
 
 @pytest.mark.parametrize("name", ["in prepare", "last call"])
@@ -180,6 +243,7 @@ def test_an_allocating_launch_is_flagged() -> None:
 
 @pytest.mark.cuda
 def test_a_sleeping_launch_is_flagged_on_a_gpu() -> None:
-    record = measured(planted.impl("sleeps", planted.sleeping), target=gpu_target()).records["sleeps"]
+    few = replace(gpu_target(), l2_bytes=1 << 20)  # each copy sleeps
+    record = measured(planted.impl("sleeps", planted.sleeping), target=few).records["sleeps"]
     assert "idle" in record.flags
     assert torch.cuda.is_available()

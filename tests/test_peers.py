@@ -99,19 +99,24 @@ class FakeMla:
         self, qo_indptr: Any, kv_indptr: Any, kv_indices: Any, kv_len_arr: Any, num_heads: int, head_dim_ckv: int,
         head_dim_kpe: int, page_size: int, causal: bool, sm_scale: float, q_data_type: Any, kv_data_type: Any,
     ) -> None:  # fmt: skip
-        assert qo_indptr.tolist() == list(range(len(kv_len_arr) + 1))
+        assert qo_indptr.shape == (len(kv_len_arr) + 1,)
         assert {x.dtype for x in (qo_indptr, kv_indptr, kv_indices, kv_len_arr)} == {torch.int32}
         self.indptr, self.indices, self.lengths = kv_indptr.tolist(), kv_indices, kv_len_arr.tolist()
         self.page, self.scale, self.shape = page_size, sm_scale, (num_heads, head_dim_ckv, head_dim_kpe)
+        self.queries, self.causal = qo_indptr.tolist(), causal
 
     def run(self, q_nope: Any, q_pe: Any, ckv_cache: Any, kpe_cache: Any, *, out: Any) -> Any:
         assert ckv_cache.shape[1:] == (self.page, self.shape[1])
         assert kpe_cache.shape[1:] == (self.page, self.shape[2])
+        assert q_nope.shape == (self.queries[-1], *self.shape[:2])
         for b, length in enumerate(self.lengths):
+            mine = slice(self.queries[b], self.queries[b + 1])
             pages = self.indices[self.indptr[b] : self.indptr[b + 1]].long()
             latent, rope = (cache[pages].flatten(0, 1)[:length, None].float() for cache in (ckv_cache, kpe_cache))
-            q = torch.cat([q_nope[b : b + 1], q_pe[b : b + 1]], dim=-1)
-            out[b] = attend(q, torch.cat([latent, rope], dim=-1), latent, self.scale)[0].to(out.dtype)
+            q = torch.cat([q_nope[mine], q_pe[mine]], dim=-1)
+            last = torch.arange(length - len(q), length)[:, None]
+            seen = torch.arange(length) <= last if self.causal else None
+            out[mine] = attend(q, torch.cat([latent, rope], dim=-1), latent, self.scale, seen=seen).to(out.dtype)
         return out
 
 
@@ -212,6 +217,7 @@ def test_a_page_list_that_is_not_refreshed_is_caught(flashinfer: None, monkeypat
         MlaCase(B=2, H=4, T=20, dtype="fp16"),
         MlaCase(B=3, H=4, T=50, page=16, lengths="ragged", dtype="fp16"),
         MlaCase(B=2, H=4, T=33, lengths="ragged", dtype="fp16"),
+        MlaCase(B=2, H=4, T=40, page=16, q_len=2, dtype="fp16"),
     ],
     ids=lambda case: case.id,
 )

@@ -47,6 +47,19 @@ for launch in launches(jobs_of("stream", "quick"), "kernels.op", H100):
 print(len(hits), sum(hits))
 """
 
+SHARE = """
+import sys
+from triton.runtime import driver
+from test_precompile import H100, jobs_of
+from bench.precompile import compile_share
+
+class Driver:  # a GPU, as far as a launcher for its kernels is made
+    def launcher_cls(self, source, metadata): print(source.name, metadata.target.arch)
+
+driver.set_active(Driver())
+compile_share(jobs_of("stream", "quick")[:1], "kernels.op", H100, sys.argv[1])
+"""
+
 
 def jobs_of(op: str, suite: str) -> list[Job]:
     fixed: dict[str, Any] = {
@@ -83,6 +96,11 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
     assert told[1].startswith(f"{count} kernels took ")
     assert "did not finish" not in told[1]
     assert python(LAUNCH, tmp_path / "warm").split() == [str(count)] * 2
+
+
+def test_what_passes_the_arguments_is_made_too(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    assert python(SHARE, tmp_path, str(tmp_path / "claims")).split() == ["launch_kernel", "90"]
 
 
 def test_a_run_does_not_wait_for_a_compiler_that_hangs(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_a_config_file_is_a_model(tmp_path):
         ({"context": 200_000}, r"context 200000 is beyond llama-3\.1-70b's longest"),
         ({"model": None}, r"name a model or a config\.json"),
         ({"dollars_per_hour": -1.0}, "--price must be above 0"),
+        ({"dollars_per_hour": float("nan")}, "--price must be above 0"),
     ],
 )
 def test_errors_are_one_clear_line(changes, message):
@@ -133,5 +134,10 @@ def test_plot_is_written_and_holds_every_part(tmp_path):
 def test_plot_refuses_what_it_cannot_write(tmp_path):
     with pytest.raises(BadRequest, match=r"cannot write .*plot\.xyz"):
         predict.plot(tmp_path / "plot.xyz", predict.rows(**ASKED))
+    with pytest.raises(BadRequest, match=r"cannot write .*plot\.png: No such file"):
+        predict.plot(tmp_path / "nowhere" / "plot.png", predict.rows(**ASKED))
+    with pytest.raises(BadRequest, match=r"end the name in \.png"):
+        predict.plot(tmp_path, predict.rows(**ASKED))
+    assert not list(tmp_path.iterdir())
     with pytest.raises(BadRequest, match="nothing to plot"):
         predict.plot(tmp_path / "plot.svg", predict.rows(**ASKED | {"parts": ["rubin-cpx"]}))

@@ -144,7 +144,7 @@ def test_published_numbers_come_from_the_header_and_for_old_runs_from_the_table(
     assert known
     assert (known.value, known.kind) == (3.35e12, "datasheet")
     assert found["none"].published("memory_bandwidth") is None
-    assert tables.ceilings(found["new"]).rows[0][1:] == ("3.00 TB/s", "4.00 TB/s (derived)", "75%")
+    assert tables.ceilings(found["new"]).rows[0][1:4] == ("3.00 TB/s", "4.00 TB/s (derived)", "75%")
     assert tables.ceilings(found["old"]).rows[0][2] == "3.35 TB/s"
     assert "(75% of the derived 4.00 TB/s)" in text.verdict(found["new"])[0]
 
@@ -205,6 +205,20 @@ def test_the_link_to_the_host_is_a_ceiling(tmp_path: Path) -> None:
     copy = record("host_link", "torch", "h2d", case={"kind": "h2d"}, written=GB, seconds=0.02)
     rows = {row[0]: row[1:3] for row in tables.ceilings(view(tmp_path, [*ceiling_records(), copy])).rows}
     assert rows["to or from the host"] == ("50.0 GB/s", si(DEVICES["h100-sxm"].host_bandwidth.value, "B/s"))
+
+
+def test_a_ceiling_carries_the_flags_of_the_time_it_was_read_from(tmp_path: Path) -> None:
+    records = ceiling_records()
+    largest = max((r for r in records if r.case.get("kind") == "read"), key=lambda r: r.bytes)
+    records[records.index(largest)] = dataclasses.replace(largest, flags=["noisy"])
+    rows = {row[0]: row[-1] for row in tables.ceilings(view(tmp_path, records)).rows}
+    assert rows["DRAM read"] == rows[f"read of {si(largest.bytes, 'B')}"] == "noisy"
+    assert [name for name, said in rows.items() if said] == ["DRAM read", f"read of {si(largest.bytes, 'B')}"]
+    peak = next(r for r in ceiling_records() if r.op == "gemm_peak")
+    hot = [*(r for r in ceiling_records() if r is not peak and r.key != peak.key)]
+    hot.append(dataclasses.replace(peak, flags=["throttled"]))
+    pipe = next(iter(peak.work["flops"]))
+    assert {row[0]: row[-1] for row in tables.ceilings(view(tmp_path / "hot", hot)).rows}[pipe] == "throttled"
 
 
 def test_free_batch(tmp_path: Path) -> None:
@@ -328,6 +342,16 @@ def test_a_cpu_run_says_so_and_shows_its_numbers(tmp_path: Path) -> None:
     assert "needs a GPU" in page
     assert {p.name for p in paths} >= {"report.md", "report.html", "roofline.png", "efficiency.png"}
     assert "## Peers" not in page
+
+
+def test_a_small_rate_keeps_its_digits_and_one_row_is_one(tmp_path: Path) -> None:
+    """262 kB in 12.4 ms are 0.0212 GB/s."""
+    append = record("kv_append", "triton", "x", read=262_400, seconds=12.4e-3)
+    run = write_run(tmp_path, [*ceiling_records(), append])
+    (row,) = tables.cases(View(load_run(run)), "kv_append").rows
+    assert row[3] == "0.0212"
+    report.write(run, html=False, draw=False)
+    assert "kv_append (1 row)" in (run / "report.md").read_text()
 
 
 def test_a_machine_without_plotting_libraries_still_gets_its_report(

@@ -91,6 +91,15 @@ def test_time_that_follows_flops_is_not(tmp_path: Path) -> None:
     assert "By intervention, 1 of 1 groups of cases say no, none a clear yes" in text.verdict(found)[1]
 
 
+def test_time_that_follows_neither_is_undecided_and_said_so(tmp_path: Path) -> None:
+    found = view(tmp_path, attention(lambda r: 1e-3))
+    evidence = boundness.evidence(found)
+    assert evidence is not None
+    assert (evidence.yes, evidence.no, evidence.undecided) == (0, 0, 1)
+    line = text.verdict(found)[1]
+    assert "By intervention, undecided: time clearly follows neither bytes nor FLOPs in the one group of cases" in line
+
+
 def test_flops_alone_say_that_they_are_free_which_is_no_yes(tmp_path: Path) -> None:
     batches = [timed("ffn_gemv", {"N": 28672, "K": 8192, "B": B}, at_share(0.9)) for B in (1, 4, 16)]
     found = view(tmp_path, batches)

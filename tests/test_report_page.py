@@ -137,7 +137,7 @@ def test_the_page_in_a_browser(browser: Browser, full: Path) -> None:
     click = "document.querySelector('input[value=ffn_gemv]').click();"
     browser.run(click)
     assert browser.run("return " + POINTS % "efficiency") == timed - gemvs
-    assert browser.run("return document.getElementById('count').textContent") == f"{timed - gemvs} of {timed} cases"
+    assert browser.run("return document.getElementById('count').textContent") == f"{timed - gemvs} of {timed} times"
     browser.run(click)
     choose = "const s = document.querySelector('select[name=%s]'); s.value = '%s'; "
     choose += "s.dispatchEvent(new Event('change', {bubbles: true}));"
@@ -146,6 +146,10 @@ def test_the_page_in_a_browser(browser: Browser, full: Path) -> None:
     assert browser.run("return " + POINTS % "efficiency") == ours
     browser.run(choose % ("flagged", "some"))
     assert browser.run("return " + POINTS % "efficiency") == 1
+    symbols = "return document.getElementById('efficiency').data.flatMap(t => t.marker ? t.marker.symbol : [])"
+    assert [symbol.endswith("-dot") for symbol in browser.run(symbols)] == [True]
+    browser.run(choose % ("flagged", "none"))
+    assert not any(symbol.endswith("-dot") for symbol in browser.run(symbols))
     browser.run("document.querySelector('button[type=reset]').click()")
     browser.run("const s = document.getElementById('level'); s.value = 'l2'; s.dispatchEvent(new Event('change'));")
     assert "L2" in browser.run("return document.querySelector('#roofline .xtitle').textContent")

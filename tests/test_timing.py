@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from bench.timing import GraphTimer, HostTimer, Rotation, host_flush, isolated_times, plan_rotation, sample_interleaved
+from bench.timing import (
+    GraphTimer,
+    HostTimer,
+    Rotation,
+    SpoiltCapture,
+    host_flush,
+    isolated_times,
+    plan_rotation,
+    sample_interleaved,
+)
 from kernels.op import Target
 
 GPU = Target(kind="cuda", name="gpu", sm=90, sm_count=132, l2_bytes=50 << 20)
@@ -168,6 +179,69 @@ def test_a_sample_of_a_graph_is_the_time_between_events_over_its_launches(monkey
     assert [timer.sample() for _ in RECORDED] == pytest.approx([value / 1e3 / 400 for value in RECORDED])
     assert events.queued[:5] == ["spin", timer._start, "replay", timer._end, "wait"]
     assert len(events.queued) == 5 * len(RECORDED)
+
+
+class Streams:
+    """torch's current stream and its capture, whose end raises where a launch has invalidated it, as torch's does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.valid = "default", True
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "graph", self.capture)
+
+    @contextlib.contextmanager
+    def stream(self, stream: str) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def capture(self, graph: Any) -> Iterator[None]:
+        before, self.current = self.current, "capture"
+        try:
+            yield
+        finally:
+            if not self.valid:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.current = before
+
+
+def test_what_is_captured_last_are_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, seen = Streams(monkeypatch), []
+    timer = GraphTimer.__new__(GraphTimer)
+    timer._graph = None
+    timer._capture([lambda: seen.append(streams.current) or len(seen)], rounds=3)
+    assert (seen, timer.outputs, streams.current) == (["capture"] * 3, [3], "default")
+
+
+@pytest.mark.parametrize("spoils", [True, False])
+def test_a_launch_that_cannot_be_captured_tells_why_and_leaves_the_stream(
+    monkeypatch: pytest.MonkeyPatch, spoils: bool
+) -> None:
+    streams = Streams(monkeypatch)
+
+    def launch() -> None:
+        streams.valid = not spoils
+        raise ValueError("the launch's own error")
+
+    timer = GraphTimer.__new__(GraphTimer)
+    timer._graph = None
+    with pytest.raises(SpoiltCapture if spoils else ValueError, match="the launch's own error"):
+        timer._capture([launch], rounds=1)
+    assert streams.current == "default"
+
+
+def test_a_launch_that_spoils_its_capture_without_a_word_is_told_by_the_capture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    streams = Streams(monkeypatch)
+    timer = GraphTimer.__new__(GraphTimer)
+    timer._graph = None
+    with pytest.raises(SpoiltCapture, match="previous error"):
+        timer._capture([lambda: setattr(streams, "valid", False)], rounds=1)
 
 
 class Scripted:

@@ -49,6 +49,8 @@ ONE_SAMPLE = Interval(low=0.0, median=1e-6, high=float("inf"))
         (percent(0.914), "91%"),
         (percent(0.003, 1), "0.3%"),
         (signed(-0.0001), "+0.0%"),
+        (signed(0.031), "+3.1%"),
+        (signed(54.317), "+5,432%"),
         (measured(around(1e-6, 1e-8)), "1.00 µs ±1.0%"),
         (measured(ONE_SAMPLE), "1.00 µs (one sample)"),
         (ratio(around(1.342, 0.005)), "1.342 [1.337, 1.347]"),

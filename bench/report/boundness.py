@@ -101,17 +101,7 @@ def table(view: View, *, leading_only: bool) -> Table:
         row = (i.op, i.impl, i.fixed, i.varied, exponent(i.e_bytes), exponent(i.e_flops), i.expected, WORDS[i.verdict])
         found = next((r for case_id in i.case_ids if (r := counted.get((i.op, i.impl, case_id)))), None)
         rows.append((*row, *(counters(view, i, found) if counted else ())))
-    headers = (
-        "op",
-        "implementation",
-        "smallest case",
-        "what was varied",
-        "e_bytes",
-        "e_FLOPs",
-        "predicted",
-        "bound by",
-    )
-    return Table(headers=(*headers, *(("counters", "do they agree?") if counted else ())), rows=rows, numeric=(4, 5))
+    return Table(headers=(*HEADERS, *(("counters", "do they agree?") if counted else ())), rows=rows, numeric=(4, 5))
 
 
 HEADERS = (
@@ -158,6 +148,9 @@ def sentence(found: Evidence) -> str:
         said = f"by intervention, yes in {found.yes} of {found.groups} groups of cases: "
         said += f"time follows bytes (exponent {found.e_bytes:z.2f})"
         return said + (f", not FLOPs ({found.e_flops:z.2f})" if found.e_flops is not None else "")
+    if found.groups and not found.no:
+        where = f"any of {found.groups} groups" if found.groups > 1 else "the one group"
+        return f"by intervention, undecided: time clearly follows neither bytes nor FLOPs in {where} of cases"
     if found.groups:
         return f"by intervention, {found.no} of {found.groups} groups of cases say no, none a clear yes"
     return (

@@ -132,7 +132,7 @@ def prediction(view: View) -> Figure | None:
     axes.set_yticks(ticks, [f"{t:g}×" for t in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
     axes.text(
-        0.995, 1 - WITHIN, f"±{percent(WITHIN)}", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
+        0.995, 1 + WITHIN, f"±{percent(WITHIN)}", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
         size=8.5, color=COLOURS[0],
     )  # fmt: skip
     axes.set_xlabel("predicted time of one launch, from the ceilings measured in this run")

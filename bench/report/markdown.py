@@ -12,7 +12,7 @@ from bench.report.frame import Table, View
 
 CAPTIONS = {
     "roofline": "Each op's cases under the roofs. Solid: measured in this run. Dashed: published. "
-    "Ops that compute nothing (page reads, cache writes) have no place in it.",
+    "Ops that compute nothing (cache writes, copies) have no place in it.",
     "prediction": "Measured over predicted time; the prediction was on disk before the measurement began. "
     "Points with a dot inside carry a flag.",
     "efficiency": "Compulsory bytes over time as a share of the measured read roof. The grey line is a plain read of "
@@ -85,7 +85,7 @@ def _section(heading: str, table: Table, *remarks: str) -> Iterator[str]:
 
 def _folded(heading: str, table: Table) -> Iterator[str]:
     if table.rows:
-        yield f"<details><summary>{heading} ({len(table.rows)} rows)</summary>"
+        yield f"<details><summary>{heading} ({len(table.rows)} row{'s' * (len(table.rows) != 1)})</summary>"
         yield markdown_table(table)
         yield "</details>"
 

@@ -61,7 +61,7 @@ def cases(view: View, op: str) -> Table:
                 p.record.case_id,
                 p.record.impl + ("" if p.record.ours else " (peer)"),
                 measured(p.time),
-                digits_gb(p.rate),
+                digits(p.rate / 1e9),
                 share(p.share) if p.share is not None else "",
                 expected(p, "measured"),
                 expected(p, "datasheet"),
@@ -79,10 +79,6 @@ def cases(view: View, op: str) -> Table:
     )  # fmt: skip
 
 
-def digits_gb(rate: float) -> str:
-    return f"{rate / 1e9:.0f}" if rate >= 1e11 else f"{rate / 1e9:.1f}"
-
-
 def expected(point: Point, basis: str) -> str:
     """A predicted time and how far the measured one is from it."""
     seconds, error = point.predicted(basis), point.error(basis)
@@ -90,34 +86,55 @@ def expected(point: Point, basis: str) -> str:
 
 
 def ceilings(view: View) -> Table:
-    """Measured ceilings beside the datasheet's."""
+    """Measured ceilings beside the datasheet's, with the flags of the times that they were read from."""
     found = view.ceilings
     if found is None:
         return Table(headers=(), rows=())
-    rows = [_ceiling(view, "DRAM read", found.read_roof, "memory_bandwidth")]
+    rows = [_ceiling(view, "DRAM read", found.read_roof, "memory_bandwidth", "stream")]
     if found.copy_points:
-        copy = max(size / seconds for size, seconds in found.copy_points)
-        rows.append(_ceiling(view, "DRAM copy", copy, "memory_bandwidth"))
+        copy = max(map(rate, found.copy_points))
+        rows.append(_ceiling(view, "DRAM copy", copy, "memory_bandwidth", "stream"))
     if found.l2_bandwidth:
-        rows.append(_ceiling(view, "L2 read", found.l2_bandwidth, "on_chip_bandwidth"))
+        rows.append(_ceiling(view, "L2 read", found.l2_bandwidth, "on_chip_bandwidth", "stream"))
     if found.host_bandwidth:
-        rows.append(_ceiling(view, "to or from the host", found.host_bandwidth, "host_bandwidth"))
+        rows.append(_ceiling(view, "to or from the host", found.host_bandwidth, "host_bandwidth", "host_link"))
     for pipe, flops in sorted(found.pipes.items()):
-        rows.append(_ceiling(view, pipe, flops, pipe))
+        rows.append(_ceiling(view, pipe, flops, pipe, "gemm_peak"))
     if found.launch_s:
-        rows.append(("launch, one empty kernel to the next", duration(found.launch_s), "", ""))
-    for size, seconds in found.read_points:
-        rows.append((f"read of {si(size, 'B')}", f"{si(size / seconds, 'B/s')} ({duration(seconds)})", "", ""))
-    return Table(headers=("ceiling", "measured", "datasheet", "measured of datasheet"), rows=rows, numeric=(1, 2, 3))
+        said = flagged(view, "stream", found.launch_s)
+        rows.append(("launch, one empty kernel to the next", duration(found.launch_s), "", "", said))
+    for point in found.read_points:
+        size, seconds = point
+        said = flagged(view, "stream", seconds)
+        rows.append((f"read of {si(size, 'B')}", f"{si(rate(point), 'B/s')} ({duration(seconds)})", "", "", said))
+    headers = ("ceiling", "measured", "datasheet", "measured of datasheet", "flags")
+    return Table(headers=headers, rows=rows, numeric=(1, 2, 3))
 
 
-def _ceiling(view: View, name: str, value: float, published: str) -> tuple[str, ...]:
+def rate(point: tuple[int, float]) -> float:
+    """B/s of bytes and seconds."""
+    return point[0] / point[1]
+
+
+def flagged(view: View, op: str, number: float) -> str:
+    """Flags of the ceiling that was read from this time or, in FLOP/s or B/s, from this rate."""
+    found = []
+    for r in view.run.records:
+        if r.op == op and r.seconds:
+            amounts = (r.bytes, sum(s["l2_bytes"] for s in r.stages), *r.work["flops"].values())
+            if number in (r.seconds, *(amount / r.seconds for amount in amounts)):
+                found += r.flags
+    return ", ".join(dict.fromkeys(found))
+
+
+def _ceiling(view: View, name: str, value: float, published: str, op: str) -> tuple[str, ...]:
+    said = flagged(view, op, value)
     unit = "B/s" if published.endswith("bandwidth") else "FLOP/s"
     sheet = view.published(published)
     if sheet is None:
-        return (name, si(value, unit), "", "")
+        return (name, si(value, unit), "", "", said)
     kind = "" if sheet.kind == "datasheet" else f" ({sheet.kind})"
-    return (name, si(value, unit), si(sheet.value, unit) + kind, percent(value / sheet.value))
+    return (name, si(value, unit), si(sheet.value, unit) + kind, percent(value / sheet.value), said)
 
 
 def unmeasured(view: View, *, refused: bool) -> Table:

@@ -51,9 +51,9 @@ function traces(points, place, errors) {
       type: "scatter", mode: "markers", name: op, x: mine.map((p) => place(p)[0]), y: mine.map((p) => place(p)[1]),
       hovertemplate: mine.map(hover),
       marker: {
-        symbol: opSymbol(op) + (ours ? "" : "-open"), size: ours ? 9 : 7, color: opColour(op), opacity: ours ? 0.9 : 0.75,
-        line: { width: mine.map((p) => (p.flags.length ? 2 : 1)),
-          color: mine.map((p) => (p.flags.length ? colour("fails") : opColour(op))) },
+        symbol: mine.map((p) => opSymbol(op) + (ours ? "" : "-open") + (p.flags.length ? "-dot" : "")),
+        size: 9, color: opColour(op), opacity: ours ? 0.9 : 0.75,
+        line: { width: mine.map((p) => (p.flags.length ? 1.5 : 1)), color: mine.map((p) => colour(p.flags.length ? "ink" : "c" + (report.ops.indexOf(op) % 7))) },
       },
     };
     if (errors) trace.error_y = { ...errors(mine), type: "data", symmetric: false, color: opColour(op), thickness: 1, width: 0 };
@@ -119,7 +119,7 @@ function roofline(points) {
     const bandwidth = Math.max(...roofs.bandwidths.filter((b) => (b.kind === "measured") === (kind === "measured")).map((b) => b.bandwidth), 0) || flops / low;
     const text = pipe + " " + kind + " " + si(flops, "FLOP/s");
     data.push(line([Math.max(low, flops / bandwidth), high], [flops, flops], kind === "measured" ? "solid" : "dash", text, kind === "measured" ? "ink" : "pale"));
-    if (kind === "measured") annotations.push(narrow() ? label(high, flops, text, { xanchor: "right", yanchor: "top" })
+    if (kind === "measured") annotations.push(narrow() ? label(high, flops, text, { xanchor: "right", yanchor: "bottom" })
       : label(high, flops, pipe + " " + si(flops, "FLOP/s"), { xanchor: "left", xshift: 4 }));
   }
   const rates = everything.map((p) => p.flops / p.seconds);
@@ -143,7 +143,7 @@ function prediction(points) {
     ...traces(predicted, (p) => [p.expected, p.seconds / p.expected], (mine) => ({
       array: mine.map((p) => (p.high - p.seconds) / p.expected), arrayminus: mine.map((p) => (p.seconds - p.low) / p.expected),
     }))];
-  const ticks = [0.1, 0.2, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50];
+  const ticks = [0.1, 0.2, 0.33, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100, 200];
   draw("prediction", data, {
     shapes: [{ type: "rect", xref: "paper", x0: 0, x1: 1, y0: 1 - report.within, y1: 1 + report.within, fillcolor: colour("band"), line: { width: 0 }, layer: "below" }],
     xaxis: logAxis("predicted time", left, right, "s"),
@@ -164,7 +164,7 @@ function efficiency(points) {
     }))];
   draw("efficiency", data, {
     xaxis: logAxis("compulsory bytes", left, right, "B", narrow() ? 2 : 1),
-    yaxis: { title: { text: "of the read roof" }, tickformat: ".0%", range: [0, Math.max(1.1, ...all.map((p) => 1.05 * p.share))] },
+    yaxis: { title: { text: "of the read roof" }, tickformat: ".0%", range: [-0.03, Math.max(1.1, ...all.map((p) => 1.05 * p.share))] },
   });
 }
 
@@ -232,7 +232,7 @@ function tables(points) {
     row.hidden = !keys.has(row.dataset.key);
     shown += row.hidden ? 0 : 1;
   }
-  document.getElementById("count").textContent = shown + " of " + report.points.length + " cases";
+  document.getElementById("count").textContent = shown + " of " + report.points.length + " times";
 }
 
 function update() {
