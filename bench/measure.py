@@ -48,7 +48,7 @@ A GPU's clocks move by a percent or two; a host's memory is shared with whatever
 """
 
 MIN_CACHEABLE = 4096
-"""Inputs of fewer bytes (an empty kernel's) have no cache to be warm in that matters."""
+"""Launches that move fewer bytes (an empty kernel) have no cache to be warm in that matters."""
 
 MAX_IDLE_CALL_S = 0.01
 """A launch call on the host may not last longer than this beyond its device time: it would be waiting or sleeping."""
@@ -173,7 +173,8 @@ class Measurement:
         changed = self.settings.seed + MAX_SEEDS + self.settings.repeat
         self.fresh = volatile_part(self.op, self.op.inputs(self.case, self.target.device, changed))
         first = self.op.inputs(self.case, self.target.device, self.settings.seed)
-        self.rotation = plan_rotation(tensor_bytes(first), self.target, self.settings.memory_bytes)
+        touched = self.op.work(self.case).bytes
+        self.rotation = plan_rotation(tensor_bytes(first), touched, self.target, self.settings.memory_bytes)
         seeds = range(self.settings.seed + 1, self.settings.seed + self.rotation.copies)
         self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
 
@@ -286,7 +287,7 @@ class Measurement:
             found.append("throttled")
         if telemetry.get("power_capped"):
             found.append("power-capped")
-        if not self.rotation.cold and self.rotation.bytes_per_copy >= MIN_CACHEABLE:
+        if not self.rotation.cold and self.rotation.touched_bytes >= MIN_CACHEABLE:
             found.append("warm")
         if getattr(entrant.timer, "idle", False) or self.waits(entrant, sampling):
             found.append("idle")

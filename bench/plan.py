@@ -119,8 +119,11 @@ def plan(
                         ceilings=None,
                     )
                 )
-    if not jobs and not done:
-        raise BadRequest(f"nothing to measure: no case of suite {request.suite} matches")
+    asked = any(request.case in job.case_id and (not request.ops or job.op in request.ops) for job in jobs)
+    if not asked and not done:
+        named = f" with {request.case!r} in its id" if request.case else ""
+        chosen_impls = f" for {', '.join(request.impls)}" if request.impls else ""
+        raise BadRequest(f"nothing to measure: suite {request.suite} has no case{named}{chosen_impls}")
     return jobs, done
 
 

@@ -78,7 +78,7 @@ class Record:
     error: dict[str, Any] | None = None
     """`kernels.compare.Errors` of the worst checked output."""
     rotation: dict[str, Any] = field(default_factory=dict)
-    """`{"copies", "bytes_per_copy", "total_bytes", "cache_bytes", "flush_bytes", "cold"}`."""
+    """`{"copies", "bytes_per_copy", "touched_bytes", "total_bytes", "cache_bytes", "flush_bytes", "cold"}`."""
     telemetry: dict[str, Any] = field(default_factory=dict)
     """Clocks, power, temperature, throttle reasons, energy while it ran; empty where nothing can be read."""
     counters: dict[str, Any] = field(default_factory=dict)

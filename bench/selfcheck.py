@@ -348,7 +348,7 @@ def make_subject(op: Op, case: Any, target: Target, floor: bool = False) -> Subj
         raise Missing(f"no implementation of {op.name} supports {case.id} here")
     copies = [op.inputs(case, target.device, 0)]
     # half of what a run may take: the other clocks need buffers too
-    rotation = plan_rotation(tensor_bytes(copies[0]), target, free_memory(target) // 2)
+    rotation = plan_rotation(tensor_bytes(copies[0]), op.work(case).bytes, target, free_memory(target) // 2)
     # an empty kernel has nothing to keep cold, and on a CPU every clock finds the caches alike
     count = 2 if floor or target.kind != "cuda" else rotation.copies
     copies += [op.inputs(case, target.device, seed) for seed in range(1, count)]

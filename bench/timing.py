@@ -46,10 +46,15 @@ MAX_SAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Rotation:
-    """How many copies of the inputs take turns, and whether their data can still be cached when their turn comes."""
+    """How many copies of the inputs take turns, and whether their data can still be cached when their turn comes.
+
+    `touched_bytes` are those of a copy that any launch must move: what lies in it unread (experts not hit, tokens out
+    of the window, a cache to which one token is written) drives nothing out of a cache.
+    """
 
     copies: int
     bytes_per_copy: int
+    touched_bytes: int
     cache_bytes: int
     flush_bytes: int = 0
     """Swept between two launches, outside the time (hosts only)."""
@@ -62,12 +67,13 @@ class Rotation:
     def cold(self) -> bool:
         if self.flush_bytes:
             return self.flush_bytes >= self.cache_bytes
-        return self.total_bytes >= COLD_FACTOR * self.cache_bytes
+        return self.copies * self.touched_bytes >= COLD_FACTOR * self.cache_bytes
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "copies": self.copies,
             "bytes_per_copy": self.bytes_per_copy,
+            "touched_bytes": self.touched_bytes,
             "total_bytes": self.total_bytes,
             "cache_bytes": self.cache_bytes,
             "flush_bytes": self.flush_bytes,
@@ -75,15 +81,19 @@ class Rotation:
         }
 
 
-def plan_rotation(bytes_per_copy: int, target: Target, memory_bytes: int) -> Rotation:
-    """Enough copies for a cold cache, never more than half of the free memory or `MAX_COPIES`, never fewer than two."""
-    size = max(1, bytes_per_copy)
+def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memory_bytes: int) -> Rotation:
+    """Enough copies for a cold cache, never more than half of the free memory or `MAX_COPIES`, never fewer than two.
+
+    Where no number of copies is enough, as many as exceed the cache with all that they hold; the case is warm then.
+    """
+    size, touched = max(1, bytes_per_copy), max(1, touched_bytes)
     affordable = max(2, min(MAX_COPIES, memory_bytes // 2 // size))
+    known = {"bytes_per_copy": size, "touched_bytes": touched, "cache_bytes": target.l2_bytes}
     if target.kind == "cuda":
-        copies = min(affordable, max(2, math.ceil(COLD_FACTOR * target.l2_bytes / size)))
-        return Rotation(copies=copies, bytes_per_copy=size, cache_bytes=target.l2_bytes)
-    flush = 0 if 3 * size >= HOST_COLD_FACTOR * target.l2_bytes else target.l2_bytes
-    return Rotation(copies=min(affordable, 3), bytes_per_copy=size, cache_bytes=target.l2_bytes, flush_bytes=flush)
+        cold, least = (max(2, math.ceil(COLD_FACTOR * target.l2_bytes / each)) for each in (touched, size))
+        return Rotation(copies=cold if cold <= affordable else min(affordable, least), **known)
+    flush = 0 if 3 * touched >= HOST_COLD_FACTOR * target.l2_bytes else target.l2_bytes
+    return Rotation(copies=min(affordable, 3), flush_bytes=flush, **known)
 
 
 class Timer(Protocol):

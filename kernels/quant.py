@@ -145,7 +145,8 @@ def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
     N, K = codes.shape
     parts = 32 // bits
     blocks = -(-K // (parts * WORDS))
-    codes = torch.nn.functional.pad(codes, (0, blocks * parts * WORDS - K))
+    if past := blocks * parts * WORDS - K:  # padding by nothing would copy gigabytes of experts
+        codes = torch.nn.functional.pad(codes, (0, past))
     codes = codes.view(N, blocks, parts, WORDS).transpose(2, 3)
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)

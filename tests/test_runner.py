@@ -16,8 +16,9 @@ import pytest
 
 from bench import runner
 from bench.errors import BadRequest
-from bench.plan import Request, halving
+from bench.plan import Request, halving, plan
 from bench.records import FILE, Record, load_run
+from kernels.op import discover
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -175,6 +176,23 @@ def test_bad_requests_are_one_line(tmp_path: Path, fields: dict[str, Any], messa
         runner.run(planted(**fields), tmp_path, None, Silent())
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"case": "zzz"}, "suite smoke has no case with 'zzz' in its id"),
+        ({"ops": ("ffn_gemv",), "case": "read"}, "no case with 'read' in its id"),
+        ({"ops": ("ffn_gemv",), "impls": ("other",)}, "suite smoke has no case for other"),
+    ],
+)
+def test_ceilings_alone_answer_no_question_about_something_else(fields: dict[str, Any], message: str) -> None:
+    ops = discover()
+    impls = {name: {"torch": False} for name in ops}
+    with pytest.raises(BadRequest, match=message):
+        plan(Request(suite="smoke", **fields), ops, impls, None, "", None)
+    jobs, _ = plan(Request(suite="smoke", case="read"), ops, impls, None, "", None)
+    assert {job.op for job in jobs} >= {"stream", "gemm_peak"}
 
 
 def test_halving_covers_all_beginning_with_the_ends() -> None:

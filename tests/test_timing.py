@@ -30,24 +30,36 @@ PLENTY = 64 << 30
 
 
 def test_copies_exceed_the_l2_four_times() -> None:
-    rotation = plan_rotation(1 << 20, GPU, PLENTY)
+    rotation = plan_rotation(1 << 20, 1 << 20, GPU, PLENTY)
     assert rotation.copies == 200
     assert rotation.cold
     assert rotation.total_bytes >= 4 * GPU.l2_bytes
 
 
 def test_a_large_case_still_takes_turns() -> None:
-    assert plan_rotation(1 << 30, GPU, PLENTY).copies == 2
+    assert plan_rotation(1 << 30, 1 << 30, GPU, PLENTY).copies == 2
 
 
 def test_too_little_memory_for_a_cold_cache_is_told() -> None:
-    rotation = plan_rotation(10 << 20, GPU, 60 << 20)
+    rotation = plan_rotation(10 << 20, 10 << 20, GPU, 60 << 20)
     assert rotation.copies == 3
     assert not rotation.cold
 
 
+def test_what_no_launch_touches_keeps_nothing_cold() -> None:
+    """One token written to each of 64 caches of 320 KiB, 4 KiB of them: 800 copies of that exceed the L2 four times."""
+    rotation = plan_rotation(20 << 20, 256 << 10, GPU, PLENTY)
+    assert rotation.copies == 800
+    assert rotation.cold
+    single = plan_rotation(320 << 10, 4 << 10, GPU, PLENTY)
+    assert single.copies == 640
+    assert single.total_bytes >= 4 * GPU.l2_bytes
+    assert not single.cold
+    assert plan_rotation(32 << 20, 1 << 20, HOST, PLENTY).flush_bytes == HOST.l2_bytes
+
+
 def test_a_host_whose_copies_fit_its_cache_is_swept() -> None:
-    small, large = plan_rotation(1 << 20, HOST, PLENTY), plan_rotation(32 << 20, HOST, PLENTY)
+    small, large = (plan_rotation(size, size, HOST, PLENTY) for size in (1 << 20, 32 << 20))
     assert small.flush_bytes == HOST.l2_bytes
     assert small.cold
     assert large.flush_bytes == 0
@@ -55,7 +67,7 @@ def test_a_host_whose_copies_fit_its_cache_is_swept() -> None:
 
 
 def test_a_rotation_in_between_is_not_cold() -> None:
-    assert not Rotation(copies=3, bytes_per_copy=100, cache_bytes=100).cold
+    assert not Rotation(copies=3, bytes_per_copy=100, touched_bytes=100, cache_bytes=100).cold
 
 
 class Clock:
