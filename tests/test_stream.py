@@ -24,7 +24,7 @@ IMPLS = {impl.name: impl for impl in FOUND}
 
 def test_everything_imports() -> None:
     assert not MISSING
-    assert set(IMPLS) == {"triton", "triton-async", "triton-tma", "torch"}
+    assert set(IMPLS) == {"triton", "triton-async", "triton-tma", "torch", "torch-mv"}
 
 
 @pytest.mark.parametrize("impl", IMPLS.values(), ids=lambda impl: impl.name)
@@ -49,6 +49,7 @@ def test_what_each_refuses(target) -> None:
     assert refused["triton-async"] == ids - reads
     assert refused["triton-tma"] == ids - reads | ragged
     assert refused["torch"] == {i for i in ids if i.startswith("l2_read")} | ragged
+    assert refused["torch-mv"] == ids - reads | ragged
 
 
 @pytest.mark.parametrize("kind", ["read", "copy", "triad", "launch"])
