@@ -322,13 +322,16 @@ def counters(
     from bench import listing
 
     listing.check(op or [], suite, case)
-    found = counting.count(counting.Choice(suite=suite, ops=tuple(op or ()), impls=tuple(impl or ()), case=case))
+    choice = counting.Choice(suite=suite, ops=tuple(op or ()), impls=tuple(impl or ()), case=case)
+    counting.check(choice)
+    found = counting.count(choice)
+    denied = isinstance(found, counting.CountersDenied)
     if as_json:
         show_json(found.as_dict())
     else:
         for line in found.lines():
-            print(line)
-    raise typer.Exit(1 if isinstance(found, counting.CountersDenied) else 0)
+            print(f"decodebench: {line}" if denied else line, file=sys.stderr if denied else sys.stdout)
+    raise typer.Exit(2 if denied else 0)
 
 
 @app.command()

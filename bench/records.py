@@ -14,11 +14,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bench.errors import BadRequest
 from bench.stats import Interval, median_interval
@@ -192,22 +192,26 @@ def load_run(path: Path | str) -> Run:
     lines: dict[str, list[dict[str, Any]]] = {"run": [], "prediction": [], "note": [], "end": []}
     records: dict[tuple[str, str, str, int], Record] = {}
     warnings: list[str] = []
-    known = {f.name for f in dataclasses.fields(Record)}
     with file.open(encoding="utf-8", errors="replace") as handle:
         for number, text in enumerate(handle, start=1):
             if not text.strip():
                 continue
             try:
                 line = json.loads(text)
+                if not isinstance(line, dict) or "kind" not in line:
+                    raise ValueError("lacks its kind")
                 kind = line.pop("kind")
                 if kind == "record":
-                    line = migrate(line)
-                    record = Record(**{k: v for k, v in line.items() if k in known})
+                    record = from_line(line)
                     records[(*record.key, record.repeat)] = record
-                else:
+                elif isinstance(kind, str) and kind in lines:
                     lines[kind].append(line)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                warnings.append(f"{file.name}:{number}: {_reason(error)}; the line is left out")
+                else:
+                    raise ValueError(f"is of the unknown kind {kind!r}")
+            except json.JSONDecodeError as error:
+                warnings.append(f"{file.name}:{number}: not JSON ({error.msg} at column {error.colno}); {LEFT_OUT}")
+            except ValueError as error:
+                warnings.append(f"{file.name}:{number}: {error}; {LEFT_OUT}")
     for note in lines["note"]:
         key = (note.get("op"), note.get("impl"), note.get("case_id"), 0)
         if note.get("note") == "counters" and key in records:
@@ -227,19 +231,55 @@ def load_run(path: Path | str) -> Run:
     )
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg} at column {error.colno})"
-    if isinstance(error, KeyError):
-        return f"unknown or missing kind {error}"
-    return str(error)
+LEFT_OUT = "the line is left out"
 
 
 def migrate(line: dict[str, Any]) -> dict[str, Any]:
     """Bring a record's line to the present schema. ValueError for one from the future."""
-    if line.get("schema", SCHEMA) > SCHEMA:
-        raise ValueError(f"schema {line['schema']} is newer than this program's {SCHEMA}")
+    schema = line.get("schema", SCHEMA)
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ValueError(f"schema {schema} is newer than this program's {SCHEMA}")
     return line
+
+
+def _of(*types: type) -> Callable[[Any], bool]:
+    """JSON's true and false are no numbers, though Python's are."""
+    return lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool))
+
+
+def _list_of(*types: type) -> Callable[[Any], bool]:
+    fits = _of(*types)
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("whole number", _of(int)),
+    "bool": ("truth value", _of(bool)),
+    "str": ("text", _of(str)),
+    "str | None": ("text", _of(str, type(None))),
+    "Status": (f"status ({', '.join(get_args(Status))})", lambda value: value in get_args(Status)),
+    "dict[str, Any]": ("object", _of(dict)),
+    "dict[str, Any] | None": ("object", _of(dict, type(None))),
+    "list[dict[str, Any]]": ("list of objects", _list_of(dict)),
+    "list[float]": ("list of numbers", _list_of(int, float)),
+    "list[str]": ("list of texts", _list_of(str)),
+}
+"""Of a record's fields, by the type as it is written there: what it is called, and whether a JSON value is one."""
+
+
+def from_line(line: dict[str, Any]) -> Record:
+    """The record of a line, less the fields unknown here. ValueError names the field that is not as it should be."""
+    line = migrate(line)
+    known = dataclasses.fields(Record)
+    given = {f.name: line[f.name] for f in known if f.name in line}
+    needed = [f.name for f in known if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if absent := [name for name in needed if name not in given]:
+        raise ValueError(f"lacks the field{'s' if len(absent) > 1 else ''} {', '.join(absent)}")
+    for f in known:
+        what, fits = SHAPES[str(f.type)]
+        if f.name in given and not fits(given[f.name]):
+            raise ValueError(f"field {f.name} is no {what}")
+    return Record(**given)
 
 
 def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:

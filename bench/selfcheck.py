@@ -98,14 +98,20 @@ class SelfCheck:
     @property
     def verdict(self) -> str:
         judged = [row for row in self.rows if row.within is not None]
-        if not judged:
-            return f"{self.device}: nothing could be judged: kernels too short, or times too unsteady"
-        worst = max(judged, key=lambda row: abs(row.disagreement or 0.0))
-        share = sum(row.within is True for row in judged)
-        return (
-            f"{self.device}: {share} of {len(judged)} comparisons within {AIM:.0%}; "
-            f"the largest is {worst.disagreement:+.1%} ({worst.clock} on {worst.subject})"
-        )
+        unsteady = [row for row in self.rows if row.disagreement is not None and row.mark == "unsteady"]
+        found = "nothing could be judged"
+        if judged:
+            share = sum(row.within is True for row in judged)
+            found = f"{share} of {len(judged)} steady comparisons within {AIM:.0%}; the largest is {furthest(judged)}"
+        elif not unsteady:
+            found += ": the kernels are too short, or no other clock can be used"
+        if unsteady:
+            were = "was" if len(unsteady) == 1 else "were"
+            found += (
+                f"; {len(unsteady)} {were} too unsteady to judge, the largest {furthest(unsteady)}: "
+                "check again on an idle machine"
+            )
+        return f"{self.device}: {found}"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "rows": [asdict(row) for row in self.rows], "aim": AIM, "verdict": self.verdict}
@@ -126,6 +132,12 @@ class SelfCheck:
             )
         notes |= {name: f"not timed: {reason}" for name, reason in self.skipped.items()}
         return [*shown, *(f"{name}: {note}" for name, note in notes.items()), self.verdict]
+
+
+def furthest(rows: Iterable[Row]) -> str:
+    """The largest disagreement, and where it was found."""
+    row = max(rows, key=lambda row: abs(row.disagreement or 0.0))
+    return f"{row.disagreement:+.1%} ({row.clock} on {row.subject})"
 
 
 # ---- clocks

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from bench.claims import CLAIMS, Verdict, as_dict, explain, find_claim, judge, main_table, scorecard
-from bench.claims.base import SOURCES, Comparison, Published, describe, number, settle
+from bench.claims import CLAIMS, Verdict, as_dict, explain, find_claim, judge, main_table, scorecard, sentence
+from bench.claims.base import SOURCES, Claim, Comparison, Published, describe, number, settle
 from bench.claims.common import LLAMA_70B, pairs
+from bench.claims.words import amount, between
 from bench.counters import Counted
 from bench.devices import find, identify
 from bench.errors import BadRequest
@@ -380,7 +381,7 @@ def test_a_token_at_the_roof_and_at_half_of_it() -> None:
     assert good.measured[0].value == pytest.approx(2 * active_parameters(LLAMA_70B) / READ, rel=0.01)
     bad = judge("T1", [run(layer(1, bandwidth=1.5e12))])
     assert bad.status == "FAILS"
-    assert "the closest measured is 92.7 ms" in explain(bad)
+    assert "the closest measured is 92.7 ms: 122% above that, where the tolerance is 15%." in explain(bad)
 
 
 def test_the_fastest_implementation_counts_and_impossible_times_do_not() -> None:
@@ -685,11 +686,83 @@ def test_json_has_no_infinity_and_holds_everything() -> None:
         assert len(told["predicted"]) == len(verdict.predicted)
 
 
-def test_an_explanation_names_file_numbers_records_and_verdict() -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "said"),
+    [
+        (1, 59, "requests", "1 to 59 requests"),
+        (0.2, 1, "requests", "0.2 to 1 request"),
+        (1, 1, "requests", "1 request"),
+        (0.468, 29.1, "J", "0.468 to 29.1 J"),
+        (1e-3, 2e-3, "s", "1 to 2 ms"),
+        (1e-6, 1e-3, "s", "1 µs to 1 ms"),
+        (2, 4, "x", "2x to 4x"),
+        (0.2, 0.4, "", "20% to 40%"),
+        (0.45, 29, "$", "$0.45 to $29.00"),
+        (1, math.inf, "requests", "1 request to ∞"),
+    ],
+)
+def test_a_range_says_its_unit_once_and_one_of_it_is_singular(low: float, high: float, unit: str, said: str) -> None:
+    assert between(low, high, unit) == said
+
+
+def test_zero_and_many_are_plural() -> None:
+    assert [amount(n, "requests") for n in (0, 1, 3840)] == ["0 requests", "1 request", "3,840 requests"]
+
+
+def test_sources_are_titles_that_a_reader_can_find() -> None:
+    assert not [title for title in SOURCES.values() if ".txt" in title or "(" in title]
+
+
+def test_a_claim_that_fails_says_by_how_much(bare: dict[str, Verdict]) -> None:
+    """Two H200 hold 13 requests where 15 are said: 2 of 15 fewer."""
+    told = sentence(bare["K5"])
+    assert told.endswith(
+        "15 requests, the closest calculated is 13 requests: 13.3% below that, where the tolerance is 10%."
+    )
+    fails = [v for v in bare.values() if v.status == "FAILS"]
+    assert len(fails) > 1
+    assert all("that, where the tolerance is" in sentence(v) for v in fails)
+
+
+def failing(*comparisons: Comparison) -> str:
+    """The sentence of a claim that the model alone judges, by these."""
+    published = tuple({c.published.what: c.published for c in comparisons}.values())
+    claim = Claim(id="Z1", text="", plain="Ten", source="", how="P", published=published, setting="",
+                  predict=lambda: comparisons)  # fmt: skip
+    verdict = claim.judge([])
+    assert verdict.status == "FAILS"
+    return sentence(verdict)
+
+
+def test_numbers_that_never_fit_together_name_the_nearest_setting() -> None:
+    """At a 1 twenty is at 10, half of it; at a 2 ten is at 12, a fifth more than it."""
+    twenty = number("twenty", 20, "x", 0.1)
+    told = failing(
+        Comparison(published=TEN, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=twenty, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=TEN, value=12, setting={"a": "2"}, how=""),
+        Comparison(published=twenty, value=20, setting={"a": "2"}, how=""),
+    )
+    assert told == (
+        "Ten: no; each of its numbers fits some setting, but none fits them all. "
+        "Nearest, a 2: ten is said to be 10x and is 12x, 20% above that, where the tolerance is 10%."
+    )
+
+
+def test_a_range_is_missed_by_the_distance_from_its_end() -> None:
+    band = Published(what="band", low=2, high=4, unit="x", tolerance=0)
+    off = [Comparison(published=band, value=value, setting={"a": str(value)}, how="") for value in (1.0, 5.0)]
+    assert failing(*off).endswith("2x to 4x, the closest calculated is 5x: 25% above that, where the tolerance is 0%.")
+    share = Published(what="share", low=0, high=0.05, unit="", tolerance=0)
+    told = failing(Comparison(published=share, value=-0.1, how=""))
+    assert told.endswith("at most 5%, the closest calculated is -10%: below that, where the tolerance is 0%.")
+
+
+def test_an_explanation_names_source_numbers_records_and_verdict() -> None:
     text = explain(judge("I3", [run(read(3.0e12), gemm(600e12))]))
     for part in (
         "I3  DEPENDS",
-        "001_513f68dfbbae71d0.txt",
+        "Source: [A] the AI-infrastructure and datacenter primer",
         "295 FLOP/B",
         "200 FLOP/B",
         "gemm_peak/ours",

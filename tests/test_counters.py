@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
-from bench import counters, counters_child, machine
+from bench import cli, counters, counters_child, machine
 from bench.counters import SUMS, Choice, Counted, CountersDenied, Counts, Row
+from bench.errors import BadRequest
 from kernels.op import Case, Impl, Op, Target, Tolerance, Work, implementations
 
 DATA = Path(__file__).parent / "data"
@@ -342,6 +344,36 @@ def test_without_ncu(monkeypatch: pytest.MonkeyPatch) -> None:
     denied = counters.count(Choice())
     assert isinstance(denied, CountersDenied)
     assert "install Nsight Compute" in denied.reason
+
+
+def test_a_misspelt_implementation_is_named_before_ncu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "find_ncu", lambda: None)
+    with pytest.raises(BadRequest, match="unknown implementation 'tritn'; did you mean triton"):
+        cli.counters(suite="quick", op=["stream"], impl=["tritn"], case="")
+    counters.check(Choice(ops=("stream",), impls=("triton", "torch")))
+    counters.check(Choice())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_denied_counters_are_a_request_that_cannot_be_met(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(counters, "find_ncu", lambda: None)
+    with pytest.raises(typer.Exit) as ended:
+        cli.counters(suite="quick", op=["stream"], impl=["triton"], case="", as_json=as_json)
+    assert ended.value.exit_code == 2
+    out, err = capsys.readouterr()
+    assert "install Nsight Compute" in (json.loads(out)["denied"] if as_json else err)
+    assert (out if not as_json else err) == ""
+    assert err.count("\n") == (0 if as_json else 1)
+
+
+def test_counters_that_were_read_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(counters, "count", lambda choice: Counts(failed={("stream", "torch", "x"): "no time left"}))
+    with pytest.raises(typer.Exit) as ended:
+        cli.counters(suite="quick", op=["stream"], impl=None, case="")
+    assert ended.value.exit_code == 0
+    assert capsys.readouterr().out == "stream x torch: no time left\n"
 
 
 def test_a_program_that_does_not_end_is_ended_with_its_children() -> None:

@@ -60,6 +60,40 @@ def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
     assert [r.case_id for r in run.records] == ["B1-N2-K3-bf16", "later"]
     assert [w.split(": ")[0] for w in run.warnings] == [f"{FILE}:3", f"{FILE}:4", f"{FILE}:6"]
     assert "not JSON" in run.warnings[0]
+    assert run.warnings[2] == f"{FILE}:6: lacks its kind; the line is left out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"op": None, "impl": None, "work": None}, "lacks the fields op, impl, work"),
+        ({"case_id": None}, "lacks the field case_id"),
+        ({"samples_s": "fast"}, "field samples_s is no list of numbers"),
+        ({"samples_s": [1e-6, "2e-6"]}, "field samples_s is no list of numbers"),
+        ({"samples_s": [1e-6, True]}, "field samples_s is no list of numbers"),
+        ({"op": ["ffn_gemv"]}, "field op is no text"),
+        ({"ours": 1}, "field ours is no truth value"),
+        ({"work": [1]}, "field work is no object"),
+        ({"stages": [3]}, "field stages is no list of objects"),
+        ({"flags": [3]}, "field flags is no list of texts"),
+        ({"repeat": "0"}, "field repeat is no whole number"),
+        ({"schema": "2"}, "field schema is no whole number"),
+        ({"status": "fine"}, "field status is no status (ok, refused, wrong, failed, timeout, skipped)"),
+        ({"kind": None}, "lacks its kind"),
+        ({"kind": "surprise"}, "is of the unknown kind 'surprise'"),
+        ({"kind": ["record"]}, "is of the unknown kind ['record']"),
+    ],
+)
+def test_a_damaged_record_says_what_is_wrong_with_it(changes: dict, reason: str, tmp_path: Path) -> None:
+    """A change to None takes the field away."""
+    written(tmp_path, record())
+    line = {**{"kind": "record"}, **as_line(record(case_id="damaged")), **changes}
+    line = {name: value for name, value in line.items() if name not in changes or value is not None}
+    with (tmp_path / FILE).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    run = load_run(tmp_path)
+    assert run.warnings == [f"{FILE}:3: {reason}; the line is left out"]
+    assert len(run.records) == 1
 
 
 def test_a_half_written_line_of_a_killed_run_does_not_spoil_the_next(tmp_path: Path) -> None:

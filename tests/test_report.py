@@ -402,6 +402,32 @@ def test_no_run_is_a_bad_request(tmp_path: Path) -> None:
         report.write(tmp_path)
 
 
+def test_the_environment_has_units_and_nothing_of_a_gpu_on_a_cpu(tmp_path: Path) -> None:
+    found = {
+        "cores": 2,
+        "memory_bytes": 25_276_502_016,
+        "gpu": {"sm_clock_max_hz": 1_980_000_000, "power_cap_w": 700.0},
+    }
+    target = {"kind": "cpu", "name": "CPU", "sm": 0, "sm_count": 2, "l2_bytes": 503_316_480, "smem_per_sm": 0}
+
+    def rows(directory: str, kind: str) -> dict[str, str]:
+        shown = view(tmp_path / directory, [], target={**target, "kind": kind}, environment=found)
+        return {name: value for name, value in tables.environment(shown).rows if name.startswith(("target", "env"))}
+
+    shared = {
+        "target.name": "CPU",
+        "environment.cores": "2",
+        "environment.memory_bytes": "25.3 GB",
+        "environment.gpu.sm_clock_max_hz": "1.98 GHz",
+        "environment.gpu.power_cap_w": "700 W",
+    }
+    assert rows("cpu", "cpu") == {"target.kind": "cpu", **shared}
+    of_a_gpu = {"sm": "0", "sm_count": "2", "l2_bytes": "503 MB", "smem_per_sm": "0 B"}
+    assert rows("gpu", "cuda") == {
+        "target.kind": "cuda", **shared, **{f"target.{name}": value for name, value in of_a_gpu.items()}
+    }  # fmt: skip
+
+
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "roofline.png").write_bytes(b"old")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -81,7 +82,24 @@ def test_short_kernels_and_unsteady_times_are_shown_but_not_judged() -> None:
     assert unsteady["long"].mark == "unsteady"
     outcome = SelfCheck(device="x", rows=tuple(unsteady.values()))
     assert outcome.exit_code == 1, "what could not be judged has not passed"
-    assert "nothing could be judged" in outcome.verdict
+    assert outcome.verdict.startswith("x: nothing could be judged; 1 was too unsteady to judge, the largest ")
+    assert outcome.verdict.endswith("check again on an idle machine")
+    short = SelfCheck(device="x", rows=(rows(clock())["brief"],))
+    assert short.verdict == "x: nothing could be judged: the kernels are too short, or no other clock can be used"
+
+
+def test_the_verdict_counts_what_was_too_unsteady_and_says_what_to_do() -> None:
+    steady = rows(clock())["long"]
+    shaky = [dataclasses.replace(steady, within=None, resolution=0.2, disagreement=d) for d in (0.1, -0.993)]
+    missing = dataclasses.replace(steady, within=None, theirs_s=None, disagreement=None)
+    short = dataclasses.replace(steady, within=None, ours_s=5e-6, disagreement=2.0)
+    outcome = SelfCheck(device="x", rows=(steady, steady, *shaky, missing, short))
+    assert outcome.verdict == (
+        "x: 2 of 2 steady comparisons within 2%; the largest is +0.0% (theirs on long); 2 were too unsteady to judge, "
+        "the largest -99.3% (theirs on long): check again on an idle machine"
+    )
+    assert outcome.exit_code == 0
+    assert "unsteady" not in SelfCheck(device="x", rows=(steady, missing, short)).verdict
 
 
 def test_the_median_of_the_rounds_is_compared() -> None:

@@ -23,11 +23,11 @@ from bench.roofline import Ceilings
 Status = Literal["HOLDS", "FAILS", "DEPENDS", "NOT MEASURED"]
 
 SOURCES = {
-    "A": "the AI-infrastructure and datacenter primer (001_513f68dfbbae71d0.txt)",
-    "B": "the AI infrastructure wave map (000_63efac83b3f35427.txt)",
-    "C": '"Inference goes physical" (002_a0f6ec6719eac88e.txt)',
-    "D": "the AI infrastructure study series, days 8 and 9 (003_d5d34939ef33a7e8.txt)",
-    "E": "the chip-design digest (004_b5301c97cd73f9ff.txt)",
+    "A": "the AI-infrastructure and datacenter primer",
+    "B": "the AI infrastructure wave map",
+    "C": '"Inference goes physical"',
+    "D": "the AI infrastructure study series, days 8 and 9",
+    "E": "the chip-design digest",
 }
 
 ARITHMETIC = 0.05

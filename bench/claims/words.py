@@ -12,19 +12,41 @@ from bench.claims.base import SOURCES, Comparison, Published, Verdict
 from bench.units import brief, tick
 
 PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
+SIGNS = ("$", "", "x")
+"""Units written at the number itself, without a space; a share has none and is a percentage."""
 
 
 def amount(value: float, unit: str) -> str:
-    """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`; open ends are `∞`."""
+    """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`, `1 request`; open ends are `∞`."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if unit == "$":
         return f"${value:,.2f}"
     if unit == "":
         return f"{brief(100 * value)}%"
-    if unit in PREFIXED:
-        return tick(value, unit)
-    return f"{brief(value)}{unit if unit == 'x' else ' ' + unit}"
+    if unit == "x":
+        return f"{brief(value)}x"
+    number, written = _apart(value, unit)
+    return f"{number} {'request' if (number, written) == ('1', 'requests') else written}"
+
+
+def _apart(value: float, unit: str) -> tuple[str, str]:
+    """The number and the unit with its prefix, of a unit that stands apart from it."""
+    text = tick(value, unit) if unit in PREFIXED else f"{brief(value)} {unit}"
+    number, _, written = text.partition(" ")
+    return number, written
+
+
+def between(low: float, high: float, unit: str) -> str:
+    """`1 to 59 requests`, `1 µs to 1 ms`, `2x to 4x`; one amount where both ends read alike."""
+    first, last = amount(low, unit), amount(high, unit)
+    if first == last:
+        return first
+    if unit not in SIGNS and math.isfinite(low) and math.isfinite(high):
+        number, written = _apart(low, unit)
+        if written == _apart(high, unit)[1]:
+            return f"{number} to {last}"
+    return f"{first} to {last}"
 
 
 def of(published: Published) -> str:
@@ -35,15 +57,13 @@ def of(published: Published) -> str:
         return f"at least {amount(published.low, published.unit)}"
     if published.low == 0:
         return f"at most {amount(published.high, published.unit)}"
-    return f"{amount(published.low, published.unit)} to {amount(published.high, published.unit)}"
+    return between(published.low, published.high, published.unit)
 
 
 def span(comparisons: Sequence[Comparison]) -> str:
     """The values of one published number, from the least to the greatest."""
     unit = comparisons[0].published.unit
-    low, high = min(c.value for c in comparisons), max(c.value for c in comparisons)
-    first, last = amount(low, unit), amount(high, unit)
-    return first if first == last else f"{first} to {last}"
+    return between(min(c.value for c in comparisons), max(c.value for c in comparisons), unit)
 
 
 def per_number(comparisons: Sequence[Comparison]) -> str:
@@ -54,17 +74,39 @@ def per_number(comparisons: Sequence[Comparison]) -> str:
     return "; ".join(span(group) for group in groups.values())
 
 
+def margin(c: Comparison) -> float:
+    """How far the value is outside of what was published, relative to the end that it misses: -0.13 is 13% below.
+
+    Infinite where that end is 0.
+    """
+    low, high = c.published.low, c.published.high
+    if low <= c.value <= high:
+        return 0.0
+    end = low if c.value < low else high
+    return (c.value - end) / abs(end) if end else math.copysign(math.inf, c.value - end)
+
+
 def nearest(comparisons: Sequence[Comparison]) -> Comparison:
     """The value closest to what was published."""
+    return min(comparisons, key=lambda c: abs(margin(c)))
 
-    def distance(c: Comparison) -> float:
-        low, high = c.published.low, c.published.high
-        if low <= c.value <= high:
-            return 0.0
-        end = low if c.value < low else high
-        return abs(c.value - end) / (abs(end) or 1.0)
 
-    return min(comparisons, key=distance)
+def missed(c: Comparison) -> str:
+    """`13.3% below that, where the tolerance is 10%`."""
+    far = margin(c)
+    side = "above" if far > 0 else "below"
+    by = f"{amount(abs(far), '')} {side}" if math.isfinite(far) else side
+    return f"{by} that, where the tolerance is {amount(c.published.tolerance, '')}"
+
+
+def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
+    """Of each setting what is furthest off; the least of these."""
+    worst: dict[frozenset[tuple[str, str]], Comparison] = {}
+    for c in comparisons:
+        known = worst.get(c.place)
+        if not c.holds and (known is None or abs(margin(c)) > abs(margin(known))):
+            worst[c.place] = c
+    return nearest(list(worst.values()))
 
 
 def sentence(verdict: Verdict) -> str:
@@ -84,15 +126,17 @@ def sentence(verdict: Verdict) -> str:
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
         return f"{claim}: only for {verdict.condition}."
-    judged = (*shown, *verdict.predicted)
+    judged = (*shown, *(c for c in verdict.predicted if not c.replaced_by(shown)))
     fitting = {c.published.what for c in judged if c.holds}
-    off = [c for c in shown if c.published.what not in fitting] or [c for c in shown if not c.holds]
-    if not off:
-        return f"{claim}: no; each of its numbers fits some setting, but none fits them all."
-    close = nearest(off)
+    off = [c for c in shown if c.published.what not in fitting]
+    close = nearest(off) if off else nearest_setting(judged)
+    value, said = amount(close.value, close.published.unit), f"{close.published.what} is said to be"
+    if off:
+        return f"{claim}: no; {said} {of(close.published)}, the closest {how} is {value}: {missed(close)}."
+    where = "".join(f", {factor} {found}" for factor, found in close.setting.items())
     return (
-        f"{claim}: no; {close.published.what} is said to be {of(close.published)}, "
-        f"the closest {how} is {amount(close.value, close.published.unit)}."
+        f"{claim}: no; each of its numbers fits some setting, but none fits them all. Nearest{where}: "
+        f"{said} {of(close.published)} and is {value}, {missed(close)}."
     )
 
 

@@ -11,7 +11,7 @@ from bench.records import FLAGS
 from bench.report import peers
 from bench.report.frame import Accuracy, Point, Table, View, gap
 from bench.stats import ratio_interval
-from bench.units import difference, digits, duration, measured, percent, si, signed
+from bench.units import difference, digits, duration, measured, percent, si, signed, tick
 
 
 def summary(view: View) -> Table:
@@ -163,12 +163,22 @@ def flags(view: View) -> Table:
     return Table(headers=("flag", "meaning", "times", "where"), rows=rows, numeric=(2,))
 
 
+OF_A_GPU = ("sm", "sm_count", "l2_bytes", "smem_per_sm")
+"""What a target says of a GPU alone; a CPU's cores and cache stand in the environment."""
+
+UNITS = {"_bytes": "B", "smem_per_sm": "B", "_hz": "Hz", "_w": "W"}
+"""Units of numbers, by how their names end."""
+
+
 def environment(view: View) -> Table:
     """The header's device, target and environment as name and value."""
     header = view.run.header
     rows: list[tuple[str, str]] = []
     for part in ("suite", "started", "decodebench", "device", "target", "environment"):
-        rows += flatten(part, header.get(part))
+        found = header.get(part)
+        if part == "target" and found and not view.run.on_gpu:
+            found = {name: value for name, value in found.items() if name not in OF_A_GPU}
+        rows += flatten(part, found)
     rows += while_measuring(view)
     return Table(headers=("", ""), rows=rows)
 
@@ -201,7 +211,8 @@ def flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
         if value:
             yield name, ", ".join(map(str, value))
     elif value is not None and value != "":
-        yield name, str(value)
+        unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), None)
+        yield name, str(value) if unit is None else tick(value, unit)
 
 
 def counters(view: View) -> Table:

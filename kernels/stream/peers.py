@@ -35,7 +35,7 @@ def prepare(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def mv_supports(case: StreamCase, target: Target) -> str | None:
-    return supports(case, target) if case.kind == "read" else "another kind of stream: it only reads"
+    return supports(case, target) if case.kind == "read" else f"another way to read; a {case.kind} has one implementation"
 
 
 def mv(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
