@@ -87,7 +87,7 @@ def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
 def test_a_damaged_record_says_what_is_wrong_with_it(changes: dict, reason: str, tmp_path: Path) -> None:
     """A change to None takes the field away."""
     written(tmp_path, record())
-    line = {**{"kind": "record"}, **as_line(record(case_id="damaged")), **changes}
+    line = {"kind": "record", **as_line(record(case_id="damaged")), **changes}
     line = {name: value for name, value in line.items() if name not in changes or value is not None}
     with (tmp_path / FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
