@@ -35,8 +35,7 @@ class KernelLaunch:
 
     @property
     def options(self) -> dict[str, int]:
-        """What Triton is told beside the arguments. Products and sums fuse into one instruction, which Triton 3.10 is to
-        do no more unless it is told."""
+        """What Triton is told beside the arguments; to fuse products and sums, too, which 3.10 will not do unasked."""
         registers = {} if self.max_registers is None else {"maxnreg": self.max_registers}
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True, **registers}
 

@@ -35,7 +35,9 @@ def prepare(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def mv_supports(case: StreamCase, target: Target) -> str | None:
-    return supports(case, target) if case.kind == "read" else f"another way to read; a {case.kind} has one implementation"
+    if case.kind != "read":
+        return f"another way to read; a {case.kind} has one implementation"
+    return supports(case, target)
 
 
 def mv(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
