@@ -30,7 +30,7 @@ FEWEST_JOBS = 8
 """With fewer, starting the processes takes longer than it saves."""
 
 LIMIT_S = 120.0
-"""Then the run begins, whatever is missing."""
+"""Then the run begins, whatever is missing; after a quarter of the run's budget, if that is sooner."""
 
 
 def precompile(
@@ -39,13 +39,14 @@ def precompile(
     target: Target,
     cores: int,
     tell: Callable[[str], None],
-    limit_s: float = LIMIT_S,
+    budget_s: float | None = None,
 ) -> None:
     """Compile what the jobs launch on a GPU. Elsewhere, and for a handful of cases, does nothing."""
     distinct = list({(job.op, job.case_id): job for job in jobs}.values())
     if target.kind != "cuda" or len(distinct) < FEWEST_JOBS or "TRITON_INTERPRET" in os.environ:
         return
     begun = time.monotonic()
+    ends = begun + (LIMIT_S if budget_s is None else min(LIMIT_S, budget_s / 4))
     context = get_context("spawn")
     shares = min(cores, PROCESSES)
     tell(f"compiling the kernels of {len(distinct)} cases in {shares} processes")
@@ -60,7 +61,7 @@ def precompile(
             for process in processes:
                 process.start()
             for process in processes:
-                process.join(max(0.0, begun + limit_s - time.monotonic()))
+                process.join(max(0.0, ends - time.monotonic()))
             lost = sum(process.exitcode != 0 for process in processes)
         finally:
             for process in processes:

@@ -256,7 +256,8 @@ class Session:
     def serve(self, jobs: Sequence[Job], target: Target) -> None:
         queue = deque(jobs)
         try:
-            precompile(jobs, self.request.catalogue, target, machine.usable_cores(), self.display.note)
+            request = self.request
+            precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
             while queue:
                 job = queue.popleft()
                 if self._deadline and time.monotonic() > self._deadline:

@@ -565,6 +565,11 @@ def test_l2_hit_rates_come_from_counters_alone() -> None:
     counted = gemm()
     counted.counters["l2_hit_rate"] = 0.9
     assert judge("I8", [run(counted, small)]).status == "HOLDS", "1 - 0.2 / 0.9 = 78%"
+    gate, heads = prompt(2048)
+    gate.counters["l2_hit_rate"], heads.counters["l2_hit_rate"] = 0.3, 0.4
+    of_prompt = judge("I8", [run(counted, gate, heads, small)])
+    assert of_prompt.status == "FAILS", "1 - 0.2 / 0.4 = 50%: a prompt counts before any other GEMM"
+    assert {i.op for c in of_prompt.measured or () for i in c.records} == {"prefill", "ffn_gemv"}
 
 
 def l2_read(bandwidth: float = 6e12) -> Record:

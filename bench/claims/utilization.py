@@ -51,12 +51,14 @@ L2_HITS = "l2_hit_rate"
 
 
 def measure_i8(run: Measured) -> list[Comparison]:
-    prefill = [r for r in run.find("gemm_peak", kind="gemm") if r.counters.get(L2_HITS)]
+    """Prefill is a prompt's products and attention where these were counted, else any large GEMM."""
+    found = (run.find("prefill"), run.find("gemm_peak", kind="gemm"))
+    prefill = next((counted for records in found if (counted := [r for r in records if r.counters.get(L2_HITS)])), [])
     decoding = [r for op in ("ffn_gemv", "attention_decode") for r in run.find(op) if L2_HITS in r.counters]
     if not prefill or not decoding:
-        raise Unmeasured("the run holds no hardware counters of a large GEMM and of a decode operation")
+        raise Unmeasured("the run holds no hardware counters of prefill (or a large GEMM) and of a decode operation")
     hits = max(r.counters[L2_HITS] for r in prefill)
-    how = "1 - L2 hit rate of a decode operation / that of a large GEMM, from hardware counters"
+    how = f"1 - L2 hit rate of a decode operation / that of {prefill[0].op}, from hardware counters"
     return [seen(I8, 1 - r.counters[L2_HITS] / hits, how, [r, *prefill], op=r.op, case=r.case_id) for r in decoding]
 
 
