@@ -50,7 +50,7 @@ def precompile(
     context = get_context("spawn")
     shares = min(cores, PROCESSES)
     tell(f"compiling the kernels of {len(distinct)} cases in {shares} processes")
-    with tempfile.TemporaryDirectory() as claims:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as claims:
         processes = [
             context.Process(
                 target=compile_share, args=(distinct[share::shares], catalogue, target, claims), daemon=True
