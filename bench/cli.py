@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require, unknown
 
 app = typer.Typer(
     name="decodebench",
@@ -204,9 +204,7 @@ def codegen(
     from kernels.op import SUITES
 
     listing.check(op or [], suite)
-    for wanted in sm or []:
-        if wanted not in ARCHITECTURES:
-            raise unknown("architecture", str(wanted), map(str, ARCHITECTURES))
+    require("architecture", map(str, sm or []), [str(known) for known in ARCHITECTURES])
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("compiling", total=None)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.errors import unknown
+from bench.errors import require
 from kernels.op import discover, implementations
 
 NCU_FOLDERS = ("/usr/local/cuda/bin/ncu", "/usr/local/cuda-*/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu")
@@ -159,10 +159,7 @@ def check(choice: Choice) -> None:
     """BadRequest for implementations that none of the chosen operations has."""
     if choice.impls:
         ops = choice.ops or tuple(discover())
-        known = sorted({impl.name for op in ops for impl in implementations(op)[0]})
-        for name in choice.impls:
-            if name not in known:
-                raise unknown("implementation", name, known)
+        require("implementation", choice.impls, sorted({impl.name for op in ops for impl in implementations(op)[0]}))
 
 
 def find_ncu() -> str | None:

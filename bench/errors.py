@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class BadRequest(ValueError):
@@ -20,3 +20,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadRequest:
     near = near[:3] or difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return BadRequest(f"unknown {kind} {name!r}; {hint}")
+
+
+def require(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """BadRequest for the first name that is not among the known ones."""
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.devices import DEVICES
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require
 from kernels.models import MODELS
 from kernels.op import SUITES, Op, discover, implementations
 
@@ -59,9 +59,7 @@ def models() -> Table:
 
 def chosen(names: list[str]) -> list[Op]:
     known = discover()
-    for name in names:
-        if name not in known:
-            raise unknown("op", name, known)
+    require("op", names, known)
     return [op for name, op in known.items() if not names or name in names]
 
 
@@ -70,8 +68,7 @@ def check(names: list[str], suite: str | None, part: str = "") -> None:
 
     Without a suite, which is then settled by the device, a case of any suite will do.
     """
-    if suite is not None and suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    require("suite", [] if suite is None else [suite], SUITES)
     suites = SUITES if suite is None else ("quick", "full") if suite == "full" else (suite,)
     cases = (case.id for op in chosen(names) for name in suites for case in op.cases(name))
     if part and not any(part in id for id in cases):

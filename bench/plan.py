@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.devices import DeviceSpec
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require
 from bench.records import Run
 from bench.worker import Job
 from kernels.op import SUITES, Op, Target
@@ -44,11 +44,8 @@ CAPS = {"smoke": 0.3, "quick": 0.5, "full": 1.0}
 
 
 def check_names(request: Request, ops: Mapping[str, Op]) -> None:
-    for name in request.ops:
-        if name not in ops:
-            raise unknown("op", name, ops)
-    if request.suite is not None and request.suite not in SUITES:
-        raise unknown("suite", request.suite, SUITES)
+    require("op", request.ops, ops)
+    require("suite", [] if request.suite is None else [request.suite], SUITES)
     if request.repeat < 1:
         raise BadRequest("--repeat counts passes: 1 or more")
 

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 
+UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11}
+
+
+def rounded(dtype: str, *, terms: str, max_units: float, rms_units: float, why: str) -> Tolerance:
+    """Of results that are rounded to a 16-bit type: so many of its unit roundoffs, for the reason `why`.
+
+    In fp32 nothing differs but the order in which `terms` are summed.
+    """
+    if dtype == "fp32":
+        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why=f"fp32 sums of {terms} in another order")
+    unit = UNIT_ROUNDOFF[dtype]
+    return Tolerance(max_rel=max_units * unit, rms_rel=rms_units * unit, why=why)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Errors:
     """Metrics of one comparison (dimensionless) and, if it failed, why."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernels.paging import cdiv
+from kernels.integers import cdiv
 
 if TYPE_CHECKING:
     import torch

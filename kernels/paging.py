@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernels.integers import cdiv
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,10 +25,6 @@ GARBAGE = (-1, 2**31 - 1)
 """Dead table entries alternate between these: dereferencing either faults."""
 
 LENGTHS = ("uniform", "ragged", "longtail", "holes")
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def draw_lengths(kind: str, B: int, T: int, seed: int) -> tuple[int, ...]:

@@ -15,20 +15,21 @@ from attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, TILED, VARIANTS,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.attention_decode import peers, triton_cascade, triton_split_kv
 from kernels.attention_decode.op import OP, AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, visible, work
 from kernels.attention_decode.split_plan import plan, prefix_plan, prefix_sequences, registers, split, suffix_plan
 from kernels.attention_decode.triton_attend import GAIN, unpack
 from kernels.compare import compare
+from kernels.integers import cdiv
 from kernels.op import Impl, Target, total
-from kernels.paging import cdiv
 
 TRITON = triton_split_kv.IMPLS[0]
 CASCADE = triton_cascade.IMPLS[0]
 TORCH = peers.IMPLS[0]
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 
 
 def passes(impl: Impl, case: AttentionCase, target: Target) -> None:

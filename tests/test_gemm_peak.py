@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.compare import compare
 from kernels.gemm_peak.op import FMA_A, FMA_B, OP, PeakCase, work
@@ -16,7 +17,7 @@ from kernels.op import SUITES, Target, implementations, total
 
 CPU = Target(kind="cpu", name="cpu")
 A100 = Target(kind="cuda", name="A100", sm=80, sm_count=108, l2_bytes=40 << 20, smem_per_sm=164 << 10)
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 FOUND, MISSING = implementations("gemm_peak")
 IMPLS = {impl.name: impl for impl in FOUND}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.devices import find
+from bench.devices import DEVICES, find
 from bench.gate import check, poisoned_run
 from bench.measure import Settings, measure
 from bench.records import Record
@@ -25,7 +25,7 @@ from kernels.models import kv_bytes_per_token, model
 from kernels.op import SUITES, Target, implementations, total
 
 CPU = Target(kind="cpu", name="cpu", l2_bytes=1 << 20)
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 FOUND, MISSING = implementations("host_link")
 IMPLS = {impl.name: impl for impl in FOUND}
 PAIRS = [(impl, case) for impl in FOUND for case in OP.cases("test") if case.swaps or impl.name == "torch"]

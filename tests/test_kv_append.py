@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.compare import compare
 from kernels.kv_append.op import (
@@ -24,7 +25,7 @@ from kernels.kv_append.op import (
 from kernels.op import Target, implementations, total
 
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 FOUND, MISSING = implementations("kv_append")
 IMPLS = {impl.name: impl for impl in FOUND}
 TINY = AppendCase(B=3, H_kv=2, D=16, T=20, page=4)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.compare import compare
 from kernels.mla_decode import op as mla
@@ -19,7 +20,7 @@ from kernels.mla_decode.triton_mla import plan, smem_bytes
 from kernels.op import SUITES, Impl, Target, implementations
 
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(kind="cuda", name="h", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 A100 = Target(kind="cuda", name="a", sm=80, sm_count=108, l2_bytes=40 << 20, smem_per_sm=164 << 10)
 OURS = next(i for i in implementations("mla_decode")[0] if i.ours)
 

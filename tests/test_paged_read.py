@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check
 from kernels.compare import compare
 from kernels.op import Target, implementations, total
 from kernels.paged_read.op import CHUNK, OP, PagedReadCase, kv_bytes, lengths, table_bytes, work
 
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 FOUND, MISSING = implementations("paged_read")
 IMPLS = {impl.name: impl for impl in FOUND}
 TINY = PagedReadCase(B=2, H_kv=2, D=32, T=70, page=16, lengths="ragged")

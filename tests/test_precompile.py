@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from bench.devices import DEVICES
 from bench.precompile import FEWEST_JOBS, claim, precompile
 from bench.worker import Job
 from kernels.op import Target, discover
 
-H100 = Target(kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10)
+H100 = DEVICES["h100-sxm"].target()
 HERE = Path(__file__).parent
 
 COMPILE = """

@@ -9,15 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.devices import DEVICES
 from bench.gate import check, poisoned_run
 from kernels.compare import compare
 from kernels.op import Target, implementations, total
 from kernels.stream.op import CHUNK, L2_SIZE, OP, GiB, StreamCase, chunk_sums, work
 
 CPU = Target(kind="cpu", name="cpu")
-H100 = Target(
-    kind="cuda", name="H100", sm=90, sm_count=132, l2_bytes=50 << 20, smem_per_sm=228 << 10
-)  # only looked at by plans
+H100 = DEVICES["h100-sxm"].target()
 FOUND, MISSING = implementations("stream")
 IMPLS = {impl.name: impl for impl in FOUND}
 

@@ -33,7 +33,7 @@ from typing import Any
 from bench import machine, runner
 from bench.campaign import gate, tuning
 from bench.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require
 from bench.plan import HANG_S
 from bench.records import FILE, Writer, load_run
 from kernels import tuned
@@ -83,11 +83,8 @@ class Step:
 
 def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome:
     """Go through the steps, or on with those that an earlier call left. BadRequest for what the user can mend."""
-    for name in request.skip:
-        if name not in NAMES:
-            raise unknown("step", name, NAMES)
-    if request.suite not in SUITES:
-        raise unknown("suite", request.suite, SUITES)
+    require("step", request.skip, NAMES)
+    require("suite", [request.suite], SUITES)
     if request.device not in ("auto", "cuda", "cpu"):
         raise BadRequest(f"device {request.device!r} is unknown: choose auto, cuda or cpu")
     campaign = Campaign(request, out, display)

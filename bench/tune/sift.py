@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.codegen.build import configuration, first_line, refuse_interpreter, report_of
 from bench.codegen.judge import PARTS, KernelReport, problems
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require
 from kernels.op import SUITES, Config, Impl, Op, Target, config_text
 
 DEFAULT: Config = ()
@@ -115,17 +115,13 @@ def tunable(catalogue: str, ops: Sequence[str], impls: Sequence[str]) -> list[tu
     """What can be tuned of what is asked for. BadRequest for names that are not there or have nothing to tune."""
     registry = importlib.import_module(catalogue)
     known: dict[str, Op] = registry.discover()
-    for name in ops:
-        if name not in known:
-            raise unknown("op", name, known)
+    require("op", ops, known)
     found = [
         (op, impl)
         for op in known.values() if not ops or op.name in ops
         for impl in registry.implementations(op.name)[0] if impl.tuning
     ]  # fmt: skip
-    for name in impls:
-        if name not in {impl.name for _, impl in found}:
-            raise unknown("tunable implementation", name, dict.fromkeys(impl.name for _, impl in found))
+    require("tunable implementation", impls, dict.fromkeys(impl.name for _, impl in found))
     chosen = [(op, impl) for op, impl in found if not impls or impl.name in impls]
     if not chosen:
         raise BadRequest(f"nothing can be tuned in {', '.join(ops) or 'any op'}")
@@ -134,8 +130,7 @@ def tunable(catalogue: str, ops: Sequence[str], impls: Sequence[str]) -> list[tu
 
 def shape_classes(chosen: Iterable[tuple[Op, Impl]], suite: str, target: Target) -> list[ShapeClass]:
     """All classes of the suite that the part supports and that have anything to try."""
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    require("suite", [suite], SUITES)
     reasoned = dataclasses.replace(target, config=DEFAULT)
     found = []
     for op, impl in chosen:

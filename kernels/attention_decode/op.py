@@ -13,9 +13,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from kernels import paging
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
+from kernels.integers import cdiv
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.paging import Ranges, cdiv
+from kernels.paging import Ranges
 
 if TYPE_CHECKING:
     import torch
@@ -266,10 +268,8 @@ def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
 
 def tolerance(case: AttentionCase) -> Tolerance:
     """An 8-bit cache is exact in fp32 on both sides: its rounding is part of the inputs, not of the error."""
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of T terms in another order")
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
-    return Tolerance(max_rel=8 * unit, rms_rel=unit, why="probabilities and o are each rounded to its type once")
+    why = "probabilities and o are each rounded to its type once"
+    return rounded(case.dtype, terms="T terms", max_units=8, rms_units=1, why=why)
 
 
 def cases(suite: str) -> list[AttentionCase]:

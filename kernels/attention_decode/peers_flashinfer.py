@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from kernels import flashinfer_needs, page_lists
 from kernels.attention_decode.op import AttentionCase, lengths, work
+from kernels.integers import cdiv
 from kernels.op import Impl, Inputs, Launch, Stage, Target
-from kernels.paging import cdiv
 
 GROUPS = (1, 2, 3, 4, 8)
 """Query heads per KV head for which the kernel without tensor cores is compiled (DISPATCH_GQA_GROUP_SIZE)."""

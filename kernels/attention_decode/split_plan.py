@@ -18,8 +18,9 @@ from functools import cache
 from kernels import tuned
 from kernels.attention_decode.op import AttentionCase, lengths, live
 from kernels.draw import BYTES
+from kernels.integers import cdiv, power_of_2
 from kernels.op import Target
-from kernels.paging import Ranges, cdiv
+from kernels.paging import Ranges
 
 SMEM_RESERVED = 1 << 10
 """Shared memory that the system takes of every CTA (CUDA programming guide, compute capability 8.0 and later)."""
@@ -85,11 +86,6 @@ class Plan:
     slots: int
     merge: str
     merge_tile: int
-
-
-def power_of_2(n: int) -> int:
-    """The least power of two that is no less than n."""
-    return 1 << (n - 1).bit_length()
 
 
 def most_rows(case: AttentionCase, target: Target) -> int:

@@ -15,8 +15,8 @@ from kernels.attention_decode.split_plan import (
     tile_rows,
 )
 from kernels.draw import BYTES
+from kernels.integers import cdiv
 from kernels.op import Stage, Target, Work
-from kernels.paging import cdiv
 
 MERGE_CTAS_PER_SM = 4
 """Of the merge kernel: 128 threads of up to 128 registers, in 65,536 registers an SM."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -107,11 +108,8 @@ def work(case: FfnCase) -> Work:
 
 
 def tolerance(case: FfnCase) -> Tolerance:
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums in another order")
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
     why = "roundings of gate and up, of their product and of y to their type"
-    return Tolerance(max_rel=8 * unit, rms_rel=2 * unit, why=why)
+    return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, why=why)
 
 
 OP = Op(

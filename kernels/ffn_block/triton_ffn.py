@@ -28,11 +28,11 @@ from kernels.ffn_gemv.triton_share import (
     own_batch,
     own_part,
     own_units,
-    power_of_2,
     share,
     stage,
     weights_at,
 )
+from kernels.integers import power_of_2
 from kernels.launch import Built, triton_impl
 from kernels.op import Inputs, Stage, Target
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
 from kernels.models import MODELS, ModelShape
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -202,11 +203,8 @@ def activation_bytes(case: GemvCase) -> int:
 
 
 def tolerance(case: GemvCase) -> Tolerance:
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of K terms in another order")
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
     why = "one rounding of y to its type; a truncation, which is what Triton's interpreter does, has 2 unit / sqrt(3)"
-    return Tolerance(max_rel=4 * unit, rms_rel=1.5 * unit, why=why)
+    return rounded(case.dtype, terms="K terms", max_units=4, rms_units=1.5, why=why)
 
 
 OP = Op(

@@ -32,11 +32,11 @@ from kernels.ffn_gemv.triton_share import (
     own_batch,
     own_part,
     own_units,
-    power_of_2,
     share,
     stage,
     weights_at,
 )
+from kernels.integers import power_of_2
 from kernels.launch import Built
 from kernels.op import Inputs, Stage, Target
 from kernels.quant import FORMATS, WORDS, by_group, pack_words, weight_bytes

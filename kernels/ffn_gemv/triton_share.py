@@ -18,6 +18,7 @@ import triton.language as tl
 
 from kernels import tuned
 from kernels.ffn_gemv.op import GemvCase
+from kernels.integers import power_of_2
 from kernels.launch import KernelLaunch
 from kernels.op import Stage, Target, Work
 
@@ -117,11 +118,6 @@ class Plan:
             "partial": torch.empty(slots * self.BLOCK_N * self.BLOCK_B * self.sums, dtype=torch.float32, device=device),
             "arrived": torch.zeros(self.tiles_n * self.tiles_b, dtype=torch.int32, device=device),
         }
-
-
-def power_of_2(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
 
 
 def share(

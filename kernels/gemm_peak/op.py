@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -116,8 +117,6 @@ def tolerance(case: PeakCase) -> Tolerance:
             why="roundings of 2^-24 that fade by a: 2^-12 = 2.4e-4 if all point one way; one lost step of 8192 "
             "is an rms of 5e-5",
         )
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of K terms in another order")
     if case.dtype == "fp8":
         return Tolerance(
             max_rel=0.15,
@@ -125,8 +124,7 @@ def tolerance(case: PeakCase) -> Tolerance:
             why="Hopper's fp8 tensor cores keep about 14 bits of a sum: nearly 2% at worst for K = 4096 "
             "(DeepSeek-V3 Technical Report, 3.3.2), more for 8192; 64 terms of 8192 left out are an rms of 9%",
         )
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
-    return Tolerance(max_rel=4 * unit, rms_rel=unit, why="one rounding of C to its type")
+    return rounded(case.dtype, terms="K terms", max_units=4, rms_units=1, why="one rounding of C to its type")
 
 
 OP = Op(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from kernels import paging
 from kernels.draw import BYTES, Draw, torch_dtype
+from kernels.integers import cdiv
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.paging import cdiv
 
 if TYPE_CHECKING:
     import torch

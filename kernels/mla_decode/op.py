@@ -23,10 +23,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from kernels import paging
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
+from kernels.integers import cdiv
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.paging import cdiv
 
 if TYPE_CHECKING:
     import torch
@@ -243,12 +244,8 @@ def work(case: MlaCase) -> Work:
 
 def tolerance(case: MlaCase) -> Tolerance:
     """The rounding of fp8 latents is part of the inputs, not of the error."""
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of T terms in another order")
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
-    return Tolerance(
-        max_rel=8 * unit, rms_rel=2 * unit, why="scores, probabilities and O may each be rounded to the type once"
-    )
+    why = "scores, probabilities and O may each be rounded to the type once"
+    return rounded(case.dtype, terms="T terms", max_units=8, rms_units=2, why=why)
 
 
 OP = Op(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kernels import flashinfer_needs, page_lists
+from kernels.integers import cdiv
 from kernels.mla_decode.op import MlaCase, lengths, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target
-from kernels.paging import cdiv
 
 LATENT, ROPE = 512, 64
 """The only widths it is compiled for: DeepSeek's."""

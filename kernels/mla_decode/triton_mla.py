@@ -39,12 +39,12 @@ from kernels.attention_decode.split_stages import MERGE_CTAS_PER_SM
 from kernels.attention_decode.triton_attend import LOG2_E
 from kernels.attention_decode.triton_split_kv import merge_kernel, table
 from kernels.draw import BYTES
+from kernels.integers import cdiv
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
 from kernels.mla_decode.triton_words import words_kernel
 from kernels.op import Inputs, Stage, Target, Tuning, Work
-from kernels.paging import cdiv
 
 BLOCK_M = 64
 """Query rows of a tile: the M of a `wgmma`; fp32 sums of 64 x 512 are 128 registers in each of 256 threads."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -249,14 +250,8 @@ def work(case: MoeCase) -> Work:
 
 
 def tolerance(case: MoeCase) -> Tolerance:
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of H and F terms in another order")
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
-    return Tolerance(
-        max_rel=8 * unit,
-        rms_rel=2 * unit,
-        why="gate, up, silu, their product, each expert's output and y are each rounded once to the type",
-    )
+    why = "gate, up, silu, their product, each expert's output and y are each rounded once to the type"
+    return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, why=why)
 
 
 OP = Op(

@@ -17,7 +17,8 @@ import triton.language as tl
 
 from kernels import tuned
 from kernels.draw import BYTES
-from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, output_of, power_of_2
+from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, output_of
+from kernels.integers import power_of_2
 from kernels.launch import Built, KernelLaunch
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Inputs, Stage, Target, Work

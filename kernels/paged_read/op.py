@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kernels import paging
 from kernels.draw import BYTES, Draw
+from kernels.integers import cdiv
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.paging import cdiv
 
 if TYPE_CHECKING:
     import torch

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -159,12 +160,10 @@ def work(case: PrefillCase) -> Work:
 
 
 def tolerance(case: PrefillCase) -> Tolerance:
-    if case.dtype == "fp32":
-        return Tolerance(max_rel=1e-4, rms_rel=1e-5, why="fp32 sums of K or T terms in another order")
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[case.dtype]
     if case.kind == "gemm":
-        return Tolerance(max_rel=4 * unit, rms_rel=unit, why="one rounding of y to its type")
-    return Tolerance(max_rel=8 * unit, rms_rel=unit, why="probabilities and o are each rounded to their type once")
+        return rounded(case.dtype, terms="K terms", max_units=4, rms_units=1, why="one rounding of y to its type")
+    why = "probabilities and o are each rounded to their type once"
+    return rounded(case.dtype, terms="T terms", max_units=8, rms_units=1, why=why)
 
 
 OP = Op(
