@@ -8,10 +8,12 @@ import random
 import pytest
 import torch
 
+from bench.decode_work import expected_experts
 from bench.devices import DEVICES
 from bench.gate import check
+from kernels.models import model
 from kernels.moe_ffn import op as moe
-from kernels.moe_ffn.op import MoeCase, expected_experts_hit, experts_hit, tokens_per_expert
+from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.moe_ffn.triton_moe import plan
 from kernels.op import SUITES, Target, implementations
 
@@ -19,11 +21,9 @@ CPU = Target(kind="cpu", name="cpu")
 H100 = DEVICES["h100-sxm"].target()
 
 
-def test_expected_experts_hit() -> None:
-    assert expected_experts_hit(256, 8, 1) == pytest.approx(8)
-    assert expected_experts_hit(8, 2, 2) == pytest.approx(8 * (1 - 0.75**2))
+def test_as_many_experts_are_hit_as_the_step_model_expects() -> None:
     drawn = [experts_hit(MoeCase(B=32, E=256, k=8, H=8, F=8, seed=seed)) for seed in range(40)]
-    assert sum(drawn) / len(drawn) == pytest.approx(expected_experts_hit(256, 8, 32), rel=0.02)
+    assert sum(drawn) / len(drawn) == pytest.approx(expected_experts(model("deepseek-v3"), 32), rel=0.02)
 
 
 def test_routing_is_distinct_per_token_and_zipf_is_skewed() -> None:
@@ -122,7 +122,7 @@ def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) ->
     p = plan(case, small)
     items = p.gate_up.blocks * 2
     assert p.BLOCK_B < 20
-    assert items < min(p.ctas, items * p.gate_up.iters)
+    assert items < min(p.gate_up.ctas, items * p.gate_up.iters)
     impl = next(i for i in implementations("moe_ffn")[0] if i.ours)
     errors = check(moe.OP, impl, case, small)
     assert errors.passed, errors.reason

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ptx import MASK, halves, register, run_ptx
 
 from kernels.draw import Draw
-from kernels.ffn_gemv.triton_gemv_quant import mxfp4_words, unpack_ptx
+from kernels.ffn_gemv.triton_gemv_quant import arranged, mxfp4_words, unpack_ptx
 from kernels.quant import (
     E2M1,
     FORMATS,
@@ -24,63 +22,9 @@ from kernels.quant import (
     weight_bytes,
 )  # fmt: skip
 
-MASK = (1 << 32) - 1
-
-
-def lop3(a: int, b: int, c: int, table: int) -> int:
-    """PTX `lop3.b32`: for each bit the truth table's entry number a b c."""
-    return sum(((table >> ((a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1))) & 1) << i for i in range(32))
-
-
-def prmt(a: int, b: int, selector: int) -> int:
-    """PTX `prmt.b32`: four bytes picked of the eight of b, a."""
-    data = (a | b << 32).to_bytes(8, "little")
-    picks = [selector >> 4 * i & 15 for i in range(4)]
-    assert all(p < 8 for p in picks), "replicates a sign, which is not emulated"
-    return int.from_bytes(bytes(data[p] for p in picks), "little")
-
-
-def halves(word: int, dtype: torch.dtype) -> torch.Tensor:
-    """The two 16-bit floats of a register, as fp64, low half first."""
-    bits = np.array([word & 0xFFFF, word >> 16], dtype=np.uint16)
-    return torch.from_numpy(bits.view(np.int16)).view(dtype).double()
-
-
-def run_ptx(text: str, outputs: int, inputs: list[int], dtype: torch.dtype) -> list[int]:
-    """Execute the few PTX instructions that the unpackers use, on 32-bit registers."""
-    registers = {f"${outputs + i}": value for i, value in enumerate(inputs)}
-    for line in (part.strip() for part in text.strip(" {}").split(";") if part.strip()):
-        if line.startswith(".reg"):
-            continue
-        name, rest = line.split(maxsplit=1)
-        target, *names = (word.strip() for word in rest.split(","))
-        v = [registers[n] if n in registers else int(n, 0) for n in names]
-        match re.sub(r"\.(b32|rn\..*)$", "", name):
-            case "mov":
-                result = v[0]
-            case "and":
-                result = v[0] & v[1]
-            case "shl":
-                result = v[0] << v[1]
-            case "shr":
-                result = v[0] >> v[1]
-            case "prmt":
-                result = prmt(v[0], v[1], v[2])
-            case "lop3":
-                result = lop3(v[0], v[1], v[2], v[3])
-            case "fma":
-                exact = halves(v[0], dtype) * halves(v[1], dtype) + halves(v[2], dtype)
-                low, high = exact.to(dtype).view(torch.int16).tolist()
-                result = (low & 0xFFFF) | (high & 0xFFFF) << 16
-            case other:
-                raise AssertionError(f"no emulation of {other}")
-        registers[target] = result & MASK
-    return [registers[f"${i}"] for i in range(outputs)]
-
 
 def pair(value: float, dtype: torch.dtype) -> int:
-    bits = int(torch.tensor(value, dtype=dtype).view(torch.int16)) & 0xFFFF
-    return bits | bits << 16
+    return register(torch.tensor([value, value]), dtype)
 
 
 def unpacked(format: str, dtype: torch.dtype, two_words: list[int], extra: list[int]) -> torch.Tensor:
@@ -113,10 +57,14 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
     scale_bytes = torch.tensor([[120, 121, 119, 127, 128, 115, 118, 122]], dtype=torch.uint8)
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
     lo, hi = (int(word) & MASK for word in mxfp4_words(scale_bytes, 2, name)[:, 0])
-    extra = {"int4": [], "mxfp4": [lo, lo, hi, hi]}.get(format, [pair(-(magic + 3), dtype), pair(-(magic + 11), dtype)])
+    zeros = pair(-(magic + 3), dtype) & 0xFFFF | pair(-(magic + 11), dtype) & 0xFFFF0000
+    extra = {"int4": [], "mxfp4": [lo, lo, hi, hi], "int4_zp": [zeros, zeros]}[format]
     for turn in range(16):
         codes = [[(turn + 5 * word + i) % 16 for i in range(8)] for word in range(2)]
         words = [sum(code << 4 * i for i, code in enumerate(of_word)) for of_word in codes]
+        if (format, name) == ("mxfp4", "bf16"):
+            signed = torch.tensor(words).to(torch.int32)
+            words = [word & MASK for word in arranged(signed).tolist()]
         got = unpacked(format, dtype, words, extra)
         for i in range(8):
             for word in range(2):

@@ -1,8 +1,8 @@
 """O = softmax(Q K^T / sqrt(D)) V, one query token per sequence (or q_len of a draft) against a KV cache.
 
 q [B, q_len, H_q, D], k and v [B, T, H_kv, D] contiguous or [pages, page, H_kv, D] paged, o [B, q_len, H_q, D].
-Query head h reads KV head h // (H_q / H_kv). Every live token is read once for 4 q_len H_q / H_kv FLOP per element:
-1 FLOP/B for MHA in bf16 and H_q / H_kv for GQA, whatever the batch and the context.
+Query head h reads KV head h // (H_q / H_kv). Every live token is read once, each element of K or V for
+2 q_len H_q / H_kv FLOP: 1 FLOP/B for MHA in bf16 and H_q / H_kv for GQA, whatever the batch and the context.
 """
 
 from __future__ import annotations

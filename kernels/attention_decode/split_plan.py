@@ -1,8 +1,9 @@
 """Which CTA reads which tokens: the pure half of split-KV attention. Standard library only.
 
 All blocks of BLOCK_T tokens of all (sequence, KV head) pairs are laid end to end and cut into equal runs, one per
-CTA, and all CTAs are resident at once: no CTA has more than one block above another, whatever the lengths. A run is a
-list of segments; a pair that was cut leaves one partial result per segment, merged by their log-sum-exp.
+CTA, and all CTAs are resident at once: no CTA has more than one block above another, whatever the lengths. (In long
+runs a pair counts for a block more than it has, so that those with many short ones are not the last.) A run is a list
+of segments; a pair that was cut leaves one partial result per segment, merged by their log-sum-exp.
 
 A pair of more query rows than one tile holds, 64 as a rule, has several tiles of them. Each tile has CTAs of its own,
 which walk side by side with those of the other tiles over the same tokens, so that all but the first find K and V in
@@ -33,6 +34,14 @@ MERGE_TILE = 8192
 
 REGISTERS = 65536
 """Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
+
+START_BLOCKS = 1
+"""What it costs to begin a range of tokens, in blocks: its list, its page ids and its first block are read one after
+the other, and its result is stored; 32 KB take 4,500 cycles on one of the two CTAs of an H100's SM. Estimated, not
+measured. (FlashMLA's scheduler counts 5 blocks of 64 tokens, `fixed_overhead_num_blocks`.)"""
+
+LONG = 16
+"""Blocks of a run from which it counts; in shorter runs a block more would be worse."""
 
 Pair = tuple[int, int, Ranges]
 """Sequence, KV head, live tokens. (A pair of the shared prefix: first sequence of a tile, KV head, prefix.)"""
@@ -66,7 +75,9 @@ class Plan:
     There are `runs` of them, each with a CTA for every one of `row_tiles` tiles of `block_m` query rows.
 
     `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them: 2 buffers - 1
-    where there are pages. `merge` says who merges the parts of cut pairs: `last`, the CTA that finishes last;
+    where there are pages. `ptx`: an 8-bit cache is unpacked by PTX.
+
+    `merge` says who merges the parts of cut pairs: `last`, the CTA that finishes last;
     `kernel`, a second kernel; `none`, where no pair is cut.
     """
 
@@ -79,6 +90,7 @@ class Plan:
     num_warps: int
     max_registers: int | None
     v_columns: bool
+    ptx: bool
     runs: int
     ctas_per_sm: int
     segments: tuple[Segment, ...]
@@ -111,10 +123,13 @@ def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:
 
     Before wgmma (sm_80) half of both: there is less shared memory, and three buffers are to fit twice. For an 8-bit
     cache always 64 tokens: unpacking passes through registers, and 128 tokens would spill some; as would, on sm_100,
-    scores of 128 tokens and more than 16 rows.
+    scores of 128 tokens and more than 16 rows. For the two warpgroups of a wide tile 128, of which each has its own 64:
+    of 64, Triton gives all to both, and their softmax twice takes 87% of the slots that an H100's SM issues in.
     """
     if case.kv or (target.sm >= 100 and block_m > 16):
         return 64
+    if target.sm == 90 and is_wide(case, block_m, target) and case.D <= 128:
+        return 128
     half = 1 if target.sm >= 90 else 2
     return max(64, (32 << 10) // (2 * case.D * case.kv_bytes)) // half
 
@@ -139,11 +154,15 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
 
     Two CTAs hide each other's softmax and ends of segments; three buffers keep two blocks on their way. Where
     shared memory is short the third buffer goes first, then the second CTA; so it does on sm_100 where the addresses
-    of a third block of pages, beside 64 rows of 128 dims, would spill.
+    of a third block of pages, beside 64 rows of 128 dims, would spill. Blocks of an 8-bit cache have half the bytes,
+    and between their two products there is more to do: on sm_90 a third CTA hides it, if 168 registers suffice.
     """
     if target.sm >= 100 and case.page and block_m * case.D > 32 * 128:
         return 1, 2
-    for ctas, buffers in ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3)):
+    choices = ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3))
+    if target.sm == 90 and case.kv and block_m * case.D <= 16 * 128:
+        choices = ((3, 3), *choices)
+    for ctas, buffers in choices:
         if ctas * smem_per_cta(case, block_tokens(case, block_m, target), block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
     return 1, 2
@@ -153,7 +172,7 @@ def registers(warps_per_sm: int) -> int:
     """What each thread may have, in units of 8 and at most the 255 that an instruction can name.
 
     Left to itself the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 scalars spill for them.
-    On sm_90 nothing spills.
+    On sm_90 nothing spills, but an 8-bit cache takes more registers than three CTAs have.
     """
     return min(255, REGISTERS // (32 * warps_per_sm) // 8 * 8)
 
@@ -164,14 +183,14 @@ def block_count(ranges: Ranges, block_t: int) -> int:
 
 
 def split(
-    pairs: Sequence[Pair], block_t: int, runs: int, *, all_slots: bool = False
+    pairs: Sequence[Pair], block_t: int, runs: int, *, all_slots: bool = False, start_blocks: int = 0
 ) -> tuple[list[Segment], list[int], int]:
     """Segments of the pairs in order, where each run starts, and the number of slots.
 
     A pair without tokens gets an empty segment, which writes its zeros. With `all_slots` a pair in one part has a
-    slot, too.
+    slot, too. Each range of tokens counts for `start_blocks` more than it has.
     """
-    total = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
+    total = sum(block_count([r], block_t) + start_blocks for _, _, ranges in pairs for r in ranges if r[1] > r[0])
     segments: list[Segment] = []
     starts = [0]
     done = slots = 0
@@ -179,8 +198,9 @@ def split(
         parts: list[tuple[int, int]] = []
         for start, end in ranges:
             block, last = start // block_t, start // block_t + block_count([(start, end)], block_t)
+            done += start_blocks if block < last else 0
             while block < last:
-                if done == len(starts) * total // runs:
+                if done >= len(starts) * total // runs:
                     starts.append(len(segments) + len(parts))
                     continue
                 stop = min(last, block + len(starts) * total // runs - done)
@@ -234,7 +254,8 @@ def make_plan(
     buffers = fields["buffers"]
     blocks = sum(block_count(ranges, fields["block_t"]) for _, _, ranges in pairs)
     runs = max(1, min(blocks, fields["ctas_per_sm"] * target.sm_count // row_tiles))
-    segments, starts, slots = split(pairs, fields["block_t"], runs, all_slots=all_slots)
+    start_blocks = START_BLOCKS if blocks >= LONG * runs else 0
+    segments, starts, slots = split(pairs, fields["block_t"], runs, all_slots=all_slots, start_blocks=start_blocks)
     merge_tile = max(1, MERGE_TILE // (block_m * case.D))
     merge = "kernel" if is_wide(case, block_m, target) or max(s.parts for s in segments) > 2 * merge_tile else "last"
     if not slots or all_slots:
@@ -246,7 +267,10 @@ def make_plan(
         blocks=blocks,
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
-        max_registers=None if target.sm == 90 else registers(fields["ctas_per_sm"] * fields["num_warps"]),
+        ptx=bool(case.kv) and target.kind == "cuda" and target.sm == 90,
+        max_registers=None
+        if target.sm == 90 and not case.kv
+        else registers(fields["ctas_per_sm"] * fields["num_warps"]),
         runs=runs,
         segments=tuple(segments),
         starts=tuple(starts),

@@ -72,6 +72,7 @@ def split_kv_kernel(
     BLOCK_M: tl.constexpr,
     PAGE: tl.constexpr,
     KV: tl.constexpr,
+    PTX: tl.constexpr,
     V_COLUMNS: tl.constexpr,
     SCALE_GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -99,7 +100,8 @@ def split_kv_kernel(
     offs_r = offs_m % ROWS
     offs_i = offs_r // GROUP
     offs_d = tl.arange(0, D)
-    for s in range(tl.load(starts + tl.program_id(0)), tl.load(starts + tl.program_id(0) + 1)):
+    # what rows and strides give is cheap to compute again, and kept across the inner loop it spills
+    for s in tl.range(tl.load(starts + tl.program_id(0)), tl.load(starts + tl.program_id(0) + 1), disable_licm=True):
         b = tl.load(segments + 8 * s)
         h = tl.load(segments + 8 * s + 1)
         t_begin = tl.load(segments + 8 * s + 2)
@@ -137,6 +139,7 @@ def split_kv_kernel(
             BLOCK_M=BLOCK_M,
             PAGE=PAGE,
             KV=KV,
+            PTX=PTX,
             V_COLUMNS=V_COLUMNS,
             SCALE_GROUP=SCALE_GROUP,
             CAUSAL=Q_LEN > 1,
@@ -275,6 +278,7 @@ def split_launch(
 ) -> KernelLaunch:
     """`prefix`: its parts, their slots, the sequences of its tiles, and how many parts are merged at a time."""
     q = inputs["q"]
+    gain = 1.0 if p.ptx else GAIN[case.kv]
     prefix_parts, prefix_slots, prefix_sequences, prefix_tile = prefix or (parts, inputs["lengths"], 0, 0)
     return KernelLaunch(
         kernel=split_kv_kernel,
@@ -293,8 +297,8 @@ def split_launch(
             "prefix_slots": prefix_slots,
             "o": o,
             "B": case.B,
-            "scale": GAIN[case.kv] * case.D**-0.5,
-            "gain": GAIN[case.kv],
+            "scale": gain * case.D**-0.5,
+            "gain": gain,
             **strides("q", q),
             **cache_strides(case, inputs),
             "stride_table_b": inputs["block_table"].stride(0),
@@ -308,6 +312,7 @@ def split_launch(
             "BLOCK_M": p.block_m,
             "PAGE": case.page,
             "KV": case.kv,
+            "PTX": p.ptx,
             "V_COLUMNS": p.v_columns,
             "SCALE_GROUP": SCALE_GROUP,
             "WINDOW": case.window,

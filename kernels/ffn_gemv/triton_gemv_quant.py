@@ -6,15 +6,16 @@ memory; a few integer instructions make of them a register with two 16-bit float
 the tensor cores take their left operand, so that the weights never go back to shared memory. Integers become floats
 by setting them into the mantissa of a power of two and taking that away again: no conversion, and exact.
 
-Instructions per weight and thread as compiled for sm_90 at B <= 16, the loop's overhead included: int4 3.1, int4_zp
-3.2, mxfp4 4.4, int8 3.8, fp8 4.3, fp8_block 4.6. An H100's SM issues for 4 x 32 lanes a cycle and receives in it 15
-8-bit or 30 4-bit weights (3.35 TB/s, 132 SMs, 1.7 GHz): int4 takes 73% of the issue slots, 8 bits take 45 to 54%,
-and mxfp4, with its scales 28 weights a cycle, 97%.
+Instructions per weight and thread as compiled for sm_90 at B <= 16, the loop's overhead included: int4, int4_zp and
+mxfp4 2.6, int8 3.8, fp8 4.3, fp8_block 4.6. An H100's SM issues for 4 x 32 lanes a cycle and receives in it 15 8-bit
+or 30 4-bit weights, 28 of mxfp4 with its scales (3.35 TB/s, 132 SMs, 1.7 GHz): 4 bits take 58 to 60% of the issue
+slots, 8 bits 45 to 54%.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import triton
@@ -55,12 +56,17 @@ def plan(case: GemvCase, target: Target) -> Plan:
     BLOCK_N, BLOCK_K = 128, parts * WORDS
     BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
     unit_bytes = BLOCK_N * WORDS * 4
-    # unpacking mxfp4 would spill for the second CTA on sm_100
-    fit_twice = max_block_b(target) > BLOCK_B and not (case.weights == "mxfp4" and target.sm >= 100)
+    if parts == 8 and BLOCK_B == 16 and target.sm in (0, 90):
+        # one warp group for all 128 rows spends a sixth fewer instructions; mxfp4 has no registers for a third CTA
+        num_warps, ctas_per_sm = 4, 2 if case.weights == "mxfp4" else 3
+    else:
+        # unpacking mxfp4 would spill for the second CTA on sm_100
+        fit_twice = max_block_b(target) > BLOCK_B and not (case.weights == "mxfp4" and target.sm >= 100)
+        num_warps, ctas_per_sm = 8, 2 if fit_twice else 1
     return share(
         N=case.N, K=case.K, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
         unit_bytes=unit_bytes, unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K, use_mma=True, target=target,
-        **fields(case, target, num_warps=8, ctas_per_sm=2 if fit_twice else 1),
+        **fields(case, target, num_warps=num_warps, ctas_per_sm=ctas_per_sm),
     )  # fmt: skip
 
 
@@ -69,14 +75,69 @@ def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
     return more_or_fewer()
 
 
+PLACES = ((0, 0), (0, 6), (0, 10), (2, 2), (1, 0), (1, 6), (1, 10), (2, 12))
+"""Where `arranged` puts e2m1 for bf16, part by part: in which register, and the place of its lowest bit in a half.
+
+The other two bits of exponent and mantissa follow, the sign is 9 above: so far apart are they in bf16, whose place is
+6. What three such codes leave of a half is in the shape of two more once joined with what is left of the other
+register, turned by `TURN`: this third register takes the bits of `KEPT` from the first one. Places wrap around.
+"""
+
+TURN, KEPT = 14, 0x60306030
+
+
+def arranged(words: torch.Tensor) -> torch.Tensor:
+    """mxfp4's words `[..., 2 n]` as bf16 wants them: bits of each two neighbours moved as `PLACES` tells, the first of
+    them being the low half of a register. Two neighbours meet in one thread, as the tensor cores' left operand asks."""
+    pairs = words.unflatten(-1, (-1, 2))
+    moved = torch.zeros_like(pairs)
+    for i, (register, place) in enumerate(PLACES):
+        for column in range(2):
+            for bit, offset in enumerate((0, 1, 2, 9)):
+                at, to = (16 * column + place + offset) % 32, register
+                if register == 2:
+                    to = 0 if KEPT >> at & 1 else 1
+                    at = (at - TURN * to) % 32
+                moved[..., to] |= (pairs[..., column] >> (4 * i + bit) & 1) << at
+    return moved.flatten(-2)
+
+
+def words_of(format: str, codes: torch.Tensor, dtype: str, plain: bool) -> torch.Tensor:
+    """Packed codes as the kernel takes them; `plain` is for the interpreter."""
+    words = pack_words(format, codes)
+    return arranged(words) if format == "mxfp4" and dtype == "bf16" and not plain else words
+
+
+@triton.constexpr_function
+def unpack_arranged() -> str:
+    """`unpack_ptx` for `arranged` words: a turn and one mask for each part, where plain codes take two of each."""
+    lines = []
+    # the third register last, in the place of the others
+    for i in (0, 1, 2, 4, 5, 6, 3, 7):
+        register, place = PLACES[i]
+        if i == 3:
+            lines += [f"shf.l.wrap.b32 t, $9, $9, {TURN};", f"lop3.b32 third, $8, t, {KEPT:#x}, 0xe4;"]
+        name = ("$8", "$9", "third")[register]
+        lines += [
+            f"shf.l.wrap.b32 t, {name}, {name}, {(6 - place) % 32};",
+            "and.b32 t, t, 0x81C081C0;",
+            f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * (i % 4):#x};",
+            "shl.b32 m, m, 7;",
+            f"fma.rn.bf16x2 ${i}, t, m, a;",
+        ]
+    return "{ .reg .b32 third, t, m, a; mov.b32 a, 0x80008000; " + " ".join(lines) + " }"
+
+
 @triton.constexpr_function
 def unpack_ptx(format: str, bf16: bool) -> str:
     """PTX that makes pairs of floats (bf16 or fp16) of two words: part i of both words -> output i.
 
-    Operands: the outputs and the two words; then for int4_zp a pair `-(magic + zero)` for each group of 128 columns,
-    for mxfp4 a word of four scale bytes for each, twice. `magic` is the power of two whose last mantissa bit is
+    Operands: the outputs and the two words; then, twice, for int4_zp a word of `-(magic + zero)` for both groups of 128
+    columns, for mxfp4 a word of four scale bytes for each. `magic` is the power of two whose last mantissa bit is
     worth one.
     """
+    if format == "mxfp4" and bf16:
+        return unpack_arranged()
     fma = f"fma.rn.{'bf16x2' if bf16 else 'f16x2'}"
     magic = 0x43004300 if bf16 else 0x64006400
     one = 0x3F803F80 if bf16 else 0x3C003C00
@@ -94,22 +155,23 @@ def unpack_ptx(format: str, bf16: bool) -> str:
     for i in range(32 // FORMATS[format].bits):
         half, place = ("lo", "hi")[i // 4], i % 4
         if format in ("int4", "int4_zp"):
+            if format == "int4_zp" and place == 0:
+                lines.append(f"prmt.b32 a, $10, 0, {(0x1010, 0x3232)[i // 4]:#x};")
             lines += [
                 f"shr.b32 t, {half}, {4 * place};",
                 f"lop3.b32 t, t, 0x000f000f, {magic:#x}, 0xea;",
-                f"{fma} ${i}, t, m, {'a' if format == 'int4' else f'${10 + i // 4}'};",
+                f"{fma} ${i}, t, m, a;",
             ]
         elif format == "mxfp4":
-            # the sign to the top, the other three bits to the border of exponent and mantissa
-            left, mask, exponent = (6, 0x01C001C0, 7) if bf16 else (9, 0x0E000E00, 10)
-            shift = left - 4 * place
+            # in fp16: the sign to the top, the other three bits to the border of exponent and mantissa
+            shift = 9 - 4 * place
             lines += [
                 f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * place:#x};",
-                f"shl.b32 m, m, {exponent};",
+                "shl.b32 m, m, 10;",
                 f"shl.b32 t, {half}, {12 - 4 * place};",
                 "and.b32 t, t, 0x80008000;",
                 f"{'shl' if shift > 0 else 'shr'}.b32 u, {half}, {abs(shift)};",
-                f"lop3.b32 t, u, {mask:#x}, t, 0xea;",
+                "lop3.b32 t, u, 0x0e000e00, t, 0xea;",
                 f"{fma} ${i}, t, m, a;",
             ]
         else:
@@ -142,21 +204,28 @@ def unpack_operands(format: str) -> str:
 
 @triton.jit
 def of_groups(values, it, ROWS, rows):
-    """What unpacking needs for both groups of 128 columns of a block: zero points of int4_zp, scales of mxfp4."""
+    """Words of mxfp4's scales for both groups of 128 columns of a block."""
     return tl.load(values + 2 * it * ROWS + rows)[:, None], tl.load(values + (2 * it + 1) * ROWS + rows)[:, None]
 
 
 @triton.jit
 def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
-    """Words -> their parts in the type of `x`; `lo` and `hi` come from `of_groups`, or are None."""
+    """Words -> their parts in the type of `x`; `lo` and `hi` come from `of_groups`, or are zero points and None, or
+    None."""
     PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
     OPERANDS: tl.constexpr = unpack_operands(FORMAT)
-    inputs = [words] if lo is None else [words, lo, hi]
+    inputs = [words] if lo is None else [words, lo] if hi is None else [words, lo, hi]
     return tl.inline_asm_elementwise(PTX, OPERANDS, inputs, (x.dtype.element_ty,) * PARTS, is_pure=True, pack=2)
 
 
 @triton.jit
-def plain_part(words, lo, hi, i: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, MAGIC: tl.constexpr):
+def half_of(words, i: tl.constexpr, like):
+    """The low (i = 0) or the high half of each word, a float of the type of `like`'s elements, in fp32."""
+    return (words >> (16 * i)).to(tl.int16).to(like.dtype.element_ty, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl.constexpr, MAGIC: tl.constexpr):
     """Part i in fp32 in Triton's own arithmetic, for the interpreter, which has no PTX."""
     code = (words >> (BITS * i)) & ((1 << BITS) - 1)
     if FORMAT == "int8":
@@ -170,7 +239,7 @@ def plain_part(words, lo, hi, i: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.co
         scale = ((lo if i < 4 else hi) >> (8 * (i % 4))) & 255
         value = tl.where(code > 7, -value, value) * tl.exp2((scale - MAGIC).to(tl.float32))
     elif FORMAT == "int4_zp":
-        value = code.to(tl.float32) + ((lo if i < 4 else hi).to(tl.float32) + MAGIC)
+        value = code.to(tl.float32) + (half_of(lo, i // 4, x) + MAGIC)
     else:
         value = code.to(tl.float32) - 8
     return value
@@ -200,8 +269,12 @@ def gemv_words(
             words = tl.load(w_first + it * WIDTH + offs_w)
             lo = None
             hi = None
-            if FORMAT == "int4_zp" or FORMAT == "mxfp4":
+            if FORMAT == "mxfp4":
                 lo, hi = of_groups(unpacking, it, N, rows)
+            elif FORMAT == "int4_zp":
+                lo = tl.load(unpacking + it * N + rows)[:, None]
+            if FORMAT == "int4" or FORMAT == "int4_zp":
+                scales = tl.load(scale + it * N + rows)
             if not PLAIN:
                 parts = unpacked(words, lo, hi, x, FORMAT, PARTS)
             for i in tl.static_range(PARTS):
@@ -210,7 +283,7 @@ def gemv_words(
                     mask_x = mask_x & (offs_k < K - it * BLOCK_K - i * WIDTH)[:, None]
                 x_tile = tl.load(x + it * BLOCK_K + i * WIDTH + offs_x, mask=mask_x, other=0.0)
                 if PLAIN:
-                    part = plain_part(words, lo, hi, i, FORMAT, BITS, MAGIC)
+                    part = plain_part(words, lo, hi, i, x, FORMAT, BITS, MAGIC)
                     x_tile = x_tile.to(tl.float32)
                 else:
                     part = parts[i]
@@ -222,8 +295,7 @@ def gemv_words(
                         if FORMAT == "fp8_block":
                             sums += group * tl.load(scale + tile * BLOCK_N // 128 * tl.cdiv(K, 128) + it)
                         else:
-                            per_row = tl.load(scale + (2 * it + i // 4) * N + rows)
-                            sums += group * per_row.to(tl.float32)[:, None]
+                            sums += group * half_of(scales, i // 4, x)[:, None]
                 else:
                     sums = tl.dot(part, x_tile, sums, input_precision="ieee")
         if FORMAT == "int8" or FORMAT == "fp8":
@@ -252,11 +324,19 @@ def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
     return fields.view(torch.int32).T.contiguous()
 
 
+def by_block(values: torch.Tensor, blocks: int) -> torch.Tensor:
+    """16-bit `[N, G]` -> int32 `[blocks, N]`: both groups of a block in one word, which `cp.async` can bring early; it
+    takes no 2 bytes."""
+    pairs = by_group(values, 2 * blocks).unflatten(0, (blocks, 2)).transpose(1, 2).contiguous()
+    return pairs.view(torch.int32).squeeze(2)
+
+
 def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
     """One launch over packed words; packing the weights, done once, belongs to `prepare`."""
     x, scale = inputs["x"], inputs["w_scale"]
     p = plan(case, target)
-    words = pack_words(case.weights, inputs["w"])
+    plain = target.kind == "interpreter"
+    words = words_of(case.weights, inputs["w"], case.dtype, plain)
     y = torch.empty(case.B, case.N, dtype=x.dtype, device=x.device)
     # two groups of 128 columns in each block of 256
     groups, magic = 2 * p.iters, magic_number(case.weights, case.dtype)
@@ -264,9 +344,9 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
     if case.weights == "mxfp4":
         scale = unpacking = mxfp4_words(scale, groups, case.dtype)
     elif case.weights == "int4_zp":
-        unpacking = by_group(-(inputs["w_zero"].to(x.dtype) + magic), groups)
+        unpacking = by_block(-(inputs["w_zero"].to(x.dtype) + magic), p.iters)
     if case.weights in ("int4", "int4_zp"):
-        scale = by_group(scale, groups)
+        scale = by_block(scale, p.iters)
     only = launch(
         gemv_words,
         p,
@@ -274,11 +354,12 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
         constexprs={
             "FORMAT": case.weights,
             "BITS": FORMATS[case.weights].bits,
-            "PLAIN": target.kind == "interpreter",
+            "PLAIN": plain,
             "MAGIC": magic,
         },
     )
-    return Built(launches=(only,), output=y)
+    # left alone, the compiler spills for CTAs that shared memory has no room for
+    return Built(launches=(replace(only, max_registers=only.max_registers or 255),), output=y)
 
 
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:

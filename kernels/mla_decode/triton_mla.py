@@ -29,6 +29,7 @@ import triton.language as tl
 
 from kernels import tuned
 from kernels.attention_decode.split_plan import (
+    LONG,
     MERGE_TILE,
     SMEM_RESERVED,
     Segment,
@@ -54,6 +55,10 @@ BLOCK_M_WORDS = 32
 
 BLOCK_T = 32
 """Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents."""
+
+START_BLOCKS = 2
+"""What a further piece costs its SM, in blocks: no other CTA is there to work while its queries, which are 2 blocks'
+bytes, and its first block are on their way."""
 
 FP8_GAIN: tl.constexpr = tl.constexpr(256.0)
 """Multiplies the scales of fp8 latents, and O is divided by it. Scaled to use the range of e4m3, up to 448, latents of
@@ -105,7 +110,8 @@ def plan(case: MlaCase, target: Target) -> Plan:
     pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
     blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
     runs = max(1, min(blocks, target.sm_count // row_tiles))
-    segments, _, slots = split(pairs, block_t, runs, all_slots=True)
+    start_blocks = START_BLOCKS if blocks >= LONG * runs else 0
+    segments, _, slots = split(pairs, block_t, runs, all_slots=True, start_blocks=start_blocks)
     return Plan(
         words=words,
         block_m=block_m,
@@ -137,9 +143,14 @@ def mla_kernel(
     stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_r_page, stride_r_t,
     stride_s_page, stride_s_t, stride_table_b, lengths, stride_ql_i, stride_qr_i,
     L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, Q_LEN: tl.constexpr,
-    PAGE: tl.constexpr, KV: tl.constexpr, STAGES: tl.constexpr,
+    PAGE: tl.constexpr, KV: tl.constexpr, STAGES: tl.constexpr, AS_BITS: tl.constexpr,
 ):  # fmt: skip
     """Program (row tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
+
+    AS_BITS: sums go from block to block as bits. As floats, Triton 3.6 leaves the wgmma that adds to them under way
+    from one block to the next on sm_90, and ptxas then waits after each single one of a block's 38. Scores are added
+    from two products: if one went on with the other's sums, Triton would split it among the warps in another way. fp8
+    latents pass through fp32, whose conversions are packed; from fp16 straight to bf16 there is only `F2F`.
 
     Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read where KV is fp8 alone; `lengths` and
     the strides between queries, where there are several.
@@ -165,7 +176,8 @@ def mla_kernel(
         newest = tl.load(lengths + b) - Q_LEN + offs_m // H
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, L], tl.float32)
+    KEPT: tl.constexpr = tl.int32 if AS_BITS else tl.float32
+    acc = tl.zeros([BLOCK_M, L], KEPT)
     for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES):
         # tokens past the end read the last one, and get no weight
         offs_b = tl.minimum(offs_i, t_end - 1 - block)
@@ -176,21 +188,22 @@ def mla_kernel(
             first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
             r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
             s_t = tl.load(first_s + offs_s) * FP8_GAIN
-            c = tl.load(first + (offs_c[:, None] + offs_l[None, :])).to(ql.dtype)
+            c = tl.load(first + (offs_c[:, None] + offs_l[None, :])).to(tl.float32).to(ql.dtype)
             scores = tl.dot(ql, tl.trans(c)) * (s_t * (scale * LOG2_E / FP8_GAIN))[None, :]
-            scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
         else:
             r = tl.load(first + L + (offs_c[:, None] + offs_r[None, :]))
             c = tl.load(first + (offs_c[:, None] + offs_l[None, :]))
-            scores = tl.dot(ql, tl.trans(c), tl.dot(qr, tl.trans(r))) * (scale * LOG2_E)
+            scores = tl.dot(ql, tl.trans(c)) * (scale * LOG2_E)
+        scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
         p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN)
         if KV == "fp8":
             p *= s_t[None, :]
-        acc = tl.dot(p.to(c.dtype), c, acc * alpha[:, None])
+        scaled = acc.to(tl.float32, bitcast=True) * alpha[:, None]
+        acc = tl.dot(p.to(c.dtype), c, scaled).to(KEPT, bitcast=True)
     total = tl.where(norm > 0, norm, 1.0)
     if KV == "fp8":
         total *= FP8_GAIN
-    out = acc / total[:, None]
+    out = acc.to(tl.float32, bitcast=True) / total[:, None]
     first_row = slot.to(tl.int64) * (Q_LEN * H)
     tl.store(partial_o + first_row * L + ((offs_m * L)[:, None] + offs_l[None, :]), out, mask=mask_m[:, None])
     tl.store(partial_lse + first_row + offs_m, m + tl.log2(norm), mask=mask_m)
@@ -228,6 +241,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         constexprs={
             "L": case.L, "R": case.R, "BLOCK_T": p.block_t, "BLOCK_M": p.block_m, "Q_LEN": case.q_len,
             "PAGE": case.page, "KV": case.kv, "STAGES": p.num_stages,
+            **({} if p.words else {"AS_BITS": target.sm == 90}),
         },
         num_warps=8,
         num_stages=p.num_stages,

@@ -70,7 +70,7 @@ def words_kernel(
         first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
         r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
         s_t = tl.load(first_s + offs_s) * FP8_GAIN
-        even, odd = unpack(tl.load(first + (offs_c[:, None] + offs_w[None, :])), KV)
+        even, odd = unpack(tl.load(first + (offs_c[:, None] + offs_w[None, :])), KV, False)
         scores = tl.dot(q_odd, tl.trans(odd), tl.dot(q_even, tl.trans(even))) * (s_t * (scale * LOG2_E))[None, :]
         scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
         p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN)

@@ -53,6 +53,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
     return Gemm(
         rows=rows, K=K, matrices=matrices, BLOCK_K=BLOCK_K, expert_bytes=matrices * rows * K * size,
         num_stages=pipeline(target, ctas_per_sm, unit, unit + BLOCK_B * BLOCK_K * size),
+        ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm,
     )  # fmt: skip
 
 

@@ -16,7 +16,15 @@ import triton
 import triton.language as tl
 
 from kernels.draw import BYTES
-from kernels.ffn_gemv.triton_gemv_quant import magic_number, max_block_b, mxfp4_words, of_groups, plain_part, unpacked
+from kernels.ffn_gemv.triton_gemv_quant import (
+    magic_number,
+    max_block_b,
+    mxfp4_words,
+    of_groups,
+    plain_part,
+    unpacked,
+    words_of,
+)
 from kernels.ffn_gemv.triton_share import clipped_rows, own_part, weights_at
 from kernels.launch import Built
 from kernels.moe_ffn.op import MoeCase
@@ -34,12 +42,13 @@ from kernels.moe_ffn.triton_routing import (
     widths,
 )
 from kernels.op import Inputs, Target
-from kernels.quant import FORMATS, WORDS, pack_words
+from kernels.quant import FORMATS, WORDS
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
     """Units of 64 rows by 32 words; scales as the kernel reads them: 4 bytes for each 128 columns, of a row of mxfp4
-    or of a block of fp8."""
+    or of a block of fp8. The down product, with half the sums, leaves an SM's registers room for one CTA more."""
+    ctas_per_sm += matrices == 1 and target.sm in (0, 90)
     BLOCK_K = 32 // FORMATS[case.weights].bits * WORDS
     iters = -(-K // BLOCK_K)
     scales = 8 * iters * rows if case.weights == "mxfp4" else 4 * iters * -(-rows // 128)
@@ -48,6 +57,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
         rows=rows, K=K, matrices=matrices, BLOCK_K=BLOCK_K,
         expert_bytes=matrices * (4 * WORDS * iters * rows + scales),
         num_stages=pipeline(target, ctas_per_sm, unit, unit + (BLOCK_B * BLOCK_K + 4 * BLOCK_N) * BYTES[case.dtype]),
+        ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm,
     )  # fmt: skip
 
 
@@ -120,12 +130,12 @@ def expert_words(
                 x_tile = tl.load(x_at + it * BLOCK_K + i * WIDTH, mask=mask_x, other=0.0)
                 if PLAIN:
                     x_tile = x_tile.to(tl.float32)
-                    part = plain_part(words, lo, hi, i, FORMAT, BITS, MAGIC)
+                    part = plain_part(words, lo, hi, i, x, FORMAT, BITS, MAGIC)
                 else:
                     part = parts[i]
                 block = tl.dot(part, x_tile, block, input_precision="ieee")
                 if GATED:
-                    part_up = plain_part(words_up, lo_up, hi_up, i, FORMAT, BITS, MAGIC) if PLAIN else parts_up[i]
+                    part_up = plain_part(words_up, lo_up, hi_up, i, x, FORMAT, BITS, MAGIC) if PLAIN else parts_up[i]
                     block_up = tl.dot(part_up, x_tile, block_up, input_precision="ieee")
             if FORMAT == "fp8_block":
                 scale_row = first_row // 128 * iters + it
@@ -144,9 +154,11 @@ def expert_words(
 
 def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
     """The routing's launches and two products; packing the weights, done once, belongs to `prepare`."""
+    plain = target.kind == "interpreter"
 
     def weights(g: Gemm, name: str) -> dict[str, Any]:
-        words, scale = pack_words(case.weights, inputs[name].flatten(0, 1)), inputs[f"{name}_scale"]
+        words = words_of(case.weights, inputs[name].flatten(0, 1), case.dtype, plain)
+        scale = inputs[f"{name}_scale"]
         if case.weights == "mxfp4":
             scale = mxfp4_words(scale, 2 * g.iters, case.dtype)
         return {"w": words, "scale": scale, "ROWS": words.shape[0], "stride_w_n": words.stride(0)}
@@ -154,7 +166,7 @@ def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
     constexprs = {
         "FORMAT": case.weights,
         "BITS": FORMATS[case.weights].bits,
-        "PLAIN": target.kind == "interpreter",
+        "PLAIN": plain,
         "MAGIC": magic_number(case.weights, case.dtype),
     }
     return built(case, inputs, plan(case, target), expert_words, weights, constexprs)

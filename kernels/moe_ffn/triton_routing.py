@@ -53,6 +53,9 @@ class Gemm:
     matrices: int
     BLOCK_K: int
     num_stages: int
+    ctas: int
+    """All that are launched, `ctas_per_sm` on each SM."""
+    ctas_per_sm: int
     expert_bytes: int
     """One expert's share of W as it is read: codes, scales and padding."""
 
@@ -64,10 +67,6 @@ class Gemm:
     def iters(self) -> int:
         return -(-self.K // self.BLOCK_K)
 
-    @property
-    def even(self) -> bool:
-        return self.K % self.BLOCK_K == 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -75,8 +74,6 @@ class Plan:
 
     BLOCK_B: int
     max_tiles: int
-    ctas: int
-    ctas_per_sm: int
     num_warps: int
     gate_up: Gemm
     down: Gemm
@@ -121,14 +118,17 @@ def plan_of(
     """As reasoned, or as tuned."""
     fields = {"BLOCK_B": tile, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
     fields |= tuned.overrides("moe_ffn", "triton", shape_class(case), target)
-    BLOCK_B, ctas_per_sm = fields["BLOCK_B"], fields["ctas_per_sm"]
-    return Plan(
-        **fields,
-        max_tiles=max_tiles(case, BLOCK_B),
-        ctas=target.sm_count * ctas_per_sm,
-        gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-        down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-    )
+
+    def of(*, BLOCK_B: int, ctas_per_sm: int, num_warps: int) -> Plan:
+        return Plan(
+            BLOCK_B=BLOCK_B,
+            max_tiles=max_tiles(case, BLOCK_B),
+            num_warps=num_warps,
+            gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+            down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+        )
+
+    return of(**fields)
 
 
 @triton.jit
@@ -263,7 +263,9 @@ def built(
 
     pairs, tile_count = empty(case.pairs), empty(1)
     tile_expert, tile_first, tile_end = (empty(p.max_tiles) for _ in range(3))
-    hidden = empty(case.pairs, case.F, dtype=x.dtype)
+    # packed weights come in whole blocks: with zeros beside them, hidden values need no mask
+    columns = p.down.iters * p.down.BLOCK_K if case.quantized else case.F
+    hidden = torch.zeros(case.pairs, columns, dtype=x.dtype, device=x.device)
     parts = empty(case.pairs, case.H, dtype=torch.float32)
     y = torch.empty_like(x)
     block_pairs = next(size for size in SORT_PAIRS if size >= case.pairs)
@@ -288,21 +290,23 @@ def built(
         aligned = given["w"].shape[-1] * given["w"].element_size() % 16 == 0
         return KernelLaunch(
             kernel=kernel,
-            grid=(p.ctas,),
+            grid=(g.ctas,),
             args={
                 "x": source, "out": out, "pairs": pairs, "tile_expert": tile_expert, "tile_first": tile_first,
                 "tile_end": tile_end, "tile_count": tile_count,
-                "partial": empty(2 * p.ctas * slot, dtype=torch.float32),
+                "partial": empty(2 * g.ctas * slot, dtype=torch.float32),
                 "arrived": torch.zeros(p.max_tiles * g.blocks, dtype=torch.int32, device=x.device),
                 "N": g.rows, "K": g.K, "top_k": case.k, "stride_x_row": source.stride(0),
                 "stride_out_row": out.stride(0), **given,
             },
             constexprs={
-                **constexprs, "GATED": g.matrices == 2, "EVEN_K": g.even, "BLOCK_B": p.BLOCK_B,
-                "BLOCK_N": BLOCK_N, "BLOCK_K": g.BLOCK_K, "STAGES": g.num_stages,
+                **constexprs, "GATED": g.matrices == 2, "EVEN_K": source.shape[1] % g.BLOCK_K == 0,
+                "BLOCK_B": p.BLOCK_B, "BLOCK_N": BLOCK_N, "BLOCK_K": g.BLOCK_K, "STAGES": g.num_stages,
             },
             num_warps=p.num_warps,
             num_stages=g.num_stages,
+            # what keeps `ctas_per_sm` CTAs resident: an SM has 65,536 registers
+            max_registers=min(255, 65536 // (32 * p.num_warps * g.ctas_per_sm) // 8 * 8) if case.quantized else None,
             streams=("w",),
             why_narrow="" if aligned else "rows of K elements are not 16-byte aligned",
             wants_mma=case.dtype != "fp32",
@@ -333,14 +337,14 @@ def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
         fit = experts_hit(case) * g.expert_bytes <= target.l2_bytes // 2
         flops = 2 * tiles * g.matrices * g.blocks * BLOCK_N * g.iters * g.BLOCK_K * p.BLOCK_B
         units = max(1, tiles * g.blocks * g.iters)
-        shared = min(p.ctas, units) if p.ctas > 1 and g.iters > 1 else 0
+        shared = min(g.ctas, units) if g.ctas > 1 and g.iters > 1 else 0
         partials = 2 * 2 * 4 * shared * g.matrices * BLOCK_N * p.BLOCK_B
         return Stage(
             name=name,
             work=Work(flops={pipe: flops}, bytes_read=read + (experts_hit(case) if fit else tiles) * g.expert_bytes),
             l2_bytes=l2_read * g.blocks + l2_written + partials,
-            ctas=p.ctas,
-            ctas_per_sm=p.ctas_per_sm,
+            ctas=g.ctas,
+            ctas_per_sm=g.ctas_per_sm,
         )
 
     hidden, parts = size * case.pairs * case.F, 4 * case.pairs * case.H
