@@ -5,25 +5,32 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
+import importlib.metadata
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.gate import check
+from bench.gate import check, check_prepared, volatile_part
 from kernels import flashinfer_needs, page_lists
 from kernels.attention_decode import peers_flashinfer, peers_torch, peers_xformers
 from kernels.attention_decode.op import OP as ATTENTION
 from kernels.attention_decode.op import AttentionCase
+from kernels.ffn_gemv import peers as gemv_peers
 from kernels.ffn_gemv import peers_gemlite
 from kernels.ffn_gemv import peers_torch as gemv_torch
 from kernels.ffn_gemv.op import OP as GEMV
 from kernels.ffn_gemv.op import GemvCase
+from kernels.mla_decode import peers as mla_torch
 from kernels.mla_decode import peers_flashinfer as mla_flashinfer
 from kernels.mla_decode.op import OP as MLA
 from kernels.mla_decode.op import MlaCase
+from kernels.moe_ffn import peers as moe_peers
+from kernels.moe_ffn.op import MoeCase
 from kernels.op import Impl, Target, discover, implementations
 
 HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
@@ -38,7 +45,6 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> types
     """A module that stands for a library, with what our adapter uses of it."""
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    module.__version__ = "0.0-fake"  # type: ignore[attr-defined]
     for key, value in content.items():
         setattr(module, key, value)
     monkeypatch.setitem(sys.modules, name, module)
@@ -141,9 +147,10 @@ class FakePadded:
         return FakeBias(q_seqlen, kv_seqlen, kv_padding, None)
 
 
-def fake_xformers(q: Any, k: Any, v: Any, bias: FakeBias, *, op: Any) -> Any:
+def fake_xformers(arguments: Any, *, needs_gradient: bool) -> Any:
     """q [1, rows, G, H, D]; k, v [1, tokens, G, H, D]; queries are the last of their keys, causal among themselves."""
-    assert op == "split-KV"
+    q, k, v, bias = arguments.query, arguments.key, arguments.value, arguments.attn_bias
+    assert not needs_gradient
     assert k.shape[3] == q.shape[3]
     assert k.shape[3] == 1 or k.stride(3) == 0, "a group is told by a stride of 0"
     o = torch.empty_like(q)
@@ -156,7 +163,12 @@ def fake_xformers(q: Any, k: Any, v: Any, bias: FakeBias, *, op: Any) -> Any:
         mine = q[0, row : row + rows].flatten(1, 2)
         o[0, row : row + rows] = attend(mine, keys, values, q.shape[-1] ** -0.5, seen=seen).view_as(q[0, :rows])
         row += rows
-    return o
+    return o, None
+
+
+def without_extension(*arguments: Any, **more: Any) -> None:
+    """What xformers' front door does beside another torch or CUDA than its extension was built for."""
+    raise ValueError("xFormers wasn't build with CUDA support")
 
 
 @pytest.fixture
@@ -175,8 +187,9 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     fmha = types.SimpleNamespace(
         attn_bias=masks,
-        memory_efficient_attention_forward=fake_xformers,
-        triton_splitk=types.SimpleNamespace(FwOp="split-KV"),
+        Inputs=types.SimpleNamespace,
+        memory_efficient_attention_forward=without_extension,
+        triton_splitk=types.SimpleNamespace(FwOp=types.SimpleNamespace(apply=fake_xformers)),
     )
     install(monkeypatch, "xformers")
     install(monkeypatch, "xformers.ops", fmha=fmha)
@@ -203,6 +216,16 @@ def test_flashinfer_attention(flashinfer: None, impl: Impl, case: AttentionCase)
     assert impl.supports(case, H100) is None
     errors = check(ATTENTION, impl, case, HOST)
     assert errors.passed, errors.reason
+
+
+def test_flashinfer_workspace() -> None:
+    """More than is recommended where a plan asks for it: 8 pieces of 32 sequences, 64 heads, a tile of 64 rows each."""
+    case = attention(B=32, H_q=64, H_kv=1, D=128, T=16384, page=16, dtype="bf16")
+    partials = 4 * (32 * 8) * 64 * 64
+    assert partials * 128 > flashinfer_needs.WORKSPACE_BYTES
+    assert partials * (128 + 1) <= peers_flashinfer.workspace_bytes(case, H100) < 1.1 * partials * (128 + 1)
+    usual = attention(B=64, H_q=32, H_kv=8, D=128, T=4096, page=16)
+    assert peers_flashinfer.workspace_bytes(usual, H100) == flashinfer_needs.WORKSPACE_BYTES
 
 
 def test_a_page_list_that_is_not_refreshed_is_caught(flashinfer: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +268,24 @@ def test_xformers(xformers: None, case: AttentionCase) -> None:
     assert errors.passed, errors.reason
 
 
+def test_mla_scores_of_16_bits_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded to bf16 the largest of 4096 would miss the tolerance."""
+    real = torch.baddbmm
+
+    def baddbmm(s: Any, a: Any, b: Any, *, out_dtype: Any = None, **more: Any) -> Any:
+        return real(s, a.to(out_dtype or a.dtype), b.to(out_dtype or b.dtype), **more)
+
+    monkeypatch.setattr(torch, "baddbmm", baddbmm)
+    case = MlaCase(B=1, H=16, T=4096, dtype="bf16")
+    impl = named(mla_torch.IMPLS, "torch")
+    inputs, fresh = MLA.inputs(case, "cpu", 1), volatile_part(MLA, MLA.inputs(case, "cpu", 2))
+    launch = impl.prepare(case, inputs, H100)
+    errors = check_prepared(MLA, case, inputs, fresh, launch, HOST)
+    assert errors.passed, errors.reason
+    assert not check(MLA, impl, case, HOST).passed
+    assert impl.stages(case, H100)[0].l2_bytes == (4 * 4 + 2 * 2) * 16 * 4096
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize(
     "case", [attention(), attention(dtype="fp32", H_q=2), attention(layout="HND")], ids=lambda case: case.id
@@ -258,6 +299,35 @@ def test_torch_attention(name: str, case: AttentionCase, monkeypatch: pytest.Mon
     impl = named(peers_torch.IMPLS, name)
     errors = check(ATTENTION, impl, case, HOST)
     assert errors.passed, errors.reason
+
+
+class Copies(TorchDispatchMode):
+    """Counts results of `elements` elements in fp32 that share no memory with what they are made from."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() == self.elements and result.dtype == torch.float32:
+            sources = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+            self.count += result.untyped_storage().data_ptr() not in sources
+        return result
+
+
+@pytest.mark.parametrize(
+    "case",
+    [attention(B=1), attention(), attention(layout="HND"), attention(dtype="fp32"), attention(B=1, dtype="fp32")],
+    ids=lambda case: case.id,
+)
+def test_copies_by_torchs_math(case: AttentionCase) -> None:
+    impl = named(peers_torch.IMPLS, "torch-math")
+    launch = impl.prepare(case, ATTENTION.inputs(case, "cpu", 0), HOST)
+    with Copies(case.B * case.T * case.H_kv * case.D) as copies:
+        launch()
+    more = impl.stages(case, HOST)[0].work.bytes_written - ATTENTION.work(case).bytes_written
+    assert more == 4 * copies.elements * copies.count
 
 
 def test_grouped_heads_by_every_backend_and_a_window_as_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,11 +359,18 @@ def test_flex_caps_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeLayer:
-    def __init__(self, w: Any) -> None:
-        self.w = w
+    """Sums in fp32, or one split after the other, each added to an output of the type that `native` says."""
+
+    native = True
+
+    def __init__(self, w: Any, split: int = 0) -> None:
+        self.w, self.split = w, split or w.shape[1]
 
     def __call__(self, x: Any) -> Any:
-        return (x.float() @ self.w.T).to(x.dtype)
+        y = torch.zeros(len(x), len(self.w), dtype=x.dtype if self.native else torch.float32)
+        for part, w in zip(x.split(self.split, dim=1), self.w.split(self.split, dim=1), strict=True):
+            y += (part.float() @ w.T).to(y.dtype)
+        return y.to(x.dtype)
 
 
 class FakeA16W8:
@@ -316,20 +393,58 @@ class FakeA16Wn:
         assert int(W_q.max()) < 1 << W_nbits
         codes = W_q.float().view(W_q.shape[0], -1, group_size)
         w = (codes - zeros.float()[..., None]) * scales.float()[..., None]
-        return FakeLayer(w.flatten(1))
+        return FakeLayer(w.flatten(1), split=16)
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8", "int4", "int4_zp"])
 def test_gemlite(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, "gemlite", helper=types.SimpleNamespace(A16W8=FakeA16W8, A16Wn=FakeA16Wn))
-    case = GemvCase(B=3, N=40, K=256, weights=weights)
+    """128 splits of int4: gemlite's default, to add them in bf16, would miss the tolerance."""
+
+    def set_native_atomic_bfp16(enabled: bool = True) -> None:
+        monkeypatch.setattr(FakeLayer, "native", enabled)
+
+    helper = types.SimpleNamespace(A16W8=FakeA16W8, A16Wn=FakeA16Wn)
+    install(monkeypatch, "gemlite", helper=helper, set_native_atomic_bfp16=set_native_atomic_bfp16)
+    case = GemvCase(B=3, N=40, K=2048, weights=weights)
     impl = peers_gemlite.IMPLS[0]
     assert impl.supports(case, H100) is None
-    assert check(GEMV, impl, case, HOST).passed
-    assert impl.version
-    assert impl.version() == "gemlite 0.0-fake"
+    errors = check(GEMV, impl, case, HOST)
+    assert errors.passed, errors.reason
     assert impl.supports(GemvCase(B=1, N=40, K=250, weights=weights), H100)
     assert impl.supports(GemvCase(B=1, N=40, K=256), H100)
+
+
+def fake_scaled_mm(
+    x: Any, w: Any, *, scale_a: Any, scale_b: Any, out_dtype: Any, out: Any, use_fast_accum: bool = False
+) -> Any:
+    """cuBLASLt's on Hopper: a running sum keeps 13 bits, and without fast accumulation leaves for fp32 each 128 terms.
+
+    13 bits: SageAttention2 (arXiv:2411.10958), 128 terms: DeepSeek-V3 Technical Report (arXiv:2412.19437), 3.3.2.
+    """
+    total, part = (torch.zeros(x.shape[0], w.shape[1]) for _ in range(2))
+    for i, (a, b) in enumerate(zip(x.float().split(32, dim=1), w.float().split(32), strict=True), start=1):
+        mantissa, exponent = torch.frexp(part + a @ b)
+        part = torch.ldexp((mantissa * 2**14).trunc() / 2**14, exponent)
+        if not use_fast_accum and i % 4 == 0:
+            total, part = total + part, torch.zeros_like(part)
+    return out.copy_(((total + part) * scale_a * scale_b).to(out_dtype))
+
+
+def test_fp8_sums_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_scaled_mm", fake_scaled_mm)
+    case = GemvCase(B=2, N=32, K=14336, weights="fp8", activations="fp8")
+    impl = named(gemv_peers.IMPLS, "torch")
+    assert impl.supports(case, H100) is None
+    errors = check(GEMV, impl, case, HOST)
+    assert errors.passed, errors.reason
+
+
+@pytest.mark.parametrize(("sm", "runs"), [(80, False), (90, True), (100, True), (103, True), (120, False)])
+def test_grouped_mm_where_its_offsets_stay_on_the_device(sm: int, runs: bool) -> None:
+    reason = named(moe_peers.IMPLS, "torch-grouped").supports(
+        MoeCase(B=1, E=8, k=2, H=64, F=64), Target(kind="cuda", name="some part", sm=sm)
+    )
+    assert reason is None if runs else "offsets on the host" in (reason or "")
 
 
 @pytest.mark.parametrize("weights", ["", "int8", "fp8"])
@@ -387,11 +502,41 @@ def test_without_its_package_a_peer_is_refused_by_name(
     assert "NVIDIA GPU" in (impl.supports(case, HOST) or "")
 
 
-def test_flashinfer_without_a_compiler_is_refused(flashinfer: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("package", "impl"), [(p, i) for p, impls in WITHOUT.items() for i in impls])
+def test_a_version_without_an_import(package: str, impl: Impl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that fails to be imported, as gemlite without a GPU, is still told by its version."""
+    monkeypatch.setitem(sys.modules, package, None)
+    distribution = {"flashinfer": "flashinfer-python"}.get(package, package)
+    monkeypatch.setattr(importlib.metadata, "version", {distribution: "1.2.3"}.__getitem__)
+    assert impl.version
+    assert impl.version() == f"{package} 1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("home", "path", "missing"),
+    [
+        ("", [], ["nvcc", "ninja"]),
+        ("", ["ninja"], ["nvcc"]),
+        ("", ["nvcc"], ["ninja"]),
+        ("", ["nvcc", "ninja"], []),
+        ("toolkit", ["ninja"], []),
+        ("empty", ["nvcc", "ninja"], ["nvcc"]),
+    ],
+)
+def test_flashinfer_without_its_compilers_is_refused(
+    flashinfer: None, home: str, path: list[str], missing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks for nvcc in CUDA_HOME and nowhere else if that is set."""
+    (tmp_path / "toolkit" / "bin").mkdir(parents=True)
+    (tmp_path / "toolkit" / "bin" / "nvcc").touch()
     monkeypatch.setattr(flashinfer_needs, "find_spec", lambda name: None)
-    monkeypatch.setattr(flashinfer_needs.shutil, "which", lambda name: None)
-    monkeypatch.setattr(flashinfer_needs, "NVCC", flashinfer_needs.Path("/nowhere"))
-    assert "nvcc" in (peers_flashinfer.IMPLS[0].supports(attention(page=16), H100) or "")
+    monkeypatch.setattr(flashinfer_needs.shutil, "which", lambda name: f"/bin/{name}" if name in path else None)
+    monkeypatch.setattr(flashinfer_needs, "CUDA", tmp_path / "nowhere")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / home) if home else "")
+    reason = peers_flashinfer.IMPLS[0].supports(attention(page=16), H100)
+    assert all(tool in (reason or "") for tool in missing)
+    assert (reason is None) == (not missing)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,17 @@ WIDTHS = (64, 128, 256)
 """Head dimensions of its kernels."""
 
 
+def workspace_bytes(case: AttentionCase, target: Target) -> int:
+    """The recommended size, or what its plan with tensor cores asks for where that is more.
+
+    It cuts the sequences into pieces, at most twice the SMs over the KV heads, and keeps of each piece a tile of rows
+    for every query head, though one tile holds all heads of a group: D fp32 values and a sum a row. Tiles have 16, 64
+    or 128 rows (`PrefillPlan`, `FA2DetermineCtaTileQ`). The kernel without tensor cores needs less.
+    """
+    tile = next((rows for rows in (16, 64) if case.group <= rows), 128)
+    return max(flashinfer_needs.WORKSPACE_BYTES, 4 * case.group * 2 * target.sm_count * tile * (case.D + 1))
+
+
 def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
     """The compulsory bytes; partials of splits are in the L2, how many the library does not tell."""
     attention = Stage(name="attention", work=work(case))
@@ -65,7 +76,7 @@ def decode(tensor_cores: bool) -> Callable[[AttentionCase, Inputs, Target], Laun
         else:
             pages = page_lists.contiguous(lengths(case), case.T, q.device)
             k, v = (cache.view(-1, pages.page, case.H_kv, case.D) for cache in (k, v))
-        workspace = torch.zeros(flashinfer_needs.WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
+        workspace = torch.zeros(workspace_bytes(case, target), dtype=torch.uint8, device=q.device)
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, case.layout, use_tensor_cores=tensor_cores)
         # the wrapper keeps `indices` itself, being on its device already: what `refresh` writes is what it reads
         wrapper.plan(

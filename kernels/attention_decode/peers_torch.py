@@ -25,9 +25,14 @@ def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
 
 
 def math_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """Two matrix products in fp32 with softmax between: a cache of 16 bits is first written and read as fp32."""
-    elements = 2 * case.B * case.T * case.H_kv * case.D
-    wide = 0 if case.dtype == "fp32" else 4 * elements
+    """Two matrix products in fp32 with softmax between, which write and read copies of K and V before.
+
+    A cache of 16 bits is converted, K is multiplied by the square root of the scale, and where tokens lie before heads
+    the heads of several sequences are put in order for a batched product.
+    """
+    in_order = case.layout == "HND" or min(case.B, case.H_kv) == 1
+    copies = 1 + (0 if case.dtype == "fp32" else 2) + (0 if in_order else 2)
+    wide = 4 * copies * case.B * case.T * case.H_kv * case.D
     scores = 4 * 4 * case.B * case.H_q * case.T
     return (Stage(name="math", work=work(case) + Work(bytes_read=wide, bytes_written=wide), l2_bytes=scores),)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 from kernels.attention_decode.op import AttentionCase, lengths, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, needs
 
@@ -40,10 +42,13 @@ def supports(case: AttentionCase, target: Target) -> str | None:
 
 
 def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
-    """`memory_efficient_attention_forward` with the split-KV operator; it reads the block table as it is.
+    """The split-KV operator, called by itself; it reads the block table as it is.
 
     q `[1, B q_len, H_kv, group, D]` and k, v `[1, tokens, H_kv, group, D]` with a stride of 0 over the group, which
     tells it that the query heads of a group share their KV head. It allocates partials and o.
+
+    `memory_efficient_attention_forward` would first insist on xformers' C++ extension, which loads only beside the
+    torch and CUDA it was built for (0.0.35: 2.10, 12.8); this operator is Triton and does without.
     """
     import torch
     from xformers.ops import fmha
@@ -63,16 +68,16 @@ def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     k, v = (inputs[name].view(1, -1, case.H_kv, 1, case.D).expand(-1, -1, -1, case.group, -1) for name in ("k", "v"))
 
     def launch() -> torch.Tensor:
-        o = fmha.memory_efficient_attention_forward(q, k, v, bias, op=fmha.triton_splitk.FwOp)
+        arguments = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)
+        o, _ = fmha.triton_splitk.FwOp.apply(arguments, needs_gradient=False)
         return o.reshape(case.B, case.q_len, case.H_q, case.D)
 
     return launch
 
 
 def version() -> str:
-    import xformers
-
-    return f"xformers {xformers.__version__}"
+    """As installed: nothing is imported, so that a record of a failed import has one, too."""
+    return f"xformers {metadata.version('xformers')}"
 
 
 IMPLS = (Impl(name="xformers", stages=stages, prepare=decode, supports=supports, version=version),)

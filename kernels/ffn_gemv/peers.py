@@ -57,15 +57,17 @@ def int4(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def fp8(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch._scaled_mm`, scales by row of x and of W."""
+    """`torch._scaled_mm`, scales by row of x and of W.
+
+    Without fast accumulation, as by default: Hopper's fp8 tensor cores keep 13 bits of a running sum, which over
+    K = 8192 costs more than the roundings that are allowed here.
+    """
     import torch
 
     x, w_t = inputs["x"], inputs["w"].T
     scale_x, scale_w = inputs["x_scale"][:, None], inputs["w_scale"][None, :]
     y = torch.empty(case.B, case.N, dtype=torch_dtype(case.dtype), device=x.device)
-    return lambda: torch._scaled_mm(
-        x, w_t, scale_a=scale_x, scale_b=scale_w, out_dtype=y.dtype, use_fast_accum=True, out=y
-    )
+    return lambda: torch._scaled_mm(x, w_t, scale_a=scale_x, scale_b=scale_w, out_dtype=y.dtype, out=y)
 
 
 def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:

@@ -49,6 +49,8 @@ def compiled_supports(case: GemvCase, target: Target) -> str | None:
         return "becomes one kernel for one row of x; for more, torch calls a library on weights written out in 16 bits"
     if case.weights not in (case.dtype, "int8", "fp8") or case.activations != case.dtype:
         return "is measured with 16-bit, int8 and fp8 weights and 16-bit activations"
+    if case.weights == "fp8" and target.sm < 89:
+        return "Triton converts fp8 on sm_89 or later"
     return None
 
 

@@ -7,10 +7,20 @@ from kernels.mla_decode.op import MlaCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
 
 
+def wide_scores(case: MlaCase, target: Target) -> bool:
+    """Are the scores of 16-bit operands kept in fp32, for which torch has a kernel on GPUs only?
+
+    A score between 4 and 8, rounded to bf16, is off by up to 1/64, and so is its weight: more than is allowed.
+    """
+    return target.kind == "cuda" and case.dtype != "fp32"
+
+
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
     """The latents twice, for scores and for values; the scores in between, from the L2 where they fit."""
     again = case.B * case.T * case.token_bytes
-    scores = 4 * BYTES[case.dtype] * case.B * case.rows * case.T
+    size = BYTES[case.dtype]
+    passes = 4 * BYTES["fp32"] + 2 * size if wide_scores(case, target) else 4 * size
+    scores = passes * case.B * case.rows * case.T
     return (Stage(name="bmm, softmax, bmm", work=work(case) + Work(bytes_read=again), l2_bytes=scores),)
 
 
@@ -30,22 +40,26 @@ def bmm(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
     """`torch.baddbmm` and `bmm` with queries and heads as rows: cuBLAS on a GPU, oneDNN or MKL on a CPU."""
     import torch
 
-    cache = inputs["cache"]
+    cache, wide = inputs["cache"], wide_scores(case, target)
+    out_dtype = {"out_dtype": torch.float32} if wide else {}
     q = cache.new_empty(case.B, case.q_len, case.H, case.L + case.R)
     rows = q.view(case.B, case.rows, case.L + case.R)
-    scores = cache.new_empty(case.B, case.rows, case.T)
+    weights = cache.new_empty(case.B, case.rows, case.T)
+    scores = torch.empty_like(weights, dtype=torch.float32 if wide else None)
+    softmax = torch.empty_like(scores) if wide else weights
     by_query = scores.view(case.B, case.q_len, case.H, case.T)
     unseen = [by_query[:, i, :, case.T - case.q_len + 1 + i :] for i in range(case.q_len - 1)]
-    weights = torch.empty_like(scores)
     o = torch.empty_like(inputs["q_latent"])
     keys, values = cache.transpose(1, 2), cache[:, :, : case.L]
 
     def launch() -> torch.Tensor:
         torch.cat([inputs["q_latent"], inputs["q_rope"]], dim=-1, out=q)
-        torch.baddbmm(scores, rows, keys, beta=0, alpha=case.scale, out=scores)
+        torch.baddbmm(scores, rows, keys, **out_dtype, beta=0, alpha=case.scale, out=scores)
         for tail in unseen:
             tail.fill_(float("-inf"))
-        torch.softmax(scores, dim=-1, out=weights)
+        torch.softmax(scores, dim=-1, out=softmax)
+        if wide:
+            weights.copy_(softmax)
         torch.bmm(weights, values, out=o.view(case.B, case.rows, case.L))
         return o
 

@@ -26,8 +26,8 @@ def grouped_supports(case: MoeCase, target: Target) -> str | None:
         return f"torch's grouped_mm multiplies bf16, not {case.dtype}"
     if case.H % 8 or case.F % 8:
         return "torch's grouped_mm wants rows of a multiple of 16 bytes"
-    if target.kind == "cuda" and target.sm < 90:
-        return f"on sm_{target.sm} torch's grouped_mm reads the offsets on the host; the grouped kernel needs sm_90"
+    if target.kind == "cuda" and target.sm // 10 not in (9, 10):
+        return f"on sm_{target.sm} torch's grouped_mm reads the offsets on the host; its kernel is for sm_90 and sm_100"
     return None
 
 
