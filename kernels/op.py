@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SUITES = ("smoke", "quick", "full")
-"""Measured suites: `smoke` for a CPU in under 60 s, `quick` and `full` for an H100 in under 3 and 10 minutes."""
+"""Measured suites, sized for one to two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
 
 Inputs = dict[str, Any]
 """Named tensors (and a few plain values) that one launch reads."""
