@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.arguments import comma_separated, duration, names, seconds, whole_numbers
 from bench.errors import BadRequest, require, unknown
 
 app = typer.Typer(
@@ -26,9 +25,16 @@ app = typer.Typer(
 
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu")]
 Suite = Annotated[str | None, typer.Option(help="smoke, quick or full (default: quick on a GPU, smoke on a CPU)")]
-Ops = Annotated[list[str] | None, typer.Option("--op", help="only this operation; may be given again")]
+
+
+Ops = Annotated[list[str] | None, names("--op", help="only these operations")]
+Impls = Annotated[list[str] | None, names("--impl", help="only these implementations")]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 Reports = Path("reports")
+CONFIGS = (
+    "a Hugging Face config.json of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3 MoE, Gemma 3, gpt-oss or "
+    "DeepSeek V2 or V3 families"
+)
 ARCHITECTURES = (80, 90, 100)
 
 
@@ -37,7 +43,7 @@ def run(
     suite: Suite = None,
     device: Device = "auto",
     op: Ops = None,
-    impl: Annotated[list[str] | None, typer.Option(help="only this implementation; may be given again")] = None,
+    impl: Impls = None,
     case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
     out: Annotated[Path, typer.Option(help="where runs are kept")] = Reports,
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
@@ -63,7 +69,7 @@ def run(
         impls=tuple(impl or ()),
         case=case,
         repeat=repeat,
-        budget_s=duration(budget) if budget else None,
+        budget_s=duration("--budget", budget) if budget else None,
         cap_s=cap if cap is None else seconds("--cap", cap),
         hang_s=seconds("--hang", hang),
         argv=tuple(sys.argv[1:]),
@@ -127,9 +133,16 @@ def compare(
 
 @app.command()
 def predict(
-    model: Annotated[str | None, typer.Option(help="a model that `decodebench list models` knows")] = None,
-    config: Annotated[Path | None, typer.Option(help="any model, by its Hugging Face config.json")] = None,
-    device: Annotated[str, typer.Option(help="parts, comma-separated; see `decodebench list devices`")] = "h100-sxm",
+    model: Annotated[
+        str | None, typer.Option(help="a model that `decodebench list models` knows; beside --config, a name for it")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help=CONFIGS)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="parts, comma-separated; see `decodebench list devices` (default: h100-sxm)")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--from", help="a run's directory: its machine, at what was measured there")
+    ] = None,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8,64,256",
     context: Annotated[int, typer.Option(help="tokens each request attends to")] = 4096,
     weights: Annotated[str, typer.Option(help="precision of the weights")] = "bf16",
@@ -139,19 +152,22 @@ def predict(
     plot: Annotated[Path | None, typer.Option(help="also draw latency against throughput into this file")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time, memory and cost of a whole decode step, from shapes and datasheets alone."""
+    """Time, memory and cost of a whole decode step: from shapes and datasheets, or from what a run measured."""
     from bench import predict as prediction
 
+    if run_dir and device:
+        raise BadRequest("--from predicts for the machine of that run: leave out --device")
     found = prediction.rows(
         model=model,
         config=config,
-        parts=prediction.split(device, "device"),
-        batches=prediction.whole_numbers(batch, "batch"),
+        parts=comma_separated(device or "h100-sxm", "device"),
+        batches=whole_numbers(batch, "batch"),
         context=context,
         weights=weights,
         kv=kv,
         devices=devices,
         dollars_per_hour=price,
+        run=run_dir,
     )
     if plot:
         prediction.plot(plot, found)
@@ -162,6 +178,9 @@ def predict(
     show(*prediction.table(found))
     for line in prediction.remarks(found):
         print(line)
+    if run_dir:
+        print()
+        show(*prediction.measured_table(found))
 
 
 @app.command()
@@ -223,7 +242,7 @@ def codegen(
 @app.command()
 def tune(
     op: Ops = None,
-    impl: Annotated[list[str] | None, typer.Option(help="only this implementation; may be given again")] = None,
+    impl: Impls = None,
     suite: Annotated[str, typer.Option(help="whose cases are tuned: quick or full")] = "quick",
     device: Device = "auto",
     budget: Annotated[str | None, typer.Option(help="begin no further class after this long, e.g. 5m")] = None,
@@ -244,7 +263,7 @@ def tune(
         suite=suite,
         ops=tuple(op or ()),
         impls=tuple(impl or ()),
-        budget_s=duration(budget) if budget else None,
+        budget_s=duration("--budget", budget) if budget else None,
         dry_run=dry_run,
         sms=tuple(sm or ARCHITECTURES),
     )
@@ -263,7 +282,7 @@ def campaign(
     budget: Annotated[str, typer.Option(help="time of this call")] = "9m",
     suite: Annotated[str, typer.Option(help="how far to measure: smoke, quick or full")] = "full",
     device: Device = "cuda",
-    skip: Annotated[list[str] | None, typer.Option(help="leave out a step; may be given again")] = None,
+    skip: Annotated[list[str] | None, names("--skip", help="leave out these steps")] = None,
     case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -278,7 +297,7 @@ def campaign(
     request = steps.Request(
         device=device,
         suite=suite,
-        budget_s=duration(budget),
+        budget_s=duration("--budget", budget),
         skip=tuple(skip or ()),
         case=case,
         argv=tuple(sys.argv[1:]),
@@ -311,7 +330,7 @@ def doctor(as_json: AsJson = False) -> None:
 def counters(
     suite: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
     op: Ops = None,
-    impl: Annotated[list[str] | None, typer.Option(help="only this implementation; may be given again")] = None,
+    impl: Impls = None,
     case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -350,7 +369,7 @@ def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
 def list_command(
     what: Annotated[str, typer.Argument(help="ops, cases, impls, devices or models")] = "ops",
     suite: Annotated[str | None, typer.Option(help="of cases: smoke, quick or full (default: quick)")] = None,
-    op: Annotated[list[str] | None, typer.Option(help="of this operation; may be given again")] = None,
+    op: Annotated[list[str] | None, names("--op", help="of these operations")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What there is: operations, cases, implementations, devices, models."""
@@ -390,21 +409,6 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
 
 def show_json(content: Any) -> None:
     print(json.dumps(content, indent=1))
-
-
-def duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `8m` or `1h`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match:
-        raise BadRequest(f"{text!r} is no duration; write 90s, 8m or 1h")
-    return seconds(text, float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]])
-
-
-def seconds(what: str, value: float) -> float:
-    """A time to spend: more than none, and not for ever."""
-    if not 0 < value < math.inf:
-        raise BadRequest(f"{what}: wants more than 0 seconds, not {value:g}")
-    return value
 
 
 def main() -> None:

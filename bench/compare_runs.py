@@ -6,6 +6,7 @@ measured read roofs: a memory-bound case that follows its roof has a ratio of 1 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,12 +16,10 @@ from typing import Any, Literal
 from bench.errors import BadRequest
 from bench.records import Record, Run, load_run
 from bench.report.tables import flatten
+from bench.resolution import SAME, resolutions, side
 from bench.roofline import Ceilings
 from bench.stats import Interval, median_interval, ratio_interval
 from bench.units import difference, measured, percent, ratio, si
-
-SAME = 0.01
-"""Two times are the same if the whole interval of their ratio is within this of 1."""
 
 COMPARED = ("device", "target", "suite", "request", "decodebench", "environment")
 """Parts of a run's header that ought to agree, the weightiest first."""
@@ -63,7 +62,7 @@ class Match:
     expected: float
     flags: tuple[str, ...]
     resolution: float = 0.0
-    """The largest difference that either run found between two measurements of the same thing, in this op."""
+    """The farthest that two measurements of the same thing may lie apart in either run, in this op."""
 
     @property
     def relative(self) -> Interval:
@@ -73,18 +72,15 @@ class Match:
 
     @property
     def verdict(self) -> Verdict:
-        """`same`: the interval lies within `SAME` of 1; else `undecided`, unless it is decided:
+        """`same`: the whole interval lies within `SAME` of 1.
 
-        `faster` or `slower` where the interval excludes 1 and the runs can tell so small a difference from none.
+        `faster`, `slower`: it lies beyond that, and farther from 1 than the same measured twice. Else `undecided`.
         """
-        low, high = self.relative.low, self.relative.high
-        if low >= 1 - SAME and high <= 1 + SAME:
+        relative = self.relative
+        if relative.low >= 1 - SAME and relative.high <= 1 + SAME:
             return "same"
-        if abs(self.relative.median - 1) <= self.resolution:
-            return "undecided"
-        if high < 1:
-            return "faster"
-        return "slower" if low > 1 else "undecided"
+        found = side(relative, self.resolution)
+        return "undecided" if found is None else "faster" if found == "below" else "slower"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,7 @@ class Comparison:
     roofs: tuple[float | None, float | None]
     """Measured read roofs of a and b, in B/s."""
     resolutions: Mapping[str, float]
-    """By op: the largest difference that either run found between two measurements of the same thing."""
+    """By op: the farthest that two measurements of the same thing may lie apart in either run."""
 
     @property
     def one_part(self) -> bool:
@@ -134,10 +130,7 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
             )
         expected = roofs[0] / roofs[1]
     in_a, in_b = timed(a), timed(b)
-    resolutions: dict[str, float] = {}
-    for run in (a, b):
-        for op, found in aa_differences(run):
-            resolutions[op] = max(found, resolutions.get(op, 0.0))
+    apart = resolutions(a, b)
     matches, redefined = [], []
     for key in in_a:
         if key not in in_b:
@@ -157,7 +150,7 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
                 ratio=ratio_interval(samples_b, samples_a),
                 expected=expected,
                 flags=tuple(dict.fromkeys(flag for record in [*ours, *theirs] for flag in record.flags)),
-                resolution=resolutions.get(key[0], 0.0),
+                resolution=apart.get(key[0], 0.0),
             )
         )
     return Comparison(
@@ -169,7 +162,7 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
         only_b=tuple(key for key in in_b if key not in in_a),
         redefined=tuple(redefined),
         roofs=roofs,
-        resolutions=resolutions,
+        resolutions=apart,
     )
 
 
@@ -201,14 +194,6 @@ def header_differences(a: Run, b: Run) -> Iterator[Difference]:
                 yield Difference(name=entry, a=in_a.get(entry, ""), b=in_b.get(entry, ""))
 
 
-def aa_differences(run: Run) -> Iterator[tuple[str, float]]:
-    """Op and |second / first - 1| of everything that the run measured twice on purpose."""
-    for note in run.notes:
-        if note.get("note") == "aa":
-            first, second = note["samples_s"]
-            yield note["op"], abs(ratio_interval(second, first).median - 1)
-
-
 def lines(comparison: Comparison) -> list[str]:
     """What must be read before the table: the two runs, what differs, what is missing, the verdicts counted."""
     c = comparison
@@ -231,7 +216,10 @@ def lines(comparison: Comparison) -> list[str]:
         found.append(f"{len(c.redefined)} redefined cases are left out, e.g. {' '.join(c.redefined[0])}")
     if c.resolutions:
         each = ", ".join(f"{op} {percent(by, 1)}" for op, by in c.resolutions.items())
-        found.append(f"undecided is what differs by less than the same measured twice within one run: {each}")
+        found.append(
+            f"undecided is what may differ by less than {percent(SAME)}, or than the same measured twice within one "
+            f"run: {each}"
+        )
     if not c.matches:
         return [*found, "cannot compare: no case of one implementation has a time in both runs"]
     counts = Counter(m.verdict for m in c.matches)
@@ -261,7 +249,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "one_part": c.one_part,
         "differences": [asdict(d) for d in c.differences],
         "read_roofs": list(c.roofs),
-        "resolutions": dict(c.resolutions),
+        "resolutions": {op: bounded(by) for op, by in c.resolutions.items()},
         "only_a": [list(key) for key in c.only_a],
         "only_b": [list(key) for key in c.only_b],
         "redefined": [list(key) for key in c.redefined],
@@ -274,7 +262,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                 "b_s": m.b.median,
                 "ratio": m.ratio.median,
                 "low": m.ratio.low,
-                "high": None if m.ratio.high == float("inf") else m.ratio.high,
+                "high": bounded(m.ratio.high),
                 "expected": m.expected,
                 "verdict": m.verdict,
                 "flags": list(m.flags),
@@ -283,3 +271,8 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         ],
         "exit_code": c.exit_code,
     }
+
+
+def bounded(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return value if math.isfinite(value) else None

@@ -45,10 +45,12 @@ def launch_profiled(op: Op, impl: Impl, case: Any, target: Target, index: int) -
         launch()
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-        with torch.cuda.nvtx.range(f"{MARK}{index}"):
-            launch()
-            torch.cuda.synchronize()
-        torch.cuda.profiler.stop()
+        try:
+            with torch.cuda.nvtx.range(f"{MARK}{index}"):
+                launch()
+                torch.cuda.synchronize()
+        finally:
+            torch.cuda.profiler.stop()
     except Exception as fault:
         return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
     return None

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench.decode_work import MEASURED_OPS, PRECISIONS, Load, Precision, decode_loads, kv_shards, prefill_loads
+from bench.decode_work import PRECISIONS, Load, Precision, decode_loads, kv_share, prefill_loads
 from bench.devices import DeviceSpec, Quantity
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require, unknown
 from kernels.models import ModelShape, kv_bytes, kv_bytes_per_token, parameters
 from kernels.op import Work
 
@@ -38,7 +38,7 @@ class OpPrediction:
 
     name: str
     measured_as: str
-    """The measured operation (a folder of `kernels/`) whose efficiency applies, `""` for none."""
+    """The operation of `kernels/` that measures this one, `""` for none."""
     work: Work
     link_bytes: int = 0
     """Sent by each device, one direction."""
@@ -124,9 +124,9 @@ class StepPrediction:
         return self.batch / self.seconds
 
     @property
-    def joules_per_million_tokens(self) -> float | None:
-        """Rated power x time, so an upper bound: a memory-bound step draws less."""
-        return None if self.power_watts is None else self.power_watts * 1e6 / self.tokens_per_second
+    def joules_per_token_at_rated_power(self) -> float | None:
+        """Rated power x the predicted time: no bound, since boards may draw less and steps take longer than that."""
+        return None if self.power_watts is None else self.power_watts / self.tokens_per_second
 
     @property
     def prefill_seconds(self) -> float:
@@ -211,10 +211,6 @@ def _pipe_on(device: DeviceSpec, precision: Precision) -> Precision:
     return Precision(bytes=precision.bytes, pipe="mma_bf16")
 
 
-def _efficiency_of(load: Load, efficiency: Mapping[str, float]) -> float:
-    return efficiency.get(load.name, efficiency.get(load.measured_as, 1.0))
-
-
 def _check(
     shape: ModelShape,
     weights: str,
@@ -254,9 +250,11 @@ def step(
 ) -> StepPrediction:
     """One decode step of `batch` requests that attend to `context` tokens each, on `devices` tensor-parallel parts.
 
+    Where heads or experts cannot be shared evenly, the step waits for the device that has most of them.
+
     - `weights`, `kv`: names of `PRECISIONS`
-    - `efficiency`: achieved fraction (0 to 1] of the roof that bounds, by operation of the step (`gate_up`) or
-      by the measured operation it belongs to (`ffn_gemv`); what is not named runs at the roof, as does prefill
+    - `efficiency`: achieved fraction (0 to 1] of the roof that bounds, by operation of the step (`gate_up`); what is
+      not named runs at the roof, as does prefill
     - `q_len`: tokens verified per request and pass (speculative decoding); token rates still count one a pass
     - `reserve`: share of memory kept free when the largest batch is counted
 
@@ -273,7 +271,8 @@ def step(
 
     decode = loads_at(batch)
     prefill = prefill_loads(shape, weights=weight, kv=cache, context=context, devices=devices)
-    fractions = _checked_efficiency(efficiency or {}, decode)
+    fractions = efficiency or {}
+    _check_efficiency(fractions, decode)
     crossings = _crossings(loads_at, device)
 
     def priced(load: Load, share: float = 1.0, crossing: int | None = None) -> OpPrediction:
@@ -292,7 +291,7 @@ def step(
             missing=tuple(sorted(absent)),
         )
 
-    ops = tuple(priced(load, _efficiency_of(load, fractions), crossings[load.name]) for load in decode)
+    ops = tuple(priced(load, fractions.get(load.name, 1.0), crossings[load.name]) for load in decode)
     missing = {roof for op in ops for roof in op.missing}
     bandwidth = device.memory_bandwidth.value
     capacity = round(device.memory_capacity.value) * devices if device.memory_capacity else None
@@ -322,7 +321,7 @@ def step(
         max_batch=None
         if capacity is None
         else _largest_batch(
-            free=capacity - kept - weight_bytes, request=request_bytes * devices / kv_shards(shape, devices)
+            free=capacity - kept - weight_bytes, request=request_bytes * devices * kv_share(shape, devices)
         ),
         prefill_ops=tuple(priced(load) for load in prefill),
         power_watts=device.power.value * devices if device.power else None,
@@ -330,15 +329,12 @@ def step(
     )
 
 
-def _checked_efficiency(efficiency: Mapping[str, float], loads: list[Load]) -> dict[str, float]:
-    """Those that apply to this model. Raises `BadRequest` for an unknown operation or a share outside (0, 1]."""
-    here = {name for load in loads for name in (load.name, load.measured_as) if name}
+def _check_efficiency(efficiency: Mapping[str, float], loads: list[Load]) -> None:
+    """Raises `BadRequest` for an unknown operation or a share outside (0, 1]."""
+    require("operation", efficiency, [load.name for load in loads])
     for name, share in efficiency.items():
-        if name not in here and name not in MEASURED_OPS:
-            raise unknown("operation", name, sorted(here.union(MEASURED_OPS)))
         if not 0 < share <= 1:
             raise BadRequest(f"efficiency of {name} must be above 0 and at most 1, not {share}")
-    return {name: share for name, share in efficiency.items() if name in here}
 
 
 def _largest_batch(*, free: float, request: float) -> int:

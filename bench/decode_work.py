@@ -1,11 +1,12 @@
 """What each operation of a decode step or a prefill does on each device, before any device is known. Pure.
 
-Devices share the work by tensor parallelism: matrices and query heads are cut evenly, the cache by KV heads; routed
-experts are spread whole (expert parallelism). Activations are 16-bit.
+Devices share the work by tensor parallelism: attention, its weights and the cache by whole heads, routed experts whole
+(expert parallelism), other matrices evenly. What is counted is the device that holds most. Activations are 16-bit.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,6 @@ from kernels.models import ModelShape, attention_projections, kv_elements_per_la
 from kernels.op import Work
 
 ACTIVATION_BYTES = 2
-
-MEASURED_OPS = ("ffn_gemv", "moe_ffn", "attention_decode", "mla_decode", "kv_append")
-"""The folders of `kernels/` whose measured efficiencies stand for operations of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,82 +60,99 @@ def expected_experts(shape: ModelShape, tokens: int) -> float:
     return shape.experts * (1 - (1 - share) ** tokens)
 
 
-def kv_shards(shape: ModelShape, devices: int) -> int:
-    """Parts into which tensor parallelism cuts the cache: KV heads stay whole, an MLA latent is not cut."""
-    return 1 if shape.is_mla else min(devices, shape.kv_heads)
+def kv_share(shape: ModelShape, devices: int) -> float:
+    """Part of the cache on the device that holds most of it: KV heads stay whole, an MLA latent is not cut."""
+    return 1.0 if shape.is_mla else math.ceil(shape.kv_heads / devices) / shape.kv_heads
 
 
-def _linear(
-    name: str,
-    matrices: list[tuple[int, int]],
-    *,
-    calls: int,
-    tokens: int,
-    precision: Precision,
-    devices: int,
-    split_k: bool = False,
-) -> Load:
-    """Matrices `(N, K)` that share their input, times `tokens` rows, in each of `calls` layers.
+def query_share(shape: ModelShape, devices: int) -> float:
+    """Part of the query heads on the device that holds most of them.
 
-    2 N K tokens FLOP; reads weights and input, writes the output. Devices share N, or K with `split_k` (then each
-    writes its partial sum of the whole output).
+    They stay with their KV head; where devices outnumber KV heads, copies of one KV head share its queries.
+    """
+    if shape.is_mla:
+        return math.ceil(shape.heads / devices) / shape.heads
+    group = shape.heads / shape.kv_heads
+    if devices <= shape.kv_heads:
+        return math.ceil(shape.kv_heads / devices) * group / shape.heads
+    return math.ceil(group / (devices // shape.kv_heads)) / shape.heads
+
+
+def expert_share(shape: ModelShape, devices: int) -> float:
+    """Part of the routed experts on the device that holds most of them; they stay whole."""
+    return math.ceil(shape.experts / devices) / shape.experts
+
+
+def shares_evenly(shape: ModelShape, devices: int) -> bool:
+    """Whether heads and experts can be dealt out so that every device has as many as any other."""
+    shares = [query_share(shape, devices)] + ([expert_share(shape, devices)] if shape.is_moe else [])
+    return all(math.isclose(share * devices, 1) for share in shares)
+
+
+def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, tokens: int, precision: Precision) -> Load:
+    """Matrices `(N, K)`, as much of them as one device has, that share their input, times `tokens` rows.
+
+    In each of `calls` layers 2 N K tokens FLOP; reads weights and input, writes the output (a partial sum of it where
+    devices share K).
     """
     elements = sum(n * k for n, k in matrices)
     n, k = sum(n for n, _ in matrices), matrices[0][1]
-    k_here, n_here = (k / devices, n) if split_k else (k, n / devices)
-    weight_bytes = round(calls * elements * precision.bytes / devices)
+    weight_bytes = round(calls * elements * precision.bytes)
     work = Work(
-        flops={precision.pipe: round(calls * 2 * elements * tokens / devices)},
-        bytes_read=weight_bytes + round(calls * tokens * k_here * ACTIVATION_BYTES),
-        bytes_written=round(calls * tokens * n_here * ACTIVATION_BYTES),
+        flops={precision.pipe: round(calls * 2 * elements * tokens)},
+        bytes_read=weight_bytes + round(calls * tokens * k * ACTIVATION_BYTES),
+        bytes_written=round(calls * tokens * n * ACTIVATION_BYTES),
     )
     return Load(name=name, measured_as="ffn_gemv", calls=calls, work=work, weight_bytes=weight_bytes)
 
 
 def _experts(name: str, shape: ModelShape, n: int, k: int, *, tokens: int, precision: Precision, devices: int) -> Load:
     """One matrix `(n, k)` of each routed expert: weights of the experts that `tokens` tokens hit, top-k rows each."""
-    calls, rows = shape.moe_layers, tokens * shape.experts_per_token
-    weight_bytes = round(calls * expected_experts(shape, tokens) * n * k * precision.bytes / devices)
+    calls, share = shape.moe_layers, expert_share(shape, devices)
+    rows = tokens * shape.experts_per_token * share
+    weight_bytes = round(calls * expected_experts(shape, tokens) * n * k * precision.bytes * share)
     work = Work(
-        flops={precision.pipe: round(calls * 2 * n * k * rows / devices)},
-        bytes_read=weight_bytes + round(calls * rows * k * ACTIVATION_BYTES / devices),
-        bytes_written=round(calls * rows * n * ACTIVATION_BYTES / devices),
+        flops={precision.pipe: round(calls * 2 * n * k * rows)},
+        bytes_read=weight_bytes + round(calls * rows * k * ACTIVATION_BYTES),
+        bytes_written=round(calls * rows * n * ACTIVATION_BYTES),
     )
     return Load(name=name, measured_as="moe_ffn", calls=calls, work=work, weight_bytes=weight_bytes)
 
 
 def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Precision, devices: int) -> list[Load]:
     """Every weight of the model against `tokens` rows, and `lm_head` against `head_rows`."""
-    common: dict[str, Any] = {"tokens": tokens, "precision": precision, "devices": devices}
+    common: dict[str, Any] = {"tokens": tokens, "precision": precision}
+    queries, keys, even = query_share(shape, devices), kv_share(shape, devices), 1 / devices
 
-    def linear(name: str, *matrices: tuple[int, int], calls: int = shape.layers, **more: Any) -> Load:
+    def linear(name: str, *matrices: tuple[float, float], calls: int = shape.layers, **more: Any) -> Load:
         return _linear(name, list(matrices), calls=calls, **(common | more))
 
     size = ACTIVATION_BYTES * shape.hidden * tokens
-    attention = attention_projections(shape)
-    first = [attention[name] for name in ("q_a", "q", "k", "v", "kv_a") if name in attention]
-    second = [linear(name, attention[name]) for name in ("q_b", "kv_b") if name in attention]
+    whole = attention_projections(shape)
+    shares = {"q": queries, "k": keys, "v": keys, "q_a": even, "kv_a": even, "q_b": queries, "kv_b": queries}
+    rows = {name: (n * shares[name], k) for name, (n, k) in whole.items() if name in shares}
+    o_rows, o_columns = whole["o"]
     loads = [
         Load(name="embedding", calls=1, work=Work(bytes_read=size, bytes_written=size)),
-        linear("qkv", *first),
-        *second,
-        linear("o", attention["o"], split_k=True),
+        linear("qkv", *(rows[name] for name in ("q_a", "q", "k", "v", "kv_a") if name in rows)),
+        *(linear(name, rows[name]) for name in ("q_b", "kv_b") if name in rows),
+        linear("o", (o_rows, o_columns * queries)),
     ]
     dense = shape.dense_layers if shape.is_moe else shape.layers
     if dense:
-        loads.append(linear("gate_up", (2 * shape.ffn, shape.hidden), calls=dense))
-        loads.append(linear("down", (shape.hidden, shape.ffn), calls=dense, split_k=True))
+        loads.append(linear("gate_up", (2 * shape.ffn * even, shape.hidden), calls=dense))
+        loads.append(linear("down", (shape.hidden, shape.ffn * even), calls=dense))
     if shape.is_moe:
         loads += [
-            linear("router", (shape.experts, shape.hidden), calls=shape.moe_layers),
-            _experts("experts_gate_up", shape, 2 * shape.expert_ffn, shape.hidden, **common),
-            _experts("experts_down", shape, shape.hidden, shape.expert_ffn, **common),
+            linear("router", (shape.experts * even, shape.hidden), calls=shape.moe_layers),
+            _experts("experts_gate_up", shape, 2 * shape.expert_ffn, shape.hidden, devices=devices, **common),
+            _experts("experts_down", shape, shape.hidden, shape.expert_ffn, devices=devices, **common),
         ]
     if shape.shared_experts:
         width, calls = shape.shared_experts * shape.expert_ffn, shape.moe_layers
-        loads.append(linear("shared_gate_up", (2 * width, shape.hidden), calls=calls))
-        loads.append(linear("shared_down", (shape.hidden, width), calls=calls, split_k=True))
-    return [*loads, linear("lm_head", (shape.vocab, shape.hidden), calls=1, tokens=head_rows)]
+        loads.append(linear("shared_gate_up", (2 * width * even, shape.hidden), calls=calls))
+        loads.append(linear("shared_down", (shape.hidden, width * even), calls=calls))
+    return [*loads, linear("lm_head", (shape.vocab * even, shape.hidden), calls=1, tokens=head_rows)]
 
 
 def _attention_dims(shape: ModelShape, *, absorbed: bool) -> tuple[int, int]:
@@ -161,15 +176,16 @@ def _attention(
     2 (D_qk + D_v) H FLOP a pair, in 16 bits whatever the cache holds; reads the cache once, Q in and O out.
     """
     d_qk, d_v = _attention_dims(shape, absorbed=absorbed)
-    kv_bytes_read = round(cached * kv_elements_per_layer(shape) * kv.bytes / kv_shards(shape, devices))
-    row_bytes = ACTIVATION_BYTES * shape.layers * rows * shape.heads / devices
+    heads = shape.heads * query_share(shape, devices)
+    kv_bytes_read = round(cached * kv_elements_per_layer(shape) * kv.bytes * kv_share(shape, devices))
+    row_bytes = ACTIVATION_BYTES * shape.layers * rows * heads
     return Load(
         name="attention",
         measured_as="mla_decode" if shape.is_mla else "attention_decode",
         calls=shape.layers,
         kv_bytes=kv_bytes_read,
         work=Work(
-            flops={"mma_bf16": round(2 * (d_qk + d_v) * shape.heads * pairs / devices)},
+            flops={"mma_bf16": round(2 * (d_qk + d_v) * heads * pairs)},
             bytes_read=kv_bytes_read + round(row_bytes * d_qk),
             bytes_written=round(row_bytes * d_v),
         ),
@@ -178,7 +194,7 @@ def _attention(
 
 def _kv_append(shape: ModelShape, tokens: int, kv: Precision, devices: int) -> Load:
     """New K and V in 16 bits in, cached precision out."""
-    elements = shape.layers * tokens * kv_elements_per_layer(shape) / kv_shards(shape, devices)
+    elements = shape.layers * tokens * kv_elements_per_layer(shape) * kv_share(shape, devices)
     work = Work(bytes_read=round(elements * ACTIVATION_BYTES), bytes_written=round(elements * kv.bytes))
     return Load(name="kv_append", measured_as="kv_append", calls=shape.layers, work=work)
 

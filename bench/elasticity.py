@@ -14,9 +14,8 @@ from typing import Literal
 import numpy as np
 
 from bench.records import Record
-from bench.stats import Interval
+from bench.stats import RESAMPLES, Interval
 
-RESAMPLES = 400
 TOLERANCE = 0.15
 """How far an elasticity may be from 0 or 1: a launch of 2 us in a kernel of 20 us alone costs 0.1."""
 
@@ -24,6 +23,11 @@ CONDITION_LIMIT = 30.0
 """Largest condition number of the centred design: beyond, bytes and FLOPs vary together and cannot be told apart."""
 
 Bound = Literal["memory", "compute", "neither"]
+
+
+def near(interval: Interval, value: float) -> bool:
+    """Whether the whole interval is within `TOLERANCE` of the value."""
+    return value - TOLERANCE <= interval.low and interval.high <= value + TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +51,6 @@ class Elasticity:
     @property
     def bound(self) -> Bound:
         """`memory` or `compute` only if both whole intervals are within `TOLERANCE` of what that means."""
-
-        def near(interval: Interval, value: float) -> bool:
-            return value - TOLERANCE <= interval.low and interval.high <= value + TOLERANCE
-
         if near(self.bytes, 1.0) and near(self.flops, 0.0):
             return "memory"
         if near(self.bytes, 0.0) and near(self.flops, 1.0):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bench import elasticity
-from bench.elasticity import TOLERANCE, NotIdentified, Point
+from bench.elasticity import NotIdentified, Point, near
 from bench.records import Record
 from bench.stats import RESAMPLES, Interval
 
@@ -72,12 +72,6 @@ class Intervention:
     verdict: Verdict
     case_ids: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        values = dict(vars(self))
-        return values | {
-            name: vars(values[name]) if values[name] is not None else None for name in ("e_bytes", "e_flops")
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -107,10 +101,9 @@ def interventions(records: Iterable[Record]) -> list[Intervention]:
 
 def usable(records: Iterable[Record]) -> list[Record]:
     """Times that can be trusted, of cases with both bytes and FLOPs, in the first repetition."""
-    bad = {"impossible", "warm", "late write"}
     return [
         r for r in records
-        if r.status == "ok" and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat and not bad & set(r.flags)
+        if r.status == "ok" and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat and not r.may_be_too_short
     ]  # fmt: skip
 
 
@@ -255,10 +248,6 @@ def alone(group: Group, base: dict[str, Any]) -> Intervention:
     )
 
 
-def near(interval: Interval, value: float) -> bool:
-    return value - TOLERANCE <= interval.low and interval.high <= value + TOLERANCE
-
-
 def point(record: Record) -> Point:
     return Point(bytes=record.bytes, flops=record.flops, samples_s=record.samples_s)
 
@@ -274,21 +263,3 @@ def elasticity_of(amounts: Sequence[int], records: Sequence[Record], seed: int =
     low, high = np.quantile(weights @ np.log(resampled), [0.025, 0.975])
     best = weights @ np.log([np.median(r.samples_s) for r in records])
     return Interval(low=float(low), median=float(best), high=float(high))
-
-
-HEADERS = ("op", "impl", "changed", "what varies", "cases", "e_bytes", "e_FLOPs", "expected", "bound by")
-
-
-def main_table(found: Sequence[Intervention]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headers and rows of strings, ready to be printed."""
-
-    def text(interval: Interval | None) -> str:
-        if interval is None or math.isnan(interval.median):
-            return ""
-        return f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-    return HEADERS, [
-        (i.op, i.impl, i.changed, i.varied, str(len(i.case_ids)), text(i.e_bytes), text(i.e_flops), i.expected,
-         i.verdict)
-        for i in found
-    ]  # fmt: skip

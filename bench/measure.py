@@ -83,6 +83,7 @@ class Settings:
     spec: DeviceSpec | None = None
     ceilings: Ceilings | None = None
     telemetry: Callable[[], Sampler] = lambda: Sampler(None)
+    """Watches the sampling of a case, all its implementations in turn, spin kernels included."""
 
 
 @dataclass(kw_only=True)
@@ -115,6 +116,7 @@ class Measurement:
         self.copies: list[Inputs] = []
         self.fresh: Inputs = {}
         self.spoilt = False
+        self.isolated = 0
         self.rotation: Rotation | None = None
 
     def run(self, impls: Sequence[Impl]) -> None:
@@ -210,15 +212,19 @@ class Measurement:
         return None
 
     def time(self, entrants: list[Entrant]) -> None:
-        """Interleaved sampling under telemetry, again if throttled; then every copy's output is checked."""
+        """Interleaved sampling under telemetry, again if throttled; then every copy's output is checked.
+
+        Telemetry is of the whole case: of all its implementations in turn and of the spin kernels between them.
+        """
         timers = {e.impl.name: e.timer for e in entrants if e.timer}
+        if self.settings.aa:
+            name = entrants[0].impl.name
+            timers[f"{name} again"] = self.second_timer(entrants[0])
+        # after the last launch outside a sample, and none until the check: what no sample wrote must show
         for entrant in entrants:
             assert entrant.timer
             for copy, output in zip(self.copies, entrant.timer.outputs, strict=True):
                 self.op.poison(self.case, copy, output)
-        if self.settings.aa:
-            name = entrants[0].impl.name
-            timers[f"{name} again"] = self.second_timer(entrants[0])
         for _attempt in range(1 + THROTTLE_RETRIES):
             with self.settings.telemetry() as sampler:
                 samplings = sample_interleaved(
@@ -230,10 +236,10 @@ class Measurement:
             if not telemetry.get("throttled"):
                 break
         measured_at = now()
-        isolated = {e.impl.name: self.isolate(e) for e in entrants}
         self.listener.entering(entrants[0].impl.name, "final check")
         outputs = [e.timer.outputs for e in entrants if e.timer]
-        for entrant, errors in zip(entrants, check_copies(self.op, self.case, self.copies, outputs), strict=True):
+        found = check_copies(self.op, self.case, self.copies, outputs)
+        for entrant, errors in zip(entrants, found, strict=True):
             sampling = samplings[entrant.impl.name]
             entrant.flags += self.flags(entrant, sampling, telemetry)
             self.emit(
@@ -244,7 +250,7 @@ class Measurement:
                 error=error_dict(errors),
                 # a wrong result has no time
                 samples_s=sampling.samples_s if errors.passed else [],
-                isolated_s=isolated[entrant.impl.name] if errors.passed else [],
+                isolated_s=self.isolate(entrant) if errors.passed else [],
                 stop=sampling.stop,
                 telemetry=telemetry,
                 measured_at=measured_at,
@@ -264,7 +270,8 @@ class Measurement:
         if self.target.kind != "cuda":
             return []
         self.listener.entering(entrant.impl.name, "isolated")
-        return isolated_times(entrant.launches)
+        self.isolated += 1
+        return isolated_times(entrant.launches, self.isolated - 1)
 
     def note_aa(self, name: str, samplings: Mapping[str, Sampling]) -> None:
         self.listener.note(
@@ -339,7 +346,7 @@ class Measurement:
                 ours=impl.ours,
                 case_id=self.case.id,
                 case=self.case.as_dict(),
-                version=impl.version() if impl.version and entrant else "",
+                version=version(impl) if entrant else "",
                 work=dataclasses.asdict(self.op.work(self.case)),
                 stages=stages,
                 prediction=entrant.prediction if entrant else {},
@@ -356,6 +363,14 @@ class Measurement:
 
 MAX_SEEDS = 1 << 20
 """Seeds of fresh inputs start this far beyond those of the copies."""
+
+
+def version(impl: Impl) -> str:
+    """What the record says of the library behind an implementation; one without metadata still has its time."""
+    try:
+        return impl.version() if impl.version else ""
+    except Exception as error:
+        return f"unknown ({describe(error)})"
 
 
 def usable(prediction: Prediction | None) -> dict[str, Any] | None:

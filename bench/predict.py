@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.calibrate import Machine, Reached
 from bench.decode_model import NotPublished, StepPrediction, step
+from bench.decode_work import shares_evenly
 from bench.devices import find
 from bench.errors import BadRequest, unknown
-from kernels.models import MODELS, BadConfig, ModelShape, from_config
+from bench.records import load_run
+from bench.units import percent, tick
+from kernels.model_config import BadConfig, from_config
+from kernels.models import MODELS, ModelShape
 
 HEADERS = (
     "part", "batch", "ms/token", "weights ms", "KV ms", "token/s/user", "token/s", "fits", "max batch",
-    "J/token <=", "$/M out", "$/M in", "out:in", "bound", "FFN compute-bound from",
+    "J/token at rated power", "$/M out", "$/M in", "out:in", "bound", "FFN compute-bound from",
 )  # fmt: skip
 """Of the table on the screen."""
 
@@ -32,33 +37,19 @@ ROW = (
     "missing",
     "prefill_seconds",
     "output_to_input_ratio",
-    "joules_per_token_bound",
+    "joules_per_token_at_rated_power",
     "dollars_per_million_tokens",
     "dollars_per_million_input_tokens",
     "ops",
+    "measured",
 )
-"""All keys of a row."""
-
-
-def split(text: str, what: str) -> list[str]:
-    """The parts of a comma-separated argument. Raises `BadRequest` where there are none."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise BadRequest(f"--{what} is empty")
-    return parts
-
-
-def whole_numbers(text: str, what: str) -> list[int]:
-    """A comma-separated argument as whole numbers. Raises `BadRequest`."""
-    parts = split(text, what)
-    for part in parts:
-        if not part.isdecimal():
-            raise BadRequest(f"--{what} wants whole numbers, not {part!r}")
-    return [int(part) for part in parts]
+"""All keys of a row; `measured` is None for a prediction without a run."""
 
 
 def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:
-    """A known model by name, or the shape in a Hugging Face config.json. Raises `BadRequest`."""
+    """A known model by name, or the shape in a Hugging Face config.json, called `model`. Raises `BadRequest`."""
+    if config is not None and model is not None and model.lower() in MODELS:
+        raise BadRequest(f"{model} is a known model and {config} describes one: give --model or --config, not both")
     if config is None:
         if model is None:
             raise BadRequest("name a model or a config.json")
@@ -91,13 +82,18 @@ def rows(
     kv: str = "bf16",
     devices: int = 1,
     dollars_per_hour: float | None = None,
-    efficiency: Mapping[str, float] | None = None,
+    run: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`."""
+    """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`.
+
+    `run` is the directory of a run: its machine takes the place of `parts`, with what was measured there.
+    """
     if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
         raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
     shape = load_shape(model, config)
-    specs = [find(part) for part in parts]
+    check_split(shape, devices)
+    machine = Machine.of(load_run(run)) if run is not None else None
+    specs = [machine.spec] if machine else [find(part) for part in parts]
     found = []
     for spec in specs:
         for batch in batches:
@@ -109,19 +105,38 @@ def rows(
                 "context": context,
             }
             try:
-                predicted = step(shape, device=spec, efficiency=efficiency, **asked)
+                predicted = step(shape, device=spec, **asked)
             except NotPublished as error:
                 blank = dict.fromkeys(ROW) | {"notes": [str(error)], "missing": list(spec.missing), "ops": []}
                 found.append(blank | {"model": shape.name, "device": spec.key} | asked)
             else:
-                found.append(as_row(predicted, dollars_per_hour))
+                reached = None
+                if machine:
+                    reached = machine.reached(predicted.ops, weights=weights, kv=kv)
+                    predicted = step(shape, device=spec, efficiency={r.name: r.share for r in reached}, **asked)
+                found.append(as_row(predicted, dollars_per_hour, reached))
     return found
 
 
-def as_row(predicted: StepPrediction, dollars_per_hour: float | None = None) -> dict[str, Any]:
-    """The prediction as plain values under the keys of `ROW`; None for what is not known or not priced."""
-    joules = predicted.joules_per_million_tokens
-    prefill_known = not any(op.missing for op in predicted.prefill_ops)
+def check_split(shape: ModelShape, devices: int) -> None:
+    """Raises `BadRequest` for tensor parallelism over devices that cannot have whole heads and experts alike."""
+    if devices < 1 or shares_evenly(shape, devices):
+        return
+    counts = [("query heads", shape.heads), ("KV heads", 0 if shape.is_mla else shape.kv_heads)]
+    *most, last = [f"{count} {what}" for what, count in [*counts, ("experts", shape.experts)] if count]
+    has = f"{', '.join(most)} and {last}" if most else last
+    fitting = ", ".join(str(n) for n in range(1, shape.heads + 1) if shares_evenly(shape, n))
+    raise BadRequest(f"{shape.name} has {has}: {devices} devices cannot share them evenly; try {fitting}")
+
+
+def as_row(
+    predicted: StepPrediction, dollars_per_hour: float | None = None, reached: Sequence[Reached] | None = None
+) -> dict[str, Any]:
+    """The prediction as plain values under the keys of `ROW`; None for what is not known or not priced.
+
+    Beside a step at measured shares of the roofs nothing is said of prefill, which is always predicted at the roofs.
+    """
+    prefill_known = reached is None and not any(op.missing for op in predicted.prefill_ops)
     row = dict.fromkeys(ROW) | {key: getattr(predicted, key) for key in COPIED}
     if prefill_known:
         row["prefill_seconds"] = predicted.prefill_seconds
@@ -133,7 +148,21 @@ def as_row(predicted: StepPrediction, dollars_per_hour: float | None = None) -> 
     return row | {
         "notes": list(predicted.notes),
         "missing": list(predicted.missing),
-        "joules_per_token_bound": None if joules is None else joules / 1e6,
+        "joules_per_token_at_rated_power": predicted.joules_per_token_at_rated_power,
+        "measured": None
+        if reached is None
+        else [
+            {
+                "name": r.name,
+                "efficiency": r.share,
+                "op": r.record.op,
+                "impl": r.record.impl,
+                "case_id": r.record.case_id,
+                "bytes_over_those_predicted": r.size,
+                "flags": r.record.flags,
+            }
+            for r in reached
+        ],
         "ops": [
             {
                 "name": op.name,
@@ -159,20 +188,21 @@ def table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
     return [HEADERS[i] for i in kept], [[line[i] for i in kept] for line in cells]
 
 
-def ops_table(row: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of one row's operations, in order of execution."""
-    headers = ["operation", "ms", "share", "bound", "FLOP/B", "compute-bound from"]
-    return headers, [
-        [
-            op["name"],
-            _number(op["seconds"], 1e3),
-            f"{op['seconds'] / row['seconds']:.1%}",
-            op["bound"],
-            _number(op["intensity_flop_per_byte"]),
-            _crossing(op),
-        ]
-        for op in row["ops"]
-    ]
+def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of what each operation is taken to reach of its roof, and by which record of the run."""
+    headers = ["batch", "operation", "of its roof", "as measured in", "implementation", "bytes of it", "flags"]
+    lines = []
+    for row in predictions:
+        known = {each["name"]: each for each in row["measured"]}
+        for name in (op["name"] for op in row["ops"]):
+            if found := known.get(name):
+                size = f"{_number(found['bytes_over_those_predicted'])}x"
+                case = f"{found['op']} {found['case_id']}"
+                said = [percent(found["efficiency"]), case, found["impl"], size, ", ".join(found["flags"])]
+            else:
+                said = ["100%", "not measured", "", "", ""]
+            lines.append([f"{row['batch']:,}", name, *said])
+    return headers, lines
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -187,7 +217,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _number(row["tokens_per_second"]),
         {True: "yes", False: "no", None: "?"}[row["fits"]],
         "?" if row["max_batch"] is None else f"{row['max_batch']:,}",
-        _number(row["joules_per_token_bound"]),
+        _number(row["joules_per_token_at_rated_power"]),
         _number(row["dollars_per_million_tokens"]),
         _number(row["dollars_per_million_input_tokens"]),
         _number(row["output_to_input_ratio"]),
@@ -235,15 +265,15 @@ def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _memory_remark(row: Mapping[str, Any]) -> str:
-    request = row["kv_bytes_per_request"] / 1e9
     text = (
-        f"weights take {row['weight_bytes'] / 1e9:,.1f} GB, and reading those of batch {row['batch']:,} "
-        f"{_number(row['weight_seconds'], 1e3)} ms by itself; each request's KV cache ({request:.2f} GB at "
+        f"weights take {tick(row['weight_bytes'], 'B')}, and reading those of batch {row['batch']:,} "
+        f"{_number(row['weight_seconds'], 1e3)} ms by itself; each request's KV cache "
+        f"({tick(row['kv_bytes_per_request'], 'B')} at "
         f"{row['context']:,} tokens) adds {_number(row['kv_seconds'] / row['batch'], 1e3)} ms; "
     )
     if row["capacity_bytes"] is None:
         return text + "its memory is not published"
-    held = f"{row['capacity_bytes'] / 1e9:,.0f} GB less {row['reserve_bytes'] / 1e9:,.0f} GB of reserve"
+    held = f"{tick(row['capacity_bytes'], 'B')} less {tick(row['reserve_bytes'], 'B')} of reserve"
     return text + (f"{row['max_batch']:,} fit in {held}" if row["max_batch"] else f"not one fits in {held}")
 
 

@@ -33,16 +33,21 @@ FILE = "records.jsonl"
 Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
 
 FLAGS = {
-    "noisy": "the interval of the median stayed wider than the aim until the time cap",
+    "noisy": "the interval of the median stayed wider than the aim until the time or sample cap",
     "throttled": "the device lowered its clocks while this was measured, also when it was measured again",
     "power-capped": "the board's power limit held the clocks down; measuring again would not help",
-    "impossible": "faster than the measured read roof allows: the caches were warm or the work was not done",
+    "impossible": "over 2% (on a host 50%) faster than the fastest read seen (a ceiling: than the datasheet says): the "
+    "caches were warm or the work was not done",
     "warm": "the rotating copies together are smaller than four times the cache: part may be read from there",
     "allocates": "the launch allocates memory; the time of that is inside the number",
     "idle": "the processor idled for more than half of the launch: it waited or slept",
     "late write": "the output still changed after the launch's stream had finished",
 }
 """Every flag a record can carry and what it means; kept and shown, never a reason to drop a number."""
+
+MAY_BE_TOO_SHORT = frozenset({"impossible", "warm", "late write"})
+"""Flags of times that may be too short: shown in every table and figure, but they make no roof and no headline, and
+judge no claim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,8 @@ class Record:
     rotation: dict[str, Any] = field(default_factory=dict)
     """`{"copies", "bytes_per_copy", "touched_bytes", "total_bytes", "cache_bytes", "flush_bytes", "cold"}`."""
     telemetry: dict[str, Any] = field(default_factory=dict)
-    """Clocks, power, temperature, throttle reasons, energy while it ran; empty where nothing can be read."""
+    """Clocks, power, temperature, throttle reasons, energy while the whole case was sampled: all its implementations
+    in turn, spin kernels between them included; empty where nothing can be read."""
     counters: dict[str, Any] = field(default_factory=dict)
     """`bench.counters.Counted` of one cold launch, where counters were asked for and allowed: read from a `note`."""
     flags: list[str] = field(default_factory=list)
@@ -108,6 +114,12 @@ class Record:
     def seconds(self) -> float | None:
         """Median seconds of one launch."""
         return self.interval.median if self.interval else None
+
+    @property
+    def may_be_too_short(self) -> bool:
+        """Whether a flag says so of the time; an `l2_read` of `stream` is warm by intent."""
+        intended = {"warm"} if self.op == "stream" and self.case.get("kind") == "l2_read" else set()
+        return bool(MAY_BE_TOO_SHORT.intersection(self.flags) - intended)
 
     @property
     def bytes(self) -> int:

@@ -32,7 +32,8 @@ class Prediction:
     seconds: float
     terms: dict[str, float] = field(default_factory=dict)
     bound: str
-    """`memory`, `l2`, `link`, `launch`, or the name of a pipe."""
+    """`memory`, `l2`, `link`, `launch`, or the name of a pipe: the largest term of the stages that take most of the
+    time; with measured ceilings, `launch` where launches are more than half of it."""
     basis: str
     """What it was made from: a device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
@@ -57,7 +58,10 @@ class Ceilings:
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> Ceilings | None:
-        """The best of all implementations at each size; None before any read has been measured."""
+        """The best of all implementations at each size; None before any read has been measured.
+
+        A time that may be too short makes no roof.
+        """
         reads: dict[int, float] = {}
         copies: dict[int, float] = {}
         launches: list[float] = []
@@ -67,7 +71,7 @@ class Ceilings:
         best_read = 0.0
         for record in records:
             seconds = record.seconds
-            if record.status != "ok" or not seconds or "impossible" in record.flags:
+            if record.status != "ok" or not seconds or record.may_be_too_short:
                 continue
             if record.op == "stream":
                 kind = record.case["kind"]
@@ -140,8 +144,8 @@ def time_of(points: Points, size: int) -> float:
 def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Prediction:
     """The pure roofline, stage by stage."""
     sums: dict[str, float] = {}
+    spent: dict[str, float] = {}
     missing: set[str] = set()
-    seconds = 0.0
     for stage in stages:
         terms: dict[str, float] = {}
         if spec.memory_bandwidth is None:
@@ -159,12 +163,12 @@ def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Predict
                 missing.add(pipe)
             else:
                 terms[pipe] = flops / peak.value
-        seconds += max(terms.values(), default=0.0)
         _accumulate(sums, terms)
+        _accumulate(spent, _largest(terms))
     return Prediction(
-        seconds=seconds,
+        seconds=sum(spent.values()),
         terms=sums,
-        bound=max(sums, key=sums.__getitem__, default="memory"),
+        bound=max(spent, key=spent.__getitem__, default="memory"),
         basis=f"datasheet of {spec.name}",
         missing=tuple(sorted(missing)),
     )
@@ -173,8 +177,8 @@ def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Predict
 def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: Target) -> Prediction:
     """The roofline under the ceilings measured in the same run, stage by stage."""
     sums: dict[str, float] = {}
+    spent: dict[str, float] = {}
     missing: set[str] = set()
-    seconds = 0.0
     for stage in stages:
         terms = {"launch": ceilings.launch_s}
         memory = ceilings.memory_seconds(stage.work.bytes_read, stage.work.bytes_written)
@@ -194,9 +198,10 @@ def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: T
                 terms[pipe] = ceilings.launch_s + flops / ceilings.pipes[pipe]
             else:
                 missing.add(pipe)
-        seconds += max(terms.values())
         _accumulate(sums, terms)
-    bound = max(sums, key=sums.__getitem__)
+        _accumulate(spent, _largest(terms))
+    seconds = sum(spent.values())
+    bound = max(spent, key=spent.__getitem__)
     if sums["launch"] > 0.5 * seconds:
         bound = "launch"
     return Prediction(
@@ -224,6 +229,11 @@ def _tail_seconds(stage: Stage, ceilings: Ceilings, target: Target) -> float:
     rate = min(ceilings.read_roof, busy * ceilings.l2_bandwidth / target.sm_count)
     last_bytes = stage.work.bytes * last / stage.ctas
     return last_bytes * (1 / rate - 1 / ceilings.read_roof)
+
+
+def _largest(terms: Mapping[str, float]) -> dict[str, float]:
+    """The term that a stage's time is spent under; empty where no term is known."""
+    return {name: terms[name] for name in [max(terms, key=terms.__getitem__)]} if terms else {}
 
 
 def _accumulate(sums: dict[str, float], terms: Mapping[str, float]) -> None:

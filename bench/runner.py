@@ -10,7 +10,7 @@ import importlib
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -264,18 +264,31 @@ class Session:
                     self.skip(job)
                     continue
                 self.display.working(job.op, job.case_id)
-                rest = self.do(job)
+                rest = self.do(job, aa=self.pairs(job, queue))
                 if rest.impls:
                     queue.appendleft(rest)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self.writer.append("note", {"note": "interrupted", "at": now()})
 
-    def do(self, job: Job) -> Job:
+    def pairs(self, job: Job, later: Iterable[Job]) -> bool:
+        """Is this the case of its op of which one implementation is entered twice?
+
+        The first of which that succeeds; of a ceiling none before its largest: it begins with an empty launch.
+        """
+        if job.op in self._paired:
+            return False
+        op = self.ops[job.op]
+
+        def size(each: Job) -> int:
+            return op.work(op.case_from_dict(each.case)).bytes
+
+        return not op.is_ceiling or all(size(job) >= size(each) for each in later if each.op == job.op)
+
+    def do(self, job: Job, *, aa: bool) -> Job:
         """Run one job; returns what is left of it after a fault, with no implementations if nothing is."""
-        pair = not self.ops[job.op].is_ceiling and job.op not in self._paired
         ceilings = Ceilings.from_records(self.outcome.records)
-        self.worker.connection.send(dataclasses.replace(job, ceilings=ceilings, aa=pair))
+        self.worker.connection.send(dataclasses.replace(job, ceilings=ceilings, aa=aa))
         left = list(job.impls)
         while True:
             kind, content = self.worker.receive()

@@ -57,9 +57,3 @@ def ratio_interval(
     bottoms = np.median(rng.choice(bottom, size=(RESAMPLES, bottom.size)), axis=1)
     low, high = np.quantile(tops / bottoms, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(low=float(low), median=ratio, high=float(high))
-
-
-def mad(samples: Sequence[float]) -> float:
-    """Median absolute deviation from the median, unscaled."""
-    values = np.asarray(samples, dtype=float)
-    return float(np.median(np.abs(values - np.median(values))))

@@ -6,7 +6,7 @@ A timer owns prepared launches over rotating copies of the inputs. One `sample()
   between two events, over the number of launches in it. A spin kernel ahead of the first event keeps the device busy
   until everything is queued, so that no launch gap of the host is in the number.
 - CPU: a sample is one launch on the next copy, between two readings of the host's clock; where the copies do not
-  exceed the last-level cache, a buffer that does is swept before it, outside the time.
+  exceed the last-level cache `COLD_FACTOR` times, a buffer of its size is swept before it, outside the time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from bench.stats import median_interval
 from kernels.op import Launch, Target
 
 COLD_FACTOR = 4
-"""Copies together must exceed the GPU's L2 this many times, so that none is left when its turn comes again."""
+"""Copies together must exceed the last-level cache this many times, so that none is left when its turn comes again."""
 
-HOST_COLD_FACTOR = 2
-"""The same for the host's last-level cache, which is swept explicitly as well."""
+HOST_COPIES = 3
+"""Copies on a host, whose cache is swept where they do not suffice."""
 
 MAX_COPIES = 4096
 GRAPH_SECONDS = 4e-3
@@ -84,7 +84,8 @@ class Rotation:
 def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memory_bytes: int) -> Rotation:
     """Enough copies for a cold cache, never more than half of the free memory or `MAX_COPIES`, never fewer than two.
 
-    Where no number of copies is enough, as many as exceed the cache with all that they hold; the case is warm then.
+    Where no number of copies is enough, as many as exceed the cache with all that they hold; the case is warm then. A
+    host has `HOST_COPIES` at most, and its cache is swept where they are not enough.
     """
     size, touched = max(1, bytes_per_copy), max(1, touched_bytes)
     affordable = max(2, min(MAX_COPIES, memory_bytes // 2 // size))
@@ -92,8 +93,9 @@ def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memor
     if target.kind == "cuda":
         cold, least = (max(2, math.ceil(COLD_FACTOR * target.l2_bytes / each)) for each in (touched, size))
         return Rotation(copies=cold if cold <= affordable else min(affordable, least), **known)
-    flush = 0 if 3 * touched >= HOST_COLD_FACTOR * target.l2_bytes else target.l2_bytes
-    return Rotation(copies=min(affordable, 3), flush_bytes=flush, **known)
+    copies = min(affordable, HOST_COPIES)
+    flush = 0 if copies * touched >= COLD_FACTOR * target.l2_bytes else target.l2_bytes
+    return Rotation(copies=copies, flush_bytes=flush, **known)
 
 
 class Timer(Protocol):
@@ -255,17 +257,26 @@ def host_flush(size: int) -> Callable[[], None]:
     return sweep
 
 
-def isolated_times(launches: Sequence[Launch], count: int = 20) -> list[float]:
-    """Seconds of single cold launches on a GPU, one event pair each, rotating over the copies."""
+ISOLATED = 20
+"""Single launches timed of each implementation."""
+
+
+def isolated_times(launches: Sequence[Launch], turn: int = 0) -> list[float]:
+    """Seconds of `ISOLATED` single cold launches on a GPU, one event pair each, rotating over the copies.
+
+    `turn` counts those that went before, of other implementations too: started anew at the first copy, each would
+    find there what the last one has left in the cache.
+    """
     import torch
 
+    order = [launches[(turn * (ISOLATED + 1) + index) % len(launches)] for index in range(ISOLATED + 1)]
     pairs = []
-    spin = spin_cycles(launches[0])
-    for index in range(count):
+    spin = spin_cycles(order[0])
+    for launch in order[1:]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(spin)
         start.record()
-        launches[index % len(launches)]()
+        launch()
         end.record()
         pairs.append((start, end))
         end.synchronize()

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from bench.claims import CLAIMS, Verdict, as_dict, explain, find_claim, judge, main_table, scorecard, sentence
-from bench.claims.base import SOURCES, Claim, Comparison, Published, describe, number, settle
-from bench.claims.common import LLAMA_70B, pairs
-from bench.claims.words import amount, between
+from bench.claims.base import SOURCES, Bound, Claim, Comparison, Published, number, settle
+from bench.claims.common import LLAMA_70B, decode, pairs
+from bench.claims.settings import describe
+from bench.claims.words import amount, between, written
 from bench.counters import Counted
 from bench.devices import find, identify
 from bench.errors import BadRequest
-from bench.records import FILE, Record, Run, as_line, load_run
+from bench.records import FILE, MAY_BE_TOO_SHORT, Record, Run, as_line, load_run
 from kernels.models import active_parameters, kv_bytes_per_token
 from kernels.op import discover
 
@@ -257,10 +258,11 @@ def test_the_kv_cache_of_70b_by_hand(bare: dict[str, Verdict]) -> None:
 
 def test_the_settings_that_make_the_other_cache_sizes_right(bare: dict[str, Verdict]) -> None:
     """640 GiB = 32 x 8,192 x 2 x 80 x 64 x 128 x 2 B; 1.125 GiB = 512 x 2 x 64 x 72 x 128 x 2 B."""
-    assert 32 * 8192 * 2 * 80 * 64 * 128 * 2 == 640 << 30
+    binary = {"cache": "bf16", "GB": "2^30 B"}
+    assert values(bare["K3"], "KV cache at batch 32 and 8K tokens", **binary, **{"KV heads": "64 (MHA)"}) == [640]
     assert "64 (MHA)" in bare["K3"].condition
     assert "bf16" in bare["K3"].condition
-    assert 512 * 2 * 64 * 72 * 128 * 2 == 1.125 * 2**30
+    assert values(bare["K7"], "KV cache of a request of 512 tokens", **binary, model="opt-66b") == [1.125]
     assert "opt-66b" in bare["K7"].condition
 
 
@@ -332,6 +334,47 @@ def test_energy_by_hand(bare: dict[str, Verdict]) -> None:
     ]
 
 
+def test_the_energy_of_an_lpu_at_its_least_time_refutes_nothing(bare: dict[str, Verdict]) -> None:
+    assert [c.bound for c in bare["M5"].predicted if c.setting["machine"] == "LPU"] == ["lower"]
+    assert bare["M5"].predicted_condition == (
+        "machine GPU, batch 1 or 2 or 3; a lower bound leaves open: energy of LPUs per token"
+    )
+    assert "energy of LPUs per token at least 0.187 J (left open)" in explain(bare["M5"])
+
+
+def test_an_upper_bound_of_the_wafer_shows_only_where_the_gpu_is_ahead(bare: dict[str, Verdict]) -> None:
+    wafer = [c for c in (*bare["H1"].predicted, *bare["H2"].predicted) if "H100 batch" in c.setting]
+    assert {c.bound for c in wafer} == {"upper"}
+    assert bare["H1"].condition == (
+        "the SRAM or bandwidth or H100's bandwidth; "
+        "an upper bound leaves open: tokens per second and watt of WSE-3 over the H100"
+    )
+    assert [(c.setting["context"], c.value < 1) for c in bare["H2"].predicted if c.holds] == [("128", True)]
+    assert not [c for c in bare["H2"].predicted if c.holds is False]
+    assert "leaves open: tokens per watt of the wafer over a GPU at batch 1" in bare["H2"].condition
+
+
+def test_reading_a_prompt_cannot_take_more_than_the_peak(bare: dict[str, Verdict]) -> None:
+    """1,024 tokens: logits of the last alone, and each attends to those before it."""
+    layers, head = 80 * 855_638_016, 8192 * 128_256
+    reading = 1024 * 2 * layers + 2 * head + 4 * 64 * 128 * 80 * 1024 * 1025 / 2
+    writing = 256 * (2 * (layers + head) + 4 * 64 * 128 * 80 * 1024)
+    step = decode(LLAMA_70B, batch=256, context=1024)
+    assert reading <= 989.4e12 * step.prefill_seconds
+    busy = step.prefill_seconds + step.seconds
+    assert values(bare["I10"], "compute wasted where prefill and decode share a GPU", batch="256") == [
+        pytest.approx(1 - (reading + writing) / (989.4e12 * busy), rel=1e-3)
+    ]
+
+
+def test_numbers_that_fit_at_no_setting_are_named(bare: dict[str, Verdict]) -> None:
+    """22 TB/s and 35 PFLOP/s are announced, 20.5 and 33.3 published: 7% and 5.1% more."""
+    assert bare["H3"].status == "DEPENDS"
+    assert bare["H3"].condition.endswith(
+        "; at no setting: bandwidth of NVIDIA Rubin R200, FP4 peak of NVIDIA Rubin R200"
+    )
+
+
 def test_the_formula_of_m3_is_right_for_one_user_and_wrong_for_long_prompts(bare: dict[str, Verdict]) -> None:
     what = "cost by the formula over cost by the model"
     assert all(v == pytest.approx(1) for v in values(bare["M3"], what, batch="1"))
@@ -376,7 +419,7 @@ def test_the_knee_of_a_sweep_is_found_and_decides() -> None:
 def test_a_token_at_the_roof_and_at_half_of_it() -> None:
     good = judge("T1", [run(layer(1))])
     assert good.status == "DEPENDS"
-    assert good.condition == "capacity set aside"
+    assert good.condition == "capacity set aside; at no setting: 16-bit weights of 70B over the memory of one part"
     assert good.measured
     assert good.measured[0].value == pytest.approx(2 * active_parameters(LLAMA_70B) / READ, rel=0.01)
     bad = judge("T1", [run(layer(1, bandwidth=1.5e12))])
@@ -384,12 +427,14 @@ def test_a_token_at_the_roof_and_at_half_of_it() -> None:
     assert "the closest measured is 92.7 ms: 122% above that, where the tolerance is 15%." in explain(bad)
 
 
-def test_the_fastest_implementation_counts_and_impossible_times_do_not() -> None:
+@pytest.mark.parametrize("flag", sorted(MAY_BE_TOO_SHORT))
+def test_the_fastest_implementation_counts_and_times_that_may_be_too_short_do_not(flag: str) -> None:
     fast, slow = layer(1, impl="ours"), layer(1, impl="torch", bandwidth=1e12)
-    warm = layer(1, impl="cached", bandwidth=30e12, flags=["impossible"])
-    verdict = judge("T1", [run(fast, slow, warm)])
+    short = layer(1, impl="cached", bandwidth=30e12, flags=[flag])
+    verdict = judge("T1", [run(fast, slow, short)])
     assert verdict.measured
     assert [i.impl for i in verdict.measured[0].records] == ["ours"]
+    assert judge("T1", [run(short)]).status == "NOT MEASURED"
 
 
 def test_a_cache_of_half_the_bytes_must_take_half_the_time() -> None:
@@ -456,7 +501,11 @@ def test_what_is_wasted_follows_the_prompt_measured_nearest_to_1024_tokens() -> 
 
     half = prompt(2048, peak=989.4e12 / 2, attention=989.4e12 / 2)
     decoding = layer(8).flops / layer(8).samples_s[1] / 989.4e12
-    assert wasted(*half) == pytest.approx(1 - 1280 / (1024 / 0.5 + 256 / decoding))
+    weights, per_layer = 80 * 855_638_016, 4 * 64 * 128 * 80
+    reading = 1024 * 2 * weights + 2 * 8192 * 128_256 + per_layer * 1024 * 1025 / 2
+    writing = 256 * (2 * weights + 2 * 8192 * 128_256 + per_layer * 1024)
+    by_hand = 1 - (reading + writing) / (reading / 0.5 + writing / decoding)
+    assert wasted(*half) == pytest.approx(by_hand, rel=1e-3)
     assert wasted(*half, *prompt(8192)) == wasted(*half, *prompt(512)) == wasted(*half)
 
 
@@ -673,6 +722,67 @@ def test_a_condition_is_the_block_or_the_pieces() -> None:
     assert describe(odd, grid) == "a 1, b x | a 2, b y"
 
 
+def test_a_condition_ends_with_the_numbers_that_fit_nowhere() -> None:
+    parts = [
+        Comparison(published=p, value=value, setting={"the": p.what}, how="")
+        for p, value in ((TEN, 10), (number("twenty", 20, "x", 0.1), 30), (number("thirty", 30, "x", 0.1), 30))
+    ]
+    assert settle(parts) == ("DEPENDS", "the ten or thirty; at no setting: twenty")
+
+
+BAND = Published(what="band", low=2, high=4, unit="x", tolerance=0)
+AT_LEAST = Published(what="at least", low=2, high=math.inf, unit="x", tolerance=0)
+AT_MOST = Published(what="at most", low=0, high=4, unit="x", tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("published", "bound", "expected"),
+    [
+        (BAND, "upper", (False, None, None)),
+        (BAND, "lower", (None, None, False)),
+        (AT_LEAST, "upper", (False, None, None)),
+        (AT_LEAST, "lower", (None, True, True)),
+        (AT_MOST, "upper", (True, True, None)),
+        (AT_MOST, "lower", (None, None, False)),
+        (BAND, "", (False, True, False)),
+    ],
+    ids=lambda value: value.what if isinstance(value, Published) else None,
+)
+def test_a_bound_decides_only_beyond_an_end_or_where_there_is_none(
+    published: Published, bound: Bound, expected: tuple[bool | None, ...]
+) -> None:
+    found = [Comparison(published=published, value=value, how="", bound=bound) for value in (1, 3, 5)]
+    assert tuple(c.holds for c in found) == expected
+
+
+def bounded(bound: Bound, *table: float) -> list[Comparison]:
+    return [Comparison(published=BAND, value=v, setting={"a": f"{v:g}"}, how="", bound=bound) for v in table]
+
+
+def test_what_bounds_leave_open_is_neither_a_fit_nor_a_failure() -> None:
+    assert settle(bounded("upper", 1)) == ("FAILS", "")
+    assert settle(bounded("upper", 1, 3, 5)) == (None, "an upper bound leaves open: band (a 3 or 5)")
+    assert settle(bounded("lower", 1)) == (None, "a lower bound leaves open: band")
+    assert settle([*bounded("", 3), *bounded("upper", 5)]) == (
+        "DEPENDS", "a 3; an upper bound leaves open: band (a 5)"
+    )  # fmt: skip
+
+
+def test_a_claim_that_bounds_leave_open_says_so() -> None:
+    claim = Claim(id="Z1", text="", plain="A band", source="", how="P", published=(BAND,), setting="",
+                  predict=lambda: bounded("upper", 3, 5))  # fmt: skip
+    verdict = claim.judge([])
+    assert (verdict.status, verdict.predicted_status, verdict.condition) == ("NOT MEASURED", None, "")
+    assert verdict.reason == "an upper bound leaves open: band"
+    assert sentence(verdict) == (
+        "A band: not measured here (an upper bound leaves open: band); and no calculation decides it."
+    )
+    told = explain(verdict)
+    assert "Predicted: left open by bounds" in told
+    assert "a 5: band at most 5x (left open)" in told
+    assert [(c["bound"], c["fits"]) for c in as_dict(verdict)["predicted"]] == [("upper", None)] * 2
+
+
 def test_open_ends_and_zero_tolerance() -> None:
     more = Published(what="more", low=1.5, high=math.inf, unit="x", tolerance=0)
     assert more.covers(1e9)
@@ -708,6 +818,19 @@ def test_json_has_no_infinity_and_holds_everything() -> None:
 )
 def test_a_range_says_its_unit_once_and_one_of_it_is_singular(low: float, high: float, unit: str, said: str) -> None:
     assert between(low, high, unit) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.0009, "1.001x"), (1.00004, "1.00004x"), (1, "1x"), (0.9996, "1x"), (1.5, "1.5x")]
+)
+def test_a_miss_is_told_with_the_digits_that_show_it(value: float, said: str) -> None:
+    least = Published(what="", low=0, high=1, unit="x", tolerance=0)
+    assert written(Comparison(published=least, value=value, how="")) == said
+
+
+def test_the_h200_misses_by_a_thousandth(bare: dict[str, Verdict]) -> None:
+    """141.1 GB of weights in 141 GB."""
+    assert "16-bit weights of 70B over the memory of one part 1.001x (off)" in explain(bare["T2"])
 
 
 def test_zero_and_many_are_plural() -> None:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import record
 
-from bench.cli import duration
+from bench.arguments import duration, whole_numbers
 from bench.errors import BadRequest
 from bench.live import Live
 
@@ -32,7 +32,16 @@ def decodebench(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--op", "ffn_gem"], "unknown op 'ffn_gem'; did you mean ffn_gemv"),
         (["run", "--device", "tpu"], "tpu"),
         (["run", "--budget", "soon"], "'soon' is no duration"),
-        (["run", "--budget", "0"], "wants more than 0 seconds"),
+        (["run", "--budget", "0"], "--budget: wants more than 0 seconds, not 0"),
+        (["campaign", "--out", "/nowhere", "--budget", "0s"], "--budget: wants more than 0 seconds, not 0"),
+        (["run", "--op", " , "], "--op is empty"),
+        (["run", "--op", "stream,ffn_gem"], "unknown op 'ffn_gem'; did you mean ffn_gemv"),
+        (["predict", "--model", "llama-2-7b", "--device", ","], "--device is empty"),
+        (["predict", "--model", "llama-2-7b", "--batch", "1,1.5"], "--batch wants whole numbers, not '1.5'"),
+        (["predict", "--model", "llama-2-7b", "--devices", "3"], "3 devices cannot share them evenly; try 1, 2, 4"),
+        (["predict", "--model", "llama-2-7b", "--config", "/nowhere.json"], "not both"),
+        (["predict", "--model", "llama-2-7b", "--from", "/nowhere"], "no such run: /nowhere"),
+        (["predict", "--model", "llama-2-7b", "--from", "/nowhere", "--device", "b200"], "leave out --device"),
         (["run", "--cap", "nan"], "--cap: wants more than 0 seconds"),
         (["run", "--hang", "0"], "--hang: wants more than 0 seconds"),
         (["run", "--suite", "smoke", "--case", "B9999"], "no case has 'B9999' in its id"),
@@ -80,6 +89,32 @@ def test_lists_are_of_the_operation_that_is_asked_for() -> None:
         assert {row["op"] for row in rows} == {"kv_append"}
 
 
+def test_operations_may_be_given_again_or_with_commas() -> None:
+    rows = json.loads(decodebench("list", "ops", "--op", "kv_append, stream", "--op", "ffn_gemv", "--json").stdout)
+    assert sorted(row["op"] for row in rows) == ["ffn_gemv", "kv_append", "stream"]
+
+
+@pytest.mark.parametrize(("module", "arguments"), [("typer", []), ("rich", ["list", "models"])])
+def test_a_package_that_is_not_there_is_one_line_and_exit_code_2(module: str, arguments: list[str]) -> None:
+    done = without(module, *arguments)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"decodebench: the package '{module}' is not installed; from the repository's root: pip install -e .\n"
+    )
+
+
+def test_a_module_of_our_own_that_is_not_there_keeps_its_traceback() -> None:
+    done = without("bench.errors")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m bench` where that module cannot be imported."""
+    code = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('bench', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_no_number_in_a_list_has_an_exponent() -> None:
     rows = json.loads(decodebench("list", "devices", "--json").stdout)
     assert next(row for row in rows if row["key"] == "wse-3")["TB/s"] == "21,000"
@@ -99,9 +134,13 @@ def test_claims_for_machines() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(text) for text in ("90", "90s", "8m", "1.5h")] == [90, 90, 480, 5400]
-    with pytest.raises(BadRequest):
-        duration("8 parsecs")
+    assert [duration("--budget", text) for text in ("90", "90s", "8m", "1.5h")] == [90, 90, 480, 5400]
+    with pytest.raises(BadRequest, match="--budget: '8 parsecs' is no duration"):
+        duration("--budget", "8 parsecs")
+
+
+def test_lists_of_whole_numbers() -> None:
+    assert whole_numbers(" 1,8, 64,", "batch") == [1, 8, 64]
 
 
 def test_a_result_on_the_screen_keeps_its_digits_and_names_its_prediction() -> None:

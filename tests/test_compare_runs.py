@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from synthetic_run import ceiling_records, header, record, samples, write_run
 
-from bench.compare_runs import compare, lines, main_table
+from bench.compare_runs import as_dict, compare, lines, main_table
 from bench.errors import BadRequest
 from bench.records import Record, Run, Writer, as_line
+from bench.stats import ratio_interval
+from bench.units import percent
 
 MB = 10**6
 
@@ -43,11 +46,30 @@ def test_verdicts(tmp_path: Path) -> None:
     assert rows[0][headers.index("b / a")].startswith("1.100 [")
 
 
-def test_a_steady_change_below_one_percent_is_the_same_and_one_above_is_not(tmp_path: Path) -> None:
-    before = [timed("near", 1e-4, spread=0.0005), timed("far", 1e-4, spread=0.0005)]
-    after = [timed("near", 1.008e-4, spread=0.0005), timed("far", 1.012e-4, spread=0.0005)]
-    found = {m.case_id: m.verdict for m in compare(*two(tmp_path, before, after)).matches}
-    assert found == {"near": "same", "far": "slower"}
+def verdicts(a: Path, b: Path) -> dict[str, str]:
+    return {m.case_id: m.verdict for m in compare(a, b).matches}
+
+
+@pytest.mark.parametrize(("sign", "word"), [(1, "slower"), (-1, "faster")])
+def test_only_what_lies_beyond_one_percent_as_a_whole_is_another_time(tmp_path: Path, sign: int, word: str) -> None:
+    """The same while all of the interval is within 1%, undecided while some of it is: 1.02% may be a half percent."""
+    before = [timed(name, 1e-4, spread=0.0005) for name in ("near", "edge", "far")]
+    after = [
+        timed(name, (1 + sign * change) * 1e-4, spread=spread)
+        for name, change, spread in (("near", 0.008, 0.0005), ("edge", 0.0102, 0.01), ("far", 0.012, 0.0005))
+    ]
+    a, b = two(tmp_path, before, after)
+    edge = compare(a, b).matches[1].ratio
+    assert (edge.low > 1) if sign > 0 else (edge.high < 1)
+    assert verdicts(a, b) == {"near": "same", "edge": "undecided", "far": word}
+
+
+def paired(run: Path, first: list[float], second: list[float], op: str = "ffn_gemv") -> None:
+    """Adds what a run notes of the same measured twice at once."""
+    writer = Writer(run)
+    note = {"note": "aa", "op": op, "impl": "triton_gemv", "case_id": "x", "samples_s": [first, second]}
+    writer.append("note", note)
+    writer.close()
 
 
 def test_what_the_runs_cannot_resolve_is_undecided(tmp_path: Path) -> None:
@@ -57,12 +79,29 @@ def test_what_the_runs_cannot_resolve_is_undecided(tmp_path: Path) -> None:
     after = [*(timed(name, t) for name, t in steady.items())]
     after.append(dataclasses.replace(timed("other", 1.04e-4), op="moe_ffn"))
     a, b = two(tmp_path, before, after)
-    pair = [samples(1e-4), samples(1.05e-4)]
-    writer = Writer(b)
-    writer.append("note", {"note": "aa", "op": "ffn_gemv", "impl": "triton_gemv", "case_id": "x", "samples_s": pair})
-    writer.close()
-    found = {m.case_id: m.verdict for m in compare(a, b).matches}
-    assert found == {"near": "undecided", "far": "slower", "other": "slower"}
+    paired(b, samples(1e-4), samples(1.05e-4))
+    assert verdicts(a, b) == {"near": "undecided", "far": "slower", "other": "slower"}
+
+
+def test_a_lucky_draw_of_a_noisy_pair_resolves_nothing(tmp_path: Path) -> None:
+    """Both medians of the pair are the same, but its interval reaches to about 10%: 4% mean nothing, 20% do."""
+    a, b = two(tmp_path, [timed("near", 1e-4), timed("far", 1e-4)], [timed("near", 1.04e-4), timed("far", 1.2e-4)])
+    paired(a, samples(1e-4, seed=1, spread=0.2), samples(1e-4, seed=2, spread=0.2))
+    comparison = compare(a, b)
+    assert 0.05 < comparison.resolutions["ffn_gemv"] < 0.19
+    assert verdicts(a, b) == {"near": "undecided", "far": "slower"}
+
+
+def test_the_wider_of_both_runs_pairs_counts_and_one_sample_resolves_nothing(tmp_path: Path) -> None:
+    a, b = two(tmp_path, [timed("x", 1e-4)], [timed("x", 1.04e-4)])
+    paired(a, samples(1e-4), samples(1.05e-4))
+    paired(b, samples(1e-4), samples(1e-4))
+    assert compare(a, b).resolutions["ffn_gemv"] == pytest.approx(0.05, abs=0.005)
+    paired(b, [1e-4], [1e-4])
+    comparison = compare(a, b)
+    assert comparison.matches[0].verdict == "undecided"
+    assert as_dict(comparison)["resolutions"] == {"ffn_gemv": None}
+    json.dumps(as_dict(comparison), allow_nan=False)
 
 
 def test_a_run_is_the_same_as_itself(tmp_path: Path) -> None:
@@ -136,8 +175,10 @@ def test_partial_runs_flags_and_the_resolution_are_named(tmp_path: Path) -> None
     writer.append("note", {"note": "aa", "op": "ffn_gemv", "impl": "triton_gemv", "case_id": "x", "samples_s": pair})
     writer.close()
     comparison = compare(a, tmp_path / "b")
-    assert comparison.resolutions == {"ffn_gemv": pytest.approx(0.03)}
-    assert any("ffn_gemv 3.0%" in line for line in lines(comparison))
+    found = ratio_interval(*reversed(pair))
+    assert comparison.resolutions == {"ffn_gemv": found.high - 1}
+    assert found.high > 1.03
+    assert any("undecided" in line and f"ffn_gemv {percent(found.high - 1, 1)}" in line for line in lines(comparison))
     assert "b is a partial run" in lines(comparison)
     assert comparison.matches[0].flags == ("noisy",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
 
@@ -164,6 +165,24 @@ def test_an_exception_costs_its_implementation_only(prepare: Any) -> None:
     assert records["honest"].status == "ok"
 
 
+def test_a_version_that_cannot_be_told_costs_no_record() -> None:
+    """Neither of a success nor of a failure, which writes its record the same way."""
+
+    def untold() -> str:
+        raise PackageNotFoundError("nameless")
+
+    good, bad = (
+        replace(planted.impl(name, prepare), version=untold)
+        for name, prepare in (("good", planted.honest), ("bad", planted.raising))
+    )
+    records = measured(good, bad).records
+    assert {name: record.status for name, record in records.items()} == {"good": "ok", "bad": "failed"}
+    for record in records.values():
+        assert record.version == "unknown (PackageNotFoundError: No package metadata was found for nameless)"
+    told = measured(replace(planted.HONEST, version=lambda: "toys 1.0")).records["honest"]
+    assert told.version == "toys 1.0"
+
+
 def test_faster_than_the_read_roof_is_impossible() -> None:
     slow_roof = Ceilings(read_points=((1 << 20, 1.0),), best_read=float(1 << 20))
     record = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=slow_roof)).records["honest"]
@@ -197,6 +216,15 @@ def test_the_same_launch_entered_twice_is_noted() -> None:
     assert note["note"] == "aa"
     assert all(len(samples) >= 12 for samples in note["samples_s"])
     assert list(heard.records) == ["honest"]
+
+
+def test_isolated_launches_take_turns_over_all_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    monkeypatch.setattr(bench.measure, "isolated_times", lambda launches, turn: turns.append(turn) or [1.0])
+    measurement = Measurement(planted.OP, planted.ToyCase(), replace(CPU, kind="cuda"), SETTINGS, Heard())
+    entrants: list[Any] = [SimpleNamespace(impl=planted.HONEST, launches=[])] * 3
+    assert [measurement.isolate(entrant) for entrant in entrants] == [[1.0]] * 3
+    assert turns == [0, 1, 2]
 
 
 class Throttling:

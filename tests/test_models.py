@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernels import models
-from kernels.models import MODELS, BadConfig, UnknownModel, from_config, model
+from kernels.model_config import BadConfig, from_config
+from kernels.models import MODELS, ModelShape, UnknownModel, model
 
 PUBLISHED_PARAMETERS = {
     # where exact: the elements of the published weights, as public lists give them; norms and biases are in there,
@@ -183,6 +186,73 @@ def test_wrong_fields_are_named():
         from_config(MISTRAL | {"model_type": "mixtral"})
     with pytest.raises(BadConfig, match="'q_lora_rank' is '1536', not a positive whole number"):
         from_config(CONFIGS["deepseek-v3"] | {"q_lora_rank": "1536"})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mistral-7b", {"layer_types": 5}, "'layer_types' is 5, not a list of 32"),
+        ("gpt-oss-120b", {"layer_types": ["full_attention"] * 35}, "not a list of 36, each sliding_attention or full"),
+        ("gpt-oss-120b", {"layer_types": ["linear_attention"] * 36}, "'layer_types' is"),
+        ("qwen2.5-7b", {"use_sliding_window": True, "max_window_layers": "a"}, "'max_window_layers' is 'a', not a pos"),
+        ("qwen2.5-7b", {"use_sliding_window": "no"}, "'use_sliding_window' is 'no', not true or false"),
+        ("llama-3.1-70b", {"attn_logit_softcapping": "a"}, "'attn_logit_softcapping' is 'a', not a number"),
+        ("llama-3.1-70b", {"attn_logit_softcapping": float("nan")}, "'attn_logit_softcapping' is nan, not a number"),
+        ("llama-3.1-70b", {"tie_word_embeddings": "no"}, "'tie_word_embeddings' is 'no', not true or false"),
+        ("llama-3.1-70b", {"num_key_value_heads": 3}, "'num_attention_heads' is 64, not a multiple of the 3 of 'num_k"),
+        ("llama-3.1-70b", {"num_key_value_heads": 128}, "'num_attention_heads' is 64, not a multiple of the 128"),
+        ("llama-3.1-70b", {"hidden_size": 8193}, "'hidden_size' is 8193, not a multiple of the 64 of 'num_attention"),
+        ("mixtral-8x7b", {"num_experts_per_tok": 9}, "'num_experts_per_tok' is 9, not at most the 8 experts"),
+        ("deepseek-v3", {"first_k_dense_replace": 62}, "'first_k_dense_replace' is 62, not at most the 61 layers"),
+    ],
+)
+def test_nonsense_is_one_line_that_names_the_field(name, changes, message):
+    with pytest.raises(BadConfig) as caught:
+        from_config(CONFIGS[name] | changes)
+    assert str(caught.value).startswith("config.json: field ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_of_no_layers_is_refused():
+    text = CONFIGS["gemma-3-27b"]["text_config"] | {"sliding_window_pattern": 0}
+    with pytest.raises(BadConfig, match="'sliding_window_pattern' is 0, not a positive whole number"):
+        from_config({"model_type": "gemma3", "text_config": text})
+
+
+def test_heads_need_not_share_the_hidden_size_where_their_width_is_given():
+    assert from_config(CONFIGS["qwen3-32b"] | {"hidden_size": 5121}).head_dim == 128
+    assert from_config(CONFIGS["deepseek-v3"] | {"hidden_size": 7169}).head_dim == 128
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 300), st.floats(), st.text(max_size=3), st.just([]), st.just({}),
+    st.lists(st.sampled_from(["sliding_attention", "full_attention", 5, None]), max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_a_file_holds_there_is_a_shape_or_one_line(data):
+    flat = [config.get("text_config", config) for config in CONFIGS.values()]
+    config = data.draw(st.sampled_from(flat))
+    fields = sorted({field for each in flat for field in each} | {"sliding_window_pattern", "attn_logit_softcapping"})
+    config = config | data.draw(st.dictionaries(st.sampled_from(fields), VALUES, max_size=3))
+    shape = read_or_refused(config)
+    if isinstance(shape, str):
+        assert shape.startswith("config.json: ")
+        assert "\n" not in shape
+    else:
+        assert models.parameters(shape) > 0
+        assert models.kv_bytes(shape, 1000, 2) > 0
+        assert 0 <= shape.windowed_layers <= shape.layers
+
+
+def read_or_refused(config: dict[str, object]) -> ModelShape | str:
+    try:
+        return from_config(config)
+    except BadConfig as error:
+        return str(error)
 
 
 def test_families_differ_in_their_windows():

@@ -24,7 +24,7 @@ def test_a_row_holds_the_prediction():
     assert row["weight_seconds"] == pytest.approx(0.0415, rel=1e-3)
     assert row["seconds"] == pytest.approx(row["weight_seconds"] + 4096 * 327_680 / 3.35e12, rel=1e-3)
     assert row["dollars_per_million_tokens"] == pytest.approx(2.5 / 3600 * row["seconds"] * 1e6)
-    assert row["joules_per_token_bound"] == pytest.approx(700 * row["seconds"])
+    assert row["joules_per_token_at_rated_power"] == pytest.approx(700 * row["seconds"])
     assert (row["fits"], row["max_batch"], row["bound"]) == (False, 0, "memory")
     assert {op["name"]: op["crossing_batch"] for op in row["ops"]}["gate_up"] == 309
 
@@ -33,6 +33,7 @@ def test_table_has_a_cell_under_every_header_and_no_empty_price():
     headers, lines = predict.table(predict.rows(**ASKED))
     assert all(len(line) == len(headers) for line in lines)
     assert "$/M out" not in headers
+    assert "J/token at rated power" in headers
     first = dict(zip(headers, lines[0], strict=True))
     assert (first["part"], first["weights ms"], first["KV ms"], first["fits"]) == ("h100-sxm", "41.5", "0.401", "no")
     assert first["FFN compute-bound from"] == "batch 309"
@@ -49,26 +50,20 @@ def test_devices_and_experts_show_in_the_table():
     assert int(cells["FFN compute-bound from"].removeprefix("batch ").replace(",", "")) > 6000
 
 
-def test_operations_of_one_row():
-    row = predict.rows(**ASKED)[1]  # H100, batch 64
-    headers, lines = predict.ops_table(row)
-    cells = {line[0]: dict(zip(headers, line, strict=True)) for line in lines}
-    assert list(cells)[:4] == ["embedding", "qkv", "kv_append", "attention"]
-    assert cells["attention"]["FLOP/B"] == "7.98"  # 64 query heads over 8 KV heads
-    assert cells["attention"]["compute-bound from"] == "never"
-    assert cells["gate_up"]["compute-bound from"] == "batch 309"
-    assert sum(float(line[2].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.5)
-    unknown = predict.rows(**ASKED | {"parts": ["wse-3"]})[0]
-    assert {line[5] for line in predict.ops_table(unknown)[1]} == {"?", "never"}
+def test_a_crossing_is_not_known_without_the_peak():
+    headers, lines = predict.table(predict.rows(**ASKED | {"parts": ["wse-3"]}))
+    assert dict(zip(headers, lines[0], strict=True))["FFN compute-bound from"] == "?"
 
 
 def test_remarks_say_what_kv_adds_what_fits_and_what_is_not_published():
     lines = predict.remarks(predict.rows(**ASKED | {"parts": ["h100-sxm", "b200", "rubin-cpx", "r200"]}))
     assert lines[0] == (
-        "h100-sxm: weights take 141.1 GB, and reading those of batch 1 41.5 ms by itself; each request's KV cache "
+        "h100-sxm: weights take 141 GB, and reading those of batch 1 41.5 ms by itself; each request's KV cache "
         "(1.34 GB at 4,096 tokens) adds 0.401 ms; not one fits in 80 GB less 8 GB of reserve"
     )
     assert "15 fit in 180 GB less 18 GB of reserve" in lines[1]
+    groq = predict.remarks(predict.rows(**ASKED | {"parts": ["groq-lpu"]}))[0]
+    assert groq.endswith("not one fits in 230 MB less 23 MB of reserve")
     assert lines[2].startswith("rubin-cpx: no memory bandwidth of NVIDIA Rubin CPX is published")
     assert lines[-1] == "r200: not published: power"
 
@@ -91,6 +86,10 @@ def test_a_config_file_is_a_model(tmp_path):
     path.write_text("[]")
     with pytest.raises(BadRequest, match="holds no JSON object"):
         predict.load_shape(config=path)
+    path.write_text(json.dumps(config))
+    assert predict.load_shape("mine", path).name == "mine"
+    with pytest.raises(BadRequest, match=r"Llama-3\.1-70B is a known model and .*config\.json describes one"):
+        predict.load_shape("Llama-3.1-70B", path)
     with pytest.raises(BadRequest, match=r"cannot read .*absent: No such file"):
         predict.load_shape(config=tmp_path / "absent")
 
@@ -112,13 +111,36 @@ def test_errors_are_one_clear_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_argument_lists():
-    assert predict.split(" h100-sxm, b200 ,", "device") == ["h100-sxm", "b200"]
-    assert predict.whole_numbers("1,8, 64", "batch") == [1, 8, 64]
-    with pytest.raises(BadRequest, match=r"--batch wants whole numbers, not '1\.5'"):
-        predict.whole_numbers("1,1.5", "batch")
-    with pytest.raises(BadRequest, match="--device is empty"):
-        predict.split(" ,", "device")
+@pytest.mark.parametrize(
+    ("model", "devices", "message"),
+    [
+        (
+            "llama-3.1-70b", 3,
+            "llama-3.1-70b has 64 query heads and 8 KV heads: 3 devices cannot share them evenly; "
+            "try 1, 2, 4, 8, 16, 32, 64",
+        ),
+        (
+            "mixtral-8x7b", 16,
+            "mixtral-8x7b has 32 query heads, 8 KV heads and 8 experts: 16 devices cannot share them evenly; "
+            "try 1, 2, 4, 8",
+        ),
+        (
+            "deepseek-v3", 6,
+            "deepseek-v3 has 128 query heads and 256 experts: 6 devices cannot share them evenly; "
+            "try 1, 2, 4, 8, 16, 32, 64, 128",
+        ),
+    ],
+)  # fmt: skip
+def test_a_split_that_no_engine_makes_is_refused_with_those_that_are(model, devices, message):
+    with pytest.raises(BadRequest) as caught:
+        predict.rows(**ASKED | {"model": model, "devices": devices})
+    assert str(caught.value) == message
+    predict.rows(**ASKED | {"model": "llama-3.1-70b", "devices": 16})
+
+
+def test_no_devices_are_refused_as_such():
+    with pytest.raises(BadRequest, match="devices must be at least 1, not 0"):
+        predict.rows(**ASKED | {"devices": 0})
 
 
 def test_plot_is_written_and_holds_every_part(tmp_path):

@@ -16,8 +16,9 @@ from synthetic_run import (
 
 from bench.records import Record
 from bench.report import figures
-from bench.report.drawing import COLOURS
+from bench.report.drawing import COLOURS, MARKERS, OPS, style
 from bench.report.frame import View
+from kernels.op import discover
 
 
 def swept_gemv(name: str, share: float, *, size: int = 1 << 24, intensity: float = 1.0, **changes: Any) -> Record:
@@ -47,8 +48,36 @@ def test_peers_alone_are_hollow_in_their_ops_colour_and_flags_are_dots(tmp_path:
         assert figure
         drawn = [c for axes in figure.axes for c in axes.collections]
         outlined = {to_hex(c.get_edgecolor()[0]).upper() for c in drawn if not len(c.get_facecolor())}
-        assert outlined == {COLOURS[0], COLOURS[1]}
+        assert outlined == {style("ffn_gemv")[0], style("moe_ffn")[0]}
         assert [len(c.get_offsets()) for c in drawn if len(c.get_facecolor())] == [1]
+
+
+def test_every_op_has_a_colour_and_a_marker_of_its_own() -> None:
+    drawn = {name for name, op in discover().items() if not op.is_ceiling}
+    assert drawn == set(OPS)
+    assert len(OPS) == len(set(COLOURS)) == len(set(MARKERS))
+    styles = [style(op) for op in OPS]
+    assert styles == list(zip(COLOURS, MARKERS, strict=True))
+
+
+def test_an_ops_colour_is_the_same_in_every_run(tmp_path: Path) -> None:
+    """Alone in its run or after another, known to this version or not."""
+    from matplotlib.colors import to_hex
+
+    one = dataclasses.replace(swept_gemv("a", 0.5), op="prefill")
+    figure = figures.roofline(host(tmp_path, [one]))
+    assert figure
+    drawn = {to_hex(c.get_edgecolor()[0]).upper() for axes in figure.axes for c in axes.collections}
+    assert drawn == {style("prefill")[0]}
+    assert style("attention_decode")[0] != style("prefill")[0]
+    assert style("of another version")
+
+
+def test_the_roofline_says_whose_work_it_counts(tmp_path: Path) -> None:
+    figure = figures.roofline(host(tmp_path, [swept_gemv("a", 0.5)]))
+    assert figure
+    (title,) = [axes.get_title(loc="left").strip() for axes in figure.axes]
+    assert title == "1 of 1 decode cases lie left of their ridge by compulsory work"
 
 
 def test_the_roofs_label_keeps_away_from_points(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from synthetic_run import LAUNCH, ROOF, SHEET, case_record, ceiling_records, record, samples, write_run
 
-from bench.records import Record, load_run
+from bench.records import Record, Writer, load_run
 from bench.report import boundness, peers, targets, text
 from bench.report.frame import View
 
@@ -106,7 +106,10 @@ def test_flops_alone_say_that_they_are_free_which_is_no_yes(tmp_path: Path) -> N
     (row,) = boundness.table(found, leading_only=True).rows
     assert (row[4], row[7]) == ("held", "FLOPs are free")
     line = text.verdict(found)[1]
-    assert "By intervention, not by arithmetic: FLOPs are free (exponent 0.00) in 1 group of cases" in line
+    assert (
+        "By intervention, not by arithmetic: FLOPs are free (exponent 0.00) in 1 group, bytes never varied alone"
+        in line
+    )
     assert "yes" not in line
 
 
@@ -149,6 +152,11 @@ def test_without_counters_there_is_no_column_for_them(tmp_path: Path) -> None:
     found = view(tmp_path, attention(at_share(0.9)))
     assert "counters" not in boundness.table(found, leading_only=True).headers
     assert boundness.remarks(found) == (boundness.REMARK,)
+
+
+def test_the_remark_says_who_is_asked() -> None:
+    assert "its largest term at least 2 times the next" in boundness.REMARK
+    assert "headline counts those that it calls memory-bound" in boundness.REMARK
 
 
 # ---- peers
@@ -196,6 +204,26 @@ def test_one_sample_has_no_interval(tmp_path: Path) -> None:
     once = dataclasses.replace(gemv(0.4, "torch"), samples_s=[1e-3])
     mean = peers.geometric_mean(peers.fastest(view(tmp_path, [gemv(0.8), once])))
     assert mean.high == float("inf")
+
+
+def test_what_the_run_cannot_resolve_makes_nobody_faster(tmp_path: Path) -> None:
+    """Ours ahead by 10%, 4% and half a percent, and behind by 4%; the same measured twice differed by 5%."""
+    leads = {1: 1.10, 2: 1.04, 3: 1.005, 4: 1 / 1.04}
+    records = [r for B, lead in leads.items() for r in (gemv(0.8, B=B), gemv(0.8 / lead, "torch", B=B))]
+    run = write_run(tmp_path / "run", [*ceiling_records(), *records])
+
+    def decided() -> tuple[list[str], tuple[str, ...]]:
+        found = View(load_run(run))
+        (row,) = peers.by_peer(found).rows
+        return [row[5] for row in peers.by_case(found).rows], tuple(row[2:5])
+
+    assert decided() == (["ours", "ours", "undecided", "peer"], ("4", "2", "1"))
+    writer = Writer(run)
+    for op, seconds in (("moe_ffn", 2e-4), ("ffn_gemv", 1.05e-4)):
+        twice = {"op": op, "impl": "triton", "case_id": "x", "samples_s": [samples(1e-4), samples(seconds)]}
+        writer.append("note", {"note": "aa", **twice})
+    writer.close()
+    assert decided() == (["ours", "undecided", "undecided", "undecided"], ("4", "1", "0"))
 
 
 # ---- targets

@@ -8,7 +8,7 @@ import pytest
 
 from bench.devices import DeviceSpec, Quantity
 from bench.measure import usable
-from bench.records import Record
+from bench.records import MAY_BE_TOO_SHORT, Record
 from bench.roofline import Ceilings, predict_from_ceilings, predict_from_datasheet, time_of
 from kernels.op import Stage, Target, Work
 
@@ -46,6 +46,19 @@ def test_datasheet_compute_bound_and_stages_add() -> None:
     prediction = predict_from_datasheet([stage(read=10**7, flops=10**10), stage(read=5 * 10**7)], SPEC)
     assert prediction.seconds == pytest.approx(150e-6)
     assert prediction.bound == "mma_bf16"
+
+
+def test_the_bound_is_the_roof_under_which_most_time_is_spent() -> None:
+    """Two stages of 100 us under their pipe and 60 us of memory, one of 150 us of memory: memory sums to 270 us, but
+    200 of the 350 us are spent under the pipe."""
+    stages = [*[stage(read=60 * 10**6, flops=10**10)] * 2, stage(read=150 * 10**6)]
+    by_datasheet = predict_from_datasheet(stages, SPEC)
+    assert by_datasheet.seconds == pytest.approx(350e-6)
+    assert by_datasheet.terms["memory"] > by_datasheet.terms["mma_bf16"]
+    assert by_datasheet.bound == "mma_bf16"
+    measured = predict_from_ceilings(stages, CEILINGS, GPU)
+    assert measured.terms["memory"] > measured.terms["mma_bf16"]
+    assert measured.bound == "mma_bf16"
 
 
 def test_a_peak_that_nobody_published_is_named() -> None:
@@ -184,6 +197,31 @@ def test_ceilings_are_the_best_of_the_right_records() -> None:
     assert ceilings.read_points == ((10**6, 1e-6),)
     assert ceilings.launch_s == 3e-6
     assert ceilings.pipes == {"mma_bf16": pytest.approx(1e12)}
+
+
+@pytest.mark.parametrize("flag", sorted(MAY_BE_TOO_SHORT))
+def test_a_time_that_may_be_too_short_makes_no_roof(flag: str) -> None:
+    """3 TB/s as measured, 9 TB/s out of a warm cache."""
+    doubtful = record("stream", {"kind": "read"}, 1e6 / 9e12, flags=[flag, "noisy"])
+    ceilings = Ceilings.from_records([record("stream", {"kind": "read"}, 1e6 / 3e12, flags=["noisy"]), doubtful])
+    assert ceilings is not None
+    assert ceilings.read_roof == pytest.approx(3e12)
+    assert ceilings.best_read == pytest.approx(3e12)
+    assert Ceilings.from_records([doubtful]) is None
+
+
+def test_a_read_of_the_l2_is_warm_by_intent() -> None:
+    """4 MB in 1 us; the one that is faster than possible counts for nothing."""
+    stages = [{"l2_bytes": 4 * 10**6}]
+    ceilings = Ceilings.from_records(
+        [
+            record("stream", {"kind": "read"}, 1e-6),
+            record("stream", {"kind": "l2_read"}, 1e-6, stages=stages, flags=["warm"]),
+            record("stream", {"kind": "l2_read"}, 1e-9, stages=stages, flags=["warm", "impossible"]),
+        ]
+    )
+    assert ceilings is not None
+    assert ceilings.l2_bandwidth == pytest.approx(4e12)
 
 
 def test_no_ceilings_without_a_read() -> None:

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import planted_ceiling
 import pytest
 
 from bench import runner
 from bench.errors import BadRequest
 from bench.plan import Request, halving, plan
 from bench.records import FILE, Record, load_run
+from bench.worker import Job
 from kernels.op import discover
 
 TESTS = Path(__file__).parent
@@ -73,6 +76,41 @@ def test_a_killed_and_a_hanging_worker_cost_one_record_each(tmp_path: Path) -> N
         if line["kind"] == "record" and line["status"] == "ok":
             key = (line["impl"], line["case_id"])
             assert any(k["kind"] == "prediction" and (k["impl"], k["case_id"]) == key for k in kinds[:index])
+
+
+def test_one_case_of_each_op_is_entered_twice_a_ceilings_largest_too(tmp_path: Path) -> None:
+    """Not the ceiling's first: that is an empty launch in real ones."""
+    request = planted(catalogue="planted_ceiling", repeat=2)
+    outcome = runner.run(request, tmp_path, None, Silent())
+    run = load_run(outcome.directory)
+    twice = [(note["op"], note["case_id"]) for note in run.notes if note["note"] == "aa"]
+    assert twice == [("roof", "B8-K16384"), ("toy", "B8-K16384")]
+    assert len(run.records) == len({r.key for r in run.records}) == 6
+    assert len(run.repeats) == 6
+
+
+def job(op: str, K: int) -> Job:
+    case = planted_ceiling.planted.ToyCase(K=K)
+    return Job(
+        op=op, case=case.as_dict(), case_id=case.id, impls=("honest",), cap_s=1.0, seed=0, repeat=0, run_id="",
+        aa=False, spec=None, ceilings=None,
+    )  # fmt: skip
+
+
+def test_where_the_largest_ceiling_failed_the_next_is_entered_twice(tmp_path: Path) -> None:
+    """And a resumed run enters none of an op twice that was before."""
+    anything: Any = SimpleNamespace(path=tmp_path / FILE)
+    begun: Any = SimpleNamespace(records=[], repeats=[], notes=[{"note": "aa", "op": "roof"}])
+    resumed, session = (
+        runner.Session(planted(), planted_ceiling.discover(), {}, anything, anything, Silent(), earlier)
+        for earlier in (begun, None)
+    )
+    assert not resumed.pairs(job("roof", 16384), [])
+    small, middle, large = (job("roof", K) for K in (4096, 8192, 16384))
+    assert not session.pairs(small, [large, middle])
+    assert session.pairs(large, [middle])
+    assert session.pairs(middle, [job("toy", 16384)]), "the largest made no note"
+    assert session.pairs(job("toy", 4096), [job("toy", 16384)]), "no ceiling: the first tells most"
 
 
 SCRIPT = """

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench.timing import (
+    ISOLATED,
     GraphTimer,
     HostTimer,
     Rotation,
@@ -59,11 +60,20 @@ def test_what_no_launch_touches_keeps_nothing_cold() -> None:
 
 
 def test_a_host_whose_copies_fit_its_cache_is_swept() -> None:
-    small, large = (plan_rotation(size, size, HOST, PLENTY) for size in (1 << 20, 32 << 20))
+    small, large = (plan_rotation(size, size, HOST, PLENTY) for size in (1 << 20, 64 << 20))
     assert small.flush_bytes == HOST.l2_bytes
-    assert small.cold
     assert large.flush_bytes == 0
-    assert large.total_bytes > 2 * HOST.l2_bytes
+    assert large.total_bytes > 4 * HOST.l2_bytes
+
+
+@pytest.mark.parametrize("memory", [PLENTY, 256 << 20], ids=["three copies", "two copies"])
+def test_a_host_is_cold_whatever_the_size(memory: int) -> None:
+    """Around four thirds and twice the cache as well, where three copies or two begin to suffice without a sweep."""
+    for size in (1 << 20, 21 << 20, 24 << 20, 32 << 20, 42 << 20, 43 << 20, 63 << 20, 64 << 20, 65 << 20):
+        rotation = plan_rotation(size, size, HOST, memory)
+        assert rotation.cold, rotation
+        enough = rotation.copies * size >= 4 * HOST.l2_bytes
+        assert rotation.flush_bytes == (0 if enough else HOST.l2_bytes), rotation
 
 
 def test_a_rotation_in_between_is_not_cold() -> None:
@@ -171,6 +181,7 @@ def test_isolated_launches_are_each_between_two_events(monkeypatch: pytest.Monke
     events = Events(monkeypatch)
     launches = [lambda k=k: events.queued.append(k) for k in range(3)]
     times = isolated_times(launches)
+    assert len(times) == ISOLATED == 20
     assert times == pytest.approx([value / 1e3 for value in RECORDED])
     assert times[-1] == pytest.approx(8.736e-6)
     assert events.queued[0] == 0, "one launch to see how long the host needs"
@@ -178,8 +189,19 @@ def test_isolated_launches_are_each_between_two_events(monkeypatch: pytest.Monke
     assert len(rest) == 20 * 5
     for index in range(20):
         spin, start, launched, end, wait = rest[5 * index : 5 * index + 5]
-        assert (spin, launched, wait) == ("spin", index % 3, "wait")
+        assert (spin, launched, wait) == ("spin", (index + 1) % 3, "wait")
         assert start is not end
+
+
+@pytest.mark.parametrize("copies", [2, 3, 50, 200])
+def test_isolated_launches_of_all_implementations_rotate_as_one(monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
+    """No copy is read again before all others were: 21 of 50 copies could lie in the cache when the next one starts."""
+    queued: list[int] = []
+    launches = [lambda k=k: queued.append(k) for k in range(copies)]
+    for turn in range(4):
+        Events(monkeypatch)
+        isolated_times(launches, turn)
+    assert queued == [index % copies for index in range(4 * 21)]
 
 
 def test_a_sample_of_a_graph_is_the_time_between_events_over_its_launches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,23 @@ verdict follows from the grid alone:
 
 - `HOLDS`: every published number fits at every setting; `DEPENDS`: they fit together at some settings, which are the
   condition; `FAILS`: at none
+- numbers of one claim that share no setting (the SRAM of one chip and the bandwidth of another) get a factor that tells
+  them apart (`the`, `phase`, `machine`), and with it the claim is judged part by part: it holds for some of them; the
+  condition of `DEPENDS` then ends with the numbers that fit at no setting
+- a value that is only a bound decides where the published number is beyond it, or has no other end to miss; all else
+  it leaves open, and a setting with a number left open neither fits nor fails
 - a measured value replaces the predicted one of the same setting; settings that were not measured keep the prediction
 - a claim to be measured that was not, on the kind of device it is about, is `NOT MEASURED`, whatever is predicted
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from bench.claims.settings import Setting, describe
 from bench.devices import DEVICES
 from bench.records import Record, Run
 from bench.roofline import Ceilings
@@ -39,11 +46,8 @@ MEASURED = 0.15
 APPROXIMATE = 0.25
 """Relative tolerance of a number published as "about"."""
 
-Setting = dict[str, str]
-"""What a value was computed or measured at: factor -> value, e.g. `{"weights": "bf16", "batch": "8"}`."""
-
-NOT_EVIDENCE = frozenset({"impossible", "late write"})
-"""Flags of records whose time is not that of the work: they are shown elsewhere and judge nothing here."""
+Bound = Literal["", "upper", "lower"]
+"""Whether a value is the thing itself (empty), or the most or the least that it can be."""
 
 
 class Unmeasured(Exception):
@@ -96,14 +100,25 @@ class Comparison:
     """The formula in words, or what was measured and divided by what."""
     records: tuple[RecordId, ...] = ()
     on_gpu: bool = True
+    bound: Bound = ""
 
     @property
     def measured(self) -> bool:
         return bool(self.records)
 
     @property
-    def holds(self) -> bool:
-        return self.published.covers(self.value)
+    def holds(self) -> bool | None:
+        """Whether the published number fits; None where a bound leaves it open."""
+        published, fits = self.published, self.published.covers(self.value)
+        if not self.bound:
+            return fits
+        if self.bound == "upper":
+            beyond, endless = self.value < published.low, published.low in (0, -math.inf)
+        else:
+            beyond, endless = self.value > published.high, published.high == math.inf
+        if fits:
+            return True if endless else None
+        return False if beyond else None
 
     @property
     def place(self) -> frozenset[tuple[str, str]]:
@@ -122,7 +137,10 @@ def record_ids(records: Iterable[Record]) -> tuple[RecordId, ...]:
 
 
 class Measured:
-    """The usable records of one run: `ok`, with samples, and not flagged as `NOT_EVIDENCE`."""
+    """The usable records of one run: `ok`, with samples, and with no flag that the time may be too short.
+
+    The others are shown elsewhere and judge nothing here.
+    """
 
     def __init__(self, run: Run) -> None:
         facts = run.header.get("device", {})
@@ -130,9 +148,7 @@ class Measured:
         self.part = DEVICES.get(facts.get("key") or "")
         """What the table knows of this part, None for one that it does not hold."""
         self.on_gpu = run.on_gpu
-        self.records = [
-            r for r in run.records if r.status == "ok" and r.seconds and not NOT_EVIDENCE.intersection(r.flags)
-        ]
+        self.records = [r for r in run.records if r.status == "ok" and r.seconds and not r.may_be_too_short]
         self._ceilings = Ceilings.from_records(self.records)
 
     def find(self, op: str, **fields: object) -> list[Record]:
@@ -168,9 +184,6 @@ class Measured:
             raise Unmeasured(f"the run holds no `gemm_peak` of {pipe}")
         return peak
 
-    def ceiling_records(self, *ops: str) -> list[Record]:
-        return [r for op in ops for r in self.fastest(op)]
-
 
 def seconds(record: Record) -> float:
     """Median seconds of a record that has samples."""
@@ -179,21 +192,30 @@ def seconds(record: Record) -> float:
     return value
 
 
-def settle(comparisons: Sequence[Comparison]) -> tuple[Status, str]:
-    """The verdict of a non-empty set of comparisons, and its condition in words (empty for HOLDS)."""
+def settle(comparisons: Sequence[Comparison]) -> tuple[Status | None, str]:
+    """The verdict of a non-empty set of comparisons, and its condition in words (empty for HOLDS).
+
+    None where nothing fits and bounds leave some setting open; the words then say which numbers.
+    """
     settings: dict[frozenset[tuple[str, str]], list[Comparison]] = {}
     for comparison in comparisons:
         settings.setdefault(comparison.place, []).append(comparison)
     good = [group for group in settings.values() if all(c.holds for c in group)]
     if len(good) == len(settings):
         return "HOLDS", ""
+    numbers: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        numbers.setdefault(comparison.published.what, []).append(comparison)
     if good:
         where = describe([group[0].setting for group in good], [group[0].setting for group in settings.values()])
         by_hope = any(c.measured for c in comparisons) and not any(c.measured for group in good for c in group)
-        return "DEPENDS", where + (ONLY_PREDICTED if by_hope else "")
+        nowhere = [what for what, mine in numbers.items() if all(c.holds is False for c in mine)]
+        said = [where + (ONLY_PREDICTED if by_hope else ""), *_left_open(numbers)]
+        return "DEPENDS", "; ".join(said + ([f"at no setting: {', '.join(nowhere)}"] if nowhere else []))
+    if not all(any(c.holds is False for c in group) for group in settings.values()):
+        return None, "; ".join(_left_open(numbers))
     parts = []
-    for what in dict.fromkeys(c.published.what for c in comparisons):
-        mine = [c for c in comparisons if c.published.what == what]
+    for what, mine in numbers.items():
         fitting = [c.setting for c in mine if c.holds]
         if fitting and len(fitting) < len(comparisons):
             where = describe(fitting, [c.setting for c in mine]) or "every setting"
@@ -201,62 +223,22 @@ def settle(comparisons: Sequence[Comparison]) -> tuple[Status, str]:
     return "FAILS", "; ".join(parts)
 
 
+def _left_open(numbers: dict[str, list[Comparison]]) -> list[str]:
+    """`an upper bound leaves open: the speed (batch 1)`, for either kind of bound that does."""
+    found = []
+    for bound, name in (("upper", "an upper bound"), ("lower", "a lower bound")):
+        left = []
+        for what, mine in numbers.items():
+            some = [c.setting for c in mine if c.bound == bound and c.holds is None]
+            where = describe(some, [c.setting for c in mine]) if some else ""
+            left += [f"{what} ({where})" if where else what] if some else []
+        if left:
+            found.append(f"{name} leaves open: {', '.join(left)}")
+    return found
+
+
 ONLY_PREDICTED = " (predicted; nothing measured fits)"
 """Said of a condition that no measurement supports."""
-
-LISTED = 4
-"""Settings listed one by one before the rest is counted."""
-
-
-def describe(some: Sequence[Setting], everywhere: Sequence[Setting]) -> str:
-    """Which of the settings these are: by the factors that tell them apart if they form a block, else in blocks."""
-    blocks = _blocks(some, everywhere)
-    more = f" | and {len(blocks) - LISTED} more" if len(blocks) > LISTED else ""
-    return " | ".join(blocks[:LISTED]) + more
-
-
-def _values(settings: Sequence[Setting]) -> dict[str, list[str]]:
-    """Values of each factor: numbers ascending, others in order of appearance."""
-    factors = dict.fromkeys(name for setting in settings for name in setting)
-    values = {f: list(dict.fromkeys(s[f] for s in settings if f in s)) for f in factors}
-    return {f: sorted(v, key=float) if all(map(_is_number, v)) else v for f, v in values.items()}
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
-
-
-def _telling(some: Sequence[Setting], everywhere: Sequence[Setting]) -> dict[str, list[str]] | None:
-    """Factors and values that select exactly these settings, None if no such block does."""
-    chosen, every = _values(some), _values(everywhere)
-    telling = {f: chosen[f] for f in chosen if len(chosen[f]) < len(every[f])}
-    block = [s for s in everywhere if all(s.get(f) in values for f, values in telling.items())]
-    return telling if len(block) == len(some) else None
-
-
-def _blocks(some: Sequence[Setting], everywhere: Sequence[Setting]) -> list[str]:
-    """One description if they form a block, else those of the parts, split by the factor that makes the fewest."""
-    telling = _telling(some, everywhere)
-    if telling is not None:
-        return [", ".join(f"{factor} {' or '.join(values)}" for factor, values in telling.items())]
-    splits = {f: list(dict.fromkeys(s.get(f) for s in everywhere)) for f in _values(everywhere)}
-    splits = {f: values for f, values in splits.items() if len(values) > 1}
-    shared = {f: values for f, values in splits.items() if None not in values}
-    return min((_split(some, everywhere, f, values) for f, values in (shared or splits).items()), key=len)
-
-
-def _split(
-    some: Sequence[Setting], everywhere: Sequence[Setting], factor: str, values: Sequence[str | None]
-) -> list[str]:
-    blocks = []
-    for value in values:
-        mine = [s for s in some if s.get(factor) == value]
-        if mine:
-            head = "" if value is None else f"{factor} {value}"
-            within = _blocks(mine, [s for s in everywhere if s.get(factor) == value])
-            blocks += [", ".join(filter(None, (head, block))) for block in within]
-    return blocks
-
 
 Predict = Callable[[], Sequence["Comparison | NoPrediction"]]
 """Values at every setting; a `NoPrediction` among them says which published number nothing is compared with."""
@@ -271,8 +253,9 @@ class Verdict:
     condition: str = ""
     """Under which settings it holds (DEPENDS), or which of its numbers hold where (FAILS)."""
     reason: str = ""
-    """Why it is NOT MEASURED."""
+    """Why it is NOT MEASURED: what is missing, or what bounds leave open."""
     predicted_status: Status | None
+    """None without a prediction, or where bounds leave open what it says."""
     predicted_condition: str = ""
     predicted: tuple[Comparison, ...]
     measured: tuple[Comparison, ...] | None
@@ -320,14 +303,16 @@ class Claim:
         predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
         measured, reason = self._measured(runs) if self.needs_measurement else ([], "")
         evidence = [c for c in measured if c.on_gpu]
+        judged: list[Comparison] = []
+        if not self.needs_measurement:
+            judged, reason = predicted, f"no prediction: {gap}"
+        elif evidence:
+            judged = [*evidence, *(c for c in predicted if not c.replaced_by(evidence))]
         status: Status = "NOT MEASURED"
         condition = ""
-        if not self.needs_measurement:
-            status, condition = predicted_status or "NOT MEASURED", predicted_condition
-            reason = "" if predicted else f"no prediction: {gap}"
-        elif evidence:
-            status, condition = settle([*evidence, *(c for c in predicted if not c.replaced_by(evidence))])
-            reason = ""
+        if judged:
+            decided, said = settle(judged)
+            status, condition, reason = (decided, said, "") if decided else (status, "", said)
         return Verdict(
             claim=self,
             status=status,

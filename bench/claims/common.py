@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from bench.claims.base import (
@@ -104,6 +105,16 @@ def decode(
 def guess(published: Published, value: float, how: str, **setting: object) -> Comparison:
     """A predicted value."""
     return Comparison(published=published, value=value, how=how, setting={k: str(v) for k, v in setting.items()})
+
+
+def at_most(published: Published, value: float, how: str, **setting: object) -> Comparison:
+    """The most that a predicted value can be."""
+    return replace(guess(published, value, how, **setting), bound="upper")
+
+
+def at_least(published: Published, value: float, how: str, **setting: object) -> Comparison:
+    """The least that a predicted value can be."""
+    return replace(guess(published, value, how, **setting), bound="lower")
 
 
 def seen(published: Published, value: float, how: str, records: Iterable[Record], **setting: object) -> Comparison:

@@ -97,9 +97,14 @@ PROMPT, OUTPUT = 1024, 256
 DATASHEET = "the datasheet's peak"
 
 
+def request_flops() -> tuple[float, float]:
+    """Of reading `PROMPT` tokens, causal and with logits of the last alone, and of writing `OUTPUT` after them."""
+    result = decode(LLAMA_70B, context=PROMPT)
+    return summed(result.prefill_ops).total_flops, OUTPUT * summed(result.ops).total_flops
+
+
 def predict_i10() -> list[Comparison]:
     top = peak(find(H100), "mma_bf16")
-    flops_per_token = summed(decode(LLAMA_70B, context=PROMPT).ops).total_flops
     bend = ridge(find(H100), "mma_bf16")
     found = [
         guess(I10_PREFILL, min(1.0, prefill_intensity(prompt) / bend), "intensity / ridge, at most 1",
@@ -109,7 +114,7 @@ def predict_i10() -> list[Comparison]:
     for batch in DECODE_BATCHES:
         result = decode(LLAMA_70B, batch=batch, context=PROMPT)
         busy = result.prefill_seconds + OUTPUT * result.seconds / batch
-        waste = 1 - (PROMPT + OUTPUT) * flops_per_token / (top * busy)
+        waste = 1 - sum(request_flops()) / (top * busy)
         how = "1 - FLOP of 1,024 tokens in and 256 out / (peak x time of both on one GPU)"
         found.append(guess(I10_WASTE, waste, how, phase="shared", batch=batch))
     return found
@@ -139,8 +144,9 @@ def measure_i10(run: Measured) -> list[Comparison]:
         raise Unmeasured("; ".join(reasons))
     nearest = min(reached, key=lambda prompt: (abs(math.log(prompt / PROMPT)), -prompt))
     reading, prompts = reached[nearest]
+    read_flops, written_flops = request_flops()
     for batch, share, record in gemv_utilization(run):
-        waste = 1 - (PROMPT + OUTPUT) / (PROMPT / reading + OUTPUT / share)
+        waste = 1 - (read_flops + written_flops) / (read_flops / reading + written_flops / share)
         how = f"as predicted, from the measured prompt of {nearest:,} tokens and the measured layer"
         found.append(seen(I10_WASTE, waste, how, [*prompts, record], phase="shared", batch=batch))
     return found

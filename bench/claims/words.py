@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from textwrap import shorten
 from typing import Any
 
 from bench.claims.base import SOURCES, Comparison, Published, Verdict
-from bench.units import brief, tick
+from bench.units import brief, decimals, si
 
 PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
 SIGNS = ("$", "", "x")
 """Units written at the number itself, without a space; a share has none and is a percentage."""
 
 
-def amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str, write: Callable[[float], str] = brief) -> str:
     """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`, `1 request`; open ends are `∞`."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if unit == "$":
         return f"${value:,.2f}"
     if unit == "":
-        return f"{brief(100 * value)}%"
+        return f"{write(100 * value)}%"
     if unit == "x":
-        return f"{brief(value)}x"
-    number, written = _apart(value, unit)
+        return f"{write(value)}x"
+    number, written = _apart(value, unit, write)
     return f"{number} {'request' if (number, written) == ('1', 'requests') else written}"
 
 
-def _apart(value: float, unit: str) -> tuple[str, str]:
+def _apart(value: float, unit: str, write: Callable[[float], str] = brief) -> tuple[str, str]:
     """The number and the unit with its prefix, of a unit that stands apart from it."""
-    text = tick(value, unit) if unit in PREFIXED else f"{brief(value)} {unit}"
+    text = si(value, unit, write) if unit in PREFIXED else f"{write(value)} {unit}"
     number, _, written = text.partition(" ")
     return number, written
 
@@ -60,10 +60,35 @@ def of(published: Published) -> str:
     return between(published.low, published.high, published.unit)
 
 
+BOUNDED = {"": "", "upper": "at most ", "lower": "at least "}
+"""How a value that is a bound begins."""
+
+FINEST = 6
+"""Digits beyond the usual three until which two amounts may read alike."""
+
+
+def finer(more: int) -> Callable[[float], str]:
+    """`brief`, with this many digits more."""
+    return lambda value: f"{value:,.{decimals(value) + more}f}" if more else brief(value)
+
+
+def written(c: Comparison) -> str:
+    """`41.8 ms`, `at most 6.35x`; with further digits where three would hide that it misses what was published."""
+    unit, text = c.published.unit, ""
+    for write in map(finer, range(FINEST)):
+        text = amount(c.value, unit, write)
+        ends = [amount(end, unit, write) for end in (c.published.low, c.published.high)]
+        if c.holds is not False or text not in ends:
+            break
+    return BOUNDED[c.bound] + text
+
+
 def span(comparisons: Sequence[Comparison]) -> str:
     """The values of one published number, from the least to the greatest."""
     unit = comparisons[0].published.unit
-    return between(min(c.value for c in comparisons), max(c.value for c in comparisons), unit)
+    kinds = {c.bound for c in comparisons}
+    kind = BOUNDED[kinds.pop()] if len(kinds) == 1 else ""
+    return kind + between(min(c.value for c in comparisons), max(c.value for c in comparisons), unit)
 
 
 def per_number(comparisons: Sequence[Comparison]) -> str:
@@ -104,7 +129,7 @@ def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
     worst: dict[frozenset[tuple[str, str]], Comparison] = {}
     for c in comparisons:
         known = worst.get(c.place)
-        if not c.holds and (known is None or abs(margin(c)) > abs(margin(known))):
+        if c.holds is False and (known is None or abs(margin(c)) > abs(margin(known))):
             worst[c.place] = c
     return nearest(list(worst.values()))
 
@@ -128,9 +153,9 @@ def sentence(verdict: Verdict) -> str:
         return f"{claim}: only for {verdict.condition}."
     judged = (*shown, *(c for c in verdict.predicted if not c.replaced_by(shown)))
     fitting = {c.published.what for c in judged if c.holds}
-    off = [c for c in shown if c.published.what not in fitting]
+    off = [c for c in shown if c.holds is False and c.published.what not in fitting]
     close = nearest(off) if off else nearest_setting(judged)
-    value, said = amount(close.value, close.published.unit), f"{close.published.what} is said to be"
+    value, said = written(close), f"{close.published.what} is said to be"
     if off:
         return f"{claim}: no; {said} {of(close.published)}, the closest {how} is {value}: {missed(close)}."
     where = "".join(f", {factor} {found}" for factor, found in close.setting.items())
@@ -174,13 +199,15 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
     return HEADERS, rows
 
 
+MARKS = {True: "fits", False: "off", None: "left open"}
+
+
 def _lines(comparisons: Sequence[Comparison]) -> list[str]:
     """One line a setting with each number's value and whether it fits, then how the values were made."""
     settings: dict[str, list[str]] = {}
     for c in comparisons:
         where = ", ".join(f"{name} {value}" for name, value in c.setting.items()) + ("" if c.on_gpu else " [CPU]")
-        mark = "fits" if c.holds else "off"
-        value = f"{c.published.what} {amount(c.value, c.published.unit)} ({mark})"
+        value = f"{c.published.what} {written(c)} ({MARKS[c.holds]})"
         settings.setdefault(where.strip(), []).append(value)
     lines = [f"  {where}: {'; '.join(v)}" if where else f"  {'; '.join(v)}" for where, v in settings.items()]
     for how in dict.fromkeys(c.how for c in comparisons):
@@ -203,7 +230,8 @@ def explain(verdict: Verdict) -> str:
     ]
     if verdict.condition:
         lines.append(f"Condition: {verdict.condition}")
-    lines.append(f"Predicted: {verdict.predicted_status or 'nothing: ' + verdict.gap}")
+    undecided = "left open by bounds" if verdict.predicted else f"nothing: {verdict.gap}"
+    lines.append(f"Predicted: {verdict.predicted_status or undecided}")
     if verdict.predicted and verdict.gap:
         lines.append(f"  not predicted: {verdict.gap}")
     if verdict.predicted_condition and verdict.predicted_condition != verdict.condition:
@@ -231,6 +259,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "what": c.published.what,
         "value": finite(c.value),
         "unit": c.published.unit,
+        "bound": c.bound,
         "fits": c.holds,
         "setting": c.setting,
         "how": c.how,

@@ -1,7 +1,9 @@
 """What the figures share: colours, axes, points, titles, labels.
 
-Colours are Okabe and Ito's palette without its yellow, and every op has a marker of its own as well, so that nothing
-hangs on colour alone.
+Colours are Okabe and Ito's without their yellow, which is faint on white, and with their black as a grey, and two dark
+ones of Tol's: however the cones are, any two of them are at least 16 apart in CIELAB (ΔE of 1976, colour blindness as
+simulated by Machado, Oliveira and Fernandes, 2009). Every op has a marker of its own as well, so that nothing hangs on
+colour alone.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.frame import Point, View
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8C3B73", "#E69F00", "#56B4E9", "#444444")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#661100", "#332288", "#444444")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+OPS = (
+    "ffn_gemv", "attention_decode", "paged_read", "mla_decode", "moe_ffn", "ffn_block", "kv_append", "prefill",
+    "host_link",
+)  # fmt: skip
+"""Ops that are drawn, in the order of their colours and markers: the same in every run, whatever it measured."""
+
 INK = "#1f2328"
 PALE = "#6e7781"
 GRID = "#d8dee4"
@@ -27,10 +35,14 @@ PEERS = "#8c959f"
 """Peers' colour where ours stand out."""
 
 
-def style(view: View, op: str) -> tuple[str, str]:
-    """Colour and marker of an op: the same in every figure of a run."""
-    index = view.ops.index(op)
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+def place(op: str) -> int:
+    """Of an op among the colours and markers; the last one, too, of an op that this version does not know."""
+    return OPS.index(op) if op in OPS else len(OPS) - 1
+
+
+def style(op: str) -> tuple[str, str]:
+    """Colour and marker of an op."""
+    return COLOURS[place(op)], MARKERS[place(op)]
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -122,11 +134,10 @@ def scatter(
 
 
 def scatter_op(
-    axes: Axes, view: View, op: str, points: Sequence[Point], place: Callable[[Point], tuple[float, float]],
-    *, peers: str = "",
-) -> None:  # fmt: skip
+    axes: Axes, op: str, points: Sequence[Point], place: Callable[[Point], tuple[float, float]], *, peers: str = ""
+) -> None:
     """An op's points, ours filled over the hollow peers; `peers` is their colour where it is not the op's."""
-    colour, marker = style(view, op)
+    colour, marker = style(op)
     mine = [p for p in points if p.record.op == op and p.record.ours]
     others = [p for p in points if p.record.op == op and not p.record.ours]
     scatter(axes, others, place, peers or colour, marker, hollow=True, label="" if mine else op)

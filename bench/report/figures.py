@@ -89,7 +89,7 @@ def roofline(view: View) -> Figure | None:
         return point.intensity, point.record.flops / point.seconds
 
     for op in view.ops:
-        scatter_op(axes, view, op, points, place)
+        scatter_op(axes, op, points, place)
     rates = [place(p)[1] for p in points]
     floor, top = min(rates) / 2, max([*peaks.values(), *claims.values(), *rates])
     logarithmic(axes, (low, high), (floor, 2 * top))
@@ -99,7 +99,7 @@ def roofline(view: View) -> Figure | None:
     log_ticks(axes.yaxis, floor, 1e9 * floor, lambda y: tick(y, ""))
     legend(figure, axes, view)
     sides = [side for p in view.decode if (side := left_of_ridge(p, ceilings)) is not None]
-    finding = f"{sum(sides)} of {len(sides)} decode cases lie left of their ridge: bytes take longer than FLOPs"
+    finding = f"{sum(sides)} of {len(sides)} decode cases lie left of their ridge by compulsory work"
     title(axes, finding if sides else "Decode cases under the measured read roof", view)
     end_labels(axes, ends, step=1 / 13)
     figure.draw_without_rendering()  # settles the layout, and with it the angle of the labels
@@ -120,7 +120,7 @@ def prediction(view: View) -> Figure | None:
     axes.axhspan(1 - WITHIN, 1 + WITHIN, color="#dbe9f6", zorder=0)
     axes.axhline(1, color=INK, lw=1.2, zorder=1)
     for op in view.ops:
-        scatter_op(axes, view, op, points, measured_over_predicted)
+        scatter_op(axes, op, points, measured_over_predicted)
     ratios = [measured_over_predicted(p)[1] for p in points]
     times = [measured_over_predicted(p)[0] for p in points]
     low, high = min(0.75, min(ratios) / 1.08), max(1.35, 1.08 * max(ratios))
@@ -176,7 +176,7 @@ def efficiency(view: View) -> Figure | None:
     for axes, op in zip(grid, ops, strict=True):
         axes.axhline(1, color=INK, lw=1.0)
         axes.plot(line, [ceilings.read(round(x)) / ceilings.read_roof for x in line], color=PALE, lw=1.2)
-        scatter_op(axes, view, op, points, lambda p: (p.record.bytes, min(p.share or 0.0, TOP)),
+        scatter_op(axes, op, points, lambda p: (p.record.bytes, min(p.share or 0.0, TOP)),
                    peers=PEERS if view.ours else "")  # fmt: skip
         shares = [p.share or 0.0 for p in view.best if p.record.op == op and p.trusted]
         reached = f": up to {share(max(shares))}" if shares else ""

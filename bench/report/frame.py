@@ -24,9 +24,6 @@ CEILING_OPS = ("stream", "gemm_peak")
 ASIDE = ("prefill", "host_link")
 """Ops that are measured beside decode, for contrast: shown everywhere, but nothing said of decode rests on them."""
 
-TOO_GOOD = {"impossible", "warm", "late write"}
-"""Flags of times that may be too short: shown in every table and figure, but no headline rests on them."""
-
 SAME_BATCH = 0.10
 """A larger batch is free while it costs at most this much more than batch 1."""
 
@@ -78,7 +75,7 @@ class Point:
     @property
     def trusted(self) -> bool:
         """No flag says that the time may be too short."""
-        return not TOO_GOOD & set(self.record.flags)
+        return not self.record.may_be_too_short
 
     @property
     def bound(self) -> str:
@@ -204,10 +201,10 @@ class View:
     def is_large(self, point: Point) -> bool:
         """At least twice the cache, so that neither it nor the launch decides the time.
 
-        On a host, whose caches are of any size and are swept between launches: whatever was swept.
+        On a host, whose caches are of any size: whatever found them cold.
         """
         if not self.run.on_gpu:
-            return bool(point.record.rotation.get("flush_bytes"))
+            return bool(point.record.rotation.get("cold"))
         cache = point.record.rotation.get("cache_bytes") or self.run.header.get("target", {}).get("l2_bytes", 0)
         return point.record.bytes >= 2 * cache
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bench.claims import Verdict
-from bench.report import boundness, peers, tables, targets, text
+from bench.report import boundness, drawing, peers, tables, targets, text
 from bench.report.frame import WITHIN, Point, Table, View, batches
 from bench.units import percent
 
@@ -40,7 +40,7 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
         verdict=text.verdict(view),
         scorecard=tables.scorecard(verdicts),
         tally=text.tally(verdicts),
-        ops=view.ops,
+        places={op: drawing.place(op) for op in view.ops},
         impls=list(dict.fromkeys(p.record.impl for p in view.points)),
         any_ours=bool(view.ours),
         precisions=sorted({p.precision for p in view.points}),
@@ -142,7 +142,7 @@ def data(view: View) -> dict[str, Any]:
             bandwidths.append({"name": "L2", "kind": "measured", "bandwidth": ceilings.l2_bandwidth})
     pipes = {pipe for p in view.points for pipe in p.record.work["flops"]}
     return {
-        "ops": view.ops,
+        "ops": {op: drawing.place(op) for op in view.ops},
         "within": WITHIN,
         "points": [point(p) | series.get(id(p), {}) for p in view.points],
         "peers": [

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from bench.report.frame import Peer, Table, View
+from bench.resolution import SAME, resolutions, side
 from bench.stats import RESAMPLES, Interval
-from bench.units import ratio
+from bench.units import percent, ratio
 
 REMARK = (
     "Ratio of a peer's median time to that of our fastest implementation of the same case, measured in the same run, "
-    "with a 95% bootstrap interval: above 1 ours is faster."
+    "with a 95% bootstrap interval: above 1 ours is faster. Faster is who is so with the whole interval, by more than "
+    f"{percent(SAME)} and than the op's resolution in this run; anything less is undecided."
 )
 
 STANDING = (
@@ -67,6 +68,13 @@ def standing(view: View, op: str) -> tuple[str, str]:
     )
 
 
+def faster(view: View) -> list[str]:
+    """Of each of the view's peers: `ours` or `peer`, `undecided` where the run can't tell."""
+    apart = resolutions(view.run)
+    words = {"above": "ours", "below": "peer", None: "undecided"}
+    return [words[side(p.ratio, apart.get(p.ours.record.op, 0.0))] for p in view.peers]
+
+
 def by_case(view: View) -> Table:
     """Peers' times over ours, case by case."""
     rows = [
@@ -76,10 +84,10 @@ def by_case(view: View) -> Table:
             p.peer.record.impl + (f" ({p.peer.record.version})" if p.peer.record.version else ""),
             p.ours.record.impl,
             ratio(p.ratio),
-            "ours" if p.ratio.low > 1 else "peer" if p.ratio.high < 1 else "undecided",
+            who,
             ", ".join(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
         )
-        for p in view.peers
+        for p, who in zip(view.peers, faster(view), strict=True)
     ]
     return Table(
         headers=("op", "case", "peer", "ours", "peer's time / ours", "faster", "flags"), rows=rows, numeric=(4,)
@@ -88,20 +96,20 @@ def by_case(view: View) -> Table:
 
 def by_peer(view: View) -> Table:
     """One row per op and peer: how often ours is faster, the geometric mean and the range of the ratios."""
-    groups: dict[tuple[str, str], list[Any]] = {}
-    for p in view.peers:
-        groups.setdefault((p.ours.record.op, p.peer.record.impl), []).append(p)
+    groups: dict[tuple[str, str], list[tuple[Peer, str]]] = {}
+    for p, who in zip(view.peers, faster(view), strict=True):
+        groups.setdefault((p.ours.record.op, p.peer.record.impl), []).append((p, who))
     rows = []
-    for (op, impl), found in groups.items():
-        ratios = [p.ratio for p in found]
-        medians = sorted(r.median for r in ratios)
+    for (op, impl), group in groups.items():
+        found, decided = zip(*group, strict=True)
+        medians = sorted(p.ratio.median for p in found)
         rows.append(
             (
                 op,
                 impl,
                 str(len(found)),
-                str(sum(r.low > 1 for r in ratios)),
-                str(sum(r.high < 1 for r in ratios)),
+                str(decided.count("ours")),
+                str(decided.count("peer")),
                 ratio(geometric_mean(found), 2),
                 f"{medians[0]:.2f} to {medians[-1]:.2f}",
             )

@@ -10,7 +10,7 @@ from bench.claims import Verdict, main_table
 from bench.records import FLAGS
 from bench.report import peers
 from bench.report.frame import Accuracy, Point, Table, View, gap
-from bench.stats import ratio_interval
+from bench.resolution import pairs, reach
 from bench.units import difference, digits, duration, measured, percent, si, signed, tick
 
 
@@ -269,13 +269,13 @@ def repetitions(view: View) -> Table:
 
 
 def same_against_same(view: View) -> Table:
-    """A/A: the difference between two measurements of the same thing is what this run can resolve."""
-    rows = []
-    for note in view.run.notes:
-        if note.get("note") == "aa":
-            first, second = note["samples_s"]
-            rows.append((note["op"], note["impl"], note["case_id"], difference(ratio_interval(second, first))))
-    return Table(headers=("op", "implementation", "case", "second / first - 1"), rows=rows, numeric=(3,))
+    """A/A: what the difference between two measurements of the same thing reaches is what this run can resolve."""
+    rows = [
+        (note["op"], note["impl"], note["case_id"], difference(ratio), percent(reach(ratio), 1))
+        for note, ratio in pairs(view.run)
+    ]
+    headers = ("op", "implementation", "case", "second / first - 1", "resolution")
+    return Table(headers=headers, rows=rows, numeric=(3, 4))
 
 
 def scorecard(verdicts: Sequence[Verdict]) -> Table:

@@ -22,7 +22,10 @@ COUNTERS = (
 
 REPETITIONS = "The same cases measured again in the same run: largest over smallest median, less one."
 
-RESOLUTION = "The same thing measured twice at once: smaller differences than these mean nothing."
+RESOLUTION = (
+    "One case of each op measured twice at once. As far as the interval of their difference reaches, that is the op's "
+    "resolution: a smaller difference between two of its times means nothing."
+)
 
 
 def notices(view: View) -> list[str]:
@@ -81,9 +84,9 @@ def _memory(view: View) -> str:
     if not any(p.predicted("measured") for p in view.decode):
         predicted = "no prediction was stored" + ("" if found else ", so nothing was tested")
     else:
-        predicted = f"{bound} of {every} cases ({percent(bound / every)}) are predicted to be"
+        predicted = f"{bound} of {every} cases ({percent(bound / every)}) are predicted to be by what they move"
         if bound:
-            predicted += f", and {held} of those ({percent(held / bound)}) ran within {percent(WITHIN)} of that"
+            predicted += f", and {held} of those ({percent(held / bound)}) ran within {percent(WITHIN)} of it"
     answer = f"{sentence(found)}; {predicted}" if found else predicted
     return f"{question} {answer[0].upper()}{answer[1:]}."
 

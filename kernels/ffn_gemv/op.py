@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kernels.compare import rounded
 from kernels.draw import BYTES, Draw
-from kernels.models import MODELS, ModelShape
+from kernels.models import MODELS, projections
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 from kernels.quant import FORMATS, dequantize, draw_weights, weight_bytes
 
@@ -58,21 +58,6 @@ class GemvCase(Case):
             + (f"-w{self.weights}" if self.quantized else "")
             + (f"-x{self.activations}" if self.activations != self.dtype else "")
         )
-
-
-def projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """(N, K) of each matrix that a decode step of a dense model multiplies with, by layer name."""
-    heads, kv_heads = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return {
-        "q": (heads, shape.hidden),
-        "k": (kv_heads, shape.hidden),
-        "v": (kv_heads, shape.hidden),
-        "o": (shape.hidden, heads),
-        "gate": (shape.ffn, shape.hidden),
-        "up": (shape.ffn, shape.hidden),
-        "down": (shape.hidden, shape.ffn),
-        "lm_head": (shape.vocab, shape.hidden),
-    }
 
 
 def of_model(model: str, layers: str, B: int = 1, **more: str) -> list[GemvCase]:

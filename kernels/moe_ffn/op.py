@@ -84,11 +84,6 @@ class MoeCase(Case):
         return 3 * self.H * self.F * BYTES[self.dtype]
 
 
-def expected_experts_hit(E: int, k: int, B: int) -> float:
-    """Experts that B tokens reach when each picks k of E uniformly: E (1 - (1 - k/E)^B)."""
-    return E * (1.0 - (1.0 - k / E) ** B)
-
-
 @cache
 def routing(case: MoeCase) -> tuple[tuple[int, ...], ...]:
     """The k distinct experts of each token, as ranks: rank 0 is the most popular under `zipf`."""

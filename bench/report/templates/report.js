@@ -4,8 +4,8 @@ const report = JSON.parse(document.getElementById("data").textContent);
 const form = document.querySelector("form.filters");
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star"];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-const opColour = (op) => colour("c" + (report.ops.indexOf(op) % 7));
-const opSymbol = (op) => SYMBOLS[report.ops.indexOf(op) % SYMBOLS.length];
+const opColour = (op) => colour("c" + report.ops[op]);
+const opSymbol = (op) => SYMBOLS[report.ops[op]];
 
 const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"]];
 function si(value, unit) {
@@ -44,7 +44,7 @@ function hover(p) {
 /* One trace per op and kind, so that ours are filled and peers hollow. */
 function traces(points, place, errors) {
   const found = [];
-  for (const op of report.ops) for (const ours of [false, true]) {
+  for (const op of Object.keys(report.ops)) for (const ours of [false, true]) {
     const mine = points.filter((p) => p.op === op && p.ours === ours);
     if (!mine.length) continue;
     const trace = {
@@ -53,7 +53,7 @@ function traces(points, place, errors) {
       marker: {
         symbol: mine.map((p) => opSymbol(op) + (ours ? "" : "-open") + (p.flags.length ? "-dot" : "")),
         size: 9, color: opColour(op), opacity: ours ? 0.9 : 0.75,
-        line: { width: mine.map((p) => (p.flags.length ? 1.5 : 1)), color: mine.map((p) => colour(p.flags.length ? "ink" : "c" + (report.ops.indexOf(op) % 7))) },
+        line: { width: mine.map((p) => (p.flags.length ? 1.5 : 1)), color: mine.map((p) => p.flags.length ? colour("ink") : opColour(op)) },
       },
     };
     if (errors) trace.error_y = { ...errors(mine), type: "data", symmetric: false, color: opColour(op), thickness: 1, width: 0 };
@@ -177,7 +177,7 @@ function batch(points) {
   for (const p of mine) groups.set(p.series, [...(groups.get(p.series) || []), p]);
   for (const [series, members] of groups) {
     members.sort((a, b) => a.batch - b.batch);
-    const tone = "c" + (names.indexOf(members[0].precision) % 7), ours = members[0].ours;
+    const tone = "c" + (names.indexOf(members[0].precision) % 9), ours = members[0].ours;
     data.push({
       type: "scatter", mode: "lines+markers", name: series, x: members.map((p) => p.batch), y: members.map((p) => p.seconds),
       hovertemplate: members.map(hover), line: { color: colour(tone), width: ours ? 2.5 : 1.2, dash: ours ? "solid" : "dot" },
@@ -203,7 +203,7 @@ function peers(points) {
   const precise = new Set(points.filter((p) => !p.ours).map((p) => p.op + "/" + p.impl + "/" + p.id));
   const impl = new FormData(form).get("impl");
   const found = report.peers.filter((p) => wanted.has(p.op + "/" + p.id) && (impl === "ours" || precise.has(p.op + "/" + p.peer + "/" + p.id)));
-  const data = report.ops.map((op) => {
+  const data = Object.keys(report.ops).map((op) => {
     const mine = found.filter((p) => p.op === op);
     return {
       type: "scatter", mode: "markers", name: op, x: mine.map((p) => p.ratio), y: mine.map((p) => p.op + "<br>" + p.peer),

@@ -1,0 +1,84 @@
+"""A GPU's way through a measurement, on a pretended one: capture, replay, rotation, and who is caught by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_cuda
+import planted
+import pytest
+import torch
+
+from bench import timing
+from bench.measure import Settings, measure
+from bench.records import Record
+from kernels.op import Impl, Inputs, Launch, Target
+
+
+class Heard:
+    """A listener that keeps the records."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.phases: list[str] = []
+
+    def entering(self, impl: str, phase: str) -> None:
+        self.phases.append(phase)
+
+    def prediction(self, line: dict[str, Any]) -> None: ...
+
+    def record(self, record: Record) -> None:
+        self.records[record.impl] = record
+
+    def note(self, line: dict[str, Any]) -> None:
+        self.phases.append(line["note"])
+
+
+@pytest.fixture(autouse=True)
+def _pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.pretend(monkeypatch)
+    monkeypatch.setattr(timing, "GRAPH_SECONDS", 1e-4)
+    planted.SHARED.clear()
+
+
+def measured(*impls: Impl, **settings: Any) -> Heard:
+    heard = Heard()
+    measure(planted.OP, planted.ToyCase(), impls, fake_cuda.GPU, Settings(cap_s=0.1, **settings), heard)
+    return heard
+
+
+def test_an_honest_implementation_goes_through_graphs_of_cold_copies() -> None:
+    heard = measured(planted.HONEST, aa=True)
+    record = heard.records["honest"]
+    assert (record.status, record.reason) == ("ok", None)
+    assert record.rotation["copies"] * record.rotation["touched_bytes"] >= 4 * fake_cuda.GPU.l2_bytes
+    assert record.rotation["cold"]
+    assert len(record.samples_s) >= timing.MIN_SAMPLES
+    assert len(record.isolated_s) == 20
+    assert "aa" in heard.phases
+
+
+@pytest.mark.parametrize("name", planted.CHEATS)
+def test_a_wrong_result_gets_no_time(name: str) -> None:
+    records = measured(planted.impl(name, planted.CHEATS[name]), planted.HONEST).records
+    assert records[name].status == "wrong"
+    assert records[name].samples_s == []
+    assert records["honest"].status == "ok"
+
+
+def outside_the_graph(case: planted.ToyCase, inputs: Inputs, target: Target) -> Launch:
+    """Computes on the host, where a capture does not see it: replays would do nothing."""
+    y = planted.output(case, inputs)
+
+    def launch() -> torch.Tensor:
+        y.numpy()[:] = inputs["x"].numpy() @ inputs["w"].numpy()[:, None]
+        return y
+
+    return launch
+
+
+@pytest.mark.parametrize("aa", [False, True])
+def test_work_that_a_graph_does_not_hold_is_caught(aa: bool) -> None:
+    records = measured(planted.impl("outside", outside_the_graph), aa=aa).records
+    assert records["outside"].status == "wrong"
+    assert "after timing" in (records["outside"].reason or "")
