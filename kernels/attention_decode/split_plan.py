@@ -75,10 +75,8 @@ class Plan:
     There are `runs` of them, each with a CTA for every one of `row_tiles` tiles of `block_m` query rows.
 
     `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them: 2 buffers - 1
-    where there are pages. `ptx`: an 8-bit cache is unpacked by PTX.
-
-    `merge` says who merges the parts of cut pairs: `last`, the CTA that finishes last;
-    `kernel`, a second kernel; `none`, where no pair is cut.
+    where there are pages. `ptx`: an 8-bit cache is unpacked by PTX. `merge` says who merges the parts of cut pairs:
+    `last`, the CTA that finishes last; `kernel`, a second kernel; `none`, where no pair is cut.
     """
 
     block_t: int

@@ -56,7 +56,7 @@ def unpack_ptx(kv: str) -> str:
 
 @triton.jit
 def unpack(words, KV: tl.constexpr, PTX: tl.constexpr):
-    """16-bit words -> their low and high bytes as fp16, without PTX to be multiplied by GAIN, and fp8 NaN is 480."""
+    """16-bit words -> their low and high bytes as fp16; without PTX to be multiplied by GAIN, an fp8 NaN as 480."""
     w = words.to(tl.uint16, bitcast=True)
     if PTX:
         CODE: tl.constexpr = unpack_ptx(KV)
