@@ -102,9 +102,10 @@ def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
         return
     size = BYTES[case.dtype]
     if case.B > FMA_BATCH:
-        for BLOCK_N, width in ((64, 128), (64, 256), (64, 512), (128, 128), (128, 256)):
-            if case.K % (width // size) == 0:
-                tile = {"BLOCK_N": BLOCK_N, "BLOCK_K": width // size, "num_warps": BLOCK_N // 16}
+        # 256 rows for large batches, whose x is a large part of what the L2 gives
+        for BLOCK_N, width in ((64, 128), (64, 256), (64, 512), (128, 128), (128, 256), (256, 128)):
+            if case.K % (width // size) == 0 and (BLOCK_N < 256 or case.B >= 32):
+                tile = {"BLOCK_N": BLOCK_N, "BLOCK_K": width // size, "num_warps": min(8, BLOCK_N // 16)}
                 yield from variants((1, 2, 3), **tile)
         return
     for num_warps, width in ((4, 512), (4, 1024), (8, 1024), (8, 2048)):
