@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,12 @@ import triton
 import triton.language as tl
 
 from bench.codegen import KernelReport, main_table, parse, problems, reports
-from bench.codegen.build import report_of
+from bench.codegen.build import compiled, report_of
 from bench.codegen.judge import PARTS, Stream, ctas_per_sm
 from bench.errors import BadRequest
+from kernels.ffn_gemv import op as ffn_gemv
+from kernels.ffn_gemv import triton_gemv_quant
+from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import KernelLaunch
 
 ROOT = Path(__file__).parent.parent
@@ -238,17 +242,41 @@ def toy_reports() -> list[KernelReport]:
     return [report_of(toy, sm, op="toy", impl="toy", case_id=name) for name, toy in toys.items() for sm in PARTS]
 
 
-def compile_elsewhere(expression: str) -> list[KernelReport]:
-    """The reports that `expression` makes in a process without TRITON_INTERPRET."""
-    code = (
-        f"import json, dataclasses, test_codegen as t\nprint(json.dumps([dataclasses.asdict(r) for r in {expression}]))"
-    )
+def elsewhere(expression: str) -> Any:
+    """What `expression`, with this module as `t`, gives as JSON in a process without TRITON_INTERPRET."""
+    code = f"import json, test_codegen as t\nprint(json.dumps({expression}))"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compile_elsewhere(expression: str) -> list[KernelReport]:
+    """The reports that `expression` makes there."""
+    found = elsewhere(f"[t.dataclasses.asdict(r) for r in {expression}]")
     return [KernelReport(**{**r, "streams": tuple(Stream(**s) for s in r["streams"])}) for r in found]
+
+
+def layouts_of_mxfp4(sm: int) -> list[str]:
+    """Which element of the packed words is where, of each place where bf16 kernels unpack mxfp4: TTGIR's words."""
+    case = GemvCase(N=256, K=1024, B=1, dtype="bf16", weights="mxfp4")
+    part = PARTS[sm].target
+    (gemv,) = triton_gemv_quant.build(case, ffn_gemv.inputs(case, "meta", 0), part).launches
+    text = compiled(gemv, sm).asm["ttgir"]
+    named = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+    unpackers = re.findall(r"elementwise_inline_asm .*?: tensor<\w+, (#.*?)>, ", text)
+    return [named.get(layout, layout) for layout in unpackers]
+
+
+@pytest.mark.slow
+def test_neighbouring_words_of_mxfp4_meet_in_one_thread() -> None:
+    """As `arranged` takes for granted: a thread's first step from element to element is one word along a row."""
+    for sm in PARTS:
+        found = elsewhere(f"t.layouts_of_mxfp4({sm})")
+        assert found, f"sm_{sm} unpacks nothing"
+        for layout in found:
+            assert "kWidth = 2" in layout or "register = [[0, 1]," in layout, f"sm_{sm}: {layout}"
 
 
 @pytest.mark.slow
