@@ -8,7 +8,7 @@ nearest in FLOP per byte and then in bytes, so that a step of just the measured 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,8 @@ class Machine:
 
     spec: DeviceSpec
     records: tuple[Record, ...]
+    launch_s: float
+    """An empty kernel: no operation is taken to be faster, however large the case was that stands for it."""
 
     @classmethod
     def of(cls, run: Run) -> Machine:
@@ -66,7 +68,8 @@ class Machine:
 
         peaks = {pipe: measured(flops, "FLOP/s") for pipe, flops in ceilings.pipes.items()}
         bandwidth = measured(ceilings.read_roof, "B/s")
-        return cls(spec=replace(sheet, memory_bandwidth=bandwidth, peaks={**sheet.peaks, **peaks}), records=records)
+        spec = replace(sheet, memory_bandwidth=bandwidth, peaks={**sheet.peaks, **peaks})
+        return cls(spec=spec, records=records, launch_s=ceilings.launch_s)
 
     def reached(self, ops: Sequence[OpPrediction], *, weights: str, kv: str) -> list[Reached]:
         """For those operations that the run measured in these precisions (names of `PRECISIONS`)."""
@@ -77,17 +80,19 @@ class Machine:
             fitting = [r for r in self.records if r.op == op.measured_as and _fits(r, op, weights=weights, kv=kv)]
             if fitting:
                 record = min(fitting, key=lambda r: (_distance(r, asked, op.calls), r.seconds))
-                share = min(1.0, self.roof_seconds(record) / (record.seconds or math.inf))
+                share = min(1.0, self.roof_seconds(record.bytes, record.work["flops"]) / (record.seconds or math.inf))
+                if self.launch_s:
+                    share = min(share, self.roof_seconds(asked.bytes, asked.flops) / (op.calls * self.launch_s))
                 size = record.bytes * op.calls / asked.bytes
                 found.append(Reached(name=op.name, share=share, record=record, size=size))
         return found
 
-    def roof_seconds(self, record: Record) -> float:
+    def roof_seconds(self, size: float, flops: Mapping[str, float]) -> float:
         """Compulsory work at the roofs; a pipe that neither the run nor the vendor has a number for is left out."""
         assert self.spec.memory_bandwidth is not None
         peaks = self.spec.peaks
-        at_pipes = [n / peaks[pipe].value for pipe, n in record.work["flops"].items() if pipe in peaks]
-        return max([record.bytes / self.spec.memory_bandwidth.value, *at_pipes])
+        at_pipes = [n / peaks[pipe].value for pipe, n in flops.items() if pipe in peaks]
+        return max([size / self.spec.memory_bandwidth.value, *at_pipes])
 
 
 def _joint(op: OpPrediction) -> bool:

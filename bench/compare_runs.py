@@ -215,7 +215,9 @@ def lines(comparison: Comparison) -> list[str]:
     if c.redefined:
         found.append(f"{len(c.redefined)} redefined cases are left out, e.g. {' '.join(c.redefined[0])}")
     if c.resolutions:
-        each = ", ".join(f"{op} {percent(by, 1)}" for op, by in c.resolutions.items())
+        each = ", ".join(
+            f"{op} {percent(by, 1) if math.isfinite(by) else 'unknown'}" for op, by in c.resolutions.items()
+        )
         found.append(
             f"undecided is what may differ by less than {percent(SAME)}, or than the same measured twice within one "
             f"run: {each}"

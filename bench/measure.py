@@ -217,9 +217,11 @@ class Measurement:
         Telemetry is of the whole case: of all its implementations in turn and of the spin kernels between them.
         """
         timers = {e.impl.name: e.timer for e in entrants if e.timer}
+        at_fault = {name: name for name in timers}
         if self.settings.aa:
             name = entrants[0].impl.name
             timers[f"{name} again"] = self.second_timer(entrants[0])
+            at_fault[f"{name} again"] = name
         # after the last launch outside a sample, and none until the check: what no sample wrote must show
         for entrant in entrants:
             assert entrant.timer
@@ -230,7 +232,7 @@ class Measurement:
                 samplings = sample_interleaved(
                     timers,
                     cap_s=self.settings.cap_s,
-                    entering=lambda name: self.listener.entering(name, "timing"),
+                    entering=lambda name: self.listener.entering(at_fault[name], "timing"),
                 )
             telemetry = sampler.summary()
             if not telemetry.get("throttled"):
@@ -255,7 +257,7 @@ class Measurement:
                 telemetry=telemetry,
                 measured_at=measured_at,
             )
-        if self.settings.aa:
+        if self.settings.aa and found[0].passed:
             self.note_aa(entrants[0].impl.name, samplings)
         for timer in timers.values():
             timer.close()

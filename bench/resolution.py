@@ -5,6 +5,7 @@ Never imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -24,8 +25,11 @@ def pairs(run: Run) -> Iterator[tuple[dict[str, Any], Interval]]:
 
 
 def reach(ratio: Interval) -> float:
-    """How far from 1 the interval of a ratio reaches: of a pair, the largest difference that may mean nothing."""
-    return max(abs(ratio.low - 1), abs(ratio.high - 1))
+    """How far from 1 the interval of a ratio reaches: of a pair, the largest difference that may mean nothing.
+
+    Half the time and twice the time are equally far.
+    """
+    return max(1 / ratio.low if ratio.low > 0 else math.inf, ratio.high, ratio.low, 1.0) - 1
 
 
 def resolutions(*runs: Run) -> dict[str, float]:
@@ -39,7 +43,7 @@ def resolutions(*runs: Run) -> dict[str, float]:
 
 def side(ratio: Interval, resolution: float) -> Literal["below", "above"] | None:
     """On which side of 1 the whole interval lies, by more than `SAME` and than the resolution; None if on neither."""
-    margin = max(SAME, resolution)
-    if ratio.high < 1 - margin:
+    margin = 1 + max(SAME, resolution)
+    if ratio.high < 1 / margin:
         return "below"
-    return "above" if ratio.low > 1 + margin else None
+    return "above" if ratio.low > margin else None

@@ -49,13 +49,17 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
 OPTIONAL = {"q_latent": "q_lora_rank", "shared_experts": "n_shared_experts", "dense_layers": "first_k_dense_replace"}
 """Fields that a file may lack, or have as null or 0; the shape has 0 then."""
 
-GEMMA3_DEFAULTS = {
-    "vocab_size": 262208,
-    "max_position_embeddings": 131072,
-    "sliding_window_pattern": 6,
-    "tie_word_embeddings": True,
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "sliding_window_pattern": 6,
+        "tie_word_embeddings": True,
+    },
+    "qwen": {"max_window_layers": 28},
 }
-"""What a Gemma 3 config.json leaves out; the defaults of transformers' `Gemma3TextConfig`."""
+"""What a config.json may leave out, by how its `model_type` begins: defaults of transformers' `Gemma3TextConfig`,
+`Qwen2Config` and `Qwen3Config`."""
 
 
 def from_config(config: Mapping[str, Any], *, name: str = "") -> ModelShape:
@@ -68,7 +72,7 @@ def from_config(config: Mapping[str, Any], *, name: str = "") -> ModelShape:
         raise BadConfig("config.json: field 'model_type' is missing")
     if str(family) not in FAMILIES:
         raise BadConfig(f"config.json: model_type {family!r} is not known; known: {', '.join(FAMILIES)}")
-    defaults = GEMMA3_DEFAULTS if family.startswith("gemma3") else {}
+    defaults = next((given for start, given in DEFAULTS.items() if family.startswith(start)), {})
     fields = _Fields(family, defaults | {field: value for field, value in text.items() if value is not None})
     dims = DIMS | FAMILIES[family]
     if dims["head_dim"] == ("head_dim",) and "head_dim" not in fields.values:
@@ -154,5 +158,5 @@ def _windowed_layers(fields: _Fields, family: str, layers: int) -> int:
     if family == "gpt_oss":
         return (layers + 1) // 2
     if family.startswith("qwen"):
-        return max(0, layers - (fields.whole("max_window_layers") if fields.values.get("max_window_layers") else 0))
+        return max(0, layers - (fields.whole("max_window_layers") if fields.values["max_window_layers"] else 0))
     return layers

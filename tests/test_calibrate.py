@@ -145,3 +145,16 @@ def test_a_part_that_no_table_holds_has_what_was_measured_alone(tmp_path):
 def test_a_run_without_a_roof_is_refused(tmp_path):
     with pytest.raises(BadRequest, match="holds no read of `stream`"):
         Machine.of(load_run(write_run(tmp_path, [gemv(DOWN_SECONDS)])))
+
+
+def test_a_small_operation_is_not_faster_than_a_launch(tmp_path: Path) -> None:
+    """Its share of the roof comes from a case many times its size, whose launch does not show."""
+    run = [*ceiling_records(), gemv(0.16e-3)]
+    machine = Machine.of(load_run(write_run(tmp_path / "run", run)))
+    assert machine.launch_s == 2e-6
+    predicted = step(model("mixtral-8x7b"), device=machine.spec, batch=1, context=128, weights="bf16", kv="bf16")
+    found = {r.name: r.share for r in machine.reached(predicted.ops, weights="bf16", kv="bf16")}
+    router = next(op for op in predicted.ops if op.name == "router")
+    roof = machine.roof_seconds(router.work.bytes, router.work.flops)
+    assert roof / found["router"] == pytest.approx(router.calls * machine.launch_s)
+    assert found["qkv"] > found["router"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from synthetic_run import ceiling_records, header, record, samples, write_run
 from bench.compare_runs import as_dict, compare, lines, main_table
 from bench.errors import BadRequest
 from bench.records import Record, Run, Writer, as_line
-from bench.stats import ratio_interval
+from bench.resolution import reach, side
+from bench.stats import Interval, ratio_interval
 from bench.units import percent
 
 MB = 10**6
@@ -198,3 +200,11 @@ def test_a_loaded_run_will_do(tmp_path: Path) -> None:
 
     run: Run = load_run(write_run(tmp_path / "a", [timed("x", 1e-4)]))
     assert compare(run, run).exit_code == 0
+
+
+def test_half_the_time_and_twice_the_time_are_equally_far() -> None:
+    half, twice = (Interval(low=0.98 * at, median=at, high=1.02 * at) for at in (0.5, 2.0))
+    assert reach(half) == pytest.approx(reach(twice), rel=0.01)
+    assert (side(half, 0.6), side(twice, 0.6)) == ("below", "above")
+    assert (side(half, 1.1), side(twice, 1.1)) == (None, None)
+    assert reach(Interval(low=0.0, median=1.1, high=math.inf)) == math.inf

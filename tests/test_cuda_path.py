@@ -21,9 +21,11 @@ class Heard:
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.phases: list[str] = []
+        self.at_work: list[str] = []
 
     def entering(self, impl: str, phase: str) -> None:
         self.phases.append(phase)
+        self.at_work.append(impl)
 
     def prediction(self, line: dict[str, Any]) -> None: ...
 
@@ -64,6 +66,18 @@ def test_a_wrong_result_gets_no_time(name: str) -> None:
     assert records[name].status == "wrong"
     assert records[name].samples_s == []
     assert records["honest"].status == "ok"
+
+
+def test_a_wrong_result_is_no_resolution() -> None:
+    heard = measured(planted.impl("lazy", planted.idle_when_timed), planted.HONEST, aa=True)
+    assert heard.records["lazy"].status == "wrong"
+    assert "aa" not in heard.phases
+
+
+def test_the_twin_is_at_work_under_the_name_of_its_implementation() -> None:
+    heard = measured(planted.HONEST, aa=True)
+    assert "aa" in heard.phases
+    assert set(heard.at_work) <= {"", "honest"}
 
 
 def outside_the_graph(case: planted.ToyCase, inputs: Inputs, target: Target) -> Launch:

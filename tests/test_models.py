@@ -262,6 +262,8 @@ def test_families_differ_in_their_windows():
     assert from_config(listed).windowed_layers == 18
     sliding = CONFIGS["qwen2.5-7b"] | {"use_sliding_window": True, "max_window_layers": 20}
     assert from_config(sliding).windowed_layers == 8
+    assert from_config(sliding | {"max_window_layers": None}).windowed_layers == 0
+    assert from_config(sliding | {"max_window_layers": 0}).windowed_layers == 28
 
 
 def test_predictions_need_neither_torch_nor_triton():

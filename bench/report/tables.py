@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any
 
 from bench.claims import Verdict, main_table
@@ -270,10 +271,10 @@ def repetitions(view: View) -> Table:
 
 def same_against_same(view: View) -> Table:
     """A/A: what the difference between two measurements of the same thing reaches is what this run can resolve."""
-    rows = [
-        (note["op"], note["impl"], note["case_id"], difference(ratio), percent(reach(ratio), 1))
-        for note, ratio in pairs(view.run)
-    ]
+    rows = []
+    for note, ratio in pairs(view.run):
+        by = percent(reach(ratio), 1) if isfinite(reach(ratio)) else "unknown"
+        rows.append((note["op"], note["impl"], note["case_id"], difference(ratio), by))
     headers = ("op", "implementation", "case", "second / first - 1", "resolution")
     return Table(headers=headers, rows=rows, numeric=(3, 4))
 

@@ -2,8 +2,9 @@
 
 All blocks of BLOCK_T tokens of all (sequence, KV head) pairs are laid end to end and cut into equal runs, one per
 CTA, and all CTAs are resident at once: no CTA has more than one block above another, whatever the lengths. (In long
-runs a pair counts for a block more than it has, so that those with many short ones are not the last.) A run is a list
-of segments; a pair that was cut leaves one partial result per segment, merged by their log-sum-exp.
+runs each range of tokens counts for a block more than it has, so that those with many short ones are not the last. What
+begins in the middle of a range is not counted: that is one a run.) A run is a list of segments; a pair that was cut
+leaves one partial result per segment, merged by their log-sum-exp.
 
 A pair of more query rows than one tile holds, 64 as a rule, has several tiles of them. Each tile has CTAs of its own,
 which walk side by side with those of the other tiles over the same tokens, so that all but the first find K and V in
