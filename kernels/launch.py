@@ -8,6 +8,14 @@ from typing import Any
 
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Tuning, needs_triton_target
 
+REGISTERS = 65536
+"""Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
+
+
+def registers(warps_per_sm: int) -> int:
+    """What each thread may have, in units of 8 and at most the 255 that an instruction can name."""
+    return min(255, REGISTERS // (32 * warps_per_sm) // 8 * 8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class KernelLaunch:

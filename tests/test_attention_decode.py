@@ -25,13 +25,13 @@ from kernels.attention_decode.split_plan import (
     plan,
     prefix_plan,
     prefix_sequences,
-    registers,
     split,
     suffix_plan,
 )
 from kernels.attention_decode.triton_attend import GAIN, unpack, unpack_ptx
 from kernels.compare import compare
 from kernels.integers import cdiv
+from kernels.launch import registers
 from kernels.op import Impl, Target, total
 
 TRITON = triton_split_kv.IMPLS[0]

@@ -8,32 +8,11 @@ import fake_cuda
 import planted
 import pytest
 import torch
+from heard import Heard
 
 from bench import timing
 from bench.measure import Settings, measure
-from bench.records import Record
 from kernels.op import Impl, Inputs, Launch, Target
-
-
-class Heard:
-    """A listener that keeps the records."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, Record] = {}
-        self.phases: list[str] = []
-        self.at_work: list[str] = []
-
-    def entering(self, impl: str, phase: str) -> None:
-        self.phases.append(phase)
-        self.at_work.append(impl)
-
-    def prediction(self, line: dict[str, Any]) -> None: ...
-
-    def record(self, record: Record) -> None:
-        self.records[record.impl] = record
-
-    def note(self, line: dict[str, Any]) -> None:
-        self.phases.append(line["note"])
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +36,7 @@ def test_an_honest_implementation_goes_through_graphs_of_cold_copies() -> None:
     assert record.rotation["cold"]
     assert len(record.samples_s) >= timing.MIN_SAMPLES
     assert len(record.isolated_s) == 20
-    assert "aa" in heard.phases
+    assert "aa" in heard.notes
 
 
 @pytest.mark.parametrize("name", planted.CHEATS)
@@ -71,13 +50,13 @@ def test_a_wrong_result_gets_no_time(name: str) -> None:
 def test_a_wrong_result_is_no_resolution() -> None:
     heard = measured(planted.impl("lazy", planted.idle_when_timed), planted.HONEST, aa=True)
     assert heard.records["lazy"].status == "wrong"
-    assert "aa" not in heard.phases
+    assert "aa" not in heard.notes
 
 
 def test_the_twin_is_at_work_under_the_name_of_its_implementation() -> None:
     heard = measured(planted.HONEST, aa=True)
-    assert "aa" in heard.phases
-    assert set(heard.at_work) <= {"", "honest"}
+    assert "aa" in heard.notes
+    assert {impl for impl, _ in heard.entered} <= {"", "honest"}
 
 
 def outside_the_graph(case: planted.ToyCase, inputs: Inputs, target: Target) -> Launch:

@@ -11,11 +11,11 @@ import planted
 import pytest
 import torch
 from conftest import gpu_target
+from heard import Heard
 
 import bench.measure
 from bench.gate import late_write
 from bench.measure import Broken, Measurement, Settings, measure
-from bench.records import Record
 from bench.roofline import Ceilings
 from bench.timing import SpoiltCapture
 from kernels.compare import Errors, compare
@@ -24,29 +24,6 @@ from kernels.op import Impl, Inputs, Op, Target
 CPU = Target(kind="cpu", name="cpu", sm_count=2, l2_bytes=1 << 16)
 SETTINGS = Settings(cap_s=0.02)
 HONEST_TOO = planted.impl("honest too", planted.honest)
-
-
-class Heard:
-    """Keeps what a measurement reports, in order."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, Any]] = []
-
-    def entering(self, impl: str, phase: str) -> None:
-        self.lines.append(("entering", (impl, phase)))
-
-    def prediction(self, line: dict[str, Any]) -> None:
-        self.lines.append(("prediction", line))
-
-    def record(self, record: Record) -> None:
-        self.lines.append(("record", record))
-
-    def note(self, line: dict[str, Any]) -> None:
-        self.lines.append(("note", line))
-
-    @property
-    def records(self) -> dict[str, Record]:
-        return {content.impl: content for kind, content in self.lines if kind == "record"}
 
 
 def measured(*impls: Impl, settings: Settings = SETTINGS, target: Target = CPU, op: Op = planted.OP) -> Heard:

@@ -21,6 +21,7 @@ from kernels import tuned
 from kernels.attention_decode.op import AttentionCase, lengths, live
 from kernels.draw import BYTES
 from kernels.integers import cdiv, power_of_2
+from kernels.launch import registers
 from kernels.op import Target
 from kernels.paging import Ranges
 
@@ -32,9 +33,6 @@ MAX_ROWS = 64
 
 MERGE_TILE = 8192
 """fp32 elements of parts that a CTA of 4 warps holds at once: 64 registers a thread."""
-
-REGISTERS = 65536
-"""Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
 
 START_BLOCKS = 1
 """What it costs to begin a range of tokens, in blocks: its list, its page ids and its first block are read one after
@@ -167,15 +165,6 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     return 1, 2
 
 
-def registers(warps_per_sm: int) -> int:
-    """What each thread may have, in units of 8 and at most the 255 that an instruction can name.
-
-    Left to itself the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 scalars spill for them.
-    On sm_90 nothing spills, but an 8-bit cache takes more registers than three CTAs have.
-    """
-    return min(255, REGISTERS // (32 * warps_per_sm) // 8 * 8)
-
-
 def block_count(ranges: Ranges, block_t: int) -> int:
     """Aligned blocks that hold a token of the ranges, each range on its own."""
     return sum(cdiv(end, block_t) - start // block_t for start, end in ranges if end > start)
@@ -267,6 +256,8 @@ def make_plan(
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
         ptx=bool(case.kv) and target.kind == "cuda" and target.sm == 90,
+        # left to itself the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 scalars spill for
+        # them; on sm_90 nothing spills, but an 8-bit cache takes more registers than three CTAs have
         max_registers=None
         if target.sm == 90 and not case.kv
         else registers(fields["ctas_per_sm"] * fields["num_warps"]),

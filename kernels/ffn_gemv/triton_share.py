@@ -19,7 +19,7 @@ import triton.language as tl
 from kernels import tuned
 from kernels.ffn_gemv.op import GemvCase
 from kernels.integers import power_of_2
-from kernels.launch import KernelLaunch
+from kernels.launch import KernelLaunch, registers
 from kernels.op import Stage, Target, Work
 
 IN_FLIGHT = 96 << 10
@@ -99,8 +99,8 @@ class Plan:
 
     @property
     def max_registers(self) -> int | None:
-        """What keeps `ctas_per_sm` CTAs on the tensor cores resident: an SM has 65,536 registers."""
-        most = (65536 // (32 * self.num_warps * self.ctas_per_sm)) // 8 * 8
+        """What keeps `ctas_per_sm` CTAs on the tensor cores resident."""
+        most = registers(self.num_warps * self.ctas_per_sm)
         return most if self.use_mma and most < 255 else None
 
     def excuses(self, *weights: torch.Tensor) -> dict[str, Any]:

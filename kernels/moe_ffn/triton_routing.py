@@ -19,7 +19,7 @@ from kernels import tuned
 from kernels.draw import BYTES
 from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, output_of
 from kernels.integers import power_of_2
-from kernels.launch import Built, KernelLaunch
+from kernels.launch import Built, KernelLaunch, registers
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Inputs, Stage, Target, Work
 
@@ -305,8 +305,8 @@ def built(
             },
             num_warps=p.num_warps,
             num_stages=g.num_stages,
-            # what keeps `ctas_per_sm` CTAs resident: an SM has 65,536 registers
-            max_registers=min(255, 65536 // (32 * p.num_warps * g.ctas_per_sm) // 8 * 8) if case.quantized else None,
+            # what keeps `ctas_per_sm` CTAs resident
+            max_registers=registers(p.num_warps * g.ctas_per_sm) if case.quantized else None,
             streams=("w",),
             why_narrow="" if aligned else "rows of K elements are not 16-byte aligned",
             wants_mma=case.dtype != "fp32",
