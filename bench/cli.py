@@ -25,16 +25,13 @@ app = typer.Typer(
 
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu")]
 Suite = Annotated[str | None, typer.Option(help="smoke, quick or full (default: quick on a GPU, smoke on a CPU)")]
-
-
+Case = Annotated[str, typer.Option(help="only cases whose id contains this")]
 Ops = Annotated[list[str] | None, names("--op", help="only these operations")]
 Impls = Annotated[list[str] | None, names("--impl", help="only these implementations")]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 Reports = Path("reports")
-CONFIGS = (
-    "a Hugging Face config.json of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3 MoE, Gemma 3, gpt-oss or "
-    "DeepSeek V2 or V3 families"
-)
+CONFIGS = """a Hugging Face config.json of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3 MoE, Gemma 3, gpt-oss or
+DeepSeek V2 or V3 families"""
 ARCHITECTURES = (80, 90, 100)
 
 
@@ -44,7 +41,7 @@ def run(
     device: Device = "auto",
     op: Ops = None,
     impl: Impls = None,
-    case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
+    case: Case = "",
     out: Annotated[Path, typer.Option(help="where runs are kept")] = Reports,
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
     repeat: Annotated[int, typer.Option(help="measure everything this often, for run-to-run variation")] = 1,
@@ -240,6 +237,33 @@ def codegen(
 
 
 @app.command()
+def emulate(
+    op: Ops = None,
+    impl: Impls = None,
+    case: Case = "",
+    suite: Annotated[str, typer.Option(help="whose cases")] = "quick",
+    sm: Annotated[int, typer.Option(help="80 or 90")] = 90,
+    ctas: Annotated[int, typer.Option(help="execute so many CTAs of each launch", min=1)] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Execute compiled kernels without a GPU: bytes they ask for, bank conflicts, what is slower than DRAM."""
+    import dataclasses
+
+    from rich.console import Console
+    from rich.status import Status
+
+    from bench.emulator import survey
+
+    with Status("executing", console=Console(stderr=True)) as status:
+        rows = survey.survey(op, impl or [], suite, case, sm, ctas, status.update)
+    if as_json:
+        show_json([dataclasses.asdict(row) for row in rows])
+    else:
+        show(*survey.table(rows))
+    raise typer.Exit(1 if any(row.error.startswith(("Fault", "NotEmulated")) for row in rows) else 0)
+
+
+@app.command()
 def tune(
     op: Ops = None,
     impl: Impls = None,
@@ -283,7 +307,7 @@ def campaign(
     suite: Annotated[str, typer.Option(help="how far to measure: smoke, quick or full")] = "full",
     device: Device = "cuda",
     skip: Annotated[list[str] | None, names("--skip", help="leave out these steps")] = None,
-    case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
+    case: Case = "",
     as_json: AsJson = False,
 ) -> None:
     """Everything for a rented hour in one command: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
@@ -331,7 +355,7 @@ def counters(
     suite: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
     op: Ops = None,
     impl: Impls = None,
-    case: Annotated[str, typer.Option(help="only cases whose id contains this")] = "",
+    case: Case = "",
     as_json: AsJson = False,
 ) -> None:
     """Hardware counters of one case per operation, implementation and precision, through ncu."""

@@ -14,7 +14,7 @@ import triton.language as tl
 from attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, TILED, VARIANTS, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ptx import halves, run_ptx
+from snippet import halves, run_ptx
 
 from bench.devices import DEVICES
 from bench.gate import check
@@ -121,7 +121,7 @@ def test_ptx_unpacks_every_byte_in_every_place(kv: str) -> None:
     values = every.view(torch.float8_e4m3fn if kv == "fp8" else torch.int8).double()
     for first in range(256):
         octets = [(first + 67 * place) % 256 for place in range(4)]
-        low, high = run_ptx(unpack_ptx(kv), 2, [int.from_bytes(bytes(octets), "little")], torch.float16)
+        low, high = run_ptx(unpack_ptx(kv), 2, [int.from_bytes(bytes(octets), "little")])
         got = torch.stack([halves(low, torch.float16), halves(high, torch.float16)], dim=1).flatten()
         assert torch.equal(got.nan_to_num(7.5), values[octets].nan_to_num(7.5))
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from uninterpreted import elsewhere
 
 from bench.codegen import KernelReport, main_table, parse, problems, reports
 from bench.codegen.build import compiled, report_of
@@ -27,8 +24,6 @@ from kernels.ffn_gemv import op as ffn_gemv
 from kernels.ffn_gemv import triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import KernelLaunch
-
-ROOT = Path(__file__).parent.parent
 
 TTGIR = """
   tt.func public @f(%x_ptr: !tt.ptr<bf16> {tt.divisibility = 16 : i32} loc("x_ptr"(#loc)), %w: !tt.tensordesc<tensor<64x128xbf16, #shared>> loc("w"(#loc)), %w_0: i32 loc("w"(#loc)), %tab: !tt.ptr<i32> loc("tab"(#loc)), %y: !tt.ptr<f32> loc("y"(#loc)), %K: i32 loc("K"(#loc))) attributes {noinline = false} {
@@ -242,19 +237,9 @@ def toy_reports() -> list[KernelReport]:
     return [report_of(toy, sm, op="toy", impl="toy", case_id=name) for name, toy in toys.items() for sm in PARTS]
 
 
-def elsewhere(expression: str) -> Any:
-    """What `expression`, with this module as `t`, gives as JSON in a process without TRITON_INTERPRET."""
-    code = f"import json, test_codegen as t\nprint(json.dumps({expression}))"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compile_elsewhere(expression: str) -> list[KernelReport]:
     """The reports that `expression` makes there."""
-    found = elsewhere(f"[t.dataclasses.asdict(r) for r in {expression}]")
+    found = elsewhere("test_codegen", f"[t.dataclasses.asdict(r) for r in {expression}]")
     return [KernelReport(**{**r, "streams": tuple(Stream(**s) for s in r["streams"])}) for r in found]
 
 
@@ -273,7 +258,7 @@ def layouts_of_mxfp4(sm: int) -> list[str]:
 def test_neighbouring_words_of_mxfp4_meet_in_one_thread() -> None:
     """As `arranged` takes for granted: a thread's first step from element to element is one word along a row."""
     for sm in PARTS:
-        found = elsewhere(f"t.layouts_of_mxfp4({sm})")
+        found = elsewhere("test_codegen", f"t.layouts_of_mxfp4({sm})")
         assert found, f"sm_{sm} unpacks nothing"
         for layout in found:
             assert "kWidth = 2" in layout or "register = [[0, 1]," in layout, f"sm_{sm}: {layout}"

@@ -181,7 +181,7 @@ def test_plan_covers_all_tokens_once_and_fits(H: int, q_len: int, kv: str, part:
     assert smem_bytes(case, p.buffers, block_m=p.block_m) <= part.smem_per_sm
     assert p.row_tiles * p.block_m >= q_len * H > (p.row_tiles - 1) * p.block_m
     longest = max(s.t_end - s.t_begin for s in p.segments)
-    assert longest <= sum(lengths(case)) // (part.sm_count // p.row_tiles) + 2 * 32
+    assert longest <= sum(lengths(case)) // (part.sm_count // p.row_tiles) + 2 * p.block_t
     assert p.segments[0].t_end - p.segments[0].t_begin == longest
     seen = [[0] * n for n in lengths(case)]
     for s in p.segments:
@@ -199,8 +199,9 @@ def test_every_further_tile_of_rows_reads_the_cache_from_the_l2(H: int, q_len: i
     rows = q_len * H
     again = (-(-rows // p.block_m) - 1) * 4 * (3000 * case.token_bytes + 47 * 4)
     parts = 4 * p.slots * rows * 513
-    assert (main.l2_bytes, merge.l2_bytes) == (again + parts, parts)
-    assert main.work.flops["mma_bf16"] == 2 * p.blocks * 32 * p.row_tiles * p.block_m * 1088
+    queries = (len(p.segments) - 4) * rows * 576 * 2
+    assert (main.l2_bytes, merge.l2_bytes) == (again + queries + parts, parts)
+    assert main.work.flops["mma_bf16"] == 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * 1088
     assert main.work.bytes_read == mla.work(case).bytes_read + 32 * len(p.segments)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ptx import MASK, halves, register, run_ptx
+from snippet import MASK, halves, register, run_ptx
 
 from kernels.draw import Draw
 from kernels.ffn_gemv.triton_gemv_quant import arranged, mxfp4_words, unpack_ptx
@@ -31,7 +31,7 @@ def unpacked(format: str, dtype: torch.dtype, two_words: list[int], extra: list[
     """[parts, 2]: what the PTX makes of two words."""
     parts = 32 // FORMATS[format].bits
     text = unpack_ptx(format, dtype == torch.bfloat16)
-    return torch.stack([halves(w, dtype) for w in run_ptx(text, parts, two_words + extra, dtype)])
+    return torch.stack([halves(w, dtype) for w in run_ptx(text, parts, two_words + extra)])
 
 
 TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -56,8 +56,13 @@ BLOCK_M_WORDS = 32
 BLOCK_T = 32
 """Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents."""
 
-START_BLOCKS = 2
-"""What a further piece costs its SM, in blocks: no other CTA is there to work while its queries, which are 2 blocks'
+BLOCK_T_WGMMA = 64
+"""With wgmma, which reads the 64 queries from shared memory for each product: half as often as for blocks of 32, whose
+reads take longer than the block's share of the bandwidth (1.5 times as long with two tiles of rows, by the
+bank cycles of the executed PTX; 1.07 with 64). fp8 latents have no registers for it, nor have pages smaller than 64."""
+
+START_TOKENS = 64
+"""What a further piece costs its SM, in tokens: no other CTA is there to work while its queries, which are 64 tokens'
 bytes, and its first block are on their way."""
 
 FP8_GAIN: tl.constexpr = tl.constexpr(256.0)
@@ -93,9 +98,9 @@ def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int
 
 @cache
 def plan(case: MlaCase, target: Target) -> Plan:
-    """As many buffers as fit, up to four; tcgen05 (sm_100) makes Triton keep two more than it is asked for.
+    """Two blocks of 64 tokens or as many of 32 as fit, up to four; tcgen05 (sm_100) makes Triton keep two more.
 
-    Two where addresses of a third block, of fp8 latents in pages smaller than a block, would spill on sm_100.
+    Two of 32 where addresses of a third block, of fp8 latents in pages smaller than a block, would spill on sm_100.
     """
     smem = target.smem_per_sm or 228 << 10
     words = bool(case.kv) and target.sm != 90
@@ -104,13 +109,16 @@ def plan(case: MlaCase, target: Target) -> Plan:
     most = 2 if words and target.sm >= 100 and case.page % BLOCK_T else 4
     buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
+    large = target.sm == 90 and not case.kv and case.page % BLOCK_T_WGMMA == 0
+    if large and smem_bytes(case, 2, BLOCK_T_WGMMA) < smem:
+        fields = {"block_t": BLOCK_T_WGMMA, "buffers": 2}
     fields |= tuned.overrides("mla_decode", "triton", shape_class(case), target)
     block_t, buffers = fields["block_t"], fields["buffers"]
     row_tiles = cdiv(case.rows, block_m)
     pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
     blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
     runs = max(1, min(blocks, target.sm_count // row_tiles))
-    start_blocks = START_BLOCKS if blocks >= LONG * runs else 0
+    start_blocks = START_TOKENS // block_t if blocks >= LONG * runs else 0
     segments, _, slots = split(pairs, block_t, runs, all_slots=True, start_blocks=start_blocks)
     return Plan(
         words=words,
@@ -165,7 +173,6 @@ def mla_kernel(
     mask_m = offs_m < Q_LEN * H
     t_begin = tl.load(segments + 8 * s + 2)
     t_end = tl.load(segments + 8 * s + 3)
-    slot = tl.load(segments + 8 * s + 4)
     offs_ql = query_rows(offs_m, H, stride_ql_i, stride_ql_h, Q_LEN=Q_LEN)[:, None] + offs_l[None, :]
     offs_qr = query_rows(offs_m, H, stride_qr_i, stride_qr_h, Q_LEN=Q_LEN)[:, None] + offs_r[None, :]
     ql = tl.load(q_latent + b * stride_ql_b + offs_ql, mask=mask_m[:, None], other=0.0)
@@ -204,6 +211,7 @@ def mla_kernel(
     if KV == "fp8":
         total *= FP8_GAIN
     out = acc.to(tl.float32, bitcast=True) / total[:, None]
+    slot = tl.load(segments + 8 * s + 4)
     first_row = slot.to(tl.int64) * (Q_LEN * H)
     tl.store(partial_o + first_row * L + ((offs_m * L)[:, None] + offs_l[None, :]), out, mask=mask_m[:, None])
     tl.store(partial_lse + first_row + offs_m, m + tl.log2(norm), mask=mask_m)
@@ -264,16 +272,18 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
-    """The cache once from DRAM and, for each further tile of rows, again from the L2; parts through the L2."""
+    """The cache once from DRAM and, for each further tile of rows, again from the L2; parts through the L2, and the
+    queries of a sequence's further segments."""
     p = plan(case, target)
     least = work(case)
     parts = 4 * p.slots * case.rows * (case.L + 1)
     again = (p.row_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
+    queries = max(0, len(p.segments) - case.B) * case.rows * (case.L + case.R) * BYTES[case.dtype]
     padded = 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * (2 * case.L + case.R)
     main = Stage(
         name="mla",
         work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
-        l2_bytes=again + parts,
+        l2_bytes=again + queries + parts,
         ctas=len(p.segments) * p.row_tiles,
     )
     merge = Stage(

@@ -1,0 +1,5 @@
+"""Compiled kernels executed without a GPU: the PTX of a launch, instruction by instruction, on its own tensors.
+
+What the interpreter cannot show shows here: bf16 products, inline PTX, the layouts that the compiler chose, copies
+that are not waited for, accesses out of bounds or misaligned. Nothing here says how long anything takes.
+"""

@@ -1,0 +1,169 @@
+"""PTX text into instructions: names resolved, labels counted, operands taken apart. Nothing is executed here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+LINE_COMMENT = re.compile(r"//[^\n]*")
+NOT_CODE = re.compile(r"^[ \t]*\.loc[^\n]*$", re.MULTILINE)
+LABEL = re.compile(r"([$\w]+):")
+NAME = re.compile(r"[%$A-Za-z_][\w$.%]*")
+
+
+class NotEmulated(Exception):
+    """An instruction, or a form of one, that the emulator does not know."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """`[base + offset]`, or with `coordinates` `[base, {c0, c1}]`, a place in a tensor map."""
+
+    base: str | int
+    offset: int = 0
+    coordinates: tuple[str | int, ...] = ()
+
+
+Operand = str | int | Address | tuple  # a name, the bits of a constant, a place, several operands in braces
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; `guard` is the predicate, and the value of it, for which a thread executes it."""
+
+    opcode: str
+    operands: tuple[Operand, ...]
+    guard: tuple[str, bool] | None
+    text: str
+
+    def must(self, condition: object) -> None:
+        """Refuse the forms of an instruction for which `condition` does not hold."""
+        if not condition:
+            raise NotEmulated(self.text)
+
+
+@dataclass
+class Listing:
+    """A kernel: its parameters in order, the types of its registers, its code, and where its labels stand."""
+
+    parameters: list[str]
+    threads: int
+    registers: dict[str, str] = field(default_factory=dict)
+    code: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+def split(text: str, mark: str = ",") -> list[str]:
+    """The parts of `text` between marks outside of brackets."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "[{(") - (c in "]})")
+        if c == mark and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    last = text[start:].strip()
+    return [*parts, last] if last else parts
+
+
+def operand(text: str, scopes: list[dict[str, str]]) -> Operand:
+    """One operand; names of inner scopes are replaced by those that `scopes` hold, the innermost last."""
+    if text.startswith("{"):
+        return tuple(operand(part, scopes) for part in split(text[1:-1]))
+    if text.startswith("["):
+        place, *rest = split(text[1:-1])
+        base, _, offset = place.partition("+")
+        at = operand(base.strip(), scopes)
+        coordinates = operand(rest[0], scopes) if rest else ()
+        assert isinstance(at, str | int)
+        assert isinstance(coordinates, tuple)
+        return Address(at, int(offset.strip() or "0", 0), coordinates)
+    if "|" in text:
+        return tuple(operand(part, scopes) for part in split(text, "|"))
+    if re.match(r"0[fF][0-9A-Fa-f]{8}$", text):
+        return int(text[2:], 16)
+    if re.match(r"0[dD][0-9A-Fa-f]{16}$", text):
+        return int(text[2:], 16)
+    if re.match(r"-?\d", text):
+        return int(text.removesuffix("U"), 0)
+    return next((names[text] for names in reversed(scopes) if text in names), text)
+
+
+def statements(body: str) -> Iterator[str]:
+    """`{`, `}`, `label:` and statements without their semicolon, in order."""
+    at = 0
+    while True:
+        while at < len(body) and body[at].isspace():
+            at += 1
+        if at == len(body):
+            return
+        label = LABEL.match(body, at)
+        if body[at] in "{}":
+            yield body[at]
+            at += 1
+        elif label and body[label.end() : label.end() + 1] != ":":
+            yield label[0]
+            at = label.end()
+        else:
+            end = body.index(";", at)
+            yield " ".join(body[at:end].split())
+            at = end + 1
+
+
+def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
+    """A listing of a whole module with one kernel, or of a bare piece of code with the `registers` that it is given."""
+    text = NOT_CODE.sub("", LINE_COMMENT.sub("", text))
+    entry = re.search(r"\.entry\s+[\w$]+\s*\((.*?)\)", text, re.DOTALL)
+    parameters, threads, body = [], 32, text
+    if entry:
+        parameters = [re.sub(r"\[\d+\]$", "", part.split()[-1]) for part in split(entry[1])]
+        head, _, body = text[entry.end() :].partition("{")
+        size = re.search(r"\.reqntid\s+(\d+)", head)
+        threads = int(size[1]) if size else threads
+    listing = Listing(parameters=parameters, threads=threads, registers=dict(registers or {}))
+    scopes: list[dict[str, str]] = [{}]
+    waiting: list[tuple[str, list[dict[str, str]], str]] = []
+    inner = 0
+    for statement in statements(body):
+        if statement == "{":
+            inner += 1
+            scopes = [*scopes, {}]
+        elif statement == "}":
+            if len(scopes) == 1:
+                break
+            scopes = scopes[:-1]
+        elif statement.endswith(":"):
+            name = statement[:-1]
+            if len(scopes) > 1:
+                scopes[-1][name] = f"{name}@{inner}"
+                name = scopes[-1][name]
+            listing.labels[name] = len(waiting)
+        elif statement.startswith(".reg"):
+            declare(statement, listing.registers, scopes[-1], f"@{inner}" if len(scopes) > 1 else "")
+        elif not statement.startswith("."):
+            waiting.append((statement, scopes, ""))
+    listing.code = [instruction(statement, names) for statement, names, _ in waiting]
+    return listing
+
+
+def declare(statement: str, registers: dict[str, str], scope: dict[str, str], suffix: str) -> None:
+    """`.reg .b32 %r<9>` or `.reg .b32 low, high`."""
+    _, kind, names = statement.split(maxsplit=2)
+    for name in split(names):
+        several = re.match(r"(.+)<(\d+)>$", name)
+        if several:
+            registers.update({f"{several[1]}{i}": kind[1:] for i in range(int(several[2]))})
+        else:
+            registers[name + suffix] = kind[1:]
+            scope[name] = name + suffix
+
+
+def instruction(statement: str, scopes: list[dict[str, str]]) -> Instruction:
+    guard, rest = None, statement
+    if rest.startswith("@"):
+        name, rest = rest[1:].split(maxsplit=1)
+        register = operand(name.lstrip("!"), scopes)
+        assert isinstance(register, str)
+        guard = (register, not name.startswith("!"))
+    opcode, _, operands = rest.partition(" ")
+    return Instruction(opcode, tuple(operand(part, scopes) for part in split(operands)), guard, statement)

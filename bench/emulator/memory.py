@@ -1,0 +1,148 @@
+"""Global memory made of a launch's tensors, and the shared memory of CTAs. What a GPU would fault on raises here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+BASE = 1 << 40
+"""Where global memory begins: addresses that lose their high half are caught."""
+GAP = 4096
+"""Bytes between two tensors that belong to neither."""
+SECTOR = 32
+"""Bytes that the L2 moves at once."""
+LINE = 128
+"""Bytes that the 32 banks of shared memory give in a cycle."""
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class Fault(Exception):
+    """An access that a GPU would refuse, or that code must not make."""
+
+
+class GlobalMemory:
+    """The storages of tensors at addresses of their own, each with room around it, and what was asked of them."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self.places: dict[int, tuple[int, np.ndarray]] = {}
+        end = GAP
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self.places and storage.nbytes():
+                data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+                self.places[storage.data_ptr()] = (end, data)
+                end += -(-len(data) // GAP) * GAP + GAP
+        self.bytes = np.zeros(end, dtype=np.uint8)
+        self.owned = np.zeros(end, dtype=bool)
+        for start, data in self.places.values():
+            self.bytes[start : start + len(data)] = data
+            self.owned[start : start + len(data)] = True
+        self.sectors = {kind: np.zeros(end // SECTOR + 1, dtype=np.uint32) for kind in ("load", "store")}
+        self.counts: Counter[str] = Counter()
+
+    def address(self, tensor: torch.Tensor) -> int:
+        """Where the tensor's first element lies."""
+        storage = tensor.untyped_storage()
+        if not storage.nbytes():
+            return BASE
+        start, _ = self.places[storage.data_ptr()]
+        return BASE + start + tensor.data_ptr() - storage.data_ptr()
+
+    def write_back(self) -> None:
+        """Give the tensors what was written."""
+        for start, data in self.places.values():
+            data[:] = self.bytes[start : start + len(data)]
+
+    def offsets(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Addresses as places in `bytes`, after the checks of alignment and bounds."""
+        offsets = addresses.astype(np.int64) - BASE
+        if (offsets % size).any():
+            raise Fault(f"misaligned access of {size} bytes")
+        inside = (offsets >= 0) & (offsets + size <= len(self.bytes))
+        if not inside.all() or not (self.owned[offsets].all() and self.owned[offsets + size - 1].all()):
+            raise Fault(f"access of {size} bytes outside of every tensor")
+        return offsets
+
+    def count(self, kind: str, offsets: np.ndarray, warps: np.ndarray, size: int) -> None:
+        """Note one request a warp: its bytes, and the sectors that it touches."""
+        spread = offsets[:, None] + np.arange(0, max(size, SECTOR), SECTOR)[None, : max(1, size // SECTOR)]
+        sectors = (spread // SECTOR).ravel()
+        np.add.at(self.sectors[kind], np.unique(sectors), 1)
+        self.counts[f"{kind} bytes"] += len(offsets) * size
+        keys = np.repeat(warps, spread.shape[1]) * len(self.bytes) + sectors
+        self.counts[f"{kind} sectors"] += len(np.unique(keys))
+
+    def load(self, addresses: np.ndarray, warps: np.ndarray, size: int, count: int) -> np.ndarray:
+        """`count` words of `size` bytes at each address -> (threads, count)."""
+        offsets = self.offsets(addresses, size * count)
+        self.count("load", offsets, warps, size * count)
+        return self.bytes.view(UNSIGNED[size])[(offsets // size)[:, None] + np.arange(count)]
+
+    def store(self, addresses: np.ndarray, warps: np.ndarray, values: np.ndarray) -> None:
+        """(threads, count) words to the addresses."""
+        size = values.dtype.itemsize
+        offsets = self.offsets(addresses, size * values.shape[1])
+        self.count("store", offsets, warps, size * values.shape[1])
+        self.bytes.view(values.dtype)[(offsets // size)[:, None] + np.arange(values.shape[1])] = values
+
+
+class SharedMemory:
+    """Of several CTAs: `size` bytes each, which begin at `base` of every CTA's own addresses."""
+
+    base = 1024
+
+    def __init__(self, ctas: int, size: int) -> None:
+        self.size = -(-max(size, 16) // 1024) * 1024
+        self.limit = size
+        self.bytes = np.full(ctas * self.size, 0xA5, dtype=np.uint8)
+        self.counts: Counter[str] = Counter()
+
+    def offsets(self, ctas: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
+        """A CTA's addresses as places in `bytes`."""
+        inside = addresses.astype(np.int64) - self.base
+        if (inside % size).any():
+            raise Fault(f"misaligned access of {size} bytes of shared memory")
+        if (inside < 0).any() or (inside + size > self.limit).any():
+            raise Fault(f"access of {size} bytes outside of the {self.limit} bytes of shared memory")
+        return ctas * self.size + inside
+
+    def count(self, kind: str, offsets: np.ndarray, warps: np.ndarray, size: int) -> None:
+        """Note how many cycles the banks need: 32 banks of 4 bytes; wide accesses go in parts of a line."""
+        lanes_at_once = max(1, min(32, LINE // size))
+        if not len(offsets):
+            return
+        parts = warps * 32 + self.lanes_of(warps) // lanes_at_once
+        words = (offsets[:, None] // 4 + np.arange(max(1, size // 4))).ravel()
+        distinct = np.unique(np.repeat(parts, max(1, size // 4)) << 32 | words)
+        part, bank = distinct >> 32, distinct & 31
+        per_bank = np.unique(part << 5 | bank, return_counts=True)
+        owner = per_bank[0] >> 5
+        worst = np.maximum.reduceat(per_bank[1], np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]))
+        self.counts[f"{kind} cycles"] += int(worst.sum())
+        self.counts[f"{kind} least cycles"] += len(worst)
+        self.counts[f"{kind} bytes"] += len(offsets) * size
+
+    @staticmethod
+    def lanes_of(warps: np.ndarray) -> np.ndarray:
+        """The place of each thread among those of its warp that take part."""
+        first = np.r_[True, warps[1:] != warps[:-1]]
+        starts = np.flatnonzero(first)
+        return np.arange(len(warps)) - np.repeat(starts, np.diff(np.r_[starts, len(warps)]))
+
+    def load(self, ctas: np.ndarray, addresses: np.ndarray, warps: np.ndarray, size: int, count: int) -> np.ndarray:
+        """`count` words of `size` bytes at each address -> (threads, count)."""
+        offsets = self.offsets(ctas, addresses, size * count)
+        self.count("load", offsets, warps, size * count)
+        return self.bytes.view(UNSIGNED[size])[(offsets // size)[:, None] + np.arange(count)]
+
+    def store(
+        self, ctas: np.ndarray, addresses: np.ndarray, warps: np.ndarray, values: np.ndarray, kind: str = "store"
+    ) -> None:
+        """(threads, count) words to the addresses."""
+        size = values.dtype.itemsize
+        offsets = self.offsets(ctas, addresses, size * values.shape[1])
+        self.count(kind, offsets, warps, size * values.shape[1])
+        self.bytes.view(values.dtype)[(offsets // size)[:, None] + np.arange(values.shape[1])] = values
