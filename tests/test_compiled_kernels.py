@@ -193,4 +193,20 @@ def test_survey_names_each_launch_and_what_it_asked_for() -> None:
     code = "t.table(t.survey(['stream'], ['triton'], 'smoke', 'copy', 90, 4))[1]"
     (row,) = elsewhere("bench.emulator.survey", code)
     assert row[:6] == ["stream", "triton", "copy-8MiB", "copy_kernel", "4 of 512", "0.131"]
-    assert (row[6], row[9], row[10]) == ("1.00", "0.00", "")
+    assert (row[6], row[9], row[11]) == ("1.00", "0.00", "")
+
+
+def left_on_the_way(buffers: int) -> float:
+    """Bytes under way while blocks of 64 tokens are multiplied."""
+    op, impl = found("mla_decode", "triton")
+    case = MlaCase(B=1, H=16, L=64, R=16, T=2048)
+    assert impl.build is not None
+    where = replace(part(90), config=(("block_t", 64), ("buffers", buffers)))
+    main, _ = impl.build(case, op.inputs(case, "cpu", 0), where).launches
+    return emulator.execute(main, 90).under_way
+
+
+@pytest.mark.slow
+def test_two_buffers_leave_nothing_under_way_during_products() -> None:
+    """Triton starts a copy behind the products of a block: with two buffers DRAM waits for them."""
+    assert elsewhere("test_compiled_kernels", "[t.left_on_the_way(n) for n in (2, 3)]") == [0, 10240]

@@ -52,6 +52,8 @@ class Machine:
         self.state: dict[str, Any] = {}
         """What instructions keep between them: copies under way, barriers in shared memory."""
         self.executed: Counter[str] = Counter()
+        self.under_way: list[float] = []
+        """After each wait for copies, the bytes of a CTA that are still on their way."""
         self.flop = 0
         """Of the tensor cores."""
 

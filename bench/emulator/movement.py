@@ -176,6 +176,8 @@ def wait(m: Machine, mask: Mask, left: int | None) -> None:
         if ready.any():
             finish(m, copy, ready)
     pending[:] = [copy for copy in pending if copy.mask.any()]
+    left_bytes = sum(int(np.count_nonzero(copy.mask & mask & (copy.taken > 0))) * copy.size for copy in pending)
+    m.under_way.append(left_bytes / len(np.unique(m.cta[mask])))
 
 
 def asynchronous(m: Machine, ins: Instruction) -> Step | None:

@@ -50,6 +50,8 @@ class Row:
     conflicts: float = 1.0
     """Cycles of the banks over the least that the bytes need."""
     tensor: float = 0.0
+    under_way: float = 0.0
+    """Bytes of a CTA on their way after a wait (`Counts.under_way`); 0 where nothing overlaps, or no `cp.async`."""
     error: str = ""
 
 
@@ -70,7 +72,7 @@ def row_of(counts: Counts, launch: KernelLaunch, sm: int, ctas: int, **names: st
         **names, kernel=launch.kernel.fn.__name__, sm=sm, ctas=min(ctas, grid), grid=grid, touched=touched,
         asked=SECTOR * (counts.memory["load sectors"] + counts.memory["store sectors"]),
         shared=cycles / memory, conflicts=cycles / least if least else 1.0,
-        tensor=counts.flop / FLOP_PER_CYCLE[sm] / memory,
+        tensor=counts.flop / FLOP_PER_CYCLE[sm] / memory, under_way=counts.under_way,
     )  # fmt: skip
 
 
@@ -110,18 +112,19 @@ def survey(
 
 HEADERS = (
     "op", "impl", "case", "kernel", "CTAs", "MB touched", "asked/touched", "shared/DRAM time", "bank conflicts",
-    "tensor/DRAM time", "",
+    "tensor/DRAM time", "KiB under way", "",
 )  # fmt: skip
 
 
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headers and rows of strings, ready to be printed."""
     return HEADERS, [
-        (row.op, row.impl, row.case_id, *([""] * 7), row.error)
+        (row.op, row.impl, row.case_id, *([""] * 8), row.error)
         if row.error
         else (
             row.op, row.impl, row.case_id, row.kernel, f"{row.ctas} of {row.grid}", f"{row.touched / 1e6:.3f}",
-            f"{row.asked / row.touched:.2f}", f"{row.shared:.2f}", f"{row.conflicts:.2f}", f"{row.tensor:.2f}", "",
+            f"{row.asked / row.touched:.2f}", f"{row.shared:.2f}", f"{row.conflicts:.2f}", f"{row.tensor:.2f}",
+            f"{row.under_way / 1024:.0f}", "",
         )
         for row in rows
     ]  # fmt: skip

@@ -67,6 +67,16 @@ class Segment:
         return (self.b, self.h, self.t_begin, self.t_end, self.slot, self.first_slot, self.parts, self.pair)
 
 
+def merge_shape(segments: Sequence[Segment], D: int) -> tuple[int, int]:
+    """Parts that a merging CTA holds at once, and its warps.
+
+    One warp where it holds as many as any result has: its threads then sum what they have loaded themselves. Four must
+    exchange their sums, for which the banks of shared memory need six times as long as their bytes would.
+    """
+    parts = power_of_2(max((s.parts for s in segments), default=1))
+    return (parts, 1) if parts * D <= MERGE_TILE // 4 else (MERGE_TILE // D, 4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Run c is `segments[starts[c] : starts[c + 1]]`, `buffers` blocks of K and V of each in shared memory.

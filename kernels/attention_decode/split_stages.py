@@ -6,6 +6,7 @@ from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths,
 from kernels.attention_decode.split_plan import (
     Plan,
     block_tokens,
+    merge_shape,
     most_rows,
     plan,
     prefix_plan,
@@ -18,8 +19,8 @@ from kernels.draw import BYTES
 from kernels.integers import cdiv
 from kernels.op import Stage, Target, Work
 
-MERGE_CTAS_PER_SM = 4
-"""Of the merge kernel: 128 threads of up to 128 registers, in 65,536 registers an SM."""
+MERGE_WARPS_PER_SM = 16
+"""Of the merge kernel, whose threads have up to 128 of an SM's 65,536 registers."""
 
 
 def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
@@ -74,7 +75,7 @@ def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2
         ),
         l2_bytes=parts,
         ctas=cut * case.rows,
-        ctas_per_sm=MERGE_CTAS_PER_SM,
+        ctas_per_sm=MERGE_WARPS_PER_SM // merge_shape(p.segments, case.D)[1],
     )
     return main, merge
 

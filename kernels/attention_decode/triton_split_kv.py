@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention_decode.op import SCALE_GROUP, AttentionCase
-from kernels.attention_decode.split_plan import MERGE_TILE, Plan, candidates, plan, shape_class
+from kernels.attention_decode.split_plan import Plan, candidates, merge_shape, plan, shape_class
 from kernels.attention_decode.split_stages import stages, supports
 from kernels.attention_decode.triton_attend import (
     GAIN,
@@ -338,6 +338,7 @@ def merge_launches(case: AttentionCase, p: Plan, parts: Parts, o: torch.Tensor) 
     if p.merge != "kernel":
         return ()
     cut = [(s.b, s.h, s.first_slot, s.parts) for s in p.segments if s.parts > 1 and s.slot == s.first_slot]
+    tile, warps = merge_shape(p.segments, case.D)
     return (
         KernelLaunch(
             kernel=merge_kernel,
@@ -349,7 +350,8 @@ def merge_launches(case: AttentionCase, p: Plan, parts: Parts, o: torch.Tensor) 
                 "o": o,
                 **strides("o", o),
             },
-            constexprs={"Q_LEN": case.q_len, "GROUP": case.group, "D": case.D, "TILE": MERGE_TILE // case.D},
+            constexprs={"Q_LEN": case.q_len, "GROUP": case.group, "D": case.D, "TILE": tile},
+            num_warps=warps,
             streams=("partial_o",),
             why_few_in_flight="a few hundred KB, all of it asked for at once",
         ),

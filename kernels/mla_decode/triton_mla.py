@@ -30,13 +30,13 @@ import triton.language as tl
 from kernels import tuned
 from kernels.attention_decode.split_plan import (
     LONG,
-    MERGE_TILE,
     SMEM_RESERVED,
     Segment,
     block_count,
+    merge_shape,
     split,
 )
-from kernels.attention_decode.split_stages import MERGE_CTAS_PER_SM
+from kernels.attention_decode.split_stages import MERGE_WARPS_PER_SM
 from kernels.attention_decode.triton_attend import LOG2_E
 from kernels.attention_decode.triton_split_kv import merge_kernel, table
 from kernels.draw import BYTES
@@ -54,12 +54,12 @@ BLOCK_M_WORDS = 32
 """Before wgmma with fp8 latents, where queries are in registers, too, beside the sums and what is unpacked."""
 
 BLOCK_T = 32
-"""Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents."""
+"""Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents.
 
-BLOCK_T_WGMMA = 64
-"""With wgmma, which reads the 64 queries from shared memory for each product: half as often as for blocks of 32, whose
-reads take longer than the block's share of the bandwidth (1.5 times as long with two tiles of rows, by the
-bank cycles of the executed PTX; 1.07 with 64). fp8 latents have no registers for it, nor have pages smaller than 64."""
+Blocks of 64 would read the queries from shared memory half as often (for two tiles of rows the banks' cycles are 1.06
+of DRAM's time instead of 1.5), but only two fit, and Triton starts the next copy behind the products of the last: none
+would be under way during them. The tuner may choose them.
+"""
 
 START_TOKENS = 64
 """What a further piece costs its SM, in tokens: no other CTA is there to work while its queries, which are 64 tokens'
@@ -98,9 +98,9 @@ def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int
 
 @cache
 def plan(case: MlaCase, target: Target) -> Plan:
-    """Two blocks of 64 tokens or as many of 32 as fit, up to four; tcgen05 (sm_100) makes Triton keep two more.
+    """As many buffers as fit, up to four; tcgen05 (sm_100) makes Triton keep two more than it is asked for.
 
-    Two of 32 where addresses of a third block, of fp8 latents in pages smaller than a block, would spill on sm_100.
+    Two where addresses of a third block, of fp8 latents in pages smaller than a block, would spill on sm_100.
     """
     smem = target.smem_per_sm or 228 << 10
     words = bool(case.kv) and target.sm != 90
@@ -109,9 +109,6 @@ def plan(case: MlaCase, target: Target) -> Plan:
     most = 2 if words and target.sm >= 100 and case.page % BLOCK_T else 4
     buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
-    large = target.sm == 90 and not case.kv and case.page % BLOCK_T_WGMMA == 0
-    if large and smem_bytes(case, 2, BLOCK_T_WGMMA) < smem:
-        fields = {"block_t": BLOCK_T_WGMMA, "buffers": 2}
     fields |= tuned.overrides("mla_decode", "triton", shape_class(case), target)
     block_t, buffers = fields["block_t"], fields["buffers"]
     row_tiles = cdiv(case.rows, block_m)
@@ -257,6 +254,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         wants_mma=True,
     )  # fmt: skip
     merged = [(s.b, 0, s.first_slot, s.parts) for s in p.segments if s.slot == s.first_slot]
+    tile, warps = merge_shape(p.segments, case.L)
     merge = KernelLaunch(
         kernel=merge_kernel,
         grid=(len(merged), case.rows),
@@ -264,7 +262,8 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "partial_o": partial_o, "partial_lse": partial_lse, "cut": table(merged, o.device), "o": o,
             "stride_o_b": o.stride(0), "stride_o_i": o.stride(1), "stride_o_h": o.stride(2),
         },
-        constexprs={"Q_LEN": case.q_len, "GROUP": case.H, "D": case.L, "TILE": MERGE_TILE // case.L},
+        constexprs={"Q_LEN": case.q_len, "GROUP": case.H, "D": case.L, "TILE": tile},
+        num_warps=warps,
         streams=("partial_o",),
         why_few_in_flight="a few MB from the L2, all of it asked for at once",
     )  # fmt: skip
@@ -295,7 +294,7 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
         ),
         l2_bytes=parts,
         ctas=case.B * case.rows,
-        ctas_per_sm=MERGE_CTAS_PER_SM,
+        ctas_per_sm=MERGE_WARPS_PER_SM // merge_shape(p.segments, case.L)[1],
     )
     return main, merge
 
