@@ -29,9 +29,8 @@ TYPES: dict[str, Any] = {
     "pred": np.dtype("?"),
 }
 Mask = np.ndarray
-
-
 Step = Callable[[Mask], None]
+"""Executes an instruction for the threads of a mask."""
 
 
 class Machine:

@@ -126,6 +126,7 @@ class Copy:
     source: np.ndarray
     taken: np.ndarray
     size: int
+    text: str
 
 
 def copies(m: Machine) -> tuple[list[Copy], np.ndarray]:
@@ -144,7 +145,7 @@ def start_copy(m: Machine, ins: Instruction) -> Step:
     def step(mask: Mask) -> None:
         pending, groups = copies(m)
         asked = np.broadcast_to(taken, m.lanes).copy()
-        pending.append(Copy(mask.copy(), groups.copy(), target(), source(), asked, size))
+        pending.append(Copy(mask.copy(), groups.copy(), target(), source(), asked, size, ins.text))
 
     return step
 
@@ -174,7 +175,10 @@ def wait(m: Machine, mask: Mask, left: int | None) -> None:
         if left is not None:
             ready &= copy.group < groups - left
         if ready.any():
-            finish(m, copy, ready)
+            try:
+                finish(m, copy, ready)
+            except Fault as fault:
+                raise Fault(f"{fault}, begun by {copy.text}") from None
     pending[:] = [copy for copy in pending if copy.mask.any()]
     left_bytes = sum(int(np.count_nonzero(copy.mask & mask & (copy.taken > 0))) * copy.size for copy in pending)
     m.under_way.append(left_bytes / len(np.unique(m.cta[mask])))
