@@ -18,8 +18,9 @@ from bench.gate import check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.compare import Errors
 from kernels.ffn_gemv.op import GemvCase
+from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase
-from kernels.op import Impl, Op, Target, discover, implementations, total
+from kernels.op import Impl, Inputs, Op, Target, discover, implementations, total
 
 HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
 SMS = 4
@@ -33,6 +34,12 @@ def part(sm: int) -> Target:
 
 def found(op: str, impl: str) -> tuple[Op, Impl]:
     return discover()[op], next(i for i in implementations(op)[0] if i.name == impl)
+
+
+def launches(impl: Impl, case: Any, inputs: Inputs, where: Target | None = None) -> tuple[KernelLaunch, ...]:
+    """For the small part with sm_90, where it is not said where."""
+    assert impl.build is not None
+    return impl.build(case, inputs, where or part(90)).launches
 
 
 def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None) -> Errors:
@@ -130,9 +137,8 @@ def fault(change: Callable[[dict[str, Any]], None]) -> str:
     op, impl = found("attention_decode", "triton")
     inputs = op.inputs(SPLIT, "cpu", 0)
     change(inputs)
-    assert impl.build is not None
     try:
-        for kernel in impl.build(SPLIT, inputs, part(90)).launches:
+        for kernel in launches(impl, SPLIT, inputs):
             emulator.execute(kernel, 90)
     except Fault as raised:
         return str(raised)
@@ -165,10 +171,7 @@ def traffic() -> dict[str, dict[str, float]]:
     said = {}
     for name, (op_name, case) in STREAMED.items():
         op, impl = found(op_name, "triton")
-        assert impl.build is not None
-        counts = [
-            emulator.execute(kernel, 90) for kernel in impl.build(case, op.inputs(case, "cpu", 0), part(90)).launches
-        ]
+        counts = [emulator.execute(kernel, 90) for kernel in launches(impl, case, op.inputs(case, "cpu", 0))]
         stages = impl.stages(case, part(90))
         said[name] = {
             "touched": sum(sum(c.touched.values()) for c in counts),
@@ -200,9 +203,8 @@ def left_on_the_way(buffers: int) -> float:
     """Bytes under way while blocks of 64 tokens are multiplied."""
     op, impl = found("mla_decode", "triton")
     case = MlaCase(B=1, H=16, L=64, R=16, T=2048)
-    assert impl.build is not None
     where = replace(part(90), config=(("block_t", 64), ("buffers", buffers)))
-    main, _ = impl.build(case, op.inputs(case, "cpu", 0), where).launches
+    main, _ = launches(impl, case, op.inputs(case, "cpu", 0), where)
     return emulator.execute(main, 90).under_way
 
 

@@ -165,7 +165,7 @@ def two_floats(m: Machine, ins: Instruction, function: Callable[..., np.ndarray]
     exactly = exact(function)
 
     def step(mask: Mask) -> None:
-        pairs = [np.ascontiguousarray(np.broadcast_to(w, m.lanes)).view(np.float32).reshape(-1, 2) for w in words]
+        pairs = [np.ascontiguousarray(w).view(np.float32).reshape(-1, 2) for w in words]
         write(np.ascontiguousarray(exactly(*pairs)).view(np.uint64).ravel(), mask)
 
     return step
@@ -272,7 +272,7 @@ def logic_table(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) 
 
 
 def compare(m: Machine, ins: Instruction, kind: str) -> Step:
-    """`setp.<how>.<type> p, a, b`, and `setp.<how>.and.<type> p, a, b, q`."""
+    """`setp.<how>.<type> p, a, b`."""
     parts = ins.opcode.split(".")
     how = parts[1]
     unordered = how in ("equ", "neu", "ltu", "leu", "gtu", "geu")

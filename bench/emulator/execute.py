@@ -40,11 +40,19 @@ class Counts:
     under_way: float = 0.0
 
 
+MAKERS = movement.MAKERS | tensor_maps.MAKERS | matrices.MAKERS
+"""By the beginning of an opcode."""
+
+
 def make_step(m: Machine, ins: Instruction) -> Step:
-    for module in (arithmetic, tensor_maps, movement, matrices):
-        step = module.step_for(m, ins)
-        if step is not None:
-            return step
+    """What executes the instruction: arithmetic by its types, others by the longest beginning that is known."""
+    step = arithmetic.step_for(m, ins)
+    if step is not None:
+        return step
+    parts = ins.opcode.split(".")
+    for n in range(len(parts), 0, -1):
+        if maker := MAKERS.get(".".join(parts[:n])):
+            return maker(m, ins)
     raise NotEmulated(ins.text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 LINE_COMMENT = re.compile(r"//[^\n]*")
 NOT_CODE = re.compile(r"^[ \t]*\.loc[^\n]*$", re.MULTILINE)
@@ -52,6 +53,11 @@ class Listing:
     registers: dict[str, str] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+
+
+def listed(operand: Operand) -> tuple[Any, ...]:
+    """The operands in braces, or the one."""
+    return operand if isinstance(operand, tuple) else (operand,)
 
 
 def split(text: str, mark: str = ",") -> list[str]:

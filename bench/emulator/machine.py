@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -31,6 +32,52 @@ TYPES: dict[str, Any] = {
 Mask = np.ndarray
 Step = Callable[[Mask], None]
 """Executes an instruction for the threads of a mask."""
+Maker = Callable[["Machine", Instruction], Step]
+"""Looks up the operands of an instruction once, and returns what executes it."""
+
+
+@dataclass
+class Deferred:
+    """What the threads in `mask` have begun; `group` is each thread's count of groups before it."""
+
+    mask: Mask
+    group: np.ndarray
+    happen: Step
+    size: np.ndarray | int = 0
+    """Bytes that it brings each thread."""
+
+
+class Groups:
+    """What happens as late as it may: where the group that it was closed in is waited for."""
+
+    def __init__(self, lanes: int) -> None:
+        self.begun: list[Deferred] = []
+        self.closed = np.zeros(lanes, dtype=np.int64)
+
+    def begin(self, mask: Mask, happen: Step, size: np.ndarray | int = 0) -> None:
+        self.begun.append(Deferred(mask.copy(), self.closed.copy(), happen, size))
+
+    def close(self, mask: Mask) -> None:
+        self.closed[mask] += 1
+
+    def wait(self, mask: Mask, left: int | None, together: int = 1) -> None:
+        """Make all groups of the threads in `mask` happen but the last `left`; with None also what no group holds.
+
+        `together` threads are one: what one of them waits for happens for all.
+        """
+        for each in self.begun:
+            ready = each.mask & mask
+            if left is not None:
+                ready &= each.group < self.closed - left
+            ready = np.repeat(ready.reshape(-1, together).any(axis=1), together)
+            if ready.any():
+                each.happen(ready)
+                each.mask &= ~ready
+        self.begun = [each for each in self.begun if each.mask.any()]
+
+    def bytes_left(self, mask: Mask) -> int:
+        """What is still on its way to the threads in `mask`."""
+        return sum(int((each.size * (each.mask & mask)).sum()) for each in self.begun)
 
 
 class Machine:
@@ -48,8 +95,10 @@ class Machine:
         self.shared = SharedMemory(len(ctas), shared)
         self.registers = {name: self.unwritten(kind) for name, kind in listing.registers.items()}
         self.registers |= self.special(ctas, grid)
-        self.state: dict[str, Any] = {}
-        """What instructions keep between them: copies under way, barriers in shared memory."""
+        self.copies, self.products = Groups(self.lanes), Groups(self.lanes)
+        """What `cp.async` and `wgmma` have begun."""
+        self.barriers: dict[int, Any] = {}
+        """Of shared memory, by place (`tensor_maps.Barrier`)."""
         self.executed: Counter[str] = Counter()
         self.under_way: list[float] = []
         """After each wait for copies, the bytes of a CTA that are still on their way."""
@@ -80,7 +129,7 @@ class Machine:
         dtype = TYPES[kind]
         if isinstance(operand, str):
             if operand not in self.registers:
-                return np.full(1, self.symbol(operand)).astype(dtype)
+                return self.constant(np.array(self.symbol(operand)).astype(dtype))
             register = self.registers[operand]
             if register.dtype == dtype or register.dtype.itemsize == dtype.itemsize:
                 return register.view(dtype)
@@ -88,9 +137,13 @@ class Machine:
             return register.view(dtype)[:: register.dtype.itemsize // dtype.itemsize]  # little end first
         assert isinstance(operand, int), operand
         if kind == "pred":
-            return np.full(1, operand != 0)
-        bits = np.array([operand & (1 << 8 * dtype.itemsize) - 1], dtype=np.dtype(f"u{dtype.itemsize}"))
-        return bits.view(dtype)
+            return self.constant(np.array(operand != 0))
+        bits = np.array(operand & (1 << 8 * dtype.itemsize) - 1, dtype=np.dtype(f"u{dtype.itemsize}"))
+        return self.constant(bits.view(dtype))
+
+    def constant(self, number: np.ndarray) -> np.ndarray:
+        """A number that all threads have."""
+        return np.broadcast_to(number, self.lanes)
 
     def symbol(self, name: str) -> int:
         """The address of a name: shared memory, or a parameter."""
@@ -120,7 +173,7 @@ class Machine:
         assert isinstance(operand, Address), operand
         base = self.value(operand.base, "u64" if wide else "u32")
         offset = operand.offset
-        return lambda: np.broadcast_to(base.astype(np.int64) + offset, self.lanes)
+        return lambda: base.astype(np.int64) + offset
 
     def whole_warps(self, mask: Mask) -> np.ndarray:
         """The warps of a mask, each of which must be complete."""
@@ -132,7 +185,7 @@ class Machine:
 
     # Execution
 
-    def run(self, make_step: Callable[[Machine, Instruction], Step], random: Random | None = None) -> None:
+    def run(self, make_step: Maker, random: Random | None = None) -> None:
         """Execute until every thread has returned.
 
         Without `random` all threads go together. With it a warp does, and whenever it has to stop, at a barrier or
@@ -156,7 +209,7 @@ class Machine:
         if self.waiting.any() or self.gathered.any():
             raise Fault("some threads wait for others that never come")
 
-    def stretch(self, unit: int, steps: list[Step | None], make_step: Any, stops: bool) -> int | None:
+    def stretch(self, unit: int, steps: list[Step | None], make_step: Maker, stops: bool) -> int | None:
         """Execute a unit's earliest threads up to a branch; the unit, where it may go on at once."""
         code, labels = self.listing.code, self.listing.labels
         here = [at for u, at in self.places if u == unit]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.emulator.arithmetic import SMALL, bf16, e4m3, f16, halves
-from bench.emulator.listing import Instruction
-from bench.emulator.machine import WARP, WARPGROUP, Machine, Mask, Step
+from bench.emulator.arithmetic import SMALL, bf16, e4m3, f16, halves, together
+from bench.emulator.listing import Instruction, listed
+from bench.emulator.machine import WARP, WARPGROUP, Machine, Maker, Mask, Step
 from bench.emulator.memory import LINE, UNSIGNED, Fault, SharedMemory
 
 LANE = np.arange(WARP)
@@ -22,10 +22,35 @@ ROW, PAIR = LANE // 4, LANE % 4 * 2
 """Of a thread in an 8 x 8 matrix of 16-bit elements: its row, and the first of its two columns."""
 
 
-def floats(words: np.ndarray, kind: str) -> np.ndarray:
-    """32-bit words -> fp32, one more axis of the two halves."""
-    to = SMALL[kind][0]
-    return np.stack([to(half) for half in halves(words)], axis=-1)
+DECODE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bf16": bf16, "f16": f16, "e4m3": e4m3}
+
+
+def left_words(registers: list[np.ndarray]) -> np.ndarray:
+    """Left fragments of warps, four registers [warps, 32] -> [warps, 16 rows, 8 words]."""
+    words = np.zeros((len(registers[0]), 16, 8), dtype=np.uint32)
+    for i, register in enumerate(registers):
+        words[:, ROW + 8 * (i % 2), PAIR // 2 + 4 * (i // 2)] = register
+    return words
+
+
+def right_words(registers: list[np.ndarray]) -> np.ndarray:
+    """Right fragments of warps, two registers [warps, 32] -> [warps, 8 columns, 8 words]."""
+    words = np.zeros((len(registers[0]), 8, 8), dtype=np.uint32)
+    for i, register in enumerate(registers):
+        words[:, ROW, PAIR // 2 + 4 * i] = register
+    return words
+
+
+def sum_of(product: np.ndarray, i: int) -> np.ndarray:
+    """[warps, 16, N] -> what register i of the sums takes of it, [warps, 32]."""
+    return product[:, ROW + 8 * (i // 2 % 2), PAIR + i % 2 + 8 * (i // 4)]
+
+
+def to_lanes(m: Machine, warps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[warps, 32] of some warps -> one value a thread; zero for the others."""
+    full = np.zeros((m.lanes // WARP, WARP), dtype=values.dtype)
+    full[warps] = values
+    return full.ravel()
 
 
 def matrix_rows(m: Machine, mask: Mask, addresses: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +64,7 @@ def matrix_rows(m: Machine, mask: Mask, addresses: np.ndarray, count: int) -> tu
 
 def load_matrices(m: Machine, ins: Instruction) -> Step:
     """`ldmatrix.sync.aligned.m8n8.x<n>[.trans].shared.b16 {d}, [row addresses]`."""
-    names = ins.operands[0] if isinstance(ins.operands[0], tuple) else (ins.operands[0],)
+    names = listed(ins.operands[0])
     writes = [m.writer(name, "b32") for name in names]
     at = m.addresses(ins.operands[1], False)
     transposed = ".trans." in ins.opcode
@@ -52,18 +77,16 @@ def load_matrices(m: Machine, ins: Instruction) -> Step:
             low, high = (memory[rows[:, :, PAIR + i] // 2 + ROW] for i in (0, 1))
         else:
             low, high = (memory[rows[:, :, ROW] // 2 + PAIR + i] for i in (0, 1))
-        words = low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)
+        words = together(low, high)
         for i, write in enumerate(writes):
-            full = np.zeros((m.lanes // WARP, WARP), dtype=np.uint32)
-            full[warps] = words[:, i]
-            write(full.ravel(), mask)
+            write(to_lanes(m, warps, words[:, i]), mask)
 
     return step
 
 
 def store_matrices(m: Machine, ins: Instruction) -> Step:
     """`stmatrix.sync.aligned.m8n8.x<n>[.trans].shared.b16 [row addresses], {s}`."""
-    names = ins.operands[1] if isinstance(ins.operands[1], tuple) else (ins.operands[1],)
+    names = listed(ins.operands[1])
     sources = [m.value(name, "b32") for name in names]
     at = m.addresses(ins.operands[0], False)
     transposed = ".trans." in ins.opcode
@@ -86,35 +109,24 @@ def mma(m: Machine, ins: Instruction) -> Step:
     found = re.match(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(\w+)\.(\w+)\.f32$", ins.opcode)
     ins.must(found)
     assert found
-    kind = found[1]
-    ins.must(kind == found[2] and kind in SMALL)
-    d, a, b, c = (x if isinstance(x, tuple) else (x,) for x in ins.operands)
-    writes = [m.writer(x, "f32") for x in d]
+    ins.must(found[1] == found[2] and found[1] in SMALL)
+    decode = DECODE[found[1]]
+    d, a, b, c = (listed(x) for x in ins.operands)
+    writes, sums = [m.writer(x, "f32") for x in d], [m.value(x, "f32") for x in c]
     lefts, rights = [m.value(x, "b32") for x in a], [m.value(x, "b32") for x in b]
-    sums = [m.value(x, "f32") for x in c]
 
     def step(mask: Mask) -> None:
         warps = m.whole_warps(mask)
-        n = len(warps)
 
-        def taken(register: np.ndarray) -> np.ndarray:
-            return np.broadcast_to(register, m.lanes).reshape(-1, WARP)[warps]
+        def taken(registers: list[np.ndarray]) -> list[np.ndarray]:
+            return [register.reshape(-1, WARP)[warps] for register in registers]
 
-        left, right = np.zeros((n, 16, 16), dtype=np.float32), np.zeros((n, 16, 8), dtype=np.float32)
-        for i, register in enumerate(lefts):
-            both = floats(taken(register), kind)
-            for part in (0, 1):
-                left[:, ROW + 8 * (i % 2), PAIR + part + 8 * (i // 2)] = both[..., part]
-        for i, register in enumerate(rights):
-            both = floats(taken(register), kind)
-            for part in (0, 1):
-                right[:, PAIR + part + 8 * i, ROW] = both[..., part]
-        product = left @ right
-        m.flop += n * 2 * 16 * 8 * 16
-        for i, (write, start) in enumerate(zip(writes, sums, strict=True)):
-            full = np.zeros((m.lanes // WARP, WARP), dtype=np.float32)
-            full[warps] = product[:, ROW + 8 * (i // 2), PAIR + i % 2] + taken(start)
-            write(full.ravel(), mask)
+        left, right = (decode(x.view(np.uint16)) for x in (left_words(taken(lefts)), right_words(taken(rights))))
+        product = left @ right.swapaxes(1, 2)
+        m.flop += len(warps) * 2 * 16 * 8 * 16
+        results = [sum_of(product, i) + start for i, start in enumerate(taken(sums))]
+        for write, result in zip(writes, results, strict=True):
+            write(to_lanes(m, warps, result), mask)
 
     return step
 
@@ -169,9 +181,6 @@ class Descriptor:
         return shared.bytes.view(UNSIGNED[size])[offsets // size].reshape(rows, columns)
 
 
-DECODE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bf16": bf16, "f16": f16, "e4m3": e4m3}
-
-
 def wgmma(m: Machine, ins: Instruction) -> Step:
     """`wgmma.mma_async.sync.aligned.m64n<N>k<K>.f32.<t>.<t> d, a, b, scale-d, 1, 1[, transposed a][, transposed b]`.
 
@@ -193,22 +202,17 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
     lefts = [m.value(x, "b32") for x in a] if isinstance(a, tuple) else []
     descriptors = [m.value(x, "u64") for x in ((b,) if lefts else (b, a))]
     keep = m.value(scale, "pred")
-    row = (16 * np.arange(4)[:, None] + ROW).ravel()
-    pair = np.tile(PAIR, 4)
 
     def one(register: np.ndarray, lanes: np.ndarray) -> int:
         """A value that all threads of a group must share."""
-        values = np.unique(np.broadcast_to(register, m.lanes)[lanes])
+        values = np.unique(register[lanes])
         if len(values) > 1:
             raise Fault("the threads of a warpgroup disagree")
         return int(values[0])
 
     def fragments(lanes: np.ndarray) -> np.ndarray:
-        """The left matrix where it is held in registers, 4 bytes of a row in each."""
-        words = np.zeros((64, 8), dtype=np.uint32)
-        for i, register in enumerate(lefts):
-            words[row + 8 * (i % 2), pair // 2 + 4 * (i // 2)] = register[lanes]
-        return words.view(UNSIGNED[size])
+        """The left matrix where it is held in registers."""
+        return left_words([r[lanes].reshape(4, WARP) for r in lefts]).reshape(64, 8).view(UNSIGNED[size])
 
     def step(mask: Mask) -> None:
         groups = mask.reshape(-1, WARPGROUP)
@@ -224,66 +228,32 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
             m.flop += 2 * 64 * columns * depth
             read = (columns + (64 if left else 0)) * depth * size
             m.shared.counts.update({f"product {what}": read // LINE for what in ("cycles", "least cycles")})
-            product = decode(here) @ decode(there).T
+            product = (decode(here) @ decode(there).T).reshape(4, 16, columns)
             kept = one(keep, lanes)
             for i, start in enumerate(sums):
-                value = product[row + 8 * (i // 2 % 2), pair + i % 2 + 8 * (i // 4)]
+                value = sum_of(product, i).ravel()
                 results[i, lanes] = value + start[lanes] if kept else value
         for write, result in zip(writes, results, strict=True):
             write(result, mask)
 
-    return lambda mask: under_way(m).append(Product(mask.copy(), closed(m).copy(), step))
+    return lambda mask: m.products.begin(mask, step)
 
 
-@dataclass
-class Product:
-    """A `wgmma` of the threads in `mask` that has not happened; `group` is each thread's count of groups before it."""
-
-    mask: Mask
-    group: np.ndarray
-    step: Step
+def close_products(m: Machine, ins: Instruction) -> Step:
+    return m.products.close
 
 
-def under_way(m: Machine) -> list[Product]:
-    products: list[Product] = m.state.setdefault("products", [])
-    return products
+def wait_for_products(m: Machine, ins: Instruction) -> Step:
+    left = ins.operands[0]
+    assert isinstance(left, int)
+    return lambda mask: m.products.wait(mask, left, WARPGROUP)
 
 
-def closed(m: Machine) -> np.ndarray:
-    """Each thread's number of closed groups of products."""
-    groups: np.ndarray = m.state.setdefault("product groups", np.zeros(m.lanes, dtype=np.int64))
-    return groups
-
-
-def commit(m: Machine, mask: Mask) -> None:
-    closed(m)[mask] += 1
-
-
-def wait(m: Machine, mask: Mask, left: int) -> None:
-    """Make all groups of the threads in `mask` happen but the last `left`."""
-    for product in under_way(m):
-        asked = product.mask & mask & (product.group < closed(m) - left)
-        ready = np.repeat(asked.reshape(-1, WARPGROUP).any(axis=1), WARPGROUP)
-        if ready.any():
-            product.step(ready)
-            product.mask &= ~ready
-    under_way(m)[:] = [product for product in under_way(m) if product.mask.any()]
-
-
-def step_for(m: Machine, ins: Instruction) -> Step | None:
-    name = ins.opcode
-    if name.startswith("ldmatrix"):
-        return load_matrices(m, ins)
-    if name.startswith("stmatrix"):
-        return store_matrices(m, ins)
-    if name.startswith("mma."):
-        return mma(m, ins)
-    if name.startswith("wgmma.mma_async"):
-        return wgmma(m, ins)
-    if name.startswith("wgmma.commit_group"):
-        return lambda mask: commit(m, mask)
-    if name.startswith("wgmma.wait_group"):
-        left = ins.operands[0]
-        assert isinstance(left, int)
-        return lambda mask: wait(m, mask, left)
-    return None
+MAKERS: dict[str, Maker] = {
+    "ldmatrix": load_matrices,
+    "stmatrix": store_matrices,
+    "mma": mma,
+    "wgmma.mma_async": wgmma,
+    "wgmma.commit_group": close_products,
+    "wgmma.wait_group": wait_for_products,
+}

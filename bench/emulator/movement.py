@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bench.emulator.listing import Address, Instruction, NotEmulated
-from bench.emulator.machine import TYPES, WARP, Machine, Mask, Step
+from bench.emulator.listing import Address, Instruction, NotEmulated, listed
+from bench.emulator.machine import TYPES, WARP, Machine, Maker, Mask, Step
 from bench.emulator.memory import Fault
-
-
-def listed(operand: Any) -> tuple[Any, ...]:
-    return operand if isinstance(operand, tuple) else (operand,)
 
 
 def load(m: Machine, ins: Instruction) -> Step:
@@ -67,7 +61,7 @@ def store(m: Machine, ins: Instruction) -> Step:
     def step(mask: Mask) -> None:
         lanes = np.flatnonzero(mask)
         where = at()[lanes]
-        words = np.stack([np.broadcast_to(s, m.lanes)[lanes].view(unsigned) for s in sources], axis=1)
+        words = np.stack([s[lanes].view(unsigned) for s in sources], axis=1)
         if space == "global":
             m.memory.store(where, m.warp[lanes], words)
         else:
@@ -98,7 +92,7 @@ def atomic(m: Machine, ins: Instruction) -> Step:
 
     def step(mask: Mask) -> None:
         lanes = np.flatnonzero(mask)
-        where, values = at()[lanes], np.broadcast_to(source, m.lanes)[lanes]
+        where, values = at()[lanes], source[lanes]
         result = np.zeros(m.lanes, dtype=dtype)
         if wide:
             offsets, memory = m.memory.offsets(where, dtype.itemsize), m.memory.bytes.view(dtype)
@@ -116,87 +110,48 @@ def atomic(m: Machine, ins: Instruction) -> Step:
 # Asynchronous copies: nothing arrives before a thread has waited for it
 
 
-@dataclass
-class Copy:
-    """One `cp.async` of the threads in `mask`, not done yet; `group` is each thread's count of groups before it."""
-
-    mask: Mask
-    group: np.ndarray
-    target: np.ndarray
-    source: np.ndarray
-    taken: np.ndarray
-    size: int
-    text: str
-
-
-def copies(m: Machine) -> tuple[list[Copy], np.ndarray]:
-    """The copies under way, and each thread's number of closed groups."""
-    pending: tuple[list[Copy], np.ndarray] = m.state.setdefault("copies", ([], np.zeros(m.lanes, dtype=np.int64)))
-    return pending
-
-
 def start_copy(m: Machine, ins: Instruction) -> Step:
     """`cp.async.<ca|cg>.shared.global [d], [s], size[, taken]`: the rest of `size` is filled with zeros."""
     target, source = m.addresses(ins.operands[0], False), m.addresses(ins.operands[1], True)
     size = ins.operands[2]
     assert isinstance(size, int)
-    taken = m.value(ins.operands[3] if len(ins.operands) > 3 else size, "u32")
+    asked = m.value(ins.operands[3] if len(ins.operands) > 3 else size, "u32")
 
     def step(mask: Mask) -> None:
-        pending, groups = copies(m)
-        asked = np.broadcast_to(taken, m.lanes).copy()
-        pending.append(Copy(mask.copy(), groups.copy(), target(), source(), asked, size, ins.text))
+        to, at, taken = target(), source(), asked.copy()
+        if not np.isin(taken[mask], (0, size)).all():
+            raise Fault(f"a copy takes part of its {size} bytes")
+
+        def arrive(ready: Mask) -> None:
+            for filled in (True, False):
+                lanes = np.flatnonzero(ready & ((taken > 0) == filled))
+                words = np.zeros((len(lanes), size // 4), dtype=np.uint32)
+                try:
+                    if filled:
+                        words = m.memory.load(at[lanes], m.warp[lanes], 4, size // 4)
+                    m.shared.store(m.cta[lanes], to[lanes], m.warp[lanes], words, "copy")
+                except Fault as fault:
+                    raise Fault(f"{fault}, begun by {ins.text}") from None
+
+        m.copies.begin(mask, arrive, taken)
 
     return step
 
 
-def finish(m: Machine, copy: Copy, ready: Mask) -> None:
-    """The bytes of those threads' copy arrive."""
-    for taken in np.unique(copy.taken[ready]):
-        lanes = np.flatnonzero(ready & (copy.taken == taken))
-        if taken not in (0, copy.size):
-            raise Fault(f"a copy takes {taken} of {copy.size} bytes")
-        words = np.zeros((len(lanes), copy.size // 4), dtype=np.uint32)
-        if taken:
-            words = m.memory.load(copy.source[lanes], m.warp[lanes], 4, copy.size // 4)
-        m.shared.store(m.cta[lanes], copy.target[lanes], m.warp[lanes], words, "copy")
-    copy.mask &= ~ready
+def close_copies(m: Machine, ins: Instruction) -> Step:
+    return m.copies.close
 
 
-def commit(m: Machine, mask: Mask) -> None:
-    copies(m)[1][mask] += 1
+def wait_for_copies(m: Machine, ins: Instruction) -> Step:
+    """`cp.async.wait_group n`, `cp.async.wait_all`."""
+    left = ins.operands[0] if ins.operands else None
+    assert left is None or isinstance(left, int)
 
+    def step(mask: Mask) -> None:
+        m.copies.wait(mask, left)
+        m.under_way.append(m.copies.bytes_left(mask) / len(np.unique(m.cta[mask])))
 
-def wait(m: Machine, mask: Mask, left: int | None) -> None:
-    """Finish all groups of the threads in `mask` but the last `left`; with None also what no group holds."""
-    pending, groups = copies(m)
-    for copy in pending:
-        ready = copy.mask & mask
-        if left is not None:
-            ready &= copy.group < groups - left
-        if ready.any():
-            try:
-                finish(m, copy, ready)
-            except Fault as fault:
-                raise Fault(f"{fault}, begun by {copy.text}") from None
-    pending[:] = [copy for copy in pending if copy.mask.any()]
-    left_bytes = sum(int(np.count_nonzero(copy.mask & mask & (copy.taken > 0))) * copy.size for copy in pending)
-    m.under_way.append(left_bytes / len(np.unique(m.cta[mask])))
-
-
-def asynchronous(m: Machine, ins: Instruction) -> Step | None:
-    name = ins.opcode
-    if name.startswith(("cp.async.ca.shared", "cp.async.cg.shared")):
-        return start_copy(m, ins)
-    if name == "cp.async.commit_group":
-        return lambda mask: commit(m, mask)
-    if name == "cp.async.wait_group":
-        left = ins.operands[0]
-        assert isinstance(left, int)
-        return lambda mask: wait(m, mask, left)
-    if name == "cp.async.wait_all":
-        return lambda mask: wait(m, mask, None)
-    return None
+    return step
 
 
 # Within a warp
@@ -212,7 +167,7 @@ def shuffle(m: Machine, ins: Instruction) -> Step:
 
     def step(mask: Mask) -> None:
         m.whole_warps(mask)
-        lane, by, clamp = m.lane, np.broadcast_to(b, m.lanes).astype(np.int64), c.astype(np.int64)
+        lane, by, clamp = m.lane, b.astype(np.int64), c.astype(np.int64)
         segment = clamp >> 8 & 31
         last = (lane & segment) | (clamp & 31 & ~segment)
         match how:
@@ -231,7 +186,7 @@ def shuffle(m: Machine, ins: Instruction) -> Step:
             case _:
                 raise NotEmulated(ins.text)
         j = np.where(inside, j, lane)
-        write(np.broadcast_to(a, m.lanes)[m.warp * WARP + j], mask)
+        write(a[m.warp * WARP + j], mask)
         if write_in_range:
             write_in_range(inside, mask)
 
@@ -250,7 +205,7 @@ def warp_reduce(m: Machine, ins: Instruction) -> Step:
 
         def ballot(mask: Mask) -> None:
             m.whole_warps(mask)
-            rows = np.broadcast_to(flags, m.lanes).reshape(-1, WARP).astype(np.uint64)
+            rows = flags.reshape(-1, WARP).astype(np.uint64)
             bits = (rows << np.arange(WARP, dtype=np.uint64)).sum(axis=1)
             write(np.repeat(bits, WARP), mask)
 
@@ -261,7 +216,7 @@ def warp_reduce(m: Machine, ins: Instruction) -> Step:
 
     def step(mask: Mask) -> None:
         m.whole_warps(mask)
-        rows = np.broadcast_to(a, m.lanes).reshape(-1, WARP)
+        rows = a.reshape(-1, WARP)
         write(np.repeat(function.reduce(rows, axis=1, dtype=rows.dtype), WARP), mask)
 
     return step
@@ -280,27 +235,35 @@ def elect(m: Machine, ins: Instruction) -> Step:
     return step
 
 
-NOTHING = re.compile(r"(fence|membar|wgmma\.fence|bar\.warp|griddepcontrol|prefetch|nanosleep|discard)")
-"""Instructions that order or hint: execution here is in order."""
+def nothing(m: Machine, ins: Instruction) -> Step:
+    """Orders or hints: execution here is in order."""
+    return lambda mask: None
 
 
-def step_for(m: Machine, ins: Instruction) -> Step | None:
-    name = ins.opcode.split(".")[0]
-    if NOTHING.match(ins.opcode):
-        return lambda mask: None
-    match name:
-        case "ld" | "ldu":
-            return load(m, ins)
-        case "st":
-            return store(m, ins)
-        case "atom":
-            return atomic(m, ins)
-        case "cp":
-            return asynchronous(m, ins)
-        case "shfl":
-            return shuffle(m, ins)
-        case "redux" | "vote":
-            return warp_reduce(m, ins)
-        case "elect":
-            return elect(m, ins)
-    return None
+ORDERS = (
+    "fence",
+    "membar",
+    "wgmma.fence",
+    "mbarrier.inval",
+    "bar.warp",
+    "griddepcontrol",
+    "prefetch",
+    "nanosleep",
+    "discard",
+)
+MAKERS: dict[str, Maker] = {
+    "ld": load,
+    "ldu": load,
+    "st": store,
+    "atom": atomic,
+    "cp.async.ca": start_copy,
+    "cp.async.cg": start_copy,
+    "cp.async.commit_group": close_copies,
+    "cp.async.wait_group": wait_for_copies,
+    "cp.async.wait_all": wait_for_copies,
+    "shfl": shuffle,
+    "redux": warp_reduce,
+    "vote": warp_reduce,
+    "elect": elect,
+    **dict.fromkeys(ORDERS, nothing),
+}

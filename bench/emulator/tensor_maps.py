@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bench.emulator.listing import Address, Instruction
-from bench.emulator.machine import Machine, Mask, Step
+from bench.emulator.machine import Machine, Maker, Mask, Step
 from bench.emulator.memory import SECTOR
 
 
@@ -40,12 +40,6 @@ class Barrier:
         return True
 
 
-def barriers(m: Machine) -> dict[int, Barrier]:
-    """By place in shared memory."""
-    found: dict[int, Barrier] = m.state.setdefault("barriers", {})
-    return found
-
-
 def places(m: Machine, ins: Instruction, index: int) -> Callable[[np.ndarray], list[int]]:
     at = m.addresses(ins.operands[index], False)
     return lambda lanes: m.shared.offsets(m.cta[lanes], at()[lanes], 8).tolist()
@@ -57,7 +51,7 @@ def initialise(m: Machine, ins: Instruction) -> Step:
 
     def step(mask: Mask) -> None:
         for place in at(np.flatnonzero(mask)):
-            barriers(m)[place] = Barrier(count, count)
+            m.barriers[place] = Barrier(count, count)
 
     return step
 
@@ -69,8 +63,8 @@ def expect(m: Machine, ins: Instruction) -> Step:
 
     def step(mask: Mask) -> None:
         for place in at(np.flatnonzero(mask)):
-            barriers(m)[place].missing -= 1
-            barriers(m)[place].awaited += size
+            m.barriers[place].missing -= 1
+            m.barriers[place].awaited += size
 
     return step
 
@@ -82,9 +76,9 @@ def try_wait(m: Machine, ins: Instruction) -> Step:
 
     def step(mask: Mask) -> None:
         lanes = np.flatnonzero(mask)
-        wanted = np.broadcast_to(parity, m.lanes)[lanes]
+        wanted = parity[lanes]
         result = np.zeros(m.lanes, dtype=bool)
-        result[lanes] = [barriers(m)[place].passed(int(p)) for place, p in zip(at(lanes), wanted, strict=True)]
+        result[lanes] = [m.barriers[place].passed(int(p)) for place, p in zip(at(lanes), wanted, strict=True)]
         write(result, mask)
 
     return step
@@ -101,10 +95,10 @@ def copy_box(m: Machine, ins: Instruction) -> Step:
     def step(mask: Mask) -> None:
         for lane in np.flatnonzero(mask):
             chosen = np.array([lane])
-            descriptor, layout = m.arguments[m.listing.parameters[int(np.broadcast_to(number, m.lanes)[lane])]]
-            row, column = (int(np.broadcast_to(c, m.lanes)[lane]) for c in (y, x))
+            descriptor, layout = m.arguments[m.listing.parameters[int(number[lane])]]
+            row, column = (int(c[lane]) for c in (y, x))
             start = int(m.shared.offsets(m.cta[chosen], target()[chosen], 128)[0])
-            barriers(m)[barrier(chosen)[0]].copies.append(
+            m.barriers[barrier(chosen)[0]].copies.append(
                 partial(arrive, m, descriptor, layout["swizzle"], (row, column), start)
             )
 
@@ -131,19 +125,12 @@ def arrive(m: Machine, descriptor: Any, swizzle: int, corner: tuple[int, int], s
     return data.size
 
 
-def step_for(m: Machine, ins: Instruction) -> Step | None:
-    name = ins.opcode
-    if name.startswith("cp.async.bulk.tensor.2d"):
-        return copy_box(m, ins)
-    if name.startswith("mbarrier.init"):
-        return initialise(m, ins)
-    if name.startswith("mbarrier.arrive.expect_tx"):
-        return expect(m, ins)
-    if name.startswith("mbarrier.try_wait.parity"):
-        return try_wait(m, ins)
-    if name.startswith("mbarrier.inval"):
-        return lambda mask: None
-    return None
+MAKERS: dict[str, Maker] = {
+    "cp.async.bulk.tensor.2d": copy_box,
+    "mbarrier.init": initialise,
+    "mbarrier.arrive.expect_tx": expect,
+    "mbarrier.try_wait.parity": try_wait,
+}
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
