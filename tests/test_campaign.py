@@ -51,8 +51,9 @@ def keys(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_campaign import planted
 from test_runner import Silent
