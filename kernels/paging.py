@@ -127,4 +127,5 @@ def gather(cache: torch.Tensor, table_row: torch.Tensor, start: int, end: int, p
     """Tokens `[start, end)` of one sequence, `[end - start, ...]`, out of `cache [pages, page, ...]`."""
     first = start // page
     pages = table_row[first : cdiv(end, page)].long()
-    return cache[pages].flatten(0, 1)[start - first * page : end - first * page]
+    slots, _ = poisonable(cache)  # fp8 as bytes: torch indexes them on every device
+    return slots[pages].view(cache.dtype).flatten(0, 1)[start - first * page : end - first * page]
