@@ -11,7 +11,8 @@ verdict follows from the grid alone:
   condition of `DEPENDS` then ends with the numbers that fit at no setting
 - a value that is only a bound decides where the published number is beyond it, or has no other end to miss; all else
   it leaves open, and a setting with a number left open neither fits nor fails
-- a measured value replaces the predicted one of the same setting; settings that were not measured keep the prediction
+- a measured value replaces the predicted one of the same setting; settings that were not measured keep the prediction,
+  beside the values of each device where several measured something of the claim
 - a claim to be measured that was not, on the kind of device it is about, is `NOT MEASURED`, whatever is predicted
 """
 
@@ -130,6 +131,20 @@ class Comparison:
         return any(m.published.what == self.published.what and self.place <= m.place for m in measured)
 
 
+DEVICE = "device"
+"""The factor that tells apart what several devices measured."""
+
+
+def beside(predicted: Sequence[Comparison], evidence: Sequence[Comparison]) -> list[Comparison]:
+    """The predictions that no evidence replaces; where devices are told apart, beside what each of them measured."""
+    kept = []
+    for device in dict.fromkeys(c.setting.get(DEVICE) for c in evidence):
+        mine = [c for c in evidence if c.setting.get(DEVICE) == device]
+        where = {DEVICE: device} if device else {}
+        kept += [replace(c, setting=where | c.setting) for c in predicted if not c.replaced_by(mine)]
+    return kept
+
+
 def record_ids(records: Iterable[Record]) -> tuple[RecordId, ...]:
     return tuple(
         RecordId(op=r.op, impl=r.impl, case_id=r.case_id, run_id=r.run_id, flags=tuple(r.flags)) for r in records
@@ -147,6 +162,8 @@ class Measured:
         self.device: str = facts.get("name", "unknown device")
         self.part = DEVICES.get(facts.get("key") or "")
         """What the table knows of this part, None for one that it does not hold."""
+        self.name: str = self.part.name if self.part else self.device
+        """As predictions name the part, else as its driver does."""
         self.on_gpu = run.on_gpu
         self.records = [r for r in run.records if r.status == "ok" and r.seconds and not r.may_be_too_short]
         self._ceilings = Ceilings.from_records(self.records)
@@ -263,6 +280,15 @@ class Verdict:
     gap: str = ""
     """What could not be predicted, and why."""
 
+    @property
+    def evidence(self) -> tuple[Comparison, ...]:
+        """The measured values that judge: those of GPUs."""
+        return _of_gpus(self.measured or ())
+
+
+def _of_gpus(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
+    return tuple(c for c in comparisons if c.on_gpu)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -290,10 +316,6 @@ class Claim:
     """Why it cannot be measured here at all."""
 
     @property
-    def theme(self) -> str:
-        return self.id[0]
-
-    @property
     def needs_measurement(self) -> bool:
         return bool({"M", "X"} & set(self.how.split())) or bool(self.never)
 
@@ -302,12 +324,12 @@ class Claim:
         predicted, gap = self._predicted()
         predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
         measured, reason = self._measured(runs) if self.needs_measurement else ([], "")
-        evidence = [c for c in measured if c.on_gpu]
+        evidence = _of_gpus(measured)
         judged: list[Comparison] = []
         if not self.needs_measurement:
             judged, reason = predicted, f"no prediction: {gap}"
         elif evidence:
-            judged = [*evidence, *(c for c in predicted if not c.replaced_by(evidence))]
+            judged = [*evidence, *beside(predicted, evidence)]
         status: Status = "NOT MEASURED"
         condition = ""
         if judged:
@@ -336,19 +358,25 @@ class Claim:
         return [c for c in given if isinstance(c, Comparison)], "; ".join(gaps)
 
     def _measured(self, runs: Sequence[Measured]) -> tuple[list[Comparison], str]:
-        """All comparisons of all runs, and the reason why none of them counts."""
+        """All comparisons of all runs, and the reason why none of them counts.
+
+        Where several GPUs measured something, each value gets the device's name, unless all name their part already.
+        """
         if self.never:
             return [], self.never
         found: list[Comparison] = []
         reasons: list[str] = []
-        several = len({run.device for run in runs}) > 1
         if self.measure is not None:
+            of_runs: list[tuple[Measured, Comparison]] = []
             for run in runs:
-                where = {"device": run.device} if several else {}
                 try:
-                    found += [replace(c, setting=where | c.setting, on_gpu=run.on_gpu) for c in self.measure(run)]
+                    of_runs += [(run, replace(c, on_gpu=run.on_gpu)) for c in self.measure(run)]
                 except Unmeasured as error:
                     reasons.append(str(error))
+            several = len({run.device for run, _ in of_runs if run.on_gpu}) > 1
+            if several and not all(run.name in c.setting.values() for run, c in of_runs):
+                of_runs = [(run, replace(c, setting={DEVICE: run.device} | c.setting)) for run, c in of_runs]
+            found += [c for _, c in of_runs]
         if self.across is not None:
             gpus = {run.device: run for run in runs if run.on_gpu}
             if len(gpus) < 2:

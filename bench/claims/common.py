@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 
+from bench import calibrate
 from bench.claims.base import (
     Comparison,
     Measured,
@@ -18,6 +19,7 @@ from bench.claims.base import (
 from bench.decode_model import OpPrediction, StepPrediction, step
 from bench.decode_work import PRECISIONS, Load, prefill_loads
 from bench.devices import DeviceSpec, Quantity, find
+from bench.interventions import LABELS
 from bench.records import Record
 from kernels.models import (
     ModelShape,
@@ -150,6 +152,7 @@ def cached(record: Record) -> str:
 
 
 WEIGHT_KINDS = {
+    "fp32": "32-bit",
     "bf16": "16-bit",
     "fp8": "8-bit in 8-bit arithmetic",
     "w8a16": "8-bit in 16-bit arithmetic",
@@ -184,12 +187,9 @@ def gemv(run: Measured, *, weights: str | None = None, **fields: object) -> list
     return [r for r in run.fastest("ffn_gemv", **fields) if weights is None or stored(r) == weights]
 
 
-PLAIN_ATTENTION = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1}
-
-
 def attention(run: Measured, **fields: object) -> list[Record]:
     """The fastest implementation of each `attention_decode` case: full, uniform, one query token, unless said."""
-    return run.fastest("attention_decode", **(PLAIN_ATTENTION | fields))
+    return run.fastest("attention_decode", **(calibrate.PLAIN["attention_decode"] | fields))
 
 
 def need(records: Sequence[Record], what: str) -> Sequence[Record]:
@@ -287,6 +287,13 @@ def sweeps(records: Iterable[Record], *fields: str) -> dict[tuple[object, ...], 
     return groups
 
 
+def alike(records: Iterable[Record], *but: str) -> list[list[Record]]:
+    """Records grouped into those that agree in every field of their case but these and the name of their shape."""
+    records = list(records)
+    fields = dict.fromkeys(name for r in records for name in r.case if name not in (*LABELS, *but))
+    return list(sweeps(records, *fields).values())
+
+
 def by_batch(records: Iterable[Record]) -> dict[int, Record]:
     """The fastest record of each batch."""
     best: dict[int, Record] = {}
@@ -323,11 +330,11 @@ def bf16_sweep(run: Measured) -> Sequence[Record]:
 
 
 def pairs(
-    records: Iterable[Record], label: Callable[[Record], object], first: object, second: object, *fields: str
+    records: Iterable[Record], label: Callable[[Record], object], first: object, second: object, *but: str
 ) -> list[tuple[Record, Record]]:
-    """The fastest labelled `first` with the fastest labelled `second`, among records that agree in these fields."""
+    """The fastest labelled `first` with the fastest labelled `second`, among records `alike` but for these fields."""
     found = []
-    for group in sweeps(records, *fields).values():
+    for group in alike(records, *but):
         best = {label(record): record for record in sorted(group, key=seconds, reverse=True)}
         if first in best and second in best:
             found.append((best[first], best[second]))

@@ -37,22 +37,22 @@ H1_H100 = number("bandwidth of the H100", 3.35e12, "B/s")
 H1_PER_WATT = number("tokens per second and watt of WSE-3 over the H100", 5, "x", APPROXIMATE)
 
 
-def per_watt(batch: float) -> float:
+def per_watt(batch: float, context: int) -> float:
     """Tokens/s/W of an H100 at a batch: Llama-3.1-8B in bf16, which one wafer holds; rated power."""
-    result = decode(LLAMA_8B, H100, batch=round(batch), context=2048)
+    result = decode(LLAMA_8B, H100, batch=round(batch), context=context)
     return round(batch) / result.seconds / power(find(H100))
 
 
-def wafer_per_watt() -> float:
+def wafer_per_watt(context: int) -> float:
     """Tokens/s/W of a CS-3 at batch 1, if its bandwidth were all that mattered: an upper bound."""
-    step = decode(LLAMA_8B, H100, batch=1, context=2048)
+    step = decode(LLAMA_8B, H100, batch=1, context=context)
     read = sum(op.work.bytes for op in step.ops)
     return bandwidth(find(WSE)) / read / power(find(WSE))
 
 
-def advantage(batch: float) -> float:
+def advantage(batch: float, context: int = 2048) -> float:
     """Of a wafer serving one user over an H100 serving `batch`."""
-    return wafer_per_watt() / per_watt(batch)
+    return wafer_per_watt(context) / per_watt(batch, context)
 
 
 def predict_h1() -> list[Comparison]:
@@ -78,26 +78,30 @@ H2_SMALL = Published(what="tokens per watt of the wafer over a GPU at batch 1", 
 H2_LARGE = Published(what="tokens per watt of the wafer over a full GPU", low=0, high=1, unit="x", tolerance=0)
 
 
+def latest_crossover(context: int, most: int) -> int:
+    """The batch up to `most` at which the bound of the wafer's advantage falls to 1: the GPU is ahead from there."""
+    return round(bisect(lambda batch: 1 - advantage(batch, context), 1, most))
+
+
 def predict_h2() -> list[Comparison]:
-    """Where the H100's batch makes up for the wafer's bandwidth, if its memory allows one that large.
+    """At batch 1 and at the H100's largest; where it is ahead at that, also from which batch at the latest.
 
     The bandwidth bounds the wafer from above: it can show where the GPU is ahead, and never that the wafer is.
     """
     found = []
+    how = (
+        "an upper bound of the wafer at batch 1, by bandwidth alone and its system's rated power, "
+        "over the H100's model and rated power"
+    )
     for context in (128, 512, 2048, 8192, 32768):
         most = decode(LLAMA_8B, H100, batch=1, context=context).max_batch or 1
-        step = decode(LLAMA_8B, H100, batch=most, context=context)
-        gpu = most / step.seconds / power(find(H100))
-        one = decode(LLAMA_8B, H100, batch=1, context=context)
-        wafer = bandwidth(find(WSE)) / sum(op.work.bytes for op in one.ops) / power(find(WSE))
-        how = (
-            "an upper bound of the wafer at batch 1, by bandwidth alone and its system's rated power, "
-            "over the H100's model and rated power"
-        )
-        small, large = wafer * one.seconds * power(find(H100)), wafer / gpu
+        least, crossing = advantage(most, context), ""
+        if least <= 1:
+            latest = latest_crossover(context, most)
+            crossing = f"; at {context} tokens the GPU is ahead from a batch of {latest:,} at the latest"
         found += [
-            at_most(H2_SMALL, small, how, context=context, **{"H100 batch": "1"}),
-            at_most(H2_LARGE, large, how, context=context, **{"H100 batch": "largest that fits"}),
+            at_most(H2_SMALL, advantage(1, context), how, context=context, **{"H100 batch": "1"}),
+            at_most(H2_LARGE, least, how + crossing, context=context, **{"H100 batch": "largest that fits"}),
         ]
     return found
 
@@ -215,7 +219,6 @@ def predict_h6() -> list[Comparison | NoPrediction]:
 
 def measure_h6(run: Measured) -> list[Comparison]:
     """Sizes as the driver reports them are in the run's header; here the rates that make them tiers."""
-    part = run.part.name if run.part else run.device
     reads = run.fastest("stream", kind="read")
     copies = run.fastest("host_link", kind=("h2d", "d2h"))
     found = []
@@ -223,16 +226,16 @@ def measure_h6(run: Measured) -> list[Comparison]:
         how = "best measured L2 read / best measured DRAM read"
         value = run.ceilings.l2_bandwidth / run.ceilings.read_roof
         found.append(seen(H6_FASTER, value, how, [*run.fastest("stream", kind="l2_read"), *reads],
-                          tier="on chip", part=part))  # fmt: skip
+                          tier="on chip", part=run.name))  # fmt: skip
     if run.ceilings.host_bandwidth:
         how = "best measured DRAM read / best measured copy to or from pinned host memory"
         value = run.ceilings.read_roof / run.ceilings.host_bandwidth
-        found.append(seen(H6_HOST, value, how, [*reads, *copies], tier="host", part=part))
+        found.append(seen(H6_HOST, value, how, [*reads, *copies], tier="host", part=run.name))
     fetched = [r for r in copies if r.case["kind"] == "h2d" and r.bytes <= LITTLE]
     if fetched:
         least = min(fetched, key=seconds)
         found.append(seen(H6_REACH, seconds(least), "the smallest copy from pinned host memory", [least],
-                          tier="host", part=part))  # fmt: skip
+                          tier="host", part=run.name))  # fmt: skip
     return need_comparisons(found, "`l2_read` of `stream` or copy of `host_link`")
 
 
@@ -240,8 +243,8 @@ CLAIMS = (
     Claim(
         id="H1",
         text="WSE-3: 44 GB SRAM at 21 PB/s against the H100's 3.35 TB/s; about 5 times the tokens per second per watt",
-        plain="A wafer-sized chip reads its memory far faster than a GPU and writes five times as many tokens per unit "
-        "of energy",
+        plain="A wafer-sized chip holds 44 GB and reads them at 21 PB/s where an H100 reads at 3.35 TB/s, and writes "
+        "five times as many tokens per unit of energy",
         source="B",
         how="P",
         published=(H1_SRAM, H1_RATE, H1_H100, H1_PER_WATT),
@@ -252,7 +255,7 @@ CLAIMS = (
     Claim(
         id="H2",
         text="the GPU wins back large batches; wafer-scale wins where latency is strict and the batch small",
-        plain="For few users the wafer-sized chip is better, for many the GPU",
+        plain="The wafer-sized chip writes more per unit of energy for one user, the GPU for as many as fit its memory",
         source="B",
         how="P",
         published=(H2_SMALL, H2_LARGE),
@@ -264,7 +267,8 @@ CLAIMS = (
         id="H3",
         text="Rubin R200 288 GB at 20.5 TB/s and 33.3 PFLOP/s FP4; Rubin CPX 128 GB GDDR7 at 2 TB/s and 20 PFLOP/s "
         "FP4: prefill parts don't need HBM",
-        plain="A chip that only reads questions does well with cheaper, slower memory",
+        plain="Two announced chips have the memory and speed said of them, and the one that only reads questions comes "
+        "near its full speed with cheaper, slower memory",
         source="A",
         how="P",
         published=(*(published for *_, published in H3_ROWS), H3_PREFILL),
@@ -295,7 +299,8 @@ CLAIMS = (
     Claim(
         id="H6",
         text="tiers: on-chip SRAM about 50 MB, HBM 80-288 GB, host DRAM in microseconds, NVMe in microseconds",
-        plain="Memory comes in tiers, each larger and slower than the one before",
+        plain="A GPU has about 50 MB on the chip and 80 to 288 GB beside it, each tier slower than the one before, and "
+        "fetches from the host's within a millisecond",
         source="A",
         how="M",
         published=(H6_SRAM, H6_HBM, H6_FASTER, H6_HOST, H6_REACH),

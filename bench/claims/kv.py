@@ -13,13 +13,13 @@ from bench.claims.common import (
     DEEPSEEK_V3,
     LLAMA_8B,
     LLAMA_70B,
+    alike,
     attention,
     cached,
     capacity,
     guess,
     need_comparisons,
     seen,
-    sweeps,
 )
 from bench.decode_work import PRECISIONS
 from bench.devices import find
@@ -259,7 +259,7 @@ def measure_k8(run: Measured) -> list[Comparison]:
     """Time of windowed attention at the longest context over the shortest, both beyond the window."""
     found = []
     windowed = [r for r in run.fastest("attention_decode", q_len=1) if 0 < r.case["window"] < r.case["T"]]
-    for group in sweeps(windowed, "B", "H_q", "H_kv", "D", "page", "dtype", "kv", "window", "sinks").values():
+    for group in alike(windowed, "T"):
         short, *_, long = [*sorted(group, key=lambda r: r.case["T"])] if len(group) > 1 else [None, None]
         if short and long and long.case["T"] > short.case["T"]:
             how = "attention time at the longest context / at the shortest, same window"
@@ -287,7 +287,8 @@ CLAIMS = (
     kv_claim(
         "K1",
         text="70B KV cache: 2.5 GB at 4K tokens, 20 GB at 32K, 80 GB at 128K, 625 GB at 1M",
-        plain="The memory of a long conversation with a 70B model takes from 2.5 to 625 GB",
+        plain="A 70B model needs 2.5 GB to remember 4,000 tokens, 20 GB for 32,000, 80 GB for 128,000 and 625 GB for a "
+        "million",
         how="P",
         published=tuple(K1.values()),
         setting="Llama-3.1-70B (80 layers, head dim 128); KV heads, cache precision and the meaning of GB are varied",
@@ -314,7 +315,8 @@ CLAIMS = (
     kv_claim(
         "K4",
         text="MQA shrinks the cache 8-32 times, GQA 4-8 times, MLA by 93%",
-        plain="Sharing what is remembered between attention heads shrinks it 4 to 32 times",
+        plain="Sharing what is remembered between attention heads shrinks it 8 to 32 times (MQA) or 4 to 8 (GQA), and "
+        "storing it compressed (MLA) by 93%",
         how="P M",
         published=(K4_MQA, K4_GQA, K4_MLA),
         setting="head counts of every known model; MLA is DeepSeek-V2's; measured as attention time per query head",
@@ -325,7 +327,7 @@ CLAIMS = (
         "K5",
         text="two H100s with 20 GB free hold batch 3-4 at 2K context; max batch at 4K on two GPUs: A100 4, H100 4, "
         "H200 15, B200 25",
-        plain="Two GPUs hold only a handful of users of a 70B model at once",
+        plain="Two A100 or H100 hold 4 users of a 70B model at once, two H200 15 and two B200 25",
         how="P",
         published=(K5_SMALL, *K5_LARGE.values()),
         setting="Llama-3.1-70B with 16-bit weights, no memory kept back; KV heads and cache precision are varied",
@@ -334,7 +336,8 @@ CLAIMS = (
     kv_claim(
         "K6",
         text="contiguous allocation wastes 60-80% of KV memory, paging under 4%, so 2-4 times more requests fit",
-        plain="Handing out memory in small pages lets a GPU serve two to four times as many users",
+        plain="Handing out memory in one piece wastes 60 to 80% of it, in small pages under 4%, so that two to four "
+        "times as many users fit",
         how="S",
         published=(K6_CONTIGUOUS, K6_PAGED, K6_MORE),
         setting="OPT-13B's cache on an A100 of 40 GB, as in the PagedAttention paper; lengths drawn from a trace, and "
@@ -344,7 +347,7 @@ CLAIMS = (
     kv_claim(
         "K7",
         text="one 512-token request of a large model carries about 1.13 GB of KV; 10 such a second need over 90 Gb/s",
-        plain="Moving ten short conversations a second between machines needs a 90 Gb/s link",
+        plain="A short conversation takes 1.13 GB, and moving ten a second between machines needs a 90 Gb/s link",
         how="P",
         published=(K7_SIZE, K7_LINK),
         setting="the model is not named: models, cache precision and the meaning of GB are varied",

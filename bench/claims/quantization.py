@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from bench.claims.base import MEASURED, Claim, Comparison, Measured, Published, Unmeasured, number, seconds
 from bench.claims.common import (
     H100,
@@ -51,17 +53,16 @@ def same_layer_pairs(run: Measured, kind: str, batch: int) -> list[tuple[Record,
     kinds = by_kind(gemv(run, B=batch))
     plain = WEIGHT_KINDS["bf16"]
     records = [r for r in (*kinds.get(plain, []), *kinds.get(kind, [])) if 2 * r.case["N"] * r.case["K"] >= LARGE_LAYER]
-    return pairs(records, weight_kind, plain, kind, "N", "K")
+    return pairs(records, weight_kind, plain, kind, "weights", "activations")
 
 
 LARGE_LAYER = 64 << 20
 """Bytes of a layer in 16 bits from which a launch is under a tenth of the time."""
 
 
-def median_ratio(alike: list[tuple[Record, Record]]) -> float:
+def median_ratio(both: list[tuple[Record, Record]]) -> float:
     """Median over pairs of the second's time over the first's."""
-    values = sorted(seconds(b) / seconds(a) for a, b in alike)
-    return values[len(values) // 2]
+    return median(seconds(b) / seconds(a) for a, b in both)
 
 
 def measure_t4(run: Measured) -> list[Comparison]:
@@ -100,7 +101,7 @@ def predict_t6() -> list[Comparison]:
 
 
 def measure_t6(run: Measured) -> list[Comparison]:
-    both = pairs(attention(run), cached, "bf16", "fp8", "B", "H_q", "H_kv", "D", "T", "page", "layout")
+    both = pairs(attention(run), cached, "bf16", "fp8", "kv")
     large = [pair for pair in both if pair[0].bytes >= LARGE_LAYER]
     if not large:
         raise Unmeasured("the run holds no large `attention_decode` with its cache both in bf16 and in fp8")

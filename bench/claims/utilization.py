@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 from bench import elasticity
 from bench.claims.base import (
@@ -54,7 +55,9 @@ def measure_i8(run: Measured) -> list[Comparison]:
     """Prefill is a prompt's products and attention where these were counted, else any large GEMM."""
     found = (run.find("prefill"), run.find("gemm_peak", kind="gemm"))
     prefill = next((counted for records in found if (counted := [r for r in records if r.counters.get(L2_HITS)])), [])
-    decoding = [r for op in ("ffn_gemv", "attention_decode") for r in run.find(op) if L2_HITS in r.counters]
+    decoding = [
+        r for op in ("ffn_gemv", "attention_decode") for r in run.find(op) if r.counters.get(L2_HITS) is not None
+    ]
     if not prefill or not decoding:
         raise Unmeasured("the run holds no hardware counters of prefill (or a large GEMM) and of a decode operation")
     hits = max(r.counters[L2_HITS] for r in prefill)
@@ -68,8 +71,8 @@ I9 = number("share of the compute peak reached", 0.23, "", APPROXIMATE)
 DECODE_BATCHES = (1, 8, 32, 64, 128, 256)
 
 
-def utilization(batch: int, context: int = 2048) -> float:
-    result = decode(LLAMA_70B, batch=batch, context=context)
+def utilization(batch: int) -> float:
+    result = decode(LLAMA_70B, batch=batch, context=2048)
     return summed(result.ops).total_flops / (result.seconds * peak(find(H100), "mma_bf16"))
 
 
@@ -218,11 +221,11 @@ def across_i12(runs: list[Measured]) -> list[Comparison]:
             theirs = {r.case_id: r for r in other.fastest(op)}
             pairs = [(r, theirs[r.case_id]) for r in first.fastest(op) if r.case_id in theirs and r.bytes >= STREAMING]
             if pairs:
-                values = sorted(seconds(a) / seconds(b) * roofs for a, b in pairs)
+                value = median(seconds(a) / seconds(b) * roofs for a, b in pairs)
                 how = "median over common cases of the time ratio x the ratio of measured read bandwidths"
                 used = [r for pair in pairs for r in pair]
                 parts = f"{first.device} and {other.device}"
-                found.append(seen(I12, values[len(values) // 2], how, used, parts=parts, op=op))
+                found.append(seen(I12, value, how, used, parts=parts, op=op))
     return need_comparisons(found, "common decode cases above 16 MiB")
 
 
@@ -292,7 +295,7 @@ CLAIMS = (
     Claim(
         id="I10",
         text="prefill can approach 100% of compute, decode leaves it severely underused; sharing one GPU wastes 70-90%",
-        plain="Reading the question keeps a GPU busy, writing the answer leaves most of it idle",
+        plain="Reading the question keeps all of a GPU's arithmetic busy; doing both on one GPU wastes 70 to 90% of it",
         source="A",
         how="P M",
         published=(I10_PREFILL, I10_WASTE),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from textwrap import shorten
 from typing import Any
 
-from bench.claims.base import SOURCES, Comparison, Published, Verdict
+from bench.claims.base import SOURCES, Comparison, Published, Verdict, beside
 from bench.units import brief, decimals, si
 
 PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
@@ -134,6 +134,11 @@ def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
     return nearest(list(worst.values()))
 
 
+def in_words(condition: str) -> str:
+    """A condition with its blocks joined by words."""
+    return condition.replace(" | and ", " | ").replace(" | ", ", and for ")
+
+
 def sentence(verdict: Verdict) -> str:
     """What the verdict means, for someone outside the field."""
     claim = verdict.claim.plain
@@ -141,17 +146,18 @@ def sentence(verdict: Verdict) -> str:
         expected = {
             "HOLDS": "the calculation says it is so",
             "FAILS": "the calculation says it is not so",
-            "DEPENDS": f"by calculation it is so only for {verdict.predicted_condition}",
+            "DEPENDS": f"by calculation it is so only for {in_words(verdict.predicted_condition)}",
             None: "and no calculation decides it",
         }[verdict.predicted_status]
         return f"{claim}: not measured here ({verdict.reason}); {expected}."
-    shown = verdict.measured if verdict.measured and verdict.claim.needs_measurement else verdict.predicted
-    how = "measured" if verdict.claim.needs_measurement else "calculated"
+    shown = verdict.evidence or verdict.predicted
+    how = "measured" if verdict.evidence else "calculated"
     if verdict.status == "HOLDS":
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
-        return f"{claim}: only for {verdict.condition}."
-    judged = (*shown, *(c for c in verdict.predicted if not c.replaced_by(shown)))
+        by = "" if verdict.evidence else "by calculation "
+        return f"{claim}: {by}it is so only for {in_words(verdict.condition)}."
+    judged = (*shown, *beside(verdict.predicted, shown))
     fitting = {c.published.what for c in judged if c.holds}
     off = [c for c in shown if c.holds is False and c.published.what not in fitting]
     close = nearest(off) if off else nearest_setting(judged)
@@ -182,14 +188,13 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
     """Headers and one row a claim, all strings."""
     rows: list[tuple[str, ...]] = []
     for verdict in verdicts:
-        measured = [c for c in verdict.measured or () if c.on_gpu]
         rows.append(
             (
                 verdict.claim.id,
                 verdict.claim.text,
                 "; ".join(of(p) for p in verdict.claim.published) or "-",
                 per_number(verdict.predicted) if verdict.predicted else "-",
-                per_number(measured) if measured else "-",
+                per_number(verdict.evidence) if verdict.evidence else "-",
                 status_text(verdict),
                 shorten(
                     verdict.condition or verdict.reason, WIDEST, placeholder=f" ... (--explain {verdict.claim.id})"
