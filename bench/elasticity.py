@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from bench.records import Record
-from bench.stats import RESAMPLES, Interval
+from bench.stats import BOUNDS, RESAMPLES, Interval
 
 TOLERANCE = 0.15
 """How far an elasticity may be from 0 or 1: a launch of 2 us in a kernel of 20 us alone costs 0.1."""
@@ -62,7 +62,7 @@ class NotIdentified(ValueError):
     """The cases cannot tell bytes from FLOPs; the message says which are missing."""
 
 
-def fit(points: Sequence[Point], *, seed: int = 0) -> Elasticity:
+def fit(points: Sequence[Point]) -> Elasticity:
     """Least squares on the logarithms of medians; intervals by resampling every case's samples.
 
     Raises `NotIdentified` for fewer than three cases, a case without two samples, or if bytes and FLOPs hardly vary or
@@ -87,11 +87,11 @@ def fit(points: Sequence[Point], *, seed: int = 0) -> Elasticity:
 
     medians = np.array([np.median(p.samples_s) for p in points])
     best = exponents(medians)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     resampled = np.stack(
         [np.median(rng.choice(p.samples_s, size=(RESAMPLES, len(p.samples_s))), axis=1) for p in points]
     )
-    low, high = np.quantile(exponents(resampled), [0.025, 0.975], axis=1)
+    low, high = np.quantile(exponents(resampled), BOUNDS, axis=1)
     return Elasticity(
         bytes=Interval(low=float(low[1]), median=float(best[1]), high=float(high[1])),
         flops=Interval(low=float(low[2]), median=float(best[2]), high=float(high[2])),

@@ -7,13 +7,28 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from bench.records import Record
 from bench.units import duration, si, signed
 from kernels.op import Target
 
-STYLES = {"ok": "green", "refused": "dim", "skipped": "dim", "wrong": "red", "failed": "red", "timeout": "red"}
+
+class TimeLeft(TimeRemainingColumn):
+    """`0:01:20 left`; nothing where it is not known how much there is to do."""
+
+    def render(self, task: Task) -> Text:
+        time = super().render(task)
+        return time.append(" left") if time else time
 
 
 class Live:
@@ -26,8 +41,7 @@ class Live:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeLeft(),
             console=console,
             disable=not console.is_terminal,
         )
@@ -56,12 +70,11 @@ class Live:
         self._progress.update(self._task, description=escape(f"{op} {case_id}"))
 
     def record(self, record: Record) -> None:
-        name = escape(f"{record.op:17} {record.case_id:44} {record.impl:12}")
-        style = STYLES[record.status]
-        if record.status == "refused":
+        if record.status in ("refused", "skipped"):
             return
+        name = escape(f"{record.op:17} {record.case_id:44} {record.impl:12}")
         if record.status != "ok" or record.seconds is None:
-            self._print(f"[{style}]{name} {record.status}: {escape(record.reason or '')}[/{style}]")
+            self._print(f"[red]{name} {record.status}: {escape(record.reason or '')}[/red]")
             return
         rate = si(record.bytes / record.seconds, "B/s")
         flops = si(record.flops / record.seconds, "FLOP/s") if record.flops else ""

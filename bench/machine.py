@@ -155,11 +155,14 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
     return {"sha": sha, "dirty": None if changes is None else bool(changes)}
 
 
-def source_digest(root: Path = ROOT) -> str:
-    """12 hex digits over the Python files of `kernels` and `bench` and what was tuned: names the code without git."""
+def source_digest(root: Path = ROOT, *, tuned: bool = True) -> str:
+    """12 hex digits over the Python files of `kernels` and `bench` and what was tuned: names the code without git.
+
+    Without `tuned` the code alone: what a campaign itself writes does not change it.
+    """
     digest = hashlib.sha256()
     code = [p for part in ("kernels", "bench") for p in (root / part).rglob("*.py")]
-    for path in sorted([*code, *(root / "kernels").glob("*/tuned.json")]):
+    for path in sorted([*code, *((root / "kernels").glob("*/tuned.json") if tuned else ())]):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -179,8 +182,13 @@ def gpu_target(properties: Any = None) -> Target:
     )
 
 
+ASSUMED_CACHE_BYTES = 256 << 20
+"""Of a host that does not tell (a virtual machine on an Arm laptop, say): what is swept between launches then."""
+
+
 def cpu_target() -> Target:
-    return Target(kind="cpu", name=cpu_model(), sm_count=usable_cores(), l2_bytes=last_level_cache_bytes())
+    cache = last_level_cache_bytes() or ASSUMED_CACHE_BYTES
+    return Target(kind="cpu", name=cpu_model(), sm_count=usable_cores(), l2_bytes=cache)
 
 
 def detect(device: str = "auto", problem: Callable[[], str | None] = cuda_problem) -> Target:

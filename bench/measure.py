@@ -96,6 +96,8 @@ class Entrant:
     launches: list[Launch] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     timer: Timer | None = None
+    twin: Timer | None = None
+    """A second timer of the same launches, of the implementation that is entered twice."""
 
 
 def now() -> str:
@@ -131,6 +133,8 @@ class Measurement:
             return
         ready = [entrant for entrant in entrants if self.survives(entrant, self.gate)]
         timed = [entrant for entrant in ready if self.survives(entrant, self.make_timer)]
+        if self.settings.aa and timed and not self.survives(timed[0], self.make_twin):
+            timed = timed[1:]
         if timed:
             self.time(timed)
         self.copies, self.fresh = [], {}
@@ -190,7 +194,7 @@ class Measurement:
             self.fail(entrant, describe(error), error)
             wrong = describe(error)
         if wrong:
-            entrant.launches = []
+            entrant.launches, entrant.timer = [], None
         return wrong is None
 
     def gate(self, entrant: Entrant) -> str | None:
@@ -203,13 +207,17 @@ class Measurement:
             entrant.flags.append("allocates")
         return errors.reason
 
-    def make_timer(self, entrant: Entrant) -> str | None:
+    def make_timer(self, entrant: Entrant) -> None:
+        entrant.timer = self.timer_of(entrant)
+
+    def make_twin(self, entrant: Entrant) -> None:
+        entrant.twin = self.timer_of(entrant)
+
+    def timer_of(self, entrant: Entrant) -> Timer:
         assert self.rotation
         if self.target.kind == "cuda":
-            entrant.timer = GraphTimer(entrant.launches)
-        else:
-            entrant.timer = HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
-        return None
+            return GraphTimer(entrant.launches)
+        return HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
 
     def time(self, entrants: list[Entrant]) -> None:
         """Interleaved sampling under telemetry, again if throttled; then every copy's output is checked.
@@ -218,10 +226,10 @@ class Measurement:
         """
         timers = {e.impl.name: e.timer for e in entrants if e.timer}
         at_fault = {name: name for name in timers}
-        if self.settings.aa:
-            name = entrants[0].impl.name
-            timers[f"{name} again"] = self.second_timer(entrants[0])
-            at_fault[f"{name} again"] = name
+        first = entrants[0]
+        if first.twin:
+            timers[f"{first.impl.name} again"] = first.twin
+            at_fault[f"{first.impl.name} again"] = first.impl.name
         # after the last launch outside a sample, and none until the check: what no sample wrote must show
         for entrant in entrants:
             assert entrant.timer
@@ -238,7 +246,7 @@ class Measurement:
             if not telemetry.get("throttled"):
                 break
         measured_at = now()
-        self.listener.entering(entrants[0].impl.name, "final check")
+        self.listener.entering(first.impl.name, "final check")
         outputs = [e.timer.outputs for e in entrants if e.timer]
         found = check_copies(self.op, self.case, self.copies, outputs)
         for entrant, errors in zip(entrants, found, strict=True):
@@ -257,16 +265,10 @@ class Measurement:
                 telemetry=telemetry,
                 measured_at=measured_at,
             )
-        if self.settings.aa and found[0].passed:
-            self.note_aa(entrants[0].impl.name, samplings)
+        if first.twin and found[0].passed:
+            self.note_aa(first.impl.name, samplings)
         for timer in timers.values():
             timer.close()
-
-    def second_timer(self, entrant: Entrant) -> Timer:
-        twin = Entrant(impl=entrant.impl, stages=entrant.stages, prediction={}, launches=entrant.launches)
-        self.make_timer(twin)
-        assert twin.timer
-        return twin.timer
 
     def isolate(self, entrant: Entrant) -> list[float]:
         if self.target.kind != "cuda":

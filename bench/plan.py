@@ -54,11 +54,11 @@ def settle(request: Request, target: Target, earlier: Run | None) -> Request:
     """Fill in what the user left open: the suite by device, or all of it by the run that is resumed."""
     if earlier:
         asked = earlier.header["request"]
-        for name in ("suite", "ops", "impls", "case"):
-            given = getattr(request, name)
-            kept = tuple(asked[name]) if isinstance(asked[name], list) else asked[name]
+        for name, option in (("suite", "--suite"), ("ops", "--op"), ("impls", "--impl"), ("case", "--case")):
+            given, kept = as_words(getattr(request, name)), as_words(asked[name])
             if given and given != kept:
-                raise BadRequest(f"--resume goes on with {name} {kept!r}; {given!r} would be another run")
+                began = f"with {option} {kept}" if kept else f"without {option}"
+                raise BadRequest(f"the run began {began}: with {option} {given} it would be another run")
         return dataclasses.replace(
             request,
             suite=asked["suite"],
@@ -69,6 +69,11 @@ def settle(request: Request, target: Target, earlier: Run | None) -> Request:
         )
     suite = request.suite or ("quick" if target.kind == "cuda" else "smoke")
     return dataclasses.replace(request, suite=suite)
+
+
+def as_words(asked: str | Sequence[str] | None) -> str:
+    """An option's value as it is typed: several names with commas between them."""
+    return asked if isinstance(asked, str) else ",".join(asked or ())
 
 
 def plan(

@@ -38,14 +38,15 @@ FLAGS = {
     "power-capped": "the board's power limit held the clocks down; measuring again would not help",
     "impossible": "over 2% (on a host 50%) faster than the fastest read seen (a ceiling: than the datasheet says): the "
     "caches were warm or the work was not done",
-    "warm": "the rotating copies together are smaller than four times the cache: part may be read from there",
+    "warm": "the rotating copies together are smaller than four times the cache, or its size is not known: part may be "
+    "read from there",
     "allocates": "the launch allocates memory; the time of that is inside the number",
-    "idle": "the processor idled for more than half of the launch: it waited or slept",
-    "late write": "the output still changed after the launch's stream had finished",
+    "idle": "the launch waited or slept: on a host, less than half a core was busy; on a GPU, the call took the host "
+    "over 10 ms more than the device needs",
 }
 """Every flag a record can carry and what it means; kept and shown, never a reason to drop a number."""
 
-MAY_BE_TOO_SHORT = frozenset({"impossible", "warm", "late write"})
+MAY_BE_TOO_SHORT = frozenset({"impossible", "warm"})
 """Flags of times that may be too short: shown in every table and figure, but they make no roof and no headline, and
 judge no claim."""
 
@@ -144,7 +145,6 @@ class Run:
     """The last record of each (op, impl, case) of the first repetition, in the order in which they came."""
     repeats: list[Record]
     """Those of further repetitions (`run --repeat N`)."""
-    predictions: list[dict[str, Any]]
     notes: list[dict[str, Any]]
     warnings: list[str]
     complete: bool
@@ -236,7 +236,6 @@ def load_run(path: Path | str) -> Run:
         headers=lines["run"],
         records=[record for record in records.values() if not record.repeat],
         repeats=[record for record in records.values() if record.repeat],
-        predictions=lines["prediction"],
         notes=lines["note"],
         warnings=warnings,
         complete=bool(lines["end"]),

@@ -111,7 +111,10 @@ class Ceilings:
         return size / time_of(self.read_points, size) if size else self.read_roof
 
     def memory_seconds(self, bytes_read: int, bytes_written: int) -> float:
-        """Time of a stream with this mix: between the read curve (no writes) and the copy curve (half writes)."""
+        """Time of a stream with this mix: between the read curve (no writes) and the copy curve (half writes).
+
+        A copy takes no less than a read of as many bytes: one measured size of it knows neither launch nor ramp.
+        """
         size = bytes_read + bytes_written
         if not size:
             return self.launch_s
@@ -119,7 +122,8 @@ class Ceilings:
         if not self.copy_points:
             return max(self.launch_s, reading)
         mix = min(1.0, 2 * bytes_written / size)
-        return max(self.launch_s, (1 - mix) * reading + mix * time_of(self.copy_points, size))
+        copying = max(reading, time_of(self.copy_points, size))
+        return max(self.launch_s, (1 - mix) * reading + mix * copying)
 
 
 def time_of(points: Points, size: int) -> float:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,15 +69,19 @@ class Worker:
         self.hang_s = request.hang_s
 
     @property
-    def connection(self) -> Connection:
-        return self._connection
-
-    @property
     def marker(self) -> tuple[str, str]:
         """The implementation at work and its phase."""
         _, _, rest = self._marker.value.decode(errors="replace").partition("\t")
         impl, _, phase = rest.partition("\t")
-        return impl.removesuffix(" again"), phase
+        return impl, phase
+
+    def send(self, content: Any) -> bool:
+        """False where the worker has died; `receive` then tells how."""
+        try:
+            self._connection.send(content)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
 
     def receive(self, patience_s: float | None = None) -> tuple[str, Any]:
         """The next message; `("died", reason)` or `("hangs", reason)` when none will come."""
@@ -177,6 +181,19 @@ def start_worker(request: Request) -> tuple[Worker, dict[str, Any]]:
     return worker, content
 
 
+def hand_over(job: Job, worker: Worker, request: Request) -> Worker:
+    """The worker that has the job: this one or, if it died while it had nothing to do, a fresh one.
+
+    Compilers beside it may have taken the memory; no implementation is to blame.
+    """
+    if worker.send(job):
+        return worker
+    worker.kill()
+    fresh, _ = start_worker(request)
+    fresh.send(job)
+    return fresh
+
+
 def refuse_changes(earlier: Run, environment: dict[str, Any]) -> None:
     """A run is resumed on the same machine with the same software and code, or not at all."""
     before, after = facts(earlier.header["environment"]), facts(environment)
@@ -249,24 +266,23 @@ class Session:
         self.request, self.ops, self.impls = request, ops, impls
         self.worker, self.writer, self.display = worker, writer, display
         self.outcome = Outcome(directory=writer.path.parent)
-        self.outcome.records = [*earlier.records, *earlier.repeats] if earlier else []
+        before = [*earlier.records, *earlier.repeats] if earlier else []
+        self.outcome.records = [record for record in before if record.status != "skipped"]
         self._paired = {note["op"] for note in earlier.notes if note["note"] == "aa"} if earlier else set()
-        self._deadline = time.monotonic() + request.budget_s if request.budget_s else None
+        self._deadline = time.monotonic() + (request.budget_s or math.inf)
 
     def serve(self, jobs: Sequence[Job], target: Target) -> None:
         queue = deque(jobs)
         try:
             request = self.request
             precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
-            while queue:
+            while queue and time.monotonic() <= self._deadline:
                 job = queue.popleft()
-                if self._deadline and time.monotonic() > self._deadline:
-                    self.skip(job)
-                    continue
                 self.display.working(job.op, job.case_id)
                 rest = self.do(job, aa=self.pairs(job, queue))
                 if rest.impls:
                     queue.appendleft(rest)
+            self.skip(queue)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self.writer.append("note", {"note": "interrupted", "at": now()})
@@ -288,13 +304,16 @@ class Session:
     def do(self, job: Job, *, aa: bool) -> Job:
         """Run one job; returns what is left of it after a fault, with no implementations if nothing is."""
         ceilings = Ceilings.from_records(self.outcome.records)
-        self.worker.connection.send(dataclasses.replace(job, ceilings=ceilings, aa=aa))
+        worker = hand_over(dataclasses.replace(job, ceilings=ceilings, aa=aa), self.worker, self.request)
+        if worker is not self.worker:
+            self.worker = worker
+            self.display.note("the worker process died while it waited; going on with a fresh worker")
         left = list(job.impls)
         while True:
             kind, content = self.worker.receive()
             if kind == "prediction":
                 self.writer.append("prediction", {"run_id": job.run_id, "repeat": job.repeat, **content})
-                self.worker.connection.send("on disk")
+                self.worker.send("on disk")
             elif kind == "record":
                 self.keep(content)
                 left.remove(content.impl)
@@ -325,9 +344,16 @@ class Session:
         self.outcome.records.append(record)
         self.display.record(record)
 
-    def skip(self, job: Job) -> None:
-        for name in job.impls:
-            self.keep(self.lost_record(job, name, "skipped", "the time budget was used up"))
+    def skip(self, jobs: Collection[Job]) -> None:
+        """Record what there was no time for, and tell how many cases, and how to go on."""
+        for job in jobs:
+            for name in job.impls:
+                self.keep(self.lost_record(job, name, "skipped", "the time budget was used up"))
+        if cases := len({(job.op, job.case_id) for job in jobs}):
+            self.display.note(
+                f"time was up: {cases} case{'s are' if cases > 1 else ' is'} not measured; "
+                f"go on with: decodebench run --resume {self.outcome.directory}"
+            )
 
     def lost_record(self, job: Job, impl: str, status: Status, reason: str) -> Record:
         """A record made by the parent, for what the worker could not report itself."""

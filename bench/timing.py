@@ -37,9 +37,14 @@ SPIN_HZ = 2e9
 SPIN_MARGIN_S = 2e-4
 """Spun beyond twice the time that the host was seen to need for queueing."""
 
-MIN_SAMPLES = 12
 AIM = 0.005
 """Sampling stops when half the interval of the median is within this share of it."""
+
+MIN_SAMPLES = 12
+"""The interval is first looked at after so many, or when the time is up."""
+
+FEWEST_SAMPLES = 6
+"""Taken whatever the cap: of fewer, not even the whole range would hold the median with 95% (1 - 2 / 2^6 = 97%)."""
 
 MAX_SAMPLES = 1000
 
@@ -65,6 +70,9 @@ class Rotation:
 
     @property
     def cold(self) -> bool:
+        """False where the cache's size is not known: nothing can be said then."""
+        if not self.cache_bytes:
+            return False
         if self.flush_bytes:
             return self.flush_bytes >= self.cache_bytes
         return self.copies * self.touched_bytes >= COLD_FACTOR * self.cache_bytes
@@ -299,16 +307,14 @@ def sample_interleaved(
     timers: Mapping[str, Timer],
     *,
     cap_s: float,
-    aim: float = AIM,
-    min_samples: int = MIN_SAMPLES,
     entering: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sampling]:
-    """Take turns until each timer's median is known within `aim`, or the timers together have used `cap_s` each.
+    """Take turns until each timer's median is known within `AIM`, or it has used `cap_s` and has `FEWEST_SAMPLES`.
 
     Interleaving makes drift of clocks and temperature hit all alike. `entering(name)` is called before each sample, so
-    that a fault can be laid at the right door. At least `min_samples` are taken whatever the cap, unless one sample
-    alone exceeds the cap; then three.
+    that a fault can be laid at the right door. Whenever sampling ends, the interval has been looked at: only a median
+    that is not known within `AIM` has `stop` other than `converged`.
     """
     results = {name: Sampling() for name in timers}
     active = list(timers)
@@ -318,19 +324,17 @@ def sample_interleaved(
             entering(name)
             result = results[name]
             # a quarter more between two looks at the interval: looking costs more than sampling a short kernel
-            for _ in range(max(1, len(result.samples_s) // 4) if len(result.samples_s) >= min_samples else 1):
+            for _ in range(max(1, len(result.samples_s) // 4) if len(result.samples_s) >= MIN_SAMPLES else 1):
                 start = clock()
                 result.samples_s.append(timers[name].sample())
                 used[name] += clock() - start
             taken = len(result.samples_s)
-            if taken >= min_samples and median_interval(result.samples_s).relative_halfwidth <= aim:
+            time_up = used[name] >= cap_s and taken >= FEWEST_SAMPLES
+            if (time_up or taken >= MIN_SAMPLES) and median_interval(result.samples_s).relative_halfwidth <= AIM:
                 result.stop = "converged"
-                active.remove(name)
             elif taken >= MAX_SAMPLES:
                 result.stop = "sample cap"
-                active.remove(name)
-            elif used[name] >= cap_s and (
-                taken >= min_samples or (taken >= 3 and used[name] * min_samples > cap_s * taken)
-            ):
-                active.remove(name)
+            elif not time_up:
+                continue
+            active.remove(name)
     return results

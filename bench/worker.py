@@ -98,6 +98,7 @@ def main(connection: Connection, marker: Any, device: str, catalogue: str) -> No
     gpu = open_gpu_or_none() if target.kind == "cuda" else None
     pipe = Pipe(connection, marker)
     while (job := _next(connection)) is not None:
+        pipe.entering("", "")  # nobody yet: what the last job's implementations did is over
         op = ops[job.op]
         chosen = [impl for impl in impls[job.op][0] if impl.name in job.impls]
         if job.configs:

@@ -71,7 +71,7 @@ def test_the_intensity_counts_before_the_bytes(tmp_path):
     assert shares(tmp_path / "16", records, batch=20)["down"][2] == "B16-N8192-K28672-bf16"
 
 
-@pytest.mark.parametrize("flag", ["impossible", "warm", "late write"])
+@pytest.mark.parametrize("flag", ["impossible", "warm"])
 def test_a_time_that_may_be_too_short_is_not_used(tmp_path, flag):
     found = shares(tmp_path, [gemv(DOWN_SECONDS / 2, flags=(flag,)), gemv(DOWN_SECONDS, impl="torch")])
     assert found["down"][1] == "torch"

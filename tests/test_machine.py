@@ -54,6 +54,12 @@ def test_last_level_cache_counts_each_instance_once(tmp_path: Path) -> None:
     assert machine.last_level_cache_bytes({9}, tmp_path) == 0
 
 
+def test_a_host_that_does_not_tell_its_cache_is_swept_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "last_level_cache_bytes", lambda: 0)
+    assert machine.cpu_target().l2_bytes == machine.ASSUMED_CACHE_BYTES
+    assert machine.environment()["last_level_cache_bytes"] == 0, "what the system tells is kept"
+
+
 def test_recorded_variables_tell_settings_but_neither_paths_nor_names() -> None:
     environ = {
         "TRITON_F32_DEFAULT": "ieee",
@@ -139,8 +145,12 @@ def test_source_digest_changes_with_code_and_with_nothing_else(tmp_path: Path) -
     first = machine.source_digest(tmp_path)
     (tmp_path / "bench" / "a.txt").write_text("x")
     assert machine.source_digest(tmp_path) == first
-    (tmp_path / "bench" / "a.py").write_text("a = 2\n")
+    (tmp_path / "kernels" / "op").mkdir()
+    (tmp_path / "kernels" / "op" / "tuned.json").write_text("{}")
     assert machine.source_digest(tmp_path) != first
+    assert machine.source_digest(tmp_path, tuned=False) == first
+    (tmp_path / "bench" / "a.py").write_text("a = 2\n")
+    assert machine.source_digest(tmp_path, tuned=False) != first
 
 
 # ---- targets

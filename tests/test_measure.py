@@ -17,7 +17,7 @@ import bench.measure
 from bench.gate import late_write
 from bench.measure import Broken, Measurement, Settings, measure
 from bench.roofline import Ceilings
-from bench.timing import SpoiltCapture
+from bench.timing import HostTimer, SpoiltCapture
 from kernels.compare import Errors, compare
 from kernels.op import Impl, Inputs, Op, Target
 
@@ -193,6 +193,31 @@ def test_the_same_launch_entered_twice_is_noted() -> None:
     assert note["note"] == "aa"
     assert all(len(samples) >= 12 for samples in note["samples_s"])
     assert list(heard.records) == ["honest"]
+
+
+def test_a_fault_of_the_twin_is_that_of_its_own_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends in one record, and the marker names it meanwhile, should the process die."""
+    made: list[Any] = []
+    at_work: list[str] = []
+
+    def timer(launches: Any, flush: Any) -> HostTimer:
+        made.append(launches)
+        at_work.append(heard.entered[-1][0])
+        if made.count(launches) == 2:
+            raise RuntimeError("not a second time")
+        return HostTimer(launches, flush)
+
+    monkeypatch.setattr(bench.measure, "HostTimer", timer)
+    heard = Heard()
+    impls = [planted.impl("frail", planted.honest), planted.HONEST]
+    measure(planted.OP, planted.ToyCase(), impls, CPU, replace(SETTINGS, aa=True), heard)
+    assert at_work == ["frail", "honest", "frail"]
+    records = [content for kind, content in heard.lines if kind == "record"]
+    assert [(r.impl, r.status, r.reason) for r in records] == [
+        ("frail", "failed", "RuntimeError: not a second time"),
+        ("honest", "ok", None),
+    ]
+    assert "aa" not in heard.notes
 
 
 def test_isolated_launches_take_turns_over_all_implementations(monkeypatch: pytest.MonkeyPatch) -> None:

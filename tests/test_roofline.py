@@ -84,6 +84,15 @@ def test_a_quarter_written_lies_between() -> None:
     assert prediction.seconds == pytest.approx((10e-6 + 18e-6) / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1000, 1 << 20, 8 * 10**6, 1 << 24])
+def test_a_copy_of_one_measured_size_still_pays_launch_and_ramp(size: int) -> None:
+    """256 MiB copied: the line through that point and the origin is 0.5 TB/s without a launch."""
+    reads = ((1 << 20, 4e-6), (1 << 24, 40e-6), (1 << 28, 2.7e-4))
+    ceilings = dataclasses.replace(CEILINGS, read_points=reads, copy_points=COPY[-1:])
+    half = predict_from_ceilings([stage(read=size // 2, written=size // 2)], ceilings, GPU).seconds
+    assert half >= predict_from_ceilings([stage(read=size)], ceilings, GPU).seconds
+
+
 def test_every_stage_pays_its_launch() -> None:
     prediction = predict_from_ceilings([stage(read=100), stage(read=100)], CEILINGS, GPU)
     assert prediction.seconds == pytest.approx(4e-6, rel=1e-2)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import planted_ceiling
 import pytest
+from rich.console import Console
 
 from bench import runner
 from bench.errors import BadRequest
+from bench.live import Live
 from bench.plan import Request, halving, plan
 from bench.records import FILE, Record, load_run
 from bench.worker import Job
-from kernels.op import discover
+from kernels.op import Target, discover
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -76,6 +80,25 @@ def test_a_killed_and_a_hanging_worker_cost_one_record_each(tmp_path: Path) -> N
         if line["kind"] == "record" and line["status"] == "ok":
             key = (line["impl"], line["case_id"])
             assert any(k["kind"] == "prediction" and (k["impl"], k["case_id"]) == key for k in kinds[:index])
+
+
+def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while kernels are compiled beside it, which may take the memory."""
+    worker: list[int] = []
+
+    def starve(*_: Any) -> None:
+        (process,) = multiprocessing.active_children()
+        worker.append(process.pid or 0)
+        process.kill()
+        process.join()
+
+    monkeypatch.setattr(runner, "precompile", starve)
+    display = Silent()
+    outcome = runner.run(planted(impls=("honest",), case="K4096"), tmp_path, None, display)
+    assert worker
+    assert [r.status for r in outcome.records] == ["ok"]
+    assert display.notes == ["the worker process died while it waited; going on with a fresh worker"]
+    assert load_run(outcome.directory).complete
 
 
 def test_one_case_of_each_op_is_entered_twice_a_ceilings_largest_too(tmp_path: Path) -> None:
@@ -180,8 +203,13 @@ def keys(directory: Path) -> set[tuple[str, str, str, int]]:
 
 def test_resume_refuses_another_environment_and_another_request(tmp_path: Path) -> None:
     outcome = runner.run(planted(impls=("honest",)), tmp_path, None, Silent())
-    with pytest.raises(BadRequest, match="another run"):
-        runner.run(planted(suite="full"), tmp_path, outcome.directory, Silent())
+    for changed, message in (
+        ({"suite": "full"}, "the run began with --suite smoke: with --suite full it would be another run"),
+        ({"impls": ("steady", "killed")}, "the run began with --impl honest: with --impl steady,killed it would"),
+        ({"ops": ("toy",)}, "the run began without --op: with --op toy it would"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            runner.run(planted(**changed), tmp_path, outcome.directory, Silent())
     file = outcome.directory / FILE
     header, *rest = file.read_text().splitlines(keepends=True)
     line = json.loads(header)
@@ -192,10 +220,30 @@ def test_resume_refuses_another_environment_and_another_request(tmp_path: Path) 
 
 
 def test_a_budget_says_what_it_left_out(tmp_path: Path) -> None:
-    outcome = runner.run(planted(impls=("honest",), budget_s=1e-6), tmp_path, None, Silent())
-    assert [r.status for r in outcome.records] == ["skipped"] * 3
+    """In one line, with what to type; a resumed run counts its own records."""
+    screen = Console(file=StringIO(), width=300)
+    outcome = runner.run(planted(impls=("honest", "steady"), budget_s=1e-6), tmp_path, None, Live(screen))
+    assert [r.status for r in outcome.records] == ["skipped"] * 6
+    *_, last = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    how = f"go on with: decodebench run --resume {outcome.directory}"
+    assert last == f"time was up: 3 cases are not measured; {how}"
+    assert "skipped" not in screen.file.getvalue()  # type: ignore[attr-defined]
     again = runner.run(planted(suite=None), tmp_path, outcome.directory, Silent())
     assert {r.status for r in load_run(again.directory).records} == {"ok"}
+    assert [r.status for r in again.records] == ["ok"] * 6
+
+
+def test_left_stands_behind_the_time_that_is_left(tmp_path: Path) -> None:
+    """And nowhere while there is none, as before the cases are counted."""
+    screen = Console(file=StringIO(), width=200, force_terminal=True, color_system=None)
+    with Live(screen) as live:
+        live.working("toy", "B8")
+        live._progress.refresh()
+        before = screen.file.getvalue()  # type: ignore[attr-defined]
+        live.begin(Target(kind="cpu", name="host"), tmp_path, 3, 1)
+    assert "toy B8" in before
+    assert "left" not in before
+    assert "0:00:00 -:--:-- left" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_constant_samples_have_no_width() -> None:
 def test_one_sample_says_nothing_of_its_noise() -> None:
     assert median_interval([2.0]).high == float("inf")
     assert ratio_interval([2.0], [1.0, 1.0]).high == float("inf")
+    assert ratio_interval([2.0, 2.0], [1.0]).high == float("inf")
 
 
 def test_no_samples() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from bench.timing import (
+    FEWEST_SAMPLES,
     ISOLATED,
+    MIN_SAMPLES,
     GraphTimer,
     HostTimer,
     Rotation,
@@ -80,6 +83,11 @@ def test_a_rotation_in_between_is_not_cold() -> None:
     assert not Rotation(copies=3, bytes_per_copy=100, touched_bytes=100, cache_bytes=100).cold
 
 
+@pytest.mark.parametrize("target", [HOST, GPU], ids=["host", "gpu"])
+def test_a_cache_of_unknown_size_is_not_cold(target: Target) -> None:
+    assert not plan_rotation(1 << 20, 1 << 20, replace(target, l2_bytes=0), PLENTY).cold
+
+
 class Clock:
     """Advances only when told to."""
 
@@ -121,11 +129,18 @@ def test_a_process_that_does_not_compute_is_idle() -> None:
     assert timer.idle
 
 
-def test_the_sweep_touches_what_it_should() -> None:
-    before = host_flush(0)
-    before()
+def test_a_sweep_writes_every_byte_each_time_and_none_where_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers: list[torch.Tensor] = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *args, **more: buffers.append(zeros(*args, **more)) or buffers[-1])
+    host_flush(0)()
+    assert not buffers
     sweep = host_flush(1 << 12)
     sweep()
+    sweep()
+    (buffer,) = buffers
+    assert buffer.nbytes == 1 << 12
+    assert torch.equal(buffer, torch.full_like(buffer, 2.0))
 
 
 RECORDED = [
@@ -298,7 +313,7 @@ def test_sampling_stops_when_the_median_is_known() -> None:
     clock = Clock()
     result = sample_interleaved({"steady": Scripted(clock, [2.0])}, cap_s=1e9, clock=clock)["steady"]
     assert result.converged
-    assert len(result.samples_s) == 12
+    assert len(result.samples_s) == MIN_SAMPLES
 
 
 def test_a_noisy_timer_runs_to_its_cap_and_says_so() -> None:
@@ -309,10 +324,14 @@ def test_a_noisy_timer_runs_to_its_cap_and_says_so() -> None:
     assert 50 <= len(result.samples_s) <= 70
 
 
-def test_one_sample_beyond_the_cap_still_gets_three() -> None:
+@pytest.mark.parametrize(("takes", "taken"), [(100.0, FEWEST_SAMPLES), (10.0, FEWEST_SAMPLES), (6.0, 9)])
+@pytest.mark.parametrize(("samples", "stop"), [([1.0, 2.0], "time cap"), ([2.0], "converged")])
+def test_a_slow_timer_ends_at_its_cap_with_six_samples_and_is_noisy_only_if_its_median_is_unknown(
+    takes: float, taken: int, samples: list[float], stop: str
+) -> None:
     clock = Clock()
-    result = sample_interleaved({"slow": Scripted(clock, [1.0, 2.0], takes=100.0)}, cap_s=50.0, clock=clock)["slow"]
-    assert len(result.samples_s) == 3
+    result = sample_interleaved({"slow": Scripted(clock, samples, takes)}, cap_s=50.0, clock=clock)["slow"]
+    assert (len(result.samples_s), result.stop) == (taken, stop)
 
 
 def test_two_timers_take_turns() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.report.frame import Peer, Table, View
 from bench.resolution import SAME, resolutions, side
-from bench.stats import RESAMPLES, Interval
+from bench.stats import BOUNDS, RESAMPLES, Interval
 from bench.units import percent, ratio
 
 REMARK = (
@@ -36,16 +36,16 @@ def fastest(view: View, op: str | None = None) -> list[Peer]:
     return list(found.values())
 
 
-def geometric_mean(peers: Sequence[Peer], seed: int = 0) -> Interval:
+def geometric_mean(peers: Sequence[Peer]) -> Interval:
     """Of the ratios, with the 95% bootstrap interval that resampling both sides' samples of every case gives."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def logs(samples: Sequence[float]) -> np.ndarray:
         return np.log(np.median(rng.choice(samples, size=(RESAMPLES, len(samples))), axis=1))
 
     pairs = [(p.peer.record.samples_s, p.ours.record.samples_s) for p in peers]
     resampled = np.mean([logs(theirs) - logs(ours) for theirs, ours in pairs], axis=0)
-    low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
+    low, high = np.exp(np.quantile(resampled, BOUNDS))
     mean = np.exp(np.mean([np.log(p.ratio.median) for p in peers]))
     if any(len(samples) == 1 for pair in pairs for samples in pair):
         low, high = 0.0, np.inf

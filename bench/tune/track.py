@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.plan import Request
 from bench.records import Record
-from bench.runner import Worker, start_worker
+from bench.runner import Worker, hand_over, start_worker
 from bench.tune.sift import ShapeClass
 from bench.worker import Job
 from kernels.op import Config, Target, config_text
@@ -40,27 +40,26 @@ class Track:
         found: Times,
     ) -> list[str]:  # fmt: skip
         """Race once; returns who must race again because another one took the worker with it."""
-        self._worker.connection.send(
-            Job(
-                op=shape_class.op,
-                case=case.as_dict(),
-                case_id=case.id,
-                impls=(shape_class.impl,),
-                configs=tuple(named.values()),
-                cap_s=cap_s,
-                seed=0,
-                repeat=0,
-                run_id="",
-                aa=False,
-                spec=None,
-                ceilings=None,
-            )
+        job = Job(
+            op=shape_class.op,
+            case=case.as_dict(),
+            case_id=case.id,
+            impls=(shape_class.impl,),
+            configs=tuple(named.values()),
+            cap_s=cap_s,
+            seed=0,
+            repeat=0,
+            run_id="",
+            aa=False,
+            spec=None,
+            ceilings=None,
         )
+        self._worker = hand_over(job, self._worker, self._request)
         left = list(named)
         while True:
             kind, content = self._worker.receive()
             if kind == "prediction":
-                self._worker.connection.send("seen")
+                self._worker.send("seen")
             elif kind == "record":
                 found[named[content.impl]] = content
                 left.remove(content.impl)
