@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +42,17 @@ def target() -> Target:
 def half() -> str:
     """The 16-bit type to test dot kernels in: the interpreter multiplies bf16 operands as integers."""
     return "bf16" if torch.cuda.is_available() else "fp16"
+
+
+@pytest.fixture(autouse=True)
+def _alone_on_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of the tests that time a GPU or count what it does, one at a time: pytest runs in two processes."""
+    if request.node.get_closest_marker("cuda") is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / "decodebench-tests-gpu.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

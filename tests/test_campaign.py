@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ def test_configurations_travel_home_and_to_the_next_machine(tmp_path: Path) -> N
 
 
 def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operation after operation, until the time is up; those that are not finished are named."""
+    """In one race, until the time is up; operations that are not finished are named."""
     asked: list[race.Request] = []
 
     def fake(request: race.Request, display: race.Display) -> race.TuneReport:
@@ -249,11 +250,60 @@ def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypat
     lacking = tuning.lacking("quick")
     assert lacking
     assert tuning.tune_lacking(task) == {"left": [], "lines": []}
-    assert [request.ops for request in asked] == [(op,) for op in lacking]
+    assert [request.ops for request in asked] == [tuple(lacking)]
     assert all(0 < (request.budget_s or 0) <= 60 for request in asked)
     assert tuning.tune_lacking({**task, "budget_s": 0.0})["left"] == lacking
     monkeypatch.setattr(tuned, "lookup", lambda *key: {})
     assert tuning.lacking("quick") == []
+
+
+def test_what_a_campaign_tunes_into_its_own_checkout_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code alone says whether the next call is of the same campaign, and not `kernels/*/tuned.json`."""
+    asked: list[bool] = []
+
+    def digest(*, tuned: bool = True) -> str:
+        asked.append(tuned)
+        return "0123456789ab"
+
+    monkeypatch.setattr(machine, "source_digest", digest)
+    with tempfile.TemporaryDirectory() as out:
+        steps.Campaign(planted(), Path(out), Silent())
+    assert asked == [False]
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"asked": {}, "calls": [], "steps": {"gate": {"stat": 1}}}', "[]"])
+def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / steps.STATE).write_text(text)
+    with pytest.raises(BadRequest, match=r"campaign\.json is damaged .*choose another directory"):
+        steps.Campaign(planted(), tmp_path, Silent())
+
+
+def test_measuring_is_not_begun_where_it_would_have_no_time(tmp_path: Path) -> None:
+    """A worker takes some of it to come up: what is left is said, and nothing is skipped case by case."""
+    outcome = steps.run(planted(budget_s=steps.FINISH_S + 12.0, skip=("gate",)), tmp_path, Silent())
+    assert outcome.run is None
+    assert outcome.steps["measure"].state == "open"
+    assert "not begun" in outcome.steps["measure"].found[0]
+
+
+@pytest.mark.parametrize(("ncu", "state"), [(None, "open"), ("/opt/ncu", "done")])
+def test_counters_wait_for_ncu_and_not_for_a_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ncu: str | None, state: str
+) -> None:
+    from bench import counters
+
+    denied = counters.CountersDenied(reason="because")
+    monkeypatch.setattr(counters, "count", lambda choice, timeout_s: denied)
+    monkeypatch.setattr(counters, "find_ncu", lambda: ncu)
+    begun = steps.Campaign(planted(device="cuda"), tmp_path, Silent())
+    records = tmp_path / "part" / "run" / FILE
+    records.parent.mkdir(parents=True)
+    records.write_text("{}\n")
+    progress = begun.steps["counters"]
+    begun.counters(progress, 60.0)
+    begun.counters(progress, 60.0)
+    assert (progress.state, progress.found) == (state, ["denied: because"])
+    assert records.read_text().count("counters denied") == 1, "said once"
 
 
 def test_tuning_ends_where_measuring_began(tmp_path: Path) -> None:

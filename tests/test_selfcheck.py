@@ -180,7 +180,7 @@ def test_a_subject_takes_turns_over_its_copies() -> None:
 def test_clocks_of_a_gpu_agree_on_a_long_read() -> None:
     stream = discover()["stream"]
     target = machine.gpu_target()
-    made = selfcheck.make_subject(stream, stream.case_type(kind="read", size=1 << 28), target)
+    made = selfcheck.make_subject(stream, stream.case_type(kind="read", size=1 << 30), target)
     found = compare([made], selfcheck.GPU_CLOCKS)
     assert any(row.theirs_s is not None for row in found)
     for row in found:

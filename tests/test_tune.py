@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from bench.errors import BadRequest
 from bench.gate import check
 from bench.measure import Measurement, Settings
 from bench.records import Record
-from bench.tune.race import DEFAULT, HEAT, Display, Request, campaign, settle, tune, write
+from bench.tune.race import DEFAULT, HEAT, Display, Request, campaign, in_turns, settle, tune, write
 from bench.tune.sift import Compiled, ShapeClass, Sifted, judge, shape_classes, tunable
 from bench.tune.track import Track
 from kernels import tuned
@@ -118,6 +119,21 @@ def test_every_committed_entry_is_of_an_implementation_that_takes_it() -> None:
             assert tuning
             case = next(c for c in cases if tuning.shape_class(c) == shape_class)
             build_with(op, impls[name], case, tuple(sorted(found["config"].items())))
+
+
+def test_every_operation_gets_its_turn() -> None:
+    """Where the time ends early, no operation has all of it."""
+    classes = (("stream", "a"), ("stream", "b"), ("stream", "c"), ("ffn", "d"), ("moe", "e"), ("moe", "f"))
+    rows = [
+        Sifted(
+            shape_class=ShapeClass(op=op, impl="triton", name=name, cases=(), configs=()),
+            sm=90,
+            survivors=(),
+            fallen=(),
+        )
+        for op, name in classes
+    ]
+    assert [row.shape_class.name for row in in_turns(rows)] == ["a", "d", "e", "b", "f", "c"]
 
 
 # ---- the seam in the implementations
@@ -493,11 +509,15 @@ def test_a_dirty_or_absent_checkout_is_told(tmp_path: Path) -> None:
 
 
 def test_configurations_race_in_a_worker_and_a_crash_costs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that befell the worker before the race, while candidates were compiled, costs none."""
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (small, _) = shape_classes([(planted_tuning.TOY, planted_tuning.HOST)], "smoke", H100)
     track = Track("planted_tuning", 30.0, device="cpu")
     try:
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        process.join()
         times = track.race(small, small.cases[0], small.configs, 0.05)
     finally:
         track.close()

@@ -72,12 +72,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`share` of the time left is its own; with less than `least_s` (on a GPU) it is not begun. `act` does what it can
-    in time."""
+    """`share` of the time left is its own; with less than `least_s` (on a CPU `least_cpu_s`) it is not begun. `act`
+    does what it can in time."""
 
     name: str
     share: float
     least_s: float
+    least_cpu_s: float = 1.0
     act: Callable[[Campaign, Progress, float], None]
 
 
@@ -108,13 +109,14 @@ class Campaign:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadRequest(f"cannot write to {directory}: {error.strerror or error}") from error
+            why = "it is a file" if directory.is_file() else error.strerror or error
+            raise BadRequest(f"cannot write to {directory}: {why}") from error
         kept = {"device": request.device, "suite": request.suite, "case": request.case,
-                "source_digest": machine.source_digest()}  # fmt: skip
+                "source_digest": machine.source_digest(tuned=False)}  # fmt: skip
         self.asked: dict[str, Any] = kept
         self.calls: list[dict[str, Any]] = []
         self.steps = {name: Progress() for name in NAMES}
-        if (directory / STATE).is_file():
+        if (directory / STATE).exists():
             self.load(kept)
         tuning.put_back(directory / tuning.FILE, request.root)
         self.calls.append({"began": now(), "budget_s": request.budget_s, "argv": list(request.argv)})
@@ -122,15 +124,22 @@ class Campaign:
 
     def load(self, kept: dict[str, Any]) -> None:
         """Take up an earlier call's state. BadRequest where it was of another request or other code."""
-        found = json.loads((self.directory / STATE).read_text())
-        if changed := [name for name in kept if found["asked"][name] != kept[name]]:
+        try:
+            found = json.loads((self.directory / STATE).read_text())
+            asked, calls = found["asked"], found["calls"]
+            steps = {name: Progress(**step) for name, step in found["steps"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadRequest(
+                f"{self.directory / STATE} is damaged ({error}); bring it along again, or choose another directory"
+            ) from None
+        if changed := [name for name in kept if asked.get(name) != kept[name]]:
             name = changed[0]
             raise BadRequest(
-                f"{self.directory} holds a campaign whose {name.replace('_', ' ')} is {found['asked'][name]!r}, "
+                f"{self.directory} holds a campaign whose {name.replace('_', ' ')} is {asked.get(name)!r}, "
                 f"not {kept[name]!r}; choose another directory"
             )
-        self.calls = found["calls"]
-        self.steps |= {name: Progress(**step) for name, step in found["steps"].items()}
+        self.calls = calls
+        self.steps |= steps
 
     def save(self) -> None:
         """Written whole and renamed, so that a kill leaves the old or the new one."""
@@ -151,7 +160,7 @@ class Campaign:
             progress.state, progress.found = "skipped", ["left out, as asked"]
             return
         limit = step.share * self.left_s()
-        least_s = step.least_s if self.request.device != "cpu" else 1.0
+        least_s = step.least_s if self.request.device != "cpu" else step.least_cpu_s
         if limit < least_s:
             words = f"not begun: {max(limit, 0.0):.0f} s were left for it, it takes {least_s:.0f} at the least"
             progress.found = progress.found or [words]
@@ -245,8 +254,8 @@ class Campaign:
         progress.found = [", ".join(f"{n} {status}" for status, n in count.items())]
 
     def counters(self, progress: Progress, limit_s: float) -> None:
-        """Into the run's records, as `run --counters` does. What is denied is denied for good; where the time was up,
-        the next call, which has more of it, begins anew."""
+        """Into the run's records, as `run --counters` does. What is denied is denied for good, but where a GPU's ncu is
+        not installed yet; where the time was up, the next call, which has more of it, begins anew."""
         from bench import counters
 
         directory = self.run_directory()
@@ -255,9 +264,10 @@ class Campaign:
             return
         found = counters.count(counters.Choice(suite=quick_of(self.request.suite)), timeout_s=limit_s)
         writer = Writer(directory)
-        progress.state = "done"
         if isinstance(found, counters.CountersDenied):
-            writer.append("note", {"note": "counters denied", "reason": found.reason})
+            progress.state = "open" if self.request.device != "cpu" and counters.find_ncu() is None else "done"
+            if progress.found != [f"denied: {found.reason}"]:
+                writer.append("note", {"note": "counters denied", "reason": found.reason})
             progress.found = [f"denied: {found.reason}"]
         else:
             for counted in found.counted:
@@ -318,7 +328,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-MEASURE = Step(name="measure", share=0.75, least_s=OVERRUN_S + 20.0, act=Campaign.measure)
+MEASURE = Step(name="measure", share=0.75, least_s=OVERRUN_S + 20.0, least_cpu_s=OVERRUN_S, act=Campaign.measure)
 STEPS = (
     Step(name="doctor", share=0.15, least_s=10.0, act=Campaign.doctor),
     Step(name="gate", share=0.3, least_s=20.0, act=Campaign.gate),

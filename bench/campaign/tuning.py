@@ -7,7 +7,6 @@ to the campaign's directory, `put_back` puts them into the checkout of the machi
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +40,24 @@ def lacking(suite: str) -> list[str]:
 
 
 def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
-    """Tune one operation after the other until the time is up. Runs in a child process; its answer is returned."""
+    """Tune what lacks a configuration until the time is up, in one race: a worker and a pool of compilers are started
+    once. Runs in a child process; its answer is returned."""
     from bench.tune import race
 
-    ends = time.monotonic() + task["budget_s"]
     waiting = lacking(task["suite"])
-    lines: list[str] = []
-    for op in list(waiting):
-        if (left_s := ends - time.monotonic()) <= 0:
-            break
-        request = race.Request(
-            device=task["device"],
-            suite=task["suite"],
-            ops=(op,),
-            budget_s=left_s,
-            hang_s=task["hang_s"],
-            only_new=True,
-        )
-        outcomes = race.tune(request, Printed()).outcomes
-        lines += [outcome.lines()[0] for outcome in outcomes]
-        if all(outcome.status != "not reached" for outcome in outcomes):
-            waiting.remove(op)
-    return {"left": waiting, "lines": lines}
+    if not waiting or task["budget_s"] <= 0:
+        return {"left": waiting, "lines": []}
+    request = race.Request(
+        device=task["device"],
+        suite=task["suite"],
+        ops=tuple(waiting),
+        budget_s=task["budget_s"],
+        hang_s=task["hang_s"],
+        only_new=True,
+    )
+    outcomes = race.tune(request, Printed()).outcomes
+    unreached = {o.sifted.shape_class.op for o in outcomes if o.status == "not reached"}
+    return {"left": [op for op in waiting if op in unreached], "lines": [o.lines()[0] for o in outcomes]}
 
 
 def gather(path: Path, root: Path = tuned.ROOT) -> int:
