@@ -1,11 +1,10 @@
-"""decodebench ...: the only place that prints or exits. Each command imports what it needs when it is called."""
+"""decodebench ...: a function for each command, which imports what it needs when it is called; exit codes."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from bench.arguments import comma_separated, duration, names, seconds, whole_numbers
 from bench.errors import BadRequest, require, unknown
+from bench.screen import show, show_json, warn
 
 app = typer.Typer(
     name="decodebench",
@@ -32,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 Reports = Path("reports")
 CONFIGS = """a Hugging Face config.json of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3 MoE, Gemma 3, gpt-oss or
 DeepSeek V2 or V3 families"""
+PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 ARCHITECTURES = (80, 90, 100)
 
 
@@ -142,8 +143,8 @@ def predict(
     ] = None,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8,64,256",
     context: Annotated[int, typer.Option(help="tokens each request attends to")] = 4096,
-    weights: Annotated[str, typer.Option(help="precision of the weights")] = "bf16",
-    kv: Annotated[str, typer.Option(help="precision of the KV cache")] = "bf16",
+    weights: Annotated[str, typer.Option(help=f"of the weights: {PRECISIONS}")] = "bf16",
+    kv: Annotated[str, typer.Option(help=f"of the KV cache: {PRECISIONS}, but w8a16")] = "bf16",
     devices: Annotated[int, typer.Option(help="tensor-parallel parts")] = 1,
     price: Annotated[float | None, typer.Option(help="dollars an hour for one part")] = None,
     plot: Annotated[Path | None, typer.Option(help="also draw latency against throughput into this file")] = None,
@@ -151,9 +152,12 @@ def predict(
 ) -> None:
     """Time, memory and cost of a whole decode step: from shapes and datasheets, or from what a run measured."""
     from bench import predict as prediction
+    from bench.records import load_run
 
     if run_dir and device:
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
+    if run_dir:
+        warn(load_run(run_dir))
     found = prediction.rows(
         model=model,
         config=config,
@@ -191,6 +195,8 @@ def claims(
     from bench.records import load_run
 
     loaded = [load_run(path) for path in runs or []]
+    for run in loaded:
+        warn(run)
     if explain:
         verdict = judgement.judge(explain, loaded)
         print(json.dumps(judgement.as_dict(verdict), indent=1) if as_json else judgement.explain(verdict))
@@ -378,9 +384,13 @@ def counters(
 @app.command()
 def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
     """Our clock beside independent ones, on a few kernels. Exit code 1 where they disagree without a reason."""
+    from rich.console import Console
+    from rich.status import Status
+
     from bench import selfcheck as checking
 
-    found = checking.selfcheck(device)
+    with Status("timing with each clock in turn", console=Console(stderr=True)):
+        found = checking.selfcheck(device)
     if as_json:
         show_json(found.as_dict())
     else:
@@ -412,27 +422,10 @@ def list_command(
         raise BadRequest(f"--suite chooses among cases; {what} belong to no suite")
     if op and what in ("devices", "models"):
         raise BadRequest(f"--op says nothing about {what}")
-    show(*tables[what](), as_json=as_json)
-
-
-def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:
-    """A table for people, or a list of objects for machines."""
-    if as_json:
-        show_json([dict(zip(headers, row, strict=True)) for row in rows])
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*headers, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    # piped output must not be cut to the width of a terminal that is not there
-    width = None if sys.stdout.isatty() else 1000
-    Console(highlight=False, markup=False, width=width).print(table)
-
-
-def show_json(content: Any) -> None:
-    print(json.dumps(content, indent=1))
+    if what == "devices" and as_json:
+        show_json(listing.device_numbers())
+    else:
+        show(*tables[what](), as_json=as_json)
 
 
 def main() -> None:
@@ -446,4 +439,9 @@ def main() -> None:
         app()
     except BadRequest as error:
         print(f"decodebench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a file that may not be read or written, or a full disk
+        if error.filename is None:
+            raise
+        print(f"decodebench: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)

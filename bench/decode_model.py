@@ -24,6 +24,7 @@ from kernels.op import Work
 
 RESERVE = 0.1
 """Default share of memory kept for activations and the runtime, as with vLLM's gpu_memory_utilization of 0.9."""
+UNCOUNTED = "launches, norms, sampling and the latency of links are not counted"
 LARGEST_BATCH = 1 << 20
 """`crossing_batch` looks no further."""
 
@@ -88,6 +89,9 @@ class StepPrediction:
     """Reading the batch's KV cache at full bandwidth."""
     kv_bytes_per_token: float
     kv_bytes_per_request: float
+    kv_copies: float
+    """How often the devices together hold a request's cache: an MLA latent, and a KV head that has several devices, is
+    on each of them."""
     reserve_bytes: int
     """Kept free, over all devices."""
     capacity_bytes: int | None
@@ -250,7 +254,7 @@ def step(
 ) -> StepPrediction:
     """One decode step of `batch` requests that attend to `context` tokens each, on `devices` tensor-parallel parts.
 
-    Where heads or experts cannot be shared evenly, the step waits for the device that has most of them.
+    Where heads cannot be shared evenly, the step waits for the device that has most of them.
 
     - `weights`, `kv`: names of `PRECISIONS`
     - `efficiency`: achieved fraction (0 to 1] of the roof that bounds, by operation of the step (`gate_up`); what is
@@ -298,6 +302,7 @@ def step(
     missing |= {name for name in ("memory_capacity", "power") if getattr(device, name) is None}
     weight_bytes = round(parameters(shape) * stored.bytes)
     request_bytes = kv_bytes(shape, context, cache.bytes)
+    copies = devices * kv_share(shape, devices)
     kept = round(reserve * (capacity or 0))
     return StepPrediction(
         model=shape.name,
@@ -308,7 +313,12 @@ def step(
         batch=batch,
         context=context,
         basis=_basis(device.memory_bandwidth, device, fractions),
-        notes=_notes(device, weights, stored, weight),
+        notes=(
+            UNCOUNTED if fractions else f"a floor: {UNCOUNTED}",
+            *_split_notes(shape, decode),
+            *_pipe_notes(device, weights, stored, weight),
+            *([device.note] if device.note else []),
+        ),
         ops=ops,
         seconds=sum(op.seconds for op in ops),
         weight_bytes=weight_bytes,
@@ -316,13 +326,12 @@ def step(
         kv_seconds=sum(load.kv_bytes for load in decode) / bandwidth,
         kv_bytes_per_token=kv_bytes_per_token(shape, cache.bytes),
         kv_bytes_per_request=request_bytes,
+        kv_copies=copies,
         reserve_bytes=kept,
         capacity_bytes=capacity,
         max_batch=None
         if capacity is None
-        else _largest_batch(
-            free=capacity - kept - weight_bytes, request=request_bytes * devices * kv_share(shape, devices)
-        ),
+        else _largest_batch(free=capacity - kept - weight_bytes, request=request_bytes * copies),
         prefill_ops=tuple(priced(load) for load in prefill),
         power_watts=device.power.value * devices if device.power else None,
         missing=tuple(sorted(missing)),
@@ -349,7 +358,18 @@ def _basis(bandwidth: Quantity, device: DeviceSpec, efficiency: Mapping[str, flo
     return f"{roofline} at measured fractions: " + ", ".join(f"{k} {v:.2f}" for k, v in efficiency.items())
 
 
-def _notes(device: DeviceSpec, weights: str, stored: Precision, used: Precision) -> tuple[str, ...]:
+def _split_notes(shape: ModelShape, loads: list[Load]) -> list[str]:
+    """What sharing among devices costs beyond what is counted."""
+    reduces = sum(load.calls for load in loads if load.link_bytes)
+    if not reduces:
+        return []
+    notes = [f"{reduces} all-reduces a step: each microsecond of their latency adds {reduces / 1e3:g} ms"]
+    if shape.is_moe:
+        notes.append("each expert is cut evenly; were experts whole, a step would wait for the device with most hits")
+    return notes
+
+
+def _pipe_notes(device: DeviceSpec, weights: str, stored: Precision, used: Precision) -> list[str]:
     if stored == used:
-        return ()
-    return (f"{device.name} has no published {stored.pipe} peak: {weights} weights are multiplied in 16 bits",)
+        return []
+    return [f"{device.name} has no published {stored.pipe} peak: {weights} weights are multiplied in 16 bits"]

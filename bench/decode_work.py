@@ -1,7 +1,8 @@
 """What each operation of a decode step or a prefill does on each device, before any device is known. Pure.
 
-Devices share the work by tensor parallelism: attention, its weights and the cache by whole heads, routed experts whole
-(expert parallelism), other matrices evenly. What is counted is the device that holds most. Activations are 16-bit.
+Devices share the work by tensor parallelism: attention, its weights and the cache by whole heads, other matrices, each
+expert's too, evenly. What is counted is the device that holds most. Activations are 16-bit. (Were experts kept whole, a
+step would wait for the device whose experts are hit most.)
 """
 
 from __future__ import annotations
@@ -78,15 +79,9 @@ def query_share(shape: ModelShape, devices: int) -> float:
     return math.ceil(group / (devices // shape.kv_heads)) / shape.heads
 
 
-def expert_share(shape: ModelShape, devices: int) -> float:
-    """Part of the routed experts on the device that holds most of them; they stay whole."""
-    return math.ceil(shape.experts / devices) / shape.experts
-
-
 def shares_evenly(shape: ModelShape, devices: int) -> bool:
-    """Whether heads and experts can be dealt out so that every device has as many as any other."""
-    shares = [query_share(shape, devices)] + ([expert_share(shape, devices)] if shape.is_moe else [])
-    return all(math.isclose(share * devices, 1) for share in shares)
+    """Whether heads can be dealt out so that every device has as many as any other."""
+    return math.isclose(query_share(shape, devices) * devices, 1)
 
 
 def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, tokens: int, precision: Precision) -> Load:
@@ -106,11 +101,11 @@ def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, token
     return Load(name=name, measured_as="ffn_gemv", calls=calls, work=work, weight_bytes=weight_bytes)
 
 
-def _experts(name: str, shape: ModelShape, n: int, k: int, *, tokens: int, precision: Precision, devices: int) -> Load:
-    """One matrix `(n, k)` of each routed expert: weights of the experts that `tokens` tokens hit, top-k rows each."""
-    calls, share = shape.moe_layers, expert_share(shape, devices)
-    rows = tokens * shape.experts_per_token * share
-    weight_bytes = round(calls * expected_experts(shape, tokens) * n * k * precision.bytes * share)
+def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, precision: Precision) -> Load:
+    """A matrix `(n, k)` of each routed expert, as much of it as one device has: weights of the experts that `tokens`
+    tokens hit, top-k rows each."""
+    calls, rows = shape.moe_layers, tokens * shape.experts_per_token
+    weight_bytes = round(calls * expected_experts(shape, tokens) * n * k * precision.bytes)
     work = Work(
         flops={precision.pipe: round(calls * 2 * n * k * rows)},
         bytes_read=weight_bytes + round(calls * rows * k * ACTIVATION_BYTES),
@@ -145,8 +140,8 @@ def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Prec
     if shape.is_moe:
         loads += [
             linear("router", (shape.experts * even, shape.hidden), calls=shape.moe_layers),
-            _experts("experts_gate_up", shape, 2 * shape.expert_ffn, shape.hidden, devices=devices, **common),
-            _experts("experts_down", shape, shape.hidden, shape.expert_ffn, devices=devices, **common),
+            _experts("experts_gate_up", shape, 2 * shape.expert_ffn * even, shape.hidden, **common),
+            _experts("experts_down", shape, shape.hidden, shape.expert_ffn * even, **common),
         ]
     if shape.shared_experts:
         width, calls = shape.shared_experts * shape.expert_ffn, shape.moe_layers

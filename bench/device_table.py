@@ -80,6 +80,8 @@ A100: dict[str, Any] = {
 H100_SXM_PEAKS = {"mma_bf16": 989.4, "mma_fp8": 1978.9, "mma_int8": 1978.9, "mma_tf32": 494.7, "fma_fp32": 66.9}
 HOPPER: dict[str, Any] = {"host": PCIE_GEN5, "on_chip": 50 * MIB, "sm": 90, "smem_per_sm": 228 << 10}
 
+BRIDGED = "its link is the NVLink bridge of two cards; between more of them data goes over PCIe"
+
 HGX_DOC = f"NVIDIA HGX page, nvidia.com/en-us/data-center/hgx, over 8 GPUs; {DERIVED}; quoted at fibermall.com/blog"
 DGX_B200_DOC = "NVIDIA DGX B200 page, nvidia.com/en-us/data-center/dgx-b200, over 8 GPUs; as others quote it"
 BLACKWELL_BRIEF = BOOK("NVIDIA Blackwell Architecture Technical Brief V2.1, tables 2 and 3", "nvidia-blackwell-brief")
@@ -125,13 +127,14 @@ DEVICES: dict[str, DeviceSpec] = {
             others=dict.fromkeys(
                 ("bandwidth", "link"), "NVIDIA H100 PCIe GPU product brief PB-11133-001 (over 2 TB/s), at manuals.plus"
             ),
-            driver_names=("NVIDIA H100 PCIe",), **HOPPER,
+            driver_names=("NVIDIA H100 PCIe",), **HOPPER, note=BRIDGED,
         ),
         _part(
             "h100-nvl", "NVIDIA H100 NVL", "NVIDIA", 2023, f"{H100_DOC}; {DERIVED}", memory="HBM3",
             bandwidth=3.9 * TB, capacity=94 * GB, power=400, link=300 * GB, sm_count=132,
             peaks={"mma_bf16": 835.5, "mma_fp8": 1670.5, "mma_int8": 1670.5, "mma_tf32": 417.5, "fma_fp32": 60},
             others={"on_chip": H100_WHITEPAPER}, driver_names=("NVIDIA H100 NVL",), **HOPPER,
+            note=BRIDGED,
         ),
         _part(
             "h200", "NVIDIA H200 SXM", "NVIDIA", 2024,

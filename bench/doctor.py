@@ -6,6 +6,7 @@ a driver that does not match, a memory that does not reach what its datasheet sa
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -175,8 +176,8 @@ def read_bandwidth(target: Target, gpu: telemetry.Gpu | None) -> Bandwidth:
     with telemetry.Sampler(gpu, interval_s=0.02) as sampler:
         sampling = sample_interleaved({impl.name: timer}, cap_s=READ_CAP_S)[impl.name]
     timer.close()
-    median = sorted(sampling.samples_s)[len(sampling.samples_s) // 2]
-    return Bandwidth(bytes_per_s=case.size / median, impl=f"{impl.name} ({op.name})", telemetry=sampler.summary())
+    median_s = statistics.median(sampling.samples_s)
+    return Bandwidth(bytes_per_s=case.size / median_s, impl=f"{impl.name} ({op.name})", telemetry=sampler.summary())
 
 
 # ---- judging
@@ -368,9 +369,10 @@ ON_A_GPU: tuple[Callable[[Facts], Check], ...] = (
 
 def without_gpu(facts: Facts) -> list[Check]:
     torch_version = facts.packages.get("torch")
-    works = "run and selfcheck on the CPU (torch peers), predict, report, codegen (sm_80/90/100 are compiled here)"
+    works = "run, campaign and selfcheck on the CPU (--device cpu; torch peers); predict, claims, compare, report; "
+    works += "codegen, emulate, tune --dry-run (kernels are compiled here)"
     if not torch_version or not facts.packages.get("triton"):
-        works = "predict, report" + ("; run on the CPU (torch peers)" if torch_version else "")
+        works = "predict, claims, compare, report" + ("; run on the CPU (torch peers)" if torch_version else "")
     return [
         Check(name="GPU", level="bad", found=facts.problem or facts.failed.get("target", "none can be used")),
         Check(name="torch", level="note", found=f"{torch_version} (CUDA {facts.torch_cuda})"),

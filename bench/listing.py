@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from bench.devices import DEVICES
@@ -49,6 +50,11 @@ def devices() -> Table:
     return ["key", "part", "year", "GB", "TB/s", *pipes.values()], rows
 
 
+def device_numbers() -> list[dict[str, Any]]:
+    """Everything that is known of each part, each number in SI units with its kind and source; None: not published."""
+    return [asdict(spec) for spec in DEVICES.values()]
+
+
 def models() -> Table:
     rows = [
         [name, shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.source]
@@ -72,4 +78,5 @@ def check(names: list[str], suite: str | None, part: str = "") -> None:
     suites = SUITES if suite is None else ("quick", "full") if suite == "full" else (suite,)
     cases = (case.id for op in chosen(names) for name in suites for case in op.cases(name))
     if part and not any(part in id for id in cases):
-        raise BadRequest(f"no case has {part!r} in its id; `decodebench list cases` shows those there are")
+        where = f" in suite {suite}" if suite else ""
+        raise BadRequest(f"no case has {part!r} in its id{where}; `decodebench list cases` shows those there are")

@@ -155,7 +155,7 @@ class Allocator(Protocol):
     def admit(self, request: int, prompt: int, final: int) -> bool: ...
     def grow(self, request: int, tokens: int) -> bool: ...
     def release(self, request: int) -> None: ...
-    def fragmented(self, prompt: int, final: int) -> int:
+    def fragmented(self, final: int) -> int:
         """Free slots that would be enough for this request if they were contiguous, else 0."""
         ...
 
@@ -191,7 +191,7 @@ class FirstFit:
         start, end, _ = self._blocks.pop(index)
         self.held -= end - start
 
-    def fragmented(self, prompt: int, final: int) -> int:
+    def fragmented(self, final: int) -> int:
         free = self._slots - self.held
         return free if free >= self._need(final) else 0
 
@@ -228,21 +228,19 @@ class Paged:
         self._free.extend(pages)
         self.held -= len(pages) * self._page
 
-    def fragmented(self, prompt: int, final: int) -> int:
+    def fragmented(self, final: int) -> int:
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Means over the steps after the warm-up; `waste_over_time` and `running_over_time` hold every such step."""
+    """Means over the steps after the warm-up."""
 
     waste: float
     running: float
     """Requests that are being served at a time."""
     finished: int
     preempted: int
-    waste_over_time: tuple[float, ...]
-    running_over_time: tuple[int, ...]
 
 
 def simulate(
@@ -259,7 +257,7 @@ def simulate(
     queue: deque[tuple[int, int, int]] = deque()
     arrived = 0
     running: dict[int, list[int]] = {}
-    """request -> [prompt, tokens stored, final length], oldest first"""
+    """request -> [tokens stored, final length], oldest first"""
     finished = preempted = 0
     waste: list[float] = []
     served: list[int] = []
@@ -275,28 +273,28 @@ def simulate(
             if not allocator.admit(request, prompt, final):
                 break
             queue.popleft()
-            running[request] = [prompt, prompt, final]
+            running[request] = [prompt, final]
         for request in list(running):
             if request not in running:
                 continue
             state = running[request]
-            while not allocator.grow(request, state[1] + 1):
+            while not allocator.grow(request, state[0] + 1):
                 youngest = next(reversed(running))
                 allocator.release(youngest)
-                _, stored, final = running.pop(youngest)
+                stored, final = running.pop(youngest)
                 queue.appendleft((youngest, stored, final))
                 preempted += 1
                 if youngest == request:
                     break
             if request not in running:
                 continue
-            state[1] += 1
+            state[0] += 1
         if step >= warm_up:
-            tokens = sum(stored for _, stored, _ in running.values())
-            occupied = allocator.held + allocator.fragmented(queue[0][1], queue[0][2])
+            tokens = sum(stored for stored, _ in running.values())
+            occupied = allocator.held + allocator.fragmented(queue[0][2])
             waste.append(1 - tokens / occupied)
             served.append(len(running))
-        for request in [r for r, (_, stored, final) in running.items() if stored == final]:
+        for request in [r for r, (stored, final) in running.items() if stored == final]:
             allocator.release(request)
             del running[request]
             finished += 1
@@ -305,8 +303,6 @@ def simulate(
         running=float(np.mean(served)),
         finished=finished,
         preempted=preempted,
-        waste_over_time=tuple(waste),
-        running_over_time=tuple(served),
     )
 
 
@@ -314,7 +310,6 @@ def simulate(
 class Comparison:
     """The three allocators on the same requests."""
 
-    workload: Workload
     reserved: Outcome
     contiguous: Outcome
     paged: dict[int, Outcome]
@@ -328,7 +323,6 @@ def compare_allocators(
         return simulate(allocator, workload, max_tokens=max_tokens, seed=seed)
 
     return Comparison(
-        workload=workload,
         reserved=run(FirstFit(slots, reserve=max_tokens)),
         contiguous=run(FirstFit(slots)),
         paged={page: run(Paged(slots, page)) for page in pages},

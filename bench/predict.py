@@ -27,7 +27,7 @@ HEADERS = (
 COPIED = (
     "model", "device", "devices", "weights", "kv", "batch", "context", "basis", "seconds", "weight_seconds",
     "kv_seconds", "tokens_per_second_per_user", "tokens_per_second", "fits", "max_batch", "weight_bytes",
-    "kv_bytes_per_token", "kv_bytes_per_request", "capacity_bytes", "reserve_bytes", "bound",
+    "kv_bytes_per_token", "kv_bytes_per_request", "kv_copies", "capacity_bytes", "reserve_bytes", "bound",
 )  # fmt: skip
 """Keys of a row that are taken from `StepPrediction` as they are, in SI units."""
 
@@ -93,7 +93,7 @@ def rows(
     shape = load_shape(model, config)
     check_split(shape, devices)
     machine = Machine.of(load_run(run)) if run is not None else None
-    specs = [machine.spec] if machine else [find(part) for part in parts]
+    specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
     found = []
     for spec in specs:
         for batch in batches:
@@ -119,12 +119,10 @@ def rows(
 
 
 def check_split(shape: ModelShape, devices: int) -> None:
-    """Raises `BadRequest` for tensor parallelism over devices that cannot have whole heads and experts alike."""
+    """Raises `BadRequest` for tensor parallelism over devices that cannot have whole heads alike."""
     if devices < 1 or shares_evenly(shape, devices):
         return
-    counts = [("query heads", shape.heads), ("KV heads", 0 if shape.is_mla else shape.kv_heads)]
-    *most, last = [f"{count} {what}" for what, count in [*counts, ("experts", shape.experts)] if count]
-    has = f"{', '.join(most)} and {last}" if most else last
+    has = f"{shape.heads} query heads" + ("" if shape.is_mla else f" and {shape.kv_heads} KV heads")
     fitting = ", ".join(str(n) for n in range(1, shape.heads + 1) if shares_evenly(shape, n))
     raise BadRequest(f"{shape.name} has {has}: {devices} devices cannot share them evenly; try {fitting}")
 
@@ -206,9 +204,8 @@ def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str],
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    part = row["device"] if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
     return [
-        part,
+        _part(row),
         f"{row['batch']:,}",
         _number(row["seconds"], 1e3),
         _number(row["weight_seconds"], 1e3),
@@ -249,14 +246,19 @@ def _crossing(op: Mapping[str, Any]) -> str:
 
 
 def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Per part: what weights and KV cache take and whether they fit, notes, and what its vendor does not publish."""
+    """What is predicted and what all parts share; then per part: what weights and KV cache take and whether they fit,
+    its notes, and what its vendor does not publish."""
     first: dict[str, Mapping[str, Any]] = {}
     for row in predictions:
         first.setdefault(row["device"], row)
-    lines = []
+    of_all = [row["notes"] for row in first.values() if row["ops"]]
+    shared = [note for note in (of_all[0] if of_all else []) if all(note in notes for notes in of_all)]
+    asked = predictions[0]
+    what = f"{asked['model']}, weights {asked['weights']}, KV cache {asked['kv']}, {asked['context']:,} tokens"
+    lines = ["; ".join([what, *shared])]
     for row in first.values():
         said = [_memory_remark(row)] if row["ops"] else []
-        said += row["notes"]
+        said += [note for note in row["notes"] if note not in shared]
         if row["missing"]:
             bounds = "; times are lower bounds" if any(op["missing"] for op in row["ops"]) else ""
             said.append(f"not published: {', '.join(row['missing'])}{bounds}")
@@ -269,12 +271,20 @@ def _memory_remark(row: Mapping[str, Any]) -> str:
         f"weights take {tick(row['weight_bytes'], 'B')}, and reading those of batch {row['batch']:,} "
         f"{_number(row['weight_seconds'], 1e3)} ms by itself; each request's KV cache "
         f"({tick(row['kv_bytes_per_request'], 'B')} at "
-        f"{row['context']:,} tokens) adds {_number(row['kv_seconds'] / row['batch'], 1e3)} ms; "
+        f"{row['context']:,} tokens{_copies(row)}) adds {_number(row['kv_seconds'] / row['batch'], 1e3)} ms; "
     )
     if row["capacity_bytes"] is None:
         return text + "its memory is not published"
     held = f"{tick(row['capacity_bytes'], 'B')} less {tick(row['reserve_bytes'], 'B')} of reserve"
     return text + (f"{row['max_batch']:,} fit in {held}" if row["max_batch"] else f"not one fits in {held}")
+
+
+def _copies(row: Mapping[str, Any]) -> str:
+    return f", held {row['kv_copies']:g} times over" if row["kv_copies"] > 1 else ""
+
+
+def _part(row: Mapping[str, Any]) -> str:
+    return row["device"] if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
 
 
 def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
@@ -293,9 +303,9 @@ def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
     predictions = [row for row in predictions if row["ops"]]
     if not predictions:
         raise BadRequest("nothing to plot: no part has a published memory bandwidth")
-    parts = list(dict.fromkeys(row["device"] for row in predictions))
+    parts = list(dict.fromkeys(map(_part, predictions)))
     for number, part in enumerate(parts):
-        mine = sorted((row for row in predictions if row["device"] == part), key=lambda row: row["batch"])
+        mine = sorted((row for row in predictions if _part(row) == part), key=lambda row: row["batch"])
         color = f"C{number}"
         x = [row["seconds"] * 1e3 for row in mine]
         y = [row["tokens_per_second"] for row in mine]

@@ -46,10 +46,16 @@ def duration(seconds: float) -> str:
     return si(seconds, "s")
 
 
+WIDE = 0.3
+"""Half of an interval beyond which it is seldom symmetric."""
+
+
 def measured(interval: Interval) -> str:
-    """A median with the half-width of its 95% interval: `81.2 µs ±0.4%`."""
+    """A median with the half-width of its 95% interval: `81.2 µs ±0.4%`, or with its ends where that is `WIDE`."""
     if interval.high == float("inf"):
         return f"{duration(interval.median)} (one sample)"
+    if interval.relative_halfwidth > WIDE:
+        return f"{duration(interval.median)} [{duration(interval.low)}, {duration(interval.high)}]"
     return f"{duration(interval.median)} ±{percent(interval.relative_halfwidth, 1)}"
 
 

@@ -51,6 +51,9 @@ OPTIONAL = {"q_latent": "q_lora_rank", "shared_experts": "n_shared_experts", "de
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
         "vocab_size": 262208,
         "max_position_embeddings": 131072,
         "sliding_window_pattern": 6,
@@ -84,6 +87,9 @@ def from_config(config: Mapping[str, Any], *, name: str = "") -> ModelShape:
         raise fields.wrong(fields.present(*dims["experts_per_token"]), f"at most the {numbers['experts']} experts")
     if numbers["dense_layers"] > numbers["layers"]:
         raise fields.wrong(OPTIONAL["dense_layers"], f"at most the {numbers['layers']} layers")
+    for field, plain in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
+        if numbers.get("experts") and fields.values.get(field, plain) != plain:
+            raise fields.wrong(field, f"{plain}: some of its layers would have no experts, which is not known here")
     windowed = _windowed_layers(fields, family, numbers["layers"])
     return ModelShape(
         name=name or str(config.get("_name_or_path") or family),

@@ -268,6 +268,13 @@ def implementations(op_name: str) -> tuple[tuple[Impl, ...], tuple[Missing, ...]
     return tuple(sorted(found, key=lambda impl: not impl.ours)), tuple(missing)
 
 
+def torch_version() -> str:
+    """`Impl.version` of what torch brings along."""
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
 def needs(package: str) -> str | None:
     """None if `package` can be imported, else the refusal that says so."""
     return None if importlib.util.find_spec(package) else f"needs the package {package}, which is not installed"

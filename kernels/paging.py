@@ -42,10 +42,12 @@ def draw_lengths(kind: str, B: int, T: int, seed: int) -> tuple[int, ...]:
         drawn = [rng.randint(1, T) for _ in range(B)]
     else:
         raise ValueError(f"lengths {kind!r}: expected one of {', '.join(LENGTHS)}")
-    drawn[drawn.index(max(drawn))] = T
+    drawn_only = list(range(B))
     if kind == "holes":
-        drawn[-1] = 1
-        drawn[B // 2] = 0
+        drawn[-1], drawn[B // 2] = 1, 0
+        drawn_only = [b for b in range(B) if b not in (B // 2, B - 1)]
+    if drawn_only:
+        drawn[max(drawn_only, key=drawn.__getitem__)] = T
     return tuple(drawn)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from synthetic_run import record
+from synthetic_run import record, write_run
 
+from bench import screen
 from bench.arguments import duration, whole_numbers
 from bench.errors import BadRequest
 from bench.live import Live
@@ -115,10 +116,15 @@ def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_no_number_in_a_list_has_an_exponent() -> None:
-    rows = json.loads(decodebench("list", "devices", "--json").stdout)
-    assert next(row for row in rows if row["key"] == "wse-3")["TB/s"] == "21,000"
-    assert next(row for row in rows if row["key"] == "h100-sxm")["TB/s"] == "3.35"
+def test_devices_are_listed_for_people_and_with_every_number_and_source_for_machines() -> None:
+    lines = {line.split()[0]: line for line in decodebench("list", "devices").stdout.splitlines()}
+    assert " 21,000" in lines["wse-3"], "no number has an exponent"
+    assert " 3.35 " in lines["h100-sxm"]
+    rows = {row["key"]: row for row in json.loads(decodebench("list", "devices", "--json").stdout)}
+    assert rows["h100-sxm"]["memory_bandwidth"]["value"] == 3.35e12
+    assert "H100" in rows["h100-sxm"]["memory_bandwidth"]["source"]
+    assert rows["rubin-cpx"]["memory_bandwidth"] is None
+    assert "two cards" in rows["h100-nvl"]["note"]
 
 
 def test_predict_for_machines() -> None:
@@ -131,6 +137,37 @@ def test_predict_for_machines() -> None:
 def test_claims_for_machines() -> None:
     verdicts = json.loads(decodebench("claims", "--json").stdout)
     assert len(verdicts) == 45
+
+
+def test_what_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    write_run(tmp_path, [record("kv_append", "torch", "x", read=1 << 20, seconds=1e-3)])
+    (tmp_path / "report.md").mkdir()
+    done = decodebench("report", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == f"decodebench: {tmp_path / 'report.md'}: Is a directory\n"
+
+
+def test_a_damaged_and_partial_run_is_said_where_it_is_judged(tmp_path: Path) -> None:
+    write_run(tmp_path, [record("kv_append", "torch", "x", read=1 << 20, seconds=1e-3)], end=False)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"kind": "rec')
+    for arguments in (["claims"], ["predict", "--model", "llama-2-7b", "--from"]):
+        done = decodebench(*arguments, str(tmp_path), "--json")
+        assert "not JSON" in done.stderr
+        assert "the run is partial" in done.stderr
+
+
+def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    headers, rows = ["case", "ms/token", "verdict"], [["B8-Hq32-Hkv8-D128-T4096", "1,342", "not slower"]]
+    for columns in (60, 40, 20):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        screen.show(headers, rows)
+        said = capsys.readouterr().out
+        assert "1,342" in said
+        assert "…" not in said
+        assert ("1,342     not slower" in said) is (columns == 60), "a table where it fits, else a block for each row"
+        assert "".join(said.split()).count("B8-Hq32-Hkv8-D128-T4096") == 1
 
 
 def test_durations() -> None:

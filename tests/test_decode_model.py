@@ -301,10 +301,18 @@ def test_more_devices_than_kv_heads_hold_copies_of_them():
     assert twelve.op("qkv").work.total_flops == 80 * 2 * rows["twelve"] * 8192
 
 
-def test_the_step_waits_for_the_device_with_most_experts():
+def test_each_expert_is_cut_evenly():
+    """Every device has a part of each expert, whichever are hit; what would come of whole ones is said."""
     mixtral = model("mixtral-8x7b")
-    alone, three = at(shape=mixtral, batch=64), at(shape=mixtral, batch=64, devices=3)
-    assert three.op("experts_down").work.total_flops == 3 / 8 * alone.op("experts_down").work.total_flops
+    alone, four = at(shape=mixtral, batch=2), at(shape=mixtral, batch=2, devices=4)
+    for name, width in (("experts_gate_up", 2 * 14336), ("experts_down", 14336)):
+        one, each = alone.op(name).work, four.op(name).work
+        assert each.total_flops == one.total_flops / 4
+        weights = 32 * expected_experts(mixtral, 2) * 4096 * width * 2
+        assert one.bytes == pytest.approx(weights + 32 * 2 * 2 * (4096 + width) * 2, rel=1e-9)
+        assert each.bytes == pytest.approx(weights / 4 + 32 * 2 * 2 * (4096 + width / 4) * 2, rel=1e-9)
+    assert any("experts whole" in note for note in four.notes)
+    assert not any("experts whole" in note for note in alone.notes)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +320,7 @@ def test_the_step_waits_for_the_device_with_most_experts():
     [
         ("llama-3.1-70b", [1, 2, 4, 8, 16, 32, 64]),
         ("qwen2.5-7b", [1, 2, 4, 28]),  # 7 and 14 of 28 query heads would part the 4 KV heads unevenly
-        ("mixtral-8x7b", [1, 2, 4, 8]),
+        ("mixtral-8x7b", [1, 2, 4, 8, 16, 32]),
         ("deepseek-v3", [1, 2, 4, 8, 16, 32, 64, 128]),  # the latent is on every device
     ],
 )
@@ -357,8 +365,17 @@ def test_efficiency_scales_what_it_names_and_is_said():
 def test_a_part_without_the_narrow_pipe_multiplies_in_16_bits():
     a100 = at(device=find("a100-80"), weights="fp8")
     assert list(a100.op("gate_up").work.flops) == ["mma_bf16"]
-    assert a100.notes == ("NVIDIA A100 SXM 80 GB has no published mma_fp8 peak: fp8 weights are multiplied in 16 bits",)
-    assert at(weights="fp8").notes == ()
+    said = "NVIDIA A100 SXM 80 GB has no published mma_fp8 peak: fp8 weights are multiplied in 16 bits"
+    assert said in a100.notes
+    assert len(at(weights="fp8").notes) == len(a100.notes) - 1
+
+
+def test_notes_say_what_is_not_counted():
+    (floor,) = at().notes
+    assert floor == "a floor: launches, norms, sampling and the latency of links are not counted"
+    assert at(efficiency={"down": 0.9}).notes[0] == floor.removeprefix("a floor: ")
+    assert "160 all-reduces a step: each microsecond of their latency adds 0.16 ms" in at(devices=8).notes
+    assert find("r200").note in at(device=find("r200")).notes
 
 
 def test_unpublished_numbers_are_named_and_nothing_is_made_of_them():

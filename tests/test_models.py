@@ -120,6 +120,7 @@ MISTRAL = LLAMA_70B | {
     "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
     "intermediate_size": 14336, "vocab_size": 32000, "max_position_embeddings": 32768, "sliding_window": 4096,
 }  # fmt: skip
+QWEN_MOE = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 CONFIGS = {
     "llama-3.1-70b": LLAMA_70B,
     "mistral-7b": MISTRAL,
@@ -203,6 +204,8 @@ def test_wrong_fields_are_named():
         ("llama-3.1-70b", {"num_key_value_heads": 128}, "'num_attention_heads' is 64, not a multiple of the 128"),
         ("llama-3.1-70b", {"hidden_size": 8193}, "'hidden_size' is 8193, not a multiple of the 64 of 'num_attention"),
         ("mixtral-8x7b", {"num_experts_per_tok": 9}, "'num_experts_per_tok' is 9, not at most the 8 experts"),
+        ("qwen3-32b", QWEN_MOE | {"mlp_only_layers": [0]}, "'mlp_only_layers' is [0], not []: some of its layers"),
+        ("qwen3-32b", QWEN_MOE | {"decoder_sparse_step": 2}, "'decoder_sparse_step' is 2, not 1: some of its layers"),
         ("deepseek-v3", {"first_k_dense_replace": 62}, "'first_k_dense_replace' is 62, not at most the 61 layers"),
     ],
 )
@@ -212,6 +215,23 @@ def test_nonsense_is_one_line_that_names_the_field(name, changes, message):
     assert str(caught.value).startswith("config.json: field ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "billions", "kv_per_token"),
+    [
+        ({"hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
+          "num_key_value_heads": 8}, 11.766, 2 * 48 * 8 * 256),
+        ({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}, 3.880, 2 * 34 * 4 * 256),
+    ],
+    ids=["12b", "4b"],
+)  # fmt: skip
+def test_gemma_leaves_out_what_its_class_has_by_default(fields, billions, kv_per_token):
+    """Text parameters as KerasHub counts them, less the norms; the width of a head is not hidden size / heads."""
+    text = fields | {"model_type": "gemma3_text", "sliding_window": 1024}
+    shape = from_config({"model_type": "gemma3", "text_config": text})
+    assert models.parameters(shape) == pytest.approx(billions * 1e9, rel=1e-3)
+    assert models.kv_bytes_per_token(shape, 2) == 2 * kv_per_token
 
 
 def test_a_pattern_of_no_layers_is_refused():

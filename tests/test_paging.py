@@ -104,7 +104,10 @@ def test_longtail_is_mostly_short_and_holes_hold_an_empty_sequence() -> None:
     drawn = sorted(paging.draw_lengths("longtail", 256, 16384, 0))
     assert drawn[128] < 16384 / 10
     assert sum(drawn[-32:]) > 0.3 * sum(drawn)
-    assert {0, 1} <= set(paging.draw_lengths("holes", 5, 100, 0))
+    for B in range(3, 9):
+        assert all({0, 1, 100} <= set(paging.draw_lengths("holes", B, 100, seed)) for seed in range(20))
+    assert paging.draw_lengths("holes", 2, 100, 0) == (100, 0)
+    assert paging.draw_lengths("holes", 1, 100, 0) == (0,)
 
 
 def test_unknown_lengths_are_refused_by_name() -> None:

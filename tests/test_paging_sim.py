@@ -59,9 +59,9 @@ def test_first_fit_takes_the_lowest_hole_that_is_large_enough() -> None:
     assert space.admit(6, 1, 2)
     space.release(1)
     assert space.held == 5
-    assert space.fragmented(1, 5) == 5, "4 + 1 free slots would do if they were neighbours"
+    assert space.fragmented(5) == 5, "4 + 1 free slots would do if they were neighbours"
     assert not space.admit(7, 1, 5)
-    assert space.fragmented(1, 6) == 0, "six do not fit in five free slots either way"
+    assert space.fragmented(6) == 0, "six do not fit in five free slots either way"
 
 
 def test_pages_need_no_neighbours_and_all_come_back() -> None:

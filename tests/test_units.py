@@ -52,6 +52,7 @@ ONE_SAMPLE = Interval(low=0.0, median=1e-6, high=float("inf"))
         (signed(0.031), "+3.1%"),
         (signed(54.317), "+5,432%"),
         (measured(around(1e-6, 1e-8)), "1.00 µs ±1.0%"),
+        (measured(around(1e-6, 0.4e-6)), "1.00 µs [600 ns, 1.40 µs]"),
         (measured(ONE_SAMPLE), "1.00 µs (one sample)"),
         (ratio(around(1.342, 0.005)), "1.342 [1.337, 1.347]"),
         (ratio(around(-0.001, 0.02), 2), "0.00 [-0.02, 0.02]"),

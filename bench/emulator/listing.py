@@ -10,7 +10,6 @@ from typing import Any
 LINE_COMMENT = re.compile(r"//[^\n]*")
 NOT_CODE = re.compile(r"^[ \t]*\.loc[^\n]*$", re.MULTILINE)
 LABEL = re.compile(r"([$\w]+):")
-NAME = re.compile(r"[%$A-Za-z_][\w$.%]*")
 
 
 class NotEmulated(Exception):
@@ -128,7 +127,7 @@ def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
         threads = int(size[1]) if size else threads
     listing = Listing(parameters=parameters, threads=threads, registers=dict(registers or {}))
     scopes: list[dict[str, str]] = [{}]
-    waiting: list[tuple[str, list[dict[str, str]], str]] = []
+    waiting: list[tuple[str, list[dict[str, str]]]] = []
     inner = 0
     for statement in statements(body):
         if statement == "{":
@@ -147,8 +146,8 @@ def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
         elif statement.startswith(".reg"):
             declare(statement, listing.registers, scopes[-1], f"@{inner}" if len(scopes) > 1 else "")
         elif not statement.startswith("."):
-            waiting.append((statement, scopes, ""))
-    listing.code = [instruction(statement, names) for statement, names, _ in waiting]
+            waiting.append((statement, scopes))
+    listing.code = [instruction(statement, names) for statement, names in waiting]
     return listing
 
 

@@ -15,7 +15,7 @@ from bench import listing
 from bench.codegen.build import refuse_interpreter
 from bench.codegen.judge import PARTS
 from bench.device_spec import DeviceSpec
-from bench.devices import DEVICES
+from bench.devices import DEVICES, MMA_FLOP_PER_SM_CLOCK
 from bench.emulator.execute import Counts, execute
 from bench.emulator.listing import NotEmulated
 from bench.emulator.memory import SECTOR, Fault
@@ -25,9 +25,6 @@ from kernels.op import discover, implementations
 
 SURVEYED = {80: "a100-80", 90: "h100-sxm"}
 """Compute capability -> the part whose rates are meant. The emulator does not know sm_100's tensor memory."""
-
-FLOP_PER_CYCLE = {80: 2048, 90: 4096}
-"""Of an SM's tensor cores, dense bf16 (A100 and H100 whitepapers: 1,024 and 2,048 fused multiply-adds)."""
 
 LARGEST = 3 << 30
 """Compulsory bytes of a case that is still surveyed: the host holds its inputs three times."""
@@ -55,10 +52,15 @@ class Row:
     error: str = ""
 
 
+def flop_per_cycle(sm: int) -> int:
+    """Of an SM's tensor cores, dense bf16."""
+    return MMA_FLOP_PER_SM_CLOCK[sm]["mma_bf16"]
+
+
 def cycles_per_byte(spec: DeviceSpec) -> float:
     """Cycles of an SM in which DRAM gives it one byte, at the clock that the published peak is of."""
     assert spec.memory_bandwidth is not None
-    clock = spec.peaks["mma_bf16"].value / (FLOP_PER_CYCLE[spec.sm] * spec.sm_count)
+    clock = spec.peaks["mma_bf16"].value / (flop_per_cycle(spec.sm) * spec.sm_count)
     return clock * spec.sm_count / spec.memory_bandwidth.value
 
 
@@ -72,7 +74,7 @@ def row_of(counts: Counts, launch: KernelLaunch, sm: int, ctas: int, **names: st
         **names, kernel=launch.kernel.fn.__name__, sm=sm, ctas=min(ctas, grid), grid=grid, touched=touched,
         asked=SECTOR * (counts.memory["load sectors"] + counts.memory["store sectors"]),
         shared=cycles / memory, conflicts=cycles / least if least else 1.0,
-        tensor=counts.flop / FLOP_PER_CYCLE[sm] / memory, under_way=counts.under_way,
+        tensor=counts.flop / flop_per_cycle(sm) / memory, under_way=counts.under_way,
     )  # fmt: skip
 
 

@@ -217,8 +217,10 @@ def batch_knee(view: View) -> Figure | None:
     mine = {key: found for key, found in shown.items() if ours(found)} or shown
     (_, _, main, _), longest = max(mine.items(), key=lambda item: (len(item[1]), math.prod(item[0][:2])))
     free = free_batch(longest)
-    finding = f"Up to batch {free} a {main} projection costs at most {percent(SAME_BATCH)} more than at batch 1"
-    if free == next(iter(longest)):
+    smallest = next(iter(longest))
+    more = f"{percent(SAME_BATCH)} more than at batch {smallest}"
+    finding = f"Up to batch {free} a {main} projection costs at most {more}"
+    if free == smallest:
         finding = f"A {main} projection costs over {percent(SAME_BATCH)} more from the second batch size on"
     kinds = sorted(largest, key=lambda kind: (kind != main, kind))
     note = "solid: ours; dashed: predicted for ours; dotted: peers"

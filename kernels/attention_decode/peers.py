@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernels.attention_decode.op import AttentionCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
 
 def one_pass(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
@@ -46,12 +46,6 @@ def sdpa(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
         return o.transpose(1, 2)
 
     return launch
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=one_pass, prepare=sdpa, supports=dense_only, version=torch_version),)

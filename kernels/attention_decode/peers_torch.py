@@ -12,16 +12,11 @@ from functools import cache
 from typing import Any
 
 from kernels.attention_decode.op import AttentionCase, work
-from kernels.attention_decode.peers import dense_only
+from kernels.attention_decode.peers import dense_only, one_pass
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
 
 RECOMPILES = 64
 """Shapes that one compiled function may see: each case of a run is one."""
-
-
-def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """A library call taken to move the compulsory bytes and no more."""
-    return (Stage(name="sdpa", work=work(case)),)
 
 
 def math_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
@@ -164,12 +159,12 @@ IMPLS = (
     *(
         Impl(
             name=f"torch-{backend}",
-            stages=math_stages if backend == "math" else stages,
+            stages=math_stages if backend == "math" else one_pass,
             prepare=prepare,
             supports=supports(backend),
             version=cudnn_version if backend == "cudnn" else version,
         )
         for backend, prepare in BACKENDS.items()
     ),
-    Impl(name="torch-flex", stages=stages, prepare=flex, supports=flex_supports, version=version),
+    Impl(name="torch-flex", stages=one_pass, prepare=flex, supports=flex_supports, version=version),
 )

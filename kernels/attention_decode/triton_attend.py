@@ -183,8 +183,8 @@ def attend(
 
 
 @triton.jit
-def normalise(acc_even, acc_odd, norm, gain, D: tl.constexpr, KV: tl.constexpr):
-    """O [BLOCK_M, D] fp32; zeros where nothing was seen."""
+def normalise(acc_even, acc_odd, norm, gain, KV: tl.constexpr):
+    """O [BLOCK_M, head dim] fp32; zeros where nothing was seen."""
     factor = gain / tl.where(norm > 0, norm, 1.0)[None, :]
     out = tl.trans(acc_even * factor)
     if KV != "":

@@ -147,7 +147,7 @@ def split_kv_kernel(
             SINKS=SINKS,
             SOFTCAP=SOFTCAP,
         )
-        out = normalise(acc_even, acc_odd, norm, gain, D=D, KV=KV)
+        out = normalise(acc_even, acc_odd, norm, gain, KV=KV)
         lse = m + tl.log2(tl.where(norm > 0, norm, 1.0))
         if PREFIX_SEQS > 0:  # noqa: SIM102 (one is known when compiling, one when running)
             if slot == first_slot:

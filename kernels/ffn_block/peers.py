@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.draw import BYTES
 from kernels.ffn_block.op import FfnCase
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 
 def linears(case: FfnCase, inputs: Inputs, target: Target) -> Launch:
@@ -37,12 +37,6 @@ def five_kernels(case: FfnCase, target: Target) -> tuple[Stage, ...]:
         Stage(name="mul", work=Work(), l2_bytes=3 * wide),
         Stage(name="down", work=Work(flops=flops, bytes_read=matrix, bytes_written=narrow), l2_bytes=wide),
     )
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=five_kernels, prepare=linears, version=torch_version),)

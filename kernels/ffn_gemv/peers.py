@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.draw import torch_dtype
 from kernels.ffn_gemv.op import GemvCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
 
 def one_pass(case: GemvCase, target: Target) -> tuple[Stage, ...]:
@@ -75,12 +75,6 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
     if case.activations != case.dtype:
         return fp8(case, inputs, target)
     return int4(case, inputs, target) if case.quantized else mm(case, inputs, target)
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=one_pass, prepare=prepare, supports=supports, version=torch_version),)

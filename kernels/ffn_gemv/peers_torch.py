@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 from kernels.ffn_gemv.op import GemvCase
-from kernels.ffn_gemv.peers import one_pass, torch_version
-from kernels.op import Impl, Inputs, Launch, Target
+from kernels.ffn_gemv.peers import one_pass
+from kernels.op import Impl, Inputs, Launch, Target, torch_version
 
 RECOMPILES = 64
 """Shapes that one compiled function may see: each case of a run is one."""

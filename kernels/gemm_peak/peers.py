@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.draw import torch_dtype
 from kernels.gemm_peak.op import PeakCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
 
 def stages(case: PeakCase, target: Target) -> tuple[Stage, ...]:
@@ -62,12 +62,6 @@ def scaled_mm(case: PeakCase, inputs: Inputs, target: Target) -> Launch:
     out_dtype = torch_dtype(case.out_dtype)
     c = torch.empty(case.M, case.N, dtype=out_dtype, device=a.device)
     return lambda: torch._scaled_mm(a, b_t, scale_a=one, scale_b=one, out_dtype=out_dtype, use_fast_accum=True, out=c)
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernels.host_link.op import LinkCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +82,6 @@ def staged(case: LinkCase, inputs: Inputs, target: Target) -> Launch:
         return y.index_copy_(0, table, buffer)
 
     return out if case.to_host else back
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernels import paging
 from kernels.draw import BYTES
 from kernels.kv_append.op import AppendCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 
 def stages(case: AppendCase, target: Target) -> tuple[Stage, ...]:
@@ -50,12 +50,6 @@ def prepare(case: AppendCase, inputs: Inputs, target: Target) -> Launch:
         return inputs["kv"]
 
     return append
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, supports=supports, version=torch_version),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.draw import BYTES
 from kernels.mla_decode.op import MlaCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 
 def wide_scores(case: MlaCase, target: Target) -> bool:
@@ -64,12 +64,6 @@ def bmm(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
         return o
 
     return launch
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=stages, prepare=bmm, supports=supports, version=torch_version),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.draw import BYTES
 from kernels.moe_ffn.op import MoeCase, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 UNPACKED = "torch multiplies experts in the type of the activations; none of its operators unpacks these weights"
 
@@ -93,12 +93,6 @@ def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         return y.copy_((down.float() * weights[:, :, None]).sum(dim=1))
 
     return launch
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 from kernels.paged_read.op import CHUNK, PagedReadCase, kv_bytes, table_bytes, work
 
 if TYPE_CHECKING:
@@ -87,12 +87,6 @@ def prepare(case: PagedReadCase, inputs: Inputs, target: Target) -> Launch:
         return torch.add(*sums, out=y)
 
     return paged
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, supports=supports, version=torch_version),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 from kernels.prefill.op import PrefillCase, heads, work
 
 
@@ -24,12 +24,6 @@ def prepare(case: PrefillCase, inputs: Inputs, target: Target) -> Launch:
     q, k, v = (part.transpose(1, 2) for part in heads(case, x))  # [B, heads, T, D]
     gqa = case.H_q != case.H_kv
     return lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
 
 
@@ -47,12 +47,6 @@ def mv(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
     rows = inputs["x"].view(case.chunks, CHUNK)
     ones, sums = torch.ones(CHUNK, device=rows.device), torch.empty(case.chunks, device=rows.device)
     return lambda: torch.mv(rows, ones, out=sums)
-
-
-def torch_version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
 
 
 IMPLS = (
