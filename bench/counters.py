@@ -16,7 +16,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -337,24 +337,19 @@ def complaint(output: str, status: int) -> str:
 
 # ---- the parent
 
-Execute = Callable[[Sequence[str], float], tuple[int, str]]
-"""(command, seconds) -> (exit status, stdout and stderr together); ends the whole process group on time."""
 
-
-def count(
-    choice: Choice, *, ncu: str | None = None, execute: Execute = machine.execute, timeout_s: float = TIMEOUT_S
-) -> Counts | CountersDenied:
+def count(choice: Choice, *, ncu: str | None = None, timeout_s: float = TIMEOUT_S) -> Counts | CountersDenied:
     """Count the chosen cases in one child process under ncu."""
     ncu = ncu or find_ncu()
     problem = counters_problem(ncu, machine.driver_parameters(), machine.may_administrate())
     if problem or ncu is None:
         return CountersDenied(reason=problem or "")
-    _, listing = execute([ncu, "--query-metrics"], 60.0)
+    _, listing = machine.execute([ncu, "--query-metrics"], 60.0)
     metrics = metrics_to_ask(offered(listing))
     with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
         plan, log, answer = (Path(folder) / name for name in ("plan.json", "ncu.csv", "plan.json.done"))
         plan.write_text(json.dumps({"choice": asdict(choice), "budget_s": timeout_s / 2}))
-        status, output = execute(command(ncu, metrics, log, plan), timeout_s)
+        status, output = machine.execute(command(ncu, metrics, log, plan), timeout_s)
         text = log.read_text() if log.exists() else ""
         entries = [json.loads(line) for line in answer.read_text().splitlines()] if answer.exists() else []
     rows = parse(text)

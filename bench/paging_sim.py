@@ -316,14 +316,9 @@ class Comparison:
     """By page size in tokens."""
 
 
-def compare_allocators(
-    workload: Workload, *, slots: int = SLOTS, max_tokens: int = MAX_TOKENS, pages: Sequence[int] = (16,), seed: int = 0
-) -> Comparison:
-    def run(allocator: Allocator) -> Outcome:
-        return simulate(allocator, workload, max_tokens=max_tokens, seed=seed)
-
+def compare_allocators(workload: Workload, *, pages: Sequence[int] = (16,)) -> Comparison:
     return Comparison(
-        reserved=run(FirstFit(slots, reserve=max_tokens)),
-        contiguous=run(FirstFit(slots)),
-        paged={page: run(Paged(slots, page)) for page in pages},
+        reserved=simulate(FirstFit(SLOTS, reserve=MAX_TOKENS), workload),
+        contiguous=simulate(FirstFit(SLOTS), workload),
+        paged={page: simulate(Paged(SLOTS, page), workload) for page in pages},
     )

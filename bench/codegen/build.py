@@ -22,6 +22,7 @@ from typing import Any
 from bench.codegen import parse
 from bench.codegen.judge import PARTS, KernelReport, Part, Stream, ctas_per_sm
 from bench.errors import BadRequest
+from bench.machine import usable_cores
 from kernels.launch import KernelLaunch
 from kernels.op import SUITES, Impl, Op, discover, implementations
 
@@ -255,7 +256,6 @@ def reports(
     sms: Sequence[int] = tuple(PARTS),
     suites: Sequence[str] = SUITES,
     progress: Callable[[int, int, KernelReport], None] = lambda done, total, report: None,
-    workers: int = 2,
     one_per_kernel: bool = False,
 ) -> list[KernelReport]:
     """Compile everything; `progress(done, total, report)` is called as each configuration finishes.
@@ -275,7 +275,7 @@ def reports(
         finished.append(report)
         progress(len(finished), total, report)
 
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
         futures: dict[Future[KernelReport], Task] = {pool.submit(run_task, task): task for task in tasks}
         for future in as_completed(futures):
             if not isinstance(future.exception(), BrokenProcessPool):
