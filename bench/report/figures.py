@@ -192,9 +192,8 @@ def efficiency(view: View) -> Figure | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(y)))
         mine = [p for p in points if p.record.op == op]
         if max(p.share or 0.0 for p in mine) < LITTLE:
-            axes.text(
-                0.04, 0.66, f"every point is below {percent(LITTLE)}", transform=axes.transAxes, size=8.5, color=PALE
-            )
+            said = f"every point is below {percent(LITTLE)}"
+            axes.text(0.96, 0.17, said, transform=axes.transAxes, size=8.5, color=PALE, ha="right")
         for p in mine:
             if (p.share or 0.0) > TOP:
                 axes.annotate(percent(p.share or 0.0), (p.record.bytes, TOP), xytext=(-5, 0), size=8.5, color=INK,
