@@ -13,7 +13,7 @@ from typing import Any
 
 from kernels.attention_decode.op import AttentionCase, work
 from kernels.attention_decode.peers import dense_only, one_pass
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 RECOMPILES = 64
 """Shapes that one compiled function may see: each case of a run is one."""
@@ -136,16 +136,10 @@ def flex(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     return launch
 
 
-def version() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
-
-
 def cudnn_version() -> str:
     import torch
 
-    return f"{version()}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{torch_version()}, cuDNN {torch.backends.cudnn.version()}"
 
 
 BACKENDS = {
@@ -162,9 +156,9 @@ IMPLS = (
             stages=math_stages if backend == "math" else one_pass,
             prepare=prepare,
             supports=supports(backend),
-            version=cudnn_version if backend == "cudnn" else version,
+            version=cudnn_version if backend == "cudnn" else torch_version,
         )
         for backend, prepare in BACKENDS.items()
     ),
-    Impl(name="torch-flex", stages=one_pass, prepare=flex, supports=flex_supports, version=version),
+    Impl(name="torch-flex", stages=one_pass, prepare=flex, supports=flex_supports, version=torch_version),
 )
