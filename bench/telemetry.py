@@ -29,9 +29,9 @@ def torch_module() -> Any:
     return torch
 
 
-def cuda_problem(nvml: Any = None) -> str | None:
+def cuda_problem(torch: Any = None, nvml: Any = None) -> str | None:
     """None where torch can use a GPU, else the one thing that is missing."""
-    torch = torch_module()
+    torch = torch or torch_module()
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if torch.cuda.is_available():
