@@ -63,8 +63,10 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
     if reference.numel() == 0:
         return Errors(max_rel=0.0, rms_rel=0.0, row_rel=0.0, bad_elements=0, elements=0)
     wide = torch.float64 if reference.numel() <= 1 << 24 else torch.float32
-    out = output.detach().to(wide).reshape(-1, output.shape[-1] if output.ndim else 1)
-    ref = reference.detach().to(device=out.device, dtype=wide).reshape_as(out)
+    # on the GPU where either is: comparing takes a dozen passes over both
+    home = reference.device if reference.is_cuda else output.device
+    out = output.detach().to(home).to(wide).reshape(-1, output.shape[-1] if output.ndim else 1)
+    ref = reference.detach().to(home).to(wide).reshape_as(out)
     settled = ref.isfinite()
     alike = torch.where(settled, out.isfinite(), (out == ref) | (out.isnan() & ref.isnan()))
     ref = torch.where(settled, ref, 0.0)
