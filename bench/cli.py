@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from bench.arguments import comma_separated, duration, names, seconds, whole_numbers
 from bench.errors import BadRequest, require, unknown
-from bench.screen import show, show_json, warn
+from bench.screen import busy, show, show_json, warn
 
 app = typer.Typer(
     name="decodebench",
@@ -156,8 +155,9 @@ def predict(
 
     if run_dir and device:
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
-    if run_dir:
-        warn(load_run(run_dir))
+    measured = load_run(run_dir) if run_dir else None
+    if measured:
+        warn(measured)
     found = prediction.rows(
         model=model,
         config=config,
@@ -168,7 +168,7 @@ def predict(
         kv=kv,
         devices=devices,
         dollars_per_hour=price,
-        run=run_dir,
+        run=measured,
     )
     if plot:
         prediction.plot(plot, found)
@@ -199,7 +199,10 @@ def claims(
         warn(run)
     if explain:
         verdict = judgement.judge(explain, loaded)
-        print(json.dumps(judgement.as_dict(verdict), indent=1) if as_json else judgement.explain(verdict))
+        if as_json:
+            show_json(judgement.as_dict(verdict))
+        else:
+            print(judgement.explain(verdict))
         return
     verdicts = judgement.scorecard(loaded)
     if as_json:
@@ -255,12 +258,9 @@ def emulate(
     """Execute compiled kernels without a GPU: bytes they ask for, bank conflicts, what is slower than DRAM."""
     import dataclasses
 
-    from rich.console import Console
-    from rich.status import Status
-
     from bench.emulator import survey
 
-    with Status("executing", console=Console(stderr=True)) as status:
+    with busy("executing") as status:
         rows = survey.survey(op, impl or [], suite, case, sm, ctas, status.update)
     if as_json:
         show_json([dataclasses.asdict(row) for row in rows])
@@ -384,12 +384,9 @@ def counters(
 @app.command()
 def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
     """Our clock beside independent ones, on a few kernels. Exit code 1 where they disagree without a reason."""
-    from rich.console import Console
-    from rich.status import Status
-
     from bench import selfcheck as checking
 
-    with Status("timing with each clock in turn", console=Console(stderr=True)):
+    with busy("timing with each clock in turn"):
         found = checking.selfcheck(device)
     if as_json:
         show_json(found.as_dict())

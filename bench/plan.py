@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
 from bench.records import Run
 from bench.worker import Job
 from kernels.op import SUITES, Op, Target
+
+T = TypeVar("T")
 
 HANG_S = 180.0
 """Without a step for this long, the worker hangs: no compile, reference or sample of ours takes that long."""
@@ -142,9 +144,21 @@ def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
             ]
             by_size = sorted(range(len(wanted)), key=[-op.work(case).bytes for case in wanted].__getitem__)
             if not op.is_ceiling:
-                queues.append(deque((op, wanted[by_size[i]]) for i in halving(len(wanted))))
-        while any(queues):
-            found += [queue.popleft() for queue in queues if queue]
+                queues.append([(op, wanted[by_size[i]]) for i in halving(len(wanted))])
+        found += round_robin(queues)
+    return found
+
+
+def round_robin(groups: Iterable[Iterable[T]]) -> list[T]:
+    """The first of each group, then the second of each that has one, and so on.
+
+    >>> "".join(round_robin(["abc", "d", "ef"]))
+    'adebfc'
+    """
+    queues = [deque(group) for group in groups]
+    found: list[T] = []
+    while any(queues):
+        found += [queue.popleft() for queue in queues if queue]
     return found
 
 

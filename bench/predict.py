@@ -13,7 +13,7 @@ from bench.decode_model import NotPublished, StepPrediction, step
 from bench.decode_work import shares_evenly
 from bench.devices import find
 from bench.errors import BadRequest, unknown
-from bench.records import load_run
+from bench.records import Run
 from bench.units import percent, tick
 from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape
@@ -82,17 +82,17 @@ def rows(
     kv: str = "bf16",
     devices: int = 1,
     dollars_per_hour: float | None = None,
-    run: str | Path | None = None,
+    run: Run | None = None,
 ) -> list[dict[str, Any]]:
     """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`.
 
-    `run` is the directory of a run: its machine takes the place of `parts`, with what was measured there.
+    With a `run` its machine takes the place of `parts`, with what was measured there.
     """
     if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
         raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
     shape = load_shape(model, config)
     check_split(shape, devices)
-    machine = Machine.of(load_run(run)) if run is not None else None
+    machine = Machine.of(run) if run else None
     specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
     found = []
     for spec in specs:

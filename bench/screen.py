@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from bench.records import Run
 
 
@@ -44,6 +46,14 @@ def narrowest(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def show_json(content: Any) -> None:
     print(json.dumps(content, indent=1))
+
+
+def busy(what: str) -> Status:
+    """A line on stderr for as long as it is entered."""
+    from rich.console import Console
+    from rich.status import Status
+
+    return Status(what, console=Console(stderr=True))
 
 
 def warn(run: Run) -> None:

@@ -40,7 +40,7 @@ def shares(tmp_path: Path, records: list[Record], **asked: Any) -> dict[str, tup
 def rows(tmp_path: Path, records: list[Record], **asked: Any) -> list[dict[str, Any]]:
     run = write_run(tmp_path / "run", [*ceiling_records(), *records])
     given = {"model": "llama-3.1-70b", "parts": [], "batches": [1], "context": 4096} | asked
-    return predict.rows(run=run, **given)
+    return predict.rows(run=load_run(run), **given)
 
 
 def test_a_measured_operation_takes_the_measured_time_and_the_others_the_measured_roof(tmp_path):
@@ -137,7 +137,7 @@ def test_nothing_is_said_of_prefill_beside_measured_steps(tmp_path):
 
 def test_a_part_that_no_table_holds_has_what_was_measured_alone(tmp_path):
     run = write_run(tmp_path, [*ceiling_records(), gemv(DOWN_SECONDS)], device={"key": None, "name": "Some CPU"})
-    row = predict.rows(run=run, model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
+    row = predict.rows(run=load_run(run), model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
     assert (row["device"], row["max_batch"], row["missing"]) == ("Some CPU", None, ["memory_capacity", "power"])
     assert row["weight_bytes"] > 100 * GB
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,14 @@ def planted(**fields: Any) -> steps.Request:
             "budget_s": 300.0, "skip": ("doctor", "selfcheck"), "root": TESTS, **fields,
         }
     )  # fmt: skip
+
+
+def run_begun(out: Path, lines: int = 1) -> Path:
+    """The records of a run in a campaign's directory."""
+    records = out / "part" / "run" / FILE
+    records.parent.mkdir(parents=True)
+    records.write_text("{}\n" * lines)
+    return records
 
 
 def keys(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -257,7 +264,9 @@ def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypat
     assert tuning.lacking("quick") == []
 
 
-def test_what_a_campaign_tunes_into_its_own_checkout_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_campaign_tunes_into_its_own_checkout_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The code alone says whether the next call is of the same campaign, and not `kernels/*/tuned.json`."""
     asked: list[bool] = []
 
@@ -266,8 +275,7 @@ def test_what_a_campaign_tunes_into_its_own_checkout_does_not_end_it(monkeypatch
         return "0123456789ab"
 
     monkeypatch.setattr(machine, "source_digest", digest)
-    with tempfile.TemporaryDirectory() as out:
-        steps.Campaign(planted(), Path(out), Silent())
+    steps.Campaign(planted(), tmp_path, Silent())
     assert asked == [False]
 
 
@@ -296,9 +304,7 @@ def test_counters_wait_for_ncu_and_not_for_a_permission(
     monkeypatch.setattr(counters, "count", lambda choice, timeout_s: denied)
     monkeypatch.setattr(counters, "find_ncu", lambda: ncu)
     begun = steps.Campaign(planted(device="cuda"), tmp_path, Silent())
-    records = tmp_path / "part" / "run" / FILE
-    records.parent.mkdir(parents=True)
-    records.write_text("{}\n")
+    records = run_begun(tmp_path)
     progress = begun.steps["counters"]
     begun.counters(progress, 60.0)
     begun.counters(progress, 60.0)
@@ -308,9 +314,7 @@ def test_counters_wait_for_ncu_and_not_for_a_permission(
 
 def test_tuning_ends_where_measuring_began(tmp_path: Path) -> None:
     begun = steps.Campaign(planted(device="cuda"), tmp_path, Silent())
-    records = tmp_path / "part" / "run" / FILE
-    records.parent.mkdir(parents=True)
-    records.write_text("{}\n")
+    run_begun(tmp_path)
     progress = begun.steps["tune"]
     begun.tune(progress, 60.0)
     assert progress.state == "done"
@@ -334,9 +338,7 @@ def test_what_a_child_finds_or_that_it_found_nothing(tmp_path: Path, step: str) 
 def test_records_that_outgrow_the_limit_are_packed_and_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = tmp_path / "part" / "run" / FILE
-    records.parent.mkdir(parents=True)
-    records.write_text("{}\n" * 1000)
+    records = run_begun(tmp_path, lines=1000)
     steps.pack(records)
     assert list(records.parent.iterdir()) == [records]
     monkeypatch.setattr(steps, "MAX_BYTES", 2000)

@@ -266,9 +266,10 @@ class Campaign:
         writer = Writer(directory)
         if isinstance(found, counters.CountersDenied):
             progress.state = "open" if self.request.device != "cpu" and counters.find_ncu() is None else "done"
-            if progress.found != [f"denied: {found.reason}"]:
+            said = [f"denied: {found.reason}"]
+            if progress.found != said:
                 writer.append("note", {"note": "counters denied", "reason": found.reason})
-            progress.found = [f"denied: {found.reason}"]
+            progress.found = said
         else:
             for counted in found.counted:
                 writer.append("note", {"note": "counters", **counted.as_dict()})

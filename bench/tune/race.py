@@ -9,7 +9,6 @@ interval, and must not lose to it on other cases of its class. A measured run on
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from typing import Any, Literal, Protocol
 from bench import machine
 from bench.codegen.judge import PARTS
 from bench.errors import BadRequest
-from bench.plan import HANG_S, halving
+from bench.plan import HANG_S, halving, round_robin
 from bench.records import Record
 from bench.stats import Interval, ratio_interval
 from bench.telemetry import cuda_problem
@@ -228,12 +227,10 @@ def campaign(
 
 def in_turns(rows: Sequence[Sifted]) -> list[Sifted]:
     """One class of each operation, then the next of each: where the time ends early, every operation has some."""
-    seen: Counter[str] = Counter()
-    turns: list[tuple[int, Sifted]] = []
+    of_op: dict[str, list[Sifted]] = {}
     for row in rows:
-        turns.append((seen[row.shape_class.op], row))
-        seen[row.shape_class.op] += 1
-    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
+        of_op.setdefault(row.shape_class.op, []).append(row)
+    return round_robin(of_op.values())
 
 
 def settle(row: Sifted, cap_s: float, race: Race) -> Outcome:
