@@ -211,6 +211,9 @@ def test_prefill_is_paid_per_token_and_does_not_share_a_batch():
     """(1 - hit rate) x prefill + decode: only the decode term falls with the batch."""
     one, many = at(batch=1), at(batch=64)
     assert one.dollars_per_million_input_tokens(2.5) == many.dollars_per_million_input_tokens(2.5)
+    for predicted in (one, at(devices=2)):
+        by_hand = predicted.devices * 2.5 / 3600 * predicted.prefill_seconds / 4096 * 1e6
+        assert predicted.dollars_per_million_input_tokens(2.5) == pytest.approx(by_hand)
     assert one.output_to_input_ratio > 100
     assert 5 < many.output_to_input_ratio < 10
 
@@ -218,11 +221,26 @@ def test_prefill_is_paid_per_token_and_does_not_share_a_batch():
 def test_joules_are_rated_power_times_time():
     predicted = at(batch=64)
     assert predicted.joules_per_token_at_rated_power == pytest.approx(700 * predicted.seconds / 64)
+    assert at(devices=2).power_watts == 1400
     tpu = at(device=find("tpu-v5p"))
     assert (tpu.joules_per_token_at_rated_power, tpu.missing) == (None, ("power",))
 
 
 # The step model itself
+
+
+def test_every_request_gets_one_token_a_step():
+    predicted = at(batch=16)
+    assert predicted.tokens_per_second_per_user == pytest.approx(1 / predicted.seconds)
+    assert predicted.tokens_per_second == pytest.approx(16 / predicted.seconds)
+
+
+def test_the_step_is_bound_by_what_most_of_it_waits_for():
+    """At a batch of 2048 and short contexts the projections wait for the tensor cores, attention for its cache."""
+    assert at().bound == "memory"
+    crowded = at(batch=2048, context=64)
+    assert crowded.op("attention").bound == "memory"
+    assert crowded.bound == "mma_bf16"
 
 
 def test_prefill_by_hand():
@@ -403,6 +421,7 @@ def test_unpublished_numbers_are_named_and_nothing_is_made_of_them():
         ({"efficiency": {"atention": 0.5}}, r"unknown operation 'atention'; did you mean attention"),
         ({"efficiency": {"experts_down": 0.5}}, r"unknown operation 'experts_down'"),
         ({"efficiency": {"attention": 1.5}}, "efficiency of attention must be above 0 and at most 1"),
+        ({"efficiency": {"attention": 0.0}}, "efficiency of attention must be above 0 and at most 1"),
     ],
 )
 def test_bad_requests_say_what_is_wrong(changes, message):

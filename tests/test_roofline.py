@@ -84,6 +84,28 @@ def test_a_quarter_written_lies_between() -> None:
     assert prediction.seconds == pytest.approx((10e-6 + 18e-6) / 2, rel=1e-6)
 
 
+def test_what_is_only_written_takes_as_long_as_a_copy() -> None:
+    assert CEILINGS.memory_seconds(0, 8 * 10**6) == pytest.approx(CEILINGS.memory_seconds(4 * 10**6, 4 * 10**6))
+
+
+def test_without_a_measured_copy_all_is_read_and_nothing_beats_an_empty_launch() -> None:
+    one_read = Ceilings(read_points=((10**6, 4e-6),), launch_s=2e-6)
+    assert one_read.memory_seconds(10**6, 10**6) == pytest.approx(8e-6)
+    assert one_read.memory_seconds(1000, 0) == one_read.memory_seconds(0, 0) == 2e-6
+
+
+def test_the_read_curve_as_a_bandwidth() -> None:
+    """8 MB in 2 us + 8 us."""
+    assert CEILINGS.read(8 * 10**6) == pytest.approx(0.8e12)
+    assert CEILINGS.read(0) == CEILINGS.read_roof == pytest.approx(2**28 / (2e-6 + 2**28 / 1e12))
+
+
+@pytest.mark.parametrize(("size", "bound"), [(1_900_000, "launch"), (2_100_000, "memory")])
+def test_a_launch_bounds_what_it_takes_most_of(size: int, bound: str) -> None:
+    """2 us of launch and 1.9 or 2.1 us for the bytes."""
+    assert predict_from_ceilings([stage(read=size)], CEILINGS, GPU).bound == bound
+
+
 @pytest.mark.parametrize("size", [1000, 1 << 20, 8 * 10**6, 1 << 24])
 def test_a_copy_of_one_measured_size_still_pays_launch_and_ramp(size: int) -> None:
     """256 MiB copied: the line through that point and the origin is 0.5 TB/s without a launch."""
@@ -156,18 +178,31 @@ def test_the_links_rate_is_that_of_the_fastest_plain_copy() -> None:
 
 
 def test_the_last_wave_of_one_cta_draws_one_sms_share() -> None:
-    """101 CTAs on 100 SMs: the last holds 1 MB and moves it at 4 TB/s / 100 = 40 GB/s: 25 us instead of its 1 us."""
+    """101 CTAs on 100 SMs: the last holds 1 MB and moves it at 4 TB/s / 100 = 40 GB/s: 25 us instead of its 1 us.
+
+    Two of half the size, after a wave of 200, at twice that rate.
+    """
     size = 101 * 10**6
     full = predict_from_ceilings([stage(read=size)], CEILINGS, GPU).seconds
     tailed = predict_from_ceilings([stage(read=size, ctas=101)], CEILINGS, GPU).seconds
     roof = CEILINGS.read_roof
     assert tailed - full == pytest.approx(1e6 / 40e9 - 1e6 / roof, rel=1e-6)
+    two = predict_from_ceilings([stage(read=size, ctas=202, ctas_per_sm=2)], CEILINGS, GPU).seconds
+    assert two - full == pytest.approx(2 * 0.5e6 / 80e9 - 1e6 / roof, rel=1e-6)
+
+
+def test_a_tail_is_not_known_without_the_rate_of_the_l2() -> None:
+    unknown = dataclasses.replace(CEILINGS, l2_bandwidth=None)
+    tailed = predict_from_ceilings([stage(read=10**8, ctas=101)], unknown, GPU)
+    assert tailed == predict_from_ceilings([stage(read=10**8)], unknown, GPU)
 
 
 def test_a_full_wave_and_a_half_wave_that_still_saturates_cost_nothing() -> None:
     full = predict_from_ceilings([stage(read=10**8)], CEILINGS, GPU).seconds
     assert predict_from_ceilings([stage(read=10**8, ctas=200)], CEILINGS, GPU).seconds == full
     assert predict_from_ceilings([stage(read=10**8, ctas=150)], CEILINGS, GPU).seconds == pytest.approx(full)
+    two_an_sm = stage(read=10**8, ctas=301, ctas_per_sm=2)
+    assert predict_from_ceilings([two_an_sm], CEILINGS, GPU).seconds == pytest.approx(full)
 
 
 def test_beyond_the_measured_sizes() -> None:
@@ -194,9 +229,10 @@ def test_ceilings_are_the_best_of_the_right_records() -> None:
     ceilings = Ceilings.from_records(
         [
             record("stream", {"kind": "read"}, 2e-6),
-            record("stream", {"kind": "read"}, 1e-6, impl="torch"),
+            record("stream", {"kind": "read"}, 1e-6, impl="torch", samples_s=[1.2e-6, 1e-6, 0.8e-6]),
             record("stream", {"kind": "read"}, 1e-9, status="wrong"),
             record("stream", {"kind": "read"}, 1e-9, flags=["impossible"]),
+            record("stream", {"kind": "launch"}, 4e-6, impl="torch"),
             record("stream", {"kind": "launch"}, 3e-6),
             record("gemm_peak", {}, 1e-3, work=gemm),
             record("ffn_gemv", {}, 1e-9),
@@ -204,6 +240,7 @@ def test_ceilings_are_the_best_of_the_right_records() -> None:
     )
     assert ceilings is not None
     assert ceilings.read_points == ((10**6, 1e-6),)
+    assert ceilings.best_read == pytest.approx(10**6 / 0.8e-6)
     assert ceilings.launch_s == 3e-6
     assert ceilings.pipes == {"mma_bf16": pytest.approx(1e12)}
 
@@ -225,6 +262,7 @@ def test_a_read_of_the_l2_is_warm_by_intent() -> None:
     ceilings = Ceilings.from_records(
         [
             record("stream", {"kind": "read"}, 1e-6),
+            record("stream", {"kind": "l2_read"}, 2e-6, stages=stages, flags=["warm"], impl="torch"),
             record("stream", {"kind": "l2_read"}, 1e-6, stages=stages, flags=["warm"]),
             record("stream", {"kind": "l2_read"}, 1e-9, stages=stages, flags=["warm", "impossible"]),
         ]
