@@ -98,8 +98,19 @@ def test_precisions_are_kept_apart(tmp_path):
 
 def test_cases_of_another_kind_stand_for_nothing(tmp_path):
     attention = {"B": 1, "T": 4096, "H_q": 64, "H_kv": 8, "D": 128, "page": 16}
-    odd = [attention | more for more in ({"lengths": "ragged"}, {"window": 128}, {"q_len": 4})]
-    assert shares(tmp_path, [case_record("attention_decode", "ours", fields, seconds=1e-5) for fields in odd]) == {}
+    odd = [attention | more for more in ({"lengths": "ragged"}, {"window": 128}, {"q_len": 2})]
+    records = [case_record("attention_decode", "ours", fields, seconds=1e-5) for fields in odd]
+    append = {"B": 2, "T": 4096, "H_kv": 8, "D": 128, "page": 16, "idle": 1}
+    assert shares(tmp_path / "a", [*records, case_record("kv_append", "ours", append, seconds=1e-5)]) == {}
+    moe = {"B": 1, "E": 8, "k": 2, "H": 4096, "F": 14336, "routing": "zipf"}
+    records = [case_record("moe_ffn", "ours", moe, seconds=1e-3)]
+    assert shares(tmp_path / "b", records, shape=model("mixtral-8x7b")) == {}
+    latent = {"B": 1, "H": 128, "T": 4096, "page": 64}
+    for name, more in (("q_len", {"q_len": 2}), ("lengths", {"lengths": "ragged"})):
+        records = [case_record("mla_decode", "ours", latent | more, seconds=1e-5)]
+        assert shares(tmp_path / name, records, shape=model("deepseek-v3")) == {}
+    records = [case_record("mla_decode", "ours", latent, seconds=1e-4)]
+    assert list(shares(tmp_path / "c", records, shape=model("deepseek-v3"))) == ["attention"]
 
 
 def test_both_matrices_of_the_experts_are_one_record(tmp_path):
@@ -108,6 +119,8 @@ def test_both_matrices_of_the_experts_are_one_record(tmp_path):
     found = rows(tmp_path, [case_record("moe_ffn", "ours", fields, seconds=0.3e-3)], model="mixtral-8x7b")
     ops = {op["name"]: op["seconds"] for op in found[0]["ops"]}
     assert ops["experts_gate_up"] + ops["experts_down"] == pytest.approx(mixtral.layers * 0.3e-3, rel=0.01)
+    sizes = {each["name"]: each["bytes_over_those_predicted"] for each in found[0]["measured"]}
+    assert sizes == {name: pytest.approx(1.0, rel=0.01) for name in ("experts_gate_up", "experts_down")}
 
 
 def test_rows_say_what_was_measured_and_the_table_what_was_not(tmp_path):
@@ -140,6 +153,14 @@ def test_a_part_that_no_table_holds_has_what_was_measured_alone(tmp_path):
     row = predict.rows(run=load_run(run), model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
     assert (row["device"], row["max_batch"], row["missing"]) == ("Some CPU", None, ["memory_capacity", "power"])
     assert row["weight_bytes"] > 100 * GB
+
+
+def test_the_roof_is_the_slowest_of_memory_and_pipes_that_are_known(tmp_path):
+    machine = Machine.of(load_run(write_run(tmp_path, ceiling_records())))
+    bandwidth, peak = machine.spec.memory_bandwidth.value, machine.spec.peaks["mma_bf16"].value
+    assert machine.roof_seconds(10**9, {"mma_bf16": 10**9}) == pytest.approx(10**9 / bandwidth)
+    assert machine.roof_seconds(10**9, {"mma_bf16": 10**12}) == pytest.approx(10**12 / peak)
+    assert machine.roof_seconds(10**9, {"mma_fp3": 10**15}) == pytest.approx(10**9 / bandwidth)
 
 
 def test_a_run_without_a_roof_is_refused(tmp_path):

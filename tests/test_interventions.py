@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from synthetic_run import case_record, samples
 
-from bench.interventions import Intervention, interventions
+from bench.interventions import Intervention, change, interventions
 from bench.records import MAY_BE_TOO_SHORT, Record
 
 READ, PEAK = 3e12, 7e14
@@ -51,6 +52,27 @@ def attention(clock: Clock) -> list[Record]:
 def only(found: list[Intervention], changed: str) -> Intervention:
     (one,) = [i for i in found if i.changed == changed]
     return one
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flops", "changed"),
+    [
+        ((1.0, 1.0), (1.0, 1.6), "FLOPs"),
+        ((1.0, 1.6), (1.0, 1.0), "bytes"),
+        ((1.0, 1.6), (1.0, 1.6), "both"),
+        ((1.0, 1.0), (1.0, 1.4), None),  # by too little
+        ((1.0, 1.0, 1.0), (1.2, 1.0, 1.6), "FLOPs"),
+        ((1.0, 2**0.09), (1.0, 2.0), "FLOPs"),  # what is held leaks
+        ((1.0, 2**0.11), (1.0, 2.0), None),
+        ((1.0, 2.0), (1.0, 2**0.11), None),
+        ((1.0, 2.0), (1.0, 2**0.88), None),
+        ((1.0, 2.0), (1.0, 2**0.92), "both"),
+        ((1.0, 1.4), (1.0, 1.4), None),
+    ],
+)
+def test_what_counts_as_an_intervention(sizes: tuple[float, ...], flops: tuple[float, ...], changed: str) -> None:
+    records = [SimpleNamespace(bytes=size, flops=count) for size, count in zip(sizes, flops, strict=True)]
+    assert change(records) == changed  # type: ignore[arg-type]
 
 
 def test_query_heads_drafts_cache_types_and_sharing_are_found_and_fitted_together() -> None:
