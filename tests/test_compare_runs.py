@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,18 +133,27 @@ def test_two_parts_are_judged_against_their_roofs(tmp_path: Path) -> None:
     assert found["follows"].expected == pytest.approx(2.0)
     assert found["follows"].verdict == "same"
     assert found["lags"].verdict == "slower"
-    assert found["lags"].relative.median == pytest.approx(1.2)
+    lag = found["lags"]
+    assert lag.relative.median == pytest.approx(1.2)
+    assert (lag.relative.low, lag.relative.high) == pytest.approx((lag.ratio.low / 2, lag.ratio.high / 2))
     assert comparison.exit_code == 0
     headers, rows = main_table(comparison)
     lags = next(row for row in rows if row[1] == "lags")
     assert lags[headers.index("against the roofs")].startswith("+20.0%")
-    assert "differs: device.name: Synthetic GPU -> Another GPU" in lines(comparison)
+    said = lines(comparison)
+    assert "differs: device.name: Synthetic GPU -> Another GPU" in said
+    (parts,) = [line for line in said if line.startswith("two parts")]
+    assert parts.endswith("a case that follows the roof takes 2.00 times as long on b")
+    assert not any(line.startswith("two parts") for line in lines(compare(comparison.a, comparison.a)))
 
 
 def test_two_parts_without_a_measured_roof_are_refused(tmp_path: Path) -> None:
-    runs = two(tmp_path, [timed("x", 1e-4)], [timed("x", 1e-4)], device={"name": "Another GPU"})
-    with pytest.raises(BadRequest, match="no read of `stream`"):
-        compare(*runs)
+    for name, a, b in (("a", [], ceiling_records()), ("b", ceiling_records(), []), ("a", [], [])):
+        runs = two(tmp_path, [*a, timed("x", 1e-4)], [*b, timed("x", 1e-4)], device={"name": "Another GPU"})
+        with pytest.raises(BadRequest, match=f"{tmp_path / name} holds no read of `stream`"):
+            compare(*runs)
+        for run in runs:
+            shutil.rmtree(run)
 
 
 def test_a_gpu_and_a_cpu_are_refused(tmp_path: Path) -> None:
@@ -154,7 +164,8 @@ def test_a_gpu_and_a_cpu_are_refused(tmp_path: Path) -> None:
 
 def test_nothing_in_common_is_exit_code_2(tmp_path: Path) -> None:
     refused = record("ffn_gemv", "triton_gemv", "y", status="refused", reason="needs sm_90")
-    comparison = compare(*two(tmp_path, [timed("x", 1e-4), refused], [timed("y", 1e-4)]))
+    wrong = timed("y", 1e-4, status="wrong", impl="torch")
+    comparison = compare(*two(tmp_path, [timed("x", 1e-4), refused, wrong], [timed("y", 1e-4)]))
     assert comparison.exit_code == 2
     assert comparison.only_a == (("ffn_gemv", "triton_gemv", "x"),)
     assert comparison.only_b == (("ffn_gemv", "triton_gemv", "y"),)
