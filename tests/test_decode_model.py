@@ -247,7 +247,11 @@ def test_prefill_by_hand():
     """4096 tokens: 2 x 68.45e9 weights x 4096, attention 4 x 8192 x 80 x 4096^2 / 2, at 989.4 TFLOP/s."""
     weights = 2 * (READ_PER_STEP - 128256 * 8192) * 4096
     attention = 4 * 64 * 128 * 80 * 4096 * 4097 / 2
-    assert at().prefill_seconds == pytest.approx((weights + attention) / 989.4e12, rel=0.01)
+    predicted = at()
+    assert predicted.prefill_seconds == pytest.approx((weights + attention) / 989.4e12, rel=0.01)
+    (over,) = [op for op in predicted.prefill_ops if op.name == "attention"]
+    assert over.work.total_flops == attention
+    assert over.work.bytes == 2 * 4096 * 80 * (2 * 8192 + 2 * 1024)  # Q in, O out; K and V once
 
 
 def test_tensor_parallel_step_by_hand():
@@ -258,6 +262,7 @@ def test_tensor_parallel_step_by_hand():
     assert (reduce.bound, reduce.seconds) == ("link", pytest.approx(2_621_440 / 450e9))
     assert pair.seconds - reduce.seconds == pytest.approx(alone.seconds / 2, rel=1e-3)
     assert "all_reduce" not in [op.name for op in alone.ops]
+    assert at(devices=4).op("all_reduce").link_bytes == 2 * 80 * 2 * 3 / 4 * 8192 * 2
 
 
 def test_bytes_of_a_row_split_matrix_by_hand():

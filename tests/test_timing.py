@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import pytest
 import torch
 
+from bench import timing
 from bench.timing import (
     FEWEST_SAMPLES,
     ISOLATED,
@@ -25,6 +27,7 @@ from bench.timing import (
     isolated_times,
     plan_rotation,
     sample_interleaved,
+    spin_cycles,
 )
 from kernels.op import Target
 
@@ -119,6 +122,7 @@ def test_a_sample_is_one_launch_on_the_next_copy_without_the_sweep() -> None:
 
 def test_a_process_that_does_not_compute_is_idle() -> None:
     wall, busy = Clock(), Clock()
+    wall.now = busy.now = 10.0  # what the process did before is no part of it
 
     def launch() -> None:
         wall.now += 1.0
@@ -156,10 +160,17 @@ class Events:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queued: list[Any] = []
+        self.spins: list[int] = []
         self.replies = list(RECORDED)
         monkeypatch.setattr(torch.cuda, "Event", self.event)
-        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.queued.append("spin"))
+        monkeypatch.setattr(
+            torch.cuda, "_sleep", lambda cycles: (self.queued.append("spin"), self.spins.append(cycles))
+        )
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def spin(self, cycles: int) -> None:
+        self.queued.append("spin")
+        self.spins.append(cycles)
 
     def event(self, enable_timing: bool = False) -> Any:
         assert enable_timing, "torch refuses elapsed_time otherwise"
@@ -228,6 +239,43 @@ def test_a_sample_of_a_graph_is_the_time_between_events_over_its_launches(monkey
     assert [timer.sample() for _ in RECORDED] == pytest.approx([value / 1e3 / 400 for value in RECORDED])
     assert events.queued[:5] == ["spin", timer._start, "replay", timer._end, "wait"]
     assert len(events.queued) == 5 * len(RECORDED)
+
+
+@pytest.mark.parametrize(("estimate", "rounds"), [(1e-4, 14), (1e-5, 134), (5e-3, 1)])
+def test_a_graph_lasts_four_milliseconds_and_holds_every_copy_as_often(
+    monkeypatch: pytest.MonkeyPatch, estimate: float, rounds: int
+) -> None:
+    """3 copies of 0.1 ms: 14 rounds are 4.2 ms; a single round of longer ones is enough."""
+    fake_cuda.pretend(monkeypatch)
+    monkeypatch.setattr(GraphTimer, "_estimate", staticmethod(lambda launches: estimate))
+    seen: list[int] = []
+    timer = GraphTimer([lambda k=k: seen.append(k) or k for k in range(3)])
+    assert seen == [0, 1, 2] * rounds
+    assert timer._count == 3 * rounds
+    assert timer.outputs == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("copies", "probed", "milliseconds", "estimate"), [(10, 8, 0.08, 1e-5), (3, 3, 0.0, 1e-6)])
+def test_a_launch_is_estimated_from_up_to_eight_after_all_were_warmed_up(
+    monkeypatch: pytest.MonkeyPatch, copies: int, probed: int, milliseconds: float, estimate: float
+) -> None:
+    fake_cuda.pretend(monkeypatch)
+    events = Events(monkeypatch)
+    events.replies = [milliseconds]
+    monkeypatch.setattr(timing, "spin_cycles", lambda queue: 1000)
+    launches = [lambda k=k: events.queued.append(k) for k in range(copies)]
+    assert GraphTimer._estimate(launches) == pytest.approx(estimate)
+    warm, (spin, _start, *timed, _end) = events.queued[:copies], events.queued[copies:]
+    assert (warm, spin, timed) == (list(range(copies)), "spin", list(range(probed)))
+    assert events.spins == [1000 * probed]
+
+
+def test_a_spin_outlasts_queueing_twice_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host took 1 ms: 2 ms and 0.2 ms at 2 GHz."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: setattr(clock, "now", clock.now + 5.0))
+    assert spin_cycles(lambda: setattr(clock, "now", clock.now + 1e-3)) == pytest.approx(4_400_000, rel=1e-6)
 
 
 class Streams:
@@ -314,6 +362,14 @@ def test_sampling_stops_when_the_median_is_known() -> None:
     result = sample_interleaved({"steady": Scripted(clock, [2.0])}, cap_s=1e9, clock=clock)["steady"]
     assert result.converged
     assert len(result.samples_s) == MIN_SAMPLES
+
+
+@pytest.mark.parametrize(("spread", "stop"), [(0.004, "converged"), (0.006, "time cap")])
+def test_a_median_is_known_when_it_is_known_within_half_a_percent(spread: float, stop: str) -> None:
+    """Of two values in turn, the median of any drawing of them is one of both, or between."""
+    clock = Clock()
+    timer = Scripted(clock, [1 - spread, 1 + spread])
+    assert sample_interleaved({"timer": timer}, cap_s=40.0, clock=clock)["timer"].stop == stop
 
 
 def test_a_noisy_timer_runs_to_its_cap_and_says_so() -> None:
