@@ -20,7 +20,9 @@ from claim_records import (
 )
 
 from bench.claims import Verdict, explain, judge, scorecard
+from bench.claims.base import Measured
 from bench.claims.common import LLAMA_70B, pairs
+from bench.claims.intensity import I1, bracketed
 from bench.records import MAY_BE_TOO_SHORT, Record
 from kernels.models import active_parameters
 
@@ -90,6 +92,25 @@ def test_intensity_is_bracketed_by_the_measured_roof() -> None:
     by_counter = judge("I5", [run(counted)])
     assert by_counter.measured
     assert [c.value for c in by_counter.measured] == [pytest.approx(0.5)], "twice the bytes, half the intensity"
+
+
+@pytest.mark.parametrize(
+    ("intensity", "slower", "settled"),
+    [
+        (1.5, 1.2, True),  # 1.25 to 1.5 of the published 1 to 2
+        (0.5, 4.0, True),  # all of it below
+        (8.0, 2.0, True),  # all of it above
+        (8.0, 5.0, False),  # 1.6 to 8
+        (4.0, 8.0, False),  # 0.5 to 4
+        (0.95, 2.0, False),  # 0.48 to 0.95, which is near enough to 1
+    ],
+)
+def test_a_bracket_settles_what_it_lies_in_or_clear_of(intensity: float, slower: float, settled: bool) -> None:
+    measured = Measured(run(read()))
+    size = 1 << 30
+    found = record("ffn_gemv", {"B": 1}, slower * size / READ, size=size, flops=intensity * size)
+    ends = [c.value for c in bracketed(I1, measured, found)]
+    assert ends == ([pytest.approx(intensity / slower), pytest.approx(intensity)] if settled else [])
 
 
 def test_shared_heads_are_judged_by_attention_time() -> None:

@@ -82,8 +82,8 @@ def bracketed(published: Published, run: Measured, record: Record, **setting: ob
         return [seen(published, record.flops / sum(filter(None, counted)), how, [record], **setting)]
     ends = intensity_bracket(record, run)
     inside = [published.covers(end) for end in ends]
-    beside = ends[1] < published.low or ends[0] > published.high
-    if any(inside) != all(inside) or not (all(inside) or beside):
+    beside = not any(inside) and (ends[1] < published.low or ends[0] > published.high)
+    if not (all(inside) or beside):
         return []
     return [seen(published, end, BRACKET, [record], **setting) for end in ends]
 
