@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,29 @@ def bare() -> dict[str, Verdict]:
 def test_every_claim_of_the_list_is_judged_and_in_its_order() -> None:
     assert list(CLAIMS) == IDS
     assert [v.claim.id for v in scorecard()] == IDS
+
+
+WITHOUT_FIGURES = ("I7", "I11", "I12", "T3", "T8", "T10", "K8", "K9", "H2")
+"""Said in words: what would be few, free, constant or in proportion is ours to put in numbers."""
+OURS = ("share of its peak that CPX reaches in prefill", "HBM bandwidth over the host link's")
+IN_WORDS = {"halves": 0.5, "doubles": 2.0}
+
+
+def test_what_is_judged_is_what_was_published(bare: dict[str, Verdict]) -> None:
+    """Every figure stands in the sentence that is quoted, in whatever unit."""
+    judged = 0
+    for verdict in bare.values():
+        text = verdict.claim.text
+        figures = [float(figure.replace(",", "")) for figure in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)]
+        figures += [value for word, value in IN_WORDS.items() if word in text]
+        for published in {c.published for c in verdict.predicted}:
+            if verdict.claim.id in WITHOUT_FIGURES or published.what in OURS:
+                continue
+            for end in {published.low, published.high} - {0, math.inf}:
+                scaled = [end * scale for scale in (1, 100, 1e3, 1e-6, 1e-9, 1e-12, 1e-15)]
+                assert any(math.isclose(value, figure) for value in scaled for figure in figures), (text, published)
+                judged += 1
+    assert judged > 60
 
 
 def test_every_claim_names_its_source_setting_and_published_numbers() -> None:
