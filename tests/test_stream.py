@@ -101,6 +101,8 @@ def test_work_counts_real_tensors(suite: str) -> None:
         built = IMPLS["triton"].build(case, inputs, H100)
         written = built.output.numel() * built.output.element_size()
         assert (work(case).bytes_read, work(case).bytes_written) == (read, written)
+        per_element = {"read": 1, "l2_read": case.passes, "triad": 2}.get(case.kind, 0)
+        assert work(case).total_flops == per_element * inputs["x"].numel()
         assert OP.case_from_dict(case.as_dict()) == case
         for impl in FOUND:
             if impl.supports(case, H100) is None:
