@@ -209,12 +209,53 @@ def test_attention_has_the_intensity_of_its_heads(bare: dict[str, Verdict]) -> N
         assert all(low <= value <= high for value in got), "whatever the batch"
 
 
+def test_the_intensity_of_a_step_by_hand(bare: dict[str, Verdict]) -> None:
+    """69.5e9 weights of 2 FLOP and 4,096 tokens of 4 x 64 x 128 x 80 FLOP over 2 B a weight and 327,680 B a token."""
+    weights = active_parameters(LLAMA_70B)
+    flops, size = 2 * weights + 4096 * 4 * 64 * 128 * 80, 2 * weights + 4096 * 327_680
+    one = values(bare["I2"], "intensity of decode at batch 1", weights="16-bit")
+    assert one == [pytest.approx(flops / size, rel=1e-3)]
+    assert values(bare["I1"], "intensity of decode", weights="16-bit", batch="1") == one
+    (right,) = [c for c in bare["I2"].predicted if c.setting.get("prompt") == "99"]
+    assert right.value == pytest.approx(95, rel=0.01), "the prompt at which it would be right"
+
+
+def test_the_experts_that_a_batch_reads_by_hand(bare: dict[str, Verdict]) -> None:
+    hit = 256 * (1 - (1 - 8 / 256) ** 256)
+    for what, value in (
+        ("share of experts read at batch 1", 8 / 256),
+        ("share of experts read at batch 256", hit / 256),
+        ("bytes at batch 256 over a dense layer's of equal compute", hit / 8),
+    ):
+        assert values(bare["I7"], what, model="deepseek-v3") == [pytest.approx(value)]
+    assert values(bare["I7"], "share of experts read at batch 1", model="mixtral-8x7b") == [0.25]
+
+
+def test_room_for_a_cache_beside_weights_of_half_the_size_by_hand(bare: dict[str, Verdict]) -> None:
+    """Three H100s: 240 GB less 70.55 over 240 less 141.1."""
+    room = values(bare["T4"], "memory left for KV in INT8 over FP16", parts="3 x NVIDIA H100 SXM")
+    assert room == [pytest.approx((240e9 - 70.554e9) / (240e9 - 141.107e9), rel=1e-3)]
+
+
+def test_throughput_is_the_batch_over_the_step(bare: dict[str, Verdict]) -> None:
+    for context in ("128", "2048", "8192", "32768"):
+        (rate,) = values(bare["T8"], "tokens per second at batch 64 over batch 1", context=context)
+        (time,) = values(bare["T8"], "time per token at batch 64 over batch 1", context=context)
+        assert rate * time == pytest.approx(64)
+    assert time == pytest.approx((139.0 + 64 * 10.737) / (139.0 + 10.737), rel=1e-2), "all else is the cache"
+
+
 def test_money_by_hand(bare: dict[str, Verdict]) -> None:
     """$2.50 / 3,600 s x 141 GB / 3.35 TB/s x 1e6 = $29; the same over 64 and 256."""
     one = 2.5 / 3600 * 2 * active_parameters(LLAMA_70B) / 3.35e12 * 1e6
     for batch, slack in ((1, 0.01), (64, 0.03), (256, 0.07)):
         what = f"$ per million output tokens at batch {batch}"
         assert values(bare["M1"], what, context="0") == [pytest.approx(one / batch, rel=slack)]
+    pair = (2 * active_parameters(LLAMA_70B) + 4 * 4096 * 327_680) / (2 * 3.35e12)  # a batch of 4 on two H100s
+    what = "$ per million tokens at the largest batch on H100"
+    assert values(bare["M2"], what, batch="as published", **{"$ an hour": "2.5"}) == [
+        pytest.approx(2 * 2.5 / 3600 * pair / 4 * 1e6, rel=0.01)
+    ]
     assert values(bare["M4"], "prefill GPUs saved by a hit rate of 56.3%", share="of all GPUs") == [
         pytest.approx(0.4504)
     ]
