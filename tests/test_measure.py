@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from conftest import gpu_target
 from heard import Heard
 
 import bench.measure
+from bench.devices import DeviceSpec, Quantity
 from bench.gate import late_write
-from bench.measure import Broken, Measurement, Settings, measure
+from bench.measure import Broken, Measurement, Settings, allocates, measure, recover_device
 from bench.roofline import Ceilings
-from bench.timing import HostTimer, SpoiltCapture
+from bench.timing import HostTimer, Rotation, Sampling, SpoiltCapture
 from kernels.compare import Errors, compare
 from kernels.op import Impl, Inputs, Op, Target
 
@@ -167,6 +169,99 @@ def test_faster_than_the_read_roof_is_impossible() -> None:
     fast_roof = Ceilings(read_points=((1 << 20, 1e-9),), best_read=1e15)
     record = measured(planted.HONEST, settings=Settings(cap_s=0.02, ceilings=fast_roof)).records["honest"]
     assert "impossible" not in record.flags
+
+
+GPU = Target(kind="cuda", name="gpu", sm=90, l2_bytes=1 << 20)
+TOY_BYTES = planted.OP.work(planted.ToyCase()).bytes
+MILLION = Quantity(value=1e6, unit="B/s", kind="datasheet", source="test")
+SHEET = DeviceSpec(key="toy", name="toy", vendor="test", year=2026, memory_bandwidth=MILLION)
+
+
+def flags(
+    *,
+    target: Target = CPU,
+    seconds: float = 1.0,
+    converged: bool = True,
+    idle: bool = False,
+    touched: int = 1 << 20,
+    telemetry: dict[str, Any] | None = None,
+    op: Op = planted.OP,
+    launch: Any = lambda: None,
+    **settings: Any,
+) -> list[str]:
+    measurement = Measurement(op, planted.ToyCase(), target, Settings(**settings), Heard())
+    measurement.rotation = Rotation(copies=4, bytes_per_copy=1 << 20, touched_bytes=touched, cache_bytes=1 << 20)
+    entrant: Any = SimpleNamespace(timer=SimpleNamespace(idle=idle), launches=[launch])
+    sampling = Sampling(samples_s=[seconds] * 3, stop="converged" if converged else "time cap")
+    return measurement.flags(entrant, sampling, telemetry or {})
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ({}, []),
+        ({"converged": False}, ["noisy"]),
+        ({"telemetry": {"throttled": False, "power_capped": False}}, []),
+        ({"telemetry": {"throttled": True, "power_capped": None}}, ["throttled"]),
+        ({"telemetry": {"throttled": None, "power_capped": True}}, ["power-capped"]),
+        ({"touched": (1 << 20) - 1}, ["warm"]),
+        ({"touched": 4096}, ["warm"]),
+        ({"touched": 4095}, []),
+        ({"idle": True}, ["idle"]),
+        ({"converged": False, "idle": True}, ["noisy", "idle"]),
+    ],
+)
+def test_each_doubt_has_its_flag(what: dict[str, Any], expected: list[str]) -> None:
+    assert flags(**what) == expected
+
+
+@pytest.mark.parametrize(("target", "margin"), [(CPU, 1.5), (GPU, 1.02)])
+def test_impossible_is_what_exceeds_the_fastest_read_by_more_than_a_margin(target: Target, margin: float) -> None:
+    """The fastest read, not the roof; a ceiling is held against the datasheet, and what knows neither is not judged."""
+    seen = Ceilings(read_points=((1 << 20, 1.0),), best_read=1e6)
+    ceiling = replace(planted.OP, is_ceiling=True)
+    for share, expected in ((0.99, []), (1.01, ["impossible"])):
+        seconds = TOY_BYTES / (share * margin * 1e6)
+        assert flags(target=target, seconds=seconds, ceilings=seen) == expected
+        assert flags(target=target, seconds=seconds, ceilings=seen, op=ceiling) == []
+        assert flags(target=target, seconds=seconds, spec=SHEET, op=ceiling) == expected
+        assert flags(target=target, seconds=seconds, spec=replace(SHEET, memory_bandwidth=None), op=ceiling) == []
+        assert flags(target=target, seconds=seconds, spec=SHEET) == []
+
+
+def test_a_call_that_outlasts_its_launch_on_a_gpu_is_idle() -> None:
+    """By more than 10 ms; on a host the timer itself sees who sleeps."""
+    assert flags(target=GPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == ["idle"]
+    assert flags(target=GPU, seconds=1.0, launch=lambda: time.sleep(0.02)) == []
+    assert flags(target=CPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == []
+
+
+def test_a_warm_launch_that_takes_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"allocation.all.allocated": 7}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: dict(taken))
+
+    def greedy() -> None:
+        taken["allocation.all.allocated"] += 1
+
+    assert allocates(greedy, GPU)
+    assert not allocates(lambda: None, GPU)
+    assert not allocates(greedy, CPU), "a host's allocator is not watched"
+
+
+def test_a_gpu_that_no_longer_answers_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: freed.append("synchronized"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append("emptied"))
+    recover_device(ValueError("out of memory"))
+    assert freed == ["synchronized", "emptied"]
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(Broken, match="illegal memory access") as caught:
+        recover_device(ValueError("the first fault"))
+    assert str(caught.value.__cause__) == "the first fault"
 
 
 def test_predictions_come_before_the_measurement_and_ignore_it() -> None:
