@@ -1,4 +1,4 @@
-"""Environment, targets and telemetry, against fakes of the same shape as the real readers."""
+"""The host, the checkout and the target, against fakes of the same shape as the real ones."""
 
 from __future__ import annotations
 
@@ -6,27 +6,16 @@ import json
 import os
 import platform
 import re
-import threading
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fake_nvml import FakeNvml, fake_properties
+from fake_nvml import fake_properties
 
-from bench import machine, telemetry
+from bench import machine
 from bench.errors import BadRequest
 from kernels.op import Target
 
 CPUINFO = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Platinum 8480+\n"
-
-
-def fake_torch(cuda: str | None = "13.0", available: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(
-        __version__="2.11.0",
-        version=SimpleNamespace(cuda=cuda),
-        cuda=SimpleNamespace(is_available=lambda: available),
-    )
 
 
 # ---- the host
@@ -192,121 +181,3 @@ def test_detect_takes_the_cpu_unless_cuda_is_insisted_on() -> None:
         machine.detect("cuda", missing)
     with pytest.raises(BadRequest, match="'tpu'"):
         machine.detect("tpu", missing)
-
-
-def test_cuda_problem_names_the_one_thing_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    problem = telemetry.cuda_problem
-    no_driver = FakeNvml(refuse={"nvmlInit": "NVML Shared Library Not Found"})
-    assert problem(fake_torch(available=True), FakeNvml()) is None
-    assert problem(fake_torch(cuda=None), FakeNvml()) == "torch 2.11.0 is built without CUDA"
-    assert "no NVIDIA driver" in problem(fake_torch(), no_driver)
-    assert "finds no GPU" in problem(fake_torch(), FakeNvml(count=0))
-    assert "supports CUDA 12.4, torch 2.11.0 needs 13.0" in problem(fake_torch(), FakeNvml(cuda=12040))
-    assert "but torch cannot use any" in problem(fake_torch(), FakeNvml())
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES" in problem(fake_torch(), FakeNvml())
-
-
-# ---- telemetry
-
-
-def test_clock_reasons_are_named_and_idle_is_left_out() -> None:
-    assert telemetry.clock_reasons(0x1) == []
-    assert telemetry.clock_reasons(0x4 | 0x40 | 0x2) == [
-        "applications_clocks_setting",
-        "sw_power_cap",
-        "hw_thermal_slowdown",
-    ]
-    assert telemetry.clock_reasons(1 << 20) == ["bit_0x100000"]
-
-
-def test_the_device_is_found_by_uuid_then_by_pci_address() -> None:
-    assert telemetry.open_gpu(FakeNvml(), fake_properties()).handle == "by uuid"
-    assert telemetry.open_gpu(FakeNvml(uuid="GPU-other"), fake_properties()).handle == "by address"
-    with pytest.raises(telemetry.NoTelemetry, match="Not Found"):
-        telemetry.open_gpu(FakeNvml(uuid="GPU-other", address=""), fake_properties())
-
-
-def sampled(nvml: FakeNvml, act: list[dict]) -> dict:
-    """A sampler's summary while the part goes through the given states, each held until polled."""
-    with telemetry.Sampler(telemetry.Gpu(nvml, "handle"), interval_s=0.001) as sampler:
-        for state in act:
-            for name, value in state.items():
-                setattr(nvml, name, value)
-            seen = len(sampler.samples)
-            while len(sampler.samples) < seen + 2:
-                time.sleep(0.001)
-    return sampler.summary()
-
-
-def test_sampler_summarises_what_happened() -> None:
-    states = [
-        {"clocks": {1: 1980, 2: 2619}, "reasons": 0x0, "celsius": 50},
-        {"clocks": {1: 1200, 2: 2619}, "reasons": 0x4 | 0x20, "celsius": 61, "ecc_counts": {0: 5, 1: 0}},
-        {"clocks": {1: 1980, 2: 2619}, "reasons": 0x1, "celsius": 58, "energy_mj": 1_250_000},
-    ]
-    before = {"clocks": {1: 1755, 2: 2619}, "power_mw": 412_500, "celsius": 50, "ecc_counts": {0: 3, 1: 0}}
-    summary = sampled(FakeNvml(**before), states)
-    assert summary["sm_clock_hz"]["min"] == 1200e6
-    assert summary["sm_clock_hz"]["max"] == 1980e6
-    assert summary["memory_clock_hz"] == {"min": 2619e6, "median": 2619e6, "max": 2619e6}
-    assert summary["power_w"] == pytest.approx(412.5)
-    assert summary["energy_j"] == 250.0
-    assert summary["temperature_c"] == 61
-    assert summary["clock_reasons"] == ["sw_power_cap", "sw_thermal_slowdown"]
-    assert (summary["throttled"], summary["power_capped"]) == (True, True)
-    assert (summary["ecc_corrected"], summary["ecc_uncorrected"]) == (2, 0)
-    assert summary["unavailable"] == {}
-    assert summary["samples"] >= 6
-    json.dumps(summary)
-
-
-def test_a_clock_that_someone_set_is_not_throttling() -> None:
-    summary = sampled(FakeNvml(), [{"reasons": 0x2 | 0x1}])
-    assert summary["clock_reasons"] == ["applications_clocks_setting"]
-    assert summary["throttled"] is False
-
-
-def test_the_power_cap_is_told_apart_from_throttling() -> None:
-    summary = sampled(FakeNvml(), [{"reasons": 0x4}])
-    assert (summary["throttled"], summary["power_capped"]) == (False, True)
-
-
-def test_refused_readings_are_none_and_named() -> None:
-    nvml = FakeNvml()
-    nvml.refuse = {
-        "nvmlDeviceGetTotalEnergyConsumption": "Not Supported",
-        "nvmlDeviceGetTotalEccErrors": "Not Supported",
-        "nvmlDeviceGetCurrentClocksEventReasons": "Insufficient Permissions",
-        "nvmlDeviceGetPowerUsage": "GPU is lost",
-    }
-    summary = sampled(nvml, [{"celsius": 40}])
-    for name in ("energy_j", "ecc_corrected", "clock_reasons", "throttled", "power_w"):
-        assert summary[name] is None
-    assert summary["unavailable"]["energy_j"] == "Not Supported"
-    assert summary["unavailable"]["clock_reasons"] == "Insufficient Permissions"
-    assert summary["sm_clock_hz"]["max"] == 345e6
-
-
-def test_without_a_gpu_the_sampler_starts_nothing() -> None:
-    before = threading.active_count()
-    with telemetry.Sampler(None) as sampler:
-        assert threading.active_count() == before
-    assert sampler.summary() == {}
-
-
-def test_the_thread_ends_with_the_block_even_if_the_case_raises() -> None:
-    before = threading.active_count()
-    with pytest.raises(RuntimeError), telemetry.Sampler(telemetry.Gpu(FakeNvml(), 0)) as sampler:
-        raise RuntimeError("the case died")
-    assert threading.active_count() == before
-    assert sampler.summary()["samples"] >= 1
-
-
-def test_facts_of_the_part() -> None:
-    unavailable: dict[str, str] = {}
-    facts = telemetry.Gpu(FakeNvml(pids=[17, 4242]), 0).read(telemetry.FACTS, unavailable)
-    assert (facts["driver_cuda"], facts["power_cap_w"], facts["mig"], facts["ecc"]) == ("13.0", 700, False, True)
-    assert facts["processes"] == 2
-    assert unavailable == {}
