@@ -172,6 +172,8 @@ def test_mla_saves_93_percent_only_against_gqa_and_with_a_quantized_latent(bare:
     assert values(bare["K4"], what, bits="16", against="DeepSeek 67B, which has GQA") == [
         pytest.approx(0.8224, abs=1e-4)
     ]
+    alone = [c for c in bare["K4"].predicted if c.setting.get("bits") == "16" and "67B" not in c.setting["against"]]
+    assert [c.value for c in alone] == [pytest.approx(1 - 576 / (128 * (128 + 64 + 128)))], "its own heads, each cached"
 
 
 def test_room_for_requests_by_hand(bare: dict[str, Verdict]) -> None:

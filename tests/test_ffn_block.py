@@ -91,7 +91,7 @@ def test_shared_tiles_repeat_bit_for_bit(target: Target) -> None:
 
 
 @pytest.mark.parametrize("suite", [*SUITES, "test"])
-def test_bytes_are_those_of_the_tensors(suite: str) -> None:
+def test_bytes_are_those_of_the_tensors_and_each_weight_is_multiplied_by_each_row(suite: str) -> None:
     cases = OP.cases(suite)
     assert len({case.id for case in cases}) == len(cases) > 2
     for case in cases:
@@ -99,6 +99,9 @@ def test_bytes_are_those_of_the_tensors(suite: str) -> None:
         inputs, work = OP.inputs(case, "meta", 0), OP.work(case)
         assert work.bytes_read == sum(t.nbytes for t in inputs.values())
         assert work.bytes_written == inputs["x"].nbytes
+        pipe = "fma_fp32" if inputs["x"].dtype == torch.float32 else "mma_bf16"
+        weights = sum(tensor.numel() for name, tensor in inputs.items() if name.startswith("w_"))
+        assert work.flops == {pipe: 2 * case.B * weights}
         for impl in (TRITON, *PEERS):
             moved = total(impl.stages(case, H100))
             assert (moved.bytes_read, moved.bytes_written) == (work.bytes_read, work.bytes_written)
