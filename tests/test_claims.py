@@ -239,6 +239,20 @@ def test_room_for_a_cache_beside_weights_of_half_the_size_by_hand(bare: dict[str
     assert room == [pytest.approx((240e9 - 70.554e9) / (240e9 - 141.107e9), rel=1e-3)]
 
 
+def test_the_price_of_an_output_token_falls_with_the_batch_by_hand(bare: dict[str, Verdict]) -> None:
+    """A step shared by 64, over a 2,048th of a prompt at the peak, of whose logits only the last are needed.
+
+    70 is where the middle of 4 and 8 is reached.
+    """
+    what = "cost of an output token over an input token"
+    weights = active_parameters(LLAMA_70B)
+    layers = weights - 8192 * 128_256
+    reading = (2 * 2048 * layers + 2 * 64 * 128 * 80 * 2048 * 2049) / 989.4e12 / 2048
+    step = (2 * weights + 64 * 2048 * 327_680) / 3.35e12
+    assert values(bare["T9"], what, batch="64") == [pytest.approx(step / 64 / reading, rel=0.01)]
+    assert values(bare["T9"], what, batch="70") == [pytest.approx(32**0.5, rel=0.01)]
+
+
 def test_throughput_is_the_batch_over_the_step(bare: dict[str, Verdict]) -> None:
     for context in ("128", "2048", "8192", "32768"):
         (rate,) = values(bare["T8"], "tokens per second at batch 64 over batch 1", context=context)

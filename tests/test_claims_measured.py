@@ -198,7 +198,9 @@ def test_an_fp8_cache_is_set_against_a_bf16_one_in_the_same_case() -> None:
 
 def test_requests_are_added_in_one_case() -> None:
     one, more = attend(64, 8, B=1), attend(64, 8, B=16)
-    assert judge("T3", [run(one, more)]).measured
+    assert [c.value for c in judge("T3", [run(one, more)]).measured or ()] == [pytest.approx(1.0)], "each its own time"
+    (weights,) = judge("T3", [run(layer(1, bandwidth=2e12), layer(16), layer(64, bandwidth=1e12))]).measured or ()
+    assert weights.value == pytest.approx((layer(64).bytes / layer(1).bytes * 2 - 1) / 63)
     assert not judge("T3", [run(one, attend(64, 8, B=16, layout="HND"))]).measured
     assert not judge("T3", [run(one, attend(32, 8, B=16))]).measured
 

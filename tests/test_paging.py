@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +41,19 @@ def test_each_live_token_has_a_slot_of_its_own_and_the_rest_is_nan(
         dead = paged.table[b, paging.cdiv(n, page) :]
         assert dead.numel()
         assert all(entry in paging.GARBAGE for entry in dead.tolist())
+
+
+@given(start=st.integers(0, 39), length=st.integers(1, 40), page=st.integers(1, 17))
+def test_tokens_are_gathered_from_anywhere(start: int, length: int, page: int) -> None:
+    cache, paged = cache_of([80, 3], page, seed=1)
+    row = paged.table[0]
+    by_hand = [cache[row[t // page], t % page].item() for t in range(start, start + length)]
+    assert paging.gather(cache, row, start, start + length, page).flatten().tolist() == by_hand
+
+
+@pytest.mark.parametrize(("length", "spare"), [(4, 1), (124, 1), (128, 2), (400, 6)])
+def test_a_sixteenth_more_pages_belong_to_nobody(length: int, spare: int) -> None:
+    assert cache_of([length], 4)[1].unowned.numel() == spare
 
 
 def test_unowned_pages_exist_and_are_poisoned() -> None:
@@ -84,6 +100,13 @@ def test_poison_is_nan_in_every_float_type(dtype: torch.dtype) -> None:
     assert tokens.float().isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
 
 
+def test_poison_of_int8_is_its_least() -> None:
+    tokens = torch.ones(3, dtype=torch.int8)
+    view, poison = paging.poisonable(tokens)
+    view[1].fill_(poison)
+    assert tokens.tolist() == [1, -128, 1]
+
+
 def test_layouts_are_views_of_the_same_tokens() -> None:
     stored = torch.randn(3, 2, 5, 4)  # HND: [pages, H_kv, page, D]
     assert torch.equal(paging.nhd(stored, "HND")[1, 4, 0], stored[1, 0, 4])
@@ -101,9 +124,11 @@ def test_lengths_are_reproducible_and_within_bounds(kind: str) -> None:
 
 
 def test_longtail_is_mostly_short_and_holes_hold_an_empty_sequence() -> None:
-    drawn = sorted(paging.draw_lengths("longtail", 256, 16384, 0))
-    assert drawn[128] < 16384 / 10
-    assert sum(drawn[-32:]) > 0.3 * sum(drawn)
+    drawn = sorted(paging.draw_lengths("longtail", 4096, 1 << 20, 0))
+    octaves = [math.log(n / (1 << 16)) for n in drawn]
+    assert statistics.median(octaves) == pytest.approx(0, abs=0.06), "the median is T / 16"
+    assert octaves[round(0.841 * 4096)] == pytest.approx(1, abs=0.1), "and sigma 1"
+    assert sum(drawn[-512:]) > 0.3 * sum(drawn)
     for B in range(3, 9):
         assert all({0, 1, 100} <= set(paging.draw_lengths("holes", B, 100, seed)) for seed in range(20))
     assert paging.draw_lengths("holes", 2, 100, 0) == (100, 0)
