@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_nvml import FakeNvml, fake_properties
 
-from bench import devices, doctor, machine, telemetry
+from bench import devices, doctor, machine, telemetry, timing
 from bench.doctor import Bandwidth, Facts, judge
 
 READING = {
@@ -21,9 +21,11 @@ READING = {
 }
 
 
+H100 = machine.gpu_target(fake_properties())
+
+
 def facts(nvml: FakeNvml | None = None, **changes: Any) -> Facts:
     """An H100 SXM in order, but for the changes."""
-    target = machine.gpu_target(fake_properties())
     gpu = telemetry.Gpu(nvml or FakeNvml(pids=[1]), 0)
     failed: dict[str, str] = {}
     readings = {**telemetry.FACTS, **telemetry.LIVE, **telemetry.TOTALS}
@@ -32,8 +34,8 @@ def facts(nvml: FakeNvml | None = None, **changes: Any) -> Facts:
         packages={"torch": "2.11.0", "triton": "3.6.0"},
         torch_cuda="13.0",
         torch_archs=("sm_80", "sm_90", "sm_100"),
-        target=target,
-        spec=devices.identify(target.name),
+        target=H100,
+        spec=devices.identify(H100.name),
         gpu=gpu.read(readings, failed),
         bandwidth=Bandwidth(bytes_per_s=3.05e12, impl="triton (stream)", telemetry=READING),
         failed=failed,
@@ -90,6 +92,10 @@ def test_what_the_driver_says(nvml: dict[str, Any], name: str, level: str) -> No
         ({"torch_archs": ("sm_70", "sm_80")}, "architecture", "bad"),
         ({"torch_archs": ("sm_80", "compute_80")}, "architecture", "ok"),
         ({"torch_archs": ("sm_90a",)}, "architecture", "ok"),
+        ({"torch_archs": ("compute_90",)}, "architecture", "ok"),
+        ({"torch_archs": ("sm_100", "compute_100")}, "architecture", "bad"),
+        ({"target": dataclasses.replace(H100, sm=80)}, "triton", "ok"),
+        ({"target": dataclasses.replace(H100, sm=75)}, "triton", "bad"),
         ({"packages": {"torch": "2.11.0", "triton": None}}, "triton", "bad"),
         ({"wanted_triton": "3.6.0"}, "triton", "ok"),
         ({"wanted_triton": "3.5.1"}, "triton", "note"),
@@ -106,6 +112,51 @@ def test_what_the_software_says(changes: dict[str, Any], name: str, level: str) 
     found = judge(facts(healthy_ecc(), **changes))
     assert {check.name: check.level for check in found.checks}[name] == level
     assert found.exit_code == {"ok": 0, "note": 0, "warning": 1, "bad": 2}[level]
+
+
+def found_of(name: str, **changes: Any) -> tuple[str, str]:
+    (check,) = [check for check in judge(facts(healthy_ecc(), **changes)).checks if check.name == name]
+    return check.level, check.found
+
+
+def test_clocks_are_those_of_the_reading_or_of_now() -> None:
+    assert found_of("clocks") == ("ok", "reading SM 1980 of 1980 MHz, memory 2619 of 2619 MHz, 48 C")
+    slow = {"memory_clock_hz": {"min": 1e9, "median": 1.5e9, "max": 1.5e9}, "clock_reasons": ["hw_slowdown"]}
+    reached = Bandwidth(bytes_per_s=3e12, impl="x", telemetry=READING | slow)
+    told = "reading SM 1980 of 1980 MHz, memory 1500 of 2619 MHz, 48 C (hw_slowdown)"
+    assert found_of("clocks", bandwidth=reached) == ("warning", told)
+    now = facts(healthy_ecc()).gpu | {"sm_clock_hz": 345e6, "temperature_c": 30, "clock_reasons": 0x8}
+    told = "now SM 345 of 1980 MHz, memory 2619 of 2619 MHz, 30 C (hw_slowdown)"
+    assert found_of("clocks", bandwidth=None, gpu=now) == ("ok", told)
+    assert found_of("clocks", bandwidth=None, gpu=now | {"temperature_c": None, "clock_reasons": None})[1] == (
+        "now SM 345 of 1980 MHz, memory 2619 of 2619 MHz"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [
+        ("clocks", "sm_clock_max_hz"),
+        ("clocks", "memory_clock_max_hz"),
+        ("power", "power_cap_w"),
+        ("power", "power_default_w"),
+        ("PCIe", "pcie_width"),
+        ("PCIe", "pcie_width_max"),
+    ],
+)
+def test_what_half_is_known_of_is_not_judged(name: str, reading: str) -> None:
+    level, found = found_of(name, gpu=facts(healthy_ecc()).gpu | {reading: None})
+    assert level == "note"
+    assert found.startswith("the driver does not tell")
+
+
+def test_the_quick_read_is_its_bytes_over_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "READ_BYTES", 1 << 20)
+    sampled = timing.Sampling(samples_s=[1.0, 2e-3, 1e-9])
+    monkeypatch.setattr(timing, "sample_interleaved", lambda timers, cap_s: dict.fromkeys(timers, sampled))
+    host = machine.Target(kind="cpu", name="host")
+    reached = doctor.read_bandwidth(host, None)
+    assert (reached.bytes_per_s, reached.impl, reached.telemetry) == ((1 << 20) / 2e-3, "torch (stream)", {})
 
 
 def test_a_part_unknown_to_the_table_is_judged_by_its_driver() -> None:
@@ -139,6 +190,10 @@ def test_without_a_gpu_it_says_what_is_missing_and_what_works() -> None:
         assert word in text
     bare = judge(Facts(problem="no NVIDIA driver answers", packages={"torch": None, "triton": None}))
     assert "codegen" not in "\n".join(bare.lines())
+    assert "torch peers" not in "\n".join(bare.lines())
+    some = "\n".join(judge(Facts(problem="no driver", packages={"torch": "2.11.0", "triton": None})).lines())
+    assert "torch peers" in some
+    assert "codegen" not in some
 
 
 def test_gathering_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +215,8 @@ def test_gathering_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_gathering_on_a_gpu_reads_all_that_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = machine.gpu_target(fake_properties())
     monkeypatch.setattr(telemetry, "cuda_problem", lambda: None)
-    monkeypatch.setattr(machine, "gpu_target", lambda: target)
+    monkeypatch.setattr(machine, "gpu_target", lambda: H100)
     monkeypatch.setattr(telemetry, "open_gpu", lambda: telemetry.Gpu(healthy_ecc(), 0))
     reached = Bandwidth(bytes_per_s=3.1e12, impl="triton (stream)", telemetry=READING)
     monkeypatch.setattr(doctor, "read_bandwidth", lambda target, gpu: reached if gpu else None)
