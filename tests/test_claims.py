@@ -253,6 +253,14 @@ def test_the_price_of_an_output_token_falls_with_the_batch_by_hand(bare: dict[st
     assert values(bare["T9"], what, batch="70") == [pytest.approx(32**0.5, rel=0.01)]
 
 
+def test_one_more_request_adds_its_cache_and_little_else(bare: dict[str, Verdict]) -> None:
+    """128 Ki tokens of 327,680 B beside 139 GB of weights."""
+    what = {"context": "131072", "batch": "1"}
+    (added,) = values(bare["T3"], "time added by one more request", **what)
+    cache = 131_072 * 327_680
+    assert added == pytest.approx(cache / (2 * active_parameters(LLAMA_70B) + cache), rel=0.01)
+
+
 def test_throughput_is_the_batch_over_the_step(bare: dict[str, Verdict]) -> None:
     for context in ("128", "2048", "8192", "32768"):
         (rate,) = values(bare["T8"], "tokens per second at batch 64 over batch 1", context=context)

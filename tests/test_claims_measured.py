@@ -205,6 +205,26 @@ def test_requests_are_added_in_one_case() -> None:
     assert not judge("T3", [run(one, attend(32, 8, B=16))]).measured
 
 
+def test_a_larger_batch_is_measured_by_layers_and_attention() -> None:
+    """All weights of a step at the time per weight of its gate, and each request's own cache."""
+    cache = attend(64, 8, B=16, T=8192, model="llama-3.1-70b")
+    rate, step = judge("T8", [run(layer(1), layer(64, bandwidth=2e12), cache)]).measured or ()
+    per_request = 80 * cache.seconds / 16
+
+    def seconds(batch: int, bandwidth: float) -> float:
+        of_layer = layer(batch, bandwidth=bandwidth).seconds or 0.0
+        return of_layer / (GATE[0] * GATE[1]) * active_parameters(LLAMA_70B) + batch * per_request
+
+    one, many = seconds(1, READ), seconds(64, 2e12)
+    assert (rate.value, step.value) == (pytest.approx(64 * one / many), pytest.approx(many / one))
+
+
+def test_verifying_four_tokens_is_a_layer_at_four_times_the_batch() -> None:
+    (found,) = judge("T10", [run(layer(1), layer(4, bandwidth=2e12))]).measured or ()
+    assert found.value == pytest.approx((layer(4).bytes / 2e12) / (layer(1).bytes / READ))
+    assert found.setting["batch"] == "1"
+
+
 def test_a_window_is_followed_in_one_case() -> None:
     short, long = attend(64, 8, window=4096), attend(64, 8, T=32768, window=4096)
     assert judge("K8", [run(short, long)]).measured
