@@ -83,6 +83,33 @@ def test_a_counter_missing_in_one_kernel_is_missing_in_the_sum() -> None:
     assert found.dram_written == 4096
 
 
+@pytest.mark.parametrize(
+    ("missing", "unknown"),
+    [
+        ("dram_read", {"dram_read", "intensity"}),
+        ("dram_written", {"dram_written", "intensity"}),
+        ("l2_hits", {"l2_hit_rate"}),
+        ("l2_misses", {"l2_hit_rate"}),
+        ("ffma", {"ffma", "fma_flops", "intensity"}),
+        ("fadd", {"fma_flops", "intensity"}),
+        ("fmul", {"fma_flops", "intensity"}),
+        ("seconds", {"seconds", "occupancy"}),
+        ("occupancy", {"occupancy"}),
+    ],
+)
+def test_what_hangs_on_a_missing_counter_is_unknown_and_nothing_else(missing: str, unknown: set[str]) -> None:
+    first, second = (row for row in counters.parse(RAW) if row.index == 1)
+    metric = SUMS.get(missing, counters.OCCUPANCY)
+    second.metrics.pop(metric)
+    found = counters.summarise([first, second], ENTRY)
+    assert {name for name, value in found.as_dict().items() if value is None} == unknown
+    if missing == "dram_written":
+        assert "wrote ? MB (declared 0.0), L2 hits 5%, ? FLOP/B" in found.line()
+    if missing == "l2_hits":
+        assert "L2 hits ?, " in found.line()
+        assert "? FLOP/B" not in found.line()
+
+
 # ---- what real machines printed
 
 
