@@ -51,6 +51,20 @@ def test_the_last_record_of_a_key_counts_and_repeats_are_apart(tmp_path: Path) -
     assert [r.repeat for r in run.repeats] == [1]
 
 
+def test_counters_join_the_record_that_they_name(tmp_path: Path) -> None:
+    """Not its repetitions, nor what another kind of note says of it; of a record that is not there, nothing."""
+    writer = Writer(written(tmp_path, record(), record(repeat=1), record(impl="torch")))
+    key = {"op": "ffn_gemv", "case_id": "B1-N2-K3-bf16"}
+    for note in ({"note": "counters", "impl": "triton", "dram_read": 24.0}, {"note": "aa", "impl": "torch"}):
+        writer.append("note", note | key)
+    writer.append("note", {"note": "counters", "impl": "absent", "dram_read": 1.0} | key)
+    writer.close()
+    run = load_run(tmp_path)
+    assert {r.impl: r.counters.get("dram_read") for r in run.records} == {"triton": 24.0, "torch": None}
+    assert [r.counters for r in (*run.records[1:], *run.repeats)] == [{}, {}]
+    assert len(run.notes) == 3
+
+
 def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
     written(tmp_path, record())
     with (tmp_path / FILE).open("a") as file:
