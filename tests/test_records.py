@@ -162,8 +162,17 @@ def test_an_unwritable_directory_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_tidy_frame(tmp_path: Path) -> None:
-    frame = load([written(tmp_path, record(), record(impl="torch", status="refused", reason="no", samples_s=[]))])
-    assert list(frame["impl"]) == ["triton", "torch"]
-    assert frame["bytes_per_s"][0] == pytest.approx(24 / 2e-6)
-    assert frame["case.N"][0] == 2
-    assert frame["median_s"].isna().tolist() == [False, True]
+    refused = record(impl="torch", status="refused", reason="no", samples_s=[])
+    predicted = {"datasheet": {"seconds": 1e-6, "bound": "memory"}, "measured": {"seconds": 1.5e-6, "bound": "launch"}}
+    done = record(prediction=predicted, flags=["noisy", "warm"])
+    nothing = record(impl="none", work={"flops": {}, "bytes_read": 0, "bytes_written": 0}, samples_s=[])
+    frame = load([written(tmp_path, done, refused, nothing)]).set_index("impl")
+    row = frame.loc["triton"]
+    assert (row["device"], row["case.N"], row["flags"], row["samples"]) == ("part", 2, "noisy warm", 3)
+    assert row["low_s"] <= row["median_s"] == 2e-6 <= row["high_s"]
+    assert (row["bytes"], row["flops"], row["intensity_flop_per_byte"]) == (24, 12, 0.5)
+    assert (row["bytes_per_s"], row["flops_per_s"]) == pytest.approx((24 / 2e-6, 12 / 2e-6))
+    assert (row["predicted_datasheet_s"], row["predicted_measured_s"], row["bound"]) == (1e-6, 1.5e-6, "launch")
+    assert frame.loc["torch", ["reason", "status", "intensity_flop_per_byte"]].tolist() == ["no", "refused", 0.5]
+    assert frame.loc["torch", ["median_s", "bytes_per_s", "flops_per_s", "bound"]].isna().all()
+    assert frame.loc["none", ["intensity_flop_per_byte"]].isna().all()
