@@ -61,10 +61,32 @@ def test_the_exponents_are_those_of_a_power_law() -> None:
     assert result.residual < 1e-9
 
 
-def test_cases_that_cannot_tell_bytes_from_flops_are_refused() -> None:
-    def of(pairs: list[tuple[float, float]]) -> list[Point]:
-        return [Point(bytes=int(b), flops=int(f), samples_s=[b / 3e12] * 3) for b, f in pairs]
+@pytest.mark.parametrize(("off", "bound"), [(0.14, "memory"), (0.16, "neither")])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_exponents_may_be_off_by_a_launch(off: float, bound: str, sign: int) -> None:
+    by_bytes = fit(points(lambda size, flops: size ** (1 + sign * off) * 1e-13, noise=0.0))
+    by_flops = fit(points(lambda size, flops: size * flops ** (sign * off) * 1e-13, noise=0.0))
+    assert (by_bytes.bound, by_flops.bound) == (bound, bound)
 
+
+def of(pairs: list[tuple[float, float]]) -> list[Point]:
+    return [Point(bytes=int(b), flops=int(f), samples_s=[b / 3e12] * 2) for b, f in pairs]
+
+
+def test_a_factor_of_one_and_a_half_is_enough_to_tell() -> None:
+    assert fit(of([(1e8, 1e9), (1.6e8, 1e9), (1e8, 1.6e9)])).bound == "memory"
+    with pytest.raises(NotIdentified, match="bytes vary by less"):
+        fit(of([(1e8, 1e9), (1.4e8, 1e9), (1e8, 1.6e9)]))
+
+
+def test_how_much_bytes_and_flops_vary_is_no_sign_of_varying_together() -> None:
+    """By 2 and by 2^10, but each alone; and by as much, but nearly in step."""
+    assert fit(of([(1e8, 1e9), (2e8, 1e9), (1e8, 1.024e12), (2e8, 1.024e12)])).bound == "memory"
+    with pytest.raises(NotIdentified, match="vary together"):
+        fit(of([(1e8, 1e9), (1e9, 1e10), (1e10, 1.1e11), (1e11, 1e12)]))
+
+
+def test_cases_that_cannot_tell_bytes_from_flops_are_refused() -> None:
     with pytest.raises(NotIdentified, match="vary together"):
         fit(of([(1e8, 1e9), (2e8, 2e9), (4e8, 4e9)]))
     with pytest.raises(NotIdentified, match="FLOPs vary by less"):

@@ -43,6 +43,7 @@ def test_each_live_token_has_a_slot_of_its_own_and_the_rest_is_nan(
         assert all(entry in paging.GARBAGE for entry in dead.tolist())
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, 39), length=st.integers(1, 40), page=st.integers(1, 17))
 def test_tokens_are_gathered_from_anywhere(start: int, length: int, page: int) -> None:
     cache, paged = cache_of([80, 3], page, seed=1)
