@@ -15,7 +15,7 @@ COPIES = [{"x": torch.full((2, 3), float(k + 1))} for k in range(5)]
 
 
 class Doubling:
-    """y = 2 x, within 1%; counts how many references were asked for before each comparison."""
+    """y = 2 x, within 1%; notes how many copies each comparison holds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compared: list[int] = []

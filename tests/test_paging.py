@@ -126,9 +126,9 @@ def test_lengths_are_reproducible_and_within_bounds(kind: str) -> None:
 
 def test_longtail_is_mostly_short_and_holes_hold_an_empty_sequence() -> None:
     drawn = sorted(paging.draw_lengths("longtail", 4096, 1 << 20, 0))
-    octaves = [math.log(n / (1 << 16)) for n in drawn]
-    assert statistics.median(octaves) == pytest.approx(0, abs=0.06), "the median is T / 16"
-    assert octaves[round(0.841 * 4096)] == pytest.approx(1, abs=0.1), "and sigma 1"
+    logs = [math.log(n / (1 << 16)) for n in drawn]
+    assert statistics.median(logs) == pytest.approx(0, abs=0.06), "the median is T / 16"
+    assert logs[round(0.841 * 4096)] == pytest.approx(1, abs=0.1), "and sigma 1"
     assert sum(drawn[-512:]) > 0.3 * sum(drawn)
     for B in range(3, 9):
         assert all({0, 1, 100} <= set(paging.draw_lengths("holes", B, 100, seed)) for seed in range(20))

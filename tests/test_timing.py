@@ -163,9 +163,7 @@ class Events:
         self.spins: list[int] = []
         self.replies = list(RECORDED)
         monkeypatch.setattr(torch.cuda, "Event", self.event)
-        monkeypatch.setattr(
-            torch.cuda, "_sleep", lambda cycles: (self.queued.append("spin"), self.spins.append(cycles))
-        )
+        monkeypatch.setattr(torch.cuda, "_sleep", self.spin)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
     def spin(self, cycles: int) -> None:
