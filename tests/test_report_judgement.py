@@ -240,6 +240,65 @@ def heads(share: float, *, impl: str = "triton", **fields: Any) -> Record:
     return timed("attention_decode", shape, at_share(share), impl)
 
 
+def off(error: float, B: int = 1) -> Record:
+    """Took longer than the prediction said, by this share of it."""
+    found = gemv(0.9, B=B)
+    assert found.seconds
+    terms = {"memory": found.seconds / (1 + error)}
+    prediction = {"measured": {"seconds": terms["memory"], "terms": terms, "bound": "memory"}}
+    return dataclasses.replace(found, prediction=prediction)
+
+
+def mla(share: float) -> Record:
+    """256 heads: arithmetic takes longer than bytes, and is at this share of its peak."""
+    return timed("mla_decode", {"B": 128, "H": 256, "T": 4096}, lambda r: r.flops / 700e12 / share)
+
+
+MEETING: dict[str, tuple[float, Callable[[float], list[Record]]]] = {
+    "GEMV bf16, batch 1 to 64, 256 MB": (0.92, lambda x: [gemv(x), gemv(x, B=64)]),
+    "GEMV bf16, batch 1 to 64, 20 to": (0.80, lambda x: [gemv(x, N=8192, K=8192), gemv(x, N=8192, K=1536, B=64)]),
+    "GEMV int8": (0.85, lambda x: [gemv(x, weights="int8", B=64), gemv(x, weights="int4")]),
+    "attention bf16, contiguous or pages of 16 and more, 256": (0.92, lambda x: [heads(x), heads(x, page=16)]),
+    "attention bf16, contiguous or pages of 16 and more, 20": (0.80, lambda x: [heads(x, B=2), heads(x, B=2, page=64)]),
+    "attention with an fp8": (0.90, lambda x: [heads(x, kv="fp8"), heads(x, kv="fp8", page=16)]),
+    "MLA": (0.88, lambda x: [mla(x)]),
+    "attention of one request": (0.97, lambda x: [heads(x * 0.9, B=1, T=T) for T in (32768, 131072)]),
+    "attention in pages": (0.97, lambda x: [heads(x * 0.9, page=16)]),
+    "fastest peer's time over ours, all": (1.05, lambda x: [gemv(0.5), gemv(0.5 / x, "torch")]),
+    "fastest peer's time over ours, case": (0.97, lambda x: [gemv(0.5), gemv(0.5 / x, "torch")]),
+    "error of the predictions at 1 MB and more, median": (0.05, lambda x: [off(x)]),
+    "error of the predictions at 1 MB and more, for": (0.12, lambda x: [off(x)]),
+}
+"""By how a target begins: what is wanted, and cases that belong to it, each at the number given."""
+
+AT_LARGE_BATCH = ("attention of one", "attention in pages")
+"""Held against a contiguous cache at batch 16, whose share is 0.9."""
+
+
+@pytest.mark.parametrize("what", MEETING)
+def test_what_is_wanted_parts_reached_from_missed(tmp_path: Path, what: str) -> None:
+    wanted, records = MEETING[what]
+    yardstick = [heads(0.9, B=16)] if what.startswith(AT_LARGE_BATCH) else []
+    for name, factor in {"over": 1.02, "under": 0.98}.items():
+        one = judged(view(tmp_path / name, [*records(wanted * factor), *yardstick]), what)
+        reached = (factor > 1) != what.startswith("error")
+        cases = sum(r.ours for r in records(1.0))
+        assert (one.verdict, one.cases) == ("reached" if reached else "missed", cases)
+        assert one.reaching == (cases if reached else 0)
+        assert one.found == pytest.approx(wanted * factor, rel=1e-2)
+
+
+def test_what_lies_beside_a_target_is_not_counted(tmp_path: Path) -> None:
+    """A batch of 65, fp16, pages of 8, an fp8 cache in bf16's place, contexts of 32K less one and 128K and one."""
+    records = [
+        gemv(0.1, B=65), gemv(0.1, B=65, weights="int8"), gemv(0.1, dtype="fp16"), gemv(0.1, weights="fp8"),
+        heads(0.1, dtype="fp16"), heads(0.1, page=8), heads(0.1, kv="fp8", page=8), heads(0.1, kv="int8"),
+        heads(0.1, B=1, T=32767, dtype="fp16"), heads(0.1, B=1, T=131073, dtype="fp16"), heads(0.9, B=16, dtype="fp16"),
+    ]  # fmt: skip
+    counted = {j.target.what for j in targets.judged(view(tmp_path, records)) if j.cases}
+    assert counted == {"stream read, of the datasheet's bandwidth"}
+
+
 def test_every_target_of_an_empty_run_is_not_measured_but_the_read(tmp_path: Path) -> None:
     verdicts = {j.target.what: j.verdict for j in targets.judged(view(tmp_path, []))}
     read = verdicts.pop("stream read, of the datasheet's bandwidth")
@@ -284,9 +343,7 @@ def test_sizes_and_types_go_to_their_own_target(tmp_path: Path) -> None:
 
 
 def test_mla_is_held_against_the_roof_that_binds(tmp_path: Path) -> None:
-    """256 heads: arithmetic takes longer than bytes; the time is that of the arithmetic at 90% of its peak."""
-    shape = {"B": 128, "H": 256, "T": 4096}
-    arithmetic = timed("mla_decode", shape, lambda r: r.flops / 700e12 / 0.9)
+    arithmetic = mla(0.9)
     assert arithmetic.flops / 700e12 > arithmetic.bytes / ROOF_MEASURED
     one = judged(view(tmp_path, [arithmetic]), "MLA")
     assert one.found == pytest.approx(0.9, rel=1e-3)
@@ -323,14 +380,6 @@ def test_peers_by_mean_and_by_worst_case(tmp_path: Path) -> None:
 
 def test_predictions_by_median_and_by_the_90th_percentile(tmp_path: Path) -> None:
     """Errors of 1% nine times and 50% once: the median is reached, and at the 90th percentile 5.9% too."""
-
-    def off(error: float, B: int) -> Record:
-        found = gemv(0.9, B=B)
-        assert found.seconds
-        terms = {"memory": found.seconds / (1 + error)}
-        prediction = {"measured": {"seconds": terms["memory"], "terms": terms, "bound": "memory"}}
-        return dataclasses.replace(found, prediction=prediction)
-
     found = view(tmp_path, [*(off(0.01, B) for B in range(1, 10)), off(0.5, 10)])
     middle = judged(found, "error of the predictions at 1 MB and more, median")
     assert (middle.verdict, middle.reaching, middle.cases) == ("reached", 9, 10)
