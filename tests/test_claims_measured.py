@@ -266,6 +266,22 @@ def test_the_middle_of_two_is_between_them() -> None:
     assert [c.value for c in across.evidence] == [pytest.approx(1.25)]
 
 
+def test_joules_are_the_power_of_the_layers_and_the_time_of_all_weights_by_hand() -> None:
+    """A layer of a quarter of the gate's weights has a fifth of the time: 600 W and 300 W make 540 W."""
+    weights, few = 2 * active_parameters(LLAMA_70B), 28672 * 8192 // 4
+    case = {"model": "llama-3.1-70b", "B": 8, "N": few // 8192, "K": 8192, "dtype": "bf16", "weights": "bf16"}
+    small = record("ffn_gemv", case, layer(8).samples_s[1] / 4, size=2 * few, flops=16 * few,
+                   telemetry={"power_w": 300.0})  # fmt: skip
+    watched = [layer(1, telemetry={"power_w": 500.0}), layer(8, telemetry={"power_w": 600.0}), small]
+    verdict = judge("M5", [run(*watched, layer(2))])
+    assert verdict.measured
+    assert {c.setting["batch"]: c.value for c in verdict.measured} == {
+        "1": pytest.approx(500 * weights / READ, rel=1e-3),
+        "8": pytest.approx(540 * weights / READ / 8, rel=1e-2),
+    }
+    assert judge("M5", [run(layer(1))]).status == "NOT MEASURED", "nobody read the power"
+
+
 def test_drafts_are_set_against_one_token_in_the_same_case() -> None:
     """Nothing but q_len may differ: another context has no partner."""
     one, four, elsewhere = attend(64, 8), attend(64, 8, q_len=4, time=1.1), attend(64, 8, T=4096, q_len=4)
