@@ -282,6 +282,16 @@ def test_joules_are_the_power_of_the_layers_and_the_time_of_all_weights_by_hand(
     assert judge("M5", [run(layer(1))]).status == "NOT MEASURED", "nobody read the power"
 
 
+def test_layers_in_fewer_bits_are_set_against_16_by_hand() -> None:
+    """The same rate of bytes: a half and a quarter of the time; 8 bits that are read at half the rate save nothing."""
+    fast = judge("T7", [run(layer(1), layer(1, "fp8"), layer(1, "int4"))])
+    assert [c.value for c in fast.measured or ()] == [pytest.approx(2, rel=1e-2), pytest.approx(4, rel=1e-2)]
+    assert all(c.holds for c in fast.measured or ())
+    slow = judge("T7", [run(layer(1), layer(1, "int8", bandwidth=READ / 2), layer(8, "int4"))])
+    assert [(c.value, c.holds) for c in slow.measured or ()] == [(pytest.approx(1, rel=1e-2), False)]
+    assert judge("T7", [run(layer(1), layer(8, "int4"))]).measured is None, "not in one batch"
+
+
 def test_drafts_are_set_against_one_token_in_the_same_case() -> None:
     """Nothing but q_len may differ: another context has no partner."""
     one, four, elsewhere = attend(64, 8), attend(64, 8, q_len=4, time=1.1), attend(64, 8, T=4096, q_len=4)

@@ -51,11 +51,12 @@ def attention(clock: Clock, impl: str = "triton") -> list[Record]:
     return [timed("attention_decode", fields, clock, impl) for fields in cases]
 
 
-def counted(r: Record, *, dram: float, flops: float) -> Record:
-    """Counters that saw this many bytes and FLOPs."""
+def counted(r: Record, *, dram: float, flops: float, written: float = 0.0) -> Record:
+    """Counters that saw this many bytes, of which some were written, and FLOPs."""
     counters = {
-        "declared_read": r.work["bytes_read"], "declared_written": r.work["bytes_written"], "dram_read": dram,
-        "dram_written": 0.0, "l2_hit_rate": 0.1, "occupancy": 0.5, "intensity": flops / dram,
+        "declared_read": r.work["bytes_read"], "declared_written": r.work["bytes_written"],
+        "dram_read": dram - written, "dram_written": written, "l2_hit_rate": 0.1, "occupancy": 0.5,
+        "intensity": flops / dram,
     }  # fmt: skip
     return dataclasses.replace(r, counters=counters)
 
@@ -128,20 +129,33 @@ def test_peers_are_folded_away_where_there_are_ours(tmp_path: Path) -> None:
     assert "torch" in {row[1] for row in boundness.table(found, leading_only=False).rows}
 
 
+FOLLOWING: dict[str, Clock] = {"memory": at_share(0.9), "arithmetic": by_arithmetic, "neither": lambda r: 5e-4}
+"""What the times of `attention` follow."""
+
+
 @pytest.mark.parametrize(
-    ("dram", "flops", "said", "agree"),
+    ("followed", "dram", "flops", "said", "agree"),
     [
-        (0.9, 0.1, "DRAM 90% busy, arithmetic 10%: memory", "yes"),
-        (0.2, 0.8, "DRAM 20% busy, arithmetic 80%: arithmetic", "no"),
-        (0.3, 0.2, "DRAM 30% busy, arithmetic 20%: neither", "undecided"),
+        ("memory", 0.9, 0.1, "DRAM 90% busy, arithmetic 10%: memory", "yes"),
+        ("memory", 0.2, 0.8, "DRAM 20% busy, arithmetic 80%: arithmetic", "no"),
+        ("memory", 0.45, 0.2, "DRAM 45% busy, arithmetic 20%: neither", "undecided"),
+        ("memory", 0.55, 0.2, "DRAM 55% busy, arithmetic 20%: memory", "yes"),
+        ("arithmetic", 0.2, 0.8, "DRAM 20% busy, arithmetic 80%: arithmetic", "yes"),
+        ("arithmetic", 0.9, 0.1, "DRAM 90% busy, arithmetic 10%: memory", "no"),
+        ("neither", 0.3, 0.2, "DRAM 30% busy, arithmetic 20%: neither", "yes"),
+        ("neither", 0.9, 0.1, "DRAM 90% busy, arithmetic 10%: memory", "undecided"),
     ],
 )
-def test_counters_agree_or_not(tmp_path: Path, dram: float, flops: float, said: str, agree: str) -> None:
-    """Counted amounts are chosen as shares of what the roofs allow in the measured time."""
-    records = attention(at_share(0.9))
+@pytest.mark.parametrize("written", [0.0, 0.25])
+def test_counters_agree_or_not(
+    tmp_path: Path, followed: str, dram: float, flops: float, said: str, agree: str, written: float
+) -> None:
+    """Counted amounts are chosen as shares of what the roofs allow in the measured time; written bytes count, too."""
+    records = attention(FOLLOWING[followed])
     seconds = records[0].seconds
     assert seconds
-    seen = counted(records[0], dram=dram * seconds * ROOF_MEASURED, flops=flops * seconds * 700e12)
+    moved = dram * seconds * ROOF_MEASURED
+    seen = counted(records[0], dram=moved, flops=flops * seconds * 700e12, written=written * moved)
     found = with_counters(view(tmp_path, records), seen)
     (row,) = boundness.table(found, leading_only=True).rows
     assert row[8:] == (said, agree)
