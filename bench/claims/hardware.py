@@ -175,11 +175,9 @@ MULTIPLIER_BITS = {"whole format": (8, 4), "significand with its hidden bit (E4M
 
 
 def predict_h5() -> list[Comparison]:
-    found = [
-        guess(H5_RATIO, peak(DEVICES[key], "mma_fp4") / peak(DEVICES[key], "mma_fp8"), "dense FP4 / dense FP8",
-              the="FP4/FP8", part=DEVICES[key].name)
-        for key in ("b300",)
-    ]  # fmt: skip
+    b300 = find("b300")
+    value = peak(b300, "mma_fp4") / peak(b300, "mma_fp8")
+    found = [guess(H5_RATIO, value, "dense FP4 / dense FP8", the="FP4/FP8", part=b300.name)]
     found += [
         guess(H5_IDEAL, (wide / narrow) ** 2, "(bits / bits)^2", the="multiplier", width=width)
         for width, (wide, narrow) in MULTIPLIER_BITS.items()
