@@ -115,7 +115,7 @@ def execute(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
+        process_group=0,
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)

@@ -149,6 +149,39 @@ def test_an_interrupt_ends_its_children_and_is_said(tmp_path: Path) -> None:
     assert (out / gate.FILE).read_text() == before
 
 
+PARENT = """
+import json, sys, time
+from pathlib import Path
+from bench.campaign.gate import Child
+child = Child(Path(sys.argv[1]), json.loads(sys.argv[2]))
+print(child._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    """Else it would hold the GPU beside the next call of the campaign, here for another ten minutes."""
+    marker = tmp_path / "marker"
+    task = {
+        "step": "gate", "device": "cpu", "catalogue": "planted", "suite": "smoke", "share": 0, "of": 1,
+        "done": [["toy", "killed", "B8-K8192"]],
+        "answer": str(tmp_path / gate.FILE), "marker": str(marker), "hang_s": 600.0,
+    }  # fmt: skip
+    command = [sys.executable, "-c", PARENT, str(tmp_path), json.dumps(task)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    status = Path(f"/proc/{int(process.stdout.readline())}/status")
+    while not (marker.is_file() and '"hangs"' in marker.read_text()):
+        assert "Z (zombie)" not in status.read_text(), (tmp_path / "output").read_text()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while status.is_file() and "Z (zombie)" not in status.read_text():
+        assert time.monotonic() < deadline, "it runs on"
+        time.sleep(0.05)
+
+
 def test_what_does_not_fit_is_said_and_left(tmp_path: Path) -> None:
     outcome = steps.run(planted(device="cuda", budget_s=steps.FINISH_S + 15.0), tmp_path, Silent())
     assert outcome.left == ["gate", "tune", "measure", "counters"]

@@ -144,15 +144,33 @@ from test_runner import Silent, planted
 from bench import runner
 if __name__ == "__main__":
     resume = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    print(runner.run(planted(impls=("honest", "steady"), repeat=4), Path(sys.argv[1]), resume, Silent()).directory)
+    print(runner.run(planted({request}), Path(sys.argv[1]), resume, Silent()).directory)
 """
+
+
+def run_script(directory: Path, request: str) -> Path:
+    """A program that runs the planted request into its first argument, or resumes its second."""
+    script = directory / "run.py"
+    script.write_text(SCRIPT.format(tests=str(TESTS), root=str(ROOT), request=request))
+    return script
+
+
+def test_a_worker_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    """It would hold the GPU for ever. Its standard output is the parent's: the end of that is the end of both."""
+    script = run_script(tmp_path, 'impls=("hangs",), hang_s=600.0')
+    process = subprocess.Popen([sys.executable, script, tmp_path / "reports"], stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not any('"kind":"prediction"' in f.read_text() for f in (tmp_path / "reports").glob(f"*/*/{FILE}")):
+        assert time.monotonic() < deadline, "the case is never reached"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_at_twenty_random_moments_and_resumed(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(TESTS), root=str(ROOT)))
+    script = run_script(tmp_path, 'impls=("honest", "steady"), repeat=4')
     out = tmp_path / "reports"
     expected = {
         ("toy", impl, f"B8-K{k}", repeat)

@@ -115,7 +115,7 @@ class Child:
         with self._output.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.campaign.child", str(path)],
-                cwd=machine.ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=machine.ROOT, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, process_group=0,
             )  # fmt: skip
 
     @property
