@@ -159,6 +159,13 @@ time.sleep(600)
 """
 
 
+def runs(pid: int) -> bool:
+    try:
+        return "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it is gone, perhaps between the opening and the reading
+        return False
+
+
 def test_a_child_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None:
     """Else it would hold the GPU beside the next call of the campaign, here for another ten minutes."""
     marker = tmp_path / "marker"
@@ -170,14 +177,14 @@ def test_a_child_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, str(tmp_path), json.dumps(task)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    status = Path(f"/proc/{int(process.stdout.readline())}/status")
+    child = int(process.stdout.readline())
     while not (marker.is_file() and '"hangs"' in marker.read_text()):
-        assert "Z (zombie)" not in status.read_text(), (tmp_path / "output").read_text()
+        assert runs(child), (tmp_path / "output").read_text()
         time.sleep(0.05)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 30
-    while status.is_file() and "Z (zombie)" not in status.read_text():
+    while runs(child):
         assert time.monotonic() < deadline, "it runs on"
         time.sleep(0.05)
 

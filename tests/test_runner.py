@@ -176,6 +176,8 @@ def test_killed_at_twenty_random_moments_and_resumed(tmp_path: Path) -> None:
         ("toy", impl, f"B8-K{k}", repeat)
         for impl in ("honest", "steady") for k in (4096, 8192, 16384) for repeat in range(4)
     }  # fmt: skip
+    whole = subprocess.run([sys.executable, script, tmp_path / "whole"], check=True, capture_output=True, text=True)
+    assert keys(Path(whole.stdout.strip())) == expected
     rng = random.Random(20)
     kills = 0
     finished = None
