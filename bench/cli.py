@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.arguments import comma_separated, duration, names, seconds, whole_numbers
 from bench.errors import BadRequest, require, unknown
-from bench.screen import busy, show, show_json, warn
+from bench.terminal.arguments import comma_separated, duration, names, seconds, whole_numbers
+from bench.terminal.screen import busy, show, show_json, warn
 
 app = typer.Typer(
     name="decodebench",
@@ -55,8 +55,10 @@ def run(
     """Measure the ceilings and the operations, and write a report."""
     from rich.console import Console
 
-    from bench import listing, report, runner
-    from bench.live import Live
+    from bench import report
+    from bench.measure import runner
+    from bench.terminal import listing
+    from bench.terminal.progress import Live
 
     listing.check(op or [], suite, case)
     request = runner.Request(
@@ -116,7 +118,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Two runs of one part (did anything get slower?) or of two parts. Exit code 1: slower; 2: can't be compared."""
-    from bench import compare_runs
+    from bench.judge import compare as compare_runs
 
     comparison = compare_runs.compare(a, b)
     if as_json:
@@ -150,7 +152,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Time, memory and cost of a whole decode step: from shapes and datasheets, or from what a run measured."""
-    from bench import predict as prediction
+    from bench.predict import command as prediction
     from bench.records import load_run
 
     if run_dir and device:
@@ -191,7 +193,7 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """The scorecard: published claims beside what is predicted and what was measured."""
-    from bench import claims as judgement
+    from bench.judge import claims as judgement
     from bench.records import load_run
 
     loaded = [load_run(path) for path in runs or []]
@@ -224,8 +226,8 @@ def codegen(
     from rich.console import Console
     from rich.progress import Progress
 
-    from bench import codegen as generation
-    from bench import listing
+    from bench.inspection import codegen as generation
+    from bench.terminal import listing
     from kernels.op import SUITES
 
     listing.check(op or [], suite)
@@ -258,7 +260,7 @@ def emulate(
     """Execute compiled kernels without a GPU: bytes they ask for, bank conflicts, what is slower than DRAM."""
     import dataclasses
 
-    from bench.emulator import survey
+    from bench.inspection.emulator import survey
 
     with busy("executing") as status:
         rows = survey.survey(op, impl or [], suite, case, sm, ctas, status.update)
@@ -283,9 +285,9 @@ def tune(
     """Find the best configurations of this part offline, and keep them with their evidence for plans to read."""
     from rich.console import Console
 
-    from bench import listing
-    from bench.live import Live
-    from bench.tune import race
+    from bench.operate.tune import race
+    from bench.terminal import listing
+    from bench.terminal.progress import Live
 
     listing.check(op or [], suite)
     request = race.Request(
@@ -319,9 +321,9 @@ def campaign(
     """Everything for a rented hour in one command: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
     from rich.console import Console
 
-    from bench import listing
-    from bench.campaign import steps
-    from bench.live import Live
+    from bench.operate.campaign import steps
+    from bench.terminal import listing
+    from bench.terminal.progress import Live
 
     listing.check([], suite, case)
     request = steps.Request(
@@ -345,7 +347,7 @@ def campaign(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Is this machine fit to measure, and is it what was rented? Exit code 0 fit, 1 warnings, 2 not fit."""
-    from bench import doctor as clinic
+    from bench.operate import doctor as clinic
 
     diagnosis = clinic.diagnose()
     if as_json:
@@ -365,8 +367,8 @@ def counters(
     as_json: AsJson = False,
 ) -> None:
     """Hardware counters of one case per operation, implementation and precision, through ncu."""
-    from bench import counters as counting
-    from bench import listing
+    from bench.inspection import counters as counting
+    from bench.terminal import listing
 
     listing.check(op or [], suite, case)
     choice = counting.Choice(suite=suite, ops=tuple(op or ()), impls=tuple(impl or ()), case=case)
@@ -384,7 +386,7 @@ def counters(
 @app.command()
 def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
     """Our clock beside independent ones, on a few kernels. Exit code 1 where they disagree without a reason."""
-    from bench import selfcheck as checking
+    from bench.operate import selfcheck as checking
 
     with busy("timing with each clock in turn"):
         found = checking.selfcheck(device)
@@ -404,7 +406,7 @@ def list_command(
     as_json: AsJson = False,
 ) -> None:
     """What there is: operations, cases, implementations, devices, models."""
-    from bench import listing
+    from bench.terminal import listing
 
     tables = {
         "ops": lambda: listing.ops(op or []),

@@ -1,6 +1,6 @@
 """The machine: what it is (environment) and where kernels run on it (targets).
 
-With `bench/telemetry.py` the only reader of NVML, `os.environ`, git, `/proc` and `/sys`. torch is imported
+With `bench/devices/driver.py` the only reader of NVML, `os.environ`, git, `/proc` and `/sys`. torch is imported
 inside functions only. No host, user, serial number or absolute path is in an environment: it gets published.
 """
 
@@ -21,10 +21,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import devices
 from bench.devices import DeviceSpec
+from bench.devices import lookup as devices
+from bench.devices.driver import FACTS, cuda_problem, device_properties, open_gpu_or_none
 from bench.errors import BadRequest
-from bench.telemetry import FACTS, cuda_problem, device_properties, open_gpu_or_none
 from kernels.op import Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,7 +206,7 @@ def detect(device: str = "auto", problem: Callable[[], str | None] = cuda_proble
 
 
 def device_spec(target: Target, facts: Mapping[str, Any]) -> DeviceSpec | None:
-    """The part's numbers from the table, else derived from what its driver tells (`telemetry.FACTS`), else None."""
+    """The part's numbers from the table, else derived from what its driver tells (`driver.FACTS`), else None."""
     known = devices.identify(target.name)
     needed = ("sm_clock_max_hz", "memory_clock_max_hz", "memory_bus_bits")
     if known or target.kind != "cuda" or any(not facts.get(name) for name in needed):

@@ -82,14 +82,14 @@ class Record:
     stop: str = ""
     """Why sampling ended: `converged` (interval of the median within the aim), `time cap` or `sample cap`."""
     error: dict[str, Any] | None = None
-    """`kernels.compare.Errors` of the worst checked output."""
+    """`kernels.common.compare.Errors` of the worst checked output."""
     rotation: dict[str, Any] = field(default_factory=dict)
     """`{"copies", "bytes_per_copy", "touched_bytes", "total_bytes", "cache_bytes", "flush_bytes", "cold"}`."""
     telemetry: dict[str, Any] = field(default_factory=dict)
     """Clocks, power, temperature, throttle reasons, energy while the whole case was sampled: all its implementations
     in turn, spin kernels between them included; empty where nothing can be read."""
     counters: dict[str, Any] = field(default_factory=dict)
-    """`bench.counters.Counted` of one cold launch, where counters were asked for and allowed: read from a `note`."""
+    """`counters.Counted` of one cold launch, where counters were asked for and allowed: read from a `note`."""
     flags: list[str] = field(default_factory=list)
     """Names of `FLAGS`."""
     config: dict[str, Any] = field(default_factory=dict)

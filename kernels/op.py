@@ -96,7 +96,7 @@ class Target:
     `kind` is `cuda`, `cpu` (torch on the host) or `interpreter` (Triton kernels interpreted on the host, for
     correctness only). `sm` is the compute capability times ten (90 for Hopper), 0 on a host. `config` is what a plan
     must use, as the offline tuner asks for; None, as in every measured run, for what was tuned for this part
-    (`kernels/tuned.py`) or else reasoned.
+    (`kernels/common/tuned.py`) or else reasoned.
     """
 
     kind: Literal["cuda", "cpu", "interpreter"]
@@ -131,7 +131,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest accepted errors against the fp32/fp64 reference; the metrics are defined in `kernels/compare.py`."""
+    """Largest accepted errors against the fp32/fp64 reference; the metrics are defined in `common/compare.py`."""
 
     max_rel: float
     rms_rel: float
@@ -179,7 +179,7 @@ def anywhere(case: Any, target: Target) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What the offline tuner may try. The plan asks `kernels.tuned.overrides` and replaces those of its fields.
+    """What the offline tuner may try. The plan asks `kernels.common.tuned.overrides` and replaces those of its fields.
 
     - `shape_class(case)`: cases of one class share a configuration, such as `read` or `B1-2 bf16`
     - `candidates(case, target)`: configurations worth a try beside the reasoned one, which is always in the race;

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from synthetic_run import record, write_run
 
-from bench import screen
-from bench.arguments import duration, whole_numbers
 from bench.errors import BadRequest
-from bench.live import Live
-
-ROOT = Path(__file__).parents[1]
+from bench.terminal import screen
+from bench.terminal.arguments import duration, whole_numbers
+from bench.terminal.progress import Live
+from tests.support import ROOT
+from tests.support.synthetic_run import record, write_run
 
 
 def decodebench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_nvml import fake_properties
 
 from bench import machine
 from bench.errors import BadRequest
 from kernels.op import Target
+from tests.support.fake_nvml import fake_properties
 
 CPUINFO = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Platinum 8480+\n"
 

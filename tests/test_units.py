@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from bench.claims.words import amount
+from bench.judge.claims.words import amount
 from bench.stats import Interval
 from bench.units import brief, difference, digits, duration, measured, percent, ratio, si, signed, tick
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
 
 
 def around(value: float, by: float) -> Interval:

@@ -29,10 +29,10 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     Nothing stays of an earlier report. Where a library is missing, what is made with it is left out and a note says
     so. Raises `bench.errors.BadRequest` where there is no run. Plotting libraries are imported here, for they are slow.
     """
-    from bench.claims import scorecard
+    from bench.judge.claims import scorecard
+    from bench.judge.view import View
     from bench.records import load_run
     from bench.report import markdown
-    from bench.report.frame import View
 
     view = View(load_run(run_dir))
     verdicts = scorecard([view.run])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bench.report.frame import Point, View
+from bench.judge.view import Point, View
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#661100", "#332288", "#444444")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from bench.judge.view import SAME_BATCH, WITHIN, Accuracy, Point, View, batches, free_batch, left_of_ridge
 from bench.report.drawing import (
     COLOURS,
     INK,
@@ -25,7 +26,6 @@ from bench.report.drawing import (
     scatter_op,
     title,
 )
-from bench.report.frame import SAME_BATCH, WITHIN, Accuracy, Point, View, batches, free_batch, left_of_ridge
 from bench.report.tables import share
 from bench.units import brief, percent, si, tick
 

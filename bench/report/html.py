@@ -16,9 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from bench.claims import Verdict
-from bench.report import boundness, drawing, peers, tables, targets, text
-from bench.report.frame import WITHIN, Point, Table, View, batches
+from bench.judge import boundness, peers
+from bench.judge import goals as targets
+from bench.judge.claims import Verdict
+from bench.judge.view import WITHIN, Point, Table, View, batches
+from bench.report import drawing, tables, text
 from bench.units import percent
 
 TEMPLATES = Path(__file__).parent / "templates"

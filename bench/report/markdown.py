@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.claims import Verdict
-from bench.report import boundness, peers, tables, targets, text
-from bench.report.frame import Table, View
+from bench.judge import boundness, peers
+from bench.judge import goals as targets
+from bench.judge.claims import Verdict
+from bench.judge.view import Table, View
+from bench.report import tables, text
 
 CAPTIONS = {
     "roofline": "Each op's cases under the roofs. Solid: measured in this run. Dashed: published. "

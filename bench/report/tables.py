@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any
 
-from bench.claims import Verdict, main_table
+from bench.judge import peers
+from bench.judge.claims import Verdict, main_table
+from bench.judge.resolution import pairs, reach
+from bench.judge.view import Accuracy, Point, Table, View, gap
 from bench.records import FLAGS
-from bench.report import peers
-from bench.report.frame import Accuracy, Point, Table, View, gap
-from bench.resolution import pairs, reach
 from bench.units import difference, digits, duration, measured, percent, si, signed, tick
 
 

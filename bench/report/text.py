@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
-from bench.claims import Verdict
-from bench.claims.base import Status as ClaimStatus
-from bench.report.boundness import evidence, sentence
-from bench.report.frame import WITHIN, Accuracy, View
+from bench.judge.boundness import evidence, sentence
+from bench.judge.claims import Verdict
+from bench.judge.claims.base import Status as ClaimStatus
+from bench.judge.view import WITHIN, Accuracy, View
 from bench.report.tables import flatten
 from bench.units import percent, si
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from kernels import paging
-from kernels.compare import rounded
-from kernels.draw import BYTES, Draw
-from kernels.integers import cdiv
+from kernels.common import paging
+from kernels.common.compare import rounded
+from kernels.common.integers import cdiv
+from kernels.common.paging import Ranges
+from kernels.common.random_inputs import BYTES, Draw
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.paging import Ranges
 
 if TYPE_CHECKING:
     import torch

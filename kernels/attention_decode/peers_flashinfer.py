@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels import flashinfer_needs, page_lists
 from kernels.attention_decode.op import AttentionCase, lengths, work
-from kernels.integers import cdiv
+from kernels.common import flashinfer_needs, page_lists
+from kernels.common.integers import cdiv
 from kernels.op import Impl, Inputs, Launch, Stage, Target
 
 GROUPS = (1, 2, 3, 4, 8)

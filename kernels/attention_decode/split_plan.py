@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from kernels import tuned
 from kernels.attention_decode.op import AttentionCase, lengths, live
-from kernels.draw import BYTES
-from kernels.integers import cdiv, power_of_2
+from kernels.common import tuned
+from kernels.common.integers import cdiv, power_of_2
+from kernels.common.paging import Ranges
+from kernels.common.random_inputs import BYTES
 from kernels.launch import registers
 from kernels.op import Target
-from kernels.paging import Ranges
 
 SMEM_RESERVED = 1 << 10
 """Shared memory that the system takes of every CTA (CUDA programming guide, compute capability 8.0 and later)."""

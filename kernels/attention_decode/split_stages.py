@@ -15,8 +15,8 @@ from kernels.attention_decode.split_plan import (
     suffix_plan,
     tile_rows,
 )
-from kernels.draw import BYTES
-from kernels.integers import cdiv
+from kernels.common.integers import cdiv
+from kernels.common.random_inputs import BYTES
 from kernels.op import Stage, Target, Work
 
 MERGE_WARPS_PER_SM = 16

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 
 from kernels.attention_decode.op import AttentionCase
+from kernels.common.paging import nhd
 from kernels.op import Inputs
-from kernels.paging import nhd
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernels.compare import rounded
-from kernels.draw import BYTES, Draw
+from kernels.common.compare import rounded
+from kernels.common.random_inputs import BYTES, Draw
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 

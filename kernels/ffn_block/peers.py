@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.draw import BYTES
+from kernels.common.random_inputs import BYTES
 from kernels.ffn_block.op import FfnCase
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 

@@ -14,11 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.draw import BYTES
-from kernels.ffn_block.op import FfnCase
-from kernels.ffn_gemv import triton_gemv_dense
-from kernels.ffn_gemv.op import GemvCase
-from kernels.ffn_gemv.triton_share import (
+from kernels.common.integers import power_of_2
+from kernels.common.random_inputs import BYTES
+from kernels.common.stream_k import (
     Plan,
     clipped_rows,
     finish_tile,
@@ -32,7 +30,9 @@ from kernels.ffn_gemv.triton_share import (
     stage,
     weights_at,
 )
-from kernels.integers import power_of_2
+from kernels.ffn_block.op import FfnCase
+from kernels.ffn_gemv import triton_gemv_dense
+from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import Built, triton_impl
 from kernels.op import Inputs, Stage, Target
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernels.compare import rounded
-from kernels.draw import BYTES, Draw
+from kernels.common.compare import rounded
+from kernels.common.quantization import FORMATS, dequantize, draw_weights, weight_bytes
+from kernels.common.random_inputs import BYTES, Draw
 from kernels.models import MODELS, projections
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.quant import FORMATS, dequantize, draw_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ FP8 = ("fp8", "fp8_block")
 class GemvCase(Case):
     """x `[B, K]` and y `[B, N]` in `dtype`, W `[N, K]` in `weights`; sums in fp32.
 
-    `weights` is `dtype` or a format of `kernels/quant.py`; `activations` is `dtype`, or fp8 (one scale per row) where
+    `weights` is `dtype` or a format of `quantization.py`; `activations` is `dtype`, or fp8 (one scale per row) where
     the weights are fp8. Empty stands for `dtype`. `layer` names the projection of `model` that this is; like `model`,
     it is not part of the id.
     """
@@ -139,7 +139,7 @@ def cases(suite: str) -> list[GemvCase]:
 
 
 def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1), W of order K^-1/2: y is of order 1. Quantized W as `kernels/quant.py` tells.
+    """x ~ N(0, 1), W of order K^-1/2: y is of order 1. Quantized W as `kernels/common/quantization.py` tells.
 
     `x_scale` is `[B]` for fp8 activations, else empty.
     """

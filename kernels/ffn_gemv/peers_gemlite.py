@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from kernels.draw import torch_dtype
+from kernels.common.quantization import FORMATS, unpack_nibbles
+from kernels.common.random_inputs import torch_dtype
 from kernels.ffn_gemv.op import GemvCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, needs
-from kernels.quant import FORMATS, unpack_nibbles
 
 ZERO = 8.0
 """The code that stands for 0 in int4."""

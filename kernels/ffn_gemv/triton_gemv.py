@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+from kernels.common.stream_k import Plan, shape_class
 from kernels.ffn_gemv import triton_gemv_dense, triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
-from kernels.ffn_gemv.triton_share import Plan, shape_class
 from kernels.launch import Built, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 

@@ -20,9 +20,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.draw import BYTES, torch_dtype
-from kernels.ffn_gemv.op import GemvCase, activation_bytes, work
-from kernels.ffn_gemv.triton_share import (
+from kernels.common.integers import power_of_2
+from kernels.common.random_inputs import BYTES, torch_dtype
+from kernels.common.stream_k import (
     Plan,
     clipped_rows,
     fields,
@@ -39,7 +39,7 @@ from kernels.ffn_gemv.triton_share import (
     variants,
     weights_at,
 )
-from kernels.integers import power_of_2
+from kernels.ffn_gemv.op import GemvCase, activation_bytes, work
 from kernels.launch import Built
 from kernels.op import Inputs, Stage, Target
 

@@ -21,9 +21,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.draw import BYTES
-from kernels.ffn_gemv.op import GemvCase, activation_bytes
-from kernels.ffn_gemv.triton_share import (
+from kernels.common.integers import power_of_2
+from kernels.common.quantization import FORMATS, WORDS, by_group, pack_words, weight_bytes
+from kernels.common.random_inputs import BYTES
+from kernels.common.stream_k import (
     Plan,
     clipped_rows,
     fields,
@@ -37,10 +38,9 @@ from kernels.ffn_gemv.triton_share import (
     stage,
     weights_at,
 )
-from kernels.integers import power_of_2
+from kernels.ffn_gemv.op import GemvCase, activation_bytes
 from kernels.launch import Built
 from kernels.op import Inputs, Stage, Target
-from kernels.quant import FORMATS, WORDS, by_group, pack_words, weight_bytes
 
 
 def max_block_b(target: Target) -> int:

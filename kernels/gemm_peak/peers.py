@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.draw import torch_dtype
+from kernels.common.random_inputs import torch_dtype
 from kernels.gemm_peak.op import PeakCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kernels.draw import Draw
+from kernels.common.random_inputs import Draw
 from kernels.op import Case, Inputs, Op, Tolerance, Work, poison_with_nan
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kernels import paging
-from kernels.draw import BYTES, Draw, torch_dtype
-from kernels.integers import cdiv
+from kernels.common import paging
+from kernels.common.integers import cdiv
+from kernels.common.random_inputs import BYTES, Draw, torch_dtype
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:

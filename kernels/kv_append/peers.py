@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kernels import paging
-from kernels.draw import BYTES
+from kernels.common import paging
+from kernels.common.random_inputs import BYTES
 from kernels.kv_append.op import AppendCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 

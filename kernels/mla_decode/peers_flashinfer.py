@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kernels import flashinfer_needs, page_lists
-from kernels.integers import cdiv
+from kernels.common import flashinfer_needs, page_lists
+from kernels.common.integers import cdiv
 from kernels.mla_decode.op import MlaCase, lengths, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target
 

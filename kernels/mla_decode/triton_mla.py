@@ -27,7 +27,6 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import tuned
 from kernels.attention_decode.split_plan import (
     LONG,
     SMEM_RESERVED,
@@ -39,8 +38,9 @@ from kernels.attention_decode.split_plan import (
 from kernels.attention_decode.split_stages import MERGE_WARPS_PER_SM
 from kernels.attention_decode.triton_attend import LOG2_E
 from kernels.attention_decode.triton_split_kv import merge_kernel, table
-from kernels.draw import BYTES
-from kernels.integers import cdiv
+from kernels.common import tuned
+from kernels.common.integers import cdiv
+from kernels.common.random_inputs import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh

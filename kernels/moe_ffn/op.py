@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from kernels.compare import rounded
-from kernels.draw import BYTES, Draw
+from kernels.common.compare import rounded
+from kernels.common.quantization import dequantize, draw_weights, weight_bytes
+from kernels.common.random_inputs import BYTES, Draw
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
-from kernels.quant import dequantize, draw_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROUTINGS = ("uniform", "zipf")
 
 PACKED = ("fp8_block", "mxfp4")
-"""Formats of `kernels/quant.py` that experts are published in: DeepSeek-V3's and gpt-oss's."""
+"""Formats of `kernels/common/quantization.py` that experts are published in: DeepSeek-V3's and gpt-oss's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def cases(suite: str) -> list[MoeCase]:
 def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     """x ~ N(0, 1), rows of all weights of length about 1, router weights a softmax over each token's k.
 
-    Packed weights are codes `[E, rows, ...]` and `w_gate_up_scale`, `w_down_scale` as `kernels/quant.py` has them for
+    Packed weights are codes `[E, rows, ...]` and `w_gate_up_scale`, `w_down_scale` as `quantization.py` has them for
     one matrix of all experts' rows below each other, `[E * 2F, H]` and `[E * H, F]`.
 
     `seed` also permutes the experts: other experts are hit, but as many, by as many tokens.

@@ -17,8 +17,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.draw import BYTES
-from kernels.ffn_gemv.triton_share import clipped_rows, load_weights, load_x, own_part, weights_at
+from kernels.common.random_inputs import BYTES
+from kernels.common.stream_k import clipped_rows, load_weights, load_x, own_part, weights_at
 from kernels.launch import Built, triton_impl
 from kernels.moe_ffn import triton_moe_quant
 from kernels.moe_ffn.op import MoeCase

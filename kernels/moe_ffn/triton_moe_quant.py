@@ -15,7 +15,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.draw import BYTES
+from kernels.common.quantization import FORMATS, WORDS
+from kernels.common.random_inputs import BYTES
+from kernels.common.stream_k import clipped_rows, own_part, weights_at
 from kernels.ffn_gemv.triton_gemv_quant import (
     magic_number,
     max_block_b,
@@ -25,7 +27,6 @@ from kernels.ffn_gemv.triton_gemv_quant import (
     unpacked,
     words_of,
 )
-from kernels.ffn_gemv.triton_share import clipped_rows, own_part, weights_at
 from kernels.launch import Built
 from kernels.moe_ffn.op import MoeCase
 from kernels.moe_ffn.triton_routing import (
@@ -42,7 +43,6 @@ from kernels.moe_ffn.triton_routing import (
     widths,
 )
 from kernels.op import Inputs, Target
-from kernels.quant import FORMATS, WORDS
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:

@@ -15,10 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import tuned
-from kernels.draw import BYTES
-from kernels.ffn_gemv.triton_share import CTA_SMEM, cta_of, first_unit, output_of
-from kernels.integers import power_of_2
+from kernels.common import tuned
+from kernels.common.integers import power_of_2
+from kernels.common.random_inputs import BYTES
+from kernels.common.stream_k import CTA_SMEM, cta_of, first_unit, output_of
 from kernels.launch import Built, KernelLaunch, registers
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Inputs, Stage, Target, Work
@@ -33,7 +33,7 @@ MAX_BLOCK_B = 128
 """Pairs of a tile: gate and up sums of 64 x 128 are 64 registers in each of 256 threads."""
 
 IN_FLIGHT = 96 << 10
-"""Weight bytes to keep in flight per SM: 1.5 times what the hungriest part asks for (bench/codegen/judge.py)."""
+"""Weight bytes to keep in flight per SM: 1.5 times what the hungriest part asks for (codegen/judge.py)."""
 
 COMBINE_COLUMNS = 1024
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from kernels import paging
-from kernels.draw import BYTES, Draw
-from kernels.integers import cdiv
+from kernels.common import paging
+from kernels.common.integers import cdiv
+from kernels.common.random_inputs import BYTES, Draw
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import tuned
+from kernels.common import tuned
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 from kernels.paged_read.op import CHUNK, PagedReadCase, table_bytes, work

@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kernels.compare import rounded
-from kernels.draw import BYTES, Draw
+from kernels.common.compare import rounded
+from kernels.common.random_inputs import BYTES, Draw
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 

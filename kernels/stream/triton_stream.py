@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels import tuned
+from kernels.common import tuned
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 from kernels.stream.op import ALPHA, CHUNK, MiB, StreamCase, work

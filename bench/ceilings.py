@@ -1,0 +1,118 @@
+"""The roofs that a run measured, read from its records. Pure: no torch, no I/O."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from bench.records import Record
+
+Points = tuple[tuple[int, float], ...]
+"""(bytes moved, measured seconds), ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """What the machine can do, as measured by `stream`, `gemm_peak` and the plain copies of `host_link`."""
+
+    read_points: Points
+    copy_points: Points = ()
+    launch_s: float = 0.0
+    """Seconds from one empty kernel to the next."""
+    l2_bandwidth: float | None = None
+    host_bandwidth: float | None = None
+    """B/s to or from pinned memory of the host, in the faster direction."""
+    pipes: Mapping[str, float] = field(default_factory=dict)
+    """FLOP/s by pipe."""
+    best_read: float = 0.0
+    """B/s of the fastest single sample of any read: what no launch's median can exceed."""
+
+    @classmethod
+    def from_records(cls, records: Iterable[Record]) -> Ceilings | None:
+        """The best of all implementations at each size; None before any read has been measured.
+
+        A time that may be too short makes no roof.
+        """
+        reads: dict[int, float] = {}
+        copies: dict[int, float] = {}
+        launches: list[float] = []
+        l2_rates: list[float] = []
+        host_rates: list[float] = []
+        pipes: dict[str, float] = {}
+        best_read = 0.0
+        for record in records:
+            seconds = record.seconds
+            if record.status != "ok" or not seconds or record.may_be_too_short:
+                continue
+            if record.op == "stream":
+                kind = record.case["kind"]
+                if kind == "read":
+                    reads[record.bytes] = min(seconds, reads.get(record.bytes, math.inf))
+                    best_read = max(best_read, record.bytes / min(record.samples_s))
+                elif kind == "copy":
+                    copies[record.bytes] = min(seconds, copies.get(record.bytes, math.inf))
+                elif kind == "launch":
+                    launches.append(seconds)
+                elif kind == "l2_read":
+                    l2_rates.append(sum(s["l2_bytes"] for s in record.stages) / seconds)
+            elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
+                host_rates.append(record.bytes / seconds)
+            elif record.op == "gemm_peak":
+                for pipe, flops in record.work["flops"].items():
+                    pipes[pipe] = max(flops / seconds, pipes.get(pipe, 0.0))
+        if not reads:
+            return None
+        return cls(
+            read_points=tuple(sorted(reads.items())),
+            copy_points=tuple(sorted(copies.items())),
+            launch_s=min(launches, default=0.0),
+            l2_bandwidth=max(l2_rates, default=None),
+            host_bandwidth=max(host_rates, default=None),
+            pipes=pipes,
+            best_read=best_read,
+        )
+
+    @property
+    def read_roof(self) -> float:
+        """The highest measured read bandwidth, in B/s: the roof of decode."""
+        return max(size / seconds for size, seconds in self.read_points)
+
+    def read(self, size: int) -> float:
+        """Read bandwidth in B/s of a stream of `size` bytes, launch and ramp included."""
+        return size / time_of(self.read_points, size) if size else self.read_roof
+
+    def memory_seconds(self, bytes_read: int, bytes_written: int) -> float:
+        """Time of a stream with this mix: between the read curve (no writes) and the copy curve (half writes).
+
+        A copy takes no less than a read of as many bytes: one measured size of it knows neither launch nor ramp.
+        """
+        size = bytes_read + bytes_written
+        if not size:
+            return self.launch_s
+        reading = time_of(self.read_points, size)
+        if not self.copy_points:
+            return max(self.launch_s, reading)
+        mix = min(1.0, 2 * bytes_written / size)
+        copying = max(reading, time_of(self.copy_points, size))
+        return max(self.launch_s, (1 - mix) * reading + mix * copying)
+
+
+def time_of(points: Points, size: int) -> float:
+    """Seconds for `size` bytes: linear between measured sizes, at the end points' bandwidth beyond the last.
+
+    Below the first, the line through the first two points, never under zero: at those sizes latency decides.
+    """
+    sizes = [s for s, _ in points]
+    after = bisect_left(sizes, size)
+    if after == len(points):
+        return points[-1][1] * size / sizes[-1]
+    if sizes[after] == size:
+        return points[after][1]
+    if after == 0:
+        if len(points) == 1:
+            return points[0][1] * size / sizes[0]
+        after = 1
+    (x0, y0), (x1, y1) = points[after - 1], points[after]
+    return max(0.0, y0 + (y1 - y0) * (size - x0) / (x1 - x0))

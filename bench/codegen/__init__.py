@@ -1,6 +1,0 @@
-"""Code generation without a GPU: compile for sm_80, sm_90 and sm_100, read the listings, say what is wrong."""
-
-from bench.codegen.build import reports
-from bench.codegen.judge import KernelReport, main_table, problems
-
-__all__ = ["KernelReport", "main_table", "problems", "reports"]

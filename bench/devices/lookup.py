@@ -1,0 +1,83 @@
+"""Which part is this? Look-up by key, by the driver's name, or derivation of a part that the table does not know."""
+
+from __future__ import annotations
+
+from bench.devices.spec import DeviceSpec, Quantity
+from bench.devices.table import DEVICES
+from bench.errors import unknown
+
+__all__ = ["DEVICES", "DeviceSpec", "Quantity", "derive", "find", "identify"]
+
+FP32_LANES_PER_SM = {80: 64, 86: 128, 89: 128, 90: 128, 100: 128, 103: 128, 120: 128}
+"""CUDA C++ Programming Guide, arithmetic instructions per clock per SM, 32-bit multiply-add."""
+
+MMA_FLOP_PER_SM_CLOCK = {
+    80: {"mma_bf16": 2048, "mma_int8": 4096, "mma_tf32": 1024},
+    90: {"mma_bf16": 4096, "mma_fp8": 8192, "mma_int8": 8192, "mma_tf32": 2048},
+}
+"""Dense; NVIDIA A100 and H100 architecture whitepapers. Ada and Blackwell parts of one capability differ: left out."""
+
+
+def find(key: str) -> DeviceSpec:
+    """The part of that key; upper and lower case are alike. Raises `BadRequest` naming the nearest keys."""
+    spec = DEVICES.get(key.lower())
+    if spec is None:
+        raise unknown("device", key, DEVICES)
+    return spec
+
+
+def identify(driver_name: str) -> DeviceSpec | None:
+    """The part that the driver reports under exactly this name; None for one that is not in the table."""
+    matches = (spec for spec in DEVICES.values() if driver_name in spec.driver_names)
+    return next(matches, None)
+
+
+def derive(
+    *,
+    name: str,
+    sm: int,
+    sm_count: int,
+    sm_clock_hz: float,
+    memory_bus_bits: int,
+    memory_clock_hz: float,
+    memory_bytes: int = 0,
+    l2_bytes: int = 0,
+    smem_per_sm: int = 0,
+) -> DeviceSpec:
+    """A part that the table does not know, from its driver's properties; every number is `derived`.
+
+    - bandwidth = bus bits / 8 x memory clock x 2 (double data rate)
+    - fp32 peak = 2 x lanes per SM x SMs x SM clock; tensor peaks = FLOP per SM and clock x SMs x SM clock
+
+    Clocks are the driver's maxima. Where the capability does not settle a rate, the pipe is left out.
+    """
+
+    def derived(value: float, unit: str, formula: str) -> Quantity:
+        return Quantity(value=value, unit=unit, kind="derived", source=f"driver properties: {formula}")
+
+    clock = f"{sm_count} SMs x {sm_clock_hz / 1e6:.0f} MHz"
+    rates = dict(MMA_FLOP_PER_SM_CLOCK.get(sm, {}))
+    if sm in FP32_LANES_PER_SM:
+        rates["fma_fp32"] = 2 * FP32_LANES_PER_SM[sm]
+    return DeviceSpec(
+        key=name.lower().replace(" ", "-"),
+        name=name,
+        vendor="NVIDIA",
+        year=0,
+        memory_bandwidth=derived(
+            memory_bus_bits / 8 * memory_clock_hz * 2,
+            "B/s",
+            f"{memory_bus_bits} bits / 8 x {memory_clock_hz / 1e6:.0f} MHz x 2",
+        ),
+        memory_capacity=derived(memory_bytes, "B", "total memory") if memory_bytes else None,
+        peaks={
+            pipe: derived(rate * sm_count * sm_clock_hz, "FLOP/s", f"{rate} FLOP per SM and clock x {clock}")
+            for pipe, rate in rates.items()
+        },
+        on_chip=derived(l2_bytes, "B", "L2 size") if l2_bytes else None,
+        sm=sm,
+        sm_count=sm_count,
+        smem_per_sm=smem_per_sm,
+        driver_names=(name,),
+        note="not in the table: derived from the driver",
+    )

@@ -1,0 +1,290 @@
+"""Compile what would run: every Triton kernel of ours, in every configuration of the measured cases, for three parts.
+
+No GPU is needed. The signature (types, divisibility, constants) is bound by Triton's own launcher code, so that the
+binary inspected is the one that a launch would compile. Kernels must not be interpreted in this process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadRequest
+from bench.inspection.codegen import parse
+from bench.inspection.codegen.judge import PARTS, KernelReport, Part, Stream, ctas_per_sm
+from bench.machine import usable_cores
+from kernels.launch import KernelLaunch
+from kernels.op import SUITES, Impl, Op, discover, implementations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One configuration to compile: launch number `index` of an implementation's case."""
+
+    op: str
+    impl: str
+    case: Any
+    sm: int
+    index: int
+    kernel: str
+    cases: int = 0
+
+
+def refuse_interpreter() -> None:
+    """Raise where kernels are interpreted: they can't be compiled then."""
+    from triton import knobs
+
+    if knobs.runtime.interpret:
+        raise BadRequest(
+            "TRITON_INTERPRET is set, so Triton kernels are interpreted here and cannot be compiled: "
+            "unset it and start again"
+        )
+
+
+def bind(launch: KernelLaunch, sm: int) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+    """Options, signature, constants and attributes, as `kernel[grid](...)` itself would derive them."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(GPUTarget("cuda", sm, 32))
+    kernel = launch.kernel
+    arguments = {**launch.args, **launch.constexprs, **launch.options}
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = binder(**arguments)
+    return kernel._pack_args(backend, arguments, bound, specialization, options)
+
+
+def configuration(launch: KernelLaunch, sm: int) -> str:
+    """Equal for launches that compile to the same binary."""
+    _, signature, constants, attributes = bind(launch, sm)
+    name = (launch.kernel.fn.__module__, launch.kernel.fn.__qualname__)
+    return repr((name, signature, constants, attributes, launch.options))
+
+
+def compiled(launch: KernelLaunch, sm: int) -> Any:
+    """Triton's compiled kernel, with its listings in `.asm`."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    options, signature, constants, attributes = bind(launch, sm)
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options.__dict__)
+
+
+@cache
+def tool(name: str) -> str:
+    """`nvdisasm` or `cuobjdump` as Triton ships it."""
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def listing(name: str, cubin: bytes, *flags: str) -> str:
+    """What a tool prints about a cubin."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool(name), *flags, file.name], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def stream_of(name: str, accesses: list[parse.Access], threads: list[parse.PtxAccess], at: set[int]) -> Stream:
+    """One main argument: the way it is moved, and the narrowest access a thread makes of it."""
+    hows = {access.how for access in accesses if name in access.args}
+    reads = hows - {"store"} or hows
+    if not reads:
+        return Stream(name=name, how=None, width=0)
+    how = next(h for h in ("load", "cp.async", "tma", "store") if h in reads)  # the weakest is what counts
+    widths = [a.width for a in threads if a.parameters & at and (a.how == "store") == (how == "store") and a.width]
+    return Stream(name=name, how=how, width=0 if how == "tma" else min(widths, default=0))
+
+
+def in_flight(
+    launch: KernelLaunch, accesses: list[parse.Access], threads: list[parse.PtxAccess],
+    streams: Sequence[Stream], at: dict[str, set[int]], sass: str, cta_threads: int,
+) -> int:  # fmt: skip
+    """Bytes that one CTA keeps under way in its main streams: pipelined tiles, and plain loads waiting at once.
+
+    Plain loads of the main streams are the share of all loads of their width that the PTX attributes to them.
+    """
+    total = parse.pipelined_bytes(accesses, launch.streams)
+    main = set().union(*(at[s.name] for s in streams if s.how == "load"), set())
+    for width in {s.width for s in streams if s.how == "load" and s.width}:
+        loads = [a for a in threads if a.how == "load" and a.width == width]
+        share = sum(bool(a.parameters & main) for a in loads) / len(loads)
+        total += int(parse.sass_waiting_bytes(sass, width) * cta_threads * share)
+    return total
+
+
+def inspect(launch: KernelLaunch, part: Part, binary: Any) -> dict[str, Any]:
+    """The fields of a `KernelReport` that are read from the listings of a compiled kernel."""
+    ttgir, ptx, cubin = binary.asm["ttgir"], binary.asm["ptx"], binary.asm["cubin"]
+    sass = listing("nvdisasm", cubin, "--print-code", "--no-dataflow")
+    usage = parse.resources(listing("cuobjdump", cubin, "--dump-resource-usage"))
+    arguments = parse.ttgir_arguments(ttgir)
+    pointers = [i for i, (_, kind, _) in enumerate(arguments) if "tt.ptr" in kind or "tensordesc" in kind]
+    at = {name: {i for i in pointers if arguments[i][2] == name} for name in launch.streams}
+    accesses = parse.ttgir_accesses(ttgir)
+    threads = parse.ptx_accesses(ptx, pointers)
+    streams = tuple(stream_of(name, accesses, threads, at[name]) for name in launch.streams)
+    cta_threads = parse.ptx_threads(ptx)
+    shared = binary.metadata.shared
+    fits = ctas_per_sm(
+        part, registers=usage.registers, threads=cta_threads, shared=shared,
+        tmem_columns=binary.metadata.tmem_size,
+    )  # fmt: skip
+    grid = prod(launch.grid)
+    resident = min(fits, -(-grid // part.target.sm_count))
+    return {
+        "registers": usage.registers,
+        "shared_bytes": shared,
+        "stack_bytes": usage.stack,
+        "spill_instructions": parse.sass_spills(sass),
+        "threads": cta_threads,
+        "ctas_per_sm": fits,
+        "streams": streams,
+        "mma": parse.sass_mma(sass),
+        "bytes_in_flight": resident * in_flight(launch, accesses, threads, streams, at, sass, cta_threads),
+        "bytes_needed": part.bytes_in_flight if launch.streams else 0,
+    }
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the last line of its text, where Triton puts the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]
+
+
+def report_of(launch: KernelLaunch, sm: int, *, op: str, impl: str, case_id: str, cases: int = 1) -> KernelReport:
+    """Compile one launch and judge it; a compiler's refusal becomes the report's `error`."""
+    refuse_interpreter()
+    part = PARTS[sm]
+    report = KernelReport(
+        op=op, impl=impl, kernel=launch.kernel.fn.__name__, case_id=case_id, cases=cases, sm=sm,
+        part=part.target.name, num_warps=launch.num_warps, num_stages=launch.num_stages,
+        config=" ".join(
+            [*(f"{k}={v}" for k, v in launch.constexprs.items()), f"warps={launch.num_warps}"]
+        ),
+        grid_ctas=prod(launch.grid), wants_mma=launch.wants_mma,
+        why_narrow=launch.why_narrow, why_few_in_flight=launch.why_few_in_flight,
+    )  # fmt: skip
+    started = time.perf_counter()
+    try:
+        binary = compiled(launch, sm)
+    except Exception as error:  # any refusal of the compiler is a result here
+        return replace(report, error=f"does not compile: {first_line(error)}")
+    try:
+        read = inspect(launch, part, binary)
+    except (LookupError, ValueError, StopIteration, subprocess.CalledProcessError) as error:
+        return replace(report, error=f"its listings were not understood: {first_line(error)}")
+    return replace(report, **read, seconds=time.perf_counter() - started)
+
+
+def run_task(task: Task) -> KernelReport:
+    """In a worker: rebuild the launch from its names, compile, judge."""
+    op, impl = _find(task.op, task.impl)
+    built = impl.build(task.case, op.inputs(task.case, "meta", 0), PARTS[task.sm].target)  # type: ignore[misc]
+    return report_of(
+        built.launches[task.index],
+        task.sm,
+        op=task.op,
+        impl=task.impl,
+        case_id=task.case.id,
+        cases=task.cases,
+    )
+
+
+def _find(op: str, impl: str) -> tuple[Op, Impl]:
+    return discover()[op], next(i for i in implementations(op)[0] if i.name == impl)
+
+
+def collect(
+    ops: Sequence[str] | None, sms: Sequence[int], suites: Sequence[str]
+) -> tuple[list[Task], list[KernelReport]]:
+    """The distinct configurations of all measured cases, and the cases that could not even be planned."""
+    refuse_interpreter()
+    found: dict[tuple[str, str, int, str], tuple[int, Task]] = {}
+    failed: list[KernelReport] = []
+    for op in (discover()[name] for name in ops or discover()):
+        cases = {case.id: case for suite in suites for case in op.cases(suite)}
+        for impl in implementations(op.name)[0]:
+            if not impl.ours:
+                continue
+            for case, sm in product(cases.values(), sms):
+                if impl.supports(case, PARTS[sm].target) is not None:
+                    continue
+                try:
+                    _add(found, op, impl, case, sm)
+                except Exception as error:  # a broken plan is a result here
+                    failed.append(_failure(op.name, impl.name, case, sm, f"can't be planned: {first_line(error)}"))
+    return [task for _, task in found.values()], failed
+
+
+def _add(found: dict[tuple[str, str, int, str], tuple[int, Task]], op: Op, impl: Impl, case: Any, sm: int) -> None:
+    """Add a case's launches; of those that share a configuration, the one with the largest grid stands for all."""
+    assert impl.build is not None
+    for index, launch in enumerate(impl.build(case, op.inputs(case, "meta", 0), PARTS[sm].target).launches):
+        key = (op.name, impl.name, sm, configuration(launch, sm))
+        size = prod(launch.grid)
+        fresh = Task(op=op.name, impl=impl.name, case=case, sm=sm, index=index, kernel=launch.kernel.fn.__name__)
+        grid, task = found.get(key, (-1, fresh))
+        if size > grid:
+            task = replace(task, case=case, index=index)
+        found[key] = (max(size, grid), replace(task, cases=task.cases + 1))
+
+
+def _failure(op: str, impl: str, case: Any, sm: int, error: str) -> KernelReport:
+    return KernelReport(op=op, impl=impl, kernel="", case_id=case.id, sm=sm, part=PARTS[sm].target.name, error=error)
+
+
+def reports(
+    ops: Sequence[str] | None = None,
+    sms: Sequence[int] = tuple(PARTS),
+    suites: Sequence[str] = SUITES,
+    progress: Callable[[int, int, KernelReport], None] = lambda done, total, report: None,
+    one_per_kernel: bool = False,
+) -> list[KernelReport]:
+    """Compile everything; `progress(done, total, report)` is called as each configuration finishes.
+
+    `one_per_kernel` takes of each kernel only the configuration that most cases use.
+    A worker that the compiler kills is replaced, and the configuration named.
+    """
+    tasks, finished = collect(ops, sms, suites)
+    if one_per_kernel:
+        rising = sorted(tasks, key=lambda task: task.cases)
+        tasks = list({(task.op, task.impl, task.kernel, task.sm): task for task in rising}.values())
+    total = len(tasks) + len(finished)
+    context = get_context("spawn")
+    left = list(tasks)
+
+    def note(report: KernelReport) -> None:
+        finished.append(report)
+        progress(len(finished), total, report)
+
+    with ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
+        futures: dict[Future[KernelReport], Task] = {pool.submit(run_task, task): task for task in tasks}
+        for future in as_completed(futures):
+            if not isinstance(future.exception(), BrokenProcessPool):
+                left.remove(futures[future])
+                note(future.result())
+    for task in left:  # whatever a killed worker took with it, one process each
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                note(pool.submit(run_task, task).result())
+            except BrokenProcessPool:
+                note(_failure(task.op, task.impl, task.case, task.sm, "the compiler killed its process"))
+    return sorted(finished, key=lambda r: (r.op, r.impl, r.kernel, r.config, r.sm))

@@ -1,0 +1,171 @@
+"""From listings to a verdict: how many CTAs fit, whether the loads are wide and many enough, what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.devices import DEVICES
+from bench.inspection.codegen.parse import How
+from kernels.op import Target
+
+NARROW = 16
+"""Bytes a thread should load at once: the widest access of one instruction up to sm_90 (`LDG.E.128`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part to compile for, and what its SM holds.
+
+    All three have 65,536 registers, 2,048 threads and 32 CTAs per SM, and reserve 1 KiB of shared memory for each CTA
+    (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" for 8.0, 9.0, 10.0; tuning guides
+    for the reserved KiB). Registers are handed out in units of 256 a warp from four files of 16,384 (CUDA occupancy
+    calculator).
+
+    `bytes_in_flight` is what an SM must keep under way to saturate the memory: NVIDIA's own tuning in CUB,
+    `arch_to_min_bytes_in_flight` in cub/device/dispatch/tuning/tuning_transform.cuh: 16 KiB for the A100, 32 KiB for
+    the H100, 64 KiB for the B200. By Little's law (bytes x SMs / bandwidth) they stand for 0.87, 1.29 and 1.21 us of
+    latency under load.
+    """
+
+    target: Target
+    smem_per_cta: int
+    bytes_in_flight: int
+    tmem_columns: int = 0
+    """Columns of tensor memory per SM (PTX ISA, tcgen05: 512)."""
+
+
+def part(key: str, *, smem_per_cta: int, bytes_in_flight: int, tmem_columns: int = 0) -> Part:
+    return Part(
+        target=DEVICES[key].target(),
+        smem_per_cta=smem_per_cta,
+        bytes_in_flight=bytes_in_flight,
+        tmem_columns=tmem_columns,
+    )
+
+
+PARTS = {
+    80: part("a100-80", smem_per_cta=163 << 10, bytes_in_flight=16 << 10),
+    90: part("h100-sxm", smem_per_cta=227 << 10, bytes_in_flight=32 << 10),
+    100: part("b200", smem_per_cta=227 << 10, bytes_in_flight=64 << 10, tmem_columns=512),
+}
+"""By compute capability times ten."""
+
+
+def ctas_per_sm(part: Part, *, registers: int, threads: int, shared: int, tmem_columns: int = 0) -> int:
+    """CTAs resident on one SM at once; 0 where not even one fits."""
+    warps = threads // 32
+    per_warp = -(-registers * 32 // 256) * 256
+    fits = [32, 2048 // threads, 4 * (16384 // per_warp) // warps]
+    if shared > part.smem_per_cta:
+        return 0
+    fits.append(part.target.smem_per_sm // (-(-shared // 128) * 128 + 1024))
+    if tmem_columns:
+        fits.append(part.tmem_columns // tmem_columns)
+    return min(fits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """How one main argument is moved: `width` is bytes a thread and instruction, 0 for TMA."""
+
+    name: str
+    how: How | None
+    width: int
+
+    def __str__(self) -> str:
+        if self.how is None:
+            return f"{self.name} not found"
+        return f"{self.name} {self.how}" + (f" {self.width} B" if self.width else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelReport:
+    """One kernel in one configuration, compiled for one part. Bytes; stack and spills are per thread.
+
+    `case_id` is the case with the largest grid among the `cases` that share the configuration. `error` holds the
+    reason where nothing could be compiled; then all numbers are 0.
+    """
+
+    op: str
+    impl: str
+    kernel: str
+    case_id: str
+    cases: int = 1
+    sm: int
+    part: str
+    config: str = ""
+    num_warps: int = 0
+    num_stages: int = 0
+    grid_ctas: int = 0
+    registers: int = 0
+    shared_bytes: int = 0
+    stack_bytes: int = 0
+    spill_instructions: int = 0
+    threads: int = 0
+    ctas_per_sm: int = 0
+    """What fits, from registers, shared memory and threads."""
+    streams: tuple[Stream, ...] = ()
+    mma: str = ""
+    bytes_in_flight: int = 0
+    """Per SM, in the main streams, with as many CTAs as fit and as the grid has."""
+    bytes_needed: int = 0
+    wants_mma: bool = False
+    why_narrow: str = ""
+    why_few_in_flight: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+_WANTED_MMA = {80: r"[HIQD]MMA", 90: r"[HIQ]GMMA", 100: r"UTC[HQOI]MMA"}
+_MMA_NAME = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+
+
+def problems(report: KernelReport) -> list[str]:
+    """What is wrong with a kernel, in words; empty if nothing is. A stated reason excuses narrow or few loads."""
+    if report.error:
+        return [report.error]
+    found = []
+    if report.ctas_per_sm == 0:
+        found.append(
+            f"does not fit: {report.shared_bytes} B of shared memory, {report.registers} registers, "
+            f"{report.threads} threads"
+        )
+    if report.spill_instructions or report.stack_bytes:
+        found.append(f"spills: {report.spill_instructions} local loads and stores, {report.stack_bytes} B of stack")
+    for stream in report.streams:
+        if stream.how is None:
+            found.append(f"no access of {stream.name} found")
+        elif stream.how != "tma" and stream.width < NARROW and not report.why_narrow:
+            found.append(f"narrow: {stream} a thread, wanted {NARROW} B or TMA")
+    reads = any(stream.how not in (None, "store") for stream in report.streams)
+    if reads and report.bytes_in_flight < report.bytes_needed and not report.why_few_in_flight:
+        found.append(
+            f"few bytes in flight: {report.bytes_in_flight / 1024:.0f} KiB per SM, "
+            f"wanted {report.bytes_needed / 1024:.0f} KiB"
+        )
+    if report.wants_mma and not re.match(_WANTED_MMA[report.sm], report.mma):
+        found.append(f"no {_MMA_NAME[report.sm]}: the tensor-core instruction is {report.mma or 'absent'}")
+    return found
+
+
+HEADERS = (
+    "op", "impl", "kernel", "configuration", "sm", "cases", "regs", "shared KiB", "spills", "CTAs/SM",
+    "main streams", "tensor core", "in flight KiB", "wanted KiB", "verdict",
+)  # fmt: skip
+
+
+def main_table(reports: Sequence[KernelReport]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and rows of strings, ready to be printed."""
+    rows: list[tuple[str, ...]] = []
+    for report in reports:
+        row = (
+            report.op, report.impl, report.kernel, report.config, str(report.sm), str(report.cases),
+            str(report.registers), f"{report.shared_bytes / 1024:.1f}", str(report.spill_instructions),
+            str(report.ctas_per_sm), ", ".join(map(str, report.streams)), report.mma.split(".F")[0],
+            f"{report.bytes_in_flight / 1024:.0f}", f"{report.bytes_needed / 1024:.0f}",
+            "; ".join(problems(report)) or "ok",
+        )  # fmt: skip
+        rows.append(row)
+    return HEADERS, rows

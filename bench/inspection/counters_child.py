@@ -1,0 +1,102 @@
+"""The process that ncu looks at: it launches each chosen case once, inside an NVTX range that names it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.inspection.counters import MARK, Choice
+from kernels.op import Impl, Op, Target, Work, discover, implementations, total
+
+PRECISIONS = {"fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4", "fp4", "nf4", "mxfp4"}
+LARGEST = 1 << 30
+"""Of an operation's cases, the largest up to this many compulsory bytes is counted: far beyond any L2."""
+
+
+def precision(case: Any) -> tuple[str, ...]:
+    """The number formats a case names: one case of each is counted."""
+    return tuple(value for value in case.as_dict().values() if isinstance(value, str) and value in PRECISIONS)
+
+
+def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
+    """Of each precision, the supported case with the most compulsory bytes up to `LARGEST`."""
+    best: dict[tuple[str, ...], Any] = {}
+    for case in op.cases(choice.suite):
+        size = op.work(case).bytes
+        if choice.case not in case.id or size > LARGEST or impl.supports(case, target) is not None:
+            continue
+        known = best.get(precision(case))
+        if known is None or size > op.work(known).bytes:
+            best[precision(case)] = case
+    return list(best.values())
+
+
+def launch_profiled(op: Op, impl: Impl, case: Any, target: Target, index: int) -> str | None:
+    """Everything but one launch is done before ncu looks. Returns what went wrong, if anything did."""
+    import torch
+
+    try:
+        launch = impl.prepare(case, op.inputs(case, target.device, 0), target)
+        launch()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        try:
+            with torch.cuda.nvtx.range(f"{MARK}{index}"):
+                launch()
+                torch.cuda.synchronize()
+        finally:
+            torch.cuda.profiler.stop()
+    except Exception as fault:
+        return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
+    return None
+
+
+def child(plan: Path) -> None:
+    """Launch every chosen case, and append to `<plan>.done` what was launched or why it was not.
+
+    ncu writes nothing before its child has ended, so no case is begun after half of the time that there is.
+    """
+    import torch
+
+    began = time.monotonic()
+    given = json.loads(plan.read_text())
+    fields = given["choice"]
+    choice = Choice(**{**fields, "ops": tuple(fields["ops"]), "impls": tuple(fields["impls"])})
+    target = machine.gpu_target()
+    chosen = [
+        (op, impl, case)
+        for op in discover().values()
+        if not choice.ops or op.name in choice.ops
+        for impl in implementations(op.name)[0]
+        if not choice.impls or impl.name in choice.impls
+        for case in pick(op, impl, choice, target)
+    ]
+    with (plan.parent / f"{plan.name}.done").open("a") as done:
+        for index, (op, impl, case) in enumerate(chosen):
+            error: str | None = "no time left"
+            declared = Work()
+            if time.monotonic() - began < given["budget_s"]:
+                error = launch_profiled(op, impl, case, target, index)
+                declared = total(impl.stages(case, target))
+            entry = {
+                "index": index,
+                "op": op.name,
+                "impl": impl.name,
+                "case_id": case.id,
+                "error": error,
+                "declared_read": declared.bytes_read,
+                "declared_written": declared.bytes_written,
+            }
+            done.write(json.dumps(entry) + "\n")
+            done.flush()
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    child(Path(sys.argv[1]))

@@ -1,0 +1,410 @@
+"""Instructions of one thread: numbers, bits, comparisons, conversions. Types as the PTX ISA names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench.inspection.emulator.machine import Machine, Mask, Step
+from bench.inspection.emulator.ptx import Instruction
+
+U32 = np.uint32
+
+
+def bf16(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bits -> fp32."""
+    return (bits.astype(U32) << U32(16)).view(np.float32)
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """fp32 -> bfloat16 bits, to the nearest, ties to even."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(U32)
+    rounded = (bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16)
+    return np.where(np.isnan(x), U32(0x7FFF), rounded).astype(np.uint16)
+
+
+def f16(bits: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(bits, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def to_f16(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float16).view(np.uint16)
+
+
+SMALL: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+    "bf16": (bf16, to_bf16),
+    "f16": (f16, to_f16),
+}
+"""16-bit floats: bits to fp32 and back."""
+
+
+def e4m3(octets: np.ndarray) -> np.ndarray:
+    """fp8 e4m3 bits -> fp32."""
+    import torch
+
+    return torch.from_numpy(octets.astype(np.uint8)).view(torch.float8_e4m3fn).float().numpy()
+
+
+def halves(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (words & U32(0xFFFF)).astype(np.uint16), (words >> U32(16)).astype(np.uint16)
+
+
+def together(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return low.astype(U32) | high.astype(U32) << U32(16)
+
+
+def exact(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Computed in fp64 and rounded once, so that a fused multiply-add is fused."""
+    return lambda *x: function(*(v.astype(np.float64) for v in x)).astype(np.float32)
+
+
+FLOAT: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "fma": lambda a, b, c: a * b + c,
+    "max": np.fmax,
+    "min": np.fmin,
+    "neg": np.negative,
+    "abs": np.abs,
+    "ex2": np.exp2,
+    "lg2": np.log2,
+    "rcp": np.reciprocal,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
+}
+
+
+INEXACT = ("fma", "ex2", "lg2", "rcp", "rsqrt")
+"""Computed in fp64 and rounded once; an approximation of the hardware, where it is one, is at least as far off."""
+
+
+def truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """C's integer division: towards zero."""
+    a, b = a.astype(np.int64), b.astype(np.int64)
+    b = np.where(b == 0, 1, b)
+    return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
+
+
+def shift_left(a: np.ndarray, n: np.ndarray) -> np.ndarray:
+    bits = 8 * a.dtype.itemsize
+    return np.where(n < bits, a << np.minimum(n, bits - 1).astype(a.dtype), a.dtype.type(0))
+
+
+def shift_right(a: np.ndarray, n: np.ndarray) -> np.ndarray:
+    bits = 8 * a.dtype.itemsize
+    shifted = a >> np.minimum(n, bits - 1).astype(a.dtype)
+    return shifted if a.dtype.kind == "i" else np.where(n < bits, shifted, a.dtype.type(0))
+
+
+INTEGER: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul.lo": np.multiply,
+    "mad.lo": lambda a, b, c: a * b + c,
+    "div": truncated,
+    "rem": lambda a, b: a.astype(np.int64) - truncated(a, b) * b,
+    "max": np.maximum,
+    "min": np.minimum,
+    "neg": np.negative,
+    "abs": np.abs,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": np.invert,
+}
+
+COMPARE: dict[str, Callable[..., np.ndarray]] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+}
+
+
+def simple(m: Machine, ins: Instruction, kind: str, function: Callable[..., np.ndarray], into: str = "") -> Step:
+    """`op d, a, b, ...` with every operand of one type."""
+    sources = [m.value(x, kind) for x in ins.operands[1:]]
+    write = m.writer(ins.operands[0], into or kind)
+    return lambda mask: write(function(*sources), mask)
+
+
+def small_float(m: Machine, ins: Instruction, kind: str, function: Callable[..., np.ndarray]) -> Step:
+    """16-bit floats, one or two in a register."""
+    name = kind.removesuffix("x2")
+    to, back = SMALL[name]
+    exactly = exact(function)
+    if name == kind:
+        sources = [m.value(x, "b16") for x in ins.operands[1:]]
+        write = m.writer(ins.operands[0], "b16")
+        return lambda mask: write(back(exactly(*(to(s) for s in sources))), mask)
+    words = [m.value(x, "b32") for x in ins.operands[1:]]
+    write = m.writer(ins.operands[0], "b32")
+
+    def step(mask: Mask) -> None:
+        parts = zip(*(halves(w) for w in words), strict=True)
+        low, high = (back(exactly(*(to(p) for p in part))) for part in parts)
+        write(together(low, high), mask)
+
+    return step
+
+
+def two_floats(m: Machine, ins: Instruction, function: Callable[..., np.ndarray]) -> Step:
+    """`.f32x2`: two fp32 in a 64-bit register."""
+    words = [m.value(x, "b64") for x in ins.operands[1:]]
+    write = m.writer(ins.operands[0], "b64")
+    exactly = exact(function)
+
+    def step(mask: Mask) -> None:
+        pairs = [np.ascontiguousarray(w).view(np.float32).reshape(-1, 2) for w in words]
+        write(np.ascontiguousarray(exactly(*pairs)).view(np.uint64).ravel(), mask)
+
+    return step
+
+
+def arithmetic(m: Machine, ins: Instruction, name: str, kind: str) -> Step:
+    if kind == "f32x2":
+        return two_floats(m, ins, FLOAT[name])
+    if kind.removesuffix("x2") in SMALL:
+        return small_float(m, ins, kind, FLOAT[name])
+    if kind in ("f32", "f64"):
+        return simple(m, ins, kind, exact(FLOAT[name]) if kind == "f32" and name in INEXACT else FLOAT[name])
+    if name in ("mul", "mad"):
+        if ".wide" in ins.opcode:
+            return wide(m, ins, kind)
+        if ".hi" in ins.opcode:
+            return high(m, ins, kind)
+        name += ".lo"
+    return simple(m, ins, kind, INTEGER[name])
+
+
+def wide(m: Machine, ins: Instruction, kind: str) -> Step:
+    """`mul.wide`, `mad.wide`: a product of twice the width."""
+    into = f"{kind[0]}{2 * int(kind[1:])}"
+    a, b = (m.value(x, kind) for x in ins.operands[1:3])
+    c = m.value(ins.operands[3], into) if len(ins.operands) > 3 else None
+    write = m.writer(ins.operands[0], into)
+    dtype = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{int(into[1:]) // 8}")
+
+    def step(mask: Mask) -> None:
+        product = a.astype(dtype) * b.astype(dtype)
+        write(product if c is None else product + c, mask)
+
+    return step
+
+
+def high(m: Machine, ins: Instruction, kind: str) -> Step:
+    """`mul.hi`: the upper half of a product of twice the width."""
+    bits = int(kind[1:])
+    ins.must(bits < 64 and len(ins.operands) == 3)
+    dtype = np.int64 if kind[0] == "s" else np.uint64
+    a, b = (m.value(x, kind) for x in ins.operands[1:])
+    write = m.writer(ins.operands[0], kind)
+    return lambda mask: write((a.astype(dtype) * b.astype(dtype)) >> dtype(bits), mask)
+
+
+def shift(m: Machine, ins: Instruction, name: str, kind: str) -> Step:
+    a, n = m.value(ins.operands[1], kind), m.value(ins.operands[2], "u32")
+    write = m.writer(ins.operands[0], kind)
+    function = shift_left if name == "shl" else shift_right
+    return lambda mask: write(function(a, n), mask)
+
+
+def funnel(m: Machine, ins: Instruction) -> Step:
+    """`shf.l.wrap d, a, b, n`: the high word of b:a shifted left; `shf.r.wrap` the low word shifted right."""
+    a, b, n = (m.value(x, "u32") for x in ins.operands[1:])
+    write = m.writer(ins.operands[0], "u32")
+    left = ".l." in ins.opcode
+
+    def step(mask: Mask) -> None:
+        both = b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64)
+        by = (n & U32(31)).astype(np.uint64)
+        write((both << by) >> np.uint64(32) if left else (both >> by) & np.uint64(0xFFFFFFFF), mask)
+
+    return step
+
+
+def field_extract(m: Machine, ins: Instruction, kind: str) -> Step:
+    """`bfe d, a, position, length`; signed fields are extended by their highest bit."""
+    a, position, length = (m.value(x, "u32") for x in ins.operands[1:])
+    write = m.writer(ins.operands[0], kind)
+
+    def step(mask: Mask) -> None:
+        at, size = (position & U32(255)).astype(np.int64), (length & U32(255)).astype(np.int64)
+        field = (a.astype(np.int64) >> at) & ((np.int64(1) << size) - 1)
+        if kind == "s32":
+            negative = (size > 0) & ((field >> np.maximum(size - 1, 0)) & 1 == 1)
+            field = np.where(negative, field - (np.int64(1) << size), field)
+        write(field, mask)
+
+    return step
+
+
+def byte_permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
+    """PTX `prmt.b32`: four bytes picked of the eight of b:a; bit 3 of a pick repeats the byte's sign."""
+    both = b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64)
+    result = np.zeros(np.broadcast_shapes(both.shape, selector.shape), dtype=np.uint64)
+    for i in range(4):
+        pick = (selector >> U32(4 * i)).astype(np.uint64) & np.uint64(15)
+        octet = (both >> (np.uint64(8) * (pick & np.uint64(7)))) & np.uint64(0xFF)
+        octet = np.where(pick & np.uint64(8), np.where(octet & np.uint64(0x80), np.uint64(0xFF), np.uint64(0)), octet)
+        result |= octet << np.uint64(8 * i)
+    return result.astype(U32)
+
+
+def logic_table(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """PTX `lop3.b32`: for each bit the truth table's entry number a b c."""
+    wanted = int(table[0])
+    result = np.zeros(1, dtype=U32)
+    for entry in range(8):
+        if wanted >> entry & 1:
+            result = result | (a if entry & 4 else ~a) & (b if entry & 2 else ~b) & (c if entry & 1 else ~c)
+    return result
+
+
+def compare(m: Machine, ins: Instruction, kind: str) -> Step:
+    """`setp.<how>.<type> p, a, b`."""
+    parts = ins.opcode.split(".")
+    how = parts[1]
+    unordered = how in ("equ", "neu", "ltu", "leu", "gtu", "geu")
+    function = COMPARE[how[:2]] if how not in ("num", "nan") else None
+    ins.must(len(ins.operands) == 3)
+    write = m.writer(ins.operands[0], "pred")
+    if kind in SMALL:
+        to = SMALL[kind][0]
+        x, y = (m.value(v, "b16") for v in ins.operands[1:])
+        a, b = (lambda: to(x)), (lambda: to(y))
+    else:
+        x, y = (m.value(v, kind) for v in ins.operands[1:])
+        a, b = (lambda: x), (lambda: y)
+
+    def step(mask: Mask) -> None:
+        left, right = a(), b()
+        if function is None:
+            none = np.isnan(left) | np.isnan(right)
+            result = none if how == "nan" else ~none
+        else:
+            result = function(left, right)
+            if kind[0] in "fb" and left.dtype.kind == "f":
+                none = np.isnan(left) | np.isnan(right)
+                result = result | none if unordered else result & ~none
+        write(result, mask)
+
+    return step
+
+
+def select(m: Machine, ins: Instruction, kind: str) -> Step:
+    a, b, p = m.value(ins.operands[1], kind), m.value(ins.operands[2], kind), m.value(ins.operands[3], "pred")
+    write = m.writer(ins.operands[0], kind)
+    return lambda mask: write(np.where(p, a, b), mask)
+
+
+def move(m: Machine, ins: Instruction, kind: str) -> Step:
+    """Also packs `{low, high}` into a register and takes it apart."""
+    target, source = ins.operands
+    if isinstance(source, tuple):
+        width = int(kind[1:]) // len(source)
+        parts = [m.value(x, f"b{width}") for x in source]
+        write = m.writer(target, kind)
+        dtype = np.dtype(f"u{int(kind[1:]) // 8}")
+        shifts = [dtype.type(width * i) for i in range(len(parts))]
+
+        def pack(mask: Mask) -> None:
+            shifted = [p.astype(dtype) << s for p, s in zip(parts, shifts, strict=True)]
+            write(np.bitwise_or.reduce(np.broadcast_arrays(*shifted)), mask)
+
+        return pack
+    if isinstance(target, tuple):
+        width = int(kind[1:]) // len(target)
+        whole = m.value(source, kind)
+        writes = [m.writer(x, f"b{width}") for x in target]
+
+        def step(mask: Mask) -> None:
+            for i, write in enumerate(writes):
+                write((whole >> whole.dtype.type(width * i)).astype(np.dtype(f"u{width // 8}")), mask)
+
+        return step
+    return simple(m, ins, kind, lambda a: a)
+
+
+def convert(m: Machine, ins: Instruction) -> Step:
+    """`cvt[.round].<to>.<from>`."""
+    parts = ins.opcode.split(".")[1:]
+    to, source = parts[-2:]
+    mode = next((p for p in parts[:-2] if p in ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")), "")
+    if to in ("bf16x2", "f16x2") and source == "f32":
+        back = SMALL[to.removesuffix("x2")][1]
+        high_part, low_part = (m.value(x, "f32") for x in ins.operands[1:])
+        write = m.writer(ins.operands[0], "b32")
+        return lambda mask: write(together(back(low_part), back(high_part)), mask)
+    if source == "e4m3x2":
+        octets = m.value(ins.operands[1], "b16")
+        write = m.writer(ins.operands[0], "b32")
+        return lambda mask: write(
+            together(to_f16(e4m3(octets & np.uint16(0xFF))), to_f16(e4m3(octets >> np.uint16(8)))), mask
+        )
+    if source in SMALL:
+        bits, decode = m.value(ins.operands[1], "b16"), SMALL[source][0]
+        ins.must(to == "f32" or to in SMALL)
+        write = m.writer(ins.operands[0], "f32" if to == "f32" else "b16")
+        encode = SMALL[to][1] if to in SMALL else (lambda x: x)
+        return lambda mask: write(encode(decode(bits)), mask)
+    number = m.value(ins.operands[1], source)
+    if to in SMALL:
+        write, encode = m.writer(ins.operands[0], "b16"), SMALL[to][1]
+        return lambda mask: write(encode(number.astype(np.float32)), mask)
+    write = m.writer(ins.operands[0], to)
+    rounds: dict[str, Any] = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+    if mode in rounds:
+        limits = np.iinfo(m.value(0, to).dtype) if to[0] in "us" else None
+
+        def step(mask: Mask) -> None:
+            whole = rounds[mode](number.astype(np.float64))
+            if limits is not None:
+                whole = np.clip(np.nan_to_num(whole), limits.min, limits.max)
+            write(whole, mask)
+
+        return step
+    dtype = m.value(0, to).dtype
+    return lambda mask: write(number.astype(dtype), mask)
+
+
+def step_for(m: Machine, ins: Instruction) -> Step | None:
+    """The step of an instruction of this module, or None where it belongs to another."""
+    parts = ins.opcode.split(".")
+    name, kind = parts[0], parts[-1]
+    match name:
+        case "mov":
+            return move(m, ins, kind)
+        case "cvt":
+            return convert(m, ins)
+        case "cvta":
+            return simple(m, ins, kind, lambda a: a)
+        case "setp":
+            return compare(m, ins, kind)
+        case "selp":
+            return select(m, ins, kind)
+        case "shl" | "shr":
+            return shift(m, ins, name, kind)
+        case "shf":
+            return funnel(m, ins)
+        case "bfe":
+            return field_extract(m, ins, kind)
+        case "prmt":
+            return simple(m, ins, "b32", byte_permute)
+        case "lop3":
+            return simple(m, ins, "b32", logic_table)
+        case "popc":
+            return simple(m, ins, kind, np.bitwise_count, "u32")
+    if name in FLOAT or name in INTEGER or name in ("mul", "mad"):
+        return arithmetic(m, ins, name, kind)
+    return None

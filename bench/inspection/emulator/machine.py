@@ -1,0 +1,286 @@
+"""Threads of some CTAs executing a listing: who is where, who waits for whom. What each instruction does is elsewhere.
+
+Threads that stand at the same instruction execute it together; of several places the earliest in the code goes first,
+so that the threads of a branch meet again behind it. A barrier holds a CTA's threads until all that live have come.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from bench.inspection.emulator.memory import Fault, GlobalMemory, SharedMemory
+from bench.inspection.emulator.ptx import Address, Instruction, Listing, NotEmulated, Operand
+
+WARP = 32
+WARPGROUP = 4 * WARP
+"""What multiplies together in `wgmma`."""
+TYPES: dict[str, Any] = {
+    **{f"u{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
+    **{f"b{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
+    **{f"s{8 * n}": np.dtype(f"i{n}") for n in (1, 2, 4, 8)},
+    "f16": np.dtype("f2"),
+    "f32": np.dtype("f4"),
+    "f64": np.dtype("f8"),
+    "pred": np.dtype("?"),
+}
+Mask = np.ndarray
+Step = Callable[[Mask], None]
+"""Executes an instruction for the threads of a mask."""
+Maker = Callable[["Machine", Instruction], Step]
+"""Looks up the operands of an instruction once, and returns what executes it."""
+
+
+@dataclass
+class Deferred:
+    """What the threads in `mask` have begun; `group` is each thread's count of groups before it."""
+
+    mask: Mask
+    group: np.ndarray
+    happen: Step
+    size: np.ndarray | int = 0
+    """Bytes that it brings each thread."""
+
+
+class Groups:
+    """What happens as late as it may: where the group that it was closed in is waited for."""
+
+    def __init__(self, lanes: int) -> None:
+        self.begun: list[Deferred] = []
+        self.closed = np.zeros(lanes, dtype=np.int64)
+
+    def begin(self, mask: Mask, happen: Step, size: np.ndarray | int = 0) -> None:
+        self.begun.append(Deferred(mask.copy(), self.closed.copy(), happen, size))
+
+    def close(self, mask: Mask) -> None:
+        self.closed[mask] += 1
+
+    def wait(self, mask: Mask, left: int | None, together: int = 1) -> None:
+        """Make all groups of the threads in `mask` happen but the last `left`; with None also what no group holds.
+
+        `together` threads are one: what one of them waits for happens for all.
+        """
+        for each in self.begun:
+            ready = each.mask & mask
+            if left is not None:
+                ready &= each.group < self.closed - left
+            ready = np.repeat(ready.reshape(-1, together).any(axis=1), together)
+            if ready.any():
+                each.happen(ready)
+                each.mask &= ~ready
+        self.begun = [each for each in self.begun if each.mask.any()]
+
+    def bytes_left(self, mask: Mask) -> int:
+        """What is still on its way to the threads in `mask`."""
+        return sum(int((each.size * (each.mask & mask)).sum()) for each in self.begun)
+
+
+class Machine:
+    """`ctas` are the indices (x, y, z) of the CTAs that run together, `grid` how many there are of all."""
+
+    def __init__(
+        self, listing: Listing, memory: GlobalMemory, arguments: Mapping[str, Any], shared: int,
+        ctas: list[tuple[int, int, int]], grid: tuple[int, int, int],
+    ) -> None:  # fmt: skip
+        self.listing, self.memory, self.arguments = listing, memory, arguments
+        self.lanes = len(ctas) * listing.threads
+        self.cta = np.repeat(np.arange(len(ctas)), listing.threads)
+        self.warp = np.arange(self.lanes) // WARP
+        self.lane = np.arange(self.lanes) % WARP
+        self.shared = SharedMemory(len(ctas), shared)
+        self.registers = {name: self.unwritten(kind) for name, kind in listing.registers.items()}
+        self.registers |= self.special(ctas, grid)
+        self.copies, self.products = Groups(self.lanes), Groups(self.lanes)
+        """What `cp.async` and `wgmma` have begun."""
+        self.barriers: dict[int, Any] = {}
+        """Of shared memory, by place (`tensor_maps.Barrier`)."""
+        self.executed: Counter[str] = Counter()
+        self.under_way: list[float] = []
+        """After each wait for copies, the bytes of a CTA that are still on their way."""
+        self.flop = 0
+        """Of the tensor cores."""
+
+    def unwritten(self, kind: str) -> np.ndarray:
+        """A register that nothing has been written to: false, or NaN for whoever reads it as a float."""
+        if kind == "pred":
+            return np.zeros(self.lanes, dtype=bool)
+        dtype = np.dtype(f"u{int(kind[1:]) // 8}")
+        return np.full(self.lanes, 0x7FC07FC07FC07FC0 & np.iinfo(dtype).max, dtype=dtype)
+
+    def special(self, ctas: list[tuple[int, int, int]], grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        """The registers that say which thread of which CTA this is."""
+        thread = np.arange(self.lanes) % self.listing.threads
+        named: dict[str, Any] = {"%tid.x": thread, "%tid.y": 0, "%tid.z": 0, "%ntid.x": self.listing.threads}
+        named["%laneid"] = thread % WARP
+        for i, axis in enumerate("xyz"):
+            named[f"%ctaid.{axis}"] = np.array([cta[i] for cta in ctas])[self.cta]
+            named[f"%nctaid.{axis}"] = grid[i]
+        return {name: np.full(self.lanes, value, dtype=np.uint32) for name, value in named.items()}
+
+    # Operands
+
+    def value(self, operand: Operand, kind: str) -> np.ndarray:
+        """An operand as numbers of a type: a register's own memory where it has the width, so that it stays current."""
+        dtype = TYPES[kind]
+        if isinstance(operand, str):
+            if operand not in self.registers:
+                return self.constant(np.array(self.symbol(operand)).astype(dtype))
+            register = self.registers[operand]
+            if register.dtype == dtype or register.dtype.itemsize == dtype.itemsize:
+                return register.view(dtype)
+            assert register.dtype.itemsize > dtype.itemsize, f"{operand} is too narrow for {kind}"
+            return register.view(dtype)[:: register.dtype.itemsize // dtype.itemsize]  # little end first
+        assert isinstance(operand, int), operand
+        if kind == "pred":
+            return self.constant(np.array(operand != 0))
+        bits = np.array(operand & (1 << 8 * dtype.itemsize) - 1, dtype=np.dtype(f"u{dtype.itemsize}"))
+        return self.constant(bits.view(dtype))
+
+    def constant(self, number: np.ndarray) -> np.ndarray:
+        """A number that all threads have."""
+        return np.broadcast_to(number, self.lanes)
+
+    def symbol(self, name: str) -> int:
+        """The address of a name: shared memory, or a parameter."""
+        if name in self.listing.parameters:
+            return self.listing.parameters.index(name)
+        if name != "global_smem":
+            raise NotEmulated(f"the name {name}")
+        return self.shared.base
+
+    def writer(self, operand: Operand, kind: str) -> Callable[[np.ndarray, Mask], None]:
+        """Writes numbers of a type into a register; narrower ones are extended by their sign or by zeros."""
+        if operand == "_":
+            return lambda values, mask: None
+        assert isinstance(operand, str), operand
+        register = self.registers[operand]
+        dtype = TYPES[kind]
+        if register.dtype.itemsize == dtype.itemsize:
+            view = register.view(dtype)
+        elif dtype.kind == "i":
+            view = register.view(np.dtype(f"i{register.dtype.itemsize}"))
+        else:
+            view = register
+        return lambda values, mask: np.copyto(view, values, where=mask, casting="unsafe")
+
+    def addresses(self, operand: Operand, wide: bool) -> Callable[[], np.ndarray]:
+        """A function that says where `[base + offset]` is for each thread, as int64."""
+        assert isinstance(operand, Address), operand
+        base = self.value(operand.base, "u64" if wide else "u32")
+        offset = operand.offset
+        return lambda: base.astype(np.int64) + offset
+
+    def whole_warps(self, mask: Mask) -> np.ndarray:
+        """The warps of a mask, each of which must be complete."""
+        by_warp = mask.reshape(-1, WARP)
+        warps = by_warp.any(axis=1)
+        if not by_warp[warps].all():
+            raise Fault("an instruction of whole warps is executed by part of one")
+        return np.flatnonzero(warps)
+
+    # Execution
+
+    def run(self, make_step: Maker, random: Random | None = None) -> None:
+        """Execute until every thread has returned.
+
+        Without `random` all threads go together. With it a warp does, and whenever it has to stop, at a barrier or
+        after an atomic of global memory, one that is drawn goes on: what is not ordered shows.
+        """
+        units = np.arange(self.lanes) // (WARP if random else self.lanes)
+        self.places: dict[tuple[int, int], Mask] = {}
+        self.alive = np.ones(self.lanes, dtype=bool)
+        self.waiting = np.zeros(self.lanes, dtype=bool)
+        self.gathered = np.zeros(self.lanes, dtype=bool)
+        self.resume = np.zeros(self.lanes, dtype=np.int64)
+        for unit in np.unique(units):
+            self.places[unit, 0] = units == unit
+        steps: list[Step | None] = [None] * len(self.listing.code)
+        while self.places:
+            standing = sorted({unit for unit, _ in self.places})
+            unit = random.choice(standing) if random else standing[0]
+            while unit is not None:
+                unit = self.stretch(unit, steps, make_step, random is not None)
+            self.release(units)
+        if self.waiting.any() or self.gathered.any():
+            raise Fault("some threads wait for others that never come")
+
+    def stretch(self, unit: int, steps: list[Step | None], make_step: Maker, stops: bool) -> int | None:
+        """Execute a unit's earliest threads up to a branch; the unit, where it may go on at once."""
+        code, labels = self.listing.code, self.listing.labels
+        here = [at for u, at in self.places if u == unit]
+        if not here:
+            return None
+        at = min(here)
+        mask = self.places.pop((unit, at))
+        while at < len(code):
+            if (unit, at) in self.places:
+                mask = mask | self.places.pop((unit, at))
+            ins = code[at]
+            self.executed[ins.opcode] += int(np.count_nonzero(mask.reshape(-1, WARP).any(axis=1)))
+            active = mask if ins.guard is None else mask & self.guard(ins)
+            match ins.opcode:
+                case "bra" | "bra.uni":
+                    self.put(unit, labels[str(ins.operands[0])], active)
+                    self.put(unit, at + 1, mask & ~active)
+                    return unit
+                case "ret" | "exit":
+                    self.alive &= ~active
+                    self.put(unit, at + 1, mask & ~active)
+                    return unit
+                case "bar.sync" | "barrier.sync":
+                    ins.must(ins.guard is None and ins.operands in ((0,), (0, self.listing.threads)))
+                    self.waiting |= mask
+                    self.resume[mask] = at + 1
+                    return unit
+            step = steps[at]
+            if step is None:
+                step = steps[at] = make_step(self, ins)
+            if stops and ins.opcode.startswith("wgmma.mma_async"):
+                self.gather(at, mask, step)
+                return None
+            if ins.guard is None or active.any():
+                try:
+                    step(active)
+                except Fault as fault:
+                    raise Fault(f"{fault}, at {ins.text}") from None
+            at += 1
+            if stops and ins.opcode.startswith(("atom.global", "mbarrier.try_wait")):
+                self.put(unit, at, mask)
+                return None
+        self.alive &= ~mask
+        return unit
+
+    def put(self, unit: int, at: int, mask: Mask) -> None:
+        if mask.any():
+            self.places[unit, at] = self.places[unit, at] | mask if (unit, at) in self.places else mask
+
+    def gather(self, at: int, mask: Mask, step: Step) -> None:
+        """Warps come one by one to what a warpgroup executes together: the last one lets all go on."""
+        self.gathered |= mask
+        self.resume[mask] = at
+        here = (self.gathered & (self.resume == at)).reshape(-1, WARPGROUP).all(axis=1)
+        complete = np.repeat(here, WARPGROUP)
+        if complete.any():
+            step(complete)
+            self.gathered &= ~complete
+            for warp in np.unique(self.warp[complete]):
+                self.put(int(warp), at + 1, self.warp == warp)
+
+    def release(self, units: np.ndarray) -> None:
+        """Let go the CTAs all of whose living threads wait at a barrier."""
+        held = (self.waiting | ~self.alive).reshape(-1, self.listing.threads).all(axis=1)
+        free = self.waiting & np.repeat(held, self.listing.threads)
+        for unit, at in {(int(u), int(a)) for u, a in zip(units[free], self.resume[free], strict=True)}:
+            self.put(unit, at, free & (units == unit) & (self.resume == at))
+        self.waiting[free] = False
+
+    def guard(self, ins: Instruction) -> np.ndarray:
+        assert ins.guard is not None
+        name, wanted = ins.guard
+        register = self.registers[name]
+        return register if wanted else ~register

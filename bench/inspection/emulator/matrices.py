@@ -1,0 +1,259 @@
+"""Instructions of whole warps on small matrices: `ldmatrix`, `stmatrix`, `mma`, `wgmma`.
+
+Fragments and shared-memory layouts as in the PTX ISA ("Matrix Fragments for mma.m16n8k16", "Register Fragments and
+Shared Memory Matrix Layouts" of wgmma, "Matrix Descriptor Format"). Products are summed in fp32.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.inspection.emulator.arithmetic import SMALL, bf16, e4m3, f16, halves, together
+from bench.inspection.emulator.machine import WARP, WARPGROUP, Machine, Maker, Mask, Step
+from bench.inspection.emulator.memory import LINE, UNSIGNED, Fault, SharedMemory
+from bench.inspection.emulator.ptx import Instruction, listed
+
+LANE = np.arange(WARP)
+ROW, PAIR = LANE // 4, LANE % 4 * 2
+"""Of a thread in an 8 x 8 matrix of 16-bit elements: its row, and the first of its two columns."""
+
+
+DECODE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bf16": bf16, "f16": f16, "e4m3": e4m3}
+
+
+def left_words(registers: list[np.ndarray]) -> np.ndarray:
+    """Left fragments of warps, four registers [warps, 32] -> [warps, 16 rows, 8 words]."""
+    words = np.zeros((len(registers[0]), 16, 8), dtype=np.uint32)
+    for i, register in enumerate(registers):
+        words[:, ROW + 8 * (i % 2), PAIR // 2 + 4 * (i // 2)] = register
+    return words
+
+
+def right_words(registers: list[np.ndarray]) -> np.ndarray:
+    """Right fragments of warps, two registers [warps, 32] -> [warps, 8 columns, 8 words]."""
+    words = np.zeros((len(registers[0]), 8, 8), dtype=np.uint32)
+    for i, register in enumerate(registers):
+        words[:, ROW, PAIR // 2 + 4 * i] = register
+    return words
+
+
+def sum_of(product: np.ndarray, i: int) -> np.ndarray:
+    """[warps, 16, N] -> what register i of the sums takes of it, [warps, 32]."""
+    return product[:, ROW + 8 * (i // 2 % 2), PAIR + i % 2 + 8 * (i // 4)]
+
+
+def to_lanes(m: Machine, warps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[warps, 32] of some warps -> one value a thread; zero for the others."""
+    full = np.zeros((m.lanes // WARP, WARP), dtype=values.dtype)
+    full[warps] = values
+    return full.ravel()
+
+
+def matrix_rows(m: Machine, mask: Mask, addresses: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Warps of the mask, and where the rows of their `count` matrices are in shared memory: (warps, count, 8)."""
+    warps = m.whole_warps(mask)
+    givers = (warps[:, None] * WARP + np.arange(8 * count)).ravel()
+    offsets = m.shared.offsets(m.cta[givers], addresses[givers], 16)
+    m.shared.count("matrix", offsets, np.repeat(warps, 8 * count), 16)
+    return warps, offsets.reshape(len(warps), count, 8)
+
+
+def load_matrices(m: Machine, ins: Instruction) -> Step:
+    """`ldmatrix.sync.aligned.m8n8.x<n>[.trans].shared.b16 {d}, [row addresses]`."""
+    names = listed(ins.operands[0])
+    writes = [m.writer(name, "b32") for name in names]
+    at = m.addresses(ins.operands[1], False)
+    transposed = ".trans." in ins.opcode
+    ins.must(".m8n8." in ins.opcode and ins.opcode.endswith("b16"))
+
+    def step(mask: Mask) -> None:
+        warps, rows = matrix_rows(m, mask, at(), len(names))
+        memory = m.shared.bytes.view(np.uint16)
+        if transposed:
+            low, high = (memory[rows[:, :, PAIR + i] // 2 + ROW] for i in (0, 1))
+        else:
+            low, high = (memory[rows[:, :, ROW] // 2 + PAIR + i] for i in (0, 1))
+        words = together(low, high)
+        for i, write in enumerate(writes):
+            write(to_lanes(m, warps, words[:, i]), mask)
+
+    return step
+
+
+def store_matrices(m: Machine, ins: Instruction) -> Step:
+    """`stmatrix.sync.aligned.m8n8.x<n>[.trans].shared.b16 [row addresses], {s}`."""
+    names = listed(ins.operands[1])
+    sources = [m.value(name, "b32") for name in names]
+    at = m.addresses(ins.operands[0], False)
+    transposed = ".trans." in ins.opcode
+
+    def step(mask: Mask) -> None:
+        warps, rows = matrix_rows(m, mask, at(), len(names))
+        memory = m.shared.bytes.view(np.uint16)
+        for i, source in enumerate(sources):
+            for part, half in enumerate(halves(source.reshape(-1, WARP)[warps])):
+                if transposed:
+                    memory[rows[:, i][:, PAIR + part] // 2 + ROW] = half
+                else:
+                    memory[rows[:, i][:, ROW] // 2 + PAIR + part] = half
+
+    return step
+
+
+def mma(m: Machine, ins: Instruction) -> Step:
+    """`mma.sync.aligned.m16n8k16.row.col.f32.<t>.<t>.f32 d, a, b, c` of 16-bit floats."""
+    found = re.match(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(\w+)\.(\w+)\.f32$", ins.opcode)
+    ins.must(found)
+    assert found
+    ins.must(found[1] == found[2] and found[1] in SMALL)
+    decode = DECODE[found[1]]
+    d, a, b, c = (listed(x) for x in ins.operands)
+    writes, sums = [m.writer(x, "f32") for x in d], [m.value(x, "f32") for x in c]
+    lefts, rights = [m.value(x, "b32") for x in a], [m.value(x, "b32") for x in b]
+
+    def step(mask: Mask) -> None:
+        warps = m.whole_warps(mask)
+
+        def taken(registers: list[np.ndarray]) -> list[np.ndarray]:
+            return [register.reshape(-1, WARP)[warps] for register in registers]
+
+        left, right = (decode(x.view(np.uint16)) for x in (left_words(taken(lefts)), right_words(taken(rights))))
+        product = left @ right.swapaxes(1, 2)
+        m.flop += len(warps) * 2 * 16 * 8 * 16
+        results = [sum_of(product, i) + start for i, start in enumerate(taken(sums))]
+        for write, result in zip(writes, results, strict=True):
+            write(to_lanes(m, warps, result), mask)
+
+    return step
+
+
+# wgmma: four warps, operands in shared memory behind a descriptor
+
+SWIZZLES = {0: 0, 1: 128, 2: 64, 3: 32}
+"""Bits 62-63 of a descriptor -> bytes of a row that are permuted."""
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """The fields of a wgmma matrix descriptor, offsets in bytes."""
+
+    start: int
+    leading: int
+    stride: int
+    swizzle: int
+
+    @classmethod
+    def of(cls, bits: int) -> Descriptor:
+        if bits >> 49 & 7:
+            raise Fault("a matrix descriptor with a base offset")
+        return cls(
+            start=(bits & 0x3FFF) << 4,
+            leading=(bits >> 16 & 0x3FFF) << 4,
+            stride=(bits >> 32 & 0x3FFF) << 4,
+            swizzle=SWIZZLES[bits >> 62],
+        )
+
+    def places(self, rows: int, columns: int, size: int, transposed: bool) -> np.ndarray:
+        """Addresses of elements of `size` bytes (row of M or N, column of K) before the swizzle."""
+        row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
+        width = self.swizzle or 16
+        if transposed:  # `span` elements of M or N lie together; 8 of K make an atom
+            span = width // size
+            return (
+                self.start + row % span * size + row // span * self.leading
+                + column % 8 * width + column // 8 * self.stride
+            )  # fmt: skip
+        octets = column * size
+        beyond = 0 if self.swizzle else octets // 16 * (self.leading - 16)
+        return self.start + row % 8 * width + row // 8 * self.stride + octets + beyond
+
+    def read(self, shared: SharedMemory, cta: int, rows: int, columns: int, size: int, transposed: bool) -> np.ndarray:
+        """The matrix's elements, as bits."""
+        at = self.places(rows, columns, size, transposed)
+        if self.swizzle:
+            chunks = self.swizzle // 16 - 1  # 7, 3, 1: which of the address bits 4-6 are exchanged
+            at = at ^ ((at >> 7 & chunks) << 4)
+        offsets = shared.offsets(np.full(at.size, cta), at.ravel(), size)
+        return shared.bytes.view(UNSIGNED[size])[offsets // size].reshape(rows, columns)
+
+
+def wgmma(m: Machine, ins: Instruction) -> Step:
+    """`wgmma.mma_async.sync.aligned.m64n<N>k<K>.f32.<t>.<t> d, a, b, scale-d, 1, 1[, transposed a][, transposed b]`.
+
+    It happens where its group is waited for, as late as it may: operands that change before, or sums that are read
+    before, are wrong.
+    """
+    found = re.match(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)$", ins.opcode)
+    ins.must(found)
+    assert found
+    ins.must(found[3] == found[4] and found[3] in DECODE)
+    columns, depth, decode = int(found[1]), int(found[2]), DECODE[found[3]]
+    size = 32 // depth
+    d, a, b, scale, *rest = ins.operands
+    ins.must(rest[:2] == [1, 1])
+    assert isinstance(d, tuple)
+    transposed_b = len(rest) > 2 and bool(rest[-1])
+    transposed_a = len(rest) > 3 and bool(rest[2])
+    writes, sums = [m.writer(x, "f32") for x in d], [m.value(x, "f32") for x in d]
+    lefts = [m.value(x, "b32") for x in a] if isinstance(a, tuple) else []
+    descriptors = [m.value(x, "u64") for x in ((b,) if lefts else (b, a))]
+    keep = m.value(scale, "pred")
+
+    def one(register: np.ndarray, lanes: np.ndarray) -> int:
+        """A value that all threads of a group must share."""
+        values = np.unique(register[lanes])
+        if len(values) > 1:
+            raise Fault("the threads of a warpgroup disagree")
+        return int(values[0])
+
+    def fragments(lanes: np.ndarray) -> np.ndarray:
+        """The left matrix where it is held in registers."""
+        return left_words([r[lanes].reshape(4, WARP) for r in lefts]).reshape(64, 8).view(UNSIGNED[size])
+
+    def step(mask: Mask) -> None:
+        groups = mask.reshape(-1, WARPGROUP)
+        if not (groups.all(axis=1) | ~groups.any(axis=1)).all():
+            raise Fault("a warpgroup's instruction is executed by part of one")
+        results = np.zeros((len(writes), m.lanes), dtype=np.float32)
+        for group in np.flatnonzero(groups[:, 0]):
+            lanes = np.arange(group * WARPGROUP, (group + 1) * WARPGROUP)
+            cta = int(m.cta[lanes[0]])
+            right, *left = (Descriptor.of(one(x, lanes)) for x in descriptors)
+            there = right.read(m.shared, cta, columns, depth, size, transposed_b)
+            here = left[0].read(m.shared, cta, 64, depth, size, transposed_a) if left else fragments(lanes)
+            m.flop += 2 * 64 * columns * depth
+            read = (columns + (64 if left else 0)) * depth * size
+            m.shared.counts.update({f"product {what}": read // LINE for what in ("cycles", "least cycles")})
+            product = (decode(here) @ decode(there).T).reshape(4, 16, columns)
+            kept = one(keep, lanes)
+            for i, start in enumerate(sums):
+                value = sum_of(product, i).ravel()
+                results[i, lanes] = value + start[lanes] if kept else value
+        for write, result in zip(writes, results, strict=True):
+            write(result, mask)
+
+    return lambda mask: m.products.begin(mask, step)
+
+
+def close_products(m: Machine, ins: Instruction) -> Step:
+    return m.products.close
+
+
+def wait_for_products(m: Machine, ins: Instruction) -> Step:
+    left = ins.operands[0]
+    assert isinstance(left, int)
+    return lambda mask: m.products.wait(mask, left, WARPGROUP)
+
+
+MAKERS: dict[str, Maker] = {
+    "ldmatrix": load_matrices,
+    "stmatrix": store_matrices,
+    "mma": mma,
+    "wgmma.mma_async": wgmma,
+    "wgmma.commit_group": close_products,
+    "wgmma.wait_group": wait_for_products,
+}

@@ -1,0 +1,132 @@
+"""What compiled kernels ask of a part's memories and tensor cores, at the sizes that are measured, without a GPU.
+
+Some CTAs of each launch are executed; their bytes and cycles stand for all. A share is the time that a unit of an SM
+needs for them over the time that DRAM needs for their bytes: above 1 the unit is slower than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from bench.devices import DEVICES, MMA_FLOP_PER_SM_CLOCK
+from bench.devices.spec import DeviceSpec
+from bench.errors import BadRequest, require
+from bench.inspection.codegen.build import refuse_interpreter
+from bench.inspection.codegen.judge import PARTS
+from bench.inspection.emulator.execute import Counts, execute
+from bench.inspection.emulator.memory import SECTOR, Fault
+from bench.inspection.emulator.ptx import NotEmulated
+from bench.terminal import listing
+from kernels.launch import KernelLaunch
+from kernels.op import discover, implementations
+
+SURVEYED = {80: "a100-80", 90: "h100-sxm"}
+"""Compute capability -> the part whose rates are meant. The emulator does not know sm_100's tensor memory."""
+
+LARGEST = 3 << 30
+"""Compulsory bytes of a case that is still surveyed: the host holds its inputs three times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One launch. `touched` and `asked` are bytes; the rest are ratios (see the module)."""
+
+    op: str
+    impl: str
+    case_id: str
+    kernel: str = ""
+    sm: int = 0
+    ctas: int = 0
+    grid: int = 0
+    touched: int = 0
+    asked: int = 0
+    shared: float = 0.0
+    conflicts: float = 1.0
+    """Cycles of the banks over the least that the bytes need."""
+    tensor: float = 0.0
+    under_way: float = 0.0
+    """Bytes of a CTA on their way after a wait (`Counts.under_way`); 0 where nothing overlaps, or no `cp.async`."""
+    error: str = ""
+
+
+def flop_per_cycle(sm: int) -> int:
+    """Of an SM's tensor cores, dense bf16."""
+    return MMA_FLOP_PER_SM_CLOCK[sm]["mma_bf16"]
+
+
+def cycles_per_byte(spec: DeviceSpec) -> float:
+    """Cycles of an SM in which DRAM gives it one byte, at the clock that the published peak is of."""
+    assert spec.memory_bandwidth is not None
+    clock = spec.peaks["mma_bf16"].value / (flop_per_cycle(spec.sm) * spec.sm_count)
+    return clock * spec.sm_count / spec.memory_bandwidth.value
+
+
+def row_of(counts: Counts, launch: KernelLaunch, sm: int, ctas: int, **names: str) -> Row:
+    touched = sum(counts.touched.values())
+    memory = touched * cycles_per_byte(DEVICES[SURVEYED[sm]])
+    least = sum(n for kind, n in counts.shared.items() if kind.endswith("least cycles"))
+    cycles = sum(n for kind, n in counts.shared.items() if kind.endswith(" cycles")) - least
+    grid = prod(launch.grid)
+    return Row(
+        **names, kernel=launch.kernel.fn.__name__, sm=sm, ctas=min(ctas, grid), grid=grid, touched=touched,
+        asked=SECTOR * (counts.memory["load sectors"] + counts.memory["store sectors"]),
+        shared=cycles / memory, conflicts=cycles / least if least else 1.0,
+        tensor=counts.flop / flop_per_cycle(sm) / memory, under_way=counts.under_way,
+    )  # fmt: skip
+
+
+def survey(
+    ops: Sequence[str] | None, impls: Sequence[str], suite: str, case: str, sm: int, ctas: int,
+    progress: Callable[[str], None] = lambda what: None,
+) -> list[Row]:  # fmt: skip
+    """Rows of our kernels' launches, case by case; launches without main streams, which prepare others, run whole.
+
+    Raises `BadRequest` where no kernel of ours has such a case.
+    """
+    listing.check(list(ops or []), suite, case)
+    require("architecture", [str(sm)], [str(known) for known in SURVEYED])
+    refuse_interpreter()
+    found: list[Row] = []
+    target = PARTS[sm].target
+    for op in (discover()[name] for name in ops or discover()):
+        for impl in implementations(op.name)[0]:
+            if not impl.ours or impl.build is None or (impls and impl.name not in impls):
+                continue
+            for shape in (s for s in op.cases(suite) if case in s.id and impl.supports(s, target) is None):
+                names: dict[str, Any] = {"op": op.name, "impl": impl.name, "case_id": shape.id}
+                if op.work(shape).bytes > LARGEST:
+                    found.append(Row(**names, error=f"left out: its {op.work(shape).bytes / 1e9:.1f} GB are too many"))
+                    continue
+                progress(f"{op.name} {shape.id}")
+                try:
+                    for launch in impl.build(shape, op.inputs(shape, "cpu", 0), target).launches:
+                        most = ctas if launch.streams else prod(launch.grid)
+                        found.append(row_of(execute(launch, sm, ctas=most), launch, sm, most, **names))
+                except (Fault, NotEmulated) as error:
+                    found.append(Row(**names, error=f"{type(error).__name__}: {error}"))
+    if not found:
+        raise BadRequest("nothing to execute: no kernel of ours takes such a case; `decodebench list impls` shows them")
+    return found
+
+
+HEADERS = (
+    "op", "impl", "case", "kernel", "CTAs", "MB touched", "asked/touched", "shared/DRAM time", "bank conflicts",
+    "tensor/DRAM time", "KiB under way", "",
+)  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and rows of strings, ready to be printed."""
+    return HEADERS, [
+        (row.op, row.impl, row.case_id, *([""] * 8), row.error)
+        if row.error
+        else (
+            row.op, row.impl, row.case_id, row.kernel, f"{row.ctas} of {row.grid}", f"{row.touched / 1e6:.3f}",
+            f"{row.asked / row.touched:.2f}", f"{row.shared:.2f}", f"{row.conflicts:.2f}", f"{row.tensor:.2f}",
+            f"{row.under_way / 1024:.0f}", "",
+        )
+        for row in rows
+    ]  # fmt: skip

@@ -1,0 +1,140 @@
+"""Copies of boxes by the tensor memory accelerator (TMA), and the barriers in shared memory that count their bytes.
+
+A box arrives as late as it may: when the first thread that waits for its barrier is let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.inspection.emulator.machine import Machine, Maker, Mask, Step
+from bench.inspection.emulator.memory import SECTOR
+from bench.inspection.emulator.ptx import Address, Instruction
+
+
+@dataclass
+class Barrier:
+    """An mbarrier: arrivals and bytes that its present phase still needs, and the copies that will bring them."""
+
+    count: int
+    missing: int
+    awaited: int = 0
+    parity: int = 0
+    copies: list[Callable[[], int]] = field(default_factory=list)
+
+    def passed(self, parity: int) -> bool:
+        """Is the phase of that parity over? It ends here, where all have arrived and all bytes are on their way."""
+        if self.parity != parity:
+            return True
+        if self.missing or (self.awaited and not self.copies):
+            return False
+        brought = sum(copy() for copy in self.copies)
+        assert brought == self.awaited, f"{brought} bytes arrive where {self.awaited} are expected"
+        self.missing, self.awaited, self.copies, self.parity = self.count, 0, [], 1 - self.parity
+        return True
+
+
+def places(m: Machine, ins: Instruction, index: int) -> Callable[[np.ndarray], list[int]]:
+    at = m.addresses(ins.operands[index], False)
+    return lambda lanes: m.shared.offsets(m.cta[lanes], at()[lanes], 8).tolist()
+
+
+def initialise(m: Machine, ins: Instruction) -> Step:
+    at, count = places(m, ins, 0), ins.operands[1]
+    assert isinstance(count, int)
+
+    def step(mask: Mask) -> None:
+        for place in at(np.flatnonzero(mask)):
+            m.barriers[place] = Barrier(count, count)
+
+    return step
+
+
+def expect(m: Machine, ins: Instruction) -> Step:
+    """`mbarrier.arrive.expect_tx.shared.b64 _, [barrier], bytes`."""
+    at, size = places(m, ins, 1), ins.operands[2]
+    assert isinstance(size, int)
+
+    def step(mask: Mask) -> None:
+        for place in at(np.flatnonzero(mask)):
+            m.barriers[place].missing -= 1
+            m.barriers[place].awaited += size
+
+    return step
+
+
+def try_wait(m: Machine, ins: Instruction) -> Step:
+    """`mbarrier.try_wait.parity.shared.b64 p, [barrier], parity`."""
+    write = m.writer(ins.operands[0], "pred")
+    at, parity = places(m, ins, 1), m.value(ins.operands[2], "u32")
+
+    def step(mask: Mask) -> None:
+        lanes = np.flatnonzero(mask)
+        wanted = parity[lanes]
+        result = np.zeros(m.lanes, dtype=bool)
+        result[lanes] = [m.barriers[place].passed(int(p)) for place, p in zip(at(lanes), wanted, strict=True)]
+        write(result, mask)
+
+    return step
+
+
+def copy_box(m: Machine, ins: Instruction) -> Step:
+    """`cp.async.bulk.tensor.2d.<shared>.global.mbarrier... [target], [map, {x, y}], [barrier]`."""
+    where = ins.operands[1]
+    assert isinstance(where, Address)
+    target, barrier = m.addresses(ins.operands[0], False), places(m, ins, 2)
+    number = m.value(where.base, "u64")
+    x, y = (m.value(c, "s32") for c in where.coordinates)
+
+    def step(mask: Mask) -> None:
+        for lane in np.flatnonzero(mask):
+            chosen = np.array([lane])
+            descriptor, layout = m.arguments[m.listing.parameters[int(number[lane])]]
+            row, column = (int(c[lane]) for c in (y, x))
+            start = int(m.shared.offsets(m.cta[chosen], target()[chosen], 128)[0])
+            m.barriers[barrier(chosen)[0]].copies.append(
+                partial(arrive, m, descriptor, layout["swizzle"], (row, column), start)
+            )
+
+    return step
+
+
+def arrive(m: Machine, descriptor: Any, swizzle: int, corner: tuple[int, int], start: int) -> int:
+    """The box at `corner` (row, column) is written; what lies outside of the tensor is zero. Returns its bytes."""
+    tensor, (rows, columns) = descriptor.base, descriptor.block_shape
+    size = tensor.element_size()
+    row, octet = np.arange(rows)[:, None], np.arange(columns * size)[None, :]
+    inside = (corner[0] + row < descriptor.shape[0]) & (corner[1] + octet // size < descriptor.shape[1])
+    source = m.memory.address(tensor) + (corner[0] + row) * descriptor.strides[0] * size + corner[1] * size + octet
+    data = np.zeros(inside.shape, dtype=np.uint8)
+    offsets = m.memory.offsets(source[inside], 1)
+    sectors = np.unique(offsets // SECTOR) * SECTOR
+    m.memory.count("load", sectors, np.zeros(len(sectors), dtype=np.int64), SECTOR)
+    data[inside] = m.memory.bytes[offsets]
+    to = start + row * columns * size + octet
+    if swizzle:
+        assert columns * size == 16 << swizzle, "a box narrower than its swizzle"
+        to = to ^ ((to >> 7 & (1 << swizzle) - 1) << 4)
+    m.shared.bytes[to] = data
+    return data.size
+
+
+MAKERS: dict[str, Maker] = {
+    "cp.async.bulk.tensor.2d": copy_box,
+    "mbarrier.init": initialise,
+    "mbarrier.arrive.expect_tx": expect,
+    "mbarrier.try_wait.parity": try_wait,
+}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors behind a launch's argument: its own, or what a descriptor describes."""
+    if torch.is_tensor(value):
+        return [value]
+    return [value.base] if hasattr(value, "block_shape") else []

@@ -1,0 +1,1 @@
+"""What does it mean? Claims, interventions, goals, and one run beside another."""

@@ -1,0 +1,167 @@
+"""Memory-bound or not, shown by intervention: what the times say, and whether the counters say the same."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.judge.interventions import CLEAR, Intervention
+from bench.judge.view import ASIDE, Table, View
+from bench.records import Record
+from bench.stats import Interval
+from bench.units import percent, ratio
+
+HEADING = "Is it memory? Shown by intervention"
+
+REMARK = (
+    "If memory is what a kernel waits for, its time follows the bytes and ignores the arithmetic. So cases are "
+    "compared that differ in one alone: more query heads over the same cache or a larger batch over the same weights "
+    "multiply the FLOPs at equal bytes; a smaller type or fewer KV heads divide the bytes at equal FLOPs. e_bytes says "
+    "by how many percent the time grows when the bytes grow by one percent, e_FLOPs the same of the FLOPs, each with a "
+    "95% interval. Bound by memory: 1 and 0. Bound by arithmetic: 0 and 1. Bound by a launch: 0 and 0. Of cases with a "
+    f"prediction only those are asked that it puts clearly on one side, its largest term at least {CLEAR:g} times the "
+    "next; the headline counts those that it calls memory-bound."
+)
+
+COUNTED = (
+    "Counters: the counted DRAM bytes, and the executed FLOPs, as a share of what the measured roofs allow in the "
+    "measured time; whichever fills more than half of its roof is what the kernel waits for."
+)
+
+WORDS = {
+    "memory": "memory",
+    "compute": "arithmetic",
+    "not compute": "FLOPs are free",
+    "not memory": "bytes are free",
+    "neither": "neither",
+}
+"""What a reader is told for each verdict of an intervention."""
+
+MEMORY = ("memory", "not compute")
+ARITHMETIC = ("compute", "not memory")
+
+BUSY = 0.5
+"""A unit that the counters see at more than this share of its roof is the one that is waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the groups of cases answered that no prediction calls bound by arithmetic.
+
+    `yes`, `no`, `undecided` count groups in which bytes changed, and any whose FLOPs cost time. `free` counts those in
+    which only FLOPs changed and cost nothing: a launch that decides would do the same, so they prove no yes.
+    Exponents are medians, of the yes if there are any, else of the free.
+    """
+
+    yes: int
+    no: int
+    undecided: int
+    free: int
+    e_bytes: float | None
+    e_flops: float | None
+
+    @property
+    def groups(self) -> int:
+        return self.yes + self.no + self.undecided
+
+
+def leading(view: View) -> list[Intervention]:
+    """Those that tell most: of ours if there are any; each kind alone only where they were not fitted together."""
+    mine = [i for i in view.interventions if i.ours or not view.ours]
+    together = {(i.op, i.impl, i.expected) for i in mine if i.changed == "FLOPs and bytes"}
+    return [i for i in mine if i.changed == "FLOPs and bytes" or (i.op, i.impl, i.expected) not in together]
+
+
+def evidence(view: View) -> Evidence | None:
+    """Of the leading groups that are predicted to be bound by memory, or by nothing known; None without any."""
+    asked = [i for i in leading(view) if i.expected in ("memory", "") and i.op not in ASIDE]
+    if not asked:
+        return None
+    yes = [i for i in asked if i.verdict == "memory"]
+    no = [i for i in asked if i.verdict in ARITHMETIC]
+    free = [i for i in asked if i.verdict == "not compute"]
+    bytes_ = [i.e_bytes.median for i in yes if i.e_bytes]
+    flops = [i.e_flops.median for i in yes or free if i.e_flops]
+    return Evidence(
+        yes=len(yes),
+        no=len(no),
+        undecided=sum(i.verdict == "neither" for i in asked),
+        free=len(free),
+        e_bytes=statistics.median(bytes_) if bytes_ else None,
+        e_flops=statistics.median(flops) if flops else None,
+    )
+
+
+def table(view: View, *, leading_only: bool) -> Table:
+    """One row per intervention: `leading` ones, or all the others. The counters' columns only where there are any."""
+    first = leading(view)
+    shown = first if leading_only else [i for i in view.interventions if i not in first]
+    counted = {r.key: r for r in view.run.records if r.counters and r.seconds}
+    rows: list[tuple[str, ...]] = []
+    for i in shown:
+        row = (i.op, i.impl, i.fixed, i.varied, exponent(i.e_bytes), exponent(i.e_flops), i.expected, WORDS[i.verdict])
+        found = next((r for case_id in i.case_ids if (r := counted.get((i.op, i.impl, case_id)))), None)
+        rows.append((*row, *(counters(view, i, found) if counted else ())))
+    return Table(headers=(*HEADERS, *(("counters", "do they agree?") if counted else ())), rows=rows, numeric=(4, 5))
+
+
+HEADERS = (
+    "op", "implementation", "smallest case", "what was varied", "e_bytes", "e_FLOPs", "predicted", "bound by",
+)  # fmt: skip
+
+
+def exponent(interval: Interval | None) -> str:
+    return ratio(interval, 2) if interval else "held"
+
+
+def counters(view: View, intervention: Intervention, record: Record | None) -> tuple[str, str]:
+    """What the counters of one of the cases say, and whether that is what the intervention says."""
+    shares = busy(view, record) if record else None
+    if shares is None:
+        return "", ""
+    dram, arithmetic = shares
+    said = "neither" if max(shares) < BUSY else "memory" if dram >= arithmetic else "arithmetic"
+    words = f"DRAM {percent(dram)} busy, arithmetic {percent(arithmetic)}: {said}"
+    if intervention.verdict in MEMORY:
+        shown = "memory"
+    else:
+        shown = "arithmetic" if intervention.verdict in ARITHMETIC else "neither"
+    if said == shown:
+        return words, "yes"
+    return words, "undecided" if "neither" in (said, shown) else "no"
+
+
+def busy(view: View, record: Record) -> tuple[float, float] | None:
+    """Shares of the measured time that counted bytes at the read roof and executed FLOPs at their peak would take."""
+    found, ceilings, seconds = record.counters, view.ceilings, record.seconds
+    if ceilings is None or not seconds or found["dram_read"] is None or found["intensity"] is None:
+        return None
+    moved = found["dram_read"] + (found["dram_written"] or 0.0)
+    peaks = [ceilings.pipes[pipe] for pipe in record.work["flops"] if pipe in ceilings.pipes]
+    if not peaks:
+        return None
+    return moved / ceilings.read_roof / seconds, found["intensity"] * moved / max(peaks) / seconds
+
+
+def sentence(found: Evidence) -> str:
+    """`by intervention, yes in 5 of 6 groups of cases: time follows bytes (exponent 0.98), not FLOPs (0.02)`."""
+    if found.yes:
+        said = f"by intervention, yes in {found.yes} of {found.groups} groups of cases: "
+        said += f"time follows bytes (exponent {found.e_bytes:z.2f})"
+        return said + (f", not FLOPs ({found.e_flops:z.2f})" if found.e_flops is not None else "")
+    if found.groups and not found.no:
+        where = f"any of {found.groups} groups" if found.groups > 1 else "the one group"
+        return f"by intervention, undecided: time clearly follows neither bytes nor FLOPs in {where} of cases"
+    if found.groups:
+        return f"by intervention, {found.no} of {found.groups} groups of cases say no, none a clear yes"
+    return (
+        f"by intervention, not by arithmetic: FLOPs are free (exponent {found.e_flops:z.2f}) in {found.free} "
+        f"group{'s' * (found.free > 1)}, bytes never varied alone"
+    )
+
+
+def remarks(view: View) -> Sequence[str]:
+    """What must be said before the table."""
+    counted = any(r.counters for r in view.run.records)
+    return (REMARK, COUNTED) if counted else (REMARK,)

@@ -1,0 +1,285 @@
+"""Claims M: dollars and joules per token."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from statistics import median
+
+from bench.devices import find
+from bench.judge.claims.base import (
+    MEASURED,
+    Claim,
+    Comparison,
+    Measured,
+    NoPrediction,
+    Published,
+    Unmeasured,
+    number,
+    seconds,
+)
+from bench.judge.claims.common import (
+    H100,
+    LLAMA_70B,
+    about,
+    at_least,
+    decode,
+    guess,
+    known,
+    need_comparisons,
+    power,
+    seen,
+    weights_seconds,
+)
+from kernels.models import active_parameters
+
+HOUR = 3600.0
+MILLION = 1e6
+INF = math.inf
+
+# ------------------------------------------------------------------------------------------------------ M1, M2: $
+
+M1_PRICE = 2.50
+"""$ an hour, as published with the claim."""
+
+M1 = {
+    batch: number(f"$ per million output tokens at batch {batch}", price, "$", MEASURED)
+    for batch, price in ((1, 29.0), (64, 0.45), (256, 0.11))
+}
+
+
+def dollars(hourly: float, step_seconds: float, batch: int) -> float:
+    """$ per million tokens."""
+    return hourly / HOUR * step_seconds / batch * MILLION
+
+
+def predict_m1() -> list[Comparison]:
+    found = []
+    for context in (0, 128, 512, 2048, 8192):
+        for batch, published in M1.items():
+            result = decode(LLAMA_70B, batch=batch, context=max(1, context))
+            value = dollars(M1_PRICE, result.seconds, batch)
+            how = "price an hour x step / batch, H100 SXM roofline, its capacity set aside"
+            found.append(guess(published, value, how, context=context))
+    return found
+
+
+def measure_m1(run: Measured) -> list[Comparison]:
+    """Weights alone, so the context is 0: the time of the model's measured layers."""
+    about(run, H100)
+    found, reasons = [], []
+    for batch, published in M1.items():
+        try:
+            step, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
+        except Unmeasured as error:
+            reasons.append(str(error))
+            continue
+        how = "price an hour x (seconds per weight of measured layers x weights) / batch; no cache"
+        found.append(seen(published, dollars(M1_PRICE, step, batch), how, records, context=0))
+    if not found:
+        raise Unmeasured("; ".join(reasons))
+    return found
+
+
+M2 = {
+    key: number(f"$ per million tokens at the largest batch on {name}", price, "$", MEASURED)
+    for key, name, price in (
+        ("a100-80", "A100", 7.50), ("h100-sxm", "H100", 4.50), ("h200", "H200", 0.65), ("b200", "B200", 0.20),
+    )
+}  # fmt: skip
+PUBLISHED_BATCHES = {"a100-80": 4, "h100-sxm": 4, "h200": 15, "b200": 25}
+"""Largest batches on two parts as the same source gives them (K5)."""
+
+PRICES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.5)
+"""$ an hour for each part. What clouds asked lies between: $1.39 for an A100, $2.69 for an H100 (RunPod, as listed by
+deploybase.ai in March 2026); $7.91 for an H200 (an eighth of AWS p5en.48xlarge, in dstackai/dstack's pull 4110); $12.29
+for an H100 before AWS cut prices in 2025 (an eighth of p5.48xlarge's $98.32, as quoted by disintermediate.global)."""
+
+
+def predict_m2() -> list[Comparison]:
+    """One price for all parts, or each its own; the published batches, or those that fit."""
+    found = []
+    for source, price in product(("as published", "as fits, 8 KV heads in bf16"), PRICES):
+        for key, published in M2.items():
+            batch = PUBLISHED_BATCHES[key]
+            if source != "as published":
+                batch = decode(LLAMA_70B, key, batch=1, context=4096, devices=2).max_batch or 0
+            if not batch:
+                continue
+            step = decode(LLAMA_70B, key, batch=batch, context=4096, devices=2).seconds
+            how = "2 parts x price an hour x step of two parts / batch, 4,096 tokens of context"
+            setting = {"batch": source, "$ an hour": f"{price:g}"}
+            found.append(guess(published, dollars(2 * price, step, batch), how, **setting))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- M3, M4: formulas
+
+M3 = number("cost by the formula over cost by the model", 1.0, "x", 0.1)
+
+
+def predict_m3() -> list[Comparison]:
+    """The formula divides prefill by the batch too; a prompt above the ridge gains nothing from company."""
+    found = []
+    for prompt, output in ((128, 1024), (1024, 256), (8192, 256)):
+        for hit, batch in product((0.0, 0.5, 0.99), (1, 16, 64)):
+            result = decode(LLAMA_70B, batch=batch, context=prompt)
+            unread = (1 - hit) * result.prefill_seconds
+            truth = unread + output * result.seconds / batch
+            formula = (unread + output * result.seconds) / batch
+            how = "((1 - hit) prefill + decode) / batch, over (1 - hit) prefill + decode / batch"
+            setting = {"request": f"{prompt} in and {output} out", "hit rate": f"{hit:g}", "batch": batch}
+            found.append(guess(M3, formula / truth, how, **setting))
+    return found
+
+
+M4 = number("prefill GPUs saved by a hit rate of 56.3%", 0.45, "")
+HIT_RATE, PREFILL_SHARE = 0.563, 0.8
+"""As published with the claim."""
+
+
+def predict_m4() -> list[Comparison]:
+    return [
+        guess(M4, HIT_RATE, "hit rate: work not done by prefill GPUs", share="of the prefill GPUs"),
+        guess(M4, HIT_RATE * PREFILL_SHARE, "hit rate x prefill's share of the cycles", share="of all GPUs"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ M5: joules
+
+M5_GPU = Published(what="energy of a GPU per token", low=10, high=30, unit="J")
+M5_LPU = Published(what="energy of LPUs per token", low=1, high=3, unit="J")
+
+
+def predict_m5() -> list[Comparison | NoPrediction]:
+    """Rated power, which is more than what is drawn, x the roofline's time, which is less than what is taken."""
+    found: list[Comparison | NoPrediction] = []
+    for batch in (1, 2, 3, 8, 64):
+        result = decode(LLAMA_70B, batch=batch, context=128)
+        value = power(find(H100)) * result.seconds / batch
+        how = "rated power x step / batch, Llama-3.1-70B in bf16 at one H100's rates"
+        found.append(guess(M5_GPU, value, how, machine="GPU", batch=batch))
+    try:
+        lpu = find("groq-lpu")
+        chips = math.ceil(active_parameters(LLAMA_70B) / known(lpu.memory_capacity, "memory capacity", lpu))
+        step = active_parameters(LLAMA_70B) / (chips * known(lpu.memory_bandwidth, "memory bandwidth", lpu))
+        how = (
+            f"a lower bound: power of {chips} chips that hold the model in 8 bits x the least time, "
+            "all of them reading at once"
+        )
+        found.append(at_least(M5_LPU, chips * power(lpu) * step, how, machine="LPU", batch=1))
+    except NoPrediction as missing:
+        found.append(missing)
+    return found
+
+
+def measure_m5(run: Measured) -> list[Comparison]:
+    """Mean board power while the model's layers ran, x their time, scaled to all weights of a token.
+
+    A record's power is that of its case, measured over all implementations in turn, not over the fastest alone.
+    """
+    found = []
+    for batch in (1, 2, 3, 8, 64):
+        try:
+            step, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
+        except Unmeasured:
+            continue
+        powered = [r for r in records if r.telemetry.get("power_w")]
+        if powered:
+            spent = sum(seconds(r) for r in powered)
+            watts = sum(r.telemetry["power_w"] * seconds(r) for r in powered) / spent
+            how = (
+                "measured board power x (seconds per weight of measured layers x weights) / batch; the power is the "
+                "case's, over all its implementations in turn"
+            )
+            found.append(seen(M5_GPU, watts * step / batch, how, powered, machine="GPU", batch=batch))
+    return need_comparisons(found, "`ffn_gemv` of llama-3.1-70b in bf16 with the board's power read while it ran")
+
+
+# ---------------------------------------------------------------------------------------------------- M6: software
+
+M6 = Published(what="slowest over fastest implementation", low=2, high=10, unit="x", tolerance=0)
+JUDGED = ("ffn_gemv", "ffn_block", "moe_ffn", "attention_decode", "mla_decode")
+LARGE = 16 << 20
+"""Least bytes of a case: below, the launch is what differs."""
+
+
+def measure_m6(run: Measured) -> list[Comparison]:
+    """The median over an operation's cases of the slowest implementation's time over the fastest's."""
+    found = []
+    for op in JUDGED:
+        groups: dict[str, list[float]] = {}
+        used = [r for r in run.find(op) if r.bytes >= LARGE]
+        for record in used:
+            groups.setdefault(record.case_id, []).append(seconds(record))
+        ratios = [max(times) / min(times) for times in groups.values() if len(times) > 1]
+        if ratios:
+            how = "median over cases of the slowest correct implementation / the fastest"
+            found.append(seen(M6, median(ratios), how, used, op=op))
+    return need_comparisons(found, "case of at least 16 MiB with two implementations")
+
+
+CLAIMS = (
+    Claim(
+        id="M1",
+        text="at $2.50 an hour: $29 per million output tokens at batch 1, $0.45 at 64, $0.11 at 256 (70B FP16, H100)",
+        plain="A million tokens cost $29 to write for one user at a time, 45 cents for 64 at once, 11 cents for 256",
+        source="A",
+        how="P M",
+        published=tuple(M1.values()),
+        setting="Llama-3.1-70B in bf16, one H100's rates, its capacity set aside; the context is not named: varied",
+        predict=predict_m1,
+        measure=measure_m1,
+    ),
+    Claim(
+        id="M2",
+        text="cost per million tokens at max batch: A100 $7.50, H100 $4.50, H200 $0.65, B200 $0.20",
+        plain="A million tokens cost $7.50 on an A100, $4.50 on an H100, 65 cents on an H200 and 20 cents on a B200",
+        source="A",
+        how="P",
+        published=tuple(M2.values()),
+        setting="Llama-3.1-70B in bf16 on two parts, 4,096 tokens; prices are not named: one for all, varied",
+        predict=predict_m2,
+    ),
+    Claim(
+        id="M3",
+        text="cost per token = ((1 - hit rate) x prefill cost + decode cost) / batch",
+        plain="Serving many users at once divides the whole cost among them",
+        source="A",
+        how="P",
+        published=(M3,),
+        setting="Llama-3.1-70B in bf16, H100 roofline; prompt, output, hit rate and batch are varied",
+        predict=predict_m3,
+    ),
+    Claim(
+        id="M4",
+        text="a 56.3% prefix hit rate saves about 45% of prefill GPUs where prefill is 80% of the cycles",
+        plain="Remembering common beginnings saves about 45% of the chips that read questions",
+        source="A",
+        how="P",
+        published=(M4,),
+        setting="work saved is the hit rate; whether of the prefill GPUs or of all GPUs is varied",
+        predict=predict_m4,
+    ),
+    Claim(
+        id="M5",
+        text="GPUs spend 10-30 J per token, an LPU 1-3",
+        plain="A GPU spends 10 to 30 joules on a token, chips with all their memory on the chip (LPUs) 1 to 3",
+        source="A",
+        how="P M",
+        published=(M5_GPU, M5_LPU),
+        setting="Llama-3.1-70B in bf16; the batch is not named: varied; LPUs enough to hold the model in 8 bits",
+        predict=predict_m5,
+        measure=measure_m5,
+    ),
+    Claim(
+        id="M6",
+        text="software alone cuts inference cost 2-10 times on the same hardware",
+        plain="Better programs alone make the same machine two to ten times cheaper to use",
+        source="D",
+        how="M",
+        published=(M6,),
+        setting="the slowest correct implementation of an operation stands for naive software",
+        measure=measure_m6,
+    ),
+)

@@ -1,0 +1,298 @@
+"""Verdicts as text: the sentence for a reader outside the field, one claim in full, all claims in a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from textwrap import shorten
+from typing import Any
+
+from bench.judge.claims.base import SOURCES, Comparison, Published, Verdict, beside
+from bench.units import brief, decimals, si
+
+PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
+SIGNS = ("$", "", "x")
+"""Units written at the number itself, without a space; a share has none and is a percentage."""
+
+
+def amount(value: float, unit: str, write: Callable[[float], str] = brief) -> str:
+    """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`, `1 request`; open ends are `∞`."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if unit == "$":
+        return f"${value:,.2f}"
+    if unit == "":
+        return f"{write(100 * value)}%"
+    if unit == "x":
+        return f"{write(value)}x"
+    number, written = _apart(value, unit, write)
+    return f"{number} {'request' if (number, written) == ('1', 'requests') else written}"
+
+
+def _apart(value: float, unit: str, write: Callable[[float], str] = brief) -> tuple[str, str]:
+    """The number and the unit with its prefix, of a unit that stands apart from it."""
+    text = si(value, unit, write) if unit in PREFIXED else f"{write(value)} {unit}"
+    number, _, written = text.partition(" ")
+    return number, written
+
+
+def between(low: float, high: float, unit: str) -> str:
+    """`1 to 59 requests`, `1 µs to 1 ms`, `2x to 4x`; one amount where both ends read alike."""
+    first, last = amount(low, unit), amount(high, unit)
+    if first == last:
+        return first
+    if unit not in SIGNS and math.isfinite(low) and math.isfinite(high):
+        number, written = _apart(low, unit)
+        if written == _apart(high, unit)[1]:
+            return f"{number} to {last}"
+    return f"{first} to {last}"
+
+
+def of(published: Published) -> str:
+    """The published number or range."""
+    if published.low == published.high:
+        return amount(published.low, published.unit)
+    if math.isinf(published.high):
+        return f"at least {amount(published.low, published.unit)}"
+    if published.low == 0:
+        return f"at most {amount(published.high, published.unit)}"
+    return between(published.low, published.high, published.unit)
+
+
+BOUNDED = {"": "", "upper": "at most ", "lower": "at least "}
+"""How a value that is a bound begins."""
+
+FINEST = 6
+"""Digits beyond the usual three until which two amounts may read alike."""
+
+
+def finer(more: int) -> Callable[[float], str]:
+    """`brief`, with this many digits more."""
+    return lambda value: f"{value:,.{decimals(value) + more}f}" if more else brief(value)
+
+
+def written(c: Comparison) -> str:
+    """`41.8 ms`, `at most 6.35x`; with further digits where three would hide that it misses what was published."""
+    unit, text = c.published.unit, ""
+    for write in map(finer, range(FINEST)):
+        text = amount(c.value, unit, write)
+        ends = [amount(end, unit, write) for end in (c.published.low, c.published.high)]
+        if c.holds is not False or text not in ends:
+            break
+    return BOUNDED[c.bound] + text
+
+
+def span(comparisons: Sequence[Comparison]) -> str:
+    """The values of one published number, from the least to the greatest."""
+    unit = comparisons[0].published.unit
+    kinds = {c.bound for c in comparisons}
+    kind = BOUNDED[kinds.pop()] if len(kinds) == 1 else ""
+    return kind + between(min(c.value for c in comparisons), max(c.value for c in comparisons), unit)
+
+
+def per_number(comparisons: Sequence[Comparison]) -> str:
+    """`41.6 ms; 24 token/s`: one span for each published number, in their order."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault(comparison.published.what, []).append(comparison)
+    return "; ".join(span(group) for group in groups.values())
+
+
+def margin(c: Comparison) -> float:
+    """How far the value is outside of what was published, relative to the end that it misses: -0.13 is 13% below.
+
+    Infinite where that end is 0.
+    """
+    low, high = c.published.low, c.published.high
+    if low <= c.value <= high:
+        return 0.0
+    end = low if c.value < low else high
+    return (c.value - end) / abs(end) if end else math.copysign(math.inf, c.value - end)
+
+
+def nearest(comparisons: Sequence[Comparison]) -> Comparison:
+    """The value closest to what was published."""
+    return min(comparisons, key=lambda c: abs(margin(c)))
+
+
+def missed(c: Comparison) -> str:
+    """`13.3% below that, where the tolerance is 10%`."""
+    far = margin(c)
+    side = "above" if far > 0 else "below"
+    by = f"{amount(abs(far), '')} {side}" if math.isfinite(far) else side
+    return f"{by} that, where the tolerance is {amount(c.published.tolerance, '')}"
+
+
+def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
+    """Of each setting what is furthest off; the least of these."""
+    worst: dict[frozenset[tuple[str, str]], Comparison] = {}
+    for c in comparisons:
+        known = worst.get(c.place)
+        if c.holds is False and (known is None or abs(margin(c)) > abs(margin(known))):
+            worst[c.place] = c
+    return nearest(list(worst.values()))
+
+
+def in_words(condition: str) -> str:
+    """A condition with its blocks joined by words."""
+    return condition.replace(" | and ", " | ").replace(" | ", ", and for ")
+
+
+def sentence(verdict: Verdict) -> str:
+    """What the verdict means, for someone outside the field."""
+    claim = verdict.claim.plain
+    if verdict.status == "NOT MEASURED":
+        expected = {
+            "HOLDS": "the calculation says it is so",
+            "FAILS": "the calculation says it is not so",
+            "DEPENDS": f"by calculation it is so only for {in_words(verdict.predicted_condition)}",
+            None: "and no calculation decides it",
+        }[verdict.predicted_status]
+        return f"{claim}: not measured here ({verdict.reason}); {expected}."
+    shown = verdict.evidence or verdict.predicted
+    how = "measured" if verdict.evidence else "calculated"
+    if verdict.status == "HOLDS":
+        return f"{claim}: yes, {how} {per_number(shown)}."
+    if verdict.status == "DEPENDS":
+        by = "" if verdict.evidence else "by calculation "
+        return f"{claim}: {by}it is so only for {in_words(verdict.condition)}."
+    judged = (*shown, *beside(verdict.predicted, shown))
+    fitting = {c.published.what for c in judged if c.holds}
+    off = [c for c in shown if c.holds is False and c.published.what not in fitting]
+    close = nearest(off) if off else nearest_setting(judged)
+    value, said = written(close), f"{close.published.what} is said to be"
+    if off:
+        return f"{claim}: no; {said} {of(close.published)}, the closest {how} is {value}: {missed(close)}."
+    where = "".join(f", {factor} {found}" for factor, found in close.setting.items())
+    return (
+        f"{claim}: no; each of its numbers fits some setting, but none fits them all. Nearest{where}: "
+        f"{said} {of(close.published)} and is {value}, {missed(close)}."
+    )
+
+
+def status_text(verdict: Verdict) -> str:
+    """`NOT MEASURED (predicted: HOLDS)`, or the status alone."""
+    if verdict.status == "NOT MEASURED" and verdict.predicted_status:
+        return f"{verdict.status} (predicted: {verdict.predicted_status})"
+    return verdict.status
+
+
+WIDEST = 160
+"""Characters of a condition in the table; `explain` has it whole."""
+
+HEADERS = ("id", "claim", "published", "predicted", "measured", "verdict", "condition or reason")
+
+
+def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and one row a claim, all strings."""
+    rows: list[tuple[str, ...]] = []
+    for verdict in verdicts:
+        rows.append(
+            (
+                verdict.claim.id,
+                verdict.claim.text,
+                "; ".join(of(p) for p in verdict.claim.published) or "-",
+                per_number(verdict.predicted) if verdict.predicted else "-",
+                per_number(verdict.evidence) if verdict.evidence else "-",
+                status_text(verdict),
+                shorten(
+                    verdict.condition or verdict.reason, WIDEST, placeholder=f" ... (--explain {verdict.claim.id})"
+                ),
+            )
+        )
+    return HEADERS, rows
+
+
+MARKS = {True: "fits", False: "off", None: "left open"}
+
+
+def _lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """One line a setting with each number's value and whether it fits, then how the values were made."""
+    settings: dict[str, list[str]] = {}
+    for c in comparisons:
+        where = ", ".join(f"{name} {value}" for name, value in c.setting.items()) + ("" if c.on_gpu else " [CPU]")
+        value = f"{c.published.what} {written(c)} ({MARKS[c.holds]})"
+        settings.setdefault(where.strip(), []).append(value)
+    lines = [f"  {where}: {'; '.join(v)}" if where else f"  {'; '.join(v)}" for where, v in settings.items()]
+    for how in dict.fromkeys(c.how for c in comparisons):
+        lines.append(f"  how: {how}")
+    return lines
+
+
+def explain(verdict: Verdict) -> str:
+    """One claim in full: what was published, every predicted and measured value, and where each came from."""
+    claim = verdict.claim
+    lines = [
+        f"{claim.id}  {status_text(verdict)}",
+        sentence(verdict),
+        "",
+        f"Claim: {claim.text}",
+        *(f"Source: [{letter}] {SOURCES[letter]}" for letter in claim.source.split()),
+        f"Setting: {claim.setting}",
+        "Published:",
+        *(f"  {p.what}: {of(p)} (tolerance {100 * p.tolerance:.0f}%)" for p in claim.published),
+    ]
+    if verdict.condition:
+        lines.append(f"Condition: {verdict.condition}")
+    undecided = "left open by bounds" if verdict.predicted else f"nothing: {verdict.gap}"
+    lines.append(f"Predicted: {verdict.predicted_status or undecided}")
+    if verdict.predicted and verdict.gap:
+        lines.append(f"  not predicted: {verdict.gap}")
+    if verdict.predicted_condition and verdict.predicted_condition != verdict.condition:
+        lines.append(f"  condition: {verdict.predicted_condition}")
+    lines += _lines(verdict.predicted)
+    if verdict.measured:
+        lines.append("Measured:")
+        lines += _lines(verdict.measured)
+        ids = dict.fromkeys(i for c in verdict.measured for i in c.records)
+        for i in ids:
+            flags = f" [{', '.join(i.flags)}]" if i.flags else ""
+            lines.append(f"  from {i.op}/{i.impl} {i.case_id} of run {i.run_id or '?'}{flags}")
+    if verdict.reason:
+        lines.append(f"Not measured: {verdict.reason}")
+    return "\n".join(lines)
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    return {
+        "what": c.published.what,
+        "value": finite(c.value),
+        "unit": c.published.unit,
+        "bound": c.bound,
+        "fits": c.holds,
+        "setting": c.setting,
+        "how": c.how,
+        "on_gpu": c.on_gpu,
+        "records": [asdict(i) for i in c.records],
+    }
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    """Everything of a verdict, for JSON. SI units."""
+    claim = verdict.claim
+    return {
+        "id": claim.id,
+        "claim": claim.text,
+        "source": [{"letter": letter, "name": SOURCES[letter]} for letter in claim.source.split()],
+        "how": claim.how.split(),
+        "setting": claim.setting,
+        "published": [
+            {"what": p.what, "low": p.low, "high": finite(p.high), "unit": p.unit, "tolerance": p.tolerance}
+            for p in claim.published
+        ],
+        "status": verdict.status,
+        "condition": verdict.condition,
+        "reason": verdict.reason,
+        "predicted_status": verdict.predicted_status,
+        "predicted_condition": verdict.predicted_condition,
+        "not_predicted": verdict.gap,
+        "predicted": [_comparison(c) for c in verdict.predicted],
+        "measured": None if verdict.measured is None else [_comparison(c) for c in verdict.measured],
+        "sentence": sentence(verdict),
+    }

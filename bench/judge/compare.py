@@ -1,0 +1,280 @@
+"""Two runs, case by case: what became faster or slower, and what differs between the runs before any number.
+
+Runs of one part are compared by the ratio of median times. Runs of two parts are compared against the ratio of their
+measured read roofs: a memory-bound case that follows its roof has a ratio of 1 to it. Pure; never imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.ceilings import Ceilings
+from bench.errors import BadRequest
+from bench.judge.resolution import SAME, resolutions, side
+from bench.records import Record, Run, load_run
+from bench.report.tables import flatten
+from bench.stats import Interval, median_interval, ratio_interval
+from bench.units import difference, measured, percent, ratio, si
+
+COMPARED = ("device", "target", "suite", "request", "decodebench", "environment")
+"""Parts of a run's header that ought to agree, the weightiest first."""
+
+PASSING = {
+    "environment.time",
+    "environment.gpu.memory_used_bytes",
+    "environment.gpu.processes",
+    "request.argv",
+    "request.repeat",
+}
+"""Entries of those parts that differ between any two runs, or that say nothing about a single time."""
+
+Verdict = Literal["slower", "undecided", "same", "faster"]
+ORDER: tuple[Verdict, ...] = ("slower", "undecided", "same", "faster")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """An entry of the runs' headers that differs; an absent one is empty."""
+
+    name: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """One case of one implementation in both runs.
+
+    `ratio` is b's time over a's. `expected` is what it ought to be: 1 on one part, a's read roof over b's on two.
+    """
+
+    op: str
+    impl: str
+    case_id: str
+    a: Interval
+    b: Interval
+    ratio: Interval
+    expected: float
+    flags: tuple[str, ...]
+    resolution: float = 0.0
+    """The farthest that two measurements of the same thing may lie apart in either run, in this op."""
+
+    @property
+    def relative(self) -> Interval:
+        """The ratio over the expected one: above 1 b is slower than it ought to be."""
+        r, e = self.ratio, self.expected
+        return Interval(low=r.low / e, median=r.median / e, high=r.high / e)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`same`: the whole interval lies within `SAME` of 1.
+
+        `faster`, `slower`: it lies beyond that, and farther from 1 than the same measured twice. Else `undecided`.
+        """
+        relative = self.relative
+        if relative.low >= 1 - SAME and relative.high <= 1 + SAME:
+            return "same"
+        found = side(relative, self.resolution)
+        return "undecided" if found is None else "faster" if found == "below" else "slower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """b against a."""
+
+    a: Run
+    b: Run
+    differences: tuple[Difference, ...]
+    matches: tuple[Match, ...]
+    only_a: tuple[tuple[str, str, str], ...]
+    """(op, impl, case_id) with a time in a alone."""
+    only_b: tuple[tuple[str, str, str], ...]
+    redefined: tuple[tuple[str, str, str], ...]
+    """Cases whose compulsory bytes or FLOPs are not the same in both: another work of the same name, left out."""
+    roofs: tuple[float | None, float | None]
+    """Measured read roofs of a and b, in B/s."""
+    resolutions: Mapping[str, float]
+    """By op: the farthest that two measurements of the same thing may lie apart in either run."""
+
+    @property
+    def one_part(self) -> bool:
+        return part(self.a) == part(self.b)
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing is slower; 1: something is; 2: nothing could be compared. Two parts are never a regression: 0."""
+        if not self.matches:
+            return 2
+        return int(self.one_part and any(m.verdict == "slower" for m in self.matches))
+
+
+def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
+    """Match what both runs timed. BadRequest where a comparison would mean nothing."""
+    a, b = (run if isinstance(run, Run) else load_run(run) for run in (run_a, run_b))
+    if a.on_gpu != b.on_gpu:
+        which = ("a GPU", "a CPU") if a.on_gpu else ("a CPU", "a GPU")
+        raise BadRequest(f"cannot compare: {a.path} was measured on {which[0]} and {b.path} on {which[1]}")
+    roofs = (read_roof(a), read_roof(b))
+    expected = 1.0
+    if part(a) != part(b):
+        if roofs[0] is None or roofs[1] is None:
+            lacking = a.path if roofs[0] is None else b.path
+            raise BadRequest(
+                f"cannot compare {part(a)} with {part(b)}: {lacking} holds no read of `stream`, so its roof is not "
+                "known; run it again with --op stream"
+            )
+        expected = roofs[0] / roofs[1]
+    in_a, in_b = timed(a), timed(b)
+    apart = resolutions(a, b)
+    matches, redefined = [], []
+    for key in in_a:
+        if key not in in_b:
+            continue
+        ours, theirs = in_a[key], in_b[key]
+        if ours[0].work != theirs[0].work:
+            redefined.append(key)
+            continue
+        samples_a, samples_b = ([s for r in records for s in r.samples_s] for records in (ours, theirs))
+        matches.append(
+            Match(
+                op=key[0],
+                impl=key[1],
+                case_id=key[2],
+                a=median_interval(samples_a),
+                b=median_interval(samples_b),
+                ratio=ratio_interval(samples_b, samples_a),
+                expected=expected,
+                flags=tuple(dict.fromkeys(flag for record in [*ours, *theirs] for flag in record.flags)),
+                resolution=apart.get(key[0], 0.0),
+            )
+        )
+    return Comparison(
+        a=a,
+        b=b,
+        differences=tuple(header_differences(a, b)),
+        matches=tuple(matches),
+        only_a=tuple(key for key in in_a if key not in in_b),
+        only_b=tuple(key for key in in_b if key not in in_a),
+        redefined=tuple(redefined),
+        roofs=roofs,
+        resolutions=apart,
+    )
+
+
+def part(run: Run) -> str:
+    """The name of what was measured."""
+    return str(run.header.get("device", {}).get("name") or run.header.get("target", {}).get("name") or "unknown")
+
+
+def read_roof(run: Run) -> float | None:
+    ceilings = Ceilings.from_records(run.records)
+    return ceilings.read_roof if ceilings else None
+
+
+def timed(run: Run) -> dict[tuple[str, str, str], list[Record]]:
+    """Records with a time by key, all repetitions together: their samples are pooled."""
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    for record in [*run.records, *run.repeats]:
+        if record.status == "ok" and record.samples_s:
+            found.setdefault(record.key, []).append(record)
+    return found
+
+
+def header_differences(a: Run, b: Run) -> Iterator[Difference]:
+    """Every entry of the compared parts of the headers that is not the same in both."""
+    for name in COMPARED:
+        in_a, in_b = (dict(flatten(name, run.header.get(name))) for run in (a, b))
+        for entry in dict.fromkeys([*in_a, *in_b]):
+            if entry not in PASSING and in_a.get(entry) != in_b.get(entry):
+                yield Difference(name=entry, a=in_a.get(entry, ""), b=in_b.get(entry, ""))
+
+
+def lines(comparison: Comparison) -> list[str]:
+    """What must be read before the table: the two runs, what differs, what is missing, the verdicts counted."""
+    c = comparison
+    found = [f"a: {part(c.a)}, {c.a.path}", f"b: {part(c.b)}, {c.b.path}"]
+    for run, name in ((c.a, "a"), (c.b, "b")):
+        if not run.complete:
+            found.append(f"{name} is a partial run")
+        found += [f"{name}: {warning}" for warning in run.warnings]
+    found += [f"differs: {d.name}: {d.a or 'absent'} -> {d.b or 'absent'}" for d in c.differences]
+    if not c.one_part and c.roofs[0] and c.roofs[1]:
+        roofs = f"{si(c.roofs[0], 'B/s')} and {si(c.roofs[1], 'B/s')}"
+        found.append(
+            f"two parts: times are judged against their measured read roofs, {roofs}: a case that follows the roof "
+            f"takes {c.roofs[0] / c.roofs[1]:.2f} times as long on b"
+        )
+    for keys, name in ((c.only_a, "a"), (c.only_b, "b")):
+        if keys:
+            found.append(f"{len(keys)} times in {name} alone, e.g. {' '.join(keys[0])}")
+    if c.redefined:
+        found.append(f"{len(c.redefined)} redefined cases are left out, e.g. {' '.join(c.redefined[0])}")
+    if c.resolutions:
+        each = ", ".join(
+            f"{op} {percent(by, 1) if math.isfinite(by) else 'unknown'}" for op, by in c.resolutions.items()
+        )
+        found.append(
+            f"undecided is what may differ by less than {percent(SAME)}, or than the same measured twice within one "
+            f"run: {each}"
+        )
+    if not c.matches:
+        return [*found, "cannot compare: no case of one implementation has a time in both runs"]
+    counts = Counter(m.verdict for m in c.matches)
+    return [*found, f"of {len(c.matches)} times: " + ", ".join(f"{counts[v]} {v}" for v in ORDER if counts[v])]
+
+
+def main_table(comparison: Comparison) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Headers and rows of strings, what became slower first and the largest change first."""
+    headers = ["op", "case", "implementation", "a", "b", "b / a", "verdict", "flags"]
+    if not comparison.one_part:
+        headers.insert(6, "against the roofs")
+    rows: list[Sequence[str]] = []
+    for m in sorted(comparison.matches, key=lambda m: (ORDER.index(m.verdict), -abs(m.relative.median - 1))):
+        row = [m.op, m.case_id, m.impl, measured(m.a), measured(m.b), ratio(m.ratio), m.verdict, ", ".join(m.flags)]
+        if not comparison.one_part:
+            row.insert(6, difference(m.relative))
+        rows.append(row)
+    return headers, rows
+
+
+def as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Everything, for JSON. Seconds and B/s; an unbounded interval's end is None."""
+    c = comparison
+    return {
+        "a": str(c.a.path),
+        "b": str(c.b.path),
+        "one_part": c.one_part,
+        "differences": [asdict(d) for d in c.differences],
+        "read_roofs": list(c.roofs),
+        "resolutions": {op: bounded(by) for op, by in c.resolutions.items()},
+        "only_a": [list(key) for key in c.only_a],
+        "only_b": [list(key) for key in c.only_b],
+        "redefined": [list(key) for key in c.redefined],
+        "matches": [
+            {
+                "op": m.op,
+                "impl": m.impl,
+                "case_id": m.case_id,
+                "a_s": m.a.median,
+                "b_s": m.b.median,
+                "ratio": m.ratio.median,
+                "low": m.ratio.low,
+                "high": bounded(m.ratio.high),
+                "expected": m.expected,
+                "verdict": m.verdict,
+                "flags": list(m.flags),
+            }
+            for m in c.matches
+        ],
+        "exit_code": c.exit_code,
+    }
+
+
+def bounded(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,121 @@
+"""Ours against peers: case by case, by peer, and against the fastest peer of each case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bench.judge.resolution import SAME, resolutions, side
+from bench.judge.view import Peer, Table, View
+from bench.stats import BOUNDS, RESAMPLES, Interval
+from bench.units import percent, ratio
+
+REMARK = (
+    "Ratio of a peer's median time to that of our fastest implementation of the same case, measured in the same run, "
+    "with a 95% bootstrap interval: above 1 ours is faster. Faster is who is so with the whole interval, by more than "
+    f"{percent(SAME)} and than the op's resolution in this run; anything less is undecided."
+)
+
+STANDING = (
+    "Against peers: the fastest peer's time over ours, as the geometric mean over all cases with its 95% interval, and "
+    "the case in which ours stands worst."
+)
+
+
+def fastest(view: View, op: str | None = None) -> list[Peer]:
+    """The fastest peer of each case that ours and at least one peer timed; flags of too short a time leave it out."""
+    found: dict[tuple[str, str], Peer] = {}
+    for peer in view.peers:
+        record = peer.peer.record
+        if (op and record.op != op) or not (peer.ours.trusted and peer.peer.trusted):
+            continue
+        key = (record.op, record.case_id)
+        if key not in found or peer.ratio.median < found[key].ratio.median:
+            found[key] = peer
+    return list(found.values())
+
+
+def geometric_mean(peers: Sequence[Peer]) -> Interval:
+    """Of the ratios, with the 95% bootstrap interval that resampling both sides' samples of every case gives."""
+    rng = np.random.default_rng(0)
+
+    def logs(samples: Sequence[float]) -> np.ndarray:
+        return np.log(np.median(rng.choice(samples, size=(RESAMPLES, len(samples))), axis=1))
+
+    pairs = [(p.peer.record.samples_s, p.ours.record.samples_s) for p in peers]
+    resampled = np.mean([logs(theirs) - logs(ours) for theirs, ours in pairs], axis=0)
+    low, high = np.exp(np.quantile(resampled, BOUNDS))
+    mean = np.exp(np.mean([np.log(p.ratio.median) for p in peers]))
+    if any(len(samples) == 1 for pair in pairs for samples in pair):
+        low, high = 0.0, np.inf
+    return Interval(low=float(low), median=float(mean), high=float(high))
+
+
+def name(peer: Peer) -> str:
+    return f"{peer.peer.record.impl}, {peer.ours.record.case_id}"
+
+
+def standing(view: View, op: str) -> tuple[str, str]:
+    """An op against the fastest peers: the geometric mean with its interval, and the worst case by name."""
+    found = fastest(view, op)
+    if not found:
+        return "", ""
+    worst = min(found, key=lambda p: p.ratio.median)
+    return (
+        f"{ratio(geometric_mean(found), 2)} over {len(found)} case{'s' * (len(found) > 1)}",
+        f"{worst.ratio.median:.2f} ({name(worst)})",
+    )
+
+
+def faster(view: View) -> list[str]:
+    """Of each of the view's peers: `ours` or `peer`, `undecided` where the run can't tell."""
+    apart = resolutions(view.run)
+    words = {"above": "ours", "below": "peer", None: "undecided"}
+    return [words[side(p.ratio, apart.get(p.ours.record.op, 0.0))] for p in view.peers]
+
+
+def by_case(view: View) -> Table:
+    """Peers' times over ours, case by case."""
+    rows = [
+        (
+            p.ours.record.op,
+            p.ours.record.case_id,
+            p.peer.record.impl + (f" ({p.peer.record.version})" if p.peer.record.version else ""),
+            p.ours.record.impl,
+            ratio(p.ratio),
+            who,
+            ", ".join(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
+        )
+        for p, who in zip(view.peers, faster(view), strict=True)
+    ]
+    return Table(
+        headers=("op", "case", "peer", "ours", "peer's time / ours", "faster", "flags"), rows=rows, numeric=(4,)
+    )
+
+
+def by_peer(view: View) -> Table:
+    """One row per op and peer: how often ours is faster, the geometric mean and the range of the ratios."""
+    groups: dict[tuple[str, str], list[tuple[Peer, str]]] = {}
+    for p, who in zip(view.peers, faster(view), strict=True):
+        groups.setdefault((p.ours.record.op, p.peer.record.impl), []).append((p, who))
+    rows = []
+    for (op, impl), group in groups.items():
+        found, decided = zip(*group, strict=True)
+        medians = sorted(p.ratio.median for p in found)
+        rows.append(
+            (
+                op,
+                impl,
+                str(len(found)),
+                str(decided.count("ours")),
+                str(decided.count("peer")),
+                ratio(geometric_mean(found), 2),
+                f"{medians[0]:.2f} to {medians[-1]:.2f}",
+            )
+        )
+    return Table(
+        headers=("op", "peer", "cases", "ours faster", "peer faster", "geometric mean", "range"),
+        rows=rows,
+        numeric=(2, 3, 4, 5),
+    )

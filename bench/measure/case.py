@@ -1,0 +1,430 @@
+"""One case, all its implementations: inputs -> gate -> prediction -> interleaved timing -> gate again -> Records.
+
+Runs inside a worker process (`worker.py`); raises nothing that one implementation did wrong: that becomes its
+record. A fault that poisons the CUDA context is reported through `Broken`, so that the worker can be replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from bench.ceilings import Ceilings
+from bench.devices import DeviceSpec
+from bench.measure.gate import check_copies, check_prepared, volatile_part
+from bench.measure.telemetry import Sampler
+from bench.measure.timing import (
+    GraphTimer,
+    HostTimer,
+    Rotation,
+    Sampling,
+    SpoiltCapture,
+    Timer,
+    host_flush,
+    isolated_times,
+    plan_rotation,
+    sample_interleaved,
+)
+from bench.predict.roofline import Prediction, predict_from_ceilings, predict_from_datasheet
+from bench.records import Record
+from kernels.common import tuned
+from kernels.common.compare import Errors
+from kernels.launch import Built
+from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
+
+THROTTLE_RETRIES = 2
+"""A throttled case is measured again at most this often."""
+
+IMPOSSIBLE_MARGIN = {"cuda": 1.02, "cpu": 1.5}
+"""By kind of target: compulsory bytes over time may exceed the fastest read that was seen by this factor, not by more.
+
+A GPU's clocks move by a percent or two; a host's memory is shared with whatever else runs on it meanwhile.
+"""
+
+MIN_CACHEABLE = 4096
+"""Launches that move fewer bytes (an empty kernel) have no cache to be warm in that matters."""
+
+MAX_IDLE_CALL_S = 0.01
+"""A launch call on the host may not last longer than this beyond its device time: it would be waiting or sleeping."""
+
+
+class Broken(Exception):
+    """The process can't be used any more; the records made so far are with the listener."""
+
+
+class Listener(Protocol):
+    """What a measurement reports as it goes."""
+
+    def entering(self, impl: str, phase: str) -> None: ...
+    def prediction(self, line: dict[str, Any]) -> None: ...
+    def record(self, record: Record) -> None: ...
+    def note(self, line: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a case is measured."""
+
+    cap_s: float = 1.0
+    """Sampling time per implementation."""
+    seed: int = 0
+    repeat: int = 0
+    memory_bytes: int = 8 << 30
+    """What rotating copies may draw on."""
+    run_id: str = ""
+    aa: bool = False
+    """Enter the first implementation twice: the difference is the resolution of the run."""
+    spec: DeviceSpec | None = None
+    ceilings: Ceilings | None = None
+    telemetry: Callable[[], Sampler] = lambda: Sampler(None)
+    """Watches the sampling of a case, all its implementations in turn, spin kernels included."""
+
+
+@dataclass(kw_only=True)
+class Entrant:
+    """One implementation on its way through the measurement of one case."""
+
+    impl: Impl
+    stages: Sequence[Stage]
+    prediction: dict[str, Any]
+    launches: list[Launch] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    timer: Timer | None = None
+    twin: Timer | None = None
+    """A second timer of the same launches, of the implementation that is entered twice."""
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def measure(op: Op, case: Any, impls: Sequence[Impl], target: Target, settings: Settings, listener: Listener) -> None:
+    """Measure one case with every given implementation; each ends in exactly one record at the listener."""
+    Measurement(op, case, target, settings, listener).run(impls)
+
+
+class Measurement:
+    """The state of one case being measured."""
+
+    def __init__(self, op: Op, case: Any, target: Target, settings: Settings, listener: Listener) -> None:
+        self.op, self.case, self.target = op, case, target
+        self.settings, self.listener = settings, listener
+        self.copies: list[Inputs] = []
+        self.fresh: Inputs = {}
+        self.spoilt = False
+        self.isolated = 0
+        self.rotation: Rotation | None = None
+
+    def run(self, impls: Sequence[Impl]) -> None:
+        entrants = [entrant for impl in impls if (entrant := self.admit(impl))]
+        if not entrants:
+            return
+        try:
+            self.draw_inputs()
+        except Exception as error:
+            for entrant in entrants:
+                self.fail(entrant, f"inputs: {describe(error)}", error)
+            return
+        ready = [entrant for entrant in entrants if self.survives(entrant, self.gate)]
+        timed = [entrant for entrant in ready if self.survives(entrant, self.make_timer)]
+        if self.settings.aa and timed and not self.survives(timed[0], self.make_twin):
+            timed = timed[1:]
+        if timed:
+            self.time(timed)
+        self.copies, self.fresh = [], {}
+        gc.collect()
+        if self.spoilt:
+            raise Broken("a spoilt capture keeps torch from freeing memory")
+
+    def admit(self, impl: Impl) -> Entrant | None:
+        """Supported here? Then its prediction goes out before anything is measured."""
+        self.listener.entering(impl.name, "support")
+        try:
+            refusal = impl.supports(self.case, self.target)
+            if refusal:
+                self.emit(impl, status="refused", reason=refusal)
+                return None
+            stages = tuple(impl.stages(self.case, self.target))
+            prediction = self.predict(stages)
+        except Exception as error:
+            self.emit(impl, status="failed", reason=describe(error))
+            return None
+        self.listener.prediction({"op": self.op.name, "impl": impl.name, "case_id": self.case.id, **prediction})
+        return Entrant(impl=impl, stages=stages, prediction=prediction)
+
+    def predict(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """Both predictions; the measured one is None for the ceilings themselves and before they are known.
+
+        Either is None where bytes cross to the host and the link's rate is not known.
+        """
+        settings = self.settings
+        datasheet = predict_from_datasheet(stages, settings.spec) if settings.spec else None
+        measured = None
+        if settings.ceilings and not self.op.is_ceiling:
+            measured = predict_from_ceilings(stages, settings.ceilings, self.target)
+        return {"datasheet": usable(datasheet), "measured": usable(measured), "at": now()}
+
+    def draw_inputs(self) -> None:
+        """Rotating copies, each from a seed of its own, and what the gate changes the first one to.
+
+        That one comes first, so that what is not kept of it is free again when the copies need it.
+        """
+        self.listener.entering("", "inputs")
+        changed = self.settings.seed + MAX_SEEDS + self.settings.repeat
+        self.fresh = volatile_part(self.op, self.op.inputs(self.case, self.target.device, changed))
+        first = self.op.inputs(self.case, self.target.device, self.settings.seed)
+        touched = self.op.work(self.case).bytes
+        self.rotation = plan_rotation(tensor_bytes(first), touched, self.target, self.settings.memory_bytes)
+        seeds = range(self.settings.seed + 1, self.settings.seed + self.rotation.copies)
+        self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
+
+    def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
+        """Run one step; a wrong result or an exception ends the entrant with its record, and frees what it holds."""
+        self.listener.entering(entrant.impl.name, step.__name__)
+        try:
+            wrong = step(entrant)
+        except Exception as error:
+            self.spoilt |= isinstance(error, SpoiltCapture)
+            self.fail(entrant, describe(error), error)
+            wrong = describe(error)
+        if wrong:
+            entrant.launches, entrant.timer = [], None
+        return wrong is None
+
+    def gate(self, entrant: Entrant) -> str | None:
+        """Prepare all copies and check the first; a wrong result stores its error and gets no time."""
+        entrant.launches = [entrant.impl.prepare(self.case, copy, self.target) for copy in self.copies]
+        errors = check_prepared(self.op, self.case, self.copies[0], self.fresh, entrant.launches[0], self.target)
+        if not errors.passed:
+            self.emit(entrant.impl, entrant, status="wrong", reason=errors.reason, error=error_dict(errors))
+        elif allocates(entrant.launches[0], self.target):
+            entrant.flags.append("allocates")
+        return errors.reason
+
+    def make_timer(self, entrant: Entrant) -> None:
+        entrant.timer = self.timer_of(entrant)
+
+    def make_twin(self, entrant: Entrant) -> None:
+        entrant.twin = self.timer_of(entrant)
+
+    def timer_of(self, entrant: Entrant) -> Timer:
+        assert self.rotation
+        if self.target.kind == "cuda":
+            return GraphTimer(entrant.launches)
+        return HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
+
+    def time(self, entrants: list[Entrant]) -> None:
+        """Interleaved sampling under telemetry, again if throttled; then every copy's output is checked.
+
+        Telemetry is of the whole case: of all its implementations in turn and of the spin kernels between them.
+        """
+        timers = {e.impl.name: e.timer for e in entrants if e.timer}
+        at_fault = {name: name for name in timers}
+        first = entrants[0]
+        if first.twin:
+            timers[f"{first.impl.name} again"] = first.twin
+            at_fault[f"{first.impl.name} again"] = first.impl.name
+        # after the last launch outside a sample, and none until the check: what no sample wrote must show
+        for entrant in entrants:
+            assert entrant.timer
+            for copy, output in zip(self.copies, entrant.timer.outputs, strict=True):
+                self.op.poison(self.case, copy, output)
+        for _attempt in range(1 + THROTTLE_RETRIES):
+            with self.settings.telemetry() as sampler:
+                samplings = sample_interleaved(
+                    timers,
+                    cap_s=self.settings.cap_s,
+                    entering=lambda name: self.listener.entering(at_fault[name], "timing"),
+                )
+            telemetry = sampler.summary()
+            if not telemetry.get("throttled"):
+                break
+        measured_at = now()
+        self.listener.entering(first.impl.name, "final check")
+        outputs = [e.timer.outputs for e in entrants if e.timer]
+        found = check_copies(self.op, self.case, self.copies, outputs)
+        for entrant, errors in zip(entrants, found, strict=True):
+            sampling = samplings[entrant.impl.name]
+            entrant.flags += self.flags(entrant, sampling, telemetry)
+            self.emit(
+                entrant.impl,
+                entrant,
+                status="ok" if errors.passed else "wrong",
+                reason=errors.reason,
+                error=error_dict(errors),
+                # a wrong result has no time
+                samples_s=sampling.samples_s if errors.passed else [],
+                isolated_s=self.isolate(entrant) if errors.passed else [],
+                stop=sampling.stop,
+                telemetry=telemetry,
+                measured_at=measured_at,
+            )
+        if first.twin and found[0].passed:
+            self.note_aa(first.impl.name, samplings)
+        for timer in timers.values():
+            timer.close()
+
+    def isolate(self, entrant: Entrant) -> list[float]:
+        if self.target.kind != "cuda":
+            return []
+        self.listener.entering(entrant.impl.name, "isolated")
+        self.isolated += 1
+        return isolated_times(entrant.launches, self.isolated - 1)
+
+    def note_aa(self, name: str, samplings: Mapping[str, Sampling]) -> None:
+        self.listener.note(
+            {
+                "note": "aa",
+                "op": self.op.name,
+                "impl": name,
+                "case_id": self.case.id,
+                "samples_s": [samplings[name].samples_s, samplings[f"{name} again"].samples_s],
+            }
+        )
+
+    def flags(self, entrant: Entrant, sampling: Sampling, telemetry: Mapping[str, Any]) -> list[str]:
+        """What a reader must know of this number."""
+        assert self.rotation
+        found = []
+        if not sampling.converged:
+            found.append("noisy")
+        if telemetry.get("throttled"):
+            found.append("throttled")
+        if telemetry.get("power_capped"):
+            found.append("power-capped")
+        if not self.rotation.cold and self.rotation.touched_bytes >= MIN_CACHEABLE:
+            found.append("warm")
+        if getattr(entrant.timer, "idle", False) or self.waits(entrant, sampling):
+            found.append("idle")
+        roof = self.memory_roof()
+        median = statistics.median(sampling.samples_s)
+        if roof and self.op.work(self.case).bytes / median > IMPOSSIBLE_MARGIN[self.target.kind] * roof:
+            found.append("impossible")
+        return found
+
+    def config(self, impl: Impl, launches: Sequence[Launch]) -> dict[str, Any]:
+        """How a kernel of ours is launched, and what of that was tuned offline for this part."""
+        if not isinstance(launches[0], Built):
+            return {}
+        tuned_fields = None
+        if impl.tuning:
+            tuned_fields = tuned.lookup(self.op.name, impl.name, self.target.name, impl.tuning.shape_class(self.case))
+        return {"tuned": tuned_fields, "launches": [launch.config for launch in launches[0].launches]}
+
+    def memory_roof(self) -> float | None:
+        """B/s that compulsory traffic can't exceed: the fastest read seen; for the ceilings, the datasheet's."""
+        settings = self.settings
+        if not self.op.is_ceiling:
+            return settings.ceilings.best_read if settings.ceilings else None
+        if settings.spec and settings.spec.memory_bandwidth:
+            return settings.spec.memory_bandwidth.value
+        return None
+
+    def waits(self, entrant: Entrant, sampling: Sampling) -> bool:
+        """On a GPU: does the launch call hold up the host although the device needs no such time?"""
+        if self.target.kind != "cuda":
+            return False
+        start = time.perf_counter()
+        entrant.launches[0]()
+        called = time.perf_counter() - start
+        return called > MAX_IDLE_CALL_S + min(sampling.samples_s)
+
+    def fail(self, entrant: Entrant, reason: str, error: Exception) -> None:
+        self.emit(entrant.impl, entrant, status="failed", reason=reason)
+        if self.target.kind == "cuda":
+            recover_device(error)
+
+    def emit(self, impl: Impl, entrant: Entrant | None = None, **fields: Any) -> None:
+        """One record, with all that is known of the entrant."""
+        stages = [dataclasses.asdict(stage) for stage in entrant.stages] if entrant else []
+        self.listener.record(
+            Record(
+                op=self.op.name,
+                impl=impl.name,
+                ours=impl.ours,
+                case_id=self.case.id,
+                case=self.case.as_dict(),
+                version=version(impl) if entrant else "",
+                work=dataclasses.asdict(self.op.work(self.case)),
+                stages=stages,
+                prediction=entrant.prediction if entrant else {},
+                rotation=self.rotation.as_dict() if self.rotation else {},
+                flags=entrant.flags if entrant else [],
+                config=self.config(impl, entrant.launches) if entrant and entrant.launches else {},
+                seed=self.settings.seed,
+                repeat=self.settings.repeat,
+                run_id=self.settings.run_id,
+                **fields,
+            )
+        )
+
+
+MAX_SEEDS = 1 << 20
+"""Seeds of fresh inputs start this far beyond those of the copies."""
+
+
+def version(impl: Impl) -> str:
+    """What the record says of the library behind an implementation; one without metadata still has its time."""
+    try:
+        return impl.version() if impl.version else ""
+    except Exception as error:
+        return f"unknown ({describe(error)})"
+
+
+def usable(prediction: Prediction | None) -> dict[str, Any] | None:
+    """For a record. Without the link's term a copy to the host would be predicted at the rate of the memory."""
+    if prediction is None or "host_bandwidth" in prediction.missing:
+        return None
+    return dataclasses.asdict(prediction)
+
+
+def error_dict(errors: Errors) -> dict[str, Any]:
+    """Metrics for a record; what is not finite (a NaN's error) has no number in JSON and becomes None."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in vars(errors).items()
+    }
+
+
+def tensor_bytes(inputs: Inputs) -> int:
+    """Bytes of all tensors among the inputs."""
+    return sum(value.numel() * value.element_size() for value in inputs.values() if hasattr(value, "numel"))
+
+
+def allocates(launch: Launch, target: Target) -> bool:
+    """Does a warm launch take memory from the GPU's allocator?"""
+    if target.kind != "cuda":
+        return False
+    import torch
+
+    def taken() -> int:
+        return torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+
+    before = taken()
+    launch()
+    return taken() > before
+
+
+def recover_device(error: Exception) -> None:
+    """After a fault on a GPU: free what can be freed; if the context is lost, say so by raising `Broken`."""
+    import torch
+
+    gc.collect()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except Exception as lost:
+        raise Broken(describe(lost)) from error
+
+
+def describe(error: BaseException) -> str:
+    """The exception's type and its first line, short enough for a table."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

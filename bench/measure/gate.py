@@ -1,0 +1,113 @@
+"""The correctness gate: what an implementation must survive before its clock starts, and after it has stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kernels.common.compare import Errors, compare
+from kernels.op import Impl, Inputs, Launch, Op, Target
+
+STACK_ELEMENTS = 1 << 20
+"""Small outputs are compared together, up to this many elements at once."""
+
+
+def volatile_part(op: Op, inputs: Inputs) -> Inputs:
+    """What `exchange` needs of fresh inputs: the rest, often nearly all of their memory, need not be kept."""
+    return {name: inputs[name] for name in op.volatile}
+
+
+def exchange(inputs: Inputs, fresh: Inputs) -> None:
+    """Swap contents in place: a prepared launch must see the new values, and the next one has others to be shown."""
+    for name, other in fresh.items():
+        before = inputs[name].clone()
+        inputs[name].copy_(other)
+        other.copy_(before)
+
+
+def poisoned_run(op: Op, case: Any, inputs: Inputs, launch: Launch) -> Any:
+    """Run once to learn where the output is, poison it, run again: what is left unwritten shows."""
+    op.poison(case, inputs, launch())
+    return launch()
+
+
+def late_write(output: Any, target: Target) -> str | None:
+    """On a GPU: does the output still change after the current stream has finished?"""
+    if target.kind != "cuda":
+        return None
+    import torch
+
+    torch.cuda.current_stream().synchronize()
+    # contiguous: a transposed output has no view of bytes
+    snapshot = output.clone(memory_format=torch.contiguous_format)
+    torch.cuda.synchronize()
+    same = torch.equal(snapshot.view(torch.uint8), output.contiguous().view(torch.uint8))
+    return None if same else "late write: the output still changed after the launch's stream had finished"
+
+
+def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Launch, target: Target) -> Errors:
+    """Run on a poisoned output, compare; then change the volatile inputs in place, run and compare again.
+
+    A result computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. `fresh` is the
+    volatile part of inputs of another seed; afterwards each holds the other's values.
+    """
+    tolerance = op.tolerance(case)
+    for changed in (False, True):
+        if changed:
+            exchange(inputs, fresh)
+        output = poisoned_run(op, case, inputs, launch)
+        late = late_write(output, target)
+        errors = compare(output, op.reference(case, inputs), tolerance)
+        if late:
+            errors = replace(errors, reason=late)
+        elif changed and not errors.passed:
+            errors = replace(errors, reason=f"{errors.reason}, after its inputs changed in place")
+        if not errors.passed:
+            return errors
+    return errors
+
+
+def check(op: Op, impl: Impl, case: Any, target: Target) -> Errors:
+    """The gate for one implementation on its own: draw inputs, prepare, `check_prepared`."""
+    fresh = volatile_part(op, op.inputs(case, target.device, 1))
+    inputs = op.inputs(case, target.device, 0)
+    return check_prepared(op, case, inputs, fresh, impl.prepare(case, inputs, target), target)
+
+
+def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[Sequence[Any]]) -> list[Errors]:
+    """After timing: every copy's output against its own reference, for several implementations at once.
+
+    `outputs[i][k]` is what implementation i left for copy k. The inputs of all copies differ, so that a result kept
+    from one of them is wrong for the others. Each implementation's worst errors are returned.
+    """
+    import torch
+
+    tolerance = op.tolerance(case)
+    worst: list[Errors | None] = [None] * len(outputs)
+    per_copy = max(1, outputs[0][0].numel()) if outputs else 1
+    group = max(1, STACK_ELEMENTS // per_copy)
+    for first in range(0, len(copies), group):
+        indices = range(first, min(first + group, len(copies)))
+        reference = torch.stack([op.reference(case, copies[k]) for k in indices])
+        for i, written in enumerate(outputs):
+            found = torch.stack([written[k].detach() for k in indices])
+            errors = compare(found, reference, tolerance)
+            if not errors.passed:
+                where = f"copies {first} to {indices[-1]}" if group > 1 else f"copy {first}"
+                errors = replace(errors, reason=f"{errors.reason}, in {where} of {len(copies)} after timing")
+            worst[i] = _worse(worst[i], errors)
+    return [errors for errors in worst if errors is not None]
+
+
+def _worse(one: Errors | None, other: Errors) -> Errors:
+    if one is None:
+        return other
+    return Errors(
+        max_rel=max(one.max_rel, other.max_rel),
+        rms_rel=max(one.rms_rel, other.rms_rel),
+        row_rel=max(one.row_rel, other.row_rel),
+        bad_elements=one.bad_elements + other.bad_elements,
+        elements=one.elements + other.elements,
+        reason=one.reason or other.reason,
+    )

@@ -1,0 +1,187 @@
+"""What a run is to measure, and in which order. Pure: no process, no file, no clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from bench.devices import DeviceSpec
+from bench.errors import BadRequest, require
+from bench.measure.worker import Job
+from bench.records import Run
+from kernels.op import SUITES, Op, Target
+
+T = TypeVar("T")
+
+HANG_S = 180.0
+"""Without a step for this long, the worker hangs: no compile, reference or sample of ours takes that long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked to be measured."""
+
+    device: str = "auto"
+    suite: str | None = None
+    """None: `quick` on a GPU, `smoke` on a CPU."""
+    ops: tuple[str, ...] = ()
+    impls: tuple[str, ...] = ()
+    case: str = ""
+    """Only cases whose id contains this."""
+    repeat: int = 1
+    budget_s: float | None = None
+    cap_s: float | None = None
+    """Sampling seconds per implementation and case; None: by suite."""
+    hang_s: float = HANG_S
+    argv: tuple[str, ...] = ()
+    catalogue: str = "kernels.op"
+    """The module that knows ops and implementations."""
+
+
+CAPS = {"smoke": 0.3, "quick": 0.5, "full": 1.0}
+"""Default sampling seconds per implementation and case."""
+
+
+def check_names(request: Request, ops: Mapping[str, Op]) -> None:
+    require("op", request.ops, ops)
+    require("suite", [] if request.suite is None else [request.suite], SUITES)
+    if request.repeat < 1:
+        raise BadRequest("--repeat counts passes: 1 or more")
+
+
+def settle(request: Request, target: Target, earlier: Run | None) -> Request:
+    """Fill in what the user left open: the suite by device, or all of it by the run that is resumed."""
+    if earlier:
+        asked = earlier.header["request"]
+        for name, option in (("suite", "--suite"), ("ops", "--op"), ("impls", "--impl"), ("case", "--case")):
+            given, kept = as_words(getattr(request, name)), as_words(asked[name])
+            if given and given != kept:
+                began = f"with {option} {kept}" if kept else f"without {option}"
+                raise BadRequest(f"the run began {began}: with {option} {given} it would be another run")
+        return dataclasses.replace(
+            request,
+            suite=asked["suite"],
+            ops=tuple(asked["ops"]),
+            impls=tuple(asked["impls"]),
+            case=asked["case"],
+            repeat=max(request.repeat, asked["repeat"]),
+        )
+    suite = request.suite or ("quick" if target.kind == "cuda" else "smoke")
+    return dataclasses.replace(request, suite=suite)
+
+
+def as_words(asked: str | Sequence[str] | None) -> str:
+    """An option's value as it is typed: several names with commas between them."""
+    return asked if isinstance(asked, str) else ",".join(asked or ())
+
+
+def plan(
+    request: Request,
+    ops: Mapping[str, Op],
+    impls: Mapping[str, Mapping[str, bool]],
+    earlier: Run | None,
+    run_id: str,
+    spec: DeviceSpec | None,
+) -> tuple[list[Job], int]:
+    """Jobs still to be done, in order, and how many (op, case, repetition) are done already.
+
+    Ceilings come first, since predictions are made from them; in `full` then the cases of `quick`. The ops take turns,
+    each beginning with what tells most: its largest case, its smallest, the one in the middle, and so on by halves; so
+    that a run that is cut short has covered the range.
+    """
+    chosen = [op for name, op in ops.items() if not request.ops or name in request.ops]
+    if request.ops and not all(op.is_ceiling for op in chosen):
+        chosen = [op for op in ops.values() if op.is_ceiling and op not in chosen] + chosen
+    finished = {
+        (*r.key, r.repeat)
+        for r in (*earlier.records, *earlier.repeats) if r.status != "skipped"
+    } if earlier else set()  # fmt: skip
+    jobs: list[Job] = []
+    done = 0
+    for repeat in range(request.repeat):
+        for op, case in ordered(chosen, request):
+            names = [n for n in impls[op.name] if not request.impls or n in request.impls or op.is_ceiling]
+            left = tuple(n for n in names if (op.name, n, case.id, repeat) not in finished)
+            if names and not left:
+                done += 1
+            if left:
+                jobs.append(
+                    Job(
+                        op=op.name,
+                        case=case.as_dict(),
+                        case_id=case.id,
+                        impls=left,
+                        cap_s=request.cap_s or CAPS[request.suite or "smoke"],
+                        seed=1000 * repeat,
+                        repeat=repeat,
+                        run_id=run_id,
+                        aa=False,
+                        spec=spec,
+                        ceilings=None,
+                    )
+                )
+    asked = any(request.case in job.case_id and (not request.ops or job.op in request.ops) for job in jobs)
+    if not asked and not done:
+        named = f" with {request.case!r} in its id" if request.case else ""
+        chosen_impls = f" for {', '.join(request.impls)}" if request.impls else ""
+        raise BadRequest(f"nothing to measure: suite {request.suite} has no case{named}{chosen_impls}")
+    return jobs, done
+
+
+def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
+    """(op, case) of one pass in measuring order."""
+    suite = request.suite or "smoke"
+    found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, suite)]
+    for of_quick in (True, False):
+        queues = []
+        for op in ops:
+            quick = {case.id for case in op.cases("quick")} if suite == "full" else set()
+            wanted = [
+                case for case in cases_of(op, suite) if request.case in case.id and (case.id in quick) is of_quick
+            ]
+            by_size = sorted(range(len(wanted)), key=[-op.work(case).bytes for case in wanted].__getitem__)
+            if not op.is_ceiling:
+                queues.append([(op, wanted[by_size[i]]) for i in halving(len(wanted))])
+        found += round_robin(queues)
+    return found
+
+
+def round_robin(groups: Iterable[Iterable[T]]) -> list[T]:
+    """The first of each group, then the second of each that has one, and so on.
+
+    >>> "".join(round_robin(["abc", "d", "ef"]))
+    'adebfc'
+    """
+    queues = [deque(group) for group in groups]
+    found: list[T] = []
+    while any(queues):
+        found += [queue.popleft() for queue in queues if queue]
+    return found
+
+
+def cases_of(op: Op, suite: str) -> list[Any]:
+    """A suite's cases; `full` holds all of `quick`'s."""
+    cases = [*op.cases("quick"), *op.cases("full")] if suite == "full" else op.cases(suite)
+    return list({case.id: case for case in cases}.values())
+
+
+def halving(count: int) -> list[int]:
+    """Indices 0, last, middle, quarters...: each next one in the middle of the widest gap.
+
+    >>> halving(5)
+    [0, 4, 2, 1, 3]
+    """
+    if count < 2:
+        return list(range(count))
+    order = [0, count - 1]
+    gaps = deque([(0, count - 1)])
+    while gaps:
+        low, high = gaps.popleft()
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return order

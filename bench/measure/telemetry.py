@@ -1,0 +1,89 @@
+"""What the GPU did while a case ran: NVML, polled from a thread."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from bench.devices.driver import LIVE, POWER_CAP, SLOWDOWNS, TOTALS, GpuSession, clock_reasons
+
+
+class Sampler:
+    """Polls NVML from a thread while a case runs: `with Sampler(gpu) as sampler: ...`, `sampler.summary()`.
+
+    Without a GPU it starts nothing and its summary is `{}`.
+    """
+
+    def __init__(self, gpu: GpuSession | None, interval_s: float = 0.03) -> None:
+        self.gpu, self.interval_s = gpu, interval_s
+        self.samples: list[dict[str, Any]] = []
+        self.unavailable: dict[str, str] = {}
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Sampler:
+        if self.gpu is not None:
+            self._before = self.gpu.read(TOTALS, self.unavailable)
+            self._began = time.monotonic()
+            self._thread = threading.Thread(target=self._poll, args=(self.gpu,), name="nvml", daemon=True)
+            self._thread.start()
+        return self
+
+    def _poll(self, gpu: GpuSession) -> None:
+        while True:
+            self.samples.append(gpu.read(LIVE, self.unavailable))
+            if self._done.wait(self.interval_s):
+                return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.gpu is not None and self._thread is not None:
+            self._done.set()
+            self._thread.join()
+            self._took = time.monotonic() - self._began
+            self._after = self.gpu.read(TOTALS, self.unavailable)
+
+    def summary(self) -> dict[str, Any]:
+        """Hz, W, J, degrees Celsius. None and an entry in `unavailable` where NVML refused.
+
+        `clock_reasons` are all that were seen; `throttled` is True if one of them is a slowdown, `power_capped` if
+        the power cap was. ECC counts are new errors; `energy_j` is the board's while the sampler was open, idle gaps
+        included.
+        """
+        if self._thread is None:
+            return {}
+        power = self._column("power_w")
+        masks = self._column("clock_reasons")
+        mask = 0
+        for seen in masks:
+            mask |= seen
+        gained = {
+            name: None if self._before[name] is None or after is None else after - self._before[name]
+            for name, after in self._after.items()
+        }
+        return {
+            "samples": len(self.samples),
+            "duration_s": self._took,
+            "sm_clock_hz": spread(self._column("sm_clock_hz")),
+            "memory_clock_hz": spread(self._column("memory_clock_hz")),
+            "power_w": statistics.fmean(power) if power else None,
+            "temperature_c": max(self._column("temperature_c"), default=None),
+            "clock_reasons": clock_reasons(mask) if masks else None,
+            "throttled": any(mask & bit for bit in SLOWDOWNS) if masks else None,
+            "power_capped": bool(mask & POWER_CAP) if masks else None,
+            **gained,
+            "unavailable": dict(self.unavailable),
+        }
+
+    def _column(self, name: str) -> list[Any]:
+        return [sample[name] for sample in self.samples if sample[name] is not None]
+
+
+def spread(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}

@@ -1,0 +1,1 @@
+"""Who drives? Everything for a rented hour: doctor, campaign, tuning, self-check."""

@@ -1,0 +1,344 @@
+"""One command for a rented hour: everything that one part can be asked, in the order of what decides most.
+
+    doctor      is the machine fit? in every call, since the next may reach another machine
+    gate        every implementation on the small edgy cases and on one of every kind, in several processes
+    tune        configurations that are not committed yet; never once measuring has begun, so that a run has one set
+    measure     one run of the suite: ceilings, then every operation's cases by what tells most, peers interleaved
+    selfcheck   our clock beside others
+    counters    ncu, into the run's records
+    measure     once more with whatever time is left
+
+A call takes `--budget`; each step gets a share of what is left of it, is cut off at its end, and goes on in the next
+call with the same directory, where `campaign.json` holds what is finished. A call that is killed loses the case in
+flight. All that is to be brought home is at most `MAX_FILES` files of under `MAX_BYTES` in two levels of folders:
+
+    campaign.json  gate.jsonl  tuned.json  summary.md         the steps, and what each found
+    <device>/<run>/records.jsonl  report.md  report.html      as under reports/; figures are drawn at home, by `report`
+
+The process of the campaign never loads torch: whatever does is a child of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.errors import BadRequest, require
+from bench.measure import runner
+from bench.measure.schedule import HANG_S
+from bench.operate.campaign import gate, tuning
+from bench.operate.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
+from bench.records import FILE, Writer, load_run
+from kernels.common import tuned
+from kernels.op import SUITES
+
+STATE = "campaign.json"
+PACKED = f"{FILE}.gz"
+OVERRUN_S = 20.0
+"""A run's budget begins when its worker is up, and the case in flight at its end is finished."""
+
+NO_TIME = "no time left"
+"""Why `bench/inspection/counters_child.py` left a launch out, if that was the reason."""
+
+FINISH_S = 20.0
+"""Kept back for the report and the summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a campaign is to go through. `catalogue` and `hang_s` are those of `runner.Request`."""
+
+    device: str = "cuda"
+    suite: str = "full"
+    budget_s: float = 540.0
+    """Seconds of this call; the job in flight at its end may take some more."""
+    skip: tuple[str, ...] = ()
+    """Names of steps that are left out for good."""
+    case: str = ""
+    cap_s: float | None = None
+    hang_s: float = HANG_S
+    catalogue: str = "kernels.op"
+    argv: tuple[str, ...] = ()
+    root: Path = tuned.ROOT
+    """Where `<op>/tuned.json` is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """`share` of the time left is its own; with less than `least_s` (on a CPU `least_cpu_s`) it is not begun. `act`
+    does what it can in time."""
+
+    name: str
+    share: float
+    least_s: float
+    least_cpu_s: float = 1.0
+    act: Callable[[Campaign, Progress, float], None]
+
+
+def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome:
+    """Go through the steps, or on with those that an earlier call left. BadRequest for what the user can mend."""
+    require("step", request.skip, NAMES)
+    require("suite", [request.suite], SUITES)
+    if request.device not in ("auto", "cuda", "cpu"):
+        raise BadRequest(f"device {request.device!r} is unknown: choose auto, cuda or cpu")
+    campaign = Campaign(request, out, display)
+    try:
+        for step in (*STEPS, replace(MEASURE, share=1.0)):
+            campaign.go(step)
+            if campaign.unfit or campaign.interrupted:
+                break
+    except KeyboardInterrupt:
+        campaign.interrupted = True
+    return campaign.finish()
+
+
+class Campaign:
+    """The state of a campaign, and the clock of this call."""
+
+    def __init__(self, request: Request, directory: Path, display: runner.Display) -> None:
+        self.request, self.directory, self.display = request, directory, display
+        self._ends = time.monotonic() + request.budget_s - FINISH_S
+        self.unfit = self.interrupted = False
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = "it is a file" if directory.is_file() else error.strerror or error
+            raise BadRequest(f"cannot write to {directory}: {why}") from error
+        kept = {"device": request.device, "suite": request.suite, "case": request.case,
+                "source_digest": machine.source_digest(tuned=False)}  # fmt: skip
+        self.asked: dict[str, Any] = kept
+        self.calls: list[dict[str, Any]] = []
+        self.steps = {name: Progress() for name in NAMES}
+        if (directory / STATE).exists():
+            self.load(kept)
+        tuning.put_back(directory / tuning.FILE, request.root)
+        self.calls.append({"began": now(), "budget_s": request.budget_s, "argv": list(request.argv)})
+        self.save()
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Take up an earlier call's state. BadRequest where it was of another request or other code."""
+        try:
+            found = json.loads((self.directory / STATE).read_text())
+            asked, calls = found["asked"], found["calls"]
+            steps = {name: Progress(**step) for name, step in found["steps"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadRequest(
+                f"{self.directory / STATE} is damaged ({error}); bring it along again, or choose another directory"
+            ) from None
+        if changed := [name for name in kept if asked.get(name) != kept[name]]:
+            name = changed[0]
+            raise BadRequest(
+                f"{self.directory} holds a campaign whose {name.replace('_', ' ')} is {asked.get(name)!r}, "
+                f"not {kept[name]!r}; choose another directory"
+            )
+        self.calls = calls
+        self.steps |= steps
+
+    def save(self) -> None:
+        """Written whole and renamed, so that a kill leaves the old or the new one."""
+        steps = {name: asdict(step) for name, step in self.steps.items()}
+        fresh = self.directory / f"{STATE}.new"
+        fresh.write_text(json.dumps({"asked": self.asked, "calls": self.calls, "steps": steps}, indent=1))
+        fresh.replace(self.directory / STATE)
+
+    def left_s(self) -> float:
+        return self._ends - time.monotonic()
+
+    def go(self, step: Step) -> None:
+        """One step within its share of the time that is left; what it raises is its result."""
+        progress = self.steps[step.name]
+        if progress.state in ("done", "skipped") and step.name != "doctor":
+            return
+        if step.name in self.request.skip:
+            progress.state, progress.found = "skipped", ["left out, as asked"]
+            return
+        limit = step.share * self.left_s()
+        least_s = step.least_s if self.request.device != "cpu" else step.least_cpu_s
+        if limit < least_s:
+            words = f"not begun: {max(limit, 0.0):.0f} s were left for it, it takes {least_s:.0f} at the least"
+            progress.found = progress.found or [words]
+            return
+        self.display.note(f"{step.name}: {limit:.0f} s at the most")
+        began = time.monotonic()
+        try:
+            step.act(self, progress, limit)
+        except (BadRequest, OSError, ValueError) as error:
+            progress.state, progress.found = "failed", [str(error)]
+        progress.seconds = round(progress.seconds + time.monotonic() - began, 1)
+        self.save()
+        self.display.note("; ".join([f"{step.name}: {progress.state}", *progress.found[:1]]))
+
+    def run_directory(self) -> Path | None:
+        """Where the run is, once it has begun; what only its packed form was brought along of is unpacked."""
+        for packed in self.directory.glob(f"*/*/{PACKED}"):
+            records = packed.with_name(FILE)
+            if not records.exists():
+                records.write_bytes(gzip.decompress(packed.read_bytes()))
+        found = [path.parent for path in sorted(self.directory.glob(f"*/*/{FILE}")) if path.stat().st_size]
+        return found[-1] if found else None
+
+    # ---- steps
+
+    def doctor(self, progress: Progress, limit_s: float) -> None:
+        answer = self.ask("doctor", limit_s)
+        progress.state, progress.found = "done", [answer["verdict"]]
+        progress.result = answer["found"]
+        self.unfit = answer["exit_code"] == 2 and self.request.device != "cpu"
+
+    def selfcheck(self, progress: Progress, limit_s: float) -> None:
+        answer = self.ask("selfcheck", limit_s)
+        progress.state, progress.found = "done", [answer["verdict"]]
+        progress.result = answer["found"]
+
+    def ask(self, step: str, limit_s: float, **more: Any) -> dict[str, Any]:
+        """What a child found. BadRequest with its last words where it found nothing."""
+        with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
+            answer = Path(folder) / "answer.json"
+            task = {"step": step, "device": self.request.device, "hang_s": self.request.hang_s, "answer": str(answer)}
+            child = gate.Child(Path(folder), task | more)
+            if not child.wait(limit_s):
+                raise BadRequest(f"{step} was not done after its {limit_s:.0f} s")
+            if not answer.is_file():
+                raise BadRequest(f"{step} ended ({child.end()})")
+            return json.loads(answer.read_text())
+
+    def gate(self, progress: Progress, limit_s: float) -> None:
+        finished = gate.check_all(self.directory, self.request, limit_s)
+        verdicts = gate.verdicts(self.directory)
+        right = sum(v["status"] == "ok" for v in verdicts)
+        progress.state = "done" if finished else "open"
+        progress.found = [f"{right} of {len(verdicts)} are right" + ("" if finished else "; the time was up")]
+
+    def tune(self, progress: Progress, limit_s: float) -> None:
+        """What has no configuration for this part, in the suite's short form."""
+        if self.request.device == "cpu":
+            progress.state, progress.found = "skipped", ["kernels are tuned on a GPU"]
+        elif self.run_directory():
+            progress.state = "done"
+            progress.found.append("ended where measuring began: a run has one set of configurations")
+        else:
+            # the last class is begun with time left for it
+            answer = self.ask("tune", limit_s, budget_s=0.7 * limit_s, suite=quick_of(self.request.suite))
+            progress.state = "open" if answer["left"] else "done"
+            count = tuning.gather(self.directory / tuning.FILE, self.request.root)
+            lacking = f"; still lacking: {', '.join(answer['left'])}" if answer["left"] else ""
+            progress.found = [f"{count} configurations for this and other parts{lacking}"]
+            progress.result = {"outcomes": answer["lines"]}
+
+    def measure(self, progress: Progress, limit_s: float) -> None:
+        asked = self.request
+        request = runner.Request(
+            device=asked.device,
+            suite=asked.suite,
+            case=asked.case,
+            budget_s=max(limit_s - OVERRUN_S, 1e-6),
+            cap_s=asked.cap_s,
+            hang_s=asked.hang_s,
+            catalogue=asked.catalogue,
+            argv=asked.argv,
+        )
+        outcome = runner.run(request, self.directory, self.run_directory(), self.display)
+        self.interrupted = outcome.interrupted
+        run = load_run(outcome.directory)
+        records = [*run.records, *run.repeats]
+        count = {str(s): sum(r.status == s for r in records) for s in sorted({r.status for r in records})}
+        progress.state = "open" if outcome.interrupted or count.get("skipped") else "done"
+        progress.result = count
+        progress.found = [", ".join(f"{n} {status}" for status, n in count.items())]
+
+    def counters(self, progress: Progress, limit_s: float) -> None:
+        """Into the run's records, as `run --counters` does. What is denied is denied for good, but where a GPU's ncu is
+        not installed yet; where the time was up, the next call, which has more of it, begins anew."""
+        from bench.inspection import counters
+
+        directory = self.run_directory()
+        if directory is None:
+            progress.found = ["waits for the measurement"]
+            return
+        found = counters.count(counters.Choice(suite=quick_of(self.request.suite)), timeout_s=limit_s)
+        writer = Writer(directory)
+        if isinstance(found, counters.CountersDenied):
+            progress.state = "open" if self.request.device != "cpu" and counters.find_ncu() is None else "done"
+            said = [f"denied: {found.reason}"]
+            if progress.found != said:
+                writer.append("note", {"note": "counters denied", "reason": found.reason})
+            progress.found = said
+        else:
+            for counted in found.counted:
+                writer.append("note", {"note": "counters", **counted.as_dict()})
+            progress.state = "open" if NO_TIME in found.failed.values() else "done"
+            progress.found = [f"{len(found.counted)} launches counted, {len(found.failed)} not"]
+            progress.result = {"failed": [f"{' '.join(key)}: {why}" for key, why in found.failed.items()]}
+        writer.close()
+
+    # ---- the end of a call
+
+    def finish(self) -> CampaignOutcome:
+        """Report, summary, and the files to bring home."""
+        from bench import report
+
+        self.save()
+        tuning.gather(self.directory / tuning.FILE, self.request.root)
+        directory = self.run_directory()
+        (self.directory / SUMMARY).unlink(missing_ok=True)  # until it is true again
+        faults = [
+            f"gate: {v['op']} {v['case_id']} {v['impl']}: {v['status']}: {v['reason']}"
+            for v in gate.verdicts(self.directory) if v["status"] != "ok"
+        ]  # fmt: skip
+        if directory:
+            pack(directory / FILE)
+            report.write(directory, draw=False)
+            faulty = runner.Outcome(directory=directory, records=load_run(directory).records).faults
+            faults += [f"{r.op} {r.case_id} {r.impl}: {r.status}: {r.reason or ', '.join(r.flags)}" for r in faulty]
+        outcome = CampaignOutcome(
+            directory=self.directory,
+            run=directory,
+            steps=self.steps,
+            files=self.files(),
+            faults=faults,
+            unfit=self.unfit,
+            interrupted=self.interrupted,
+        )
+        (self.directory / SUMMARY).write_text(summary(outcome, self.calls))
+        return replace(outcome, files=self.files())
+
+    def files(self) -> dict[str, int]:
+        found = sorted(path for path in self.directory.rglob("*") if path.is_file())
+        return {path.relative_to(self.directory).as_posix(): path.stat().st_size for path in found}
+
+
+def pack(records: Path) -> None:
+    """Where the records have outgrown what can be brought home, a packed copy beside them; it shrinks to a quarter."""
+    if records.stat().st_size >= MAX_BYTES:
+        records.with_name(PACKED).write_bytes(gzip.compress(records.read_bytes()))
+
+
+def quick_of(suite: str) -> str:
+    """The suite whose cases are counted: ncu replays every launch many times."""
+    return "quick" if suite == "full" else suite
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+MEASURE = Step(name="measure", share=0.75, least_s=OVERRUN_S + 20.0, least_cpu_s=OVERRUN_S, act=Campaign.measure)
+STEPS = (
+    Step(name="doctor", share=0.15, least_s=10.0, act=Campaign.doctor),
+    Step(name="gate", share=0.3, least_s=20.0, act=Campaign.gate),
+    Step(name="tune", share=0.4, least_s=90.0, act=Campaign.tune),
+    MEASURE,
+    Step(name="selfcheck", share=0.5, least_s=40.0, act=Campaign.selfcheck),
+    Step(name="counters", share=1.0, least_s=100.0, act=Campaign.counters),
+)
+"""The least times: torch takes 10 s to load from a cold disk, the clocks' turns 18 s and their kernels' compilation as
+long, ncu some tens of launches that it replays, the tuner compiles before it times."""
+NAMES = tuple(step.name for step in STEPS)

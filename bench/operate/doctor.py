@@ -1,0 +1,398 @@
+"""Is this machine fit to measure on? Facts are gathered, then judged by pure functions; nothing here raises.
+
+What can be wrong without any error being raised: a part throttled, capped, sliced or shared with others, a link or
+a driver that does not match, a memory that does not reach what its datasheet says.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from bench import machine
+from bench.devices import DeviceSpec, driver
+from bench.devices import lookup as devices
+from bench.inspection.counters import counters_problem, find_ncu
+from bench.measure.telemetry import Sampler
+from kernels.op import Target, discover, implementations
+
+FIT_SHARE = 0.85
+"""Demanded of a read of 1 GiB, against the datasheet's bandwidth. Refresh, ECC and row changes take some of it on a
+part in order; below this share something else does."""
+
+READ_BYTES = 1 << 30
+READ_CAP_S = 0.5
+
+Level = Literal["ok", "note", "warning", "bad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at. `note` is worth knowing and changes no verdict; `advice` says what to do about it."""
+
+    name: str
+    level: Level
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandwidth:
+    """What a quick read reached, and the telemetry while it ran."""
+
+    bytes_per_s: float
+    impl: str
+    telemetry: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """Everything the checks look at. None where it could not be learnt; `failed` then says why."""
+
+    problem: str | None
+    """Why torch can use no GPU; None where it can."""
+    packages: dict[str, str | None] = field(default_factory=dict)
+    torch_cuda: str | None = None
+    torch_archs: tuple[str, ...] = ()
+    wanted_triton: str | None = None
+    """The version that torch was released with."""
+    target: Target | None = None
+    spec: DeviceSpec | None = None
+    gpu: dict[str, Any] = field(default_factory=dict)
+    """`driver.FACTS`, `LIVE` and `TOTALS`; None where NVML refuses."""
+    counters: str | None = None
+    """Why hardware counters can't be read; None where they can."""
+    bandwidth: Bandwidth | None = None
+    clash: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The checks and what they come to: exit code 0 fit, 1 usable with warnings, 2 not fit or no GPU."""
+
+    part: str
+    checks: tuple[Check, ...]
+
+    @property
+    def exit_code(self) -> int:
+        levels = {check.level for check in self.checks}
+        return 2 if "bad" in levels else 1 if "warning" in levels else 0
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        worst = {2: "bad", 1: "warning", 0: ""}[self.exit_code]
+        return tuple(f"{check.name}: {check.found}" for check in self.checks if check.level == worst)
+
+    @property
+    def verdict(self) -> str:
+        words = ("FIT to measure on", "USABLE, with warnings", "NOT FIT to measure on a GPU")[self.exit_code]
+        return f"{self.part}: {words}" + "".join(f"; {reason}" for reason in self.reasons)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "part": self.part,
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "reasons": list(self.reasons),
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def lines(self) -> list[str]:
+        """For a terminal: one line per check, its advice under it, the verdict last."""
+        width = max(len(check.name) for check in self.checks)
+        shown = []
+        for check in self.checks:
+            shown.append(f"{check.level:<8} {check.name:<{width}}  {check.found}")
+            if check.advice:
+                shown.append(f"{'':<8} {'':<{width}}  -> {check.advice}")
+        return [*shown, self.verdict]
+
+
+# ---- gathering
+
+T = TypeVar("T")
+
+
+def gather(*, quick_read: bool = True) -> Facts:
+    """Look at this machine. What fails is kept by name in `failed` and costs only its own check."""
+    facts = Facts(problem=None)
+
+    def attempt(name: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            facts.failed[name] = f"{type(error).__name__}: {lines[0]}"
+            return None
+
+    facts.clash = attempt("packages", package_clash)
+    facts.packages = {package: machine.installed(package) for package in machine.PACKAGES}
+    facts.wanted_triton = attempt("triton", machine.torch_wants_triton)
+    facts.problem = attempt("gpu", driver.cuda_problem)
+    facts.problem = facts.problem or facts.failed.get("gpu")
+    facts.counters = attempt(
+        "counters",
+        lambda: counters_problem(find_ncu(), machine.driver_parameters(), machine.may_administrate()),
+    )
+    facts.torch_cuda = attempt("torch", lambda: driver.torch_module().version.cuda)
+    if facts.problem:
+        return facts
+    facts.torch_archs = tuple(attempt("torch", lambda: driver.torch_module().cuda.get_arch_list()) or ())
+    facts.target = attempt("target", machine.gpu_target)
+    if facts.target is None:
+        return facts
+    target = facts.target
+    gpu = attempt("telemetry", driver.open_gpu)
+    if gpu:
+        readings = {**driver.FACTS, **driver.LIVE, **driver.TOTALS}
+        facts.gpu = gpu.read(readings, facts.failed)
+    facts.spec = attempt("part", lambda: machine.device_spec(target, facts.gpu))
+    if quick_read:
+        facts.bandwidth = attempt("bandwidth", lambda: read_bandwidth(target, gpu))
+    return facts
+
+
+def package_clash(origin: str | None = None) -> str | None:
+    """None if the import name `kernels` is this project's, else a sentence; a Hugging Face package bears it too."""
+    import kernels
+
+    found = Path(origin or kernels.__file__ or "").resolve()
+    if found.parent.parent == machine.ROOT:
+        return None
+    return "the import name `kernels` belongs to another package: use this project's own environment"
+
+
+def read_bandwidth(target: Target, gpu: driver.GpuSession | None) -> Bandwidth:
+    """Read 1 GiB with the Triton stream kernel (torch's where there is none), timed as a run would time it."""
+    from bench.measure.timing import GraphTimer, HostTimer, sample_interleaved
+
+    op = discover()["stream"]
+    case = op.case_from_dict({"kind": "read", "size": READ_BYTES})
+    impl = next(impl for impl in implementations(op.name)[0] if impl.supports(case, target) is None)
+    launches = [impl.prepare(case, op.inputs(case, target.device, seed), target) for seed in range(2)]
+    timer = GraphTimer(launches) if target.kind == "cuda" else HostTimer(launches)
+    with Sampler(gpu, interval_s=0.02) as sampler:
+        sampling = sample_interleaved({impl.name: timer}, cap_s=READ_CAP_S)[impl.name]
+    timer.close()
+    median_s = statistics.median(sampling.samples_s)
+    return Bandwidth(bytes_per_s=case.size / median_s, impl=f"{impl.name} ({op.name})", telemetry=sampler.summary())
+
+
+# ---- judging
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def check_clash(facts: Facts) -> Check:
+    if facts.clash:
+        return Check(name="package", level="bad", found=facts.clash)
+    return Check(name="package", level="ok", found="the import name `kernels` is this project's")
+
+
+def check_part(facts: Facts) -> Check:
+    assert facts.target
+    name = facts.target.name
+    shape = f"{facts.target.sm_count} SMs, sm_{facts.target.sm}, L2 {facts.target.l2_bytes / 1e6:.0f} MB"
+    if facts.spec is None:
+        why = facts.failed.get("part", f"{name!r} is not in the table of parts: {shape}")
+        return Check(name="part", level="warning", found=why, advice="predict from measured ceilings only")
+    if facts.spec.key not in devices.DEVICES:
+        found = f"{name!r} is not in the table of parts, its numbers are the driver's: {shape}"
+        return Check(name="part", level="warning", found=found, advice="add it to the table, with a source")
+    if facts.spec.sm_count and facts.target.sm_count != facts.spec.sm_count:
+        found = f"{facts.spec.name}, but with {shape} instead of {facts.spec.sm_count} SMs"
+        return Check(name="part", level="warning", found=found, advice="a slice or another bin of the part?")
+    return Check(name="part", level="ok", found=f"{facts.spec.name} ({name}): {shape}")
+
+
+def check_versions(facts: Facts) -> Check:
+    """The driver must know the CUDA that torch was built with: at least its major version."""
+    driver, supported = facts.gpu.get("driver"), facts.gpu.get("driver_cuda")
+    torch_version, wanted = facts.packages.get("torch"), facts.torch_cuda
+    found = f"driver {driver} (CUDA {supported}), torch {torch_version} (CUDA {wanted})"
+    if not supported or not wanted:
+        return Check(name="versions", level="note", found=found)
+    if version(supported)[0] < version(wanted)[0]:
+        advice = "update the driver, or install the torch wheel built for its CUDA"
+        return Check(name="versions", level="bad", found=found, advice=advice)
+    if version(supported) < version(wanted):
+        found += "; same major version, which CUDA's minor-version compatibility covers"
+    return Check(name="versions", level="ok", found=found)
+
+
+def check_architecture(facts: Facts) -> Check:
+    """torch runs its own code of the same major capability and no higher minor, or compiles embedded PTX."""
+    assert facts.target
+    sm = facts.target.sm
+    native = [int(a[3:].rstrip("af")) for a in facts.torch_archs if a.startswith("sm_")]
+    virtual = [int(a[8:].rstrip("af")) for a in facts.torch_archs if a.startswith("compute_")]
+    listed = " ".join(facts.torch_archs) or "nothing"
+    if any(code // 10 == sm // 10 and code <= sm for code in native) or any(code <= sm for code in virtual):
+        return Check(name="architecture", level="ok", found=f"torch has code for sm_{sm} ({listed})")
+    found = f"torch has no code for sm_{sm}, only {listed}"
+    return Check(name="architecture", level="bad", found=found, advice="install a torch wheel for this part")
+
+
+def check_triton(facts: Facts) -> Check:
+    assert facts.target
+    found = facts.packages.get("triton")
+    if found is None:
+        advice = "pip install triton; until then only peers are measured"
+        return Check(name="triton", level="bad", found="triton is not installed", advice=advice)
+    if facts.target.sm < 80:
+        return Check(name="triton", level="bad", found=f"our kernels need sm_80, this is sm_{facts.target.sm}")
+    if facts.wanted_triton and facts.wanted_triton != found:
+        found += f"; torch was released with {facts.wanted_triton}"
+        return Check(name="triton", level="note", found=found, advice="torch.compile may not work with it")
+    return Check(name="triton", level="ok", found=found)
+
+
+def check_mig(facts: Facts) -> Check:
+    mig = facts.gpu.get("mig")
+    if mig:
+        advice = "a slice has its own bandwidth: compare with nothing but itself"
+        return Check(name="MIG", level="warning", found="on: this is a slice of the part", advice=advice)
+    return Check(name="MIG", level="ok", found="off" if mig is False else "not supported here")
+
+
+def check_ecc(facts: Facts) -> Check:
+    on, corrected, lost = (facts.gpu.get(name) for name in ("ecc", "ecc_corrected", "ecc_uncorrected"))
+    if on is None:
+        return Check(name="ECC", level="note", found="the driver does not tell")
+    if not on:
+        return Check(name="ECC", level="warning", found="off: not how datasheets and servers run")
+    state = f"on; since the driver was loaded {corrected} errors corrected, {lost} not"
+    if lost:
+        return Check(name="ECC", level="bad", found=state, advice="results may be wrong: use another part")
+    if corrected:
+        return Check(name="ECC", level="warning", found=state)
+    return Check(name="ECC", level="ok", found=state)
+
+
+def check_sharing(facts: Facts) -> Check:
+    """Our own process is on the list too, and inside a container under another number: so one is always ours."""
+    listed, used = facts.gpu.get("processes"), facts.gpu.get("memory_used_bytes")
+    taken = "" if used is None else f", {used / 1e9:.1f} GB of its memory in use"
+    if listed is None:
+        return Check(name="sharing", level="note", found=f"the driver does not list processes{taken}")
+    others = max(0, listed - 1)
+    if others:
+        found = f"{others} other process{'es' if others > 1 else ''} on this GPU{taken}"
+        return Check(name="sharing", level="warning", found=found, advice="times will depend on them")
+    return Check(name="sharing", level="ok", found=f"no other process on this GPU{taken}")
+
+
+def check_power(facts: Facts) -> Check:
+    cap, default = facts.gpu.get("power_cap_w"), facts.gpu.get("power_default_w")
+    if cap is None or default is None:
+        return Check(name="power", level="note", found="the driver does not tell its limits")
+    if cap < default:
+        advice = "clocks will fall under load: results are this machine's, not the part's"
+        return Check(name="power", level="warning", found=f"capped at {cap:.0f} of {default:.0f} W", advice=advice)
+    return Check(name="power", level="ok", found=f"limit {cap:.0f} W, the default")
+
+
+def check_clocks(facts: Facts) -> Check:
+    """Under the load of the quick read where there was one, else as they are now."""
+    load = facts.bandwidth.telemetry if facts.bandwidth else {}
+    sm = (load.get("sm_clock_hz") or {}).get("median") or facts.gpu.get("sm_clock_hz")
+    memory = (load.get("memory_clock_hz") or {}).get("max") or facts.gpu.get("memory_clock_hz")
+    sm_max, memory_max = facts.gpu.get("sm_clock_max_hz"), facts.gpu.get("memory_clock_max_hz")
+    if not (sm and memory and sm_max and memory_max):
+        return Check(name="clocks", level="note", found="the driver does not tell")
+    reasons = load.get("clock_reasons") or driver.clock_reasons(facts.gpu.get("clock_reasons") or 0)
+    degrees = load.get("temperature_c") or facts.gpu.get("temperature_c")
+    found = (
+        f"{'reading' if load else 'now'} SM {sm / 1e6:.0f} of {sm_max / 1e6:.0f} MHz, "
+        f"memory {memory / 1e6:.0f} of {memory_max / 1e6:.0f} MHz"
+        + (f", {degrees} C" if degrees is not None else "")
+        + (f" ({', '.join(reasons)})" if reasons else "")
+    )
+    if load and (load.get("throttled") or load.get("power_capped") or memory < memory_max):
+        return Check(name="clocks", level="warning", found=found, advice="the part was held below its clocks")
+    return Check(name="clocks", level="ok", found=found)
+
+
+def check_link(facts: Facts) -> Check:
+    """Generation falls when idle, to save power; a narrower width is a fault. Kernels do not use the link."""
+    names = ("pcie_generation", "pcie_generation_max", "pcie_width", "pcie_width_max")
+    generation, generation_max, width, width_max = (facts.gpu.get(name) for name in names)
+    if width is None or width_max is None:
+        return Check(name="PCIe", level="note", found="the driver does not tell")
+    found = f"generation {generation} of {generation_max}, width {width} of {width_max}"
+    if width < width_max:
+        return Check(name="PCIe", level="warning", found=found, advice="copies from the host will be slow")
+    return Check(name="PCIe", level="ok", found=found)
+
+
+def check_counters(facts: Facts) -> Check:
+    if facts.counters:
+        return Check(name="counters", level="note", found=facts.counters, advice="`--counters` is refused")
+    return Check(name="counters", level="ok", found="ncu found, and permitted as far as the driver tells")
+
+
+def check_bandwidth(facts: Facts) -> Check:
+    reached, expected = facts.bandwidth, facts.spec.memory_bandwidth if facts.spec else None
+    if reached is None:
+        why = facts.failed.get("bandwidth", "not asked for")
+        return Check(name="bandwidth", level="warning" if "bandwidth" in facts.failed else "note", found=why)
+    found = f"read {reached.bytes_per_s / 1e12:.3f} TB/s with {reached.impl}"
+    if expected is None:
+        return Check(name="bandwidth", level="note", found=f"{found}; nothing is known to hold it against")
+    share = reached.bytes_per_s / expected.value
+    found += f", {share:.0%} of {expected.value / 1e12:.3f} ({expected.kind})"
+    if share < FIT_SHARE:
+        advice = f"a part in order reaches {FIT_SHARE:.0%}: look at clocks, sharing and slices above"
+        return Check(name="bandwidth", level="warning", found=found, advice=advice)
+    return Check(name="bandwidth", level="ok", found=found)
+
+
+ON_A_GPU: tuple[Callable[[Facts], Check], ...] = (
+    check_part,
+    check_versions,
+    check_architecture,
+    check_triton,
+    check_mig,
+    check_ecc,
+    check_sharing,
+    check_power,
+    check_clocks,
+    check_link,
+    check_counters,
+    check_bandwidth,
+)
+
+
+def without_gpu(facts: Facts) -> list[Check]:
+    torch_version = facts.packages.get("torch")
+    works = "run, campaign and selfcheck on the CPU (--device cpu; torch peers); predict, claims, compare, report; "
+    works += "codegen, emulate, tune --dry-run (kernels are compiled here)"
+    if not torch_version or not facts.packages.get("triton"):
+        works = "predict, claims, compare, report" + ("; run on the CPU (torch peers)" if torch_version else "")
+    return [
+        Check(name="GPU", level="bad", found=facts.problem or facts.failed.get("target", "none can be used")),
+        Check(name="torch", level="note", found=f"{torch_version} (CUDA {facts.torch_cuda})"),
+        Check(name="triton", level="note", found=str(facts.packages.get("triton"))),
+        Check(name="works here", level="note", found=works),
+    ]
+
+
+def judge(facts: Facts) -> Diagnosis:
+    """Facts -> verdict. Pure."""
+    checks = [check_clash(facts)]
+    if facts.target is None:
+        return Diagnosis(part="this machine", checks=(*checks, *without_gpu(facts)))
+    checks += [check(facts) for check in ON_A_GPU]
+    if "telemetry" in facts.failed:
+        checks.append(Check(name="telemetry", level="warning", found=facts.failed["telemetry"]))
+    return Diagnosis(part=facts.spec.name if facts.spec else facts.target.name, checks=tuple(checks))
+
+
+def diagnose() -> Diagnosis:
+    return judge(gather())

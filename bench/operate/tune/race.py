@@ -1,0 +1,369 @@
+"""Offline tuning: find configurations that beat the reasoned ones on this part, and write them down with the evidence.
+
+`sift.py` drops on the host what need not be timed. The survivors race on the GPU, through the same gate,
+rotating copies and interleaved timer as a measured run: first in heats, the default in each of them, then the best of
+all heats and the default again with fresh samples. A winner must beat the default by more than `GAIN` with the whole
+interval, and must not lose to it on other cases of its class. A measured run only reads what is written here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from bench import machine
+from bench.devices.driver import cuda_problem
+from bench.errors import BadRequest
+from bench.inspection.codegen.judge import PARTS
+from bench.measure.schedule import HANG_S, halving, round_robin
+from bench.operate.tune.sift import DEFAULT, ShapeClass, Sifted, fallen_lines, shape_classes, sift, tunable
+from bench.operate.tune.track import Times, Track
+from bench.records import Record
+from bench.stats import Interval, ratio_interval
+from kernels.common import tuned
+from kernels.op import Config, Impl, Op, Target, config_text
+
+GAIN = 0.01
+"""The least gain that is worth a line in a file: twice the half-width that sampling aims at."""
+
+HEAT = 6
+"""Candidates timed together with the default; more would hold more outputs and graphs at once."""
+
+FINALISTS = 3
+CHECKED = 2
+"""Further cases of the class on which a winner must hold its own."""
+
+HEAT_CAP_S = 0.15
+"""Sampling seconds per candidate in a heat: a median to about 1%, enough to leave the slow ones behind."""
+
+VOID = {"impossible"}
+"""Flags of times that are no times."""
+
+
+class Display(Protocol):
+    """Where progress is shown; `bench.terminal.progress.Live` is one."""
+
+    def working(self, op: str, case_id: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be tuned."""
+
+    device: str = "auto"
+    suite: str = "quick"
+    ops: tuple[str, ...] = ()
+    impls: tuple[str, ...] = ()
+    budget_s: float | None = None
+    """No class is begun after this long."""
+    cap_s: float = 0.5
+    """Sampling seconds per finalist and case."""
+    dry_run: bool = False
+    """Only compile, for every part of `sms`; needs no GPU."""
+    sms: tuple[int, ...] = tuple(PARTS)
+    only_new: bool = False
+    """Leave out classes that have an entry for this part."""
+    workers: int = 0
+    """Processes that compile; 0 for one per usable core."""
+    hang_s: float = HANG_S
+    catalogue: str = "kernels.op"
+    root: Path = tuned.ROOT
+    """Where `<op>/tuned.json` is written."""
+
+
+Race = Callable[[ShapeClass, Any, Sequence[Config], float], Times]
+"""(class, case, configurations, sampling seconds each) -> a record each, or why there is none."""
+
+Status = Literal["tuned", "default stands", "failed", "not reached"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one shape class. `config` and `evidence` are what is written; empty unless it was timed."""
+
+    sifted: Sifted
+    status: Status
+    config: Config = DEFAULT
+    evidence: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
+    wrong: tuple[tuple[Config, str], ...] = ()
+    """Candidates that compiled and then failed the gate or crashed."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Implementation and class, within an op and a part."""
+        return self.sifted.shape_class.impl, self.sifted.shape_class.name
+
+    def lines(self) -> list[str]:
+        head = f"{self.sifted.shape_class.label}: {self.status}"
+        if self.evidence:
+            head += f" {config_text(self.config)}" if self.status == "tuned" else ""
+            head += f", {gain_text(self.evidence)} on {self.evidence['case_id']}"
+            runner_up = self.evidence["runner_up"]
+            head += f"; runner-up {config_text(tuple(runner_up['config'].items()))}" if runner_up else ""
+        if self.why:
+            head += f" ({self.why})"
+        return [head, *fallen_lines((*self.sifted.fallen, *self.wrong))]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **self.sifted.as_dict(),
+            "status": self.status,
+            "config": dict(self.config),
+            "evidence": self.evidence,
+            "why": self.why,
+            "wrong": [{"config": dict(config), "reason": reason} for config, reason in self.wrong],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneReport:
+    """What a tuning came to: outcomes on a GPU, or what a dry run sifted for each part."""
+
+    part: str
+    outcomes: tuple[Outcome, ...] = ()
+    sifted: tuple[Sifted, ...] = ()
+    files: tuple[Path, ...] = ()
+    interrupted: bool = False
+
+    def lines(self) -> list[str]:
+        written = [f"written: {path}" for path in self.files]
+        rows: list[Outcome | Sifted] = [*self.outcomes, *self.sifted]
+        return [line for row in rows for line in row.lines()] + written
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "part": self.part,
+            "outcomes": [outcome.as_dict() for outcome in self.outcomes],
+            "sifted": [row.as_dict() for row in self.sifted],
+            "files": [str(path) for path in self.files],
+            "interrupted": self.interrupted,
+        }
+
+
+def gain_text(evidence: Mapping[str, Any]) -> str:
+    low, high = evidence["gain_interval"]
+    return f"{100 * evidence['gain']:+.1f}% [{100 * low:+.1f}%, {100 * high:+.1f}%] over the default"
+
+
+def tune(request: Request, display: Display) -> TuneReport:
+    """Tune what is asked for. BadRequest for what the user can mend: no GPU, unknown names, nothing to tune."""
+    chosen = tunable(request.catalogue, request.ops, request.impls)
+    if request.dry_run:
+        return dry_run(request, chosen, display)
+    without = "`--dry-run` compiles and sifts the candidates without one"
+    if request.device == "cpu":
+        raise BadRequest(f"tuning times kernels on an NVIDIA GPU; {without}")
+    if reason := cuda_problem():
+        raise BadRequest(f"tuning needs an NVIDIA GPU: {reason}; {without}")
+    track = Track(request.catalogue, request.hang_s)
+    try:
+        return campaign(request, chosen, track.target, track.environment, track.race, display)
+    finally:
+        track.close()
+
+
+def dry_run(request: Request, chosen: Sequence[tuple[Op, Impl]], display: Display) -> TuneReport:
+    """Sift for every part of `request.sms`, none of which need be here."""
+    unknown = [sm for sm in request.sms if sm not in PARTS]
+    if unknown:
+        raise BadRequest(f"sm_{unknown[0]} is unknown; known: {', '.join(map(str, PARTS))}")
+    found: list[Sifted] = []
+    for sm in request.sms:
+        target = PARTS[sm].target
+        found += sifted(request, chosen, target, display)
+    return TuneReport(part=", ".join(PARTS[sm].target.name for sm in request.sms), sifted=tuple(found))
+
+
+def sifted(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target, display: Display) -> list[Sifted]:
+    classes = shape_classes(chosen, request.suite, target)
+    if request.only_new:
+        classes = [c for c in classes if (target.name, c.impl, c.name) not in tuned.entries(c.op, request.root)]
+
+    def progress(done: int, total: int) -> None:
+        display.working("compiling", f"for sm_{target.sm}, {done} of {total}")
+
+    return sift(classes, target, request.catalogue, request.workers or machine.usable_cores(), progress)
+
+
+def campaign(
+    request: Request,
+    chosen: Sequence[tuple[Op, Impl]],
+    target: Target,
+    environment: Mapping[str, Any],
+    race: Race,
+    display: Display,
+    clock: Callable[[], float] = time.monotonic,
+) -> TuneReport:
+    """Sift, race class after class until the budget is used up; every outcome is on disk before the next begins."""
+    deadline = clock() + request.budget_s if request.budget_s else None
+    outcomes: list[Outcome] = []
+    files: dict[Path, None] = {}
+    waiting = in_turns(sifted(request, chosen, target, display))
+    interrupted = False
+    for row in waiting:
+        late = deadline is not None and clock() > deadline
+        if interrupted or late:
+            why = "interrupted" if interrupted else "the budget was used up"
+            outcomes.append(Outcome(sifted=row, status="not reached", why=why))
+            continue
+        display.working(row.shape_class.op, f"{row.shape_class.impl} [{row.shape_class.name}]")
+        try:
+            outcome = settle(row, request.cap_s, race)
+        except KeyboardInterrupt:
+            interrupted = True
+            outcome = Outcome(sifted=row, status="not reached", why="interrupted")
+        outcomes.append(outcome)
+        display.note(outcome.lines()[0])
+        if outcome.evidence:
+            files[write(outcome, target, environment, request.root)] = None
+    return TuneReport(part=target.name, outcomes=tuple(outcomes), files=tuple(files), interrupted=interrupted)
+
+
+def in_turns(rows: Sequence[Sifted]) -> list[Sifted]:
+    """One class of each operation, then the next of each: where the time ends early, every operation has some."""
+    of_op: dict[str, list[Sifted]] = {}
+    for row in rows:
+        of_op.setdefault(row.shape_class.op, []).append(row)
+    return round_robin(of_op.values())
+
+
+def settle(row: Sifted, cap_s: float, race: Race) -> Outcome:
+    """Heats, final, and the check on other cases of one class."""
+    if row.error:
+        return Outcome(sifted=row, status="failed", why=row.error)
+    if not row.survivors[1:]:
+        return Outcome(sifted=row, status="default stands", why="no candidate survived the compiler")
+    shape_class = row.shape_class
+    first, *others = shape_class.cases
+    wrong: dict[Config, str] = {}
+
+    def run(case: Any, configs: Sequence[Config], seconds: float) -> dict[Config, Record]:
+        """Those that have a time; the others are remembered."""
+        times = race(shape_class, case, configs, seconds)
+        wrong.update({config: reason for config, found in times.items() if (reason := untimed(found))})
+        return {c: found for c, found in times.items() if isinstance(found, Record) and c not in wrong}
+
+    ratios: dict[Config, float] = {}
+    candidates = row.survivors[1:]
+    for heat in in_heats(candidates):
+        timed = run(first, [DEFAULT, *heat], HEAT_CAP_S)
+        if DEFAULT not in timed:
+            break
+        ratios |= {c: seconds(r) / seconds(timed[DEFAULT]) for c, r in timed.items() if c != DEFAULT}
+    finalists = sorted(ratios, key=ratios.__getitem__)[:FINALISTS]
+    final = run(first, [DEFAULT, *finalists], cap_s) if DEFAULT not in wrong else {}
+    if DEFAULT not in final:
+        return Outcome(sifted=row, status="failed", why=f"the default: {wrong[DEFAULT]}", wrong=tuple(wrong.items()))
+    ranked = sorted(final, key=lambda config: seconds(final[config]))
+    winner = ranked[0]
+    gain = ratio_interval(final[DEFAULT].samples_s, final[winner].samples_s)
+    why = ""
+    if winner != DEFAULT and gain.low <= 1 + GAIN:
+        why = f"{config_text(winner)}: {signed(gain)} is no gain of {GAIN:.0%} beyond doubt"
+    checks: dict[str, Interval] = {}
+    for case in [others[i] for i in halving(len(others))[:CHECKED]] if winner != DEFAULT and not why else []:
+        timed = run(case, [DEFAULT, winner], cap_s)
+        if len(timed) < 2:
+            why = f"on {case.id}: {'; '.join(f'{config_text(c)}: {wrong[c]}' for c in (DEFAULT, winner) if c in wrong)}"
+            break
+        checks[case.id] = ratio_interval(timed[DEFAULT].samples_s, timed[winner].samples_s)
+        if checks[case.id].high < 1 - GAIN:
+            why = f"{config_text(winner)} loses on {case.id}: {signed(checks[case.id])}"
+            break
+    config = DEFAULT if why else winner
+    return Outcome(
+        sifted=row,
+        status="default stands" if config == DEFAULT else "tuned",
+        config=config,
+        evidence=evidence(first.id, final, config, checks if config != DEFAULT else {}, len(candidates)),
+        why=why,
+        wrong=tuple(wrong.items()),
+    )
+
+
+def untimed(record: Record | str) -> str:
+    """Why a record's time does not count; empty if it does."""
+    if isinstance(record, str):
+        return record
+    if record.status != "ok":
+        return f"{record.status}: {record.reason}"
+    void = sorted(VOID & set(record.flags))
+    return ", ".join(void) or ("" if len(record.samples_s) > 1 else "too few samples")
+
+
+def in_heats(candidates: Sequence[Config]) -> Iterator[Sequence[Config]]:
+    for first in range(0, len(candidates), HEAT):
+        yield candidates[first : first + HEAT]
+
+
+def seconds(record: Record) -> float:
+    assert record.seconds is not None
+    return record.seconds
+
+
+def signed(gain: Interval) -> str:
+    low, middle, high = (100 * (value - 1) for value in (gain.low, gain.median, gain.high))
+    return f"{middle:+.1f}% [{low:+.1f}%, {high:+.1f}%]"
+
+
+def evidence(
+    case_id: str, final: Mapping[Config, Record], config: Config, checks: Mapping[str, Interval], tried: int
+) -> dict[str, Any]:
+    """What the final showed. Times are intervals in seconds; gains are time of the default / time - 1.
+
+    `launches` is what ran, as `Record.config` has it, so that a later change of the plan is seen.
+    """
+
+    def timing(of: Config) -> dict[str, Any]:
+        interval = final[of].interval
+        assert interval
+        return {"config": dict(of), "seconds": asdict(interval), "samples": len(final[of].samples_s)}
+
+    chosen, default = final[config], final[DEFAULT]
+    second = min((c for c in final if c != config), key=lambda c: seconds(final[c]), default=None)
+    gain = ratio_interval(default.samples_s, chosen.samples_s)
+    return {
+        "case_id": case_id,
+        "seconds": timing(config)["seconds"],
+        "samples": len(chosen.samples_s),
+        "bytes_per_s": chosen.bytes / seconds(chosen),
+        "launches": chosen.config.get("launches", []),
+        "default": {**timing(DEFAULT), "launches": default.config.get("launches", [])},
+        "gain": gain.median - 1,
+        "gain_interval": [gain.low - 1, gain.high - 1],
+        "runner_up": timing(second) if second is not None else None,
+        "tried": tried,
+        "flags": sorted({*chosen.flags, *default.flags}),
+        "also_on": [
+            {"case_id": case, "gain": check.median - 1, "gain_interval": [check.low - 1, check.high - 1]}
+            for case, check in checks.items()
+        ],
+    }
+
+
+def write(outcome: Outcome, target: Target, environment: Mapping[str, Any], root: Path) -> Path:
+    """Put an outcome and where it was found into its op's file."""
+    git = environment["git"]
+    packages = environment["packages"]
+    entry = {
+        "part": target.name,
+        "impl": outcome.sifted.shape_class.impl,
+        "shape_class": outcome.sifted.shape_class.name,
+        "config": dict(outcome.config),
+        "evidence": {
+            **outcome.evidence,
+            "driver": (environment.get("gpu") or {}).get("driver"),
+            "torch": packages["torch"],
+            "triton": packages["triton"],
+            "date": datetime.now(UTC).date().isoformat(),
+            "git": f"{git['sha']}{'+' if git['dirty'] else ''}" if git["sha"] else environment["source_digest"],
+        },
+    }
+    op = outcome.sifted.shape_class.op
+    return tuned.write(op, {(target.name, *outcome.key): entry}, root)

@@ -1,0 +1,277 @@
+"""Which configurations are worth GPU time: found by compiling them on the host, no GPU needed.
+
+For every tunable implementation, the cases of a suite fall into shape classes. A class is represented by the case with
+the most bytes. Its reasoned configuration and all candidates are compiled for the part. A candidate falls if it cannot
+be planned or compiled, does not fit an SM as often as its plan counts on, spills, compiles to what one before it does,
+or has fewer bytes in flight than both the part needs and the reasoned configuration has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from bench.errors import BadRequest, require
+from bench.inspection.codegen.build import configuration, first_line, refuse_interpreter, report_of
+from bench.inspection.codegen.judge import PARTS, KernelReport, problems
+from kernels.op import SUITES, Config, Impl, Op, Target, config_text
+
+DEFAULT: Config = ()
+"""Nothing overridden: what the plan reasons."""
+
+SAME = "the same as"
+KILLED = "the compiler killed its process"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeClass:
+    """The cases of a suite that share one configuration of one implementation, most bytes first."""
+
+    op: str
+    impl: str
+    name: str
+    cases: tuple[Any, ...]
+    configs: tuple[Config, ...]
+    """The reasoned one first."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} {self.impl} [{self.name}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One configuration of one shape class, to be compiled for one part."""
+
+    catalogue: str
+    op: str
+    impl: str
+    case: Any
+    target: Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler made of a trial: a report per kernel launched, or the reason why there is none."""
+
+    reports: tuple[KernelReport, ...] = ()
+    binaries: tuple[str, ...] = ()
+    """Equal for launches of the same binary over the same grid."""
+    declared: tuple[int, ...] = ()
+    """CTAs per SM that the implementation's stages count on, one for each launch."""
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sifted:
+    """A shape class on one part: who may race, and why the others may not."""
+
+    shape_class: ShapeClass
+    sm: int
+    survivors: tuple[Config, ...]
+    fallen: tuple[tuple[Config, str], ...]
+    error: str = ""
+    """Why not even the reasoned configuration can run; then nobody survives."""
+
+    def lines(self) -> list[str]:
+        head = f"{self.shape_class.label} sm_{self.sm}, {self.shape_class.cases[0].id}: "
+        if self.error:
+            return [head + self.error]
+        survived = ", ".join(config_text(c) for c in self.survivors)
+        body = f"{len(self.survivors)} of {len(self.shape_class.configs)} survive: {survived}"
+        return [head + body, *fallen_lines(self.fallen)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "op": self.shape_class.op,
+            "impl": self.shape_class.impl,
+            "shape_class": self.shape_class.name,
+            "case_id": self.shape_class.cases[0].id,
+            "sm": self.sm,
+            "survivors": [dict(config) for config in self.survivors],
+            "fallen": [{"config": dict(config), "reason": reason} for config, reason in self.fallen],
+            "error": self.error,
+        }
+
+
+def fallen_lines(fallen: Sequence[tuple[Config, str]]) -> list[str]:
+    """One line for each reason; those that compile to what another does are only counted."""
+    told = [f"    {config_text(config)}: {why}" for config, why in fallen if not why.startswith(SAME)]
+    same = len(fallen) - len(told)
+    return told + ([f"    {same} more compile to what another does"] if same else [])
+
+
+def config_of(fields: Iterable[tuple[str, int]]) -> Config:
+    return tuple(sorted(fields))
+
+
+def tunable(catalogue: str, ops: Sequence[str], impls: Sequence[str]) -> list[tuple[Op, Impl]]:
+    """What can be tuned of what is asked for. BadRequest for names that are not there or have nothing to tune."""
+    registry = importlib.import_module(catalogue)
+    known: dict[str, Op] = registry.discover()
+    require("op", ops, known)
+    found = [
+        (op, impl)
+        for op in known.values() if not ops or op.name in ops
+        for impl in registry.implementations(op.name)[0] if impl.tuning
+    ]  # fmt: skip
+    require("tunable implementation", impls, dict.fromkeys(impl.name for _, impl in found))
+    chosen = [(op, impl) for op, impl in found if not impls or impl.name in impls]
+    if not chosen:
+        raise BadRequest(f"nothing can be tuned in {', '.join(ops) or 'any op'}")
+    return chosen
+
+
+def shape_classes(chosen: Iterable[tuple[Op, Impl]], suite: str, target: Target) -> list[ShapeClass]:
+    """All classes of the suite that the part supports and that have anything to try."""
+    require("suite", [suite], SUITES)
+    reasoned = dataclasses.replace(target, config=DEFAULT)
+    found = []
+    for op, impl in chosen:
+        assert impl.tuning
+        members: dict[str, list[Any]] = {}
+        for case in op.cases(suite):
+            if impl.supports(case, reasoned) is None:
+                members.setdefault(impl.tuning.shape_class(case), []).append(case)
+        for name, cases in members.items():
+            cases.sort(key=lambda case: -op.work(case).bytes)
+            tried = (config_of(c.items()) for c in impl.tuning.candidates(cases[0], reasoned))
+            configs = tuple(dict.fromkeys([DEFAULT, *tried]))
+            if len(configs) > 1:
+                found.append(ShapeClass(op=op.name, impl=impl.name, name=name, cases=tuple(cases), configs=configs))
+    return found
+
+
+def compile_trial(trial: Trial) -> Compiled:
+    """In a process of the pool: build with `meta` inputs, compile every launch, read the listings."""
+    refuse_interpreter()
+    registry = importlib.import_module(trial.catalogue)
+    op = registry.discover()[trial.op]
+    impl = next(i for i in registry.implementations(trial.op)[0] if i.name == trial.impl)
+    sm = trial.target.sm
+    try:
+        built = impl.build(trial.case, op.inputs(trial.case, "meta", 0), trial.target)
+    except Exception as error:  # a plan that refuses a configuration is a result here
+        return Compiled(error=f"can't be planned: {first_line(error)}")
+    reports = [report_of(launch, sm, op=trial.op, impl=trial.impl, case_id=trial.case.id) for launch in built.launches]
+    if broken := next((r.error for r in reports if r.error), ""):
+        return Compiled(error=broken)
+    binaries = tuple(f"{configuration(launch, sm)} {launch.grid}" for launch in built.launches)
+    declared = tuple(stage.ctas_per_sm for stage in impl.stages(trial.case, trial.target))
+    return Compiled(reports=tuple(reports), binaries=binaries, declared=declared)
+
+
+def compile_all(
+    trials: Sequence[Trial], workers: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[Trial, Compiled]:
+    """Compile in parallel; what a killed worker took with it is tried again, one process each."""
+    found: dict[Trial, Compiled] = {}
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures: dict[Future[Compiled], Trial] = {pool.submit(compile_trial, trial): trial for trial in trials}
+        for future in as_completed(futures):
+            if not isinstance(future.exception(), BrokenProcessPool):
+                found[futures[future]] = future.result()
+                progress(len(found), len(trials))
+    for trial in trials:
+        if trial not in found:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                try:
+                    found[trial] = pool.submit(compile_trial, trial).result()
+                except BrokenProcessPool:
+                    found[trial] = Compiled(error=KILLED)
+            progress(len(found), len(trials))
+    return found
+
+
+def sift(
+    classes: Sequence[ShapeClass],
+    target: Target,
+    catalogue: str,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Sifted]:
+    """All classes on one part. BadRequest for a part whose limits are not known."""
+    if target.sm not in PARTS:
+        known = ", ".join(f"sm_{sm}" for sm in PARTS)
+        raise BadRequest(
+            f"what an SM of sm_{target.sm} holds is not known here, so nothing can be sifted; known: {known}"
+        )
+    try:
+        refuse_interpreter()
+    except RuntimeError as error:
+        raise BadRequest(str(error)) from error
+    trials = {
+        (shape_class.label, config): Trial(
+            catalogue=catalogue,
+            op=shape_class.op,
+            impl=shape_class.impl,
+            case=shape_class.cases[0],
+            target=dataclasses.replace(target, config=config),
+        )
+        for shape_class in classes
+        for config in shape_class.configs
+    }
+    compiled = compile_all(list(trials.values()), workers, progress)
+    return [judge(c, target.sm, {config: compiled[trials[c.label, config]] for config in c.configs}) for c in classes]
+
+
+def judge(shape_class: ShapeClass, sm: int, compiled: dict[Config, Compiled]) -> Sifted:
+    """Pure: from what the compiler made to who survives."""
+    default = compiled[DEFAULT]
+    if default.error:
+        return Sifted(shape_class=shape_class, sm=sm, survivors=(), fallen=(), error=default.error)
+    survivors, fallen = [DEFAULT], []
+    seen = {default.binaries: DEFAULT}
+    for config in shape_class.configs[1:]:
+        made = compiled[config]
+        twin = seen.get(made.binaries)
+        reason = made.error or (f"{SAME} {config_text(twin)}" if twin is not None else worse(made, default))
+        if reason:
+            fallen.append((config, reason))
+        else:
+            survivors.append(config)
+            seen[made.binaries] = config
+    return Sifted(shape_class=shape_class, sm=sm, survivors=tuple(survivors), fallen=tuple(fallen))
+
+
+FATAL = ("does not fit", "spills")
+FEW = "few bytes in flight"
+CROWDED = "too many CTAs"
+
+
+def worse(made: Compiled, default: Compiled) -> str:
+    """What rules a candidate out, empty if nothing does: spills and misfits always, all else if the default is free
+    of it. Few bytes in flight count only if they are fewer than the default's.
+    """
+    excused = {kind(p) for p in wrong_with(default)} - set(FATAL)
+    if in_flight(made) < in_flight(default):
+        excused -= {FEW}
+    return "; ".join(p for p in wrong_with(made) if kind(p) not in excused)
+
+
+def wrong_with(made: Compiled) -> list[str]:
+    """The problems of all launches, and CTAs that a plan counts on and that do not fit."""
+    found = [p for r in made.reports for p in problems(r)]
+    if len(made.declared) == len(made.reports):
+        found += [
+            f"{CROWDED}: {r.kernel} counts on {declared} CTAs per SM, {r.ctas_per_sm} fit"
+            for declared, r in zip(made.declared, made.reports, strict=True)
+            if 0 < r.ctas_per_sm < declared
+        ]
+    return found
+
+
+def kind(problem: str) -> str:
+    return problem.split(":")[0]
+
+
+def in_flight(made: Compiled) -> int:
+    """Bytes in flight per SM of the launch that has the most: the one that streams."""
+    return max((r.bytes_in_flight for r in made.reports), default=0)

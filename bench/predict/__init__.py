@@ -1,0 +1,1 @@
+"""What should it take? The roofline of one launch, and the model of a whole decode step."""

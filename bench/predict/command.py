@@ -1,0 +1,337 @@
+"""Behind `decodebench predict`: a model on one or more parts -> rows for JSON, a table for the screen, a plot."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.devices import find
+from bench.errors import BadRequest, unknown
+from bench.predict.calibration import Machine, Reached
+from bench.predict.step_model import NotPublished, StepPrediction, step
+from bench.predict.step_work import shares_evenly
+from bench.records import Run
+from bench.units import percent, tick
+from kernels.model_config import BadConfig, from_config
+from kernels.models import MODELS, ModelShape
+
+HEADERS = (
+    "part", "batch", "ms/token", "weights ms", "KV ms", "token/s/user", "token/s", "fits", "max batch",
+    "J/token at rated power", "$/M out", "$/M in", "out:in", "bound", "FFN compute-bound from",
+)  # fmt: skip
+"""Of the table on the screen."""
+
+COPIED = (
+    "model", "device", "devices", "weights", "kv", "batch", "context", "basis", "seconds", "weight_seconds",
+    "kv_seconds", "tokens_per_second_per_user", "tokens_per_second", "fits", "max_batch", "weight_bytes",
+    "kv_bytes_per_token", "kv_bytes_per_request", "kv_copies", "capacity_bytes", "reserve_bytes", "bound",
+)  # fmt: skip
+"""Keys of a row that are taken from `StepPrediction` as they are, in SI units."""
+
+ROW = (
+    *COPIED,
+    "notes",
+    "missing",
+    "prefill_seconds",
+    "output_to_input_ratio",
+    "joules_per_token_at_rated_power",
+    "dollars_per_million_tokens",
+    "dollars_per_million_input_tokens",
+    "ops",
+    "measured",
+)
+"""All keys of a row; `measured` is None for a prediction without a run."""
+
+
+def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:
+    """A known model by name, or the shape in a Hugging Face config.json, called `model`. Raises `BadRequest`."""
+    if config is not None and model is not None and model.lower() in MODELS:
+        raise BadRequest(f"{model} is a known model and {config} describes one: give --model or --config, not both")
+    if config is None:
+        if model is None:
+            raise BadRequest("name a model or a config.json")
+        if model.lower() not in MODELS:
+            raise unknown("model", model, MODELS)
+        return MODELS[model.lower()]
+    path = Path(config)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequest(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadRequest(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadRequest(f"{path} holds no JSON object")
+    try:
+        return from_config(fields, name=model or "")
+    except BadConfig as error:
+        raise BadRequest(f"{path}: {error}") from None
+
+
+def rows(
+    *,
+    model: str | None = None,
+    config: str | Path | None = None,
+    parts: Sequence[str],
+    batches: Sequence[int],
+    context: int,
+    weights: str = "bf16",
+    kv: str = "bf16",
+    devices: int = 1,
+    dollars_per_hour: float | None = None,
+    run: Run | None = None,
+) -> list[dict[str, Any]]:
+    """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`.
+
+    With a `run` its machine takes the place of `parts`, with what was measured there.
+    """
+    if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
+        raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
+    shape = load_shape(model, config)
+    check_split(shape, devices)
+    machine = Machine.of(run) if run else None
+    specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
+    found = []
+    for spec in specs:
+        for batch in batches:
+            asked: dict[str, Any] = {
+                "devices": devices,
+                "weights": weights,
+                "kv": kv,
+                "batch": batch,
+                "context": context,
+            }
+            try:
+                predicted = step(shape, device=spec, **asked)
+            except NotPublished as error:
+                blank = dict.fromkeys(ROW) | {"notes": [str(error)], "missing": list(spec.missing), "ops": []}
+                found.append(blank | {"model": shape.name, "device": spec.key} | asked)
+            else:
+                reached = None
+                if machine:
+                    reached = machine.reached(predicted.ops, weights=weights, kv=kv)
+                    predicted = step(shape, device=spec, efficiency={r.name: r.share for r in reached}, **asked)
+                found.append(as_row(predicted, dollars_per_hour, reached))
+    return found
+
+
+def check_split(shape: ModelShape, devices: int) -> None:
+    """Raises `BadRequest` for tensor parallelism over devices that cannot have whole heads alike."""
+    if devices < 1 or shares_evenly(shape, devices):
+        return
+    has = f"{shape.heads} query heads" + ("" if shape.is_mla else f" and {shape.kv_heads} KV heads")
+    fitting = ", ".join(str(n) for n in range(1, shape.heads + 1) if shares_evenly(shape, n))
+    raise BadRequest(f"{shape.name} has {has}: {devices} devices cannot share them evenly; try {fitting}")
+
+
+def as_row(
+    predicted: StepPrediction, dollars_per_hour: float | None = None, reached: Sequence[Reached] | None = None
+) -> dict[str, Any]:
+    """The prediction as plain values under the keys of `ROW`; None for what is not known or not priced.
+
+    Beside a step at measured shares of the roofs nothing is said of prefill, which is always predicted at the roofs.
+    """
+    prefill_known = reached is None and not any(op.missing for op in predicted.prefill_ops)
+    row = dict.fromkeys(ROW) | {key: getattr(predicted, key) for key in COPIED}
+    if prefill_known:
+        row["prefill_seconds"] = predicted.prefill_seconds
+        row["output_to_input_ratio"] = predicted.output_to_input_ratio
+    if dollars_per_hour is not None:
+        row["dollars_per_million_tokens"] = predicted.dollars_per_million_tokens(dollars_per_hour)
+        if prefill_known:
+            row["dollars_per_million_input_tokens"] = predicted.dollars_per_million_input_tokens(dollars_per_hour)
+    return row | {
+        "notes": list(predicted.notes),
+        "missing": list(predicted.missing),
+        "joules_per_token_at_rated_power": predicted.joules_per_token_at_rated_power,
+        "measured": None
+        if reached is None
+        else [
+            {
+                "name": r.name,
+                "efficiency": r.share,
+                "op": r.record.op,
+                "impl": r.record.impl,
+                "case_id": r.record.case_id,
+                "bytes_over_those_predicted": r.size,
+                "flags": r.record.flags,
+            }
+            for r in reached
+        ],
+        "ops": [
+            {
+                "name": op.name,
+                "seconds": op.seconds,
+                "bound": op.bound,
+                "intensity_flop_per_byte": op.intensity,
+                "crossing_batch": op.crossing_batch,
+                "flops": dict(op.work.flops),
+                "bytes": op.work.bytes,
+                "link_bytes": op.link_bytes,
+                "efficiency": op.efficiency,
+                "missing": list(op.missing),
+            }
+            for op in predicted.ops
+        ],
+    }
+
+
+def table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells for the screen; columns that are empty in every row (prices, say) are dropped."""
+    cells = [_cells(row) for row in predictions]
+    kept = [i for i in range(len(HEADERS)) if any(line[i] for line in cells)]
+    return [HEADERS[i] for i in kept], [[line[i] for i in kept] for line in cells]
+
+
+def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of what each operation is taken to reach of its roof, and by which record of the run."""
+    headers = ["batch", "operation", "of its roof", "as measured in", "implementation", "bytes of it", "flags"]
+    lines = []
+    for row in predictions:
+        known = {each["name"]: each for each in row["measured"]}
+        for name in (op["name"] for op in row["ops"]):
+            if found := known.get(name):
+                size = f"{_number(found['bytes_over_those_predicted'])}x"
+                case = f"{found['op']} {found['case_id']}"
+                said = [percent(found["efficiency"]), case, found["impl"], size, ", ".join(found["flags"])]
+            else:
+                said = ["100%", "not measured", "", "", ""]
+            lines.append([f"{row['batch']:,}", name, *said])
+    return headers, lines
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        _part(row),
+        f"{row['batch']:,}",
+        _number(row["seconds"], 1e3),
+        _number(row["weight_seconds"], 1e3),
+        _number(row["kv_seconds"], 1e3),
+        _number(row["tokens_per_second_per_user"]),
+        _number(row["tokens_per_second"]),
+        {True: "yes", False: "no", None: "?"}[row["fits"]],
+        "?" if row["max_batch"] is None else f"{row['max_batch']:,}",
+        _number(row["joules_per_token_at_rated_power"]),
+        _number(row["dollars_per_million_tokens"]),
+        _number(row["dollars_per_million_input_tokens"]),
+        _number(row["output_to_input_ratio"]),
+        row["bound"] or "",
+        ffn_crossing(row),
+    ]
+
+
+def _number(value: float | None, scale: float = 1.0) -> str:
+    """Three digits; empty for None."""
+    if value is None:
+        return ""
+    scaled = value * scale
+    return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+
+
+def ffn_crossing(row: Mapping[str, Any]) -> str:
+    """The batch from which gate and up (of the experts, in a MoE) are bound by arithmetic."""
+    ops = {op["name"]: op for op in row["ops"]}
+    gate_up = ops.get("experts_gate_up", ops.get("gate_up"))
+    return "" if gate_up is None else _crossing(gate_up)
+
+
+def _crossing(op: Mapping[str, Any]) -> str:
+    """The batch from which an operation is bound by arithmetic; `?` where a roof is not published."""
+    if op["missing"]:
+        return "?"
+    return "never" if op["crossing_batch"] is None else f"batch {op['crossing_batch']:,}"
+
+
+def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is predicted and what all parts share; then per part: what weights and KV cache take and whether they fit,
+    its notes, and what its vendor does not publish."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in predictions:
+        first.setdefault(row["device"], row)
+    of_all = [row["notes"] for row in first.values() if row["ops"]]
+    shared = [note for note in (of_all[0] if of_all else []) if all(note in notes for notes in of_all)]
+    asked = predictions[0]
+    what = f"{asked['model']}, weights {asked['weights']}, KV cache {asked['kv']}, {asked['context']:,} tokens"
+    lines = ["; ".join([what, *shared])]
+    for row in first.values():
+        said = [_memory_remark(row)] if row["ops"] else []
+        said += [note for note in row["notes"] if note not in shared]
+        if row["missing"]:
+            bounds = "; times are lower bounds" if any(op["missing"] for op in row["ops"]) else ""
+            said.append(f"not published: {', '.join(row['missing'])}{bounds}")
+        lines += [f"{row['device']}: {sentence}" for sentence in said]
+    return lines
+
+
+def _memory_remark(row: Mapping[str, Any]) -> str:
+    text = (
+        f"weights take {tick(row['weight_bytes'], 'B')}, and reading those of batch {row['batch']:,} "
+        f"{_number(row['weight_seconds'], 1e3)} ms by itself; each request's KV cache "
+        f"({tick(row['kv_bytes_per_request'], 'B')} at "
+        f"{row['context']:,} tokens{_copies(row)}) adds {_number(row['kv_seconds'] / row['batch'], 1e3)} ms; "
+    )
+    if row["capacity_bytes"] is None:
+        return text + "its memory is not published"
+    held = f"{tick(row['capacity_bytes'], 'B')} less {tick(row['reserve_bytes'], 'B')} of reserve"
+    return text + (f"{row['max_batch']:,} fit in {held}" if row["max_batch"] else f"not one fits in {held}")
+
+
+def _copies(row: Mapping[str, Any]) -> str:
+    return f", held {row['kv_copies']:g} times over" if row["kv_copies"] > 1 else ""
+
+
+def _part(row: Mapping[str, Any]) -> str:
+    return row["device"] if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
+
+
+def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Left: throughput against latency, a line per part, hollow where it does not fit. Right: ridge crossings by op.
+
+    The format follows the suffix (png, svg, pdf). Raises `BadRequest` for one that matplotlib does not write, and
+    where nothing can be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    if not Path(path).suffix:
+        raise BadRequest(f"cannot write {path}: end the name in .png, .svg or .pdf")
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    trade, ridge = figure.subplots(1, 2)
+    predictions = [row for row in predictions if row["ops"]]
+    if not predictions:
+        raise BadRequest("nothing to plot: no part has a published memory bandwidth")
+    parts = list(dict.fromkeys(map(_part, predictions)))
+    for number, part in enumerate(parts):
+        mine = sorted((row for row in predictions if _part(row) == part), key=lambda row: row["batch"])
+        color = f"C{number}"
+        x = [row["seconds"] * 1e3 for row in mine]
+        y = [row["tokens_per_second"] for row in mine]
+        faces = [color if row["fits"] is not False else "none" for row in mine]
+        trade.plot(x, y, color=color, label=part)
+        trade.scatter(x, y, facecolors=faces, edgecolors=color, zorder=3)
+        for row, left, up in zip(mine, x, y, strict=True):
+            trade.annotate(str(row["batch"]), (left, up), textcoords="offset points", xytext=(5, -9), fontsize=8)
+        crossings = {op["name"]: op["crossing_batch"] for op in mine[0]["ops"]}
+        reached = {name: batch for name, batch in crossings.items() if batch is not None}
+        ridge.scatter(list(reached.values()), list(reached), color=color, label=part)
+    first = predictions[0]
+    trade.set(xscale="log", yscale="log", xlabel="time per token, ms", ylabel="token/s, all requests")
+    trade.set_title(f"{first['model']}, {first['context']:,} tokens, weights {first['weights']}, KV {first['kv']}")
+    trade.legend(title="hollow: does not fit")
+    ridge.set(xscale="log", xlabel="batch from which it is compute-bound (absent: never, or not known)")
+    ridge.set_title("Where each operation crosses the ridge")
+    ridge.grid(axis="x", alpha=0.3)
+    ridge.invert_yaxis()
+    for axis in (trade.xaxis, trade.yaxis, ridge.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise BadRequest(f"cannot write {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadRequest(f"cannot write {path}: {error}") from None

@@ -1,0 +1,1 @@
+"""What does a person type and see? Options, tables, JSON and progress."""

@@ -1,0 +1,160 @@
+"""Weight precisions below 16 bits: what is stored, how it is drawn, what it stands for, and how ours packs it.
+
+A weight matrix W `[N, K]` is stored as codes and scales, in the layout that checkpoints use:
+
+| format    | codes `w`                      | `w_scale`                 | W =                             |
+|-----------|--------------------------------|---------------------------|---------------------------------|
+| int8      | int8 `[N, K]`                  | fp32 `[N]`                | w * scale                       |
+| fp8       | e4m3 `[N, K]`                  | fp32 `[N]`                | w * scale                       |
+| fp8_block | e4m3 `[N, K]`                  | fp32 `[N/128, K/128]`     | w * scale                       |
+| int4      | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - 8) * scale                 |
+| int4_zp   | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - zero) * scale              |
+| mxfp4     | uint8 `[N, K/2]`               | e8m0 (uint8) `[N, K/32]`  | e2m1(w) * 2^(scale - 127)       |
+
+`w_zero` of int4_zp is uint8 `[N, K/128]`. 4-bit codes lie two in a byte, the even column in its low half.
+Fractions round up. mxfp4 is the OCP Microscaling specification v1.0; e2m1 has the values 0, .5, 1, 1.5, 2, 3, 4, 6
+and their negatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernels.common.random_inputs import Draw
+from kernels.op import Inputs
+
+if TYPE_CHECKING:
+    import torch
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Magnitudes of e2m1 by their three low bits; the fourth is the sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """`group_n` x `group_k` weights share a scale; 0 stands for all K columns."""
+
+    bits: int
+    group_n: int = 1
+    group_k: int = 0
+
+    def scale_shape(self, N: int, K: int) -> tuple[int, ...]:
+        if not self.group_k:
+            return (N,)
+        return (-(-N // self.group_n), -(-K // self.group_k))
+
+
+FORMATS = {
+    "int8": Format(bits=8),
+    "fp8": Format(bits=8),
+    "fp8_block": Format(bits=8, group_n=128, group_k=128),
+    "int4": Format(bits=4, group_k=128),
+    "int4_zp": Format(bits=4, group_k=128),
+    "mxfp4": Format(bits=4, group_k=32),
+}
+
+
+def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
+    """Bytes of codes, scales and zero points; `scale_size` is that of int4's 16-bit scales."""
+    kind = FORMATS[format]
+    scales = 1
+    for n in kind.scale_shape(N, K):
+        scales *= n
+    size = {"mxfp4": 1, "int4": scale_size, "int4_zp": scale_size + 1}.get(format, 4)
+    return N * K * kind.bits // 8 + scales * size
+
+
+def draw_weights(draw: Draw, format: str, N: int, K: int, dtype: str) -> Inputs:
+    """Codes over their whole range and scales that differ by up to 3 times, so that W is of order K^-1/2."""
+    kind = FORMATS[format]
+    if kind.bits == 4 and K % 2:
+        raise ValueError(f"{format} packs two columns in a byte: K = {K} must be even")
+    if kind.bits == 4:
+        codes = draw.integers(0, 256, (N, K // 2), "uint8")
+    elif format == "int8":
+        codes = draw.integers(-128, 128, (N, K), "int8")
+    else:
+        codes = draw.normal((N, K), "fp8", scale=32.0)
+    shape = kind.scale_shape(N, K)
+    if format == "mxfp4":
+        # 2^-(K^1/2's exponent), give or take one
+        middle = 127 - (K.bit_length() + 1) // 2
+        return {"w": codes, "w_scale": draw.integers(middle - 1, middle + 2, shape, "uint8")}
+    rms = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0}.get(format, 32.0)
+    # tenths, for `Draw` has no uniform floats: 0.5 to 1.5
+    tenths = draw.integers(5, 16, shape)
+    scale = tenths.to(torch_scale_dtype(format, dtype)) * (0.1 / rms * K**-0.5)
+    packed = {"w": codes, "w_scale": scale}
+    if format == "int4_zp":
+        packed["w_zero"] = draw.integers(0, 16, shape, "uint8")
+    return packed
+
+
+def torch_scale_dtype(format: str, dtype: str) -> torch.dtype:
+    """int4 keeps its scales in the type of the activations, the 8-bit formats in fp32."""
+    from kernels.common.random_inputs import torch_dtype
+
+    return torch_dtype(dtype if FORMATS[format].bits == 4 else "fp32")
+
+
+def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 `[N, K/2]` -> uint8 `[N, K]`, low nibble first."""
+    import torch
+
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+
+
+def dequantize(format: str, weights: Inputs, first: int, end: int) -> torch.Tensor:
+    """Rows `first` to `end` of W in fp32, in plain torch."""
+    import torch
+
+    kind = FORMATS[format]
+    codes = weights["w"][first:end]
+    rows = torch.arange(first, end, device=codes.device)
+    if kind.bits == 4:
+        codes = unpack_nibbles(codes)
+    columns = torch.arange(codes.shape[1], device=codes.device)
+    if not kind.group_k:
+        return codes.float() * weights["w_scale"][first:end, None]
+    group = (rows // kind.group_n)[:, None], (columns // kind.group_k)[None, :]
+    scale = weights["w_scale"][group]
+    if format == "fp8_block":
+        return codes.float() * scale
+    if format == "mxfp4":
+        magnitude = torch.tensor(E2M1, device=codes.device)[(codes & 7).long()]
+        return torch.where(codes > 7, -magnitude, magnitude) * torch.exp2(scale.float() - 127)
+    zero = weights["w_zero"][group].float() if format == "int4_zp" else 8.0
+    return (codes.float() - zero) * scale.float()
+
+
+WORDS = 32
+"""int32 words in a packed row of one block: 32 words x 8 (4-bit) or 4 (8-bit) codes = 256 or 128 columns."""
+
+
+def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
+    """Codes -> int32 `[N, blocks * WORDS]`: code i of word j is column `32 i + j` of its block, zero past K.
+
+    Unpacking a tile of words gives one matrix for each i, whose columns are consecutive columns of W: each is
+    multiplied with its own slice of x, and nothing has to be interleaved.
+    """
+    import torch
+
+    bits = FORMATS[format].bits
+    codes = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
+    N, K = codes.shape
+    parts = 32 // bits
+    blocks = -(-K // (parts * WORDS))
+    if past := blocks * parts * WORDS - K:  # padding by nothing would copy gigabytes of experts
+        codes = torch.nn.functional.pad(codes, (0, past))
+    codes = codes.view(N, blocks, parts, WORDS).transpose(2, 3)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes.contiguous().view(torch.int32).view(N, blocks * WORDS)
+
+
+def by_group(scale: torch.Tensor, groups: int) -> torch.Tensor:
+    """`[N, G]` -> `[groups, N]`, zero past G: neighbouring rows lie beside each other."""
+    import torch
+
+    return torch.nn.functional.pad(scale, (0, groups - scale.shape[1])).T.contiguous()

@@ -1,0 +1,350 @@
+"""Units of weights shared evenly among CTAs ("stream-K": Osama et al., 2023), for every kernel of this folder.
+
+The weights are cut into units of BLOCK_N rows by BLOCK_K columns, numbered along K first. The CTAs share all units
+evenly (to one unit) as contiguous ranges, so that no wave has a tail, whatever N, K and the part. A tile of BLOCK_N
+rows whose units lie with several CTAs is finished by the last of them to arrive at the tile's counter: it adds all
+shares in their order, so that results repeat bit for bit, and sets the counter back to zero for the next launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common import tuned
+from kernels.common.integers import power_of_2
+from kernels.ffn_gemv.op import GemvCase
+from kernels.launch import KernelLaunch, registers
+from kernels.op import Stage, Target, Work
+
+IN_FLIGHT = 96 << 10
+"""Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB; five times that
+covers the CTAs that begin or reduce while the others stream."""
+
+LARGE, MEDIUM = 1 << 26, 1 << 24
+"""Sizes of matrices that are tuned apart, in weights: in bf16 134 and 34 MB, 40 and 10 us at 3.35 TB/s."""
+
+CTA_SMEM = 227 << 10
+"""Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Blocks, pipeline depth and grid of one case.
+
+    `ctas` share the weights between them. Each of the `tiles_b` batch tiles has its own `ctas`, which walk over
+    the weights side by side, so that all but the first to come read them from the L2.
+    """
+
+    B: int
+    N: int
+    K: int
+    use_mma: bool
+    BLOCK_N: int
+    BLOCK_K: int
+    BLOCK_B: int
+    even_k: bool
+    tiles_n: int
+    tiles_b: int
+    iters: int
+    unit_bytes: int
+    unit_smem: int
+    ctas: int
+    ctas_per_sm: int
+    num_warps: int
+    num_stages: int
+    sums: int = 1
+    """Sums for each output: the workspace and the FLOPs are as many times larger."""
+
+    @property
+    def units(self) -> int:
+        """Weight tiles of BLOCK_N x BLOCK_K."""
+        return self.tiles_n * self.iters
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Weight bytes that an SM has asked for and not yet received: all stages but the one in use."""
+        return self.unit_bytes * (self.num_stages - 1) * self.ctas_per_sm
+
+    def units_of(self, cta: int) -> range:
+        """The units of a CTA; the first `units % ctas` CTAs have one more than the others."""
+        each, more = divmod(self.units, self.ctas)
+        first = cta * each + min(cta, more)
+        return range(first, first + each + (cta < more))
+
+    @property
+    def partials(self) -> int:
+        """Shares of tiles that pass through the workspace: one per CTA of each tile that has several."""
+        sharers = [0] * self.tiles_n
+        for units in map(self.units_of, range(self.ctas)):
+            for tile in range(units.start // self.iters, (units.stop - 1) // self.iters + 1):
+                sharers[tile] += 1
+        return sum(n for n in sharers if n > 1)
+
+    @property
+    def partial_bytes(self) -> int:
+        """fp32 sums written to the workspace and read back; the padding of the batch is left out up to 64 columns."""
+        columns = self.B if self.BLOCK_B <= 64 else self.tiles_b * self.BLOCK_B
+        return 2 * 4 * self.partials * self.BLOCK_N * columns * self.sums
+
+    @property
+    def flops(self) -> int:
+        """Executed, the padding of all three dimensions included."""
+        return 2 * self.units * self.BLOCK_N * self.BLOCK_K * self.tiles_b * self.BLOCK_B * self.sums
+
+    @property
+    def max_registers(self) -> int | None:
+        """What keeps `ctas_per_sm` CTAs on the tensor cores resident."""
+        most = registers(self.num_warps * self.ctas_per_sm)
+        return most if self.use_mma and most < 255 else None
+
+    def excuses(self, *weights: torch.Tensor) -> dict[str, Any]:
+        """Why loads of these weights are narrow, where Triton cannot know that all rows are 16-byte aligned; and
+        narrow loads are not pipelined."""
+        if self.even_k and all(w.stride(0) % 16 == 0 for w in weights):
+            return {}
+        why = "K does not divide into blocks, or rows do not begin 16 n elements apart"
+        return {"why_narrow": why, "why_few_in_flight": f"{why}, so that loads are narrow and not pipelined"}
+
+    def workspace(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The shares, and the counters that are zero between launches: arguments of every kernel."""
+        slots = 2 * self.ctas * self.tiles_b if self.partials else 1
+        return {
+            "partial": torch.empty(slots * self.BLOCK_N * self.BLOCK_B * self.sums, dtype=torch.float32, device=device),
+            "arrived": torch.zeros(self.tiles_n * self.tiles_b, dtype=torch.int32, device=device),
+        }
+
+
+def share(
+    *, N: int, K: int, B: int, BLOCK_N: int, BLOCK_K: int, BLOCK_B: int, unit_bytes: int, unit_smem: int,
+    ctas_per_sm: int, num_warps: int, use_mma: bool, target: Target, sums: int = 1, in_flight: int = IN_FLIGHT,
+) -> Plan:  # fmt: skip
+    """Stages for `in_flight` as far as shared memory goes; a CTA per tile or per place on the part, whichever ends
+    sooner. `unit_bytes` of weights, and `unit_smem` of shared memory with the activations, make one stage."""
+    smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
+    num_stages = max(2, min(1 + in_flight // (ctas_per_sm * unit_bytes), smem // unit_smem))
+    tiles_n, tiles_b, iters = -(-N // BLOCK_N), -(-B // BLOCK_B), -(-K // BLOCK_K)
+    slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
+    one_per_tile = Plan(
+        B=B, N=N, K=K, use_mma=use_mma, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B, even_k=K % BLOCK_K == 0,
+        tiles_n=tiles_n, tiles_b=tiles_b, iters=iters, unit_bytes=unit_bytes, unit_smem=unit_smem, ctas=tiles_n,
+        ctas_per_sm=ctas_per_sm, num_warps=num_warps, num_stages=num_stages, sums=sums,
+    )  # fmt: skip
+    one_per_slot = replace(one_per_tile, ctas=min(slots, one_per_tile.units))
+
+    def slowest(p: Plan) -> float:
+        """Weight bytes of the longest chain of CTAs on a slot, and the workspace's bytes spread over all slots."""
+        return -(-p.ctas // slots) * -(-p.units // p.ctas) * p.unit_bytes + p.partial_bytes / slots
+
+    return min(one_per_tile, one_per_slot, key=slowest)
+
+
+def shape_class(case: GemvCase) -> str:
+    """Alike in types, padded batch, the block that divides K, and whether the weights last for many microseconds."""
+    batch = case.B if case.B <= 2 else max(16, power_of_2(case.B))
+    activations = f" x{case.activations}" if case.activations != case.dtype else ""
+    divides = f" K%{case.K & -case.K}" if case.K % 1024 else ""
+    size = "large" if case.N * case.K >= LARGE else "medium" if case.N * case.K >= MEDIUM else "small"
+    return f"B{batch} {case.dtype} w{case.weights}{activations}{divides} {size}"
+
+
+def fields(case: GemvCase, target: Target, **reasoned: int) -> dict[str, int]:
+    """Arguments of `share`: as reasoned, or as tuned."""
+    return reasoned | tuned.overrides("ffn_gemv", "triton", shape_class(case), target)
+
+
+def variants(ctas_per_sm: Iterable[int], **more: int) -> Iterator[dict[str, int]]:
+    """Candidates for every number of CTAs, with as many bytes in flight as reasoned, and with 5/3 of them."""
+    for ctas in ctas_per_sm:
+        for in_flight in (IN_FLIGHT, IN_FLIGHT * 5 // 3):
+            yield {**more, "ctas_per_sm": ctas, "in_flight": in_flight}
+
+
+def more_or_fewer() -> Iterator[dict[str, int]]:
+    """Candidates where the format sets the tile: threads, CTAs and bytes in flight."""
+    for num_warps in (4, 8):
+        yield from variants((1, 2, 3), num_warps=num_warps)
+
+
+def launch(
+    kernel: Any, p: Plan, tensors: Mapping[str, Any], streams: tuple[str, ...] = ("w",), *,
+    constexprs: Mapping[str, Any] | None = None, **more: Any,
+) -> KernelLaunch:  # fmt: skip
+    """The launch of a kernel of these folders; the workspace and the counters, zero between launches, belong to it.
+
+    `tensors` are its first arguments: x, the weights that `streams` names, what they are unpacked or scaled with, y.
+    `constexprs` are those of its own, `more` is for `KernelLaunch`.
+    """
+    x, y = tensors["x"], tensors["y"]
+    for name in ("x", *streams):
+        if tensors[name].stride(1) != 1:
+            raise ValueError(f"{name} must be contiguous along K, its strides are {tensors[name].stride()}")
+    return KernelLaunch(
+        kernel=kernel,
+        grid=(p.tiles_b, p.ctas),
+        args={
+            **tensors, **p.workspace(x.device), "B": p.B, "N": p.N, "K": p.K, "stride_x_b": x.stride(0),
+            **{f"stride_{name}_n": tensors[name].stride(0) for name in streams}, "stride_y_b": y.stride(0),
+        },
+        constexprs={
+            **(constexprs or {}), "BLOCK_B": p.BLOCK_B, "BLOCK_N": p.BLOCK_N, "BLOCK_K": p.BLOCK_K,
+            "EVEN_K": p.even_k, "STAGES": p.num_stages,
+        },
+        num_warps=p.num_warps,
+        num_stages=p.num_stages,
+        max_registers=p.max_registers,
+        streams=streams,
+        wants_mma=p.use_mma and y.dtype != torch.float32,
+        **more,
+    )  # fmt: skip
+
+
+def stage(name: str, p: Plan, *, pipe: str, weights: int, activations: int, outputs: int) -> Stage:
+    """Bytes of weights (with their scales), activations and outputs once to or from DRAM; from the L2, activations
+    again for each tile of rows, weights again for each batch tile."""
+    return Stage(
+        name=name,
+        work=Work(flops={pipe: p.flops}, bytes_read=weights + activations, bytes_written=outputs),
+        l2_bytes=(p.tiles_b - 1) * weights + (p.tiles_n - 1) * activations + p.partial_bytes,
+        ctas=p.ctas * p.tiles_b,
+        ctas_per_sm=p.ctas_per_sm,
+    )
+
+
+@triton.jit
+def first_unit(cta, units, ctas):
+    """As `Plan.units_of(cta).start`."""
+    return cta * (units // ctas) + tl.minimum(cta, units % ctas)
+
+
+@triton.jit
+def cta_of(unit, units, ctas):
+    """The inverse: the CTA that a unit belongs to."""
+    each = units // ctas
+    larger = (units % ctas) * (each + 1)
+    return tl.where(unit < larger, unit // (each + 1), units % ctas + (unit - larger) // each)
+
+
+@triton.jit
+def own_units(N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(units of a tile, all units, this CTA's first unit and its end)."""
+    iters = tl.cdiv(K, BLOCK_K)
+    units = tl.cdiv(N, BLOCK_N) * iters
+    cta = tl.program_id(1)
+    ctas = tl.num_programs(1)
+    return iters, units, first_unit(cta, units, ctas), first_unit(cta + 1, units, ctas)
+
+
+@triton.jit
+def own_batch(B, stride_x_b, offs_k, BLOCK_B: tl.constexpr):
+    """(the sequences of this CTA's batch tile, which of them there are, offsets of their x^T)."""
+    offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    return offs_b, offs_b < B, (offs_b * stride_x_b)[None, :] + offs_k[:, None]
+
+
+@triton.jit
+def own_part(unit, end, iters):
+    """(the tile of a unit, this CTA's first step along K in it and their end)."""
+    tile = unit // iters
+    return tile, unit - tile * iters, tl.minimum(end, tile * iters + iters) - tile * iters
+
+
+@triton.jit
+def clipped_rows(first, N, BLOCK_N: tl.constexpr):
+    """Rows of a tile, counted from its first: those past the last read the last one, their sums are not stored."""
+    return tl.minimum(tl.arange(0, BLOCK_N), N - 1 - first)
+
+
+@triton.jit
+def weights_at(w, first, rows, stride_w_n, offs_k):
+    """(address of a tile's first row, offsets from there, which fit 32 bits)."""
+    return w + first.to(tl.int64) * stride_w_n, (rows * stride_w_n)[:, None] + offs_k[None, :]
+
+
+@triton.jit
+def load_weights(at, mask_k, EVEN_K: tl.constexpr):
+    """A tile of weights, zero past K."""
+    return tl.load(at) if EVEN_K else tl.load(at, mask=mask_k, other=0.0)
+
+
+@triton.jit
+def load_x(at, mask_b, mask_k, EVEN_K: tl.constexpr):
+    """A tile of activations, zero past the batch and past K."""
+    return tl.load(at, mask=mask_b if EVEN_K else mask_b & mask_k, other=0.0)
+
+
+@triton.jit
+def silu(gate):
+    """gate * sigmoid(gate), in fp32."""
+    return gate / (1.0 + tl.exp(-gate))
+
+
+@triton.jit
+def output_of(sums, sums_up):
+    """The sums themselves, or silu(sums) * sums_up where there are two."""
+    return sums if sums_up is None else silu(sums) * sums_up
+
+
+@triton.jit
+def finish_tile(
+    sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS: tl.constexpr
+):  # fmt: skip
+    """Store a tile of outputs, or leave this CTA's share and, as the last to arrive, add up all shares.
+
+    `sums` are [BLOCK_N, BLOCK_B] (N_ROWS) or [BLOCK_B, BLOCK_N]; `sums_up` are as many more for `output_of`, or None.
+    A share leaves out the batch's padding, except for wide batches. Shares are added in their order. A CTA shares at
+    most two tiles, the first and the last of its range: the workspace has two slots for each CTA.
+    """
+    ROWS: tl.constexpr = sums.shape[0]
+    COLUMNS: tl.constexpr = sums.shape[1]
+    TILE: tl.constexpr = ROWS * COLUMNS
+    SLOT: tl.constexpr = TILE if sums_up is None else 2 * TILE
+    if N_ROWS:
+        offs_n = tile * ROWS + tl.arange(0, ROWS)
+        y_at = y + offs_n[:, None] + (offs_b * stride_y_b)[None, :]
+        mask_b = (offs_b < B)[None, :]
+        mask = (offs_n < N)[:, None] & mask_b
+    else:
+        offs_n = tile * COLUMNS + tl.arange(0, COLUMNS)
+        y_at = y + (offs_b * stride_y_b)[:, None] + offs_n[None, :]
+        mask_b = (offs_b < B)[:, None]
+        mask = mask_b & (offs_n < N)[None, :]
+    cta = tl.program_id(1)
+    ctas = tl.num_programs(1)
+    first = cta_of(tile * iters, units, ctas)
+    last = cta_of(tile * iters + iters - 1, units, ctas)
+    if first == last:
+        tl.store(y_at, output_of(sums, sums_up).to(y.dtype.element_ty), mask=mask)
+    else:
+        shares = partial + tl.program_id(0).to(tl.int64) * ctas * (2 * SLOT)
+        offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        mask_share = mask_b
+        if N_ROWS and COLUMNS > 64:
+            # addresses and masks of a whole column of outputs would not fit the registers
+            mask_share = tl.full((1, 1), 1, tl.int1)
+        elif N_ROWS:
+            offs = tl.arange(0, ROWS)[:, None] + tl.arange(0, COLUMNS)[None, :] * ROWS
+        counter = arrived + tile * tl.num_programs(0) + tl.program_id(0)
+        slot = 2 * cta + (first_unit(cta, units, ctas) < tile * iters).to(tl.int32)
+        share_at = shares + slot.to(tl.int64) * SLOT + offs
+        tl.store(share_at, sums, mask=mask_share)
+        if sums_up is not None:
+            tl.store(share_at + TILE, sums_up, mask=mask_share)
+        # all threads have stored before one of them releases
+        tl.debug_barrier()
+        if tl.atomic_add(counter, 1, sem="acq_rel") == last - first:
+            whole = tl.zeros_like(sums)
+            whole_up = None if sums_up is None else tl.zeros_like(sums)
+            for sharer in range(first, last + 1):
+                slot = 2 * sharer + (first_unit(sharer, units, ctas) < tile * iters).to(tl.int32)
+                share_at = shares + slot.to(tl.int64) * SLOT + offs
+                whole += tl.load(share_at, mask=mask_share, other=0.0, cache_modifier=".cg")
+                if sums_up is not None:
+                    whole_up += tl.load(share_at + TILE, mask=mask_share, other=0.0, cache_modifier=".cg")
+            tl.store(y_at, output_of(whole, whole_up).to(y.dtype.element_ty), mask=mask)
+            tl.store(counter, 0)

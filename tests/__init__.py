@@ -1,0 +1,1 @@
+"""The tests mirror the wings; fakes, planted cheats and made-up records are in `tests/support/`."""

@@ -1,0 +1,214 @@
+"""Our kernels as the compiler made them, executed without a GPU: the gate in bf16, orders of warps, bytes asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.inspection.codegen.judge import PARTS
+from bench.inspection.emulator import execute as emulator
+from bench.inspection.emulator.memory import Fault
+from bench.inspection.emulator.ptx import Listing
+from bench.measure.gate import check_prepared, volatile_part
+from kernels.attention_decode.op import AttentionCase
+from kernels.common.compare import Errors
+from kernels.ffn_gemv.op import GemvCase
+from kernels.launch import KernelLaunch
+from kernels.mla_decode.op import MlaCase
+from kernels.op import Impl, Inputs, Op, Target, discover, implementations, total
+from tests.kernels.test_ops import in_bf16
+from tests.support.uninterpreted import elsewhere
+
+HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
+SMS = 4
+"""A part so small that tiny shapes are split among its SMs."""
+OURS = [(op.name, impl.name) for op in discover().values() for impl in implementations(op.name)[0] if impl.ours]
+
+
+def part(sm: int) -> Target:
+    return replace(PARTS[sm].target, sm_count=SMS, l2_bytes=1 << 20)
+
+
+def found(op: str, impl: str) -> tuple[Op, Impl]:
+    return discover()[op], next(i for i in implementations(op)[0] if i.name == impl)
+
+
+def launches(impl: Impl, case: Any, inputs: Inputs, where: Target | None = None) -> tuple[KernelLaunch, ...]:
+    """For the small part with sm_90, where it is not said where."""
+    assert impl.build is not None
+    return impl.build(case, inputs, where or part(90)).launches
+
+
+def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None) -> Errors:
+    """The gate of a measured run, with the launches executed by the emulator."""
+    fresh = volatile_part(op, op.inputs(case, "cpu", 1))
+    inputs = op.inputs(case, "cpu", 0)
+    assert impl.build is not None
+    built = impl.build(case, inputs, part(sm))
+
+    def launch() -> Any:
+        for kernel in built.launches:
+            emulator.execute(kernel, sm, seed=seed)
+        return built.output
+
+    return check_prepared(op, case, inputs, fresh, launch, HOST)
+
+
+def gated(name: str, impl_name: str, sm: int, seed: int | None, most: int = 1000) -> dict[str, str]:
+    """What the gate says of the small cases, in bf16 where they are in fp16; "" for a pass."""
+    op, impl = found(name, impl_name)
+    cases = [c for c in dict.fromkeys(map(in_bf16, op.cases("test"))) if impl.supports(c, part(sm)) is None]
+    return {case.id: gate(op, impl, case, sm, seed).reason or "" for case in cases[:most]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "impl"), OURS)
+def test_compiled_kernels_pass_the_gate(op: str, impl: str) -> None:
+    said = elsewhere("tests.inspection.test_compiled_kernels", f"t.gated({op!r}, {impl!r}, 90, None)")
+    assert said
+    assert not any(said.values()), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["attention_decode", "ffn_gemv", "mla_decode"])
+def test_kernels_compiled_for_the_generation_before_pass_too(op: str) -> None:
+    said = elsewhere("tests.inspection.test_compiled_kernels", f"t.gated({op!r}, 'triton', 80, None, most=6)")
+    assert not any(said.values()), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "impl"), OURS)
+def test_they_pass_in_whatever_order_warps_go(op: str, impl: str) -> None:
+    said = elsewhere("tests.inspection.test_compiled_kernels", f"t.gated({op!r}, {impl!r}, 90, 1, most=2)")
+    assert not any(said.values()), said
+
+
+# The emulator's teeth: code that is wrong on a GPU fails here
+
+
+def without(opcode: str, seed: int | None, case: Any, op: str) -> str:
+    """What the gate says of a kernel compiled for sm_90 without its instructions of a name."""
+    parse = emulator.parse
+
+    def changed(text: str) -> Listing:
+        listing = parse(text)
+        listing.code = [
+            replace(ins, opcode="fence", operands=(), guard=None) if ins.opcode.startswith(opcode) else ins
+            for ins in listing.code
+        ]
+        return listing
+
+    emulator.parse = changed  # type: ignore[attr-defined]
+    try:
+        return gate(*found(op, "triton"), case, 90, seed).reason or ""
+    except Fault as fault:
+        return str(fault)
+    finally:
+        emulator.parse = parse  # type: ignore[attr-defined]
+
+
+GEMV = GemvCase(B=16, N=128, K=512, dtype="bf16")
+SPLIT = AttentionCase(B=1, H_q=16, H_kv=2, D=64, T=300, page=64, dtype="bf16")
+
+
+def sabotage() -> dict[str, str]:
+    """What is said of kernels without what orders their steps."""
+    return {
+        "whole": without("nothing", 1, GEMV, "ffn_gemv") + without("nothing", 1, SPLIT, "attention_decode"),
+        "copies are not waited for": without("cp.async.wait_group", None, GEMV, "ffn_gemv"),
+        "products are not waited for": without("wgmma.wait_group", None, GEMV, "ffn_gemv"),
+        "nobody waits for the other warps": without("bar.sync", 1, SPLIT, "attention_decode"),
+        "a sum over lanes is left out": without("shfl.sync", None, SPLIT, "attention_decode"),
+    }
+
+
+@pytest.mark.slow
+def test_kernels_without_what_orders_their_steps_fail() -> None:
+    said = elsewhere("tests.inspection.test_compiled_kernels", "t.sabotage()")
+    assert said.pop("whole") == ""
+    assert all(said.values()), said
+
+
+def fault(change: Callable[[dict[str, Any]], None]) -> str:
+    """What is raised after the inputs of a paged attention were changed."""
+    op, impl = found("attention_decode", "triton")
+    inputs = op.inputs(SPLIT, "cpu", 0)
+    change(inputs)
+    try:
+        for kernel in launches(impl, SPLIT, inputs):
+            emulator.execute(kernel, 90)
+    except Fault as raised:
+        return str(raised)
+    return ""
+
+
+@pytest.mark.slow
+def test_a_page_that_does_not_exist_is_a_fault() -> None:
+    code = "t.fault(lambda inputs: inputs['block_table'].fill_(1 << 20))"
+    assert "outside of every tensor" in elsewhere("tests.inspection.test_compiled_kernels", code)
+    assert elsewhere("tests.inspection.test_compiled_kernels", "t.fault(lambda inputs: None)") == ""
+
+
+# What the prediction says of bytes is what the compiled code asks for
+
+STREAMED: dict[str, Any] = {
+    "gemv by products and sums": ("ffn_gemv", GemvCase(N=1024, K=1024, B=1)),
+    "gemv by tensor cores": ("ffn_gemv", GemvCase(N=1024, K=1024, B=16)),
+    "gemv of large batches": ("ffn_gemv", GemvCase(N=1024, K=1024, B=64)),
+    "gemv of packed weights": ("ffn_gemv", GemvCase(N=1024, K=1024, B=16, weights="mxfp4")),
+    "attention": ("attention_decode", AttentionCase(B=2, H_q=32, H_kv=8, D=128, T=512)),
+    "attention over pages": ("attention_decode", AttentionCase(B=2, H_q=32, H_kv=8, D=128, T=512, page=16)),
+    "latent attention": ("mla_decode", MlaCase(B=2, H=16, T=512)),
+    "two tiles of rows": ("mla_decode", MlaCase(B=1, H=128, T=1024, page=64)),
+}
+
+
+def traffic() -> dict[str, dict[str, float]]:
+    """Bytes: touched at least once, asked for, compulsory by the op's own count, and through the L2 again."""
+    said = {}
+    for name, (op_name, case) in STREAMED.items():
+        op, impl = found(op_name, "triton")
+        counts = [emulator.execute(kernel, 90) for kernel in launches(impl, case, op.inputs(case, "cpu", 0))]
+        stages = impl.stages(case, part(90))
+        said[name] = {
+            "touched": sum(sum(c.touched.values()) for c in counts),
+            "asked": 32 * sum(c.memory["load sectors"] + c.memory["store sectors"] for c in counts),
+            "compulsory": op.work(case).bytes,
+            "predicted": total(stages).bytes,
+            "l2": sum(stage.l2_bytes for stage in stages),
+        }
+    return said
+
+
+@pytest.mark.slow
+def test_compiled_code_asks_for_the_bytes_that_are_predicted() -> None:
+    """DRAM can't be asked for less than was touched, nor for more than was asked; the L2 is in between."""
+    for name, said in elsewhere("tests.inspection.test_compiled_kernels", "t.traffic()").items():
+        assert said["compulsory"] <= said["touched"] <= 1.01 * said["predicted"] + said["l2"], (name, said)
+        assert 0.999 <= said["asked"] / (said["predicted"] + said["l2"]) <= 1.05, (name, said)
+
+
+@pytest.mark.slow
+def test_survey_names_each_launch_and_what_it_asked_for() -> None:
+    code = "t.table(t.survey(['stream'], ['triton'], 'smoke', 'copy', 90, 4))[1]"
+    (row,) = elsewhere("bench.inspection.emulator.survey", code)
+    assert row[:6] == ["stream", "triton", "copy-8MiB", "copy_kernel", "4 of 512", "0.131"]
+    assert (row[6], row[9], row[11]) == ("1.00", "0.00", "")
+
+
+def left_on_the_way(buffers: int) -> float:
+    """Bytes under way while blocks of 64 tokens are multiplied."""
+    op, impl = found("mla_decode", "triton")
+    case = MlaCase(B=1, H=16, L=64, R=16, T=2048)
+    where = replace(part(90), config=(("block_t", 64), ("buffers", buffers)))
+    main, _ = launches(impl, case, op.inputs(case, "cpu", 0), where)
+    return emulator.execute(main, 90).under_way
+
+
+@pytest.mark.slow
+def test_two_buffers_leave_nothing_under_way_during_products() -> None:
+    """Triton starts a copy behind the products of a block: with two buffers DRAM waits for them."""
+    assert elsewhere("tests.inspection.test_compiled_kernels", "[t.left_on_the_way(n) for n in (2, 3)]") == [0, 10240]

@@ -1,0 +1,278 @@
+"""Claims: how comparisons are settled, and what a reader is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+
+import pytest
+
+from bench.judge.claims import CLAIMS, Verdict, as_dict, explain, judge, main_table, scorecard, sentence
+from bench.judge.claims.base import SOURCES, Bound, Claim, Comparison, Published, number, settle
+from bench.judge.claims.settings import describe
+from bench.judge.claims.words import amount, between, written
+from tests.support.claim_records import attend, full_run, gemm, read, run
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, Verdict]:
+    """Verdicts without a single run."""
+    return {v.claim.id: v for v in scorecard()}
+
+
+# --------------------------------------------------------------------------------------------------- how it is settled
+
+
+def comparisons(published: Iterable[Published], table: dict[tuple[str, str], float]) -> list[Comparison]:
+    return [
+        Comparison(published=p, value=value, setting={"a": a, "b": b}, how="made up")
+        for p in published
+        for (a, b), value in table.items()
+    ]
+
+
+TEN = number("ten", 10, "x", 0.1)
+
+
+def test_a_number_that_fits_everywhere_somewhere_nowhere() -> None:
+    assert settle(comparisons([TEN], {("1", "x"): 9.1, ("2", "x"): 11})) == ("HOLDS", "")
+    assert settle(comparisons([TEN], {("1", "x"): 8.9, ("2", "x"): 11})) == ("DEPENDS", "a 2")
+    assert settle(comparisons([TEN], {("1", "x"): 8.9, ("2", "x"): 11.1})) == ("FAILS", "")
+
+
+def test_two_numbers_must_fit_in_the_same_setting() -> None:
+    twenty = number("twenty", 20, "x", 0.1)
+    apart = [
+        Comparison(published=TEN, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=twenty, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=TEN, value=20, setting={"a": "2"}, how=""),
+        Comparison(published=twenty, value=20, setting={"a": "2"}, how=""),
+    ]
+    status, condition = settle(apart)
+    assert status == "FAILS"
+    assert condition == "taken alone, ten fits: a 1; taken alone, twenty fits: a 2"
+
+
+def test_a_condition_is_the_block_or_the_pieces() -> None:
+    grid = [{"a": a, "b": b} for a in "12" for b in "xyz"]
+    assert describe([s for s in grid if s["b"] != "z"], grid) == "b x or y"
+    assert describe([s for s in grid if s["a"] == "1" and s["b"] != "z"], grid) == "a 1, b x or y"
+    odd = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
+    assert describe(odd, grid) == "a 1, b x | a 2, b y"
+
+
+def test_a_condition_ends_with_the_numbers_that_fit_nowhere() -> None:
+    parts = [
+        Comparison(published=p, value=value, setting={"the": p.what}, how="")
+        for p, value in ((TEN, 10), (number("twenty", 20, "x", 0.1), 30), (number("thirty", 30, "x", 0.1), 30))
+    ]
+    assert settle(parts) == ("DEPENDS", "the ten or thirty; at no setting: twenty")
+
+
+BAND = Published(what="band", low=2, high=4, unit="x", tolerance=0)
+AT_LEAST = Published(what="at least", low=2, high=math.inf, unit="x", tolerance=0)
+AT_MOST = Published(what="at most", low=0, high=4, unit="x", tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("published", "bound", "expected"),
+    [
+        (BAND, "upper", (False, None, None)),
+        (BAND, "lower", (None, None, False)),
+        (AT_LEAST, "upper", (False, None, None)),
+        (AT_LEAST, "lower", (None, True, True)),
+        (AT_MOST, "upper", (True, True, None)),
+        (AT_MOST, "lower", (None, None, False)),
+        (BAND, "", (False, True, False)),
+    ],
+    ids=lambda value: value.what if isinstance(value, Published) else None,
+)
+def test_a_bound_decides_only_beyond_an_end_or_where_there_is_none(
+    published: Published, bound: Bound, expected: tuple[bool | None, ...]
+) -> None:
+    found = [Comparison(published=published, value=value, how="", bound=bound) for value in (1, 3, 5)]
+    assert tuple(c.holds for c in found) == expected
+
+
+def bounded(bound: Bound, *table: float) -> list[Comparison]:
+    return [Comparison(published=BAND, value=v, setting={"a": f"{v:g}"}, how="", bound=bound) for v in table]
+
+
+def test_what_bounds_leave_open_is_neither_a_fit_nor_a_failure() -> None:
+    assert settle(bounded("upper", 1)) == ("FAILS", "")
+    assert settle(bounded("upper", 1, 3, 5)) == (None, "an upper bound leaves open: band (a 3 or 5)")
+    assert settle(bounded("lower", 1)) == (None, "a lower bound leaves open: band")
+    assert settle([*bounded("", 3), *bounded("upper", 5)]) == (
+        "DEPENDS", "a 3; an upper bound leaves open: band (a 5)"
+    )  # fmt: skip
+
+
+def test_a_claim_that_bounds_leave_open_says_so() -> None:
+    claim = Claim(id="Z1", text="", plain="A band", source="", how="P", published=(BAND,), setting="",
+                  predict=lambda: bounded("upper", 3, 5))  # fmt: skip
+    verdict = claim.judge([])
+    assert (verdict.status, verdict.predicted_status, verdict.condition) == ("NOT MEASURED", None, "")
+    assert verdict.reason == "an upper bound leaves open: band"
+    assert sentence(verdict) == (
+        "A band: not measured here (an upper bound leaves open: band); and no calculation decides it."
+    )
+    told = explain(verdict)
+    assert "Predicted: left open by bounds" in told
+    assert "a 5: band at most 5x (left open)" in told
+    assert [(c["bound"], c["fits"]) for c in as_dict(verdict)["predicted"]] == [("upper", None)] * 2
+
+
+def test_open_ends_and_zero_tolerance() -> None:
+    more = Published(what="more", low=1.5, high=math.inf, unit="x", tolerance=0)
+    assert more.covers(1e9)
+    assert more.covers(1.5)
+    assert not more.covers(1.499)
+
+
+# ------------------------------------------------------------------------------------------------------------- in words
+
+
+def test_json_has_no_infinity_and_holds_everything() -> None:
+    for verdict in scorecard([full_run()]):
+        told = json.loads(json.dumps(as_dict(verdict), allow_nan=False))
+        assert told["id"] == verdict.claim.id
+        assert told["status"] == verdict.status
+        assert len(told["predicted"]) == len(verdict.predicted)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "said"),
+    [
+        (1, 59, "requests", "1 to 59 requests"),
+        (0.2, 1, "requests", "0.2 to 1 request"),
+        (1, 1, "requests", "1 request"),
+        (0.468, 29.1, "J", "0.468 to 29.1 J"),
+        (1e-3, 2e-3, "s", "1 to 2 ms"),
+        (1e-6, 1e-3, "s", "1 µs to 1 ms"),
+        (2, 4, "x", "2x to 4x"),
+        (0.2, 0.4, "", "20% to 40%"),
+        (0.45, 29, "$", "$0.45 to $29.00"),
+        (1, math.inf, "requests", "1 request to ∞"),
+    ],
+)
+def test_a_range_says_its_unit_once_and_one_of_it_is_singular(low: float, high: float, unit: str, said: str) -> None:
+    assert between(low, high, unit) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.0009, "1.001x"), (1.00004, "1.00004x"), (1, "1x"), (0.9996, "1x"), (1.5, "1.5x")]
+)
+def test_a_miss_is_told_with_the_digits_that_show_it(value: float, said: str) -> None:
+    least = Published(what="", low=0, high=1, unit="x", tolerance=0)
+    assert written(Comparison(published=least, value=value, how="")) == said
+
+
+def test_the_h200_misses_by_a_thousandth(bare: dict[str, Verdict]) -> None:
+    """141.1 GB of weights in 141 GB."""
+    assert "16-bit weights of 70B over the memory of one part 1.001x (off)" in explain(bare["T2"])
+
+
+def test_zero_and_many_are_plural() -> None:
+    assert [amount(n, "requests") for n in (0, 1, 3840)] == ["0 requests", "1 request", "3,840 requests"]
+
+
+def test_sources_are_titles_that_a_reader_can_find() -> None:
+    assert not [title for title in SOURCES.values() if ".txt" in title or "(" in title]
+
+
+def test_a_claim_that_fails_says_by_how_much(bare: dict[str, Verdict]) -> None:
+    """Two H200 hold 13 requests where 15 are said: 2 of 15 fewer."""
+    told = sentence(bare["K5"])
+    assert told.endswith(
+        "15 requests, the closest calculated is 13 requests: 13.3% below that, where the tolerance is 10%."
+    )
+    fails = [v for v in bare.values() if v.status == "FAILS"]
+    assert len(fails) > 1
+    assert all("that, where the tolerance is" in sentence(v) for v in fails)
+
+
+def test_what_is_denied_is_what_was_judged(bare: dict[str, Verdict]) -> None:
+    """A "no" to a sentence without a number would deny more than the published numbers."""
+    fails = [v for v in bare.values() if v.status == "FAILS"]
+    assert fails
+    for verdict in fails:
+        assert any(character.isdigit() for character in sentence(verdict).split(": no;")[0]), verdict.claim.id
+    assert all(f"{batch}" in bare["K5"].claim.plain for batch in (4, 15, 25))
+
+
+def test_conditions_are_joined_by_words(bare: dict[str, Verdict]) -> None:
+    assert not [v.claim.id for v in bare.values() if "|" in sentence(v)]
+    assert sentence(bare["H3"]).startswith(
+        f"{bare['H3'].claim.plain}: by calculation it is so only for the memory of NVIDIA Rubin R200, and for the "
+    )
+    assert "hit rate 0.99, and for 3 more." in sentence(bare["M3"])
+
+
+def test_a_sentence_and_the_table_count_gpus_alone() -> None:
+    gpu = run(attend(64, 8), attend(64, 8, kv="fp8"))
+    cpu = run(attend(64, 8), attend(64, 8, kv="fp8", time=1.9), device="Xeon", kind="cpu")
+    verdict = judge("T6", [gpu, cpu])
+    assert sentence(verdict).endswith(": yes, measured 0.5x.")
+    assert main_table([verdict])[1][0][4] == "0.5x"
+    assert "0.95x (off)" in explain(verdict)
+
+
+def failing(*comparisons: Comparison) -> str:
+    """The sentence of a claim that the model alone judges, by these."""
+    published = tuple({c.published.what: c.published for c in comparisons}.values())
+    claim = Claim(id="Z1", text="", plain="Ten", source="", how="P", published=published, setting="",
+                  predict=lambda: comparisons)  # fmt: skip
+    verdict = claim.judge([])
+    assert verdict.status == "FAILS"
+    return sentence(verdict)
+
+
+def test_numbers_that_never_fit_together_name_the_nearest_setting() -> None:
+    """At a 1 twenty is at 10, half of it; at a 2 ten is at 12, a fifth more than it."""
+    twenty = number("twenty", 20, "x", 0.1)
+    told = failing(
+        Comparison(published=TEN, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=twenty, value=10, setting={"a": "1"}, how=""),
+        Comparison(published=TEN, value=12, setting={"a": "2"}, how=""),
+        Comparison(published=twenty, value=20, setting={"a": "2"}, how=""),
+    )
+    assert told == (
+        "Ten: no; each of its numbers fits some setting, but none fits them all. "
+        "Nearest, a 2: ten is said to be 10x and is 12x, 20% above that, where the tolerance is 10%."
+    )
+
+
+def test_a_range_is_missed_by_the_distance_from_its_end() -> None:
+    band = Published(what="band", low=2, high=4, unit="x", tolerance=0)
+    off = [Comparison(published=band, value=value, setting={"a": str(value)}, how="") for value in (1.0, 5.0)]
+    assert failing(*off).endswith("2x to 4x, the closest calculated is 5x: 25% above that, where the tolerance is 0%.")
+    share = Published(what="share", low=0, high=0.05, unit="", tolerance=0)
+    told = failing(Comparison(published=share, value=-0.1, how=""))
+    assert told.endswith("at most 5%, the closest calculated is -10%: below that, where the tolerance is 0%.")
+
+
+def test_an_explanation_names_source_numbers_records_and_verdict() -> None:
+    text = explain(judge("I3", [run(read(3.0e12), gemm(600e12))]))
+    for part in (
+        "I3  DEPENDS",
+        "Source: [A] the AI-infrastructure and datacenter primer",
+        "295 FLOP/B",
+        "200 FLOP/B",
+        "gemm_peak/ours",
+        "run r1",
+        "tolerance 15%",
+    ):
+        assert part in text
+
+
+def test_a_missing_number_is_named(bare: dict[str, Verdict]) -> None:
+    assert "Rubin CPX" in bare["H3"].gap
+    assert "bandwidth of NVIDIA Rubin CPX" in explain(bare["H3"])
+
+
+def test_the_table_has_one_row_a_claim_and_only_text() -> None:
+    headers, rows = main_table(scorecard([full_run()]))
+    assert [row[0] for row in rows] == list(CLAIMS)
+    assert {len(row) for row in rows} == {len(headers)}
+    assert all(isinstance(cell, str) for row in rows for cell in row)

@@ -1,0 +1,172 @@
+"""Interventions among synthetic records whose answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.judge.interventions import Intervention, change, interventions
+from bench.records import MAY_BE_TOO_SHORT, Record
+from tests.support.synthetic_run import case_record, samples
+
+READ, PEAK = 3e12, 7e14
+GEMV = {"N": 28672, "K": 8192}
+CACHE = {"B": 64, "T": 4096, "H_kv": 8, "D": 128}
+
+Clock = Callable[[Record], float]
+
+
+def by_memory(record: Record) -> float:
+    return record.bytes / READ
+
+
+def by_arithmetic(record: Record) -> float:
+    return record.flops / PEAK
+
+
+def timed(op: str, fields: dict[str, Any], clock: Clock, impl: str = "triton", **changes: Any) -> Record:
+    found = case_record(op, impl, fields, seconds=1.0, **changes)
+    return dataclasses.replace(found, samples_s=samples(clock(found), seed=len(found.case_id)))
+
+
+def bounded(record: Record, memory: float, pipe: float) -> Record:
+    terms = {"launch": 1e-6, "memory": memory, "mma_bf16": pipe}
+    return dataclasses.replace(record, prediction={"measured": {"terms": terms}, "datasheet": None})
+
+
+def attention(clock: Clock) -> list[Record]:
+    """H_q at one cache, draft lengths at one cache, precision and sharing of the cache at the same FLOPs."""
+    cases = [
+        *({**CACHE, "H_q": heads} for heads in (8, 16, 32, 64)),
+        *({**CACHE, "H_q": 32, "q_len": drafted} for drafted in (2, 4)),
+        {**CACHE, "H_q": 32, "kv": "fp8"},
+        {**CACHE, "H_q": 32, "H_kv": 32},
+    ]
+    return [timed("attention_decode", fields, clock) for fields in cases]
+
+
+def only(found: list[Intervention], changed: str) -> Intervention:
+    (one,) = [i for i in found if i.changed == changed]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flops", "changed"),
+    [
+        ((1.0, 1.0), (1.0, 1.6), "FLOPs"),
+        ((1.0, 1.6), (1.0, 1.0), "bytes"),
+        ((1.0, 1.6), (1.0, 1.6), "both"),
+        ((1.0, 1.0), (1.0, 1.4), None),  # by too little
+        ((1.0, 1.0, 1.0), (1.2, 1.0, 1.6), "FLOPs"),
+        ((1.0, 2**0.09), (1.0, 2.0), "FLOPs"),  # what is held leaks
+        ((1.0, 2**0.11), (1.0, 2.0), None),
+        ((1.0, 2.0), (1.0, 2**0.11), None),
+        ((1.0, 2.0), (1.0, 2**0.88), None),
+        ((1.0, 2.0), (1.0, 2**0.92), "both"),
+        ((1.0, 1.4), (1.0, 1.4), None),
+    ],
+)
+def test_what_counts_as_an_intervention(sizes: tuple[float, ...], flops: tuple[float, ...], changed: str) -> None:
+    records = [SimpleNamespace(bytes=size, flops=count) for size, count in zip(sizes, flops, strict=True)]
+    assert change(records) == changed  # type: ignore[arg-type]
+
+
+def test_query_heads_drafts_cache_types_and_sharing_are_found_and_fitted_together() -> None:
+    found = interventions(attention(by_memory))
+    joint = only(found, "FLOPs and bytes")
+    assert joint.verdict == "memory"
+    assert joint.e_bytes
+    assert joint.e_bytes.median == pytest.approx(1.0, abs=0.02)
+    assert joint.e_flops
+    assert joint.e_flops.median == pytest.approx(0.0, abs=0.02)
+    assert len(joint.case_ids) == 8
+    varied = {(i.changed, i.varied) for i in found}
+    assert ("FLOPs", "H_q 8, 16, 32, 64") in varied
+    assert ("bytes", "kv fp8, none") in varied or ("bytes", "kv none, fp8") in varied
+    assert ("bytes", "H_kv 8, 32") in varied
+    # at one token fewer FLOPs are counted per query of a draft, so that they grow a little less than q_len
+    assert any(changed == "FLOPs" and text.startswith("q_len 1, 2, 4") for changed, text in varied)
+
+
+def test_the_same_cases_under_another_clock_are_bound_by_arithmetic_or_by_neither() -> None:
+    compute = interventions(attention(by_arithmetic))
+    assert only(compute, "FLOPs and bytes").verdict == "compute"
+    assert {i.verdict for i in compute if i.changed == "FLOPs"} == {"compute"}
+    assert {i.verdict for i in compute if i.changed == "bytes"} == {"not memory"}
+    launch = interventions(attention(lambda record: 5e-6))
+    assert only(launch, "FLOPs and bytes").verdict == "neither"
+    half = interventions(attention(lambda record: (by_memory(record) * by_arithmetic(record)) ** 0.5))
+    assert {i.verdict for i in half} == {"neither"}
+
+
+def test_free_flops_alone_do_not_prove_memory() -> None:
+    batches = [timed("ffn_gemv", {**GEMV, "B": B}, by_memory) for B in (1, 2, 4, 8, 16)]
+    one = only(interventions(batches), "FLOPs")
+    assert (one.verdict, one.e_bytes, one.varied) == ("not compute", None, "B 1, 2, 4, 8, 16")
+    assert one.fixed == batches[0].case_id
+
+
+def test_weight_types_move_bytes_and_batches_flops() -> None:
+    records = [
+        timed("ffn_gemv", {**GEMV, "B": B, "weights": weights}, by_memory, impl="triton-quant")
+        for B in (1, 16)
+        for weights in ("int4", "int8")
+    ]
+    joint = only(interventions(records), "FLOPs and bytes")
+    assert joint.verdict == "memory"
+    assert joint.varied == "B 1, 16; weights int4, int8"
+
+
+def test_rows_of_weights_stand_in_where_no_field_changes_bytes_alone() -> None:
+    records = [timed("ffn_gemv", {**GEMV, "B": B}, by_memory) for B in (1, 4, 16)]
+    assert not [i for i in interventions(records) if i.changed == "FLOPs and bytes"]
+    wider = timed("ffn_gemv", {"N": 8192, "K": 8192, "B": 1}, by_memory)
+    assert only(interventions([*records, wider]), "FLOPs and bytes").verdict == "memory"
+
+
+def test_implementations_are_never_mixed_and_their_own_verdicts_are_kept() -> None:
+    ours = [timed("ffn_gemv", {**GEMV, "B": B}, by_memory) for B in (1, 16)]
+    slow = [timed("ffn_gemv", {**GEMV, "B": B}, by_arithmetic, impl="torch") for B in (1, 16)]
+    found = interventions([*slow, *ours])
+    assert [(i.impl, i.ours, i.verdict) for i in found] == [
+        ("triton", True, "not compute"),
+        ("torch", False, "compute"),
+    ]
+
+
+def test_only_cases_that_a_prediction_is_clear_about_are_asked_and_each_kind_on_its_own() -> None:
+    def predicted(B: int) -> Record:
+        def clock(record: Record) -> float:
+            return max(by_memory(record), by_arithmetic(record))
+
+        found = timed("ffn_gemv", {"N": 28672, "K": 16384, "B": B}, clock)
+        return bounded(found, by_memory(found), by_arithmetic(found))
+
+    found = interventions([predicted(B) for B in (1, 16, 64, 128, 192, 256, 512, 1024)])
+    asked = {i.expected: (i.varied, i.verdict) for i in found if i.changed == "FLOPs"}
+    assert asked["memory"] == ("B 1, 16, 64", "not compute")
+    assert asked["mma_bf16"] == ("B 512, 1024", "compute")
+
+
+def test_doubtful_times_are_left_out() -> None:
+    good = [timed("ffn_gemv", {**GEMV, "B": B}, by_memory) for B in (1, 16)]
+    for flag in MAY_BE_TOO_SHORT:
+        assert interventions([good[0], dataclasses.replace(good[1], flags=[flag])]) == []
+    assert interventions([good[0], dataclasses.replace(good[1], status="wrong", samples_s=[])]) == []
+    assert interventions([good[0], dataclasses.replace(good[1], repeat=1)]) == []
+
+
+def test_noise_takes_the_verdict_away() -> None:
+    records = [
+        dataclasses.replace(r, samples_s=samples(by_memory(r), seed=i, count=8, spread=0.9))
+        for i, r in enumerate(attention(by_memory))
+    ]
+    quiet, loud = (only(interventions(r), "FLOPs and bytes") for r in (attention(by_memory), records))
+    assert quiet.e_bytes
+    assert loud.e_bytes
+    assert loud.e_bytes.high - loud.e_bytes.low > 10 * (quiet.e_bytes.high - quiet.e_bytes.low)
+    assert loud.verdict == "neither"

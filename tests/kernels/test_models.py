@@ -1,0 +1,294 @@
+"""Shapes against the parameter counts their publishers give, and config.json files against the shapes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import models
+from kernels.model_config import BadConfig, from_config
+from kernels.models import MODELS, ModelShape, UnknownModel, model
+
+PUBLISHED_PARAMETERS = {
+    # where exact: the elements of the published weights, as public lists give them; norms and biases are in there,
+    # not in our count, and so are the rotary frequencies of Llama 2
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-2-7b": 6_738_417_664,
+    "llama-2-70b": 68_976_653_312,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-32b": 32_762_123_264,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "gemma-3-27b": 27.016e9,  # arXiv 2503.19786, table 1: 25,600 M + 1,416 M embedding, without the vision encoder
+    "gpt-oss-20b": 20.91e9,  # arXiv 2508.10925, table 1, also for the active parameters below
+    "gpt-oss-120b": 116.83e9,
+    "deepseek-v3": 671e9,  # README_WEIGHTS of deepseek-ai/DeepSeek-V3: main model, 36.6e9 of them active
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_count_is_the_published_one(name):
+    assert models.parameters(MODELS[name]) == pytest.approx(PUBLISHED_PARAMETERS[name], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "active"), [("gpt-oss-20b", 3.61e9), ("gpt-oss-120b", 5.13e9), ("deepseek-v3", 36.6e9)]
+)
+def test_active_parameters_are_the_published_ones(name, active):
+    assert models.active_parameters(MODELS[name]) == pytest.approx(active, rel=2e-3)
+
+
+def test_dense_models_activate_all_but_the_embedding():
+    shape = model("llama-3.1-70b")
+    assert models.active_parameters(shape) == models.parameters(shape) - 128256 * 8192
+    tied = model("gemma-3-27b")
+    assert models.active_parameters(tied) == models.parameters(tied)
+
+
+def test_projections_of_llama_70b():
+    assert models.projections(model("Llama-3.1-70B")) == {
+        "q": (8192, 8192),
+        "k": (1024, 8192),
+        "v": (1024, 8192),
+        "o": (8192, 8192),
+        "gate": (28672, 8192),
+        "up": (28672, 8192),
+        "down": (8192, 28672),
+        "lm_head": (128256, 8192),
+    }
+
+
+def test_projections_of_deepseek_are_those_of_mla_and_one_expert():
+    found = models.projections(model("deepseek-v3"))
+    assert found["q_a"] == (1536, 7168)
+    assert found["q_b"] == (128 * (128 + 64), 1536)
+    assert found["kv_a"] == (512 + 64, 7168)
+    assert found["kv_b"] == (128 * (128 + 128), 512)
+    assert found["gate"] == (2048, 7168)
+    assert found["router"] == (256, 7168)
+
+
+@pytest.mark.parametrize(
+    ("name", "per_token"),
+    [
+        ("llama-3.1-70b", 80 * 2 * 8 * 128 * 2),  # 327,680
+        ("llama-2-7b", 32 * 2 * 32 * 128 * 2),  # MHA: 524,288, more than the 70B with GQA
+        ("deepseek-v3", 61 * (512 + 64) * 2),  # 70,272
+        ("gpt-oss-120b", 36 * 2 * 8 * 64 * 2),
+    ],
+)
+def test_kv_bytes_per_token_by_hand(name, per_token):
+    assert models.kv_bytes_per_token(model(name), 2) == per_token
+
+
+def test_sliding_windows_bound_the_cache():
+    mistral = model("mistral-7b")
+    assert models.kv_bytes(mistral, 4096, 2) == models.kv_bytes(mistral, 3_000_000, 2) == 4096 * 131072
+    assert models.kv_bytes(mistral, 1000, 2) == 1000 * 131072
+    oss = model("gpt-oss-20b")  # 12 of 24 layers keep 128 tokens
+    assert models.kv_bytes(oss, 10_000, 1) == (12 * 10_000 + 12 * 128) * 2 * 8 * 64
+    dense = model("llama-3.1-8b")
+    assert models.kv_bytes(dense, 8192, 2) == 2 * models.kv_bytes(dense, 4096, 2)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(UnknownModel, match=r"unknown model 'llama3-70b'; nearest: .*llama-3.1-70b"):
+        model("llama3-70b")
+    with pytest.raises(UnknownModel, match=r"known: llama-3\.1-8b"):
+        model("@@@@")
+
+
+LLAMA_70B = {
+    "model_type": "llama",
+    "num_hidden_layers": 80,
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+MISTRAL = LLAMA_70B | {
+    "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+    "intermediate_size": 14336, "vocab_size": 32000, "max_position_embeddings": 32768, "sliding_window": 4096,
+}  # fmt: skip
+QWEN_MOE = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+CONFIGS = {
+    "llama-3.1-70b": LLAMA_70B,
+    "mistral-7b": MISTRAL,
+    "mixtral-8x7b": MISTRAL
+    | {"model_type": "mixtral", "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2.5-7b": {
+        "model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 131072,
+        "sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 28,
+    },
+    "qwen3-32b": {
+        "model_type": "qwen3", "num_hidden_layers": 64, "hidden_size": 5120, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 25600, "vocab_size": 151936,
+        "max_position_embeddings": 40960, "sliding_window": None, "use_sliding_window": False,
+    },
+    "gemma-3-27b": {
+        "model_type": "gemma3",
+        "text_config": {
+            "model_type": "gemma3_text", "num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32,
+            "num_key_value_heads": 16, "head_dim": 128, "intermediate_size": 21504, "sliding_window": 1024,
+        },
+    },
+    "gpt-oss-120b": {
+        "model_type": "gpt_oss", "num_hidden_layers": 36, "hidden_size": 2880, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 2880, "vocab_size": 201088,
+        "max_position_embeddings": 131072, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 18,
+    },
+    "deepseek-v3": {
+        "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "intermediate_size": 18432, "vocab_size": 129280,
+        "max_position_embeddings": 163840, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 256, "num_experts_per_tok": 8,
+        "n_shared_experts": 1, "moe_intermediate_size": 2048, "first_k_dense_replace": 3,
+    },
+}  # fmt: skip
+"""What those fields of each published config.json hold, as far as a shape needs them."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_gives_the_known_shape(name):
+    read, known = from_config(CONFIGS[name], name=name), MODELS[name]
+    assert {k: v for k, v in vars(read).items() if k != "source"} == {
+        k: v for k, v in vars(known).items() if k != "source"
+    }
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size"])
+def test_missing_field_is_named(field):
+    with pytest.raises(BadConfig, match=f"field '{field}' is missing"):
+        from_config({k: v for k, v in LLAMA_70B.items() if k != field})
+
+
+def test_wrong_fields_are_named():
+    with pytest.raises(BadConfig, match="'model_type' is missing"):
+        from_config({})
+    with pytest.raises(BadConfig, match="model_type 'mamba' is not known; known: llama"):
+        from_config({"model_type": "mamba"})
+    with pytest.raises(BadConfig, match="'hidden_size' is '8192', not a positive whole number"):
+        from_config(LLAMA_70B | {"hidden_size": "8192"})
+    with pytest.raises(BadConfig, match="'num_attention_heads' is 0"):
+        from_config(LLAMA_70B | {"num_attention_heads": 0})
+    with pytest.raises(BadConfig, match="'num_local_experts' is missing"):
+        from_config(MISTRAL | {"model_type": "mixtral"})
+    with pytest.raises(BadConfig, match="'q_lora_rank' is '1536', not a positive whole number"):
+        from_config(CONFIGS["deepseek-v3"] | {"q_lora_rank": "1536"})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mistral-7b", {"layer_types": 5}, "'layer_types' is 5, not a list of 32"),
+        ("gpt-oss-120b", {"layer_types": ["full_attention"] * 35}, "not a list of 36, each sliding_attention or full"),
+        ("gpt-oss-120b", {"layer_types": ["linear_attention"] * 36}, "'layer_types' is"),
+        ("qwen2.5-7b", {"use_sliding_window": True, "max_window_layers": "a"}, "'max_window_layers' is 'a', not a pos"),
+        ("qwen2.5-7b", {"use_sliding_window": "no"}, "'use_sliding_window' is 'no', not true or false"),
+        ("llama-3.1-70b", {"attn_logit_softcapping": "a"}, "'attn_logit_softcapping' is 'a', not a number"),
+        ("llama-3.1-70b", {"attn_logit_softcapping": float("nan")}, "'attn_logit_softcapping' is nan, not a number"),
+        ("llama-3.1-70b", {"tie_word_embeddings": "no"}, "'tie_word_embeddings' is 'no', not true or false"),
+        ("llama-3.1-70b", {"num_key_value_heads": 3}, "'num_attention_heads' is 64, not a multiple of the 3 of 'num_k"),
+        ("llama-3.1-70b", {"num_key_value_heads": 128}, "'num_attention_heads' is 64, not a multiple of the 128"),
+        ("llama-3.1-70b", {"hidden_size": 8193}, "'hidden_size' is 8193, not a multiple of the 64 of 'num_attention"),
+        ("mixtral-8x7b", {"num_experts_per_tok": 9}, "'num_experts_per_tok' is 9, not at most the 8 experts"),
+        ("qwen3-32b", QWEN_MOE | {"mlp_only_layers": [0]}, "'mlp_only_layers' is [0], not []: some of its layers"),
+        ("qwen3-32b", QWEN_MOE | {"decoder_sparse_step": 2}, "'decoder_sparse_step' is 2, not 1: some of its layers"),
+        ("deepseek-v3", {"first_k_dense_replace": 62}, "'first_k_dense_replace' is 62, not at most the 61 layers"),
+    ],
+)
+def test_nonsense_is_one_line_that_names_the_field(name, changes, message):
+    with pytest.raises(BadConfig) as caught:
+        from_config(CONFIGS[name] | changes)
+    assert str(caught.value).startswith("config.json: field ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "billions", "kv_per_token"),
+    [
+        ({"hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
+          "num_key_value_heads": 8}, 11.766, 2 * 48 * 8 * 256),
+        ({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}, 3.880, 2 * 34 * 4 * 256),
+    ],
+    ids=["12b", "4b"],
+)  # fmt: skip
+def test_gemma_leaves_out_what_its_class_has_by_default(fields, billions, kv_per_token):
+    """Text parameters as KerasHub counts them, less the norms; the width of a head is not hidden size / heads."""
+    text = fields | {"model_type": "gemma3_text", "sliding_window": 1024}
+    shape = from_config({"model_type": "gemma3", "text_config": text})
+    assert models.parameters(shape) == pytest.approx(billions * 1e9, rel=1e-3)
+    assert models.kv_bytes_per_token(shape, 2) == 2 * kv_per_token
+
+
+def test_a_pattern_of_no_layers_is_refused():
+    text = CONFIGS["gemma-3-27b"]["text_config"] | {"sliding_window_pattern": 0}
+    with pytest.raises(BadConfig, match="'sliding_window_pattern' is 0, not a positive whole number"):
+        from_config({"model_type": "gemma3", "text_config": text})
+
+
+def test_heads_need_not_share_the_hidden_size_where_their_width_is_given():
+    assert from_config(CONFIGS["qwen3-32b"] | {"hidden_size": 5121}).head_dim == 128
+    assert from_config(CONFIGS["deepseek-v3"] | {"hidden_size": 7169}).head_dim == 128
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 300), st.floats(), st.text(max_size=3), st.just([]), st.just({}),
+    st.lists(st.sampled_from(["sliding_attention", "full_attention", 5, None]), max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_a_file_holds_there_is_a_shape_or_one_line(data):
+    flat = [config.get("text_config", config) for config in CONFIGS.values()]
+    config = data.draw(st.sampled_from(flat))
+    fields = sorted({field for each in flat for field in each} | {"sliding_window_pattern", "attn_logit_softcapping"})
+    config = config | data.draw(st.dictionaries(st.sampled_from(fields), VALUES, max_size=3))
+    shape = read_or_refused(config)
+    if isinstance(shape, str):
+        assert shape.startswith("config.json: ")
+        assert "\n" not in shape
+    else:
+        assert models.parameters(shape) > 0
+        assert models.kv_bytes(shape, 1000, 2) > 0
+        assert 0 <= shape.windowed_layers <= shape.layers
+
+
+def read_or_refused(config: dict[str, object]) -> ModelShape | str:
+    try:
+        return from_config(config)
+    except BadConfig as error:
+        return str(error)
+
+
+def test_families_differ_in_their_windows():
+    assert from_config(MISTRAL | {"sliding_window": None}).windowed_layers == 0
+    assert from_config(MISTRAL | {"layer_types": None}).windowed_layers == 32
+    listed = {k: v for k, v in CONFIGS["gpt-oss-120b"].items() if k != "layer_types"}
+    assert from_config(listed).windowed_layers == 18
+    sliding = CONFIGS["qwen2.5-7b"] | {"use_sliding_window": True, "max_window_layers": 20}
+    assert from_config(sliding).windowed_layers == 8
+    assert from_config(sliding | {"max_window_layers": None}).windowed_layers == 0
+    assert from_config(sliding | {"max_window_layers": 0}).windowed_layers == 28
+
+
+def test_predictions_need_neither_torch_nor_triton():
+    code = (
+        "import sys, bench.predict.command, kernels.models; print({'torch', 'triton', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,110 @@
+"""Every implementation of every operation against its reference, on every `test` case; and what each op promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.measure.case import tensor_bytes
+from bench.measure.gate import check
+from kernels.op import SUITES, Impl, Op, Target, discover, implementations, total
+
+OPS = discover()
+PAIRS = [(op, impl) for op in OPS.values() for impl in implementations(op.name)[0]]
+HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
+
+
+def named(value: Any) -> str:
+    return str(getattr(value, "name", value))
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=named)
+def test_nothing_of_an_op_is_missing_here(op: Op) -> None:
+    found, missing = implementations(op.name)
+    assert not missing
+    assert found, "an op needs an implementation"
+    assert len({impl.name for impl in found}) == len(found)
+
+
+def in_bf16(case: Any) -> Any:
+    """The same case with every type that is fp16 (inputs, weights) in bf16."""
+    return replace(case, **{name: "bf16" for name, value in case.as_dict().items() if value == "fp16"})
+
+
+def in_16_bits(cases: Iterable[Any], where: Target) -> Iterator[Any]:
+    """The cases, and on a GPU those in fp16 in bf16 as well: the interpreter multiplies bf16 operands as integers."""
+    for case in cases:
+        yield case
+        if where.kind == "cuda" and getattr(case, "dtype", "") == "fp16":
+            yield in_bf16(case)
+
+
+@pytest.mark.parametrize(("op", "impl"), PAIRS, ids=named)
+def test_implementations_pass_the_gate(op: Op, impl: Impl, target: Target) -> None:
+    """Ours where Triton runs (interpreted without a GPU), peers where torch is."""
+    where = target if impl.ours or target.kind == "cuda" else HOST
+    reasons, passed = set(), 0
+    for case in in_16_bits(op.cases("test"), where):
+        refusal = impl.supports(case, where)
+        if refusal:
+            reasons.add(refusal)
+            continue
+        errors = check(op, impl, case, where)
+        assert errors.passed, f"{case.id}: {errors.reason}"
+        passed += 1
+    if not passed:
+        pytest.skip(f"refuses every test case here: {'; '.join(sorted(reasons))}")
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=named)
+def test_small_cases_in_fp16_exist_in_bf16(op: Op) -> None:
+    for case in op.cases("test"):
+        if getattr(case, "dtype", "") == "fp16":
+            twin = in_bf16(case)
+            shapes = {name: t.shape for name, t in op.inputs(case, "meta", 1).items() if torch.is_tensor(t)}
+            inputs = op.inputs(twin, "meta", 1)
+            assert twin.dtype == "bf16"
+            assert twin.id != case.id
+            assert shapes == {name: t.shape for name, t in inputs.items() if torch.is_tensor(t)}
+            assert op.work(twin) == op.work(case)
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=named)
+def test_cases_are_distinct_and_survive_a_record(op: Op) -> None:
+    for suite in (*SUITES, "test"):
+        cases = op.cases(suite)
+        assert cases, f"{op.name} has no {suite} case"
+        assert len({case.id for case in cases}) == len(cases)
+        for case in cases:
+            assert op.case_from_dict(case.as_dict()) == case
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=named)
+def test_inputs_follow_their_seed(op: Op) -> None:
+    case = op.cases("test")[0]
+    first, again, other = (op.inputs(case, "cpu", seed) for seed in (1, 1, 2))
+    assert same(first, again)
+    if tensor_bytes(first) > 64:
+        assert not same(first, other)
+    shapes = {name: value.shape for name, value in op.inputs(case, "meta", 1).items() if torch.is_tensor(value)}
+    assert shapes == {name: value.shape for name, value in first.items() if torch.is_tensor(value)}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    tensors = [name for name, value in one.items() if torch.is_tensor(value)]
+    return all(
+        torch.equal(one[n].contiguous().view(torch.uint8), other[n].contiguous().view(torch.uint8)) for n in tensors
+    )
+
+
+@pytest.mark.parametrize(("op", "impl"), PAIRS, ids=named)
+def test_no_implementation_claims_to_move_less_than_is_compulsory(op: Op, impl: Impl, target: Target) -> None:
+    where = target if impl.ours or target.kind == "cuda" else HOST
+    for suite in ("smoke", "quick"):
+        for case in op.cases(suite):
+            if impl.supports(case, where) is None:
+                assert total(impl.stages(case, where)).bytes >= 0.999 * op.work(case).bytes, case.id

@@ -1,0 +1,143 @@
+"""Weight formats: packing loses nothing, dequantizing follows the definitions, and the PTX that unpacks is right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.common.quantization import (
+    E2M1,
+    FORMATS,
+    WORDS,
+    by_group,
+    dequantize,
+    draw_weights,
+    pack_words,
+    unpack_nibbles,
+    weight_bytes,
+)
+from kernels.common.random_inputs import Draw
+from kernels.ffn_gemv.triton_gemv_quant import arranged, mxfp4_words, unpack_ptx
+from tests.support.snippet import MASK, halves, register, run_ptx
+
+
+def pair(value: float, dtype: torch.dtype) -> int:
+    return register(torch.tensor([value, value]), dtype)
+
+
+def unpacked(format: str, dtype: torch.dtype, two_words: list[int], extra: list[int]) -> torch.Tensor:
+    """[parts, 2]: what the PTX makes of two words."""
+    parts = 32 // FORMATS[format].bits
+    text = unpack_ptx(format, dtype == torch.bfloat16)
+    return torch.stack([halves(w, dtype) for w in run_ptx(text, parts, two_words + extra)])
+
+
+TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+
+
+@TYPES
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_ptx_unpacks_every_byte(format: str, dtype: torch.dtype) -> None:
+    codes = torch.arange(256, dtype=torch.int16).to(torch.uint8)
+    want = codes.view(torch.int8).double() if format == "int8" else codes.view(torch.float8_e4m3fn).double()
+    for first in range(0, 256, 8):
+        low, high = (int.from_bytes(bytes(range(first + s, first + s + 4)), "little") for s in (0, 4))
+        got = unpacked(format, dtype, [low, high], [])
+        expected = torch.stack((want[first : first + 4], want[first + 4 : first + 8]), dim=1)
+        number = expected.isfinite()  # e4m3's NaN codes are no weights
+        assert torch.equal(got[number], expected[number])
+
+
+@TYPES
+@pytest.mark.parametrize("format", ["int4", "int4_zp", "mxfp4"])
+def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype) -> None:
+    magic = 128 if dtype == torch.bfloat16 else 1024
+    scale_bytes = torch.tensor([[120, 121, 119, 127, 128, 115, 118, 122]], dtype=torch.uint8)
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    lo, hi = (int(word) & MASK for word in mxfp4_words(scale_bytes, 2, name)[:, 0])
+    zeros = pair(-(magic + 3), dtype) & 0xFFFF | pair(-(magic + 11), dtype) & 0xFFFF0000
+    extra = {"int4": [], "mxfp4": [lo, lo, hi, hi], "int4_zp": [zeros, zeros]}[format]
+    for turn in range(16):
+        codes = [[(turn + 5 * word + i) % 16 for i in range(8)] for word in range(2)]
+        words = [sum(code << 4 * i for i, code in enumerate(of_word)) for of_word in codes]
+        if (format, name) == ("mxfp4", "bf16"):
+            signed = torch.tensor(words).to(torch.int32)
+            words = [word & MASK for word in arranged(signed).tolist()]
+        got = unpacked(format, dtype, words, extra)
+        for i in range(8):
+            for word in range(2):
+                code = codes[word][i]
+                if format == "mxfp4":
+                    want = E2M1[code & 7] * (-1) ** (code >> 3) * 2.0 ** (int(scale_bytes[0, i]) - 127)
+                else:
+                    want = code - (8 if format == "int4" else (3, 11)[i // 4])
+                assert float(got[i, word]) == want
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_dequantize_follows_the_definition(format: str) -> None:
+    """Against a loop over single elements."""
+    N, K = 130, 258
+    weights = draw_weights(Draw("cpu", 1), format, N, K, "fp16")
+    got = dequantize(format, weights, 0, N)
+    assert torch.equal(dequantize(format, weights, 120, 130), got[120:])
+    w, scale = weights["w"], weights["w_scale"]
+    for n, k in ((0, 0), (0, 1), (1, 31), (5, 32), (127, 127), (128, 128), (129, 257), (77, 200)):
+        if FORMATS[format].bits == 4:
+            code = int(w[n, k // 2]) >> (4 * (k % 2)) & 15
+        if format in ("int8", "fp8"):
+            want = float(w[n, k]) * float(scale[n])
+        elif format == "fp8_block":
+            want = float(w[n, k]) * float(scale[n // 128, k // 128])
+        elif format == "mxfp4":
+            want = E2M1[code % 8] * (1 if code < 8 else -1) * 2.0 ** (int(scale[n, k // 32]) - 127)
+        else:
+            zero = int(weights["w_zero"][n, k // 128]) if format == "int4_zp" else 8
+            want = (code - zero) * float(scale[n, k // 128])
+        assert float(got[n, k]) == pytest.approx(want, rel=1e-6)
+    assert 0.3 < float(got.std()) * K**0.5 < 4
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(format=st.sampled_from(list(FORMATS)), N=st.integers(1, 5), K=st.integers(1, 300).map(lambda k: 2 * k))
+def test_packing_keeps_every_code(format: str, N: int, K: int) -> None:
+    """Code i of word j is column 32 i + j of its block; what lies past K is zero."""
+    bits = FORMATS[format].bits
+    parts = 32 // bits
+    codes = draw_weights(Draw("cpu", K), format, N, K, "bf16")["w"]
+    plain = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
+    words = pack_words(format, codes)
+    blocks = -(-K // (parts * WORDS))
+    assert words.dtype == torch.int32
+    assert words.shape == (N, blocks * WORDS)
+    split = torch.stack([(words.long() >> bits * i) & (2**bits - 1) for i in range(parts)], dim=1)
+    columns = split.view(N, parts, blocks, WORDS).transpose(1, 2).reshape(N, -1)
+    assert torch.equal(columns[:, :K], plain.long())
+    assert not columns[:, K:].any()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_weight_bytes_are_those_of_the_tensors(format: str, dtype: str) -> None:
+    on_meta = draw_weights(Draw("meta", 0), format, 300, 520, dtype)
+    drawn = draw_weights(Draw("cpu", 0), format, 300, 520, dtype)
+    assert weight_bytes(format, 300, 520, 2) == sum(t.nbytes for t in drawn.values())
+    for name, tensor in drawn.items():
+        assert (on_meta[name].shape, on_meta[name].dtype) == (tensor.shape, tensor.dtype)
+    assert pack_words(format, on_meta["w"]).shape == pack_words(format, drawn["w"]).shape
+
+
+def test_groups_are_transposed_and_padded() -> None:
+    scale = torch.arange(6.0).view(2, 3)
+    assert by_group(scale, 4).tolist() == [[0, 3], [1, 4], [2, 5], [0, 0]]
+
+
+def test_odd_columns_and_wide_scales_are_refused() -> None:
+    with pytest.raises(ValueError, match="even"):
+        draw_weights(Draw("cpu", 0), "int4", 4, 7, "bf16")
+    with pytest.raises(ValueError, match="do not fit bf16"):
+        mxfp4_words(torch.full((2, 4), 129, dtype=torch.uint8), 1, "bf16")
+    with pytest.raises(ValueError, match="do not fit fp16"):
+        mxfp4_words(torch.full((2, 4), 98, dtype=torch.uint8), 1, "fp16")

@@ -1,0 +1,451 @@
+"""The step model against arithmetic written out by hand, and against what must hold for every model and part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.devices import find
+from bench.errors import BadRequest
+from bench.predict.step_model import NotPublished, step
+from bench.predict.step_work import expected_experts, shares_evenly
+from kernels.models import MODELS, ModelShape, active_parameters, kv_bytes, model, parameters
+
+LLAMA = model("llama-3.1-70b")
+H100 = find("h100-sxm")
+READ_PER_STEP = 69_501_714_432
+"""Weights of Llama-3.1-70B but its embedding table: 80 x (2 x 8192 x 8192 + 2 x 1024 x 8192 + 3 x 28672 x 8192)
++ 128256 x 8192."""
+
+
+def at(**changes):
+    given = {"device": H100, "batch": 1, "context": 4096}
+    return step(changes.pop("shape", LLAMA), **(given | changes))
+
+
+# Time per token (T1, T2)
+
+
+@pytest.mark.parametrize(
+    ("key", "bandwidth", "published_ms"),
+    [("h100-sxm", 3.35e12, 41.8), ("h200", 4.8e12, 29), ("b200", 8e12, 17.5), ("a100-80", 2.0e12, 70)],
+)
+def test_weights_alone_give_the_published_times(key, bandwidth, published_ms):
+    """The published figures round 139 GB up to 140 and the A100's 2.039 TB/s down to 2.0."""
+    spec = find(key)
+    assert spec.memory_bandwidth.value == pytest.approx(bandwidth, rel=0.02)
+    spec = replace(spec, memory_bandwidth=replace(spec.memory_bandwidth, value=bandwidth))
+    predicted = at(device=spec)
+    assert predicted.weight_seconds == pytest.approx(2 * READ_PER_STEP / bandwidth)
+    assert predicted.weight_seconds * 1e3 == pytest.approx(published_ms, rel=0.01)
+
+
+def test_kv_cache_comes_on_top():
+    predicted = at(batch=8)
+    assert predicted.kv_seconds == pytest.approx(8 * 4096 * 327_680 / 3.35e12)  # 3.2 ms on 41.5
+    activations = predicted.seconds - predicted.weight_seconds - predicted.kv_seconds
+    assert 0 < activations < 0.01 * predicted.seconds
+
+
+@pytest.mark.parametrize("name", [name for name, shape in MODELS.items() if not shape.is_moe])
+def test_a_dense_step_reads_every_weight_but_the_embedding_once(name):
+    shape = MODELS[name]
+    embedding = 0 if shape.tied_embeddings else shape.vocab * shape.hidden
+    read = at(shape=shape, context=128).weight_seconds * 3.35e12
+    assert read == pytest.approx(2 * (parameters(shape) - embedding))
+
+
+# Intensity and ridge (I3 to I7)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8"])
+def test_projections_run_at_about_two_flop_per_weight_and_row(weights):
+    gate_up = at(weights=weights).op("gate_up")
+    assert gate_up.intensity == pytest.approx({"bf16": 1, "fp8": 2}[weights], rel=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 512])
+@pytest.mark.parametrize(("name", "flop_per_byte"), [("llama-2-7b", 1), ("llama-3.1-70b", 8), ("llama-3.1-8b", 4)])
+def test_attention_intensity_is_the_group_size_whatever_the_batch(name, flop_per_byte, batch):
+    """4 H_q D T FLOP over 4 H_kv D T bytes in bf16: H_q / H_kv."""
+    attention = at(shape=model(name), batch=batch).op("attention")
+    assert attention.intensity == pytest.approx(flop_per_byte, rel=0.01)
+    assert attention.crossing_batch is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "crossing"),
+    [
+        ("bf16", 309),  # E = 57344 x 8192: 2 E / (2 E / 295.3 - 2 (57344 + 8192)) = 308.0
+        ("w8a16", 155),  # half of it: 154.01; the published "about 150"
+        ("int4", 78),  # a quarter: 77.003
+        ("fp8", 322),  # E / (2 E / 590.7 - 131072) = 321.9: twice the pipe, half the bytes
+    ],
+)
+def test_ffn_crossing_batch_by_precision(weights, crossing):
+    assert at(weights=weights).op("gate_up").crossing_batch == crossing
+
+
+def test_crossing_batch_is_where_the_bound_changes():
+    for name in ("qkv", "o", "gate_up", "down", "lm_head"):
+        crossing = at().op(name).crossing_batch
+        assert at(batch=crossing - 1).op(name).bound == "memory"
+        assert at(batch=crossing).op(name).bound == "mma_bf16"
+
+
+def test_moe_saturates_when_every_expert_has_a_ridge_of_tokens():
+    """Each expert gets B k / E tokens: 32 times the dense batch for 256 experts and top-8."""
+    deepseek = model("deepseek-v3")
+    for weights, size in (("bf16", 2), ("w8a16", 1)):
+        pure = 295.3 * size / 2 * 256 / 8  # 9,450 in bf16, 4,725 in w8a16
+        crossing = at(shape=deepseek, weights=weights).op("experts_gate_up").crossing_batch
+        assert pure < crossing < 1.2 * pure
+    v5e = find("tpu-v5e")  # 197 TFLOP/s over 819 GB/s: 240.5
+    assert v5e.ridge("mma_bf16").value / 2 * 256 / 8 == pytest.approx(3840, rel=0.01)  # the published 3,840
+
+
+def test_experts_hit():
+    shape = model("deepseek-v3")
+    assert expected_experts(shape, 1) == pytest.approx(8)
+    assert expected_experts(shape, 2) == pytest.approx(8 + 8 * (1 - 8 / 256))
+    assert expected_experts(shape, 10_000) == pytest.approx(256)
+    mixtral = model("mixtral-8x7b")
+    assert expected_experts(mixtral, 4) == pytest.approx(8 * (1 - 0.75**4))  # 5.47
+
+
+def test_moe_reads_few_experts_at_batch_1_and_all_of_them_at_a_large_one():
+    shape = model("deepseek-v3")
+    bandwidth = H100.memory_bandwidth.value
+    one, many = (at(shape=shape, weights="fp8", batch=batch) for batch in (1, 4096))
+    assert one.weight_seconds * bandwidth == pytest.approx(active_parameters(shape))
+    everything = parameters(shape) - shape.vocab * shape.hidden
+    assert many.weight_seconds * bandwidth == pytest.approx(everything)
+    dense_of_equal_compute = active_parameters(shape)
+    assert many.weight_seconds * bandwidth > 18 * dense_of_equal_compute
+
+
+# Memory (K1 to K5, K7, K9)
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("context", "gib"), [(4096, 1.25), (32_768, 10), (131_072, 40)]
+)  # 320 KiB a token; the published 2.5, 20 and 80 GB are twice that, as in fp32
+def test_kv_of_a_70b_model(context, gib):
+    predicted = at(context=context)
+    assert predicted.kv_bytes_per_request == gib * GIB
+    assert at(context=context, kv="fp32").kv_bytes_per_request == 2 * gib * GIB
+    assert at(context=context, kv="fp8").kv_bytes_per_request == gib * GIB / 2
+
+
+def test_batch_32_at_8k_takes_640_gib_without_grouped_heads():
+    assert 32 * kv_bytes(LLAMA, 8192, 2) == 80 * GIB
+    assert 32 * kv_bytes(replace(LLAMA, kv_heads=64), 8192, 2) == 640 * GIB
+
+
+def test_grouping_divides_the_cache():
+    every_head = kv_bytes(replace(LLAMA, kv_heads=64), 4096, 2)
+    assert every_head / kv_bytes(LLAMA, 4096, 2) == 8
+    assert every_head / kv_bytes(replace(LLAMA, kv_heads=1), 4096, 2) == 64
+    deepseek = model("deepseek-v3")  # 576 cached elements against 128 heads x (192 + 128)
+    saved = 1 - kv_bytes(deepseek, 1, 2) / (61 * 128 * (192 + 128) * 2)
+    assert saved == pytest.approx(0.986, abs=1e-3)
+
+
+def test_largest_batch_by_hand():
+    """B200: (180 GB x 0.9 - 141.1 GB) / 1.342 GB = 15.6; two H100s, no reserve: (160 - 141.1) / 0.671 = 28.2."""
+    assert at(device=find("b200")).max_batch == 15
+    assert at(devices=2, context=2048, reserve=0.0).max_batch == 28
+    assert 20e9 // kv_bytes(replace(LLAMA, kv_heads=64), 2048, 2) == 3  # the published 3 to 4 leave grouping out
+    alone = at()
+    assert (alone.max_batch, alone.fits) == (0, False)
+    assert at(device=find("b200"), batch=15).fits
+    assert not at(device=find("b200"), batch=16).fits
+
+
+def test_512_tokens_of_opt_66b_and_the_link_they_need():
+    """64 layers x 2 x 9216 x 2 B = 2.36 MB a token, 1.125 GiB; ten a second: 10 x 1.13 x 8 = 90 Gb/s."""
+    opt = ModelShape(
+        name="opt-66b", layers=64, hidden=9216, heads=72, kv_heads=72, head_dim=128, ffn=36864, vocab=50272,
+        max_context=2048, source="config.json of facebook/opt-66b",
+    )  # fmt: skip
+    assert kv_bytes(opt, 512, 2) == 1.125 * GIB
+    assert 10 * 8 * kv_bytes(opt, 512, 2) > 90e9
+
+
+def test_long_contexts_bound_the_users_of_a_gpu():
+    """B200, 70B in fp8: (162 - 70.6) GB / 42.9 GB at 128 K = 2 users; 68 at 4 K."""
+    assert at(device=find("b200"), weights="fp8", context=131_072).max_batch == 2
+    assert at(device=find("b200"), weights="fp8", context=4096).max_batch == 68
+
+
+# Money and energy (M1 to M3, M5)
+
+
+@pytest.mark.parametrize(("batch", "published"), [(1, 29), (64, 0.45), (256, 0.11)])
+def test_dollars_per_million_tokens_without_kv(batch, published):
+    """41.5 ms / batch x 2.50 $/h / 3600 s: the published prices leave out the KV cache, and activations (5% at 256)."""
+    predicted = at(batch=batch, context=1)
+    by_hand = 2.5 / 3600 * 0.04149 / batch * 1e6
+    assert predicted.dollars_per_million_tokens(2.5) == pytest.approx(published, rel=0.08)
+    assert predicted.dollars_per_million_tokens(2.5) == pytest.approx(by_hand, rel=0.06)
+
+
+def test_kv_raises_the_price_at_large_batches():
+    """256 x 1.342 GB / 3.35 TB/s = 103 ms on 41.5: 3.5 times the published $0.11."""
+    assert at(batch=256).dollars_per_million_tokens(2.5) == pytest.approx(0.39, rel=0.03)
+
+
+def test_price_at_the_largest_batch_is_that_of_all_devices():
+    alone, pair = at(batch=4), at(batch=4, devices=2)
+    assert pair.dollars_per_million_tokens(2.5) == pytest.approx(
+        2 * alone.dollars_per_million_tokens(2.5) * pair.seconds / alone.seconds
+    )
+
+
+def test_prefill_is_paid_per_token_and_does_not_share_a_batch():
+    """(1 - hit rate) x prefill + decode: only the decode term falls with the batch."""
+    one, many = at(batch=1), at(batch=64)
+    assert one.dollars_per_million_input_tokens(2.5) == many.dollars_per_million_input_tokens(2.5)
+    for predicted in (one, at(devices=2)):
+        by_hand = predicted.devices * 2.5 / 3600 * predicted.prefill_seconds / 4096 * 1e6
+        assert predicted.dollars_per_million_input_tokens(2.5) == pytest.approx(by_hand)
+    assert one.output_to_input_ratio > 100
+    assert 5 < many.output_to_input_ratio < 10
+
+
+def test_joules_are_rated_power_times_time():
+    predicted = at(batch=64)
+    assert predicted.joules_per_token_at_rated_power == pytest.approx(700 * predicted.seconds / 64)
+    assert at(devices=2).power_watts == 1400
+    tpu = at(device=find("tpu-v5p"))
+    assert (tpu.joules_per_token_at_rated_power, tpu.missing) == (None, ("power",))
+
+
+# The step model itself
+
+
+def test_every_request_gets_one_token_a_step():
+    predicted = at(batch=16)
+    assert predicted.tokens_per_second_per_user == pytest.approx(1 / predicted.seconds)
+    assert predicted.tokens_per_second == pytest.approx(16 / predicted.seconds)
+
+
+def test_the_step_is_bound_by_what_most_of_it_waits_for():
+    """At a batch of 2048 and short contexts the projections wait for the tensor cores, attention for its cache."""
+    assert at().bound == "memory"
+    crowded = at(batch=2048, context=64)
+    assert crowded.op("attention").bound == "memory"
+    assert crowded.bound == "mma_bf16"
+
+
+def test_prefill_by_hand():
+    """4096 tokens: 2 x 68.45e9 weights x 4096, attention 4 x 8192 x 80 x 4096^2 / 2, at 989.4 TFLOP/s."""
+    weights = 2 * (READ_PER_STEP - 128256 * 8192) * 4096
+    attention = 4 * 64 * 128 * 80 * 4096 * 4097 / 2
+    predicted = at()
+    assert predicted.prefill_seconds == pytest.approx((weights + attention) / 989.4e12, rel=0.01)
+    (over,) = [op for op in predicted.prefill_ops if op.name == "attention"]
+    assert over.work.total_flops == attention
+    assert over.work.bytes == 2 * 4096 * 80 * (2 * 8192 + 2 * 1024)  # Q in, O out; K and V once
+
+
+def test_tensor_parallel_step_by_hand():
+    """Ring all-reduce: 2 x 80 x 2 (2 - 1)/2 x 8192 x 2 B = 2.62 MB over 450 GB/s."""
+    alone, pair = at(), at(devices=2)
+    reduce = pair.op("all_reduce")
+    assert reduce.link_bytes == 2 * 80 * 8192 * 2
+    assert (reduce.bound, reduce.seconds) == ("link", pytest.approx(2_621_440 / 450e9))
+    assert pair.seconds - reduce.seconds == pytest.approx(alone.seconds / 2, rel=1e-3)
+    assert "all_reduce" not in [op.name for op in alone.ops]
+    assert at(devices=4).op("all_reduce").link_bytes == 2 * 80 * 2 * 3 / 4 * 8192 * 2
+
+
+def test_bytes_of_a_row_split_matrix_by_hand():
+    """`o` on two devices, batch 4: half of 80 x 8192 x 8192 weights, half of each input row, all of each output row."""
+    work = at(batch=4, devices=2, weights="fp8").op("o").work
+    assert work.bytes_read == 80 * (8192 * 8192 // 2 + 4 * 8192 // 2 * 2)
+    assert work.bytes_written == 80 * 4 * 8192 * 2
+    assert work.flops == {"mma_fp8": 80 * 2 * 8192 * 8192 * 4 // 2}
+
+
+def test_append_and_attention_bytes_follow_the_cache_precision():
+    """A token is 80 x 2048 elements: in from 16 bits, out and read again in the cache's."""
+    for kv, size in (("bf16", 2), ("fp8", 1)):
+        predicted = at(batch=3, kv=kv)
+        append = predicted.op("kv_append").work
+        assert (append.bytes_read, append.bytes_written) == (3 * 80 * 2048 * 2, 3 * 80 * 2048 * size)
+        assert predicted.kv_seconds == pytest.approx(3 * 4096 * 80 * 2048 * size / 3.35e12)
+
+
+def test_prefill_of_a_sliding_window_counts_the_pairs_in_the_window():
+    mistral = replace(model("mistral-7b"), window=100)
+    pairs = sum(min(token + 1, 100) for token in range(1000))
+    attention = next(op for op in at(shape=mistral, context=1000).prefill_ops if op.name == "attention")
+    assert attention.work.total_flops == 32 * pairs * 4 * 32 * 128
+
+
+def test_copies_of_kv_heads_take_memory():
+    """16 B200s: (2880 x 0.9 - 141.1) GB over 2 x 1.342 GB, since 8 KV heads on 16 devices are held twice."""
+    assert at(device=find("b200"), devices=16).max_batch == int(
+        (2592e9 - 2 * parameters(LLAMA)) // (2 * 4096 * 327_680)
+    )
+
+
+def test_kv_heads_limit_how_far_the_cache_is_cut():
+    eight, sixteen = at(devices=8), at(devices=16)
+    assert sixteen.kv_seconds == eight.kv_seconds == pytest.approx(at().kv_seconds / 8)
+    deepseek = model("deepseek-v3")
+    assert at(shape=deepseek, devices=8).kv_seconds == at(shape=deepseek).kv_seconds
+
+
+def test_the_step_waits_for_the_device_with_most_heads():
+    """8 KV heads of 8 query heads each on 3 devices: one holds 2 and 16, two hold 3 and 24."""
+    alone, three = at(batch=4), at(batch=4, devices=3)
+    assert three.kv_seconds == pytest.approx(3 / 8 * alone.kv_seconds)
+    assert three.op("kv_append").work.bytes == 3 / 8 * alone.op("kv_append").work.bytes
+    for name in ("attention", "o"):
+        assert three.op(name).work.total_flops == 24 / 64 * alone.op(name).work.total_flops
+    assert three.op("qkv").work.total_flops == 3 / 8 * alone.op("qkv").work.total_flops
+    assert three.op("down").work.total_flops == pytest.approx(alone.op("down").work.total_flops / 3)
+
+
+def test_more_devices_than_kv_heads_hold_copies_of_them():
+    """16 devices: each KV head twice, so 1 of 8 and 4 of 64 query heads on each; 12: some head has one device only."""
+    alone, sixteen, twelve = at(), at(devices=16), at(devices=12)
+    for predicted in (sixteen, twelve):
+        assert predicted.kv_seconds == pytest.approx(alone.kv_seconds / 8)
+    rows = {"sixteen": 4 * 128 + 2 * 128, "twelve": 8 * 128 + 2 * 128}
+    assert sixteen.op("qkv").work.total_flops == 80 * 2 * rows["sixteen"] * 8192
+    assert twelve.op("qkv").work.total_flops == 80 * 2 * rows["twelve"] * 8192
+
+
+def test_each_expert_is_cut_evenly():
+    """Every device has a part of each expert, whichever are hit; what would come of whole ones is said."""
+    mixtral = model("mixtral-8x7b")
+    alone, four = at(shape=mixtral, batch=2), at(shape=mixtral, batch=2, devices=4)
+    for name, width in (("experts_gate_up", 2 * 14336), ("experts_down", 14336)):
+        one, each = alone.op(name).work, four.op(name).work
+        assert each.total_flops == one.total_flops / 4
+        weights = 32 * expected_experts(mixtral, 2) * 4096 * width * 2
+        assert one.bytes == pytest.approx(weights + 32 * 2 * 2 * (4096 + width) * 2, rel=1e-9)
+        assert each.bytes == pytest.approx(weights / 4 + 32 * 2 * 2 * (4096 + width / 4) * 2, rel=1e-9)
+    assert any("experts whole" in note for note in four.notes)
+    assert not any("experts whole" in note for note in alone.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "even"),
+    [
+        ("llama-3.1-70b", [1, 2, 4, 8, 16, 32, 64]),
+        ("qwen2.5-7b", [1, 2, 4, 28]),  # 7 and 14 of 28 query heads would part the 4 KV heads unevenly
+        ("mixtral-8x7b", [1, 2, 4, 8, 16, 32]),
+        ("deepseek-v3", [1, 2, 4, 8, 16, 32, 64, 128]),  # the latent is on every device
+    ],
+)
+def test_numbers_of_devices_that_share_evenly(name, even):
+    assert [n for n in range(1, 200) if shares_evenly(model(name), n)] == even
+
+
+def test_sliding_window_makes_the_step_constant():
+    mistral = model("mistral-7b")
+    assert at(shape=mistral, context=4096).seconds == at(shape=mistral, context=32_768).seconds
+    assert at(shape=mistral, context=2048).seconds < at(shape=mistral, context=4096).seconds
+
+
+def test_mla_attention_by_hand():
+    """Absorbed: 128 heads x 2 (576 + 512) FLOP over 576 x 2 B of latent a token: 242 FLOP/B."""
+    attention = at(shape=model("deepseek-v3"), context=100_000).op("attention")
+    assert attention.intensity == pytest.approx(2 * 128 * 1088 / 1152, rel=0.01)
+    assert attention.measured_as == "mla_decode"
+
+
+def test_several_tokens_a_pass_share_the_reads():
+    one, four = at(), at(q_len=4)
+    assert four.kv_seconds == one.kv_seconds
+    assert four.weight_seconds == one.weight_seconds
+    assert four.op("attention").work.total_flops == 4 * one.op("attention").work.total_flops
+    assert four.seconds < 1.01 * one.seconds
+
+
+def test_efficiency_scales_what_it_names_and_is_said():
+    pure = at(batch=16)
+    calibrated = at(batch=16, efficiency={"down": 0.9, "attention": 0.5})
+    assert calibrated.op("attention").seconds == pytest.approx(2 * pure.op("attention").seconds)
+    assert calibrated.op("down").seconds == pytest.approx(pure.op("down").seconds / 0.9)
+    assert calibrated.op("gate_up").seconds == pure.op("gate_up").seconds
+    assert calibrated.prefill_seconds == pure.prefill_seconds
+    assert calibrated.basis.endswith("at measured fractions: down 0.90, attention 0.50")
+    assert pure.basis == "datasheet roofline of NVIDIA H100 SXM"
+    measured = replace(H100, memory_bandwidth=replace(H100.memory_bandwidth, value=3e12, kind="measured"))
+    assert at(device=measured).basis == "measured roofline of NVIDIA H100 SXM"
+
+
+def test_a_part_without_the_narrow_pipe_multiplies_in_16_bits():
+    a100 = at(device=find("a100-80"), weights="fp8")
+    assert list(a100.op("gate_up").work.flops) == ["mma_bf16"]
+    said = "NVIDIA A100 SXM 80 GB has no published mma_fp8 peak: fp8 weights are multiplied in 16 bits"
+    assert said in a100.notes
+    assert len(at(weights="fp8").notes) == len(a100.notes) - 1
+
+
+def test_notes_say_what_is_not_counted():
+    (floor,) = at().notes
+    assert floor == "a floor: launches, norms, sampling and the latency of links are not counted"
+    assert at(efficiency={"down": 0.9}).notes[0] == floor.removeprefix("a floor: ")
+    assert "160 all-reduces a step: each microsecond of their latency adds 0.16 ms" in at(devices=8).notes
+    assert find("r200").note in at(device=find("r200")).notes
+
+
+def test_unpublished_numbers_are_named_and_nothing_is_made_of_them():
+    with pytest.raises(NotPublished, match="no memory bandwidth of NVIDIA Rubin CPX is published"):
+        at(device=find("rubin-cpx"))
+    wafer = at(device=find("wse-3"), devices=4)
+    assert wafer.missing == ("link", "mma_bf16")
+    for name in ("prefill_seconds", "output_to_input_ratio"):
+        with pytest.raises(NotPublished, match="link, mma_bf16 of wse-3 is not published: prefill cannot be predicted"):
+            getattr(wafer, name)
+    assert wafer.op("gate_up").missing == ("mma_bf16",)
+    assert wafer.op("all_reduce").bound == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 131_073}, r"context 131073 is beyond llama-3.1-70b's longest, 131072"),
+        ({"weights": "bf61"}, r"unknown weight precision 'bf61'; did you mean bf16"),
+        ({"kv": "fp9"}, r"unknown KV precision 'fp9'; did you mean fp"),
+        ({"kv": "w8a16"}, r"unknown KV precision 'w8a16'"),
+        ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"devices": 0}, "devices must be at least 1"),
+        ({"reserve": 1.0}, "reserve must be a share"),
+        ({"efficiency": {"atention": 0.5}}, r"unknown operation 'atention'; did you mean attention"),
+        ({"efficiency": {"experts_down": 0.5}}, r"unknown operation 'experts_down'"),
+        ({"efficiency": {"attention": 1.5}}, "efficiency of attention must be above 0 and at most 1"),
+        ({"efficiency": {"attention": 0.0}}, "efficiency of attention must be above 0 and at most 1"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(changes, message):
+    with pytest.raises(BadRequest, match=message):
+        at(**changes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(MODELS)),
+    weights=st.sampled_from(["bf16", "fp8", "int4"]),
+    batch=st.integers(1, 600),
+    context=st.integers(1, 4000),
+)
+def test_more_work_never_takes_less_time_and_larger_batches_never_lower_throughput(name, weights, batch, context):
+    given = {"shape": MODELS[name], "weights": weights, "batch": batch, "context": context}
+    here, wider, longer = at(**given), at(**given | {"batch": batch + 7}), at(**given | {"context": context + 90})
+    assert wider.seconds >= here.seconds
+    assert longer.seconds >= here.seconds
+    assert wider.tokens_per_second >= here.tokens_per_second * (1 - 1e-12)
+    assert here.seconds == pytest.approx(sum(op.seconds for op in here.ops))
+    assert here.seconds >= here.weight_seconds + here.kv_seconds - 1e-12

@@ -1,0 +1,499 @@
+"""bench/report on synthetic runs, whose numbers can be computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from bench.ceilings import Ceilings
+from bench.devices import DEVICES
+from bench.errors import BadRequest
+from bench.judge import peers
+from bench.judge.view import Accuracy, View, batches, free_batch, gap, precision
+from bench.records import MAY_BE_TOO_SHORT, Writer, as_line, load_run
+from bench.report import tables, text
+from bench.units import si
+from tests.support import ROOT
+from tests.support.synthetic_run import (
+    GB,
+    LAUNCH,
+    ROOF,
+    SWEPT,
+    case_record,
+    ceiling_records,
+    decode_records,
+    extras,
+    gemv,
+    header,
+    page_data,
+    predicted,
+    record,
+    samples,
+    view,
+    write_run,
+)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic run of every kind of record, with its report."""
+    run = write_run(tmp_path_factory.mktemp("synthetic"), [*ceiling_records(), *decode_records(), *extras()])
+    report.write(run)
+    return run
+
+
+# ---- numbers
+
+
+def test_share_of_the_roof_and_error_by_hand(tmp_path: Path) -> None:
+    """1 GB in 400 µs is 2.5 TB/s; the largest read of the fixture reaches 2^32 B / (2 µs + 2^32 B / 3 TB/s)."""
+    found = view(tmp_path, [*ceiling_records(), gemv(400e-6, expected=320e-6)])
+    roof = 2**32 / (LAUNCH + 2**32 / ROOF)
+    assert found.ceilings is not None
+    assert found.ceilings.read_roof == pytest.approx(roof)
+    point = found.points[0]
+    assert point.rate == pytest.approx(2.5e12)
+    assert point.share == pytest.approx(2.5e12 / roof)
+    assert point.error("measured") == pytest.approx(0.25)
+    row = tables.cases(found, "ffn_gemv").rows[0]
+    assert row[2:7] == ("400 µs ±0.1%", "2500", "83%", "320 µs (+25.0%)", "")
+
+
+def test_verdict_by_hand(tmp_path: Path) -> None:
+    """Four cases: three bound by memory, two of them within 12%; errors 10%, 5%, 30%, 20%: median 15%, half within."""
+    records = [
+        gemv(110e-6, expected=100e-6),
+        gemv(95e-6, expected=100e-6),
+        gemv(130e-6, expected=100e-6),
+        gemv(120e-6, expected=100e-6, bound="mma_bf16"),
+    ]
+    found = view(tmp_path, [*ceiling_records(), *records])
+    lines = text.verdict(found)
+    assert len(lines) == 3
+    assert "Synthetic GPU reads at most 3.00 TB/s (89% of its datasheet's 3.35 TB/s)" in lines[0]
+    assert "our large GEMV reaches at best 351% of that (median 291%)." in lines[0]
+    assert "attention" not in lines[0]
+    predicted = "here? 3 of 4 cases (75%) are predicted to be by what they move, and 2 of those (67%)"
+    assert f"{predicted} ran within 12% of it." in lines[1]
+    assert "miss by 15.0% in the median and lie within 12% for 50% of 4 times" in lines[2]
+
+
+def test_only_the_fastest_of_ours_stands_for_a_case(tmp_path: Path) -> None:
+    same = {"case_id": "one", "expected": 1e-4}
+    records = [
+        gemv(3e-4, impl="triton_a", **same),
+        gemv(2e-4, impl="triton_b", **same),
+        gemv(1e-4, impl="torch", **same),
+    ]
+    found = view(tmp_path, [*ceiling_records(), *records])
+    assert [p.record.impl for p in found.best] == ["triton_b"]
+    peer = found.peers[0]
+    assert (peer.ours.record.impl, peer.peer.record.impl) == ("triton_b", "torch")
+    assert peer.ratio.median == pytest.approx(0.5)
+    assert peers.by_case(found).rows[0][5] == "peer"
+
+
+@pytest.mark.parametrize("flag", sorted(MAY_BE_TOO_SHORT))
+def test_headlines_leave_out_times_that_may_be_too_short(tmp_path: Path, flag: str) -> None:
+    found = view(tmp_path, [*ceiling_records(), gemv(200e-6, flags=[flag]), gemv(500e-6, read=GB)])
+    assert max(p.share or 0 for p in found.points) > 1.6
+    assert [p.seconds for p in found.large("ffn_gemv")] == [pytest.approx(500e-6)]
+    assert tables.summary(found).rows[0][2].startswith("67% ")
+
+
+def test_small_cases_are_not_large(tmp_path: Path) -> None:
+    """The fixture's cache holds 50 MB: a case of 99 MB may not stand for the roof, one of 100 MB may."""
+    small, large = gemv(33e-6, read=99_000_000), gemv(50e-6, read=100_000_000)
+    found = view(tmp_path, [*ceiling_records(), small, large])
+    assert [p.record.bytes for p in found.large("ffn_gemv")] == [100_000_000]
+
+
+def test_on_a_host_whatever_was_swept_is_large(tmp_path: Path) -> None:
+    """Its cache holds 480 MB, so that no case is twice that; it is swept between launches all the same."""
+    swept, unswept = gemv(4e-3, case_id="a", rotation=SWEPT), gemv(3e-3, case_id="b", rotation={"flush_bytes": 0})
+    cpu = view(tmp_path, [*ceiling_records(), swept, unswept], target={"kind": "cpu", "name": "Some CPU"})
+    assert [p.record.case_id for p in cpu.large("ffn_gemv")] == ["a"]
+
+
+QUANTITY = {"value": 4e12, "unit": "B/s", "kind": "derived", "source": "driver"}
+
+
+def test_published_numbers_come_from_the_header_and_for_old_runs_from_the_table(tmp_path: Path) -> None:
+    new = {
+        "key": "unknown-part",
+        "name": "P",
+        "memory_bandwidth": QUANTITY,
+        "peaks": {"mma_bf16": {**QUANTITY, "unit": "FLOP/s"}},
+    }
+    old = {"key": "h100-sxm", "name": "P"}
+    found = {
+        name: view(tmp_path / name, ceiling_records(), device=device)
+        for name, device in (("new", new), ("old", old), ("none", {"key": None, "name": "P", "memory_bandwidth": None}))
+    }
+    bandwidth, peak = found["new"].published("memory_bandwidth"), found["new"].published("mma_bf16")
+    assert bandwidth
+    assert peak
+    assert (bandwidth.value, bandwidth.kind, peak.value) == (4e12, "derived", 4e12)
+    assert found["new"].published("mma_fp8") is None
+    known = found["old"].published("memory_bandwidth")
+    assert known
+    assert (known.value, known.kind) == (3.35e12, "datasheet")
+    assert found["none"].published("memory_bandwidth") is None
+    assert tables.ceilings(found["new"]).rows[0][1:4] == ("3.00 TB/s", "4.00 TB/s (derived)", "75%")
+    assert tables.ceilings(found["old"]).rows[0][2] == "3.35 TB/s"
+    assert "(75% of the derived 4.00 TB/s)" in text.verdict(found["new"])[0]
+
+
+def test_a_run_of_noisy_times_says_what_to_do(tmp_path: Path) -> None:
+    loud = [gemv(4e-4, expected=4e-4, case_id=f"c{n}", flags=["noisy"] if n else []) for n in range(4)]
+    line = text.verdict(view(tmp_path, [*ceiling_records(), *loud]))[2]
+    assert line.endswith("; but 75% of all times are noisy: measure again on an idle machine.")
+    quiet = text.verdict(view(tmp_path / "quiet", [*ceiling_records(), *loud[:2]]))[2]
+    assert "noisy" not in quiet
+
+
+def test_the_headline_fits_on_two_lines_each(full: Path) -> None:
+    """GitHub shows about 120 characters on a line."""
+    run = load_run(full)
+    run.header["device"]["name"] = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+    for line in text.verdict(View(run)):
+        assert len(line) <= 240, line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected", "terms", "extra", "want"),
+    [
+        (340e-6, 335e-6, {"memory": 335e-6}, 0, "within 5% of the roof"),
+        (600e-6, 340e-6, {"memory": 340e-6}, 0, "the model does not explain it"),
+        (700e-6, 690e-6, {"memory": 340e-6, "mma_bf16": 690e-6}, 0, "bound by mma_bf16"),
+        (700e-6, 690e-6, {"memory": 690e-6}, GB, "it moves more than the compulsory bytes"),
+        (700e-6, 690e-6, {"memory": 690e-6}, 0, "a stream of this size is itself below the roof"),
+        (
+            500e-6,
+            690e-6,
+            {"memory": 690e-6},
+            0,
+            "a stream of this size is itself below the roof (launch, ramp, writes): all ",
+        ),
+    ],
+)
+def test_the_reason_for_a_gap(
+    tmp_path: Path, seconds: float, expected: float, terms: dict[str, float], extra: int, want: str
+) -> None:
+    bound = max(terms, key=terms.__getitem__)
+    found = gemv(seconds)
+    stage = {"name": "all", "work": {"flops": {}, "bytes_read": GB + extra, "bytes_written": 0}, "l2_bytes": 0}
+    prediction = {"measured": {"seconds": expected, "terms": terms, "bound": bound}}
+    shown = view(tmp_path, [dataclasses.replace(found, stages=[stage], prediction=prediction)])
+    assert gap(shown.points[0], Ceilings(read_points=((GB, GB / ROOF),))).startswith(want)
+
+
+def test_prefill_and_copies_to_the_host_say_nothing_about_decode(tmp_path: Path) -> None:
+    prompt = dataclasses.replace(gemv(9e-4, expected=9e-4, bound="mma_bf16"), op="prefill")
+    found = view(tmp_path, [*ceiling_records(), gemv(4e-4, expected=4e-4), prompt])
+    assert found.ops == ["ffn_gemv", "prefill"]
+    assert "1 of 1 cases (100%) are predicted to be" in text.verdict(found)[1]
+
+
+def test_the_link_to_the_host_is_a_ceiling(tmp_path: Path) -> None:
+    """50 GB/s of the H100's published 64."""
+    copy = record("host_link", "torch", "h2d", case={"kind": "h2d"}, written=GB, seconds=0.02)
+    rows = {row[0]: row[1:3] for row in tables.ceilings(view(tmp_path, [*ceiling_records(), copy])).rows}
+    assert rows["to or from the host"] == ("50.0 GB/s", si(DEVICES["h100-sxm"].host_bandwidth.value, "B/s"))
+
+
+def test_a_ceiling_carries_the_flags_of_the_time_it_was_read_from(tmp_path: Path) -> None:
+    records = ceiling_records()
+    largest = max((r for r in records if r.case.get("kind") == "read"), key=lambda r: r.bytes)
+    records[records.index(largest)] = dataclasses.replace(largest, flags=["noisy"])
+    rows = {row[0]: row[-1] for row in tables.ceilings(view(tmp_path, records)).rows}
+    assert rows["DRAM read"] == rows[f"read of {si(largest.bytes, 'B')}"] == "noisy"
+    assert [name for name, said in rows.items() if said] == ["DRAM read", f"read of {si(largest.bytes, 'B')}"]
+    peak = next(r for r in ceiling_records() if r.op == "gemm_peak")
+    hot = [*(r for r in ceiling_records() if r is not peak and r.key != peak.key)]
+    hot.append(dataclasses.replace(peak, flags=["throttled"]))
+    pipe = next(iter(peak.work["flops"]))
+    assert {row[0]: row[-1] for row in tables.ceilings(view(tmp_path / "hot", hot)).rows}[pipe] == "throttled"
+
+
+def test_free_batch(tmp_path: Path) -> None:
+    """Times 1.0, 1.05, 1.09, 1.2, 1.0: the run of batches within 10% ends at the third."""
+    records = [
+        dataclasses.replace(gemv(t * 1e-4, case_id=f"B{b}"), case={"B": b, "N": 8, "K": 8, "dtype": "bf16"})
+        for b, t in ((1, 1.0), (2, 1.05), (4, 1.09), (8, 1.2), (16, 1.0))
+    ]
+    (series,) = batches(view(tmp_path, records).points).values()
+    assert list(series) == [1, 2, 4, 8, 16]
+    assert free_batch(series) == 4
+
+
+def test_precision_names_every_type_once() -> None:
+    assert precision({"dtype": "bf16", "kv": "fp8", "layout": "NHD", "B": 1}) == "bf16 fp8"
+    assert precision({"dtype": "bf16", "weights": "int4-g128", "out": "bf16"}) == "bf16 int4-g128"
+    assert precision({"B": 1}) == "other"
+
+
+def test_accuracy_without_predictions_is_none() -> None:
+    assert Accuracy.of([], "measured") is None
+
+
+# ---- whole reports
+
+
+def test_everything_is_written_and_linked(full: Path) -> None:
+    page = (full / "report.md").read_text()
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert sorted(linked) == [f"figures/{name}.png" for name in ("batch", "efficiency", "prediction", "roofline")]
+    for name in linked:
+        assert (full / name).read_bytes().startswith(b"\x89PNG")
+        assert (full / name).stat().st_size > 20_000
+
+
+def test_every_record_is_in_the_report(full: Path) -> None:
+    page = (full / "report.md").read_text()
+    run = load_run(full)
+    for found in run.records:
+        if found.op not in ("stream", "gemm_peak") and found.status == "ok":
+            assert f"| {found.case_id.replace('_', chr(92) + '_')} | {found.impl.replace('_', chr(92) + '_')}" in page
+    for reason in ("needs sm\\_89 or later", "ImportError: \\<no module\\> \\| gemlite", "max\\_rel 3.1 over 0.016"):
+        assert reason in page
+    assert "uv run decodebench run --suite quick" in page
+    assert "environment.packages.torch | 2.11.0" in page
+
+
+def test_sections_of_judgement_are_in_both_forms(full: Path) -> None:
+    markdown, page = ((full / name).read_text() for name in ("report.md", "report.html"))
+    for heading in ("Is it memory? Shown by intervention", "Targets"):
+        assert f"## {heading}" in markdown
+        assert re.search(rf"<h2 id=[^>]*>{re.escape(heading)}", page)
+    assert "If memory is what a kernel waits for" in markdown
+    assert "If memory is what a kernel waits for" in page
+    assert "Of 14 targets: " in markdown
+    assert "| ffn\\_gemv | triton\\_ours | B1-N28672-K8192-bf16 | B 1, 4, 16, 64 |" in markdown
+    assert re.search(r"<dt>peers</dt><dd>1\.\d\d \[1\.\d\d, 1\.\d\d\] over 24 cases</dd>", page)
+
+
+def test_flags_are_shown_with_their_meaning(full: Path) -> None:
+    page = (full / "report.md").read_text()
+    assert "| warm | the rotating copies together are smaller than four times the cache" in page
+    assert "| warm, noisy |" in page
+
+
+def test_markdown_tables_keep_their_columns(full: Path) -> None:
+    """A stray bar in a reason would shift every cell after it."""
+    width = 0
+    for line in (full / "report.md").read_text().splitlines():
+        bars = len(re.findall(r"(?<!\\)\|", line))
+        if not line.startswith("|"):
+            width = 0
+        else:
+            assert bars == (width or bars), line
+            width = bars
+
+
+def test_regenerates_from_the_records_without_torch(full: Path, tmp_path: Path) -> None:
+    """The same report byte for byte, in a process where torch and triton can't be imported."""
+    shutil.copy(full / "records.jsonl", tmp_path)
+    program = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+from bench import report; from bench.judge import compare as compare_runs
+report.write(sys.argv[1])
+assert compare_runs.compare(sys.argv[1], sys.argv[1]).exit_code == 0
+assert not {"torch", "triton"} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.md").read_bytes() == (full / "report.md").read_bytes()
+    assert (tmp_path / "report.html").read_bytes() == (full / "report.html").read_bytes()
+
+
+def test_a_partial_run_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [*ceiling_records(), gemv(4e-4)], end=False)
+    report.write(run)
+    for name in ("report.md", "report.html"):
+        assert "Partial run: it stopped before its end, with" in (run / name).read_text()
+
+
+def test_a_cpu_run_says_so_and_shows_its_numbers(tmp_path: Path) -> None:
+    cpu = {"device": {"key": None, "name": "Some CPU"}, "target": {"kind": "cpu", "name": "Some CPU"}}
+    roof = Ceilings(read_points=((1 << 28, (1 << 28) / 2e10),))
+    read = record("stream", "torch", "read", case={"kind": "read"}, read=1 << 28, seconds=(1 << 28) / 2e10)
+    torch = case_record(
+        "ffn_gemv", "torch", {"B": 1, "N": 4096, "K": 4096, "dtype": "fp32"}, seconds=5e-3, rotation=SWEPT
+    )
+    refused = case_record("ffn_gemv", "triton_gemv", {"B": 1, "N": 64, "K": 64}, status="refused", reason="needs a GPU")
+    run = write_run(tmp_path, [read, predicted(torch, roof), refused], **cpu)
+    paths = report.write(run)
+    page = (run / "report.md").read_text()
+    assert "Measured on a CPU with the torch reference path; says nothing about GPUs." in page
+    assert "Some CPU reads at most 20.0 GB/s; GEMV reaches at best 67% of that (median 67%)." in page
+    assert "needs a GPU" in page
+    assert {p.name for p in paths} >= {"report.md", "report.html", "roofline.png", "efficiency.png"}
+    assert "## Peers" not in page
+
+
+def test_a_small_rate_keeps_its_digits_and_one_row_is_one(tmp_path: Path) -> None:
+    """262 kB in 12.4 ms are 0.0212 GB/s."""
+    append = record("kv_append", "triton", "x", read=262_400, seconds=12.4e-3)
+    run = write_run(tmp_path, [*ceiling_records(), append])
+    (row,) = tables.cases(View(load_run(run)), "kv_append").rows
+    assert row[3] == "0.0212"
+    report.write(run, html=False, draw=False)
+    assert "kv_append (1 row)" in (run / "report.md").read_text()
+
+
+def test_a_machine_without_plotting_libraries_still_gets_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None in sys.modules is what Python itself takes for a module that is not there."""
+    run = write_run(tmp_path, [*ceiling_records(), gemv(4e-4)])
+    complete = report.write(run)
+    assert complete.notes == ()
+    assert (run / "report.html").is_file()
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    without = report.write(run)
+    assert [p.name for p in without] == ["report.md", "efficiency.png"]
+    (note,) = without.notes
+    assert note.startswith("report.html left out: plotly not installed here")
+    assert not (run / "report.html").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    bare = report.write(run)
+    assert [p.name for p in bare] == ["report.md"]
+    assert [n.split(":")[0] for n in bare.notes] == ["the figures left out", "report.html left out"]
+    assert "![" not in (run / "report.md").read_text()
+
+
+def test_page_and_figures_can_be_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [*ceiling_records(), gemv(4e-4)])
+    report.write(run)
+    short = report.write(run, html=False, draw=False)
+    assert ([p.name for p in short], short.notes) == (["report.md"], ())
+    assert sorted(p.name for p in run.rglob("*") if p.is_file()) == ["records.jsonl", "report.md"]
+
+
+def test_a_run_of_refusals_alone(tmp_path: Path) -> None:
+    refused = case_record("ffn_gemv", "triton_gemv", {"B": 1, "N": 64, "K": 64}, status="refused", reason="needs sm_90")
+    run = write_run(tmp_path, [refused])
+    assert [p.name for p in report.write(run)] == ["report.md", "report.html"]
+    page = (run / "report.md").read_text()
+    assert "No decode case has a time; the reasons are listed below." in page
+    assert "needs sm\\_90" in page
+    assert "no measured roof" in page
+
+
+def test_an_empty_run(tmp_path: Path) -> None:
+    assert [p.name for p in report.write(write_run(tmp_path, [], end=False))] == ["report.md", "report.html"]
+
+
+def test_no_run_is_a_bad_request(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest):
+        report.write(tmp_path)
+
+
+def test_the_environment_has_units_and_nothing_of_a_gpu_on_a_cpu(tmp_path: Path) -> None:
+    found = {
+        "cores": 2,
+        "memory_bytes": 25_276_502_016,
+        "gpu": {"sm_clock_max_hz": 1_980_000_000, "power_cap_w": 700.0},
+    }
+    target = {"kind": "cpu", "name": "CPU", "sm": 0, "sm_count": 2, "l2_bytes": 503_316_480, "smem_per_sm": 0}
+
+    def rows(directory: str, kind: str) -> dict[str, str]:
+        shown = view(tmp_path / directory, [], target={**target, "kind": kind}, environment=found)
+        return {name: value for name, value in tables.environment(shown).rows if name.startswith(("target", "env"))}
+
+    shared = {
+        "target.name": "CPU",
+        "environment.cores": "2",
+        "environment.memory_bytes": "25.3 GB",
+        "environment.gpu.sm_clock_max_hz": "1.98 GHz",
+        "environment.gpu.power_cap_w": "700 W",
+    }
+    assert rows("cpu", "cpu") == {"target.kind": "cpu", **shared}
+    of_a_gpu = {"sm": "0", "sm_count": "2", "l2_bytes": "503 MB", "smem_per_sm": "0 B"}
+    assert rows("gpu", "cuda") == {
+        "target.kind": "cuda", **shared, **{f"target.{name}": value for name, value in of_a_gpu.items()}
+    }  # fmt: skip
+
+
+def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "roofline.png").write_bytes(b"old")
+    report.write(write_run(tmp_path, []))
+    assert not (tmp_path / "figures" / "roofline.png").exists()
+
+
+def test_damaged_lines_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path, [*ceiling_records(), gemv(4e-4)])
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"kind": "record", "op": "ffn_\n')
+    report.write(tmp_path)
+    for name in ("report.md", "report.html"):
+        assert "Damaged line: records.jsonl:" in (tmp_path / name).read_text()
+
+
+def test_a_single_sample_has_no_interval(tmp_path: Path) -> None:
+    once = dataclasses.replace(gemv(4e-4, expected=4e-4), samples_s=[4e-4])
+    peer = dataclasses.replace(once, impl="torch", ours=False)
+    report.write(write_run(tmp_path, [*ceiling_records(), once, peer]))
+    assert "400 µs (one sample)" in (tmp_path / "report.md").read_text()
+    assert "Infinity" not in page_data(tmp_path)
+
+
+def test_the_resolution_is_shown(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append("run", header())
+    writer.append("record", as_line(gemv(4e-4)))
+    twice = {"op": "ffn_gemv", "impl": "triton_gemv", "case_id": "x", "samples_s": [samples(1e-4), samples(1.02e-4)]}
+    writer.append("note", {"note": "aa", **twice})
+    writer.append("note", {"note": "missing", "module": "gemlite", "reason": "not installed"})
+    writer.close()
+    report.write(tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| ffn\\_gemv \| triton\\_gemv \| x \| \+2\.0% ", page)
+    assert "note: missing; module: gemlite; reason: not installed" in page
+
+
+def test_counters_stand_beside_what_was_declared(tmp_path: Path) -> None:
+    """1.1 GB read where 1 GB was declared: 10% more; nothing declared as written, so no share of it."""
+    writer = Writer(tmp_path)
+    writer.append("run", header())
+    found = gemv(4e-4)
+    writer.append("record", as_line(found))
+    counters = {
+        "op": found.op, "impl": found.impl, "case_id": found.case_id, "declared_read": GB, "declared_written": 0,
+        "dram_read": 1.1e9, "dram_written": 5e4, "l2_hit_rate": 0.25, "occupancy": None, "intensity": 1.5,
+    }  # fmt: skip
+    writer.append("note", {"note": "counters", **counters})
+    writer.close()
+    report.write(tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert "| 1.10 GB (+10.0%) | 50.0 kB | 25% |  | 1.50 |" in page
+    assert "note: counters" not in page
+
+
+def test_repetitions_and_telemetry_are_summed_up(tmp_path: Path) -> None:
+    clock = {"min": 1.2e9, "median": 1.7e9, "max": 1.98e9}
+    watched = {"sm_clock_hz": clock, "power_w": 512.0, "temperature_c": 61, "throttled": False, "power_capped": True}
+    first = gemv(4e-4, case_id="one", telemetry=watched)
+    again = dataclasses.replace(first, repeat=1, samples_s=samples(4.4e-4))
+    report.write(write_run(tmp_path, [first, again]))
+    page = (tmp_path / "report.md").read_text()
+    assert "| ffn\\_gemv | 1 | 10.0% | 10.0% |" in page
+    assert "| while measuring: SM clock | 1.20 GHz to 1.98 GHz |" in page
+    assert "| while measuring: cases throttled | 0 of 1 |" in page
+    assert "| while measuring: cases held back by the power cap | 1 of 1 |" in page

@@ -1,0 +1,23 @@
+"""A catalogue with a ceiling, whose largest case comes in the middle, and an op that is none; both are `planted`'s."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kernels.op import Impl, Missing, Op
+from tests.support import planted
+
+ROOF = replace(
+    planted.OP,
+    name="roof",
+    is_ceiling=True,
+    cases=lambda suite: [planted.ToyCase(K=K) for K in (4096, 16384, 8192)],
+)
+
+
+def discover() -> dict[str, Op]:
+    return {"roof": ROOF, "toy": planted.OP}
+
+
+def implementations(name: str) -> tuple[tuple[Impl, ...], tuple[Missing, ...]]:
+    return (planted.HONEST,), ()
