@@ -82,8 +82,9 @@ def triton_impl(
     stages: Callable[[Any, Target], tuple[Stage, ...]],
     supports: Callable[[Any, Target], str | None] = lambda case, target: None,
     tuning: Tuning | None = None,
+    ours: bool = True,
 ) -> Impl:
-    """An `Impl` of ours: `supports` adds to what every Triton kernel needs."""
+    """An `Impl` whose kernels can be inspected: `supports` adds to what every Triton kernel needs."""
 
     def prepare(case: Any, inputs: Inputs, target: Target) -> Launch:
         return build(case, inputs, target)
@@ -104,4 +105,5 @@ def triton_impl(
         build=build,
         version=version,
         tuning=tuning,
+        ours=ours,
     )

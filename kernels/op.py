@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 SUITES = ("smoke", "quick", "full")
 """Measured suites, sized for one to two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
@@ -24,6 +24,10 @@ Inputs = dict[str, Any]
 
 Launch = Callable[[], Any]
 """Zero arguments, no allocation, capturable in a CUDA graph; returns the output tensor."""
+
+Role = Literal["ceiling", "decode", "contrast"]
+"""What an operation is measured for. `ceiling`: predictions are made from it, so it comes first. `decode`: a part of a
+decode step. `contrast`: shown beside decode; nothing said of decode rests on it."""
 
 Config = tuple[tuple[str, int], ...]
 """Fields of an implementation's `Plan` and the values that they are to have instead of the reasoned ones."""
@@ -117,6 +121,9 @@ class Target:
 class Case:
     """One shape of one operation; every op derives its own. Fields are plain values, so that a record can hold them."""
 
+    PLAIN: ClassVar[Mapping[str, Any]] = {}
+    """The values that fields of a plain case have: no window, no draft, equal lengths. Others stand for themselves."""
+
     model: str = ""
     """The public model whose layer this is, `""` for a synthetic shape."""
 
@@ -125,8 +132,37 @@ class Case:
         """Short, unique within the op, e.g. `B8-Hq64-Hkv8-D128-T4096-page16-bf16`. `model` is not part of it."""
         raise NotImplementedError
 
+    @property
+    def precision(self) -> str:
+        """The element types of the case, each once: `bf16`, `bf16 int4`."""
+        return precision(self.as_dict())
+
+    @property
+    def is_plain(self) -> bool:
+        """Can this case stand for the operation in an ordinary decode step?"""
+        return is_plain(self.as_dict(), self.PLAIN)
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+TYPE_FIELDS = ("dtype", "weights", "activations", "kv")
+"""Fields of cases that name an element type. Where one is empty or absent, `dtype` stands for it."""
+
+
+def stored_as(case: Mapping[str, Any], field: str) -> str:
+    """The element type of one of `TYPE_FIELDS`, of a case as a record holds it."""
+    return str(case.get(field) or case["dtype"])
+
+
+def precision(case: Mapping[str, Any]) -> str:
+    """`Case.precision` of a case as a record holds it; empty for a case without element types."""
+    return " ".join(dict.fromkeys(str(case[field]) for field in TYPE_FIELDS if case.get(field)))
+
+
+def is_plain(case: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    """`Case.is_plain` of a case as a record holds it. A field that the record lacks is as it should be."""
+    return all(case.get(name, value) == value for name, value in plain.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +191,9 @@ class Op:
     """
 
     name: str
+    title: str
+    """How a headline calls it: `GEMV`, `attention`."""
+    role: Role
     about: str
     formula: str
     case_type: type[Any]
@@ -165,8 +204,10 @@ class Op:
     tolerance: Callable[[Any], Tolerance]
     volatile: tuple[str, ...]
     poison: Callable[[Any, Inputs, Any], None] = poison_with_nan
-    is_ceiling: bool = False
-    """True for `stream` and `gemm_peak`: measured first, they are what predictions are made from."""
+
+    @property
+    def is_ceiling(self) -> bool:
+        return self.role == "ceiling"
 
     def case_from_dict(self, fields: Mapping[str, Any]) -> Any:
         return self.case_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
@@ -197,7 +238,7 @@ class Impl:
     - `supports(case, target)`: None, or the reason why not, in words a user can act on
     - `stages(case, target)`: what it really moves and computes, one `Stage` per kernel launched
     - `prepare(case, inputs, target)`: everything that may allocate or be computed once; returns the `Launch`
-    - `build(case, inputs, target)`: for our Triton kernels only: the `kernels.launch.Built` that `prepare` runs. With
+    - `build(case, inputs, target)`: for Triton kernels only: the `kernels.launch.Built` that `prepare` runs. With
       `meta` inputs it is what code generation compiles, so that what is inspected is what runs.
     """
 
@@ -208,11 +249,8 @@ class Impl:
     build: Callable[[Any, Inputs, Target], Any] | None = None
     version: Callable[[], str] | None = None
     tuning: Tuning | None = None
-
-    @property
-    def ours(self) -> bool:
-        """Written here, rather than a peer from a library."""
-        return self.build is not None
+    ours: bool = False
+    """Written here, rather than a peer from a library."""
 
     def configured(self, config: Config) -> Impl:
         """The same with `config` in the place of what its plan would choose, and named after it."""

@@ -13,26 +13,20 @@ from bench import machine
 from bench.inspection.counters import MARK, Choice
 from kernels.op import Impl, Op, Target, Work, discover, implementations, total
 
-PRECISIONS = {"fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4", "fp4", "nf4", "mxfp4"}
 LARGEST = 1 << 30
 """Of an operation's cases, the largest up to this many compulsory bytes is counted: far beyond any L2."""
 
 
-def precision(case: Any) -> tuple[str, ...]:
-    """The number formats a case names: one case of each is counted."""
-    return tuple(value for value in case.as_dict().values() if isinstance(value, str) and value in PRECISIONS)
-
-
 def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
     """Of each precision, the supported case with the most compulsory bytes up to `LARGEST`."""
-    best: dict[tuple[str, ...], Any] = {}
+    best: dict[str, Any] = {}
     for case in op.cases(choice.suite):
         size = op.work(case).bytes
         if choice.case not in case.id or size > LARGEST or impl.supports(case, target) is not None:
             continue
-        known = best.get(precision(case))
+        known = best.get(case.precision)
         if known is None or size > op.work(known).bytes:
-            best[precision(case)] = case
+            best[case.precision] = case
     return list(best.values())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.judge.interventions import CLEAR, Intervention
-from bench.judge.view import ASIDE, Table, View
+from bench.judge.view import Table, View, role
 from bench.records import Record
 from bench.stats import Interval
 from bench.units import percent, ratio
@@ -75,7 +75,7 @@ def leading(view: View) -> list[Intervention]:
 
 def evidence(view: View) -> Evidence | None:
     """Of the leading groups that are predicted to be bound by memory, or by nothing known; None without any."""
-    asked = [i for i in leading(view) if i.expected in ("memory", "") and i.op not in ASIDE]
+    asked = [i for i in leading(view) if i.expected in ("memory", "") and role(i.op) == "decode"]
     if not asked:
         return None
     yes = [i for i in asked if i.verdict == "memory"]

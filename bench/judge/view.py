@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from bench.ceilings import Ceilings
 from bench.devices import DEVICES, DeviceSpec, Quantity
@@ -14,15 +14,10 @@ from bench.judge.interventions import Intervention, interventions
 from bench.records import Record, Run
 from bench.stats import Interval, median_interval, ratio_interval
 from bench.units import percent
+from kernels.op import Op, Role, discover, precision
 
 WITHIN = 0.12
 """How far from its prediction a time may be and still count as predicted."""
-
-CEILING_OPS = ("stream", "gemm_peak")
-"""The ops that `Ceilings.from_records` reads: they make the roofs and are not judged against them."""
-
-ASIDE = ("prefill", "host_link")
-"""Ops that are measured beside decode, for contrast: shown everywhere, but nothing said of decode rests on them."""
 
 SAME_BATCH = 0.10
 """A larger batch is free while it costs at most this much more than batch 1."""
@@ -88,7 +83,7 @@ class Point:
     @property
     def precision(self) -> str:
         """The types of a case, as its fields name them: `bf16`, `bf16 int4`."""
-        return precision(self.record.case)
+        return precision(self.record.case) or "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +115,10 @@ class Accuracy:
         )
 
 
-TYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "mxfp8", "int8", "fp4", "mxfp4", "nvfp4", "int4")
-"""Element types as cases name them, also with something behind: `int4-g128`."""
-
-
-def precision(case: dict[str, Any]) -> str:
-    """The element types among a case's fields, each once: `bf16`, `bf16 int4`."""
-    types = [v for v in case.values() if isinstance(v, str) and v.startswith(TYPES)]
-    return " ".join(dict.fromkeys(types)) or "other"
+def role(op: str) -> Role:
+    """What an operation is measured for; one that this version does not know is a part of decode."""
+    known = discover().get(op)
+    return known.role if known else "decode"
 
 
 class View:
@@ -156,7 +147,7 @@ class View:
     @cached_property
     def points(self) -> list[Point]:
         """Every case of a decode op with a time."""
-        return [p for p in self.all_points if p.record.op not in CEILING_OPS]
+        return [p for p in self.all_points if role(p.record.op) != "ceiling"]
 
     @cached_property
     def ours(self) -> list[Point]:
@@ -216,7 +207,14 @@ class View:
     @cached_property
     def decode(self) -> list[Point]:
         """The best of every case of decode itself."""
-        return [p for p in self.best if p.record.op not in ASIDE]
+        return [p for p in self.best if role(p.record.op) == "decode"]
+
+    @cached_property
+    def leading_ops(self) -> list[Op]:
+        """The two decode operations with most measured cases: a headline speaks of them."""
+        known = discover()
+        cases = Counter(p.record.op for p in self.decode if p.record.op in known)
+        return [known[name] for name, _ in cases.most_common(2)]
 
     @cached_property
     def memory_bound(self) -> list[Point]:

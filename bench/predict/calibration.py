@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from bench.ceilings import Ceilings
 from bench.devices import DEVICES, DeviceSpec, Quantity
@@ -20,15 +19,7 @@ from bench.predict.step_work import PRECISIONS
 from bench.records import Record, Run
 from kernels.common.quantization import FORMATS
 from kernels.common.random_inputs import BYTES
-from kernels.op import Work
-
-PLAIN: dict[str, dict[str, Any]] = {
-    "attention_decode": {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1},
-    "mla_decode": {"lengths": "uniform", "q_len": 1},
-    "moe_ffn": {"routing": "uniform"},
-    "kv_append": {"idle": 0},
-}
-"""What a case must hold, by op, to stand for an operation of a step: fields that it lacks are as they should be."""
+from kernels.op import Work, discover, is_plain, stored_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +93,10 @@ def _joint(op: OpPrediction) -> bool:
 
 def _fits(record: Record, op: OpPrediction, *, weights: str, kv: str) -> bool:
     """Whether it is a plain case that stores the same number of bits and multiplies weights in the same pipe."""
-    plain = PLAIN.get(record.op, {})
-    if any(record.case.get(field, value) != value for field, value in plain.items()):
+    case_type = discover()[op.measured_as].case_type
+    if not is_plain(record.case, case_type.PLAIN):
         return False
-    if op.measured_as in ("ffn_gemv", "moe_ffn"):
+    if "weights" in case_type.__dataclass_fields__:
         same_pipe = set(record.work["flops"]) == set(op.work.flops)
         return same_pipe and _bits(record, "weights") == 8 * PRECISIONS[weights].bytes
     return _bits(record, "kv") == 8 * PRECISIONS[kv].bytes
@@ -113,7 +104,7 @@ def _fits(record: Record, op: OpPrediction, *, weights: str, kv: str) -> bool:
 
 def _bits(record: Record, field: str) -> float:
     """Of a stored element: of that field's type, or of the case's where the case has no such field."""
-    name = str(record.case.get(field) or record.case["dtype"])
+    name = stored_as(record.case, field)
     return FORMATS[name].bits if name in FORMATS else 8 * BYTES[name]
 
 

@@ -19,15 +19,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.judge.view import Point, View
+from kernels.op import discover
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#661100", "#332288", "#444444")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
-OPS = (
-    "ffn_gemv", "attention_decode", "paged_read", "mla_decode", "moe_ffn", "ffn_block", "kv_append", "prefill",
-    "host_link",
-)  # fmt: skip
-"""Ops that are drawn, in the order of their colours and markers: the same in every run, whatever it measured."""
-
 INK = "#1f2328"
 PALE = "#6e7781"
 GRID = "#d8dee4"
@@ -36,13 +31,15 @@ PEERS = "#8c959f"
 
 
 def place(op: str) -> int:
-    """Of an op among the colours and markers; the last one, too, of an op that this version does not know."""
-    return OPS.index(op) if op in OPS else len(OPS) - 1
+    """The op's place in the registry, ceilings left out: the same in every run. Unknown ops come last."""
+    drawn = [name for name, known in discover().items() if not known.is_ceiling]
+    return drawn.index(op) if op in drawn else len(drawn)
 
 
 def style(op: str) -> tuple[str, str]:
-    """Colour and marker of an op."""
-    return COLOURS[place(op)], MARKERS[place(op)]
+    """Colour and marker of an op. Where the colours begin again, they meet other markers."""
+    n = place(op)
+    return COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:

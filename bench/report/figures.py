@@ -161,7 +161,7 @@ def efficiency(view: View) -> Figure | None:
     points = [p for p in view.points if p.record.bytes]
     if ceilings is None or not points:
         return None
-    found = [(op, large[-1].share or 0.0) for op in ("ffn_gemv", "attention_decode") if (large := view.large(op))]
+    found = [(op.name, large[-1].share or 0.0) for op in view.leading_ops if (large := view.large(op.name))]
     size = "large cases" if view.run.on_gpu else "cases"
     best_text = " and ".join(f"{op} {percent(share)}" for op, share in found)
     finding = f"Of the read roof, the best {size} reach: {best_text}" if found else "Share of the read roof"

@@ -49,13 +49,6 @@ def verdict(view: View) -> list[str]:
     return [_roof(view), _memory(view), _accuracy(view)]
 
 
-SHORT = {
-    "ffn_gemv": "GEMV", "attention_decode": "attention", "mla_decode": "MLA", "paged_read": "page reads",
-    "ffn_block": "FFN blocks", "moe_ffn": "MoE", "kv_append": "cache writes",
-}  # fmt: skip
-"""Ops as the headline calls them, those that tell most first."""
-
-
 def _roof(view: View) -> str:
     if view.ceilings is None:
         return f"{view.device_name}: no measured roof."
@@ -65,12 +58,12 @@ def _roof(view: View) -> str:
         line += f" ({percent(view.ceilings.read_roof / sheet.value)} of {whose} {si(sheet.value, 'B/s')})"
     size, whose = ("large " if view.run.on_gpu else "", "our " if view.ours else "")
     parts = []
-    for op in [op for op in SHORT if op in view.ops][:2]:
-        if found := [p.share or 0.0 for p in view.large(op)]:
+    for op in view.leading_ops:
+        if found := [p.share or 0.0 for p in view.large(op.name)]:
             middle = percent(statistics.median(found))
-            parts.append(f"{whose}{size}{SHORT[op]} reaches at best {percent(found[-1])} of that (median {middle})")
+            parts.append(f"{whose}{size}{op.title} reaches at best {percent(found[-1])} of that (median {middle})")
         else:
-            parts.append(f"no {size}{SHORT[op]} was measured")
+            parts.append(f"no {size}{op.title} was measured")
     return f"{line}; {', '.join(parts)}." if parts else f"{line}."
 
 

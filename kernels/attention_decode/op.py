@@ -7,10 +7,10 @@ Query head h reads KV head h // (H_q / H_kv). Every live token is read once, eac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.common import paging
 from kernels.common.compare import rounded
@@ -41,6 +41,8 @@ class AttentionCase(Case):
     - `softcap`: scores s become softcap tanh(s / softcap); 0 for none
     - `prefix`: the first tokens of all sequences, kept once in pages that every block table points to
     """
+
+    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1}
 
     B: int
     H_q: int
@@ -280,6 +282,8 @@ def cases(suite: str) -> list[AttentionCase]:
 
 OP = Op(
     name="attention_decode",
+    title="attention",
+    role="decode",
     about="attention of a decode step over a contiguous or paged KV cache",
     formula="O = softmax(Q K^T / sqrt(D)) V",
     case_type=AttentionCase,

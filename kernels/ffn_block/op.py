@@ -114,6 +114,8 @@ def tolerance(case: FfnCase) -> Tolerance:
 
 OP = Op(
     name="ffn_block",
+    title="FFN block",
+    role="decode",
     about="SwiGLU block: gate, up, activation, down",
     formula="y[B,H] = (silu(x Wg[F,H]^T) * (x Wu[F,H]^T)) Wd[H,F]^T",
     case_type=FfnCase,

@@ -194,6 +194,8 @@ def tolerance(case: GemvCase) -> Tolerance:
 
 OP = Op(
     name="ffn_gemv",
+    title="GEMV",
+    role="decode",
     about="batched matrix-vector product of the decode projections",
     formula="y[B,N] = x[B,K] W[N,K]^T",
     case_type=GemvCase,

@@ -129,6 +129,8 @@ def tolerance(case: PeakCase) -> Tolerance:
 
 OP = Op(
     name="gemm_peak",
+    title="arithmetic peaks",
+    role="ceiling",
     about="arithmetic ceilings: tensor cores and FMA pipe",
     formula="C[M,N] = A[M,K] B[N,K]^T; y <- (1 - 2^-12) y + 2^-12, K times",
     case_type=PeakCase,
@@ -138,5 +140,4 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("a",),
-    is_ceiling=True,
 )

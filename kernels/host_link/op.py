@@ -170,6 +170,8 @@ def poison(case: LinkCase, inputs: Inputs, output: Any) -> None:
 
 OP = Op(
     name="host_link",
+    title="host link",
+    role="contrast",
     about="copies between pinned host memory and the device, and KV pages swapped out and in",
     formula="y = x; y[i] = x[table[i]]; y[table[i]] = x[i]",
     case_type=LinkCase,

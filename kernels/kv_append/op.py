@@ -7,8 +7,9 @@ block_table[b, lengths[b] // page]. A length of -1 marks an idle entry of a padd
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kernels.common import paging
 from kernels.common.integers import cdiv
@@ -28,6 +29,8 @@ class AppendCase(Case):
 
     The lengths are drawn by `lengths` for every seed of the inputs anew: no shape and no work depends on them.
     """
+
+    PLAIN: ClassVar[Mapping[str, Any]] = {"idle": 0}
 
     B: int
     H_kv: int
@@ -181,6 +184,8 @@ def tolerance(case: AppendCase) -> Tolerance:
 
 OP = Op(
     name="kv_append",
+    title="cache writes",
+    role="decode",
     about="writing one token per sequence into a contiguous or paged KV cache",
     formula="kv[:, block_table[b, lengths[b] // page], lengths[b] % page] = (k[b], v[b])",
     case_type=AppendCase,

@@ -17,10 +17,10 @@ queries, 484.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.common import paging
 from kernels.common.compare import rounded
@@ -44,6 +44,8 @@ class MlaCase(Case):
     the others. `page` is tokens a page, 0 for a contiguous cache; `kv` is the latents' type in the cache, `fp8`
     with a scale per token or `""` for `dtype`. `q_len` query tokens a sequence are the last of its tokens, causal
     among themselves."""
+
+    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1}
 
     B: int
     H: int
@@ -250,6 +252,8 @@ def tolerance(case: MlaCase) -> Tolerance:
 
 OP = Op(
     name="mla_decode",
+    title="MLA",
+    role="decode",
     about="multi-head latent attention (DeepSeek) of a decode step, absorbed form, contiguous or paged",
     formula="O = softmax((Q_latent C^T + Q_rope R^T) s) C",
     case_type=MlaCase,

@@ -8,10 +8,10 @@ at large batches all, which is why the bytes of a decode step grow with the batc
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.common.compare import rounded
 from kernels.common.quantization import dequantize, draw_weights, weight_bytes
@@ -36,6 +36,8 @@ class MoeCase(Case):
     it. The case fixes how many tokens each rank of expert gets; which expert has which rank comes with the inputs.
     `weights` is `dtype` (empty stands for it) or one of `PACKED`; activations are in `dtype` either way.
     """
+
+    PLAIN: ClassVar[Mapping[str, Any]] = {"routing": "uniform"}
 
     B: int
     E: int
@@ -251,6 +253,8 @@ def tolerance(case: MoeCase) -> Tolerance:
 
 OP = Op(
     name="moe_ffn",
+    title="MoE",
+    role="decode",
     about="routed experts of a mixture-of-experts layer, reading only the experts that are hit",
     formula="y[b] = sum_j weight[b,j] Wd_e (silu(Wg_e x[b]) * Wu_e x[b]), e = id[b,j]",
     case_type=MoeCase,

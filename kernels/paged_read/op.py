@@ -179,6 +179,8 @@ def tolerance(case: PagedReadCase) -> Tolerance:
 
 OP = Op(
     name="paged_read",
+    title="page reads",
+    role="decode",
     about="attention's reads of a contiguous or paged KV cache, without its arithmetic",
     formula="y[b,c,h] = sum over t in chunk c, d of k[b,t,h,d] + v[b,t,h,d]",
     case_type=PagedReadCase,

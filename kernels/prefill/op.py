@@ -168,6 +168,8 @@ def tolerance(case: PrefillCase) -> Tolerance:
 
 OP = Op(
     name="prefill",
+    title="prefill",
+    role="contrast",
     about="a layer reading a prompt: projections and causal attention, as the contrast to decode",
     formula="y[T,N] = x[T,K] W[N,K]^T; O = softmax(Q K^T / sqrt(D) + causal) V",
     case_type=PrefillCase,

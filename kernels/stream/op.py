@@ -179,6 +179,8 @@ def tolerance(case: StreamCase) -> Tolerance:
 
 OP = Op(
     name="stream",
+    title="memory streams",
+    role="ceiling",
     about="memory ceilings: read, copy, triad, L2 and launch",
     formula="y[c] = sum(x[chunk c]); y = x; z = x + 2.5 y",
     case_type=StreamCase,
@@ -188,5 +190,4 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("x",),
-    is_ceiling=True,
 )

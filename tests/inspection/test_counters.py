@@ -435,6 +435,8 @@ def test_one_case_per_precision_the_largest_that_is_supported() -> None:
     ]
     op = Op(
         name="sized",
+        title="sized",
+        role="decode",
         about="",
         formula="",
         case_type=Sized,

@@ -219,7 +219,7 @@ def test_each_doubt_has_its_flag(what: dict[str, Any], expected: list[str]) -> N
 def test_impossible_is_what_exceeds_the_fastest_read_by_more_than_a_margin(target: Target, margin: float) -> None:
     """The fastest read, not the roof; a ceiling is held against the datasheet, and what knows neither is not judged."""
     seen = Ceilings(read_points=((1 << 20, 1.0),), best_read=1e6)
-    ceiling = replace(planted.OP, is_ceiling=True)
+    ceiling = replace(planted.OP, role="ceiling")
     for share, expected in ((0.99, []), (1.01, ["impossible"])):
         seconds = TOY_BYTES / (share * margin * 1e6)
         assert flags(target=target, seconds=seconds, ceilings=seen) == expected

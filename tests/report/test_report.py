@@ -16,10 +16,11 @@ from bench.ceilings import Ceilings
 from bench.devices import DEVICES
 from bench.errors import BadRequest
 from bench.judge import peers
-from bench.judge.view import Accuracy, View, batches, free_batch, gap, precision
+from bench.judge.view import Accuracy, View, batches, free_batch, gap
 from bench.records import MAY_BE_TOO_SHORT, Writer, as_line, load_run
 from bench.report import tables, text
 from bench.units import si
+from kernels.op import precision
 from tests.support import ROOT
 from tests.support.synthetic_run import (
     GB,
@@ -236,8 +237,8 @@ def test_free_batch(tmp_path: Path) -> None:
 
 def test_precision_names_every_type_once() -> None:
     assert precision({"dtype": "bf16", "kv": "fp8", "layout": "NHD", "B": 1}) == "bf16 fp8"
-    assert precision({"dtype": "bf16", "weights": "int4-g128", "out": "bf16"}) == "bf16 int4-g128"
-    assert precision({"B": 1}) == "other"
+    assert precision({"dtype": "bf16", "weights": "int4_zp", "activations": "bf16"}) == "bf16 int4_zp"
+    assert precision({"B": 1}) == ""
 
 
 def test_accuracy_without_predictions_is_none() -> None:

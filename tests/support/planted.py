@@ -47,6 +47,8 @@ def work(case: ToyCase) -> Work:
 
 OP = Op(
     name="toy",
+    title="toy",
+    role="decode",
     about="planted",
     formula="y = x w",
     case_type=ToyCase,

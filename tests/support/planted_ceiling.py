@@ -10,7 +10,7 @@ from tests.support import planted
 ROOF = replace(
     planted.OP,
     name="roof",
-    is_ceiling=True,
+    role="ceiling",
     cases=lambda suite: [planted.ToyCase(K=K) for K in (4096, 16384, 8192)],
 )
 

@@ -222,7 +222,7 @@ def collect(
     for op in (discover()[name] for name in ops or discover()):
         cases = {case.id: case for suite in suites for case in op.cases(suite)}
         for impl in implementations(op.name)[0]:
-            if not impl.ours:
+            if impl.build is None:
                 continue
             for case, sm in product(cases.values(), sms):
                 if impl.supports(case, PARTS[sm].target) is not None:

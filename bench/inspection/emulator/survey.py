@@ -93,7 +93,7 @@ def survey(
     target = PARTS[sm].target
     for op in (discover()[name] for name in ops or discover()):
         for impl in implementations(op.name)[0]:
-            if not impl.ours or impl.build is None or (impls and impl.name not in impls):
+            if impl.build is None or (impls and impl.name not in impls):
                 continue
             for shape in (s for s in op.cases(suite) if case in s.id and impl.supports(s, target) is None):
                 names: dict[str, Any] = {"op": op.name, "impl": impl.name, "case_id": shape.id}

@@ -9,7 +9,6 @@ from functools import cache
 from bench.devices import DeviceSpec, Quantity, find
 from bench.judge.claims.base import Comparison, Measured, NoPrediction, Published, Unmeasured, record_ids, seconds
 from bench.judge.interventions import LABELS
-from bench.predict import calibration as calibrate
 from bench.predict.step_model import OpPrediction, StepPrediction, step
 from bench.predict.step_work import PRECISIONS, Load, prefill_loads
 from bench.records import Record
@@ -22,7 +21,7 @@ from kernels.models import (
     model,
     projections,
 )
-from kernels.op import Work
+from kernels.op import Work, discover, stored_as
 
 LLAMA_70B = model("llama-3.1-70b")
 LLAMA_8B = model("llama-3.1-8b")
@@ -133,13 +132,13 @@ def bisect(f: Callable[[float], float], low: float, high: float, within: float =
 
 def stored(record: Record) -> str:
     """How a record's weights are stored: `bf16` (fp16 too), or a name of `kernels.common.quantization.FORMATS`."""
-    name = str(record.case.get("weights") or record.case["dtype"])
+    name = stored_as(record.case, "weights")
     return "bf16" if name == "fp16" else name
 
 
 def cached(record: Record) -> str:
     """How a record's KV cache is stored."""
-    name = str(record.case.get("kv") or record.case["dtype"])
+    name = stored_as(record.case, "kv")
     return "bf16" if name == "fp16" else name
 
 
@@ -181,7 +180,7 @@ def gemv(run: Measured, *, weights: str | None = None, **fields: object) -> list
 
 def attention(run: Measured, **fields: object) -> list[Record]:
     """The fastest implementation of each `attention_decode` case: full, uniform, one query token, unless said."""
-    return run.fastest("attention_decode", **(calibrate.PLAIN["attention_decode"] | fields))
+    return run.fastest("attention_decode", **(discover()["attention_decode"].case_type.PLAIN | fields))
 
 
 def need(records: Sequence[Record], what: str) -> Sequence[Record]:
