@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the command line turns them into one line and exit code 2."""
+"""How errors are said: those that a user can mend (one line and exit code 2), and any other in one line."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def require(kind: str, names: Iterable[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
             raise unknown(kind, name, known)
+
+
+def describe(error: BaseException) -> str:
+    """The exception's type and the first line of its message, short enough for a table."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from bench.devices import DeviceSpec
 from bench.devices import lookup as devices
 from bench.devices.driver import FACTS, cuda_problem, device_properties, open_gpu_or_none
 from bench.errors import BadRequest
+from bench.records import now
 from kernels.op import Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -260,7 +260,7 @@ def environment() -> dict[str, Any]:
     gpu = open_gpu_or_none()
     unavailable: dict[str, str] = {}
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "os": operating_system(),
         "kernel": platform.release(),
         "cpu": cpu_model(),

@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -49,6 +50,11 @@ FLAGS = {
 MAY_BE_TOO_SHORT = frozenset({"impossible", "warm"})
 """Flags of times that may be too short: shown in every table and figure, but they make no roof and no headline, and
 judge no claim."""
+
+
+def now() -> str:
+    """The time as every line of a record file writes it: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

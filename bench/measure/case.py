@@ -13,11 +13,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
+from bench.errors import describe
 from bench.measure.gate import check_copies, check_prepared, volatile_part
 from bench.measure.telemetry import Sampler
 from bench.measure.timing import (
@@ -33,7 +33,7 @@ from bench.measure.timing import (
     sample_interleaved,
 )
 from bench.predict.roofline import Prediction, predict_from_ceilings, predict_from_datasheet
-from bench.records import Record
+from bench.records import Record, now
 from kernels.common import tuned
 from kernels.common.compare import Errors
 from kernels.launch import Built
@@ -99,10 +99,6 @@ class Entrant:
     timer: Timer | None = None
     twin: Timer | None = None
     """A second timer of the same launches, of the implementation that is entered twice."""
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def measure(op: Op, case: Any, impls: Sequence[Impl], target: Target, settings: Settings, listener: Listener) -> None:
@@ -422,9 +418,3 @@ def recover_device(error: Exception) -> None:
         torch.cuda.empty_cache()
     except Exception as lost:
         raise Broken(describe(lost)) from error
-
-
-def describe(error: BaseException) -> str:
-    """The exception's type and its first line, short enough for a table."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -24,7 +24,7 @@ from bench.errors import BadRequest, unknown
 from bench.measure.precompile import precompile
 from bench.measure.schedule import Request, check_names, plan, settle
 from bench.measure.worker import MARKER_BYTES, Job, main
-from bench.records import Record, Run, Status, Writer, as_line, load_run
+from bench.records import Record, Run, Status, Writer, as_line, load_run, now
 from kernels.op import Op, Target
 
 START_S = 180.0
@@ -219,10 +219,6 @@ def facts(environment: Mapping[str, Any]) -> dict[str, Any]:
 def new_directory(out: Path, slug: str, code: str) -> Path:
     """`<out>/<device>/<UTC>-<git sha>`; outside a checkout, the sources' digest."""
     return out / slug / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{code[:7]}"
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def header(

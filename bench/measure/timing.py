@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bench.errors import describe
 from bench.stats import median_interval
 from kernels.op import Launch, Target
 
@@ -158,7 +159,7 @@ class GraphTimer:
             if error is refused:
                 raise
             cause = refused or error
-            raise SpoiltCapture(f"{type(cause).__name__}: {cause}") from cause
+            raise SpoiltCapture(describe(cause)) from cause
         finally:
             gc.enable()
 

@@ -21,8 +21,8 @@ from bench import machine
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.devices.driver import GpuSession, open_gpu_or_none
-from bench.errors import BadRequest
-from bench.measure.case import Broken, Settings, describe, measure
+from bench.errors import BadRequest, describe
+from bench.measure.case import Broken, Settings, measure
 from bench.measure.telemetry import Sampler
 from bench.records import Record
 from kernels.op import Config, Target

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from bench import machine
 from bench.devices import DeviceSpec, driver
 from bench.devices import lookup as devices
+from bench.errors import describe
 from bench.inspection.counters import counters_problem, find_ncu
 from bench.measure.telemetry import Sampler
 from kernels.op import Target, discover, implementations
@@ -125,8 +126,7 @@ def gather(*, quick_read: bool = True) -> Facts:
         try:
             return read()
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            facts.failed[name] = f"{type(error).__name__}: {lines[0]}"
+            facts.failed[name] = describe(error)
             return None
 
     facts.clash = attempt("packages", package_clash)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.measure.case import describe, tensor_bytes
+from bench.errors import describe
+from bench.measure.case import tensor_bytes
 from bench.measure.timing import GraphTimer, HostTimer, Timer, plan_rotation, sample_interleaved
 from bench.measure.worker import free_memory
 from kernels.op import Launch, Op, Target, discover, implementations

@@ -64,7 +64,8 @@ def gate(task: dict[str, Any]) -> None:
     that takes longer than `hang_s` ends it, and so does one that loses the device.
     """
     from bench import machine
-    from bench.measure.case import Broken, describe, recover_device
+    from bench.errors import describe
+    from bench.measure.case import Broken, recover_device
     from bench.measure.gate import check
 
     target = machine.detect(task["device"])

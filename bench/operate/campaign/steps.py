@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from bench.measure import runner
 from bench.measure.schedule import HANG_S
 from bench.operate.campaign import gate, tuning
 from bench.operate.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
-from bench.records import FILE, Writer, load_run
+from bench.records import FILE, Writer, load_run, now
 from kernels.common import tuned
 from kernels.op import SUITES
 
@@ -324,10 +323,6 @@ def pack(records: Path) -> None:
 def quick_of(suite: str) -> str:
     """The suite whose cases are counted: ncu replays every launch many times."""
     return "quick" if suite == "full" else suite
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 MEASURE = Step(name="measure", share=0.75, least_s=OVERRUN_S + 20.0, least_cpu_s=OVERRUN_S, act=Campaign.measure)
