@@ -42,7 +42,7 @@ def precompile(
     budget_s: float | None = None,
 ) -> None:
     """Compile what the jobs launch on a GPU. Elsewhere, and for a handful of cases, does nothing."""
-    distinct = list({(job.op, job.case_id): job for job in jobs}.values())
+    distinct = list({(job.op, job.case.id): job for job in jobs}.values())
     if target.kind != "cuda" or len(distinct) < FEWEST_JOBS or "TRITON_INTERPRET" in os.environ:
         return
     begun = time.monotonic()
@@ -96,7 +96,7 @@ def launches(jobs: Sequence[Job], catalogue: str, target: Target) -> Iterator[Ke
     ops = registry.discover()
     for job in jobs:
         op = ops[job.op]
-        case = op.case_from_dict(job.case)
+        case = job.case
         for impl in registry.implementations(job.op)[0]:
             try:
                 if impl.name in job.impls and impl.build and impl.supports(case, target) is None:

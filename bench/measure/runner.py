@@ -274,7 +274,7 @@ class Session:
             precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
             while queue and time.monotonic() <= self._deadline:
                 job = queue.popleft()
-                self.display.working(job.op, job.case_id)
+                self.display.working(job.op, job.case.id)
                 rest = self.do(job, aa=self.pairs(job, queue))
                 if rest.impls:
                     queue.appendleft(rest)
@@ -293,7 +293,7 @@ class Session:
         op = self.ops[job.op]
 
         def size(each: Job) -> int:
-            return op.work(op.case_from_dict(each.case)).bytes
+            return op.work(each.case).bytes
 
         return not op.is_ceiling or all(size(job) >= size(each) for each in later if each.op == job.op)
 
@@ -331,7 +331,7 @@ class Session:
             status: Status = "timeout" if kind == "hangs" else "failed"
             self.keep(self.lost_record(job, name, status, f"{reason} during {phase or 'the start'}"))
             left.remove(name)
-        self.display.note(f"{job.op} {job.case_id}: {reason}; going on with a fresh worker")
+        self.display.note(f"{job.op} {job.case.id}: {reason}; going on with a fresh worker")
         self.worker, _ = start_worker(self.request)
         return left
 
@@ -345,7 +345,7 @@ class Session:
         for job in jobs:
             for name in job.impls:
                 self.keep(self.lost_record(job, name, "skipped", "the time budget was used up"))
-        if cases := len({(job.op, job.case_id) for job in jobs}):
+        if cases := len({(job.op, job.case.id) for job in jobs}):
             self.display.note(
                 f"time was up: {cases} case{'s are' if cases > 1 else ' is'} not measured; "
                 f"go on with: decodebench run --resume {self.outcome.directory}"
@@ -358,11 +358,11 @@ class Session:
             op=job.op,
             impl=impl,
             ours=self.impls[job.op][impl],
-            case_id=job.case_id,
-            case=job.case,
+            case_id=job.case.id,
+            case=job.case.as_dict(),
             status=status,
             reason=reason,
-            work=asdict(op.work(op.case_from_dict(job.case))),
+            work=asdict(op.work(job.case)),
             seed=job.seed,
             repeat=job.repeat,
             measured_at=now(),

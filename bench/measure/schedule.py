@@ -111,8 +111,7 @@ def plan(
                 jobs.append(
                     Job(
                         op=op.name,
-                        case=case.as_dict(),
-                        case_id=case.id,
+                        case=case,
                         impls=left,
                         cap_s=request.cap_s or CAPS[request.suite or "smoke"],
                         seed=1000 * repeat,
@@ -123,7 +122,7 @@ def plan(
                         ceilings=None,
                     )
                 )
-    asked = any(request.case in job.case_id and (not request.ops or job.op in request.ops) for job in jobs)
+    asked = any(request.case in job.case.id and (not request.ops or job.op in request.ops) for job in jobs)
     if not asked and not done:
         named = f" with {request.case!r} in its id" if request.case else ""
         chosen_impls = f" for {', '.join(request.impls)}" if request.impls else ""

@@ -25,7 +25,7 @@ from bench.errors import BadRequest, describe
 from bench.measure.case import Broken, Settings, measure
 from bench.measure.telemetry import Sampler
 from bench.records import Record
-from kernels.op import Config, Target
+from kernels.op import Case, Config, Target
 
 MARKER_BYTES = 256
 
@@ -35,8 +35,7 @@ class Job:
     """One case with the implementations that are still to be measured."""
 
     op: str
-    case: dict[str, Any]
-    case_id: str
+    case: Case
     impls: tuple[str, ...]
     cap_s: float
     seed: int
@@ -105,7 +104,7 @@ def main(connection: Connection, marker: Any, device: str, catalogue: str) -> No
         if job.configs:
             chosen = [impl.configured(config) for impl in chosen for config in job.configs]
         try:
-            measure(op, op.case_from_dict(job.case), chosen, target, _settings(job, target, gpu), pipe)
+            measure(op, job.case, chosen, target, _settings(job, target, gpu), pipe)
         except Broken:
             return
         connection.send(("done", None))

@@ -171,7 +171,7 @@ def read_bandwidth(target: Target, gpu: driver.GpuSession | None) -> Bandwidth:
     from bench.measure.timing import GraphTimer, HostTimer, sample_interleaved
 
     op = discover()["stream"]
-    case = op.case_from_dict({"kind": "read", "size": READ_BYTES})
+    case = op.case_type(kind="read", size=READ_BYTES)
     impl = next(impl for impl in implementations(op.name)[0] if impl.supports(case, target) is None)
     launches = [impl.prepare(case, op.inputs(case, target.device, seed), target) for seed in range(2)]
     timer = GraphTimer(launches) if target.kind == "cuda" else HostTimer(launches)

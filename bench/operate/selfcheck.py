@@ -391,7 +391,7 @@ def subjects(target: Target, skipped: dict[str, str]) -> Iterator[Subject]:
     sizes = (64 << 20, 1 << 30) if gpu else (4 << 20, 64 << 20)
 
     def stream(**fields: Any) -> Callable[[], Any]:
-        return lambda: ops["stream"].case_from_dict(fields)
+        return lambda: ops["stream"].case_type(**fields)
 
     def of_suite(name: str) -> Callable[[], Any]:
         return lambda: nearest(ops[name], "quick" if gpu else "smoke", sizes[0], target)

@@ -67,10 +67,7 @@ def jobs_of(op: str, suite: str) -> list[Job]:
     fixed: dict[str, Any] = {
         "cap_s": 1.0, "seed": 0, "repeat": 0, "run_id": "", "aa": False, "spec": None, "ceilings": None
     }  # fmt: skip
-    return [
-        Job(op=op, case=case.as_dict(), case_id=case.id, impls=("triton",), **fixed)
-        for case in discover()[op].cases(suite)
-    ]
+    return [Job(op=op, case=case, impls=("triton",), **fixed) for case in discover()[op].cases(suite)]
 
 
 def python(code: str, cache: Path, *arguments: str) -> str:

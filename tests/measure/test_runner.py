@@ -116,9 +116,8 @@ def test_one_case_of_each_op_is_entered_twice_a_ceilings_largest_too(tmp_path: P
 
 
 def job(op: str, K: int) -> Job:
-    case = planted_ceiling.planted.ToyCase(K=K)
     return Job(
-        op=op, case=case.as_dict(), case_id=case.id, impls=("honest",), cap_s=1.0, seed=0, repeat=0, run_id="",
+        op=op, case=planted_ceiling.planted.ToyCase(K=K), impls=("honest",), cap_s=1.0, seed=0, repeat=0, run_id="",
         aa=False, spec=None, ceilings=None,
     )  # fmt: skip
 

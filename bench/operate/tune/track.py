@@ -42,8 +42,7 @@ class Track:
         """Race once; returns who must race again because another one took the worker with it."""
         job = Job(
             op=shape_class.op,
-            case=case.as_dict(),
-            case_id=case.id,
+            case=case,
             impls=(shape_class.impl,),
             configs=tuple(named.values()),
             cap_s=cap_s,
