@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from kernels.common import tuned
+
 SUITES = ("smoke", "quick", "full")
 """Measured suites, sized for one to two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
 
@@ -98,9 +100,9 @@ class Target:
     """Where an implementation is to run, as far as a `plan` may look.
 
     `kind` is `cuda`, `cpu` (torch on the host) or `interpreter` (Triton kernels interpreted on the host, for
-    correctness only). `sm` is the compute capability times ten (90 for Hopper), 0 on a host. `config` is what a plan
-    must use, as the offline tuner asks for; None, as in every measured run, for what was tuned for this part
-    (`kernels/common/tuned.py`) or else reasoned.
+    correctness only). `sm` is the compute capability times ten (90 for Hopper), 0 on a host. `config` holds the fields
+    that a plan must use instead of its own values. The offline tuner sets it. Where it is None, as in every measured
+    run, an `Impl` with a `Tuning` fills in what was tuned for it on this part.
     """
 
     kind: Literal["cuda", "cpu", "interpreter"]
@@ -110,6 +112,11 @@ class Target:
     l2_bytes: int = 0
     smem_per_sm: int = 0
     config: Config | None = None
+
+    @property
+    def overrides(self) -> dict[str, int]:
+        """`config` as fields of a plan; empty where nothing replaces the reasoned values."""
+        return dict(self.config or ())
 
     @property
     def device(self) -> str:
@@ -220,13 +227,15 @@ def anywhere(case: Any, target: Target) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What the offline tuner may try. The plan asks `kernels.common.tuned.overrides` and replaces those of its fields.
+    """What the offline tuner may try for one implementation, and where the result is kept.
 
+    - `op`: the operation's name; its `tuned.json` holds what was found
     - `shape_class(case)`: cases of one class share a configuration, such as `read` or `B1-2 bf16`
     - `candidates(case, target)`: configurations worth a try beside the reasoned one, which is always in the race;
       each holds only what differs from it
     """
 
+    op: str
     shape_class: Callable[[Any], str]
     candidates: Callable[[Any, Target], Iterable[Mapping[str, int]]]
 
@@ -240,6 +249,9 @@ class Impl:
     - `prepare(case, inputs, target)`: everything that may allocate or be computed once; returns the `Launch`
     - `build(case, inputs, target)`: for Triton kernels only: the `kernels.launch.Built` that `prepare` runs. With
       `meta` inputs it is what code generation compiles, so that what is inspected is what runs.
+
+    With a `tuning`, all four are called with a target whose `config` is settled: what the caller asks for, or what was
+    tuned for this implementation and part, or empty. So no implementation gets a configuration tuned for another one.
     """
 
     name: str
@@ -252,19 +264,31 @@ class Impl:
     ours: bool = False
     """Written here, rather than a peer from a library."""
 
+    def __post_init__(self) -> None:
+        for name, function in self._with_config(self._settled).items() if self.tuning else ():
+            object.__setattr__(self, name, function)
+
+    def _settled(self, case: Any, target: Target) -> Config:
+        assert self.tuning
+        return tuple(tuned.overrides(self.tuning.op, self.name, self.tuning.shape_class(case), target).items())
+
     def configured(self, config: Config) -> Impl:
         """The same with `config` in the place of what its plan would choose, and named after it."""
+        name = f"{self.name} {config_text(config)}"
+        return dataclasses.replace(self, name=name, tuning=None, **self._with_config(lambda case, target: config))
 
-        def at(target: Target) -> Target:
-            return dataclasses.replace(target, config=config)
+    def _with_config(self, config: Callable[[Any, Target], Config]) -> dict[str, Any]:
+        """The functions that take a target, each called with `config(case, target)` in it."""
 
-        return dataclasses.replace(
-            self,
-            name=f"{self.name} {config_text(config)}",
-            stages=lambda case, target: self.stages(case, at(target)),
-            prepare=lambda case, inputs, target: self.prepare(case, inputs, at(target)),
-            supports=lambda case, target: self.supports(case, at(target)),
-        )
+        def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(case: Any, *inputs_and_target: Any) -> Any:
+                *inputs, target = inputs_and_target
+                return function(case, *inputs, dataclasses.replace(target, config=config(case, target)))
+
+            return call
+
+        functions = {name: getattr(self, name) for name in ("stages", "prepare", "supports", "build")}
+        return {name: wrapped(function) for name, function in functions.items() if function}
 
 
 def config_text(config: Config) -> str:

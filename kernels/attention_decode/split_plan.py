@@ -13,12 +13,11 @@ the L2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from kernels.attention_decode.op import AttentionCase, lengths, live
-from kernels.common import tuned
 from kernels.common.integers import cdiv, power_of_2
 from kernels.common.paging import Ranges
 from kernels.common.random_inputs import BYTES
@@ -232,7 +231,6 @@ def make_plan(
     rows: int,
     *,
     all_slots: bool = False,
-    overrides: Mapping[str, int] | None = None,
 ) -> Plan:
     """The last CTA merges where two tiles of parts suffice: two round trips to the L2 cost less than a launch.
 
@@ -248,7 +246,7 @@ def make_plan(
         "ctas_per_sm": ctas_per_sm,
         "num_warps": 8 if is_wide(case, block_m, target) else 4,
     }
-    fields |= overrides or {}
+    fields |= target.overrides
     buffers = fields["buffers"]
     blocks = sum(block_count(ranges, fields["block_t"]) for _, _, ranges in pairs)
     runs = max(1, min(blocks, fields["ctas_per_sm"] * target.sm_count // row_tiles))
@@ -284,8 +282,7 @@ def make_plan(
 def plan(case: AttentionCase, target: Target) -> Plan:
     """All tokens of all sequences, a shared prefix once per sequence."""
     pairs = [(b, h, live(case, length)) for b, length in enumerate(lengths(case)) for h in range(case.H_kv)]
-    overrides = tuned.overrides("attention_decode", "triton", shape_class(case), target)
-    return make_plan(case, target, pairs, case.rows, overrides=overrides)
+    return make_plan(case, target, pairs, case.rows)
 
 
 LARGE = 1 << 26

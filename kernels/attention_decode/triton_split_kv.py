@@ -372,6 +372,6 @@ IMPLS = (
         build=build,
         stages=stages,
         supports=supports,
-        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+        tuning=Tuning(op="attention_decode", shape_class=shape_class, candidates=candidates),
     ),
 )

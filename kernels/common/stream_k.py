@@ -16,18 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common import tuned
-from kernels.common.integers import power_of_2
-from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import KernelLaunch, registers
 from kernels.op import Stage, Target, Work
 
 IN_FLIGHT = 96 << 10
 """Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB; five times that
 covers the CTAs that begin or reduce while the others stream."""
-
-LARGE, MEDIUM = 1 << 26, 1 << 24
-"""Sizes of matrices that are tuned apart, in weights: in bf16 134 and 34 MB, 40 and 10 us at 3.35 TB/s."""
 
 CTA_SMEM = 227 << 10
 """Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
@@ -142,20 +136,6 @@ def share(
         return -(-p.ctas // slots) * -(-p.units // p.ctas) * p.unit_bytes + p.partial_bytes / slots
 
     return min(one_per_tile, one_per_slot, key=slowest)
-
-
-def shape_class(case: GemvCase) -> str:
-    """Alike in types, padded batch, the block that divides K, and whether the weights last for many microseconds."""
-    batch = case.B if case.B <= 2 else max(16, power_of_2(case.B))
-    activations = f" x{case.activations}" if case.activations != case.dtype else ""
-    divides = f" K%{case.K & -case.K}" if case.K % 1024 else ""
-    size = "large" if case.N * case.K >= LARGE else "medium" if case.N * case.K >= MEDIUM else "small"
-    return f"B{batch} {case.dtype} w{case.weights}{activations}{divides} {size}"
-
-
-def fields(case: GemvCase, target: Target, **reasoned: int) -> dict[str, int]:
-    """Arguments of `share`: as reasoned, or as tuned."""
-    return reasoned | tuned.overrides("ffn_gemv", "triton", shape_class(case), target)
 
 
 def variants(ctas_per_sm: Iterable[int], **more: int) -> Iterator[dict[str, int]]:

@@ -1,4 +1,4 @@
-"""What was tuned offline: `kernels/<op>/tuned.json`, committed with its evidence, read by plans. Standard library only.
+"""What was tuned offline: `kernels/<op>/tuned.json`, committed with its evidence, read by `Impl`.
 
 One entry for each part, implementation and shape class, written by `decodebench tune`:
 
@@ -14,9 +14,10 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kernels.op import Target
+if TYPE_CHECKING:
+    from kernels.op import Target
 
 ROOT = Path(__file__).parents[1]
 FILE = "tuned.json"

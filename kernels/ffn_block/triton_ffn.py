@@ -31,7 +31,7 @@ from kernels.common.stream_k import (
     weights_at,
 )
 from kernels.ffn_block.op import FfnCase
-from kernels.ffn_gemv import triton_gemv_dense
+from kernels.ffn_gemv import triton_gemv, triton_gemv_dense
 from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import Built, triton_impl
 from kernels.op import Inputs, Stage, Target
@@ -54,6 +54,10 @@ def plan(case: FfnCase, target: Target) -> Plan:
         unit_bytes=2 * BLOCK_N * BLOCK_K * size, unit_smem=(2 * BLOCK_N + BLOCK_B) * BLOCK_K * size,
         ctas_per_sm=2 if BLOCK_B <= 64 else 1, num_warps=BLOCK_N // 16, use_mma=True, target=target, sums=2,
     )  # fmt: skip
+
+
+(DOWN,) = triton_gemv.IMPLS
+"""The second launch, configured as `ffn_gemv` runs it."""
 
 
 def down_case(case: FfnCase) -> GemvCase:
@@ -93,11 +97,12 @@ def gate_up(
 def build(case: FfnCase, inputs: Inputs, target: Target) -> Built:
     """Two launches; h belongs to them."""
     x, w_gate, w_up = inputs["x"], inputs["w_gate"], inputs["w_up"]
+    assert DOWN.build is not None
     p = plan(case, target)
     h = torch.empty(case.B, case.ffn, dtype=x.dtype, device=x.device)
     tensors = {"x": x, "w_gate": w_gate, "w_up": w_up, "y": h}
     first = launch(gate_up, p, tensors, ("w_gate", "w_up"), **p.excuses(w_gate, w_up))
-    down = triton_gemv_dense.build(down_case(case), {"x": h, "w": inputs["w_down"]}, target)
+    down = DOWN.build(down_case(case), {"x": h, "w": inputs["w_down"]}, target)
     return Built(launches=(first, *down.launches), output=down.output)
 
 
@@ -108,7 +113,7 @@ def stages(case: FfnCase, target: Target) -> tuple[Stage, ...]:
     weights, x, h = 2 * case.ffn * case.hidden * size, case.B * case.hidden * size, case.B * case.ffn * size
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
     first = stage("gate_up", p, pipe=pipe, weights=weights, activations=x, outputs=0)
-    (down,) = triton_gemv_dense.stages(down_case(case), target)
+    (down,) = DOWN.stages(down_case(case), target)
     return (
         replace(first, l2_bytes=first.l2_bytes + h),
         replace(

@@ -25,7 +25,6 @@ from kernels.common.random_inputs import BYTES, torch_dtype
 from kernels.common.stream_k import (
     Plan,
     clipped_rows,
-    fields,
     finish_tile,
     launch,
     load_weights,
@@ -87,7 +86,8 @@ def plan(case: GemvCase, target: Target) -> Plan:
         # 64 sums in each of 128 threads
         BLOCK_N = 64 * 128 // (BLOCK_K * BLOCK_B)
         num_warps, ctas_per_sm = (4 if case.K % BLOCK_K == 0 else 8), 1 + BLOCK_B
-    chosen = fields(case, target, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=num_warps, ctas_per_sm=ctas_per_sm)
+    chosen = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "num_warps": num_warps, "ctas_per_sm": ctas_per_sm}
+    chosen |= target.overrides
     BLOCK_N, BLOCK_K = chosen["BLOCK_N"], chosen["BLOCK_K"]
     return share(
         N=case.N, K=case.K, B=case.B, BLOCK_B=BLOCK_B, unit_bytes=BLOCK_N * BLOCK_K * size,

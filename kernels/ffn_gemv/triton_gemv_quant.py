@@ -27,7 +27,6 @@ from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import (
     Plan,
     clipped_rows,
-    fields,
     finish_tile,
     launch,
     more_or_fewer,
@@ -66,7 +65,7 @@ def plan(case: GemvCase, target: Target) -> Plan:
     return share(
         N=case.N, K=case.K, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
         unit_bytes=unit_bytes, unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K, use_mma=True, target=target,
-        **fields(case, target, num_warps=num_warps, ctas_per_sm=ctas_per_sm),
+        **{"num_warps": num_warps, "ctas_per_sm": ctas_per_sm} | target.overrides,
     )  # fmt: skip
 
 

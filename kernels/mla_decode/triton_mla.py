@@ -38,7 +38,6 @@ from kernels.attention_decode.split_plan import (
 from kernels.attention_decode.split_stages import MERGE_WARPS_PER_SM
 from kernels.attention_decode.triton_attend import LOG2_E
 from kernels.attention_decode.triton_split_kv import merge_kernel, table
-from kernels.common import tuned
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
@@ -109,7 +108,7 @@ def plan(case: MlaCase, target: Target) -> Plan:
     most = 2 if words and target.sm >= 100 and case.page % BLOCK_T else 4
     buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
-    fields |= tuned.overrides("mla_decode", "triton", shape_class(case), target)
+    fields |= target.overrides
     block_t, buffers = fields["block_t"], fields["buffers"]
     row_tiles = cdiv(case.rows, block_m)
     pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
@@ -315,6 +314,6 @@ IMPLS = (
         build=build,
         stages=stages,
         supports=supports,
-        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+        tuning=Tuning(op="mla_decode", shape_class=shape_class, candidates=candidates),
     ),
 )

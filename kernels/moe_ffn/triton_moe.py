@@ -154,6 +154,6 @@ IMPLS = (
         build=build,
         stages=stages,
         supports=supports,
-        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+        tuning=Tuning(op="moe_ffn", shape_class=shape_class, candidates=candidates),
     ),
 )

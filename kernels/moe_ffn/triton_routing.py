@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common import tuned
 from kernels.common.integers import power_of_2
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import CTA_SMEM, cta_of, first_unit, output_of
@@ -117,7 +116,7 @@ def plan_of(
 ) -> Plan:
     """As reasoned, or as tuned."""
     fields = {"BLOCK_B": tile, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
-    fields |= tuned.overrides("moe_ffn", "triton", shape_class(case), target)
+    fields |= target.overrides
 
     def of(*, BLOCK_B: int, ctas_per_sm: int, num_warps: int) -> Plan:
         return Plan(

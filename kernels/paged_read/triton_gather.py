@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common import tuned
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 from kernels.paged_read.op import CHUNK, PagedReadCase, table_bytes, work
@@ -35,7 +34,7 @@ class Plan:
 def plan(case: PagedReadCase, target: Target) -> Plan:
     ctas_per_sm, num_warps = {"fp8": (8, 8), "fp32": (2, 16)}.get(case.dtype, (5, 8))
     fields = {"ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
-    fields |= tuned.overrides("paged_read", "triton", shape_class(case), target)
+    fields |= target.overrides
     return Plan(grid=(case.H_kv, case.chunks, case.B), **fields)
 
 
@@ -156,6 +155,6 @@ IMPLS = (
         build=build,
         stages=stages,
         supports=supports,
-        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+        tuning=Tuning(op="paged_read", shape_class=shape_class, candidates=candidates),
     ),
 )

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.common import tuned
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 from kernels.stream.op import ALPHA, CHUNK, MiB, StreamCase, work
@@ -54,7 +52,7 @@ def plan(case: StreamCase, target: Target) -> Plan:
     """One CTA of 4 warps per chunk."""
     if case.kind == "launch":
         return Plan(ctas=1, ctas_per_sm=1, num_warps=1)
-    fields = {"num_warps": 4} | tuned.overrides("stream", "triton", shape_class(case), target)
+    fields = {"num_warps": 4} | target.overrides
     return Plan(ctas=case.chunks, ctas_per_sm=RESIDENT[case.kind][fields["num_warps"]], **fields)
 
 
@@ -63,10 +61,10 @@ def buffers(num_stages: int) -> int:
     return (num_stages - 1) * 4 * CHUNK + (2 << 10)
 
 
-def plan_persistent(case: StreamCase, target: Target, impl: str) -> Plan:
+def plan_persistent(case: StreamCase, target: Target) -> Plan:
     """As many CTAs as find room, at most 4, each with 4 stages, 3 chunks (48 KiB) on their way: up to 192 KB an SM."""
     reasoned = {"ctas_per_sm": max(1, min(4, target.smem_per_sm // buffers(4))), "num_warps": 4, "num_stages": 4}
-    fields = reasoned | tuned.overrides("stream", impl, shape_class(case), target)
+    fields = reasoned | target.overrides
     return Plan(ctas=min(case.chunks, fields["ctas_per_sm"] * target.sm_count), **fields)
 
 
@@ -204,7 +202,7 @@ def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
 
 
 def build_async(case: StreamCase, inputs: Inputs, target: Target) -> Built:
-    chosen, x = plan_persistent(case, target, "triton-async"), inputs["x"]
+    chosen, x = plan_persistent(case, target), inputs["x"]
     out = torch.empty(case.chunks, device=x.device)
     launch = KernelLaunch(
         kernel=read_async_kernel,
@@ -220,7 +218,7 @@ def build_async(case: StreamCase, inputs: Inputs, target: Target) -> Built:
 
 
 def build_tma(case: StreamCase, inputs: Inputs, target: Target) -> Built:
-    chosen, x = plan_persistent(case, target, "triton-tma"), inputs["x"]
+    chosen, x = plan_persistent(case, target), inputs["x"]
     out = torch.empty(case.chunks, device=x.device)
     rows = CHUNK // TMA_ROW
     launch = KernelLaunch(
@@ -254,8 +252,8 @@ def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
     )
 
 
-def stages_persistent(case: StreamCase, target: Target, impl: str) -> tuple[Stage, ...]:
-    chosen = plan_persistent(case, target, impl)
+def stages_persistent(case: StreamCase, target: Target) -> tuple[Stage, ...]:
+    chosen = plan_persistent(case, target)
     return (Stage(name="read", work=work(case), ctas=chosen.ctas, ctas_per_sm=chosen.ctas_per_sm),)
 
 
@@ -271,26 +269,26 @@ def tma_reads(case: StreamCase, target: Target) -> str | None:
     return only_reads(case, target)
 
 
-PERSISTENT = Tuning(shape_class=shape_class, candidates=candidates_persistent)
+PERSISTENT = Tuning(op="stream", shape_class=shape_class, candidates=candidates_persistent)
 
 IMPLS = (
     triton_impl(
         name="triton",
         build=build,
         stages=stages,
-        tuning=Tuning(shape_class=shape_class, candidates=candidates),
+        tuning=Tuning(op="stream", shape_class=shape_class, candidates=candidates),
     ),
     triton_impl(
         name="triton-async",
         build=build_async,
-        stages=partial(stages_persistent, impl="triton-async"),
+        stages=stages_persistent,
         supports=only_reads,
         tuning=PERSISTENT,
     ),
     triton_impl(
         name="triton-tma",
         build=build_tma,
-        stages=partial(stages_persistent, impl="triton-tma"),
+        stages=stages_persistent,
         supports=tma_reads,
         tuning=PERSISTENT,
     ),

@@ -95,13 +95,16 @@ def by_size(case: Any) -> str:
 
 
 HOST = Impl(
-    name="host", stages=one_pass, prepare=configurable, tuning=Tuning(shape_class=by_size, candidates=toy_candidates)
+    name="host",
+    stages=one_pass,
+    prepare=configurable,
+    tuning=Tuning(op="toy", shape_class=by_size, candidates=toy_candidates),
 )
 COMPILED = triton_impl(
     name="compiled",
     build=build,
     stages=stages,
-    tuning=Tuning(shape_class=lambda case: "all", candidates=lambda case, target: CANDIDATES.values()),
+    tuning=Tuning(op="toy", shape_class=lambda case: "all", candidates=lambda case, target: CANDIDATES.values()),
 )
 PLAIN = Impl(name="plain", stages=one_pass, prepare=configurable)
 
