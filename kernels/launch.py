@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels.op import Impl, Inputs, Launch, Stage, Target, Tuning, needs_triton_target
+from kernels.op import CaseT, Impl, Inputs, Launch, Stage, Target, Tuning, anywhere, needs_triton_target
 
 REGISTERS = 65536
 """Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
@@ -78,18 +78,18 @@ class Built:
 def triton_impl(
     *,
     name: str,
-    build: Callable[[Any, Inputs, Target], Built],
-    stages: Callable[[Any, Target], tuple[Stage, ...]],
-    supports: Callable[[Any, Target], str | None] = lambda case, target: None,
-    tuning: Tuning | None = None,
+    build: Callable[[CaseT, Inputs, Target], Built],
+    stages: Callable[[CaseT, Target], Sequence[Stage]],
+    supports: Callable[[CaseT, Target], str | None] = anywhere,
+    tuning: Tuning[CaseT] | None = None,
     ours: bool = True,
-) -> Impl:
+) -> Impl[CaseT]:
     """An `Impl` whose kernels can be inspected: `supports` adds to what every Triton kernel needs."""
 
-    def prepare(case: Any, inputs: Inputs, target: Target) -> Launch:
+    def prepare(case: CaseT, inputs: Inputs, target: Target) -> Launch:
         return build(case, inputs, target)
 
-    def all_supports(case: Any, target: Target) -> str | None:
+    def all_supports(case: CaseT, target: Target) -> str | None:
         return needs_triton_target(case, target) or supports(case, target)
 
     def version() -> str:

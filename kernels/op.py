@@ -14,9 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from kernels.common import tuned
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.launch import Built
 
 SUITES = ("smoke", "quick", "full")
 """Measured suites, sized for one to two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
@@ -24,7 +29,7 @@ SUITES = ("smoke", "quick", "full")
 Inputs = dict[str, Any]
 """Named tensors (and a few plain values) that one launch reads."""
 
-Launch = Callable[[], Any]
+Launch = Callable[[], "torch.Tensor"]
 """Zero arguments, no allocation, capturable in a CUDA graph; returns the output tensor."""
 
 Role = Literal["ceiling", "decode", "contrast"]
@@ -153,6 +158,9 @@ class Case:
         return dataclasses.asdict(self)
 
 
+CaseT = TypeVar("CaseT", bound=Case)
+"""The case type of an operation, for `Op`, `Tuning` and `Impl`; the registry holds those of any."""
+
 TYPE_FIELDS = ("dtype", "weights", "activations", "kv")
 """Fields of cases that name an element type. Where one is empty or absent, `dtype` stands for it."""
 
@@ -181,13 +189,13 @@ class Tolerance:
     why: str = ""
 
 
-def poison_with_nan(case: Any, inputs: Inputs, output: Any) -> None:
+def poison_with_nan(case: Case, inputs: Inputs, output: torch.Tensor) -> None:
     """Overwrite the whole output, so that whatever a launch leaves unwritten shows."""
     output.fill_(float("nan") if output.dtype.is_floating_point else -(2**7) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Op:
+class Op(Generic[CaseT]):
     """One operation. `reference` computes in fp32 or fp64 torch and never calls what it checks.
 
     - `cases(suite)`: the shapes of `smoke`, `quick`, `full`, and of `test` (small, edgy, for the interpreter)
@@ -203,30 +211,31 @@ class Op:
     role: Role
     about: str
     formula: str
-    case_type: type[Any]
-    cases: Callable[[str], Sequence[Any]]
-    inputs: Callable[[Any, str, int], Inputs]
-    reference: Callable[[Any, Inputs], Any]
-    work: Callable[[Any], Work]
-    tolerance: Callable[[Any], Tolerance]
+    case_type: type[CaseT]
+    cases: Callable[[str], Sequence[CaseT]]
+    inputs: Callable[[CaseT, str, int], Inputs]
+    reference: Callable[[CaseT, Inputs], torch.Tensor]
+    work: Callable[[CaseT], Work]
+    tolerance: Callable[[CaseT], Tolerance]
     volatile: tuple[str, ...]
-    poison: Callable[[Any, Inputs, Any], None] = poison_with_nan
+    poison: Callable[[CaseT, Inputs, torch.Tensor], None] = poison_with_nan
 
     @property
     def is_ceiling(self) -> bool:
         return self.role == "ceiling"
 
-    def case_from_dict(self, fields: Mapping[str, Any]) -> Any:
-        return self.case_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    def case_from_dict(self, fields: Mapping[str, Any]) -> CaseT:
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return self.case_type(**plain)
 
 
-def anywhere(case: Any, target: Target) -> str | None:
+def anywhere(case: Case, target: Target) -> str | None:
     """The `supports` of an implementation that runs on every target."""
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning:
+class Tuning(Generic[CaseT]):
     """What the offline tuner may try for one implementation, and where the result is kept.
 
     - `op`: the operation's name; its `tuned.json` holds what was found
@@ -236,12 +245,12 @@ class Tuning:
     """
 
     op: str
-    shape_class: Callable[[Any], str]
-    candidates: Callable[[Any, Target], Iterable[Mapping[str, int]]]
+    shape_class: Callable[[CaseT], str]
+    candidates: Callable[[CaseT, Target], Iterable[Mapping[str, int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Impl:
+class Impl(Generic[CaseT]):
     """One implementation of one operation.
 
     - `supports(case, target)`: None, or the reason why not, in words a user can act on
@@ -255,12 +264,12 @@ class Impl:
     """
 
     name: str
-    stages: Callable[[Any, Target], Sequence[Stage]]
-    prepare: Callable[[Any, Inputs, Target], Launch]
-    supports: Callable[[Any, Target], str | None] = anywhere
-    build: Callable[[Any, Inputs, Target], Any] | None = None
+    stages: Callable[[CaseT, Target], Sequence[Stage]]
+    prepare: Callable[[CaseT, Inputs, Target], Launch]
+    supports: Callable[[CaseT, Target], str | None] = anywhere
+    build: Callable[[CaseT, Inputs, Target], Built] | None = None
     version: Callable[[], str] | None = None
-    tuning: Tuning | None = None
+    tuning: Tuning[CaseT] | None = None
     ours: bool = False
     """Written here, rather than a peer from a library."""
 
@@ -268,20 +277,20 @@ class Impl:
         for name, function in self._with_config(self._settled).items() if self.tuning else ():
             object.__setattr__(self, name, function)
 
-    def _settled(self, case: Any, target: Target) -> Config:
+    def _settled(self, case: CaseT, target: Target) -> Config:
         assert self.tuning
         return tuple(tuned.overrides(self.tuning.op, self.name, self.tuning.shape_class(case), target).items())
 
-    def configured(self, config: Config) -> Impl:
+    def configured(self, config: Config) -> Impl[CaseT]:
         """The same with `config` in the place of what its plan would choose, and named after it."""
         name = f"{self.name} {config_text(config)}"
         return dataclasses.replace(self, name=name, tuning=None, **self._with_config(lambda case, target: config))
 
-    def _with_config(self, config: Callable[[Any, Target], Config]) -> dict[str, Any]:
+    def _with_config(self, config: Callable[[CaseT, Target], Config]) -> dict[str, Any]:
         """The functions that take a target, each called with `config(case, target)` in it."""
 
         def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(case: Any, *inputs_and_target: Any) -> Any:
+            def call(case: CaseT, *inputs_and_target: Any) -> Any:
                 *inputs, target = inputs_and_target
                 return function(case, *inputs, dataclasses.replace(target, config=config(case, target)))
 
@@ -305,7 +314,7 @@ class Missing:
 
 
 @cache
-def discover() -> dict[str, Op]:
+def discover() -> dict[str, Op[Any]]:
     """All operations by name, ceilings first. Imports only the `op.py` files: no torch, no triton."""
     root = Path(__file__).parent
     names = sorted(p.parent.name for p in root.glob("*/op.py"))
@@ -314,9 +323,9 @@ def discover() -> dict[str, Op]:
 
 
 @cache
-def implementations(op_name: str) -> tuple[tuple[Impl, ...], tuple[Missing, ...]]:
+def implementations(op_name: str) -> tuple[tuple[Impl[Any], ...], tuple[Missing, ...]]:
     """All implementations of an op, ours first, and the modules that could not be imported here."""
-    found: list[Impl] = []
+    found: list[Impl[Any]] = []
     missing: list[Missing] = []
     for module in pkgutil.iter_modules([str(Path(__file__).parent / op_name)]):
         if module.name == "op":
@@ -342,7 +351,7 @@ def needs(package: str) -> str | None:
     return None if importlib.util.find_spec(package) else f"needs the package {package}, which is not installed"
 
 
-def needs_triton_target(case: Any, target: Target) -> str | None:
+def needs_triton_target(case: Case, target: Target) -> str | None:
     """The `supports` shared by Triton kernels: a GPU of sm_80 or later, or the interpreter."""
     if target.kind == "cpu":
         return "needs an NVIDIA GPU (Triton compiles for GPUs; on a CPU it is only interpreted, for the tests)"

@@ -30,6 +30,11 @@ def test_nothing_of_an_op_is_missing_here(op: Op) -> None:
     assert len({impl.name for impl in found}) == len(found)
 
 
+def home(impl: Impl, target: Target) -> Target:
+    """Without a GPU Triton kernels are interpreted; everything else runs on the host."""
+    return target if impl.build or target.kind == "cuda" else HOST
+
+
 def in_bf16(case: Any) -> Any:
     """The same case with every type that is fp16 (inputs, weights) in bf16."""
     return replace(case, **{name: "bf16" for name, value in case.as_dict().items() if value == "fp16"})
@@ -45,8 +50,7 @@ def in_16_bits(cases: Iterable[Any], where: Target) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("op", "impl"), PAIRS, ids=named)
 def test_implementations_pass_the_gate(op: Op, impl: Impl, target: Target) -> None:
-    """Ours where Triton runs (interpreted without a GPU), peers where torch is."""
-    where = target if impl.ours or target.kind == "cuda" else HOST
+    where = home(impl, target)
     reasons, passed = set(), 0
     for case in in_16_bits(op.cases("test"), where):
         refusal = impl.supports(case, where)
@@ -103,7 +107,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(("op", "impl"), PAIRS, ids=named)
 def test_no_implementation_claims_to_move_less_than_is_compulsory(op: Op, impl: Impl, target: Target) -> None:
-    where = target if impl.ours or target.kind == "cuda" else HOST
+    where = home(impl, target)
     for suite in ("smoke", "quick"):
         for case in op.cases(suite):
             if impl.supports(case, where) is None:
