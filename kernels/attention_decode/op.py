@@ -16,7 +16,7 @@ from kernels.common import paging
 from kernels.common.compare import rounded
 from kernels.common.integers import cdiv
 from kernels.common.paging import Ranges
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class AttentionCase(Case):
 @cache
 def lengths(case: AttentionCase) -> tuple[int, ...]:
     """Tokens per sequence, the shared prefix included."""
-    own = paging.draw_lengths(case.lengths, case.B, case.T - case.prefix, case.seed)
+    own = paging.random_lengths(case.lengths, case.B, case.T - case.prefix, case.seed)
     return tuple(case.prefix + n for n in own)
 
 
@@ -193,7 +193,7 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
     """
     import torch
 
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     page = case.tokens_per_page
     ranges = [live(case, length) for length in lengths(case)]
     paged = paging.block_table(

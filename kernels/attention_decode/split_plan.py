@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kernels.attention_decode.op import AttentionCase, lengths, live
-from kernels.common.integers import cdiv, power_of_2
+from kernels.common.integers import cdiv, next_power_of_2
 from kernels.common.paging import Ranges
 from kernels.common.random_inputs import BYTES
 from kernels.launch import registers
@@ -72,7 +72,7 @@ def merge_shape(segments: Sequence[Segment], D: int) -> tuple[int, int]:
     One warp where it holds as many as any result has: its threads then sum what they have loaded themselves. Four must
     exchange their sums, for which the banks of shared memory need six times as long as their bytes would.
     """
-    parts = power_of_2(max((s.parts for s in segments), default=1))
+    parts = next_power_of_2(max((s.parts for s in segments), default=1))
     return (parts, 1) if parts * D <= MERGE_TILE // 4 else (MERGE_TILE // D, 4)
 
 
@@ -121,7 +121,7 @@ def most_rows(case: AttentionCase, target: Target) -> int:
 
 def tile_rows(rows: int, most: int = MAX_ROWS) -> int:
     """Query rows of a tile: tensor cores take 16 at the least."""
-    return min(most, max(16, power_of_2(rows)))
+    return min(most, max(16, next_power_of_2(rows)))
 
 
 def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:

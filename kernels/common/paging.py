@@ -27,7 +27,7 @@ GARBAGE = (-1, 2**31 - 1)
 LENGTHS = ("uniform", "ragged", "longtail", "holes")
 
 
-def draw_lengths(kind: str, B: int, T: int, seed: int) -> tuple[int, ...]:
+def random_lengths(kind: str, B: int, T: int, seed: int) -> tuple[int, ...]:
     """Tokens per sequence, in pure Python, so that a `plan` sees them; the longest is T except where B is too small.
 
     `uniform`: T each. `ragged`: uniform in [1, T]. `longtail`: log-normal with median T / 16 and sigma 1, cut at T:

@@ -21,7 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernels.common.random_inputs import Draw
+from kernels.common.integers import cdiv
+from kernels.common.random_inputs import RandomInputs, torch_dtype
 from kernels.op import Inputs
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Format:
     def scale_shape(self, N: int, K: int) -> tuple[int, ...]:
         if not self.group_k:
             return (N,)
-        return (-(-N // self.group_n), -(-K // self.group_k))
+        return (cdiv(N, self.group_n), cdiv(K, self.group_k))
 
 
 FORMATS = {
@@ -65,7 +66,7 @@ def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
     return N * K * kind.bits // 8 + scales * size
 
 
-def draw_weights(draw: Draw, format: str, N: int, K: int, dtype: str) -> Inputs:
+def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) -> Inputs:
     """Codes over their whole range and scales that differ by up to 3 times, so that W is of order K^-1/2."""
     kind = FORMATS[format]
     if kind.bits == 4 and K % 2:
@@ -82,7 +83,7 @@ def draw_weights(draw: Draw, format: str, N: int, K: int, dtype: str) -> Inputs:
         middle = 127 - (K.bit_length() + 1) // 2
         return {"w": codes, "w_scale": draw.integers(middle - 1, middle + 2, shape, "uint8")}
     rms = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0}.get(format, 32.0)
-    # tenths, for `Draw` has no uniform floats: 0.5 to 1.5
+    # tenths, for `RandomInputs` has no uniform floats: 0.5 to 1.5
     tenths = draw.integers(5, 16, shape)
     scale = tenths.to(torch_scale_dtype(format, dtype)) * (0.1 / rms * K**-0.5)
     packed = {"w": codes, "w_scale": scale}
@@ -93,8 +94,6 @@ def draw_weights(draw: Draw, format: str, N: int, K: int, dtype: str) -> Inputs:
 
 def torch_scale_dtype(format: str, dtype: str) -> torch.dtype:
     """int4 keeps its scales in the type of the activations, the 8-bit formats in fp32."""
-    from kernels.common.random_inputs import torch_dtype
-
     return torch_dtype(dtype if FORMATS[format].bits == 4 else "fp32")
 
 
@@ -144,7 +143,7 @@ def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
     codes = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
     N, K = codes.shape
     parts = 32 // bits
-    blocks = -(-K // (parts * WORDS))
+    blocks = cdiv(K, parts * WORDS)
     if past := blocks * parts * WORDS - K:  # padding by nothing would copy gigabytes of experts
         codes = torch.nn.functional.pad(codes, (0, past))
     codes = codes.view(N, blocks, parts, WORDS).transpose(2, 3)

@@ -20,8 +20,8 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, DTYPES[name])
 
 
-class Draw:
-    """One stream of values: `Draw("cuda", seed=3).normal((B, K), "bf16")`."""
+class RandomInputs:
+    """One stream of values: `RandomInputs("cuda", seed=3).normal((B, K), "bf16")`."""
 
     def __init__(self, device: str, seed: int) -> None:
         import torch

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.integers import cdiv
 from kernels.launch import KernelLaunch, registers
 from kernels.op import Stage, Target, Work
 
@@ -122,7 +123,7 @@ def share(
     sooner. `unit_bytes` of weights, and `unit_smem` of shared memory with the activations, make one stage."""
     smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
     num_stages = max(2, min(1 + in_flight // (ctas_per_sm * unit_bytes), smem // unit_smem))
-    tiles_n, tiles_b, iters = -(-N // BLOCK_N), -(-B // BLOCK_B), -(-K // BLOCK_K)
+    tiles_n, tiles_b, iters = cdiv(N, BLOCK_N), cdiv(B, BLOCK_B), cdiv(K, BLOCK_K)
     slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
     one_per_tile = Plan(
         B=B, N=N, K=K, use_mma=use_mma, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B, even_k=K % BLOCK_K == 0,
@@ -133,7 +134,7 @@ def share(
 
     def slowest(p: Plan) -> float:
         """Weight bytes of the longest chain of CTAs on a slot, and the workspace's bytes spread over all slots."""
-        return -(-p.ctas // slots) * -(-p.units // p.ctas) * p.unit_bytes + p.partial_bytes / slots
+        return cdiv(p.ctas, slots) * cdiv(p.units, p.ctas) * p.unit_bytes + p.partial_bytes / slots
 
     return min(one_per_tile, one_per_slot, key=slowest)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.common.compare import rounded
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -73,7 +73,7 @@ def cases(suite: str) -> list[FfnCase]:
 def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
     """x ~ N(0, 1), weights ~ N(0, 1 / their columns); W_down 3 times that, since silu(g) u has an rms of about 1/3:
     y is of order 1."""
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     up = (case.ffn, case.hidden)
     return {
         "x": draw.normal((case.B, case.hidden), case.dtype),

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.integers import power_of_2
+from kernels.common.integers import next_power_of_2
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import (
     Plan,
@@ -46,7 +46,7 @@ def max_block_b(target: Target) -> int:
 def plan(case: FfnCase, target: Target) -> Plan:
     """Units of 16 KB of both matrices together, of 32 KB for wide batches."""
     size = BYTES[case.dtype]
-    BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
+    BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
     BLOCK_N = 64 if BLOCK_B <= 64 else 128
     BLOCK_K = triton_gemv_dense.block_k(case.hidden, 128 // size)
     return share(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.common.compare import rounded
-from kernels.common.quantization import FORMATS, dequantize, draw_weights, weight_bytes
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.quantization import FORMATS, dequantize, random_weights, weight_bytes
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS, projections
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -143,12 +143,12 @@ def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
 
     `x_scale` is `[B]` for fp8 activations, else empty.
     """
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     x = draw.normal((case.B, case.K), case.activations)
     rows = case.B if case.activations != case.dtype else 0
     drawn: Inputs = {"x": x, "x_scale": draw.integers(5, 16, (rows,)).float() * 0.1}
     if case.quantized:
-        return drawn | draw_weights(draw, case.weights, case.N, case.K, case.dtype)
+        return drawn | random_weights(draw, case.weights, case.N, case.K, case.dtype)
     return drawn | {"w": draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5)}
 
 

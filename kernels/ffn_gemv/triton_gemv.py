@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
-from kernels.common.integers import power_of_2
+from kernels.common.integers import next_power_of_2
 from kernels.common.stream_k import Plan
 from kernels.ffn_gemv import triton_gemv_dense, triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
@@ -24,7 +24,7 @@ LARGE, MEDIUM = 1 << 26, 1 << 24
 
 def shape_class(case: GemvCase) -> str:
     """Alike in types, padded batch, the block that divides K, and whether the weights last for many microseconds."""
-    batch = case.B if case.B <= 2 else max(16, power_of_2(case.B))
+    batch = case.B if case.B <= 2 else max(16, next_power_of_2(case.B))
     activations = f" x{case.activations}" if case.activations != case.dtype else ""
     divides = f" K%{case.K & -case.K}" if case.K % 1024 else ""
     size = "large" if case.N * case.K >= LARGE else "medium" if case.N * case.K >= MEDIUM else "small"

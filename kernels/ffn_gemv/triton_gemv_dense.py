@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.integers import power_of_2
+from kernels.common.integers import next_power_of_2
 from kernels.common.random_inputs import BYTES, torch_dtype
 from kernels.common.stream_k import (
     Plan,
@@ -63,7 +63,7 @@ def block_k(K: int, widest: int) -> int:
     """The widest block that divides K, so that no load needs a mask; where none does, at most 32, since masks and
     narrow loads take registers."""
     divides = [width for width in (1024, 512, 256, 128, 64) if width <= widest and K % width == 0]
-    return divides[0] if divides else max(16, min(32, power_of_2(K)))
+    return divides[0] if divides else max(16, min(32, next_power_of_2(K)))
 
 
 def plan(case: GemvCase, target: Target) -> Plan:
@@ -72,16 +72,16 @@ def plan(case: GemvCase, target: Target) -> Plan:
     size = BYTES[case.activations]
     use_mma = case.quantized or case.B > FMA_BATCH
     if case.quantized:
-        BLOCK_B = min(MAX_BLOCK_B_FP8, max(16, power_of_2(case.B)))
+        BLOCK_B = min(MAX_BLOCK_B_FP8, max(16, next_power_of_2(case.B)))
         BLOCK_N, BLOCK_K, num_warps, ctas_per_sm = 128, 128, 8, 2 if BLOCK_B <= 32 else 1
     elif use_mma:
-        BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
+        BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
         BLOCK_K = block_k(case.K, (256 if BLOCK_B <= 32 else 128) // size)
         # the wider the batch tile, the taller: x crosses the L2 once per BLOCK_N rows of W
         BLOCK_N = 64 if BLOCK_B <= 32 else 128
         num_warps, ctas_per_sm = BLOCK_N // 16, 2 if BLOCK_B <= 32 else 1
     else:
-        BLOCK_B = power_of_2(case.B)
+        BLOCK_B = next_power_of_2(case.B)
         BLOCK_K = block_k(case.K, 1024 // size)
         # 64 sums in each of 128 threads
         BLOCK_N = 64 * 128 // (BLOCK_K * BLOCK_B)
@@ -111,7 +111,7 @@ def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
     for num_warps, width in ((4, 512), (4, 1024), (8, 1024), (8, 2048)):
         BLOCK_K = width // size
         if case.K % BLOCK_K == 0:
-            BLOCK_N = 64 * 32 * num_warps // (BLOCK_K * power_of_2(case.B))
+            BLOCK_N = 64 * 32 * num_warps // (BLOCK_K * next_power_of_2(case.B))
             yield from variants((1, 2, 4), BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=num_warps)
 
 

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.integers import power_of_2
+from kernels.common.integers import next_power_of_2
 from kernels.common.quantization import FORMATS, WORDS, by_group, pack_words, weight_bytes
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import (
@@ -53,7 +53,7 @@ def plan(case: GemvCase, target: Target) -> Plan:
     """Units of 128 rows by 32 words: 16 KB of weights, and x^T beside them."""
     parts = 32 // FORMATS[case.weights].bits
     BLOCK_N, BLOCK_K = 128, parts * WORDS
-    BLOCK_B = min(max_block_b(target), max(16, power_of_2(case.B)))
+    BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
     unit_bytes = BLOCK_N * WORDS * 4
     if parts == 8 and BLOCK_B == 16 and target.sm in (0, 90):
         # one warp group for all 128 rows spends a sixth fewer instructions; mxfp4 has no registers for a third CTA

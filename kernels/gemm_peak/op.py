@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kernels.common.compare import rounded
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def cases(suite: str) -> list[PeakCase]:
 
 def inputs(case: PeakCase, device: str, seed: int) -> Inputs:
     """`gemm`: a ~ N(0, 1), b ~ N(0, 1/K), so that C is of order 1 (fp8: N(0, 1), inside its range). `fma`: x is a."""
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     if case.kind == "fma":
         return {"a": draw.normal((case.M,), "fp32")}
     scale = 1.0 if case.dtype == "fp8" else case.K**-0.5

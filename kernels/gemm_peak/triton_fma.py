@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.integers import cdiv
 from kernels.gemm_peak.op import FMA_A, FMA_B, PeakCase, work
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
@@ -33,7 +34,7 @@ class Plan:
 
 def plan(case: PeakCase, target: Target) -> Plan:
     """8 chains for each of 128 threads; 2048 threads of an SM hold 16 such CTAs."""
-    return Plan(ctas=-(-case.M // Plan.BLOCK))
+    return Plan(ctas=cdiv(case.M, Plan.BLOCK))
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kernels.common.random_inputs import Draw
+from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work, poison_with_nan
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def inputs(case: LinkCase, device: str, seed: int) -> Inputs:
     """
     import torch
 
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     table = torch.tensor(listed(case), dtype=torch.int64, device="meta" if device == "meta" else "cpu")
     x = draw.normal(case.pool if case.kind == "swap_out" else case.packed, "fp32")
     if device == "meta":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kernels.common import paging
 from kernels.common.integers import cdiv
-from kernels.common.random_inputs import BYTES, Draw, torch_dtype
+from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def background(shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
 
 def tokens_before(case: AppendCase, seed: int) -> list[int]:
     """Tokens per sequence before the write, -1 for the idle ones, in pure Python."""
-    drawn = paging.draw_lengths(case.lengths, case.B, case.T, seed)
+    drawn = paging.random_lengths(case.lengths, case.B, case.T, seed)
     return [-1 if b >= case.B - case.idle else max(0, n - 1) for b, n in enumerate(drawn)]
 
 
@@ -119,7 +119,7 @@ def inputs(case: AppendCase, device: str, seed: int) -> Inputs:
     """k, v ~ N(0, 1). `block_table` is `[B, 0]` without pages; entries that lead to no live token are garbage."""
     import torch
 
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     before = tokens_before(case, seed)
     shape = cache_shape(case)
     table = torch.empty(case.B, 0, dtype=torch.int32)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kernels.common import paging
 from kernels.common.compare import rounded
 from kernels.common.integers import cdiv
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -93,7 +93,7 @@ class MlaCase(Case):
 @cache
 def lengths(case: MlaCase) -> tuple[int, ...]:
     """Tokens per sequence."""
-    return paging.draw_lengths(case.lengths, case.B, case.T, case.seed)
+    return paging.random_lengths(case.lengths, case.B, case.T, case.seed)
 
 
 def visible(case: MlaCase) -> int:
@@ -170,7 +170,7 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
     """
     import torch
 
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     page = case.page or case.T
     ranges = [((0, length),) for length in lengths(case)]
     paged = paging.block_table(

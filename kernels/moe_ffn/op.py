@@ -14,8 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.common.compare import rounded
-from kernels.common.quantization import dequantize, draw_weights, weight_bytes
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.quantization import dequantize, random_weights, weight_bytes
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -193,7 +193,7 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
 
     `seed` also permutes the experts: other experts are hit, but as many, by as many tokens.
     """
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     expert = draw.python.sample(range(case.E), case.E)
     drawn: Inputs = {
         "x": draw.normal((case.B, case.H), case.dtype),
@@ -202,7 +202,7 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     }
     for name, N, K in (("w_gate_up", 2 * case.F, case.H), ("w_down", case.H, case.F)):
         if case.quantized:
-            packed = draw_weights(draw, case.weights, case.E * N, K, case.dtype)
+            packed = random_weights(draw, case.weights, case.E * N, K, case.dtype)
             drawn[name] = packed["w"].unflatten(0, (case.E, N))
             drawn[f"{name}_scale"] = packed["w_scale"]
         else:

@@ -15,6 +15,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from kernels.common.integers import cdiv
 from kernels.common.quantization import FORMATS, WORDS
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import clipped_rows, own_part, weights_at
@@ -50,8 +51,8 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
     or of a block of fp8. The down product, with half the sums, leaves an SM's registers room for one CTA more."""
     ctas_per_sm += matrices == 1 and target.sm in (0, 90)
     BLOCK_K = 32 // FORMATS[case.weights].bits * WORDS
-    iters = -(-K // BLOCK_K)
-    scales = 8 * iters * rows if case.weights == "mxfp4" else 4 * iters * -(-rows // 128)
+    iters = cdiv(K, BLOCK_K)
+    scales = 8 * iters * rows if case.weights == "mxfp4" else 4 * iters * cdiv(rows, 128)
     unit = matrices * BLOCK_N * WORDS * 4
     return Gemm(
         rows=rows, K=K, matrices=matrices, BLOCK_K=BLOCK_K,

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.integers import power_of_2
+from kernels.common.integers import cdiv, next_power_of_2
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import CTA_SMEM, cta_of, first_unit, output_of
 from kernels.launch import Built, KernelLaunch, registers
@@ -60,11 +60,11 @@ class Gemm:
 
     @property
     def blocks(self) -> int:
-        return -(-self.rows // BLOCK_N)
+        return cdiv(self.rows, BLOCK_N)
 
     @property
     def iters(self) -> int:
-        return -(-self.K // self.BLOCK_K)
+        return cdiv(self.K, self.BLOCK_K)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ Weights = Callable[[Gemm, str], dict[str, Any]]
 def tile_pairs(case: MoeCase) -> int:
     """Wide enough for the mean number of tokens of an expert and three standard deviations more."""
     mean = case.pairs / case.E
-    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, power_of_2(round(mean + 3 * mean**0.5)), power_of_2(case.B)))
+    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, next_power_of_2(round(mean + 3 * mean**0.5)), next_power_of_2(case.B)))
 
 
 def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
@@ -103,7 +103,7 @@ def shape_class(case: MoeCase) -> str:
 def pipeline(target: Target, ctas_per_sm: int, unit_bytes: int, unit_smem: int) -> int:
     """Stages of `unit_bytes` of weights, `unit_smem` with the activations: as many as `IN_FLIGHT` asks for and fit."""
     smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
-    return max(2, min(1 + -(-IN_FLIGHT // (ctas_per_sm * unit_bytes)), smem // unit_smem))
+    return max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), smem // unit_smem))
 
 
 def widths(tile: int, widest: int) -> list[int]:
@@ -313,7 +313,7 @@ def built(
 
     combine = KernelLaunch(
         kernel=combine_kernel,
-        grid=(case.B, -(-case.H // COMBINE_COLUMNS)),
+        grid=(case.B, cdiv(case.H, COMBINE_COLUMNS)),
         args={
             "parts": parts, "topk_weights": inputs["topk_weights"], "y": y, "H": case.H, "stride_y_b": y.stride(0),
         },
@@ -329,7 +329,7 @@ def built(
 def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
     """An expert with several tiles is read once for each: they run far apart, and the experts outgrow the L2."""
     size = BYTES[case.dtype]
-    tiles = sum(-(-count // p.BLOCK_B) for count in tokens_per_expert(case))
+    tiles = sum(cdiv(count, p.BLOCK_B) for count in tokens_per_expert(case))
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
 
     def product(name: str, g: Gemm, read: int, l2_read: int, l2_written: int) -> Stage:
@@ -359,7 +359,7 @@ def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
                 bytes_written=size * case.B * case.H + (0 if fits else parts),
             ),
             l2_bytes=parts if fits else 0,
-            ctas=case.B * -(-case.H // COMBINE_COLUMNS),
+            ctas=case.B * cdiv(case.H, COMBINE_COLUMNS),
             ctas_per_sm=16,
         ),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kernels.common import paging
 from kernels.common.integers import cdiv
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class PagedReadCase(Case):
 
 @cache
 def lengths(case: PagedReadCase) -> tuple[int, ...]:
-    return paging.draw_lengths(case.lengths, case.B, case.T, case.seed)
+    return paging.random_lengths(case.lengths, case.B, case.T, case.seed)
 
 
 def kv_bytes(case: PagedReadCase) -> int:
@@ -122,7 +122,7 @@ def inputs(case: PagedReadCase, device: str, seed: int) -> Inputs:
     """
     import torch
 
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     page = case.tokens_per_page
     ranges = [((0, length),) for length in lengths(case)]
     paged = paging.block_table(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kernels.common.compare import rounded
-from kernels.common.random_inputs import BYTES, Draw
+from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -104,7 +104,7 @@ def cases(suite: str) -> list[PrefillCase]:
 
 def inputs(case: PrefillCase, device: str, seed: int) -> Inputs:
     """`gemm`: x ~ N(0, 1), w ~ N(0, 1/K). `attention`: x ~ N(0, 1), its query heads twice that."""
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     if case.kind == "gemm":
         return {
             "x": draw.normal((case.T, case.K), case.dtype),

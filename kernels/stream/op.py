@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kernels.common.random_inputs import Draw
+from kernels.common.integers import cdiv
+from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class StreamCase(Case):
     @property
     def chunks(self) -> int:
         """Outputs of a `read` or `l2_read`."""
-        return -(-self.n // CHUNK)
+        return cdiv(self.n, CHUNK)
 
     @property
     def id(self) -> str:
@@ -121,7 +122,7 @@ def cases(suite: str) -> list[StreamCase]:
 
 def inputs(case: StreamCase, device: str, seed: int) -> Inputs:
     """x (and for a triad y) `[n]` fp32, |N(0, 1)|: with positive terms no sum cancels."""
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     made = {name: draw.normal((case.n,), "fp32") for name in ("x", "y")[: 1 + (case.kind == "triad")]}
     return made if device == "meta" else {name: values.abs_() for name, values in made.items()}
 

@@ -116,26 +116,26 @@ def test_layouts_are_views_of_the_same_tokens() -> None:
 
 @pytest.mark.parametrize("kind", paging.LENGTHS)
 def test_lengths_are_reproducible_and_within_bounds(kind: str) -> None:
-    drawn = paging.draw_lengths(kind, 64, 1000, 7)
-    assert drawn == paging.draw_lengths(kind, 64, 1000, 7)
+    drawn = paging.random_lengths(kind, 64, 1000, 7)
+    assert drawn == paging.random_lengths(kind, 64, 1000, 7)
     assert max(drawn) == 1000
     assert min(drawn) >= (0 if kind == "holes" else 1)
     if kind != "uniform":
-        assert drawn != paging.draw_lengths(kind, 64, 1000, 8)
+        assert drawn != paging.random_lengths(kind, 64, 1000, 8)
 
 
 def test_longtail_is_mostly_short_and_holes_hold_an_empty_sequence() -> None:
-    drawn = sorted(paging.draw_lengths("longtail", 4096, 1 << 20, 0))
+    drawn = sorted(paging.random_lengths("longtail", 4096, 1 << 20, 0))
     logs = [math.log(n / (1 << 16)) for n in drawn]
     assert statistics.median(logs) == pytest.approx(0, abs=0.06), "the median is T / 16"
     assert logs[round(0.841 * 4096)] == pytest.approx(1, abs=0.1), "and sigma 1"
     assert sum(drawn[-512:]) > 0.3 * sum(drawn)
     for B in range(3, 9):
-        assert all({0, 1, 100} <= set(paging.draw_lengths("holes", B, 100, seed)) for seed in range(20))
-    assert paging.draw_lengths("holes", 2, 100, 0) == (100, 0)
-    assert paging.draw_lengths("holes", 1, 100, 0) == (0,)
+        assert all({0, 1, 100} <= set(paging.random_lengths("holes", B, 100, seed)) for seed in range(20))
+    assert paging.random_lengths("holes", 2, 100, 0) == (100, 0)
+    assert paging.random_lengths("holes", 1, 100, 0) == (0,)
 
 
 def test_unknown_lengths_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="uniform, ragged"):
-        paging.draw_lengths("bimodal", 1, 1, 0)
+        paging.random_lengths("bimodal", 1, 1, 0)

@@ -13,12 +13,12 @@ from kernels.common.quantization import (
     WORDS,
     by_group,
     dequantize,
-    draw_weights,
     pack_words,
+    random_weights,
     unpack_nibbles,
     weight_bytes,
 )
-from kernels.common.random_inputs import Draw
+from kernels.common.random_inputs import RandomInputs
 from kernels.ffn_gemv.triton_gemv_quant import arranged, mxfp4_words, unpack_ptx
 from tests.support.snippet import MASK, halves, register, run_ptx
 
@@ -80,7 +80,7 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
 def test_dequantize_follows_the_definition(format: str) -> None:
     """Against a loop over single elements."""
     N, K = 130, 258
-    weights = draw_weights(Draw("cpu", 1), format, N, K, "fp16")
+    weights = random_weights(RandomInputs("cpu", 1), format, N, K, "fp16")
     got = dequantize(format, weights, 0, N)
     assert torch.equal(dequantize(format, weights, 120, 130), got[120:])
     w, scale = weights["w"], weights["w_scale"]
@@ -106,7 +106,7 @@ def test_packing_keeps_every_code(format: str, N: int, K: int) -> None:
     """Code i of word j is column 32 i + j of its block; what lies past K is zero."""
     bits = FORMATS[format].bits
     parts = 32 // bits
-    codes = draw_weights(Draw("cpu", K), format, N, K, "bf16")["w"]
+    codes = random_weights(RandomInputs("cpu", K), format, N, K, "bf16")["w"]
     plain = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
     words = pack_words(format, codes)
     blocks = -(-K // (parts * WORDS))
@@ -121,8 +121,8 @@ def test_packing_keeps_every_code(format: str, N: int, K: int) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_weight_bytes_are_those_of_the_tensors(format: str, dtype: str) -> None:
-    on_meta = draw_weights(Draw("meta", 0), format, 300, 520, dtype)
-    drawn = draw_weights(Draw("cpu", 0), format, 300, 520, dtype)
+    on_meta = random_weights(RandomInputs("meta", 0), format, 300, 520, dtype)
+    drawn = random_weights(RandomInputs("cpu", 0), format, 300, 520, dtype)
     assert weight_bytes(format, 300, 520, 2) == sum(t.nbytes for t in drawn.values())
     for name, tensor in drawn.items():
         assert (on_meta[name].shape, on_meta[name].dtype) == (tensor.shape, tensor.dtype)
@@ -136,7 +136,7 @@ def test_groups_are_transposed_and_padded() -> None:
 
 def test_odd_columns_and_wide_scales_are_refused() -> None:
     with pytest.raises(ValueError, match="even"):
-        draw_weights(Draw("cpu", 0), "int4", 4, 7, "bf16")
+        random_weights(RandomInputs("cpu", 0), "int4", 4, 7, "bf16")
     with pytest.raises(ValueError, match="do not fit bf16"):
         mxfp4_words(torch.full((2, 4), 129, dtype=torch.uint8), 1, "bf16")
     with pytest.raises(ValueError, match="do not fit fp16"):

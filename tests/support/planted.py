@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import bench.measure.case
-from kernels.common.random_inputs import Draw
+from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Impl, Inputs, Launch, Missing, Op, Stage, Target, Tolerance, Work
 
 # toys need no cold cache, and sweeping a large one would take most of the time
@@ -33,7 +33,7 @@ class ToyCase(Case):
 
 
 def inputs(case: ToyCase, device: str, seed: int) -> Inputs:
-    draw = Draw(device, seed)
+    draw = RandomInputs(device, seed)
     return {"x": draw.normal((case.B, case.K), "fp32"), "w": draw.normal((case.K,), "fp32")}
 
 
