@@ -19,6 +19,7 @@ from bench.errors import BadRequest
 from bench.inspection.codegen import KernelReport, main_table, parse, problems, reports
 from bench.inspection.codegen.build import compiled, report_of
 from bench.inspection.codegen.judge import PARTS, Stream, ctas_per_sm
+from bench.inspection.emulator import ptx
 from kernels.ffn_gemv import op as ffn_gemv
 from kernels.ffn_gemv import triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
@@ -115,7 +116,8 @@ def test_ttgir_follows_addresses_to_arguments() -> None:
 
 
 def test_ptx_follows_registers_to_parameters() -> None:
-    accesses = parse.ptx_accesses(PTX, pointers=[0, 1, 2])
+    listing = ptx.parse(PTX)
+    accesses = parse.ptx_accesses(listing, pointers=[0, 1, 2])
     assert [(sorted(a.parameters), a.how, a.width) for a in accesses] == [
         ([0], "load", 16),
         ([2], "load", 4),
@@ -125,7 +127,9 @@ def test_ptx_follows_registers_to_parameters() -> None:
         ([0], "cp.async", 16),
         ([2], "cp.async", 4),
     ], "the index loaded through parameter 2 does not make parameter 0's load its own"
-    assert parse.ptx_threads(PTX) == 256
+    assert listing.threads == 256
+    with pytest.raises(ValueError, match="no thread count"):
+        ptx.parse(PTX.replace(".reqntid 256", ""))
 
 
 def test_sass_counts_what_waits() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from bench.errors import BadRequest
 from bench.inspection.codegen import parse
 from bench.inspection.codegen.judge import PARTS, KernelReport, Part, Stream, ctas_per_sm
+from bench.inspection.emulator import ptx
 from bench.machine import usable_cores
 from kernels.launch import KernelLaunch
 from kernels.op import SUITES, Impl, Op, discover, implementations
@@ -91,7 +92,7 @@ def tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def listing(name: str, cubin: bytes, *flags: str) -> str:
+def dump(name: str, cubin: bytes, *flags: str) -> str:
     """What a tool prints about a cubin."""
     import tempfile
 
@@ -132,16 +133,17 @@ def in_flight(
 
 def inspect(launch: KernelLaunch, part: Part, binary: Any) -> dict[str, Any]:
     """The fields of a `KernelReport` that are read from the listings of a compiled kernel."""
-    ttgir, ptx, cubin = binary.asm["ttgir"], binary.asm["ptx"], binary.asm["cubin"]
-    sass = listing("nvdisasm", cubin, "--print-code", "--no-dataflow")
-    usage = parse.resources(listing("cuobjdump", cubin, "--dump-resource-usage"))
+    ttgir, cubin = binary.asm["ttgir"], binary.asm["cubin"]
+    listing = ptx.parse(binary.asm["ptx"])
+    sass = dump("nvdisasm", cubin, "--print-code", "--no-dataflow")
+    usage = parse.resources(dump("cuobjdump", cubin, "--dump-resource-usage"))
     arguments = parse.ttgir_arguments(ttgir)
     pointers = [i for i, (_, kind, _) in enumerate(arguments) if "tt.ptr" in kind or "tensordesc" in kind]
     at = {name: {i for i in pointers if arguments[i][2] == name} for name in launch.streams}
     accesses = parse.ttgir_accesses(ttgir)
-    threads = parse.ptx_accesses(ptx, pointers)
+    threads = parse.ptx_accesses(listing, pointers)
     streams = tuple(stream_of(name, accesses, threads, at[name]) for name in launch.streams)
-    cta_threads = parse.ptx_threads(ptx)
+    cta_threads = listing.threads
     shared = binary.metadata.shared
     fits = ctas_per_sm(
         part, registers=usage.registers, threads=cta_threads, shared=shared,

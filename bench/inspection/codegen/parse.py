@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.inspection.emulator.ptx import Address, Listing, Operand
+
 How = Literal["tma", "cp.async", "load", "store"]
 
 BITS = {"i1": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64}
@@ -174,12 +176,6 @@ def pipelined_bytes(accesses: Iterable[Access], streams: Iterable[str]) -> int:
     return max(per_block.values(), default=0)
 
 
-_PTX_REGISTER = re.compile(r"%(?:rd|rs|rq|r|f|fd|p)\d+")
-_PTX_PARAMETER = re.compile(r"(\w+_param_\d+)")
-_PTX_EXCHANGE = re.compile(r"(ld|st)\.shared(?:::cta)?(?:\.v\d)?\.[bu]64\s")
-_PTX_GLOBAL = re.compile(r"\b(ld|st)\.(?:[\w:]+\.)*?global((?:\.[\w:]+)*)\s")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PtxAccess:
     """One global access of a thread: `width` in bytes (0 for TMA) and the positions of the parameters it came from."""
@@ -189,61 +185,60 @@ class PtxAccess:
     width: int
 
 
-def _ptx_width(suffix: str) -> int:
-    parts = suffix.split(".")
-    vector = next((int(p[1:]) for p in parts if re.fullmatch(r"v\d+", p)), 1)
-    bits = next(int(p[1:]) for p in parts if re.fullmatch(r"[bufs]\d+", p))
-    return vector * bits // 8
+def _names(operand: Operand) -> tuple[str, ...]:
+    """The registers, parameters and symbols that an operand mentions."""
+    match operand:
+        case str():
+            return (operand,)
+        case Address(base=base, coordinates=coordinates):
+            return (*_names(base), *_names(coordinates))
+        case tuple():
+            return tuple(name for each in operand for name in _names(each))
+    return ()
 
 
-def ptx_accesses(ptx: str, pointers: Iterable[int]) -> list[PtxAccess]:
+def _width(parts: list[str]) -> int:
+    """Bytes that one thread moves: `["ld", "global", "v4", "b32"]` -> 16."""
+    vector = next((int(part[1:]) for part in parts if re.fullmatch(r"v\d+", part)), 1)
+    return vector * int(parts[-1][1:]) // 8
+
+
+def ptx_accesses(listing: Listing, pointers: Iterable[int]) -> list[PtxAccess]:
     """Global accesses whose address derives from the parameters at the positions `pointers`.
 
-    Registers are followed without regard to order, until nothing changes; a loaded value carries nothing on. But
-    addresses may be handed from thread to thread through shared memory, when layouts change: a 64-bit load of it has
-    whatever the group of 64-bit stores before it has.
+    Registers are followed without regard to order, until nothing changes. A loaded value carries nothing on, with one
+    exception: when layouts change, threads hand addresses to each other through shared memory, so a 64-bit load from
+    shared memory carries on what the group of 64-bit stores before it carries.
     """
-    entry = ptx[ptx.index(".entry") :]
-    names = list(dict.fromkeys(_PTX_PARAMETER.findall(entry[: entry.index(")")])))
-    position = {name: i for i, name in enumerate(names)}
-    wanted = frozenset(pointers)
-    flows: list[tuple[str, tuple[str, ...]]] = []
     sources: dict[str, frozenset[int]] = defaultdict(frozenset)
-    accesses: list[tuple[How, int, list[str]]] = []
-    handed: list[str] = []
+    sources |= {listing.parameters[i]: frozenset({i}) for i in pointers}
+    flows: list[tuple[str, tuple[str, ...]]] = []
+    accesses: list[tuple[How, int, Operand]] = []
+    handed: tuple[str, ...] = ()
     taken = False
-    for line in entry.splitlines():
-        code = re.sub(r"^@!?%p\d+\s+", "", line.split("//")[0].strip())
-        if not code or code.startswith("."):
-            continue
-        registers = _PTX_REGISTER.findall(code)
-        brackets = [_PTX_REGISTER.findall(text) for text in re.findall(r"\[([^\]]*)\]", code)]
-        parameter = _PTX_PARAMETER.search(code)
-        if parameter and registers and parameter[1] in position:
-            sources[registers[0]] |= {position[parameter[1]]} & wanted
-        elif code.startswith("cp.async.bulk"):
-            if "global" in code and "shared" in code and len(brackets) > 1:
-                loads = code.index("shared") < code.index("global")
-                accesses.append(("tma" if loads else "store", 0, brackets[1 if loads else 0][:1]))
-        elif code.startswith("cp.async.c"):
-            size = re.search(r"\],\s*(0x[0-9a-fA-F]+|\d+)", code)
-            if size and len(brackets) > 1:
-                accesses.append(("cp.async", int(size[1], 0), brackets[1][:1]))
-        elif access := _PTX_GLOBAL.match(code):
-            how: How = "load" if access[1] == "ld" else "store"
-            accesses.append((how, _ptx_width(access[2]), brackets[0][:1]))
-        elif exchange := _PTX_EXCHANGE.match(code):
-            values = [r for r in registers if r not in brackets[0]]
-            if exchange[1] == "ld":
-                flows.extend((value, tuple(handed)) for value in values)
+    for ins in listing.code:
+        parts = [part.split("::")[0] for part in ins.opcode.split(".")]
+        first, rest = ins.operands[:1], ins.operands[1:]
+        places = [operand.base for operand in ins.operands if isinstance(operand, Address)]
+        moves = parts[0] in ("ld", "st")
+        if parts[:3] == ["cp", "async", "bulk"]:
+            if "global" in parts and "shared" in parts and len(places) > 1:
+                loads = parts.index("shared") < parts.index("global")
+                accesses.append(("tma" if loads else "store", 0, places[1 if loads else 0]))
+        elif parts[:2] == ["cp", "async"]:
+            if len(places) > 1 and isinstance(ins.operands[2], int):
+                accesses.append(("cp.async", ins.operands[2], places[1]))
+        elif moves and "global" in parts:
+            accesses.append(("load" if parts[0] == "ld" else "store", _width(parts), places[0]))
+        elif moves and parts[1] == "shared" and parts[-1] in ("b64", "u64"):
+            if parts[0] == "ld":
+                flows += [(name, handed) for name in _names(first)]
                 taken = True
             else:
-                handed = values if taken else [*handed, *values]
+                handed = _names(rest) if taken else (*handed, *_names(rest))
                 taken = False
-        elif code.startswith(("ld.", "st.", "atom", "red")):
-            continue
-        elif len(registers) > 1:
-            flows.append((registers[0], tuple(registers[1:])))
+        elif parts[:2] == ["ld", "param"] or not (moves or parts[0].startswith(("atom", "red"))):
+            flows += [(name, _names(rest)) for name in _names(first)]
     changed = True
     while changed:
         changed = False
@@ -253,18 +248,10 @@ def ptx_accesses(ptx: str, pointers: Iterable[int]) -> list[PtxAccess]:
             sources[target] = merged
     found = []
     for how, width, address in accesses:
-        origin = frozenset().union(*(sources[r] for r in address))
+        origin = frozenset().union(*(sources[name] for name in _names(address)))
         if origin:
             found.append(PtxAccess(parameters=origin, how=how, width=width))
     return found
-
-
-def ptx_threads(ptx: str) -> int:
-    """Threads of a CTA, warps added by specialization included."""
-    found = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", ptx)
-    if not found:
-        raise ValueError("the PTX names no thread count (.reqntid)")
-    return int(found[1])
 
 
 _SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][\w.]*)([^;]*);")

@@ -123,8 +123,10 @@ def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
     if entry:
         parameters = [re.sub(r"\[\d+\]$", "", part.split()[-1]) for part in split(entry[1])]
         head, _, body = text[entry.end() :].partition("{")
-        size = re.search(r"\.reqntid\s+(\d+)", head)
-        threads = int(size[1]) if size else threads
+        size = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", head)
+        if not size:
+            raise ValueError("the PTX names no thread count (.reqntid)")
+        threads = int(size[1])
     listing = Listing(parameters=parameters, threads=threads, registers=dict(registers or {}))
     scopes: list[dict[str, str]] = [{}]
     waiting: list[tuple[str, list[dict[str, str]]]] = []
