@@ -109,7 +109,7 @@ def test_a_bracket_settles_what_it_lies_in_or_clear_of(intensity: float, slower:
     measured = Measured(run(read()))
     size = 1 << 30
     found = record("ffn_gemv", {"B": 1}, slower * size / READ, size=size, flops=intensity * size)
-    ends = [c.value for c in bracketed(I1, measured, found)]
+    ends = [c.value for c in bracketed(I1.published[0], measured, found)]
     assert ends == ([pytest.approx(intensity / slower), pytest.approx(intensity)] if settled else [])
 
 

@@ -1,14 +1,19 @@
-"""The published claims, judged. A claim is one entry of one theme's `CLAIMS`; nothing here imports torch.
+"""The published claims, judged by the model and by measurements. Nothing here imports torch.
 
-`scorecard(runs)` judges all of them; `explain` tells one in full, `main_table` all in a line each, `as_dict` for JSON.
+To add a claim, write one block into the module of its theme, or into a new module of this package: its published
+numbers, the functions that predict and measure them, and a module-level `Claim`. Nothing else needs an edit.
+
+`scorecard(runs)` judges every claim. `main_table` shows one line for each, `explain` tells one in full, and `as_dict`
+gives one for JSON.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterable
 
 from bench.errors import unknown
-from bench.judge.claims import hardware, intensity, kv, latency, money, quantization, utilization
 from bench.judge.claims.base import Claim, Comparison, Measured, Published, Verdict
 from bench.judge.claims.words import as_dict, explain, main_table, sentence, status_text
 from bench.records import Run
@@ -29,19 +34,28 @@ __all__ = [
     "status_text",
 ]
 
-THEMES = (intensity, utilization, latency, quantization, kv, money, hardware)
+FIRST = ("I", "T", "K", "M", "H")
+"""The letters that a scorecard shows first. Letters that are not listed follow in the order of the alphabet."""
 
 
-def _order(claim_id: str) -> tuple[int, int]:
-    """I, T, K, M, H, and by number within each."""
-    return "ITKMH".index(claim_id[0]), int(claim_id[1:])
+def _order(claim_id: str) -> tuple[int, str, int]:
+    """Sort by letter, then by number."""
+    letter = claim_id.rstrip("0123456789")
+    rank = FIRST.index(letter) if letter in FIRST else len(FIRST)
+    return rank, letter, int(claim_id.removeprefix(letter))
 
 
-CLAIMS: dict[str, Claim] = {
-    claim.id: claim
-    for claim in sorted((c for theme in THEMES for c in theme.CLAIMS), key=lambda claim: _order(claim.id))
-}
-"""By id, in the order of the list of claims."""
+def _collect() -> dict[str, Claim]:
+    """Every `Claim` that a module of this package defines, by id. Raises `ValueError` if two have the same id."""
+    claims: dict[str, Claim] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, Claim) and claims.setdefault(value.id, value) is not value:
+                raise ValueError(f"two claims have the id {value.id}")
+    return {claim_id: claims[claim_id] for claim_id in sorted(claims, key=_order)}
+
+
+CLAIMS: dict[str, Claim] = _collect()
 
 
 def find_claim(claim_id: str) -> Claim:

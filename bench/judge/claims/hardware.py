@@ -74,6 +74,20 @@ def predict_h1() -> list[Comparison]:
     return found
 
 
+H1 = Claim(
+    id="H1",
+    text="WSE-3: 44 GB SRAM at 21 PB/s against the H100's 3.35 TB/s; about 5 times the tokens per second per watt",
+    plain="A wafer-sized chip holds 44 GB and reads them at 21 PB/s where an H100 reads at 3.35 TB/s, and writes "
+    "five times as many tokens per unit of energy",
+    source="B",
+    how="P",
+    published=(H1_SRAM, H1_RATE, H1_H100, H1_PER_WATT),
+    setting="Llama-3.1-8B in bf16, 2,048 tokens; one user on the wafer, whose bandwidth alone is counted, so "
+    "that its speed is an upper bound; the GPU's batch is not named: varied, and solved for",
+    predict=predict_h1,
+)
+
+
 H2_SMALL = Published(what="tokens per watt of the wafer over a GPU at batch 1", low=1, high=INF, unit="x", tolerance=0)
 H2_LARGE = Published(what="tokens per watt of the wafer over a full GPU", low=0, high=1, unit="x", tolerance=0)
 
@@ -104,6 +118,19 @@ def predict_h2() -> list[Comparison]:
             at_most(H2_LARGE, least, how + crossing, context=context, **{"H100 batch": "largest that fits"}),
         ]
     return found
+
+
+H2 = Claim(
+    id="H2",
+    text="the GPU wins back large batches; wafer-scale wins where latency is strict and the batch small",
+    plain="The wafer-sized chip writes more per unit of energy for one user, the GPU for as many as fit its memory",
+    source="B",
+    how="P",
+    published=(H2_SMALL, H2_LARGE),
+    setting="per watt, as H1, the wafer's speed an upper bound; the GPU at batch 1 and at the largest that its "
+    "memory holds; context varied",
+    predict=predict_h2,
+)
 
 
 # ----------------------------------------------------------------------------------------------- H3 to H5: datasheets
@@ -156,6 +183,21 @@ def predict_h3() -> list[Comparison | NoPrediction]:
     return found
 
 
+H3 = Claim(
+    id="H3",
+    text="Rubin R200 288 GB at 20.5 TB/s and 33.3 PFLOP/s FP4; Rubin CPX 128 GB GDDR7 at 2 TB/s and 20 PFLOP/s "
+    "FP4: prefill parts don't need HBM",
+    plain="Two announced chips have the memory and speed said of them, and the one that only reads questions comes "
+    "near its full speed with cheaper, slower memory",
+    source="A",
+    how="P",
+    published=(*(published for *_, published in H3_ROWS), H3_PREFILL),
+    setting="against the vendor's announcements; CPX's bandwidth and dense peak are not published, so prefill is "
+    "judged by the claim's own numbers, FP4 weights, prompt varied",
+    predict=predict_h3,
+)
+
+
 H4_ROWS = (
     claimed("maia-200", "memory", 216e9, "memory"),
     claimed("maia-200", "bandwidth", 7e12, "bandwidth"),
@@ -167,6 +209,18 @@ H4_ROWS = (
 
 def predict_h4() -> list[Comparison | NoPrediction]:
     return datasheets(H4_ROWS)
+
+
+H4 = Claim(
+    id="H4",
+    text="Maia 200 216 GB at 7 TB/s; TPU Ironwood 4,614 TFLOP/s FP8; MI300X, MI350X 288 GB, MI400 432 GB",
+    plain="These chips have the memory and speed that they are said to have",
+    source="A",
+    how="P",
+    published=tuple(published for *_, published in H4_ROWS),
+    setting="against the vendors' documents",
+    predict=predict_h4,
+)
 
 
 H5_RATIO = number("FP4 over FP8 of the B300", 3, "x")
@@ -183,6 +237,18 @@ def predict_h5() -> list[Comparison]:
         for width, (wide, narrow) in MULTIPLIER_BITS.items()
     ]
     return found
+
+
+H5 = Claim(
+    id="H5",
+    text="B300: FP4 is 3 times FP8, where halving the width should give 4 (multipliers cost the square of it)",
+    plain="Halving the bits makes this chip three times as fast, though its multipliers alone would allow four",
+    source="E",
+    how="P",
+    published=(H5_RATIO, H5_IDEAL),
+    setting="dense peaks; the multiplier's width counted as the format's bits or the significand's",
+    predict=predict_h5,
+)
 
 
 # ------------------------------------------------------------------------------------------------ H6, H7: memory
@@ -237,84 +303,28 @@ def measure_h6(run: Measured) -> list[Comparison]:
     return need_comparisons(found, "`l2_read` of `stream` or copy of `host_link`")
 
 
-CLAIMS = (
-    Claim(
-        id="H1",
-        text="WSE-3: 44 GB SRAM at 21 PB/s against the H100's 3.35 TB/s; about 5 times the tokens per second per watt",
-        plain="A wafer-sized chip holds 44 GB and reads them at 21 PB/s where an H100 reads at 3.35 TB/s, and writes "
-        "five times as many tokens per unit of energy",
-        source="B",
-        how="P",
-        published=(H1_SRAM, H1_RATE, H1_H100, H1_PER_WATT),
-        setting="Llama-3.1-8B in bf16, 2,048 tokens; one user on the wafer, whose bandwidth alone is counted, so "
-        "that its speed is an upper bound; the GPU's batch is not named: varied, and solved for",
-        predict=predict_h1,
-    ),
-    Claim(
-        id="H2",
-        text="the GPU wins back large batches; wafer-scale wins where latency is strict and the batch small",
-        plain="The wafer-sized chip writes more per unit of energy for one user, the GPU for as many as fit its memory",
-        source="B",
-        how="P",
-        published=(H2_SMALL, H2_LARGE),
-        setting="per watt, as H1, the wafer's speed an upper bound; the GPU at batch 1 and at the largest that its "
-        "memory holds; context varied",
-        predict=predict_h2,
-    ),
-    Claim(
-        id="H3",
-        text="Rubin R200 288 GB at 20.5 TB/s and 33.3 PFLOP/s FP4; Rubin CPX 128 GB GDDR7 at 2 TB/s and 20 PFLOP/s "
-        "FP4: prefill parts don't need HBM",
-        plain="Two announced chips have the memory and speed said of them, and the one that only reads questions comes "
-        "near its full speed with cheaper, slower memory",
-        source="A",
-        how="P",
-        published=(*(published for *_, published in H3_ROWS), H3_PREFILL),
-        setting="against the vendor's announcements; CPX's bandwidth and dense peak are not published, so prefill is "
-        "judged by the claim's own numbers, FP4 weights, prompt varied",
-        predict=predict_h3,
-    ),
-    Claim(
-        id="H4",
-        text="Maia 200 216 GB at 7 TB/s; TPU Ironwood 4,614 TFLOP/s FP8; MI300X, MI350X 288 GB, MI400 432 GB",
-        plain="These chips have the memory and speed that they are said to have",
-        source="A",
-        how="P",
-        published=tuple(published for *_, published in H4_ROWS),
-        setting="against the vendors' documents",
-        predict=predict_h4,
-    ),
-    Claim(
-        id="H5",
-        text="B300: FP4 is 3 times FP8, where halving the width should give 4 (multipliers cost the square of it)",
-        plain="Halving the bits makes this chip three times as fast, though its multipliers alone would allow four",
-        source="E",
-        how="P",
-        published=(H5_RATIO, H5_IDEAL),
-        setting="dense peaks; the multiplier's width counted as the format's bits or the significand's",
-        predict=predict_h5,
-    ),
-    Claim(
-        id="H6",
-        text="tiers: on-chip SRAM about 50 MB, HBM 80-288 GB, host DRAM in microseconds, NVMe in microseconds",
-        plain="A GPU has about 50 MB on the chip and 80 to 288 GB beside it, each tier slower than the one before, and "
-        "fetches from the host's within a millisecond",
-        source="A",
-        how="M",
-        published=(H6_SRAM, H6_HBM, H6_FASTER, H6_HOST, H6_REACH),
-        setting="data-centre GPUs by their datasheets; measured: rates of L2, DRAM and the host's link; not NVMe",
-        predict=predict_h6,
-        measure=measure_h6,
-    ),
-    Claim(
-        id="H7",
-        text="in a chip's area and energy, moving data outweighs arithmetic about 7 to 1",
-        plain="Most of a chip and of its power serves to move data, not to calculate",
-        source="E",
-        how="M",
-        published=(number("moving over computing, in area and energy", 7, "x", APPROXIMATE),),
-        setting="a property of a layout",
-        never="area and energy by function are known to the chip's designer alone: a driver reports the power of a "
-        "whole board, and no counter splits it into moving and computing",
-    ),
+H6 = Claim(
+    id="H6",
+    text="tiers: on-chip SRAM about 50 MB, HBM 80-288 GB, host DRAM in microseconds, NVMe in microseconds",
+    plain="A GPU has about 50 MB on the chip and 80 to 288 GB beside it, each tier slower than the one before, and "
+    "fetches from the host's within a millisecond",
+    source="A",
+    how="M",
+    published=(H6_SRAM, H6_HBM, H6_FASTER, H6_HOST, H6_REACH),
+    setting="data-centre GPUs by their datasheets; measured: rates of L2, DRAM and the host's link; not NVMe",
+    predict=predict_h6,
+    measure=measure_h6,
+)
+
+
+H7 = Claim(
+    id="H7",
+    text="in a chip's area and energy, moving data outweighs arithmetic about 7 to 1",
+    plain="Most of a chip and of its power serves to move data, not to calculate",
+    source="E",
+    how="M",
+    published=(number("moving over computing, in area and energy", 7, "x", APPROXIMATE),),
+    setting="a property of a layout",
+    never="area and energy by function are known to the chip's designer alone: a driver reports the power of a "
+    "whole board, and no counter splits it into moving and computing",
 )

@@ -69,7 +69,7 @@ def settings() -> Iterator[tuple[ModelShape, str, float, dict[str, str]]]:
 
 PER_REQUEST = "layers x 2 x KV heads x head dim x bytes x tokens"
 
-K1 = {
+K1_SIZES = {
     name: number(f"KV cache of 70B at {name} tokens", size, "GB")
     for name, size in (("4K", 2.5), ("32K", 20), ("128K", 80), ("1M", 625))
 }
@@ -79,8 +79,21 @@ def predict_k1() -> list[Comparison]:
     return [
         guess(published, request_bytes(shape, CONTEXTS[name], kv) / gigabyte, PER_REQUEST, **setting)
         for shape, kv, gigabyte, setting in settings()
-        for name, published in K1.items()
+        for name, published in K1_SIZES.items()
     ]
+
+
+K1 = Claim(
+    id="K1",
+    text="70B KV cache: 2.5 GB at 4K tokens, 20 GB at 32K, 80 GB at 128K, 625 GB at 1M",
+    plain="A 70B model needs 2.5 GB to remember 4,000 tokens, 20 GB for 32,000, 80 GB for 128,000 and 625 GB for a "
+    "million",
+    source="A",
+    how="P",
+    published=tuple(K1_SIZES.values()),
+    setting="Llama-3.1-70B (80 layers, head dim 128); KV heads, cache precision and the meaning of GB are varied",
+    predict=predict_k1,
+)
 
 
 K2_ABOUT = number("KV cache of a 70B GQA model at 128K, said in one place", 80, "GB")
@@ -97,14 +110,38 @@ def predict_k2() -> list[Comparison]:
     ]  # fmt: skip
 
 
-K3 = number("KV cache at batch 32 and 8K tokens", 640, "GB")
+K2 = Claim(
+    id="K2",
+    text="a 70B GQA model at 128K needs about 80 GB for KV; elsewhere in the same text 40-80 GB",
+    plain="A 70B model needs 40 to 80 GB to remember 128,000 tokens",
+    source="A",
+    how="P",
+    published=(K2_ABOUT, K2_RANGE),
+    setting="Llama-3.1-70B with its 8 KV heads; cache precision and the meaning of GB are varied",
+    predict=predict_k2,
+)
+
+
+K3_SIZE = number("KV cache at batch 32 and 8K tokens", 640, "GB")
 
 
 def predict_k3() -> list[Comparison]:
     return [
-        guess(K3, 32 * request_bytes(shape, 8 * K, kv) / gigabyte, f"32 x {PER_REQUEST}", **setting)
+        guess(K3_SIZE, 32 * request_bytes(shape, 8 * K, kv) / gigabyte, f"32 x {PER_REQUEST}", **setting)
         for shape, kv, gigabyte, setting in settings()
     ]
+
+
+K3 = Claim(
+    id="K3",
+    text="batch 32 at 8K context reaches about 640 GB",
+    plain="Thirty-two conversations of 8,000 tokens need 640 GB",
+    source="A",
+    how="P",
+    published=(K3_SIZE,),
+    setting="a 70B model of 80 layers; KV heads, cache precision and the meaning of GB are varied",
+    predict=predict_k3,
+)
 
 
 K4_MQA = Published(what="shrinkage by MQA", low=8, high=32, unit="x", tolerance=MEASURED)
@@ -173,6 +210,20 @@ def measure_k4(run: Measured) -> list[Comparison]:
     return found
 
 
+K4 = Claim(
+    id="K4",
+    text="MQA shrinks the cache 8-32 times, GQA 4-8 times, MLA by 93%",
+    plain="Sharing what is remembered between attention heads shrinks it 8 to 32 times (MQA) or 4 to 8 (GQA), and "
+    "storing it compressed (MLA) by 93%",
+    source="A",
+    how="P M",
+    published=(K4_MQA, K4_GQA, K4_MLA),
+    setting="head counts of every known model; MLA is DeepSeek-V2's; measured as attention time per query head",
+    predict=predict_k4,
+    measure=measure_k4,
+)
+
+
 K5_SMALL = Published(what="batch at 2K tokens in 20 GB", low=3, high=4, unit="requests", tolerance=0)
 K5_LARGE = {
     key: number(f"largest batch at 4K tokens on two {name}", batch, "requests", 0.1)
@@ -193,6 +244,19 @@ def predict_k5() -> list[Comparison]:
             how = "(memory of two parts - 16-bit weights) / KV per request"
             found.append(guess(published, max(0, free // request_bytes(shape, 4 * K, kv)), how, **setting))
     return found
+
+
+K5 = Claim(
+    id="K5",
+    text="two H100s with 20 GB free hold batch 3-4 at 2K context; max batch at 4K on two GPUs: A100 4, H100 4, "
+    "H200 15, B200 25",
+    plain="Two A100 or H100 hold 4 users of a 70B model at once, two H200 15 and two B200 25",
+    source="A",
+    how="P",
+    published=(K5_SMALL, *K5_LARGE.values()),
+    setting="Llama-3.1-70B with 16-bit weights, no memory kept back; KV heads and cache precision are varied",
+    predict=predict_k5,
+)
 
 
 K6_CONTIGUOUS = Published(what="KV memory wasted by contiguous allocation", low=0.6, high=0.8, unit="")
@@ -225,6 +289,20 @@ def predict_k6() -> list[Comparison]:
     return found
 
 
+K6 = Claim(
+    id="K6",
+    text="contiguous allocation wastes 60-80% of KV memory, paging under 4%, so 2-4 times more requests fit",
+    plain="Handing out memory in one piece wastes 60 to 80% of it, in small pages under 4%, so that two to four "
+    "times as many users fit",
+    source="A",
+    how="S",
+    published=(K6_CONTIGUOUS, K6_PAGED, K6_MORE),
+    setting="OPT-13B's cache on an A100 of 40 GB, as in the PagedAttention paper; lengths drawn from a trace, and "
+    "lognormal around published middles with their spread (not published) varied",
+    predict=predict_k6,
+)
+
+
 K7_SIZE = number("KV cache of a request of 512 tokens", 1.13, "GB")
 K7_LINK = Published(what="link for 10 such requests a second", low=90e9, high=math.inf, unit="bit/s", tolerance=0)
 
@@ -242,7 +320,19 @@ def predict_k7() -> list[Comparison]:
     return found
 
 
-K8 = number("growth of the cache (or of attention's time) beyond the window", 1.0, "x", MEASURED)
+K7 = Claim(
+    id="K7",
+    text="one 512-token request of a large model carries about 1.13 GB of KV; 10 such a second need over 90 Gb/s",
+    plain="A short conversation takes 1.13 GB, and moving ten a second between machines needs a 90 Gb/s link",
+    source="A",
+    how="P",
+    published=(K7_SIZE, K7_LINK),
+    setting="the model is not named: models, cache precision and the meaning of GB are varied",
+    predict=predict_k7,
+)
+
+
+K8_GROWTH = number("growth of the cache (or of attention's time) beyond the window", 1.0, "x", MEASURED)
 EVERY_LAYER = "every layer"
 
 
@@ -251,7 +341,7 @@ def predict_k8() -> list[Comparison]:
     for shape in (model("mistral-7b"), model("gemma-3-27b"), model("gpt-oss-120b"), LLAMA_70B):
         growth = request_bytes(shape, 4 * K * K, "bf16") / request_bytes(shape, 8 * K, "bf16")
         windowed = {0: "no layer", shape.layers: EVERY_LAYER}.get(shape.windowed_layers, "some layers")
-        found.append(guess(K8, growth, f"cache at 4M tokens / at 8K, {shape.name}", windowed=windowed))
+        found.append(guess(K8_GROWTH, growth, f"cache at 4M tokens / at 8K, {shape.name}", windowed=windowed))
     return found
 
 
@@ -263,113 +353,42 @@ def measure_k8(run: Measured) -> list[Comparison]:
         short, *_, long = [*sorted(group, key=lambda r: r.case["T"])] if len(group) > 1 else [None, None]
         if short and long and long.case["T"] > short.case["T"]:
             how = "attention time at the longest context / at the shortest, same window"
-            found.append(seen(K8, seconds(long) / seconds(short), how, [short, long], windowed=EVERY_LAYER))
+            found.append(seen(K8_GROWTH, seconds(long) / seconds(short), how, [short, long], windowed=EVERY_LAYER))
     return need_comparisons(found, "windowed `attention_decode` at two contexts beyond the window")
 
 
-K9 = Published(what="KV cache of a long request", low=10, high=100, unit="GB", tolerance=0)
+K8 = Claim(
+    id="K8",
+    text="a sliding window of about 4,096 tokens with sink tokens decodes at constant memory out to millions",
+    plain="A model that looks back only 4,096 tokens needs no more memory however long the text gets",
+    source="A",
+    how="P M",
+    published=(K8_GROWTH,),
+    setting="cache at 4M tokens against 8K; models with a window in every, some and no layer",
+    predict=predict_k8,
+    measure=measure_k8,
+)
+
+
+K9_SIZE = Published(what="KV cache of a long request", low=10, high=100, unit="GB", tolerance=0)
 
 
 def predict_k9() -> list[Comparison]:
     return [
-        guess(K9, request_bytes(shape, CONTEXTS[name], "bf16") / 1e9, PER_REQUEST, model=shape.name, context=name)
+        guess(K9_SIZE, request_bytes(shape, CONTEXTS[name], "bf16") / 1e9, PER_REQUEST, model=shape.name, context=name)
         for shape in (LLAMA_8B, LLAMA_70B, model("llama-3.1-405b"), DEEPSEEK_V3)
         for name in CONTEXTS
         if CONTEXTS[name] <= shape.max_context
     ]
 
 
-def kv_claim(claim_id: str, **fields: object) -> Claim:
-    return Claim(id=claim_id, source="D" if claim_id == "K9" else "A", **fields)  # type: ignore[arg-type]
-
-
-CLAIMS = (
-    kv_claim(
-        "K1",
-        text="70B KV cache: 2.5 GB at 4K tokens, 20 GB at 32K, 80 GB at 128K, 625 GB at 1M",
-        plain="A 70B model needs 2.5 GB to remember 4,000 tokens, 20 GB for 32,000, 80 GB for 128,000 and 625 GB for a "
-        "million",
-        how="P",
-        published=tuple(K1.values()),
-        setting="Llama-3.1-70B (80 layers, head dim 128); KV heads, cache precision and the meaning of GB are varied",
-        predict=predict_k1,
-    ),
-    kv_claim(
-        "K2",
-        text="a 70B GQA model at 128K needs about 80 GB for KV; elsewhere in the same text 40-80 GB",
-        plain="A 70B model needs 40 to 80 GB to remember 128,000 tokens",
-        how="P",
-        published=(K2_ABOUT, K2_RANGE),
-        setting="Llama-3.1-70B with its 8 KV heads; cache precision and the meaning of GB are varied",
-        predict=predict_k2,
-    ),
-    kv_claim(
-        "K3",
-        text="batch 32 at 8K context reaches about 640 GB",
-        plain="Thirty-two conversations of 8,000 tokens need 640 GB",
-        how="P",
-        published=(K3,),
-        setting="a 70B model of 80 layers; KV heads, cache precision and the meaning of GB are varied",
-        predict=predict_k3,
-    ),
-    kv_claim(
-        "K4",
-        text="MQA shrinks the cache 8-32 times, GQA 4-8 times, MLA by 93%",
-        plain="Sharing what is remembered between attention heads shrinks it 8 to 32 times (MQA) or 4 to 8 (GQA), and "
-        "storing it compressed (MLA) by 93%",
-        how="P M",
-        published=(K4_MQA, K4_GQA, K4_MLA),
-        setting="head counts of every known model; MLA is DeepSeek-V2's; measured as attention time per query head",
-        predict=predict_k4,
-        measure=measure_k4,
-    ),
-    kv_claim(
-        "K5",
-        text="two H100s with 20 GB free hold batch 3-4 at 2K context; max batch at 4K on two GPUs: A100 4, H100 4, "
-        "H200 15, B200 25",
-        plain="Two A100 or H100 hold 4 users of a 70B model at once, two H200 15 and two B200 25",
-        how="P",
-        published=(K5_SMALL, *K5_LARGE.values()),
-        setting="Llama-3.1-70B with 16-bit weights, no memory kept back; KV heads and cache precision are varied",
-        predict=predict_k5,
-    ),
-    kv_claim(
-        "K6",
-        text="contiguous allocation wastes 60-80% of KV memory, paging under 4%, so 2-4 times more requests fit",
-        plain="Handing out memory in one piece wastes 60 to 80% of it, in small pages under 4%, so that two to four "
-        "times as many users fit",
-        how="S",
-        published=(K6_CONTIGUOUS, K6_PAGED, K6_MORE),
-        setting="OPT-13B's cache on an A100 of 40 GB, as in the PagedAttention paper; lengths drawn from a trace, and "
-        "lognormal around published middles with their spread (not published) varied",
-        predict=predict_k6,
-    ),
-    kv_claim(
-        "K7",
-        text="one 512-token request of a large model carries about 1.13 GB of KV; 10 such a second need over 90 Gb/s",
-        plain="A short conversation takes 1.13 GB, and moving ten a second between machines needs a 90 Gb/s link",
-        how="P",
-        published=(K7_SIZE, K7_LINK),
-        setting="the model is not named: models, cache precision and the meaning of GB are varied",
-        predict=predict_k7,
-    ),
-    kv_claim(
-        "K8",
-        text="a sliding window of about 4,096 tokens with sink tokens decodes at constant memory out to millions",
-        plain="A model that looks back only 4,096 tokens needs no more memory however long the text gets",
-        how="P M",
-        published=(K8,),
-        setting="cache at 4M tokens against 8K; models with a window in every, some and no layer",
-        predict=predict_k8,
-        measure=measure_k8,
-    ),
-    kv_claim(
-        "K9",
-        text="KV of long contexts takes tens of GB per request and limits how many users a GPU serves",
-        plain="Remembering one long conversation takes tens of GB",
-        how="P",
-        published=(K9,),
-        setting="bf16 cache; tens: 10 to 100 GB; model and context (up to what the model takes) are varied",
-        predict=predict_k9,
-    ),
+K9 = Claim(
+    id="K9",
+    text="KV of long contexts takes tens of GB per request and limits how many users a GPU serves",
+    plain="Remembering one long conversation takes tens of GB",
+    source="D",
+    how="P",
+    published=(K9_SIZE,),
+    setting="bf16 cache; tens: 10 to 100 GB; model and context (up to what the model takes) are varied",
+    predict=predict_k9,
 )

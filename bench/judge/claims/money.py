@@ -39,10 +39,10 @@ INF = math.inf
 
 # ------------------------------------------------------------------------------------------------------ M1, M2: $
 
-M1_PRICE = 2.50
+M1_HOURLY = 2.50
 """$ an hour, as published with the claim."""
 
-M1 = {
+M1_COSTS = {
     batch: number(f"$ per million output tokens at batch {batch}", price, "$", MEASURED)
     for batch, price in ((1, 29.0), (64, 0.45), (256, 0.11))
 }
@@ -56,9 +56,9 @@ def dollars(hourly: float, step_seconds: float, batch: int) -> float:
 def predict_m1() -> list[Comparison]:
     found = []
     for context in (0, 128, 512, 2048, 8192):
-        for batch, published in M1.items():
+        for batch, published in M1_COSTS.items():
             result = decode(LLAMA_70B, batch=batch, context=max(1, context))
-            value = dollars(M1_PRICE, result.seconds, batch)
+            value = dollars(M1_HOURLY, result.seconds, batch)
             how = "price an hour x step / batch, H100 SXM roofline, its capacity set aside"
             found.append(guess(published, value, how, context=context))
     return found
@@ -68,20 +68,33 @@ def measure_m1(run: Measured) -> list[Comparison]:
     """Weights alone, so the context is 0: the time of the model's measured layers."""
     about(run, H100)
     found, reasons = [], []
-    for batch, published in M1.items():
+    for batch, published in M1_COSTS.items():
         try:
             step, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
         except Unmeasured as error:
             reasons.append(str(error))
             continue
         how = "price an hour x (seconds per weight of measured layers x weights) / batch; no cache"
-        found.append(seen(published, dollars(M1_PRICE, step, batch), how, records, context=0))
+        found.append(seen(published, dollars(M1_HOURLY, step, batch), how, records, context=0))
     if not found:
         raise Unmeasured("; ".join(reasons))
     return found
 
 
-M2 = {
+M1 = Claim(
+    id="M1",
+    text="at $2.50 an hour: $29 per million output tokens at batch 1, $0.45 at 64, $0.11 at 256 (70B FP16, H100)",
+    plain="A million tokens cost $29 to write for one user at a time, 45 cents for 64 at once, 11 cents for 256",
+    source="A",
+    how="P M",
+    published=tuple(M1_COSTS.values()),
+    setting="Llama-3.1-70B in bf16, one H100's rates, its capacity set aside; the context is not named: varied",
+    predict=predict_m1,
+    measure=measure_m1,
+)
+
+
+M2_COSTS = {
     key: number(f"$ per million tokens at the largest batch on {name}", price, "$", MEASURED)
     for key, name, price in (
         ("a100-80", "A100", 7.50), ("h100-sxm", "H100", 4.50), ("h200", "H200", 0.65), ("b200", "B200", 0.20),
@@ -100,7 +113,7 @@ def predict_m2() -> list[Comparison]:
     """One price for all parts, or each its own; the published batches, or those that fit."""
     found = []
     for source, price in product(("as published", "as fits, 8 KV heads in bf16"), PRICES):
-        for key, published in M2.items():
+        for key, published in M2_COSTS.items():
             batch = PUBLISHED_BATCHES[key]
             if source != "as published":
                 batch = decode(LLAMA_70B, key, batch=1, context=4096, devices=2).max_batch or 0
@@ -113,9 +126,21 @@ def predict_m2() -> list[Comparison]:
     return found
 
 
+M2 = Claim(
+    id="M2",
+    text="cost per million tokens at max batch: A100 $7.50, H100 $4.50, H200 $0.65, B200 $0.20",
+    plain="A million tokens cost $7.50 on an A100, $4.50 on an H100, 65 cents on an H200 and 20 cents on a B200",
+    source="A",
+    how="P",
+    published=tuple(M2_COSTS.values()),
+    setting="Llama-3.1-70B in bf16 on two parts, 4,096 tokens; prices are not named: one for all, varied",
+    predict=predict_m2,
+)
+
+
 # ---------------------------------------------------------------------------------------------- M3, M4: formulas
 
-M3 = number("cost by the formula over cost by the model", 1.0, "x", 0.1)
+M3_RATIO = number("cost by the formula over cost by the model", 1.0, "x", 0.1)
 
 
 def predict_m3() -> list[Comparison]:
@@ -129,20 +154,44 @@ def predict_m3() -> list[Comparison]:
             formula = (unread + output * result.seconds) / batch
             how = "((1 - hit) prefill + decode) / batch, over (1 - hit) prefill + decode / batch"
             setting = {"request": f"{prompt} in and {output} out", "hit rate": f"{hit:g}", "batch": batch}
-            found.append(guess(M3, formula / truth, how, **setting))
+            found.append(guess(M3_RATIO, formula / truth, how, **setting))
     return found
 
 
-M4 = number("prefill GPUs saved by a hit rate of 56.3%", 0.45, "")
+M3 = Claim(
+    id="M3",
+    text="cost per token = ((1 - hit rate) x prefill cost + decode cost) / batch",
+    plain="Serving many users at once divides the whole cost among them",
+    source="A",
+    how="P",
+    published=(M3_RATIO,),
+    setting="Llama-3.1-70B in bf16, H100 roofline; prompt, output, hit rate and batch are varied",
+    predict=predict_m3,
+)
+
+
+M4_SAVED = number("prefill GPUs saved by a hit rate of 56.3%", 0.45, "")
 HIT_RATE, PREFILL_SHARE = 0.563, 0.8
 """As published with the claim."""
 
 
 def predict_m4() -> list[Comparison]:
     return [
-        guess(M4, HIT_RATE, "hit rate: work not done by prefill GPUs", share="of the prefill GPUs"),
-        guess(M4, HIT_RATE * PREFILL_SHARE, "hit rate x prefill's share of the cycles", share="of all GPUs"),
+        guess(M4_SAVED, HIT_RATE, "hit rate: work not done by prefill GPUs", share="of the prefill GPUs"),
+        guess(M4_SAVED, HIT_RATE * PREFILL_SHARE, "hit rate x prefill's share of the cycles", share="of all GPUs"),
     ]
+
+
+M4 = Claim(
+    id="M4",
+    text="a 56.3% prefix hit rate saves about 45% of prefill GPUs where prefill is 80% of the cycles",
+    plain="Remembering common beginnings saves about 45% of the chips that read questions",
+    source="A",
+    how="P",
+    published=(M4_SAVED,),
+    setting="work saved is the hit rate; whether of the prefill GPUs or of all GPUs is varied",
+    predict=predict_m4,
+)
 
 
 # ------------------------------------------------------------------------------------------------------ M5: joules
@@ -196,9 +245,22 @@ def measure_m5(run: Measured) -> list[Comparison]:
     return need_comparisons(found, "`ffn_gemv` of llama-3.1-70b in bf16 with the board's power read while it ran")
 
 
+M5 = Claim(
+    id="M5",
+    text="GPUs spend 10-30 J per token, an LPU 1-3",
+    plain="A GPU spends 10 to 30 joules on a token, chips with all their memory on the chip (LPUs) 1 to 3",
+    source="A",
+    how="P M",
+    published=(M5_GPU, M5_LPU),
+    setting="Llama-3.1-70B in bf16; the batch is not named: varied; LPUs enough to hold the model in 8 bits",
+    predict=predict_m5,
+    measure=measure_m5,
+)
+
+
 # ---------------------------------------------------------------------------------------------------- M6: software
 
-M6 = Published(what="slowest over fastest implementation", low=2, high=10, unit="x", tolerance=0)
+M6_RATIO = Published(what="slowest over fastest implementation", low=2, high=10, unit="x", tolerance=0)
 JUDGED = ("ffn_gemv", "ffn_block", "moe_ffn", "attention_decode", "mla_decode")
 LARGE = 16 << 20
 """Least bytes of a case: below, the launch is what differs."""
@@ -215,71 +277,17 @@ def measure_m6(run: Measured) -> list[Comparison]:
         ratios = [max(times) / min(times) for times in groups.values() if len(times) > 1]
         if ratios:
             how = "median over cases of the slowest correct implementation / the fastest"
-            found.append(seen(M6, median(ratios), how, used, op=op))
+            found.append(seen(M6_RATIO, median(ratios), how, used, op=op))
     return need_comparisons(found, "case of at least 16 MiB with two implementations")
 
 
-CLAIMS = (
-    Claim(
-        id="M1",
-        text="at $2.50 an hour: $29 per million output tokens at batch 1, $0.45 at 64, $0.11 at 256 (70B FP16, H100)",
-        plain="A million tokens cost $29 to write for one user at a time, 45 cents for 64 at once, 11 cents for 256",
-        source="A",
-        how="P M",
-        published=tuple(M1.values()),
-        setting="Llama-3.1-70B in bf16, one H100's rates, its capacity set aside; the context is not named: varied",
-        predict=predict_m1,
-        measure=measure_m1,
-    ),
-    Claim(
-        id="M2",
-        text="cost per million tokens at max batch: A100 $7.50, H100 $4.50, H200 $0.65, B200 $0.20",
-        plain="A million tokens cost $7.50 on an A100, $4.50 on an H100, 65 cents on an H200 and 20 cents on a B200",
-        source="A",
-        how="P",
-        published=tuple(M2.values()),
-        setting="Llama-3.1-70B in bf16 on two parts, 4,096 tokens; prices are not named: one for all, varied",
-        predict=predict_m2,
-    ),
-    Claim(
-        id="M3",
-        text="cost per token = ((1 - hit rate) x prefill cost + decode cost) / batch",
-        plain="Serving many users at once divides the whole cost among them",
-        source="A",
-        how="P",
-        published=(M3,),
-        setting="Llama-3.1-70B in bf16, H100 roofline; prompt, output, hit rate and batch are varied",
-        predict=predict_m3,
-    ),
-    Claim(
-        id="M4",
-        text="a 56.3% prefix hit rate saves about 45% of prefill GPUs where prefill is 80% of the cycles",
-        plain="Remembering common beginnings saves about 45% of the chips that read questions",
-        source="A",
-        how="P",
-        published=(M4,),
-        setting="work saved is the hit rate; whether of the prefill GPUs or of all GPUs is varied",
-        predict=predict_m4,
-    ),
-    Claim(
-        id="M5",
-        text="GPUs spend 10-30 J per token, an LPU 1-3",
-        plain="A GPU spends 10 to 30 joules on a token, chips with all their memory on the chip (LPUs) 1 to 3",
-        source="A",
-        how="P M",
-        published=(M5_GPU, M5_LPU),
-        setting="Llama-3.1-70B in bf16; the batch is not named: varied; LPUs enough to hold the model in 8 bits",
-        predict=predict_m5,
-        measure=measure_m5,
-    ),
-    Claim(
-        id="M6",
-        text="software alone cuts inference cost 2-10 times on the same hardware",
-        plain="Better programs alone make the same machine two to ten times cheaper to use",
-        source="D",
-        how="M",
-        published=(M6,),
-        setting="the slowest correct implementation of an operation stands for naive software",
-        measure=measure_m6,
-    ),
+M6 = Claim(
+    id="M6",
+    text="software alone cuts inference cost 2-10 times on the same hardware",
+    plain="Better programs alone make the same machine two to ten times cheaper to use",
+    source="D",
+    how="M",
+    published=(M6_RATIO,),
+    setting="the slowest correct implementation of an operation stands for naive software",
+    measure=measure_m6,
 )

@@ -76,15 +76,40 @@ def measure_t4(run: Measured) -> list[Comparison]:
     return need_comparisons(found, "layer at batch 1 with both 16-bit and 8-bit weights")
 
 
-T5 = number("weights of a 70B model in INT4", 35e9, "B")
+T4 = Claim(
+    id="T4",
+    text="FP16 to INT8 halves decode latency and doubles the memory left for KV",
+    plain="Storing the model in half the bits halves the time per token and doubles the room for users",
+    source="A",
+    how="P M",
+    published=(T4_TIME, T4_ROOM),
+    setting="Llama-3.1-70B, weights quantized, cache in bf16; batch, context and number of parts are varied",
+    predict=predict_t4,
+    measure=measure_t4,
+)
+
+
+T5_SIZE = number("weights of a 70B model in INT4", 35e9, "B")
 
 
 def predict_t5() -> list[Comparison]:
     how = "parameters of Llama-3.1-70B x bits / 8"
     return [
-        guess(T5, parameters(LLAMA_70B) * bits / 8, how, scales=scales)
+        guess(T5_SIZE, parameters(LLAMA_70B) * bits / 8, how, scales=scales)
         for scales, bits in (("not counted", 4), ("16 bits for every 128 weights", 4 + 16 / 128))
     ]
+
+
+T5 = Claim(
+    id="T5",
+    text="INT4 brings a 70B model to 35 GB",
+    plain="In 4 bits a weight, a 70B model takes 35 GB",
+    source="A",
+    how="P",
+    published=(T5_SIZE,),
+    setting="Llama-3.1-70B, 70.6 billion parameters, without and with the scales of groups of 128",
+    predict=predict_t5,
+)
 
 
 T6_SIZE = number("cache in FP8 over the cache in 16 bits", 0.5, "x")
@@ -107,6 +132,19 @@ def measure_t6(run: Measured) -> list[Comparison]:
         raise Unmeasured("the run holds no large `attention_decode` with its cache both in bf16 and in fp8")
     how = "median over cases of the time with an fp8 cache / a bf16 cache, fastest of each"
     return [seen(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])]
+
+
+T6 = Claim(
+    id="T6",
+    text="an FP8 KV cache halves the cache",
+    plain="Storing what is remembered in half the bits halves it, and the time to read it",
+    source="A",
+    how="P M",
+    published=(T6_SIZE, T6_TIME),
+    setting="Llama-3.1-70B, batch 16, 8,192 tokens; against a 16-bit cache, scales not counted",
+    predict=predict_t6,
+    measure=measure_t6,
+)
 
 
 T7_MEMORY = Published(what="memory of 16-bit weights over quantized ones", low=2, high=4, unit="x")
@@ -145,48 +183,14 @@ def measure_t7(run: Measured) -> list[Comparison]:
     return need_comparisons(found, "layer at batch 1 with both 16-bit and quantized weights")
 
 
-CLAIMS = (
-    Claim(
-        id="T4",
-        text="FP16 to INT8 halves decode latency and doubles the memory left for KV",
-        plain="Storing the model in half the bits halves the time per token and doubles the room for users",
-        source="A",
-        how="P M",
-        published=(T4_TIME, T4_ROOM),
-        setting="Llama-3.1-70B, weights quantized, cache in bf16; batch, context and number of parts are varied",
-        predict=predict_t4,
-        measure=measure_t4,
-    ),
-    Claim(
-        id="T5",
-        text="INT4 brings a 70B model to 35 GB",
-        plain="In 4 bits a weight, a 70B model takes 35 GB",
-        source="A",
-        how="P",
-        published=(T5,),
-        setting="Llama-3.1-70B, 70.6 billion parameters, without and with the scales of groups of 128",
-        predict=predict_t5,
-    ),
-    Claim(
-        id="T6",
-        text="an FP8 KV cache halves the cache",
-        plain="Storing what is remembered in half the bits halves it, and the time to read it",
-        source="A",
-        how="P M",
-        published=(T6_SIZE, T6_TIME),
-        setting="Llama-3.1-70B, batch 16, 8,192 tokens; against a 16-bit cache, scales not counted",
-        predict=predict_t6,
-        measure=measure_t6,
-    ),
-    Claim(
-        id="T7",
-        text="quantization cuts memory and compute 2-4 times",
-        plain="Storing and computing in fewer bits saves a factor of two to four",
-        source="D",
-        how="P M",
-        published=(T7_MEMORY, T7_COMPUTE, T7_TIME),
-        setting="against bf16 on an H100; bits of weights and of arithmetic are varied",
-        predict=predict_t7,
-        measure=measure_t7,
-    ),
+T7 = Claim(
+    id="T7",
+    text="quantization cuts memory and compute 2-4 times",
+    plain="Storing and computing in fewer bits saves a factor of two to four",
+    source="D",
+    how="P M",
+    published=(T7_MEMORY, T7_COMPUTE, T7_TIME),
+    setting="against bf16 on an H100; bits of weights and of arithmetic are varied",
+    predict=predict_t7,
+    measure=measure_t7,
 )

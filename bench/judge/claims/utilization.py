@@ -47,7 +47,9 @@ from bench.records import Record
 
 # -------------------------------------------------------------------------------------------------- I8: counters
 
-I8 = Published(what="fall of the L2 hit rate from prefill to decode", low=0.74, high=0.82, unit="", tolerance=MEASURED)
+I8_FALL = Published(
+    what="fall of the L2 hit rate from prefill to decode", low=0.74, high=0.82, unit="", tolerance=MEASURED
+)
 L2_HITS = "l2_hit_rate"
 
 
@@ -62,12 +64,26 @@ def measure_i8(run: Measured) -> list[Comparison]:
         raise Unmeasured("the run holds no hardware counters of prefill (or a large GEMM) and of a decode operation")
     hits = max(r.counters[L2_HITS] for r in prefill)
     how = f"1 - L2 hit rate of a decode operation / that of {prefill[0].op}, from hardware counters"
-    return [seen(I8, 1 - r.counters[L2_HITS] / hits, how, [r, *prefill], op=r.op, case=r.case_id) for r in decoding]
+    return [
+        seen(I8_FALL, 1 - r.counters[L2_HITS] / hits, how, [r, *prefill], op=r.op, case=r.case_id) for r in decoding
+    ]
+
+
+I8 = Claim(
+    id="I8",
+    text="L2 hit rate falls by 74-82% from prefill to decode",
+    plain="The chip's cache helps four fifths less when writing an answer than when reading the question",
+    source="A",
+    how="M",
+    published=(I8_FALL,),
+    setting="a large GEMM stands for prefill, GEMV and attention for decode; from hardware counters",
+    measure=measure_i8,
+)
 
 
 # --------------------------------------------------------------------------------------- I9, I10: compute reached
 
-I9 = number("share of the compute peak reached", 0.23, "", APPROXIMATE)
+I9_SHARE = number("share of the compute peak reached", 0.23, "", APPROXIMATE)
 DECODE_BATCHES = (1, 8, 32, 64, 128, 256)
 
 
@@ -78,8 +94,8 @@ def utilization(batch: int) -> float:
 
 def predict_i9() -> list[Comparison]:
     how = "FLOP of a step / (its predicted seconds x peak), 2,048 tokens of context"
-    right = round(bisect(lambda batch: utilization(round(batch)) - I9.low, 1, 256, within=0.02))
-    return [guess(I9, utilization(batch), how, batch=batch) for batch in sorted({*DECODE_BATCHES, right})]
+    right = round(bisect(lambda batch: utilization(round(batch)) - I9_SHARE.low, 1, 256, within=0.02))
+    return [guess(I9_SHARE, utilization(batch), how, batch=batch) for batch in sorted({*DECODE_BATCHES, right})]
 
 
 def gemv_utilization(run: Measured) -> list[tuple[int, float, Record]]:
@@ -89,7 +105,20 @@ def gemv_utilization(run: Measured) -> list[tuple[int, float, Record]]:
 
 def measure_i9(run: Measured) -> list[Comparison]:
     how = "FLOP of a bf16 layer / (seconds x the part's peak)"
-    return [seen(I9, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
+    return [seen(I9_SHARE, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
+
+
+I9 = Claim(
+    id="I9",
+    text="GPUs reach only about 23% of their compute in inference",
+    plain="Serving uses only about a quarter of the arithmetic that was paid for",
+    source="A",
+    how="P M",
+    published=(I9_SHARE,),
+    setting="decode of Llama-3.1-70B in bf16 on an H100; the batch is not named: varied",
+    predict=predict_i9,
+    measure=measure_i9,
+)
 
 
 I10_PREFILL = number("share of the peak that prefill reaches", 1.0, "", MEASURED)
@@ -155,7 +184,21 @@ def measure_i10(run: Measured) -> list[Comparison]:
     return found
 
 
-# ---------------------------------------------------------------------------------- I11, I12: what time depends on
+I10 = Claim(
+    id="I10",
+    text="prefill can approach 100% of compute, decode leaves it severely underused; sharing one GPU wastes 70-90%",
+    plain="Reading the question keeps all of a GPU's arithmetic busy; doing both on one GPU wastes 70 to 90% of it",
+    source="A",
+    how="P M",
+    published=(I10_PREFILL, I10_WASTE),
+    setting="Llama-3.1-70B in bf16 on an H100, 1,024 tokens in and 256 out; prompt, batch and what counts as the "
+    "peak are varied",
+    predict=predict_i10,
+    measure=measure_i10,
+)
+
+
+# ------------------------------------------------------------------------------------- I11, I12: what time depends on
 
 I11_TIME = number("time with twice the FLOP/s over time", 1.0, "x")
 SLACK = elasticity.TOLERANCE
@@ -195,7 +238,20 @@ def measure_i11(run: Measured) -> list[Comparison]:
     return found
 
 
-I12 = number("ratio of times over inverse ratio of bandwidths", 1.0, "x", MEASURED)
+I11 = Claim(
+    id="I11",
+    text="more FLOP/s alone would not speed decode up",
+    plain="A chip with faster arithmetic and the same memory would not write answers any faster",
+    source="A",
+    how="M",
+    published=(I11_TIME, I11_FLOPS, I11_BYTES),
+    setting="predicted by doubling all peaks; measured by changing FLOPs at fixed bytes and the reverse",
+    predict=predict_i11,
+    measure=measure_i11,
+)
+
+
+I12_RATIO = number("ratio of times over inverse ratio of bandwidths", 1.0, "x", MEASURED)
 
 
 def predict_i12() -> list[Comparison]:
@@ -205,7 +261,7 @@ def predict_i12() -> list[Comparison]:
             times = [decode(LLAMA_8B, k, batch=batch, context=2048).seconds for k in (H100, key)]
             value = times[0] / times[1] * bandwidth(find(H100)) / bandwidth(find(key))
             how = "time on the H100 / time on the part x inverse ratio of their bandwidths"
-            found.append(guess(I12, value, how, part=find(key).name, batch=batch))
+            found.append(guess(I12_RATIO, value, how, part=find(key).name, batch=batch))
     return found
 
 
@@ -225,8 +281,21 @@ def across_i12(runs: list[Measured]) -> list[Comparison]:
                 how = "median over common cases of the time ratio x the ratio of measured read bandwidths"
                 used = [r for pair in pairs for r in pair]
                 parts = f"{first.device} and {other.device}"
-                found.append(seen(I12, value, how, used, parts=parts, op=op))
+                found.append(seen(I12_RATIO, value, how, used, parts=parts, op=op))
     return need_comparisons(found, "common decode cases above 16 MiB")
+
+
+I12 = Claim(
+    id="I12",
+    text="memory bandwidth, not compute, binds inference: time follows bandwidth across devices",
+    plain="From one chip to the next, speed goes with memory bandwidth",
+    source="A C D",
+    how="X M",
+    published=(I12_RATIO,),
+    setting="predicted for Llama-3.1-8B in bf16 against an H100, batch varied; measured on common cases",
+    predict=predict_i12,
+    across=across_i12,
+)
 
 
 # -------------------------------------------------------------------------------------------------- I13: KV cache
@@ -270,71 +339,14 @@ def measure_i13(run: Measured) -> list[Comparison]:
     return [seen(I13_SPEEDUP, value, how, sweep, tokens=batch_of(sweep[-1]))]
 
 
-CLAIMS = (
-    Claim(
-        id="I8",
-        text="L2 hit rate falls by 74-82% from prefill to decode",
-        plain="The chip's cache helps four fifths less when writing an answer than when reading the question",
-        source="A",
-        how="M",
-        published=(I8,),
-        setting="a large GEMM stands for prefill, GEMV and attention for decode; from hardware counters",
-        measure=measure_i8,
-    ),
-    Claim(
-        id="I9",
-        text="GPUs reach only about 23% of their compute in inference",
-        plain="Serving uses only about a quarter of the arithmetic that was paid for",
-        source="A",
-        how="P M",
-        published=(I9,),
-        setting="decode of Llama-3.1-70B in bf16 on an H100; the batch is not named: varied",
-        predict=predict_i9,
-        measure=measure_i9,
-    ),
-    Claim(
-        id="I10",
-        text="prefill can approach 100% of compute, decode leaves it severely underused; sharing one GPU wastes 70-90%",
-        plain="Reading the question keeps all of a GPU's arithmetic busy; doing both on one GPU wastes 70 to 90% of it",
-        source="A",
-        how="P M",
-        published=(I10_PREFILL, I10_WASTE),
-        setting="Llama-3.1-70B in bf16 on an H100, 1,024 tokens in and 256 out; prompt, batch and what counts as the "
-        "peak are varied",
-        predict=predict_i10,
-        measure=measure_i10,
-    ),
-    Claim(
-        id="I11",
-        text="more FLOP/s alone would not speed decode up",
-        plain="A chip with faster arithmetic and the same memory would not write answers any faster",
-        source="A",
-        how="M",
-        published=(I11_TIME, I11_FLOPS, I11_BYTES),
-        setting="predicted by doubling all peaks; measured by changing FLOPs at fixed bytes and the reverse",
-        predict=predict_i11,
-        measure=measure_i11,
-    ),
-    Claim(
-        id="I12",
-        text="memory bandwidth, not compute, binds inference: time follows bandwidth across devices",
-        plain="From one chip to the next, speed goes with memory bandwidth",
-        source="A C D",
-        how="X M",
-        published=(I12,),
-        setting="predicted for Llama-3.1-8B in bf16 against an H100, batch varied; measured on common cases",
-        predict=predict_i12,
-        across=across_i12,
-    ),
-    Claim(
-        id="I13",
-        text="the KV cache turns generation from O(n^2) to O(n), about 5 times faster",
-        plain="Remembering what was read makes writing an answer about five times faster",
-        source="A",
-        how="P M",
-        published=(I13_SPEEDUP, I13_LINEAR),
-        setting="Llama-3.1-70B in bf16 at H100 bandwidth, no prompt; the length is not named: varied",
-        predict=predict_i13,
-        measure=measure_i13,
-    ),
+I13 = Claim(
+    id="I13",
+    text="the KV cache turns generation from O(n^2) to O(n), about 5 times faster",
+    plain="Remembering what was read makes writing an answer about five times faster",
+    source="A",
+    how="P M",
+    published=(I13_SPEEDUP, I13_LINEAR),
+    setting="Llama-3.1-70B in bf16 at H100 bandwidth, no prompt; the length is not named: varied",
+    predict=predict_i13,
+    measure=measure_i13,
 )
