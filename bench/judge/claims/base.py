@@ -69,6 +69,9 @@ class Published:
     unit: str
     tolerance: float = ARITHMETIC
     """Relative, added at either end of the range."""
+    ours: bool = False
+    """Whether the claim's text says it in words alone, such as `few` or `nearly free`, and this project chose the
+    number."""
 
     def covers(self, value: float) -> bool:
         return self.low * (1 - self.tolerance) <= value <= self.high * (1 + self.tolerance)
@@ -77,6 +80,11 @@ class Published:
 def number(what: str, value: float, unit: str, tolerance: float = ARITHMETIC) -> Published:
     """A single published number."""
     return Published(what=what, low=value, high=value, unit=unit, tolerance=tolerance)
+
+
+def our_range(what: str, low: float, high: float, unit: str, tolerance: float = 0) -> Published:
+    """The range that this project chose for what the claim's text says in words alone."""
+    return Published(what=what, low=low, high=high, unit=unit, tolerance=tolerance, ours=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 
 from bench.devices import DEVICES, DeviceSpec, find
-from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, Measured, NoPrediction, Published, number, seconds
+from bench.judge.claims.base import (
+    APPROXIMATE,
+    Claim,
+    Comparison,
+    Measured,
+    NoPrediction,
+    Published,
+    number,
+    our_range,
+    seconds,
+)
 from bench.judge.claims.common import (
     H100,
     LLAMA_8B,
@@ -88,8 +98,8 @@ H1 = Claim(
 )
 
 
-H2_SMALL = Published(what="tokens per watt of the wafer over a GPU at batch 1", low=1, high=INF, unit="x", tolerance=0)
-H2_LARGE = Published(what="tokens per watt of the wafer over a full GPU", low=0, high=1, unit="x", tolerance=0)
+H2_SMALL = our_range("tokens per watt of the wafer over a GPU at batch 1", 1, INF, "x")
+H2_LARGE = our_range("tokens per watt of the wafer over a full GPU", 0, 1, "x")
 
 
 def latest_crossover(context: int, most: int) -> int:
@@ -169,7 +179,7 @@ H3_ROWS = (
     claimed("rubin-cpx", "bandwidth", 2e12, "bandwidth"),
     claimed("rubin-cpx", "mma_fp4", 20e15, "FP4 peak"),
 )
-H3_PREFILL = Published(what="share of its peak that CPX reaches in prefill", low=0.9, high=1, unit="", tolerance=0)
+H3_PREFILL = our_range("share of its peak that CPX reaches in prefill", 0.9, 1, "")
 CPX_RIDGE = 20e15 / 2e12
 """FLOP/B, from the claim's own two numbers: NVIDIA publishes no bandwidth of the part."""
 
@@ -255,9 +265,9 @@ H5 = Claim(
 
 H6_SRAM = number("on-chip cache of a GPU", 50e6, "B", APPROXIMATE)
 H6_HBM = Published(what="HBM of a GPU", low=80e9, high=288e9, unit="B")
-H6_FASTER = Published(what="L2 bandwidth over HBM bandwidth", low=1.5, high=INF, unit="x", tolerance=0)
-H6_HOST = Published(what="HBM bandwidth over the host link's", low=1.5, high=INF, unit="x", tolerance=0)
-H6_REACH = Published(what="time to fetch a little from host memory", low=1e-6, high=1e-3, unit="s", tolerance=0)
+H6_FASTER = our_range("L2 bandwidth over HBM bandwidth", 1.5, INF, "x")
+H6_HOST = our_range("HBM bandwidth over the host link's", 1.5, INF, "x")
+H6_REACH = our_range("time to fetch a little from host memory", 1e-6, 1e-3, "s")
 LITTLE = 64 << 10
 """Bytes of a copy at PCIe Gen5's 64 GB/s in 1 us: whatever it takes beyond that is the way to the host and back."""
 DATACENTER = ("a100-80", H100, "h200", "b200", "b300")

@@ -14,6 +14,7 @@ from bench.judge.claims.base import (
     Published,
     Unmeasured,
     number,
+    our_range,
     seconds,
 )
 from bench.judge.claims.common import (
@@ -314,11 +315,9 @@ I6 = Claim(
 )
 
 
-I7_FEW = Published(what="share of experts read at batch 1", low=0, high=0.1, unit="", tolerance=0)
-I7_ALL = Published(what="share of experts read at batch 256", low=0.99, high=1, unit="", tolerance=0)
-I7_MORE = Published(
-    what="bytes at batch 256 over a dense layer's of equal compute", low=1.5, high=INF, unit="x", tolerance=0
-)
+I7_FEW = our_range("share of experts read at batch 1", 0, 0.1, "")
+I7_ALL = our_range("share of experts read at batch 256", 0.99, 1, "")
+I7_MORE = our_range("bytes at batch 256 over a dense layer's of equal compute", 1.5, INF, "x")
 
 
 def predict_i7() -> list[Comparison]:

@@ -9,7 +9,17 @@ from functools import cache
 from itertools import product
 
 from bench.devices import find
-from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Published, Unmeasured, number, seconds
+from bench.judge.claims.base import (
+    MEASURED,
+    Claim,
+    Comparison,
+    Measured,
+    Published,
+    Unmeasured,
+    number,
+    our_range,
+    seconds,
+)
 from bench.judge.claims.common import (
     DEEPSEEK_V3,
     LLAMA_8B,
@@ -332,7 +342,7 @@ K7 = Claim(
 )
 
 
-K8_GROWTH = number("growth of the cache (or of attention's time) beyond the window", 1.0, "x", MEASURED)
+K8_GROWTH = our_range("growth of the cache (or of attention's time) beyond the window", 1, 1, "x", MEASURED)
 EVERY_LAYER = "every layer"
 
 
@@ -370,7 +380,7 @@ K8 = Claim(
 )
 
 
-K9_SIZE = Published(what="KV cache of a long request", low=10, high=100, unit="GB", tolerance=0)
+K9_SIZE = our_range("KV cache of a long request", 10, 100, "GB")
 
 
 def predict_k9() -> list[Comparison]:

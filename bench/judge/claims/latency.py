@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bench.devices import find
-from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Published, number, seconds
+from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Published, number, our_range, seconds
 from bench.judge.claims.common import (
     H100,
     LLAMA_70B,
@@ -119,7 +119,7 @@ T2 = Claim(
 
 # ------------------------------------------------------------------------------------------------- T3, T8: batches
 
-T3_ADDED = Published(what="time added by one more request", low=0, high=0.05, unit="", tolerance=0)
+T3_ADDED = our_range("time added by one more request", 0, 0.05, "")
 
 
 def predict_t3() -> list[Comparison]:
@@ -169,8 +169,8 @@ T3 = Claim(
 )
 
 
-T8_RATE = Published(what="tokens per second at batch 64 over batch 1", low=1, high=INF, unit="x", tolerance=0)
-T8_TIME = Published(what="time per token at batch 64 over batch 1", low=1.05, high=INF, unit="x", tolerance=0)
+T8_RATE = our_range("tokens per second at batch 64 over batch 1", 1, INF, "x")
+T8_TIME = our_range("time per token at batch 64 over batch 1", 1.05, INF, "x")
 
 
 def predict_t8() -> list[Comparison]:
@@ -257,7 +257,7 @@ T9 = Claim(
 
 
 DRAFT = 4
-T10_TIME = Published(what=f"time of verifying {DRAFT} tokens over one", low=0, high=1.2, unit="x", tolerance=0)
+T10_TIME = our_range(f"time of verifying {DRAFT} tokens over one", 0, 1.2, "x")
 
 
 def predict_t10() -> list[Comparison]:

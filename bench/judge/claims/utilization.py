@@ -11,6 +11,7 @@ from bench.devices import find
 from bench.judge import elasticity
 from bench.judge.claims.base import (
     APPROXIMATE,
+    ARITHMETIC,
     MEASURED,
     Claim,
     Comparison,
@@ -18,6 +19,7 @@ from bench.judge.claims.base import (
     Published,
     Unmeasured,
     number,
+    our_range,
     seconds,
 )
 from bench.judge.claims.common import (
@@ -200,10 +202,10 @@ I10 = Claim(
 
 # ------------------------------------------------------------------------------------- I11, I12: what time depends on
 
-I11_TIME = number("time with twice the FLOP/s over time", 1.0, "x")
+I11_TIME = our_range("time with twice the FLOP/s over time", 1, 1, "x", ARITHMETIC)
 SLACK = elasticity.TOLERANCE
-I11_FLOPS = Published(what="elasticity of time to FLOPs", low=-SLACK, high=SLACK, unit="", tolerance=0)
-I11_BYTES = Published(what="elasticity of time to bytes", low=1 - SLACK, high=1 + SLACK, unit="", tolerance=0)
+I11_FLOPS = our_range("elasticity of time to FLOPs", -SLACK, SLACK, "")
+I11_BYTES = our_range("elasticity of time to bytes", 1 - SLACK, 1 + SLACK, "")
 STREAMING = 16 << 20
 """Least bytes of a case used for elasticities: below, the launch decides."""
 
@@ -251,7 +253,7 @@ I11 = Claim(
 )
 
 
-I12_RATIO = number("ratio of times over inverse ratio of bandwidths", 1.0, "x", MEASURED)
+I12_RATIO = our_range("ratio of times over inverse ratio of bandwidths", 1, 1, "x", MEASURED)
 
 
 def predict_i12() -> list[Comparison]:
