@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from rich.console import Console
 
+from bench.cli import main
 from bench.errors import BadRequest
 from bench.terminal import screen
 from bench.terminal.arguments import duration, whole_numbers
@@ -20,9 +23,21 @@ from tests.support import ROOT
 from tests.support.synthetic_run import record, write_run
 
 
-def decodebench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def decodebench(*arguments: str) -> Done:
+    """The command line in this process: a new one would import everything again."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(ROOT)
+        patch.setattr("sys.argv", ["decodebench", *arguments])
+        with pytest.raises(SystemExit) as done:
+            main()
+    return Done(int(done.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The tables of `decodebench list`: headers and rows."""
+"""The tables of `decodebench list`, and the check that requested names exist."""
 
 from __future__ import annotations
 
@@ -11,6 +11,24 @@ from kernels.models import MODELS
 from kernels.op import SUITES, Op, discover, implementations
 
 Table = tuple[list[str], list[list[Any]]]
+"""Headers and rows."""
+
+
+def table(what: str, suite: str | None, names: list[str]) -> Table:
+    """One of the tables. BadRequest for a table that does not exist, or one that the options do not apply to."""
+    tables = {
+        "ops": lambda: ops(names),
+        "cases": lambda: cases(suite or "quick", names),
+        "impls": lambda: impls(names),
+        "devices": devices,
+        "models": models,
+    }
+    require("list", [what], tables)
+    if suite and what != "cases":
+        raise BadRequest(f"--suite chooses among cases; {what} belong to no suite")
+    if names and what in ("devices", "models"):
+        raise BadRequest(f"--op says nothing about {what}")
+    return tables[what]()
 
 
 def ops(names: list[str]) -> Table:
@@ -51,7 +69,7 @@ def devices() -> Table:
 
 
 def device_numbers() -> list[dict[str, Any]]:
-    """Everything that is known of each part, each number in SI units with its kind and source; None: not published."""
+    """All numbers of each part in SI units, each with its kind and source. A number that is not published is None."""
     return [asdict(spec) for spec in DEVICES.values()]
 
 
@@ -70,13 +88,13 @@ def chosen(names: list[str]) -> list[Op]:
 
 
 def check(names: list[str], suite: str | None, part: str = "") -> None:
-    """BadRequest for ops and suites that do not exist, and where no case of them has `part` in its id.
+    """BadRequest for an op or a suite that does not exist, or if none of their cases has `part` in its id.
 
-    Without a suite, which is then settled by the device, a case of any suite will do.
+    Without a suite the device will choose one later, so a case of any suite is enough.
     """
     require("suite", [] if suite is None else [suite], SUITES)
     suites = SUITES if suite is None else ("quick", "full") if suite == "full" else (suite,)
     cases = (case.id for op in chosen(names) for name in suites for case in op.cases(name))
     if part and not any(part in id for id in cases):
         where = f" in suite {suite}" if suite else ""
-        raise BadRequest(f"no case has {part!r} in its id{where}; `decodebench list cases` shows those there are")
+        raise BadRequest(f"no case has {part!r} in its id{where}; `decodebench list cases` shows all")

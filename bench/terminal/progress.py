@@ -1,9 +1,12 @@
-"""What a run shows while it goes on: a bar with the time left and each result as it comes."""
+"""Progress on the screen: a bar with the time left, and each result when it is there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,15 +27,23 @@ from kernels.op import Target
 
 
 class TimeLeft(TimeRemainingColumn):
-    """`0:01:20 left`; nothing where it is not known how much there is to do."""
+    """`0:01:20 left`; empty while the amount of work is unknown."""
 
     def render(self, task: Task) -> Text:
         time = super().render(task)
         return time.append(" left") if time else time
 
 
+@contextmanager
+def counting(what: str, name: Callable[[Any], str]) -> Iterator[Callable[[int, int, Any], None]]:
+    """A bar on stderr. The function that it yields takes: how many are done, of how many, and the last one."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total, last: bar.update(task, completed=done, total=total, description=name(last))
+
+
 class Live:
-    """A `runner.Display` on a console; on one that is no terminal, plain lines and no bar."""
+    """Shows a run on a console. A console that is no terminal gets plain lines and no bar."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -47,6 +58,11 @@ class Live:
         )
         self._task = self._progress.add_task("starting", total=None)
         self._working = False
+
+    @classmethod
+    def on(cls, *, stderr: bool) -> Live:
+        """On stderr or stdout."""
+        return cls(Console(stderr=stderr))
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -89,7 +105,7 @@ class Live:
 
 
 def versus(record: Record) -> str:
-    """The prediction made before, and how far the measured time is from it."""
+    """The time predicted before the measurement, and by how much the measured time differs from it."""
     predicted = record.prediction.get("measured")
     if not predicted or not record.seconds:
         return ""

@@ -1,11 +1,12 @@
-"""What commands print: a table or JSON on stdout, what is wrong with a run on stderr."""
+"""What commands print: tables, lines or JSON on stdout, warnings on stderr."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:
-    """A table for people, in a narrow terminal a block of lines for each row, or a list of objects for machines."""
+    """Print a table for people, or a list of objects for machines.
+
+    In a narrow terminal each row becomes a block of lines.
+    """
     if as_json:
         show_json([dict(zip(headers, row, strict=True)) for row in rows])
         return
@@ -22,7 +26,7 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
     from rich.table import Column, Table
 
     cells = [[str(cell) for cell in row] for row in rows]
-    # piped output must not be cut to the width of a terminal that is not there
+    # output into a pipe has no terminal whose width could cut it
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     if narrowest(headers, cells) <= console.width:
         table = Table(*headers, box=None, header_style="bold", pad_edge=False)
@@ -38,7 +42,7 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
 
 
 def narrowest(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Columns of a terminal in which no word of the table is cut. Below that each row becomes a block of lines."""
+    """The least number of terminal columns at which no word of the table is cut."""
     columns = zip(headers, *rows, strict=True)
     longest = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
     return sum(longest) + 2 * (len(longest) - 1)
@@ -48,16 +52,41 @@ def show_json(content: Any) -> None:
     print(json.dumps(content, indent=1))
 
 
+class Sayable(Protocol):
+    """A result that can be printed for people and for machines."""
+
+    def lines(self) -> list[str]: ...
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def say(found: Sayable, *, as_json: bool) -> None:
+    """Print a result: its lines for people, or its fields for machines."""
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        for line in found.lines():
+            print(line)
+
+
+def complain(*lines: str) -> None:
+    """Print these lines on stderr."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
 def busy(what: str) -> Status:
-    """A line on stderr for as long as it is entered."""
+    """Show a line on stderr while the context is entered."""
     from rich.console import Console
     from rich.status import Status
 
     return Status(what, console=Console(stderr=True))
 
 
-def warn(run: Run) -> None:
-    """That lines of its records were left out, or that it was not brought to its end."""
-    partial = [] if run.complete else ["the run is partial: `decodebench run --resume` goes on with it"]
-    for said in (*run.warnings, *partial):
-        print(f"{run.path}: {said}", file=sys.stderr)
+def read_run(path: Path) -> Run:
+    """Load a run. Say on stderr which lines of its file were left out, and whether it was interrupted."""
+    from bench.records import load_run
+
+    run = load_run(path)
+    partial = [] if run.complete else ["the run is partial: `decodebench run --resume` continues it"]
+    complain(*(f"{run.path}: {said}" for said in (*run.warnings, *partial)))
+    return run

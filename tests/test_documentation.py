@@ -1,0 +1,54 @@
+"""README.md, CONTRIBUTING.md and the help name what there is: commands, options, files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from typing import Any
+
+import pytest
+import typer
+
+from bench import __version__
+from bench.cli import app
+from tests.support import ROOT
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+README = (ROOT / "README.md").read_text()
+ROWS = dict(re.findall(r"^\| `decodebench (\w+)(.*)$", README, re.MULTILINE))
+"""The README's table of commands: the rest of the line by the command's name."""
+
+
+def test_the_readme_lists_every_command_and_no_other() -> None:
+    assert sorted(ROWS) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_sentence(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    assert not [p.name for p in command.params if len(p.help or "") < 10], "parameters without a sentence"
+    known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+    assert set(re.findall(r"--[\w-]+", ROWS[name])) <= known, "options that the command does not have"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_the_help_are_understood(name: str) -> None:
+    examples = re.findall(r"^decodebench (.+)$", COMMANDS[name].epilog or "", re.MULTILINE)
+    assert len(examples) == 2 or name in ("doctor", "emulate", "list", "selfcheck")
+    for example in examples:
+        command, *arguments = shlex.split(example)
+        assert command == name
+        COMMANDS[name].make_context(name, arguments)  # raises for an option or a value that is unknown
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "bench.__version__"}
+    command = [sys.executable, "-m", "bench", "--version"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said == f"decodebench {__version__}\n"
