@@ -52,3 +52,19 @@ def test_the_version_stands_in_one_place() -> None:
     command = [sys.executable, "-m", "bench", "--version"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said == f"decodebench {__version__}\n"
+
+
+@pytest.mark.parametrize("package", ["bench", "kernels"])
+def test_a_wheel_takes_along_whatever_is_not_python(package: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    globs = project["tool"]["setuptools"]["package-data"][package]
+    packed = {path for pattern in globs for path in (ROOT / package).glob(pattern)}
+    files = {p for p in (ROOT / package).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc", ".md")}
+    assert ROOT / package / "py.typed" in files
+    assert files <= packed
+
+
+def test_hooks_before_a_commit_are_the_style_steps_of_the_whole_check() -> None:
+    hooks = re.findall(r"^ +entry: uv run -q (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    steps = re.findall(r'^"\$\{uv\[@\]\}" run -q ((?:ruff|mypy).*)$', (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert hooks == steps == ["ruff check", "ruff format --check", "mypy"]
