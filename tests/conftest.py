@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton kernels are interpreted; that must be settled before any of them is imported."""
+"""Without a GPU Triton kernels are interpreted. This must be decided before any of them is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ if not torch.cuda.is_available():
 from kernels.op import Target
 
 INTERPRETER = Target(kind="interpreter", name="interpreter", sm=90, sm_count=4, l2_bytes=1 << 20, smem_per_sm=228 << 10)
-"""A pretended part of 4 SMs, so that splits and persistent grids happen on tiny shapes."""
+"""A pretended part of 4 SMs, so that tiny shapes already have splits and persistent grids."""
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-timeout its settings in pyproject.toml are read and have no effect."""
+    if not pluginmanager.hasplugin("timeout"):
+        for name in ("timeout", "timeout_func_only"):
+            parser.addini(name, "a setting of pytest-timeout, which is not installed")
 
 
 def gpu_target() -> Target:
@@ -34,19 +41,19 @@ def gpu_target() -> Target:
 
 @pytest.fixture(scope="session")
 def target() -> Target:
-    """Where kernels run in the tests: the GPU if there is one, else the interpreter."""
+    """The GPU if there is one, else the interpreter."""
     return gpu_target() if torch.cuda.is_available() else INTERPRETER
 
 
 @pytest.fixture(scope="session")
 def half() -> str:
-    """The 16-bit type to test dot kernels in: the interpreter multiplies bf16 operands as integers."""
+    """The 16-bit type for tests of dot kernels. The interpreter would multiply bf16 operands as integers."""
     return "bf16" if torch.cuda.is_available() else "fp16"
 
 
 @pytest.fixture(autouse=True)
 def _alone_on_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Of the tests that time a GPU or count what it does, one at a time: pytest runs in two processes."""
+    """Tests that time a GPU or count its work run one at a time, also when pytest runs in several processes."""
     if request.node.get_closest_marker("cuda") is None:
         yield
         return

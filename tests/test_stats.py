@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench.stats import median_interval, ratio_interval
+from tests.support.properties import given, st
 
 
 def test_interval_of_known_noise() -> None:

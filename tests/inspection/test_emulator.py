@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench.inspection.emulator.execute import Counts, make_step
 from bench.inspection.emulator.machine import Machine
 from bench.inspection.emulator.memory import BASE, Fault, GlobalMemory, SharedMemory
 from bench.inspection.emulator.ptx import Address, NotEmulated, parse
 from bench.inspection.emulator.survey import row_of
+from tests.support.properties import given, st
 from tests.support.snippet import MASK, halves, run_ptx
 
 WORDS = st.integers(0, MASK)

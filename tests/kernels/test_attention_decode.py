@@ -11,8 +11,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
@@ -32,6 +30,7 @@ from kernels.common.integers import cdiv
 from kernels.launch import registers
 from kernels.op import Impl, Target, total
 from tests.support.attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, TILED, VARIANTS, small
+from tests.support.properties import given, settings, st
 from tests.support.snippet import halves, run_ptx
 
 TRITON = triton_split_kv.IMPLS[0]

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
@@ -16,6 +14,7 @@ from kernels.ffn_block import triton_ffn
 from kernels.ffn_block.op import OP, FfnCase
 from kernels.ffn_block.peers import IMPLS as PEERS
 from kernels.op import SUITES, Target, total
+from tests.support.properties import given, settings, st
 
 TRITON = triton_ffn.IMPLS[0]
 CPU = Target(kind="cpu", name="cpu")

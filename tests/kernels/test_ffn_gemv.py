@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
@@ -18,6 +16,7 @@ from kernels.ffn_gemv import op, triton_gemv
 from kernels.ffn_gemv.op import OP, GemvCase
 from kernels.ffn_gemv.peers import IMPLS as PEERS
 from kernels.op import SUITES, Target, total
+from tests.support.properties import given, settings, st
 
 TRITON = triton_gemv.IMPLS[0]
 CPU = Target(kind="cpu", name="cpu")

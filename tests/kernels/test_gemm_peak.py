@@ -6,14 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
 from kernels.common.compare import compare
 from kernels.gemm_peak.op import FMA_A, FMA_B, OP, PeakCase, work
 from kernels.op import SUITES, Target, implementations, total
+from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
 A100 = Target(kind="cuda", name="A100", sm=80, sm_count=108, l2_bytes=40 << 20, smem_per_sm=164 << 10)

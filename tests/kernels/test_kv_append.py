@@ -6,8 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
@@ -23,6 +21,7 @@ from kernels.kv_append.op import (
     work,
 )
 from kernels.op import Target, implementations, total
+from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
 H100 = DEVICES["h100-sxm"].target()

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
@@ -18,6 +16,7 @@ from kernels.mla_decode import op as mla
 from kernels.mla_decode.op import MlaCase, lengths, visible
 from kernels.mla_decode.triton_mla import plan, smem_bytes
 from kernels.op import SUITES, Impl, Target, implementations
+from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
 H100 = DEVICES["h100-sxm"].target()

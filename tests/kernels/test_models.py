@@ -6,12 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kernels import models
 from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape, UnknownModel, model
+from tests.support.properties import given, settings, st
 
 PUBLISHED_PARAMETERS = {
     # where exact: the elements of the published weights, as public lists give them; norms and biases are in there,

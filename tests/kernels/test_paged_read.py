@@ -6,14 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import DEVICES
 from bench.measure.gate import check
 from kernels.common.compare import compare
 from kernels.op import Target, implementations, total
 from kernels.paged_read.op import CHUNK, OP, PagedReadCase, kv_bytes, lengths, table_bytes, work
+from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
 H100 = DEVICES["h100-sxm"].target()

@@ -7,10 +7,9 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kernels.common import paging
+from tests.support.properties import given, settings, st
 
 
 def cache_of(lengths: list[int], page: int, **more: object) -> tuple[torch.Tensor, paging.Paged]:

@@ -6,8 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import find
 from bench.measure.gate import check
@@ -17,6 +15,7 @@ from kernels.models import model
 from kernels.op import Target, implementations, total
 from kernels.prefill import op as prefill
 from kernels.prefill.op import OP, PrefillCase, heads, work
+from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
 FOUND, MISSING = implementations("prefill")

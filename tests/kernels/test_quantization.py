@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kernels.common.quantization import (
     E2M1,
@@ -20,6 +18,7 @@ from kernels.common.quantization import (
 )
 from kernels.common.random_inputs import RandomInputs
 from kernels.ffn_gemv.triton_gemv_quant import arranged, mxfp4_words, unpack_ptx
+from tests.support.properties import given, settings, st
 from tests.support.snippet import MASK, halves, register, run_ptx
 
 

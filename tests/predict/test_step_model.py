@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.devices import find
 from bench.errors import BadRequest
 from bench.predict.step_model import NotPublished, step
 from bench.predict.step_work import expected_experts, shares_evenly
 from kernels.models import MODELS, ModelShape, active_parameters, kv_bytes, model, parameters
+from tests.support.properties import given, settings, st
 
 LLAMA = model("llama-3.1-70b")
 H100 = find("h100-sxm")
