@@ -1,3 +1,3 @@
-"""How it is measured, predicted and judged. Operations are known only through `kernels.op`."""
+"""How do we measure, predict and judge? Operations are known only through `kernels.op`."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m bench`: where a package that it needs is missing, one line says so."""
+"""`python -m bench`. A missing package becomes one line that names it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """The command line. A missing module of our own is a fault of ours and keeps its traceback."""
+    """Run the command line. A missing module of our own is our fault and keeps its traceback."""
     try:
         from bench.cli import main as run
 

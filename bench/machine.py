@@ -1,7 +1,7 @@
-"""The machine: what it is (environment) and where kernels run on it (targets).
+"""The machine: its description (environment), and the targets that kernels can run on.
 
-With `bench/devices/driver.py` the only reader of NVML, `os.environ`, git, `/proc` and `/sys`. torch is imported
-inside functions only. No host, user, serial number or absolute path is in an environment: it gets published.
+This module and `bench/devices/driver.py` alone read NVML, `os.environ`, git, `/proc` and `/sys`. torch is imported
+inside functions only. An environment gets published, so it has no host name, user, serial number or absolute path.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGES = ("torch", "triton", "numpy", "pandas", "nvidia-ml-py")
 
 
 def cpu_model(cpuinfo: str | None = None) -> str:
-    """E.g. `Intel(R) Xeon(R) Platinum 8480+`; the instruction set where Linux names no model (most Arm)."""
+    """E.g. `Intel(R) Xeon(R) Platinum 8480+`. On most Arm hosts Linux names no model; then the instruction set."""
     path = Path("/proc/cpuinfo")
     text = cpuinfo if cpuinfo is not None else path.read_text() if path.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -55,7 +55,7 @@ def _affinity() -> set[int]:
 
 
 def last_level_cache_bytes(cpus: set[int] | None = None, root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """All last-level caches that the usable cores reach, together; 0 where the system does not tell."""
+    """The total size of all last-level caches that the usable cores reach; 0 if the system does not tell."""
     instances: dict[tuple[int, str], int] = {}
     for cpu in _affinity() if cpus is None else cpus:
         for index in sorted((root / f"cpu{cpu}" / "cache").glob("index*")):
@@ -84,7 +84,7 @@ def operating_system() -> str:
 
 
 def recorded_variables(environ: Mapping[str, str] | None = None, host: str | None = None) -> dict[str, str]:
-    """Variables that can change a measurement. Paths, UUIDs and the host's name are hidden."""
+    """Variables that can change a measurement, without paths, UUIDs and the host's name."""
     host = platform.node() if host is None else host
     shown = {}
     for name, value in sorted((os.environ if environ is None else environ).items()):
@@ -98,15 +98,15 @@ def recorded_variables(environ: Mapping[str, str] | None = None, host: str | Non
 
 
 def find_program(name: str, patterns: tuple[str, ...] = ()) -> str | None:
-    """Absolute path of a program: on PATH, else the newest that matches one of the glob patterns."""
+    """Absolute path of a program: the one on PATH, else the newest that matches a glob pattern."""
     elsewhere = (path for pattern in patterns for path in sorted(glob.glob(pattern), reverse=True))
     return shutil.which(name) or next((p for p in elsewhere if os.access(p, os.X_OK)), None)
 
 
 def execute(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
-    """Run a program from the root of the checkout: its exit status, and what it printed on either stream.
+    """Run a program from the root of the checkout. Return its exit status and its output on both streams.
 
-    After `timeout_s` it ends with all processes that it started, and the status is 124.
+    After `timeout_s` kill it and all processes that it started; then the status is 124.
     """
     process = subprocess.Popen(
         list(command),
@@ -127,13 +127,13 @@ def execute(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
 
 
 def may_administrate(status: Path = Path("/proc/self/status")) -> bool:
-    """Does this process have CAP_SYS_ADMIN (bit 21 in linux/capability.h)? Root in a container often has not."""
+    """Does this process have CAP_SYS_ADMIN (bit 21 in linux/capability.h)? Root in a container often lacks it."""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text() if status.is_file() else "", re.MULTILINE)
     return bool(int(found[1], 16) >> 21 & 1) if found else False
 
 
 def driver_parameters(path: Path = Path("/proc/driver/nvidia/params")) -> dict[str, str]:
-    """The kernel module's parameters, e.g. `{"RmProfilingAdminOnly": "1"}`; empty where it does not tell."""
+    """The kernel module's parameters, e.g. `{"RmProfilingAdminOnly": "1"}`; empty if they cannot be read."""
     text = path.read_text() if path.is_file() else ""
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
 
@@ -142,7 +142,7 @@ def driver_parameters(path: Path = Path("/proc/driver/nvidia/params")) -> dict[s
 
 
 def git_state(root: Path = ROOT) -> dict[str, Any]:
-    """`sha` (12 digits) and `dirty` (code that measures differs from it); both None outside a checkout."""
+    """`sha` (12 digits) and `dirty` (the code that measures differs from it); both None outside a checkout."""
     if not (root / ".git").exists() or shutil.which("git") is None:
         return {"sha": None, "dirty": None}
 
@@ -156,9 +156,9 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def source_digest(root: Path = ROOT, *, tuned: bool = True) -> str:
-    """12 hex digits over the Python files of `kernels` and `bench` and what was tuned: names the code without git.
+    """Identify the code without git: 12 hex digits over all `*.py` and `tuned.json` of `kernels` and `bench`.
 
-    Without `tuned` the code alone: what a campaign itself writes does not change it.
+    Without `tuned` only the code counts, so that a campaign's own tuning does not change the digest.
     """
     digest = hashlib.sha256()
     code = [p for part in ("kernels", "bench") for p in (root / part).rglob("*.py")]
@@ -183,7 +183,7 @@ def gpu_target(properties: Any = None) -> Target:
 
 
 ASSUMED_CACHE_BYTES = 256 << 20
-"""Of a host that does not tell (a virtual machine on an Arm laptop, say): what is swept between launches then."""
+"""The cache size to sweep between launches on a host that does not tell its own, e.g. a VM on an Arm laptop."""
 
 
 def cpu_target() -> Target:
@@ -192,7 +192,7 @@ def cpu_target() -> Target:
 
 
 def detect(device: str = "auto", problem: Callable[[], str | None] = cuda_problem) -> Target:
-    """The target to run on. `auto` takes a GPU where there is one, else the CPU."""
+    """The target to run on. `auto` takes the GPU if there is one, else the CPU."""
     if device not in ("auto", "cuda", "cpu"):
         raise BadRequest(f"device {device!r} is unknown: choose auto, cuda or cpu")
     if device == "cpu":
@@ -206,7 +206,7 @@ def detect(device: str = "auto", problem: Callable[[], str | None] = cuda_proble
 
 
 def device_spec(target: Target, facts: Mapping[str, Any]) -> DeviceSpec | None:
-    """The part's numbers from the table, else derived from what its driver tells (`driver.FACTS`), else None."""
+    """The part's numbers from the table, else derived from the driver's answers (`driver.FACTS`), else None."""
     known = devices.identify(target.name)
     needed = ("sm_clock_max_hz", "memory_clock_max_hz", "memory_bus_bits")
     if known or target.kind != "cuda" or any(not facts.get(name) for name in needed):
@@ -235,7 +235,7 @@ def device_slug(target: Target) -> str:
 
 
 def installed(package: str) -> str | None:
-    """A package's version; some distributions carry triton under another name, and then the module tells."""
+    """A package's version. Some distributions name triton's package differently; then the module's own version."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -254,7 +254,7 @@ def torch_wants_triton() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """What makes records comparable: hardware, versions, settings, the code. Plain JSON values."""
+    """What must agree before records are compared: hardware, versions, settings, code. Plain JSON values."""
     import torch
 
     gpu = open_gpu_or_none()

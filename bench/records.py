@@ -1,12 +1,12 @@
-"""The run file: JSON Lines, append-only, each line flushed to the disk. Never imports torch.
+"""The run file: JSON Lines, append-only, each line synced to disk. This module never imports torch.
 
 Line kinds, in the order in which they appear:
 
 - `run`: once per process that writes (a resumed run has several): suite, argv, environment, device, time
-- `prediction`: op, impl, case id, what is expected; on disk before the measurement starts
-- `record`: one case of one implementation, with every sample, or the reason why there is none
-- `note`: something found out about the whole run: the A/A difference, cases left out, an interruption
-- `end`: the run went through all that it planned
+- `prediction`: op, impl, case id and the prediction; it is on disk before the measurement starts
+- `record`: one case of one implementation, with every sample, or with the reason why it has none
+- `note`: a fact about the whole run: the A/A difference, cases left out, an interruption
+- `end`: the run has finished its schedule
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ FILE = "records.jsonl"
 Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
 
 FLAGS = {
-    "noisy": "the interval of the median stayed wider than the aim until the time or sample cap",
-    "throttled": "the device lowered its clocks while this was measured, also when it was measured again",
+    "noisy": "sampling reached its time or sample cap before the interval of the median was narrow enough",
+    "throttled": "the device lowered its clocks during the measurement, and again when the measurement was repeated",
     "power-capped": "the board's power limit held the clocks down; measuring again would not help",
-    "impossible": "over 2% (on a host 50%) faster than the fastest read seen (a ceiling: than the datasheet says): the "
-    "caches were warm or the work was not done",
-    "warm": "the rotating copies together are smaller than four times the cache, or its size is not known: part may be "
-    "read from there",
-    "allocates": "the launch allocates memory; the time of that is inside the number",
+    "impossible": "more than 2% (on a host 50%) faster than the fastest read of the run, or for a ceiling than the "
+    "datasheet: the caches were warm or the work was not done",
+    "warm": "the rotating copies together are smaller than four times the cache, or the size of the cache is unknown: "
+    "the cache may have served a part of the reads",
+    "allocates": "the launch allocates memory, and the time includes this",
     "idle": "the launch waited or slept: on a host, less than half a core was busy; on a GPU, the call took the host "
     "over 10 ms more than the device needs",
 }
-"""Every flag a record can carry and what it means; kept and shown, never a reason to drop a number."""
+"""Every flag that a record can have, and its meaning. A flagged number is kept and shown."""
 
 MAY_BE_TOO_SHORT = frozenset({"impossible", "warm"})
-"""Flags of times that may be too short: shown in every table and figure, but they make no roof and no headline, and
-judge no claim."""
+"""Flags of times that may be too short. Tables and figures show these times, but no roof, headline or verdict is made
+from them."""
 
 
 def now() -> str:
@@ -59,10 +59,10 @@ def now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One case of one implementation. Seconds, bytes, FLOP, joule, watt, hertz throughout.
+    """One case of one implementation. Units: second, byte, FLOP, joule, watt, hertz.
 
-    `status`: `ok`; `refused` (the implementation does not support it), `wrong` (gate failed), `failed` (raised, or its
-    process died), `timeout`, `skipped` (no time left); `reason` says why for all but `ok`.
+    `status` is `ok`, `refused` (the implementation does not support the case), `wrong` (the gate failed), `failed` (the
+    launch raised, or its process died), `timeout` or `skipped` (no time was left). `reason` explains all but `ok`.
     """
 
     schema: int = SCHEMA
@@ -74,15 +74,15 @@ class Record:
     status: Status
     reason: str | None = None
     version: str = ""
-    """Of the library behind the implementation, e.g. `torch 2.11.0`."""
+    """The library of the implementation, e.g. `torch 2.11.0`."""
     work: dict[str, Any]
     """Compulsory minimum: `{"flops": {pipe: n}, "bytes_read": n, "bytes_written": n}`."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """What it really does, one entry per kernel: name, work, l2_bytes, link_bytes, ctas, ctas_per_sm."""
+    """What the implementation really does, one entry a kernel: name, work, l2_bytes, link_bytes, ctas, ctas_per_sm."""
     prediction: dict[str, Any] = field(default_factory=dict)
     """`{"datasheet": Prediction | None, "measured": Prediction | None, "at": iso time}`, made before measuring."""
     samples_s: list[float] = field(default_factory=list)
-    """Seconds per launch, cold caches, launch gaps out (graph replay on a GPU)."""
+    """Seconds per launch with cold caches and without launch gaps (graph replay on a GPU)."""
     isolated_s: list[float] = field(default_factory=list)
     """Seconds of single cold launches, one event pair each; empty on a CPU."""
     stop: str = ""
@@ -92,29 +92,29 @@ class Record:
     rotation: dict[str, Any] = field(default_factory=dict)
     """`{"copies", "bytes_per_copy", "touched_bytes", "total_bytes", "cache_bytes", "flush_bytes", "cold"}`."""
     telemetry: dict[str, Any] = field(default_factory=dict)
-    """Clocks, power, temperature, throttle reasons, energy while the whole case was sampled: all its implementations
-    in turn, spin kernels between them included; empty where nothing can be read."""
+    """Clocks, power, temperature, throttle reasons and energy while the whole case was sampled, that is while all its
+    implementations took turns, with spin kernels between them. Empty if nothing can be read."""
     counters: dict[str, Any] = field(default_factory=dict)
-    """`counters.Counted` of one cold launch, where counters were asked for and allowed: read from a `note`."""
+    """`counters.Counted` of one cold launch if counters were requested and allowed. It is read from a `note`."""
     flags: list[str] = field(default_factory=list)
     """Names of `FLAGS`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Of our kernels: `launches`, each with kernel, grid, constants, `num_warps`, `num_stages`; and what of that was
-    `tuned` offline for this part: `{}` if the reasoned configuration was found best, None if nothing was tried."""
+    """Only for our kernels. `launches`: kernel, grid, constants, `num_warps` and `num_stages` of each. `tuned`: what
+    offline tuning chose for this part, `{}` if the default configuration was best, None if nothing was tuned."""
     seed: int = 0
     repeat: int = 0
-    """Which of the run's repetitions; 0 for the first."""
+    """The number of the run's repetition, from 0."""
     measured_at: str = ""
     run_id: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What identifies a measurement within a run."""
+        """Identifies a measurement within a repetition of a run."""
         return (self.op, self.impl, self.case_id)
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Median seconds with its 95% interval, None without samples."""
+        """Median seconds with their 95% interval; None without samples."""
         return median_interval(self.samples_s) if self.samples_s else None
 
     @property
@@ -124,7 +124,7 @@ class Record:
 
     @property
     def may_be_too_short(self) -> bool:
-        """Whether a flag says so of the time; an `l2_read` of `stream` is warm by intent."""
+        """Does a flag say that the time may be too short? An `l2_read` of `stream` is warm on purpose."""
         intended = {"warm"} if self.op == "stream" and self.case.get("kind") == "l2_read" else set()
         return bool(MAY_BE_TOO_SHORT.intersection(self.flags) - intended)
 
@@ -188,7 +188,7 @@ class Writer:
 
 
 def mend_tail(path: Path) -> None:
-    """End a half-written last line (a killed run leaves one) with a newline, so that the next starts its own."""
+    """End a half-written last line with a newline, so that the next line starts alone. A killed run leaves one."""
     if not path.is_file() or not path.stat().st_size:
         return
     with path.open("rb+") as file:
@@ -252,7 +252,7 @@ LEFT_OUT = "the line is left out"
 
 
 def migrate(line: dict[str, Any]) -> dict[str, Any]:
-    """Bring a record's line to the present schema. ValueError for one from the future."""
+    """Bring a record's line to the present schema. ValueError for a newer schema."""
     schema = line.get("schema", SCHEMA)
     if isinstance(schema, int) and schema > SCHEMA:
         raise ValueError(f"schema {schema} is newer than this program's {SCHEMA}")
@@ -260,7 +260,7 @@ def migrate(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of(*types: type) -> Callable[[Any], bool]:
-    """JSON's true and false are no numbers, though Python's are."""
+    """Accept these types. `true` and `false` are not numbers in JSON, although bool is an int in Python."""
     return lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
@@ -270,22 +270,22 @@ def _list_of(*types: type) -> Callable[[Any], bool]:
 
 
 SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("whole number", _of(int)),
-    "bool": ("truth value", _of(bool)),
-    "str": ("text", _of(str)),
-    "str | None": ("text", _of(str, type(None))),
-    "Status": (f"status ({', '.join(get_args(Status))})", lambda value: value in get_args(Status)),
-    "dict[str, Any]": ("object", _of(dict)),
-    "dict[str, Any] | None": ("object", _of(dict, type(None))),
-    "list[dict[str, Any]]": ("list of objects", _list_of(dict)),
-    "list[float]": ("list of numbers", _list_of(int, float)),
-    "list[str]": ("list of texts", _list_of(str)),
+    "int": ("a whole number", _of(int)),
+    "bool": ("a truth value", _of(bool)),
+    "str": ("a text", _of(str)),
+    "str | None": ("a text", _of(str, type(None))),
+    "Status": (f"a status ({', '.join(get_args(Status))})", lambda value: value in get_args(Status)),
+    "dict[str, Any]": ("an object", _of(dict)),
+    "dict[str, Any] | None": ("an object", _of(dict, type(None))),
+    "list[dict[str, Any]]": ("a list of objects", _list_of(dict)),
+    "list[float]": ("a list of numbers", _list_of(int, float)),
+    "list[str]": ("a list of texts", _list_of(str)),
 }
-"""Of a record's fields, by the type as it is written there: what it is called, and whether a JSON value is one."""
+"""By the annotation of a record's field: the name of the type, and the test whether a JSON value has it."""
 
 
 def from_line(line: dict[str, Any]) -> Record:
-    """The record of a line, less the fields unknown here. ValueError names the field that is not as it should be."""
+    """Make a record from a line. Fields that are unknown here are ignored. ValueError names a wrong field."""
     line = migrate(line)
     known = dataclasses.fields(Record)
     given = {f.name: line[f.name] for f in known if f.name in line}
@@ -295,12 +295,12 @@ def from_line(line: dict[str, Any]) -> Record:
     for f in known:
         what, fits = SHAPES[str(f.type)]
         if f.name in given and not fits(given[f.name]):
-            raise ValueError(f"field {f.name} is no {what}")
+            raise ValueError(f"field {f.name} is not {what}")
     return Record(**given)
 
 
 def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:
-    """A tidy frame, one row per record of all runs. Units are in the column names.
+    """A tidy frame with one row per record of all runs. The column names hold the units.
 
     Columns: run, device, op, impl, ours, case_id, status, reason, median_s, low_s, high_s, samples, bytes, flops,
     intensity_flop_per_byte, bytes_per_s, flops_per_s, predicted_datasheet_s, predicted_measured_s, bound, flags, and

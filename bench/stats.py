@@ -1,4 +1,4 @@
-"""Medians, their intervals and the noise verdict. Pure; every sample counts, none is dropped."""
+"""Medians and their intervals. Pure functions; every sample counts, none is dropped."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 400
-"""Bootstrap resamples: enough to place a 95% bound within a tenth of the interval's width. All are drawn from a fixed
-seed: the same samples have the same interval."""
+"""Bootstrap resamples. This many place a 95% bound within a tenth of the interval's width. Their seed is fixed, so the
+same samples always give the same interval."""
 
 BOUNDS = (0.025, 0.975)
-"""The quantiles between which 95% lie."""
+"""The quantiles at the ends of a 95% interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A median with its bootstrap interval, in the unit of the samples."""
+    """A median with its 95% bootstrap interval, in the unit of the samples."""
 
     low: float
     median: float
@@ -30,7 +30,7 @@ class Interval:
 
 
 def median_interval(samples: Sequence[float]) -> Interval:
-    """95% percentile bootstrap of the median. ValueError without samples; one sample has an unbounded interval."""
+    """95% percentile bootstrap of the median. ValueError without samples. One sample has an unbounded interval."""
     values = np.asarray(samples, dtype=float)
     if values.size == 0:
         raise ValueError("no samples")
@@ -44,8 +44,10 @@ def median_interval(samples: Sequence[float]) -> Interval:
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
-    """95% bootstrap of the ratio of two medians, e.g. a peer's time over ours. ValueError where either has no samples;
-    one sample of either has an unbounded interval."""
+    """95% bootstrap of the ratio of two medians, e.g. a peer's time over ours.
+
+    ValueError if one side has no samples. One sample on either side gives an unbounded interval.
+    """
     top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     if top.size == 0 or bottom.size == 0:
         raise ValueError("no samples")

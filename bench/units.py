@@ -1,4 +1,4 @@
-"""SI numbers as people read them. GB is 1e9 bytes; the code behind keeps seconds, bytes and FLOP."""
+"""SI numbers as people read them. GB is 1e9 bytes. Everywhere else numbers are seconds, bytes and FLOP."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from bench.stats import Interval
 
 LARGE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
-"""Prefixes of times: a kilosecond is nobody's unit."""
+"""Prefixes of times. Nobody measures in kiloseconds."""
 
 
 def decimals(value: float) -> int:
-    """How many digits behind the point make three in all."""
+    """How many decimals give three significant digits."""
     return max(0, 2 - math.floor(math.log10(float(f"{abs(value):.3g}")))) if value else 0
 
 
 def digits(value: float) -> str:
-    """Three digits of something measured: `3.05`, `81.0`, `642`, `0.0312`; never an exponent."""
+    """A measured number with three digits and no exponent: `3.05`, `81.0`, `642`, `0.0312`."""
     return f"{value:.{decimals(value)}f}"
 
 
 def brief(value: float) -> str:
-    """Three digits and none that says nothing: `2.5`, `81`, `5,498`; at most six behind the point."""
+    """Three digits without trailing zeros, and at most six decimals: `2.5`, `81`, `5,498`."""
     text = f"{value:,.{min(6, decimals(value))}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -37,7 +37,7 @@ def si(value: float, unit: str, write: Callable[[float], str] = digits) -> str:
 
 
 def tick(value: float, unit: str) -> str:
-    """A number on an axis or in a sentence, no more digits than it needs: `20 µs`, `1 MB`."""
+    """A number on an axis or in a sentence, without trailing zeros: `20 µs`, `1 MB`."""
     return si(value, unit, brief)
 
 
@@ -47,11 +47,11 @@ def duration(seconds: float) -> str:
 
 
 WIDE = 0.3
-"""Half of an interval beyond which it is seldom symmetric."""
+"""The relative half-width above which an interval is rarely symmetric."""
 
 
 def measured(interval: Interval) -> str:
-    """A median with the half-width of its 95% interval: `81.2 µs ±0.4%`, or with its ends where that is `WIDE`."""
+    """A median with the half-width of its 95% interval, `81.2 µs ±0.4%`; beyond `WIDE`, with both ends."""
     if interval.high == float("inf"):
         return f"{duration(interval.median)} (one sample)"
     if interval.relative_halfwidth > WIDE:
@@ -64,7 +64,7 @@ def percent(fraction: float, decimals: int = 0) -> str:
 
 
 def signed(fraction: float) -> str:
-    """An error with its sign: `+3.1%`; from tenfold on `+5,432%`."""
+    """An error with its sign: `+3.1%`. From tenfold on it has no decimal: `+5,432%`."""
     return f"{100 * fraction:+z,.{0 if abs(fraction) >= 10 else 1}f}%"
 
 
@@ -77,7 +77,7 @@ def ratio(interval: Interval, decimals: int = 3) -> str:
 
 
 def difference(interval: Interval) -> str:
-    """The same as a difference: `+0.3% [-0.1%, +0.7%]`."""
+    """A ratio as a difference: `+0.3% [-0.1%, +0.7%]`."""
     if interval.high == float("inf"):
         return f"{signed(interval.median - 1)} (one sample)"
     return f"{signed(interval.median - 1)} [{signed(interval.low - 1)}, {signed(interval.high - 1)}]"
