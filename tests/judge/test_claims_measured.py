@@ -87,7 +87,7 @@ def test_intensity_is_bracketed_by_the_measured_roof() -> None:
     assert by_group["8"] == pytest.approx(8, rel=0.01)
     slow = judge("I5", [run(read(), attend(32, 32, time=4))])
     assert slow.status == "NOT MEASURED", "a quarter of the roof leaves 0.25 to 1 FLOP/B open"
-    assert "told without counters" in slow.reason
+    assert "known without counters" in slow.reason
     counted = attend(32, 32, time=4, counters={"dram_read": 2 * attend(32, 32).bytes, "dram_written": 0.0})
     by_counter = judge("I5", [run(counted)])
     assert by_counter.measured

@@ -31,13 +31,15 @@ DEEPSEEK_V3 = model("deepseek-v3")
 
 H100 = "h100-sxm"
 """Key of the part that most claims are about."""
+COMPARED_PARTS = {"a100-80": "A100", H100: "H100", "h200": "H200", "b200": "B200"}
+"""The parts that the primer, source A, sets side by side, and its names for them."""
 
 
-SHORT = 128
+SHORT_CONTEXT = 128
 """Context at which a cache hardly counts: 42 MB of KV beside 141 GB of weights in Llama-3.1-70B."""
 
 
-def known(quantity: Quantity | None, what: str, part: DeviceSpec) -> float:
+def datasheet_value(quantity: Quantity | None, what: str, part: DeviceSpec) -> float:
     """The number, or `NoPrediction` naming it."""
     if quantity is None:
         raise NoPrediction(f"no published {what} of {part.name}")
@@ -45,19 +47,19 @@ def known(quantity: Quantity | None, what: str, part: DeviceSpec) -> float:
 
 
 def bandwidth(part: DeviceSpec) -> float:
-    return known(part.memory_bandwidth, "memory bandwidth", part)
+    return datasheet_value(part.memory_bandwidth, "memory bandwidth", part)
 
 
 def peak(part: DeviceSpec, pipe: str) -> float:
-    return known(part.peaks.get(pipe), f"{pipe} peak", part)
+    return datasheet_value(part.peaks.get(pipe), f"{pipe} peak", part)
 
 
 def capacity(part: DeviceSpec) -> float:
-    return known(part.memory_capacity, "memory capacity", part)
+    return datasheet_value(part.memory_capacity, "memory capacity", part)
 
 
 def power(part: DeviceSpec) -> float:
-    return known(part.power, "power", part)
+    return datasheet_value(part.power, "power", part)
 
 
 def ridge(part: DeviceSpec, pipe: str) -> float:
@@ -95,22 +97,22 @@ def decode(
     return result
 
 
-def guess(published: Published, value: float, how: str, **setting: object) -> Comparison:
+def predicted(published: Published, value: float, how: str, **setting: object) -> Comparison:
     """A predicted value."""
     return Comparison(published=published, value=value, how=how, setting={k: str(v) for k, v in setting.items()})
 
 
 def at_most(published: Published, value: float, how: str, **setting: object) -> Comparison:
     """The most that a predicted value can be."""
-    return replace(guess(published, value, how, **setting), bound="upper")
+    return replace(predicted(published, value, how, **setting), bound="upper")
 
 
 def at_least(published: Published, value: float, how: str, **setting: object) -> Comparison:
     """The least that a predicted value can be."""
-    return replace(guess(published, value, how, **setting), bound="lower")
+    return replace(predicted(published, value, how, **setting), bound="lower")
 
 
-def seen(published: Published, value: float, how: str, records: Iterable[Record], **setting: object) -> Comparison:
+def measured(published: Published, value: float, how: str, records: Iterable[Record], **setting: object) -> Comparison:
     """A measured value; `records` are what it was computed from."""
     ids = record_ids(records)
     assert ids, "a measured value names its records"
@@ -161,7 +163,7 @@ def weight_kind(record: Record) -> str:
     return WEIGHT_KINDS[name]
 
 
-def about(run: Measured, key: str) -> None:
+def require_part(run: Measured, key: str) -> None:
     """Raises `Unmeasured` unless the run was made on that part."""
     if not run.on_gpu or run.part is None or run.part.key != key:
         raise Unmeasured(f"the run is of {run.device}; the claim is about the {find(key).name}")
@@ -183,7 +185,7 @@ def attention(run: Measured, **fields: object) -> list[Record]:
     return run.fastest("attention_decode", **(discover()["attention_decode"].case_type.PLAIN | fields))
 
 
-def need(records: Sequence[Record], what: str) -> Sequence[Record]:
+def require_records(records: Sequence[Record], what: str) -> Sequence[Record]:
     if not records:
         raise Unmeasured(f"the run holds no {what}")
     return records
@@ -210,7 +212,7 @@ def weights_seconds(run: Measured, shape: ModelShape, *, weights: str, batch: in
         for r in gemv(run, weights=weights, B=batch)
         if r.case.get("model") == shape.name or (r.case["N"], r.case["K"]) in shapes
     ]
-    need(records, f"`ffn_gemv` of a {shape.name} layer in {weights} at batch {batch}")
+    require_records(records, f"`ffn_gemv` of a {shape.name} layer in {weights} at batch {batch}")
     elements = sum(r.case["N"] * r.case["K"] for r in records)
     return sum(seconds(r) for r in records) / elements * active_parameters(shape), records
 
@@ -218,7 +220,7 @@ def weights_seconds(run: Measured, shape: ModelShape, *, weights: str, batch: in
 def cache_seconds(run: Measured, shape: ModelShape) -> tuple[float, Record]:
     """Seconds that attention in all layers takes for each token in a 16-bit cache, from the largest case measured."""
     caches = [r for r in attention(run, model=shape.name) if cached(r) == "bf16"]
-    record = max(need(caches, f"`attention_decode` of {shape.name} in bf16"), key=lambda r: r.bytes)
+    record = max(require_records(caches, f"`attention_decode` of {shape.name} in bf16"), key=lambda r: r.bytes)
     return shape.layers * seconds(record) / (batch_of(record) * record.case["T"]), record
 
 
@@ -237,8 +239,8 @@ def prompt_seconds(run: Measured, shape: ModelShape, prompt: int) -> tuple[float
     heads = run.fastest("prefill", kind="attention", T=prompt, dtype="bf16", D=shape.head_dim)
     heads = [r for r in heads if r.case.get("model") == shape.name] or heads
     what = f"`prefill` of {prompt} tokens in bf16"
-    need(gemms, f"{what} through a {shape.name} projection")
-    best = max(need(heads, f"{what} through attention of {shape.head_dim} wide heads"), key=rate)
+    require_records(gemms, f"{what} through a {shape.name} projection")
+    best = max(require_records(heads, f"{what} through attention of {shape.head_dim} wide heads"), key=rate)
     weights = 2 * prompt * sum(n * k for n, k in layer)
     scores = 4 * shape.head_dim * shape.heads * (prompt * (prompt + 1) // 2)
     per_weight_flop = sum(map(seconds, gemms)) / sum(r.flops for r in gemms)
@@ -317,7 +319,7 @@ def layer_sweeps(run: Measured, **fields: object) -> dict[str, list[Record]]:
 
 def bf16_sweep(run: Measured) -> Sequence[Record]:
     """That of 16-bit weights. Raises `Unmeasured`."""
-    return need(layer_sweeps(run).get(WEIGHT_KINDS["bf16"], []), "`ffn_gemv` in bf16")
+    return require_records(layer_sweeps(run).get(WEIGHT_KINDS["bf16"], []), "`ffn_gemv` in bf16")
 
 
 def pairs(
@@ -332,7 +334,7 @@ def pairs(
     return found
 
 
-def need_comparisons(found: list[Comparison], what: str) -> list[Comparison]:
+def require_comparisons(found: list[Comparison], what: str) -> list[Comparison]:
     if not found:
         raise Unmeasured(f"the run holds no {what}")
     return found
@@ -342,11 +344,11 @@ def batch_of(record: Record) -> int:
     return int(record.case["B"])
 
 
-def summed(parts: Iterable[OpPrediction | Load]) -> Work:
+def total_work(parts: Iterable[OpPrediction | Load]) -> Work:
     return sum((part.work for part in parts), Work())
 
 
 def prefill_intensity(prompt: float) -> float:
     """FLOP per byte of reading a prompt, Llama-3.1-70B in bf16."""
     bf16 = PRECISIONS["bf16"]
-    return summed(prefill_loads(LLAMA_70B, weights=bf16, kv=bf16, context=round(prompt), devices=1)).intensity
+    return total_work(prefill_loads(LLAMA_70B, weights=bf16, kv=bf16, context=round(prompt), devices=1)).intensity

@@ -1,4 +1,4 @@
-"""Claims M: dollars and joules per token."""
+"""Claims about money and energy: dollars and joules per token."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ from bench.judge.claims.base import (
     seconds,
 )
 from bench.judge.claims.common import (
+    COMPARED_PARTS,
     H100,
     LLAMA_70B,
-    about,
     at_least,
+    bandwidth,
+    capacity,
     decode,
-    guess,
-    known,
-    need_comparisons,
+    measured,
     power,
-    seen,
+    predicted,
+    require_comparisons,
+    require_part,
     weights_seconds,
 )
+from bench.judge.claims.kv import K5_BATCHES
 from kernels.models import active_parameters
 
-HOUR = 3600.0
-MILLION = 1e6
-INF = math.inf
-
-# ------------------------------------------------------------------------------------------------------ M1, M2: $
+# ------------------------------------------------------------------------------------- M1: the price of a batch
 
 M1_HOURLY = 2.50
 """$ an hour, as published with the claim."""
@@ -50,23 +49,21 @@ M1_COSTS = {
 
 def dollars(hourly: float, step_seconds: float, batch: int) -> float:
     """$ per million tokens."""
-    return hourly / HOUR * step_seconds / batch * MILLION
+    return hourly / 3600 * step_seconds / batch * 1e6
 
 
 def predict_m1() -> list[Comparison]:
     found = []
-    for context in (0, 128, 512, 2048, 8192):
-        for batch, published in M1_COSTS.items():
-            result = decode(LLAMA_70B, batch=batch, context=max(1, context))
-            value = dollars(M1_HOURLY, result.seconds, batch)
-            how = "price an hour x step / batch, H100 SXM roofline, its capacity set aside"
-            found.append(guess(published, value, how, context=context))
+    for context, (batch, published) in product((0, 128, 512, 2048, 8192), M1_COSTS.items()):
+        step = decode(LLAMA_70B, batch=batch, context=max(1, context)).seconds
+        how = "price an hour x step / batch, H100 SXM roofline, its capacity set aside"
+        found.append(predicted(published, dollars(M1_HOURLY, step, batch), how, context=context))
     return found
 
 
 def measure_m1(run: Measured) -> list[Comparison]:
-    """Weights alone, so the context is 0: the time of the model's measured layers."""
-    about(run, H100)
+    """The time of the weights alone, from the model's measured layers, so the context is 0."""
+    require_part(run, H100)
     found, reasons = [], []
     for batch, published in M1_COSTS.items():
         try:
@@ -75,7 +72,7 @@ def measure_m1(run: Measured) -> list[Comparison]:
             reasons.append(str(error))
             continue
         how = "price an hour x (seconds per weight of measured layers x weights) / batch; no cache"
-        found.append(seen(published, dollars(M1_HOURLY, step, batch), how, records, context=0))
+        found.append(measured(published, dollars(M1_HOURLY, step, batch), how, records, context=0))
     if not found:
         raise Unmeasured("; ".join(reasons))
     return found
@@ -84,37 +81,36 @@ def measure_m1(run: Measured) -> list[Comparison]:
 M1 = Claim(
     id="M1",
     text="at $2.50 an hour: $29 per million output tokens at batch 1, $0.45 at 64, $0.11 at 256 (70B FP16, H100)",
-    plain="A million tokens cost $29 to write for one user at a time, 45 cents for 64 at once, 11 cents for 256",
+    plain="A million tokens cost $29 to write for one user at a time, 45 cents for 64 at once and 11 cents for 256",
     source="A",
     how="P M",
     published=tuple(M1_COSTS.values()),
-    setting="Llama-3.1-70B in bf16, one H100's rates, its capacity set aside; the context is not named: varied",
+    setting="Llama-3.1-70B in bf16 at one H100's rates, with its capacity set aside. The text does not name the "
+    "context: it is varied",
     predict=predict_m1,
     measure=measure_m1,
 )
 
+# ------------------------------------------------------------------------------- M2: the price at the largest batch
 
 M2_COSTS = {
     key: number(f"$ per million tokens at the largest batch on {name}", price, "$", MEASURED)
-    for key, name, price in (
-        ("a100-80", "A100", 7.50), ("h100-sxm", "H100", 4.50), ("h200", "H200", 0.65), ("b200", "B200", 0.20),
-    )
-}  # fmt: skip
-PUBLISHED_BATCHES = {"a100-80": 4, "h100-sxm": 4, "h200": 15, "b200": 25}
-"""Largest batches on two parts as the same source gives them (K5)."""
+    for (key, name), price in zip(COMPARED_PARTS.items(), (7.50, 4.50, 0.65, 0.20), strict=True)
+}
 
 PRICES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.5)
-"""$ an hour for each part. What clouds asked lies between: $1.39 for an A100, $2.69 for an H100 (RunPod, as listed by
-deploybase.ai in March 2026); $7.91 for an H200 (an eighth of AWS p5en.48xlarge, in dstackai/dstack's pull 4110); $12.29
-for an H100 before AWS cut prices in 2025 (an eighth of p5.48xlarge's $98.32, as quoted by disintermediate.global)."""
+"""$ an hour for each part. The prices that clouds asked lie between: $1.39 for an A100, $2.69 for an H100 (RunPod, as
+listed by deploybase.ai in March 2026); $7.91 for an H200 (an eighth of AWS p5en.48xlarge, in dstackai/dstack's pull
+4110); $12.29 for an H100 before AWS cut prices in 2025 (an eighth of p5.48xlarge's $98.32, as quoted by
+disintermediate.global)."""
 
 
 def predict_m2() -> list[Comparison]:
-    """One price for all parts, or each its own; the published batches, or those that fit."""
+    """One price for all parts, with the largest batches that K5 publishes and with those that fit."""
     found = []
     for source, price in product(("as published", "as fits, 8 KV heads in bf16"), PRICES):
         for key, published in M2_COSTS.items():
-            batch = PUBLISHED_BATCHES[key]
+            batch = K5_BATCHES[key]
             if source != "as published":
                 batch = decode(LLAMA_70B, key, batch=1, context=4096, devices=2).max_batch or 0
             if not batch:
@@ -122,7 +118,7 @@ def predict_m2() -> list[Comparison]:
             step = decode(LLAMA_70B, key, batch=batch, context=4096, devices=2).seconds
             how = "2 parts x price an hour x step of two parts / batch, 4,096 tokens of context"
             setting = {"batch": source, "$ an hour": f"{price:g}"}
-            found.append(guess(published, dollars(2 * price, step, batch), how, **setting))
+            found.append(predicted(published, dollars(2 * price, step, batch), how, **setting))
     return found
 
 
@@ -133,28 +129,28 @@ M2 = Claim(
     source="A",
     how="P",
     published=tuple(M2_COSTS.values()),
-    setting="Llama-3.1-70B in bf16 on two parts, 4,096 tokens; prices are not named: one for all, varied",
+    setting="Llama-3.1-70B in bf16 on two parts with 4,096 tokens. The text does not name prices: one price for all "
+    "parts is varied",
     predict=predict_m2,
 )
 
-
-# ---------------------------------------------------------------------------------------------- M3, M4: formulas
+# --------------------------------------------------------------------------------------- M3: a formula for the cost
 
 M3_RATIO = number("cost by the formula over cost by the model", 1.0, "x", 0.1)
 
 
 def predict_m3() -> list[Comparison]:
-    """The formula divides prefill by the batch too; a prompt above the ridge gains nothing from company."""
+    """The formula divides prefill by the batch too, but a prompt above the ridge gains nothing from a batch."""
     found = []
     for prompt, output in ((128, 1024), (1024, 256), (8192, 256)):
         for hit, batch in product((0.0, 0.5, 0.99), (1, 16, 64)):
-            result = decode(LLAMA_70B, batch=batch, context=prompt)
-            unread = (1 - hit) * result.prefill_seconds
-            truth = unread + output * result.seconds / batch
-            formula = (unread + output * result.seconds) / batch
+            step = decode(LLAMA_70B, batch=batch, context=prompt)
+            unread = (1 - hit) * step.prefill_seconds
+            truth = unread + output * step.seconds / batch
+            formula = (unread + output * step.seconds) / batch
             how = "((1 - hit) prefill + decode) / batch, over (1 - hit) prefill + decode / batch"
             setting = {"request": f"{prompt} in and {output} out", "hit rate": f"{hit:g}", "batch": batch}
-            found.append(guess(M3_RATIO, formula / truth, how, **setting))
+            found.append(predicted(M3_RATIO, formula / truth, how, **setting))
     return found
 
 
@@ -165,10 +161,11 @@ M3 = Claim(
     source="A",
     how="P",
     published=(M3_RATIO,),
-    setting="Llama-3.1-70B in bf16, H100 roofline; prompt, output, hit rate and batch are varied",
+    setting="Llama-3.1-70B in bf16 on an H100's roofline. Prompt, output, hit rate and batch are varied",
     predict=predict_m3,
 )
 
+# ------------------------------------------------------------------------------------ M4: what a prefix cache saves
 
 M4_SAVED = number("prefill GPUs saved by a hit rate of 56.3%", 0.45, "")
 HIT_RATE, PREFILL_SHARE = 0.563, 0.8
@@ -177,8 +174,8 @@ HIT_RATE, PREFILL_SHARE = 0.563, 0.8
 
 def predict_m4() -> list[Comparison]:
     return [
-        guess(M4_SAVED, HIT_RATE, "hit rate: work not done by prefill GPUs", share="of the prefill GPUs"),
-        guess(M4_SAVED, HIT_RATE * PREFILL_SHARE, "hit rate x prefill's share of the cycles", share="of all GPUs"),
+        predicted(M4_SAVED, HIT_RATE, "hit rate: work not done by prefill GPUs", share="of the prefill GPUs"),
+        predicted(M4_SAVED, HIT_RATE * PREFILL_SHARE, "hit rate x prefill's share of the cycles", share="of all GPUs"),
     ]
 
 
@@ -189,32 +186,31 @@ M4 = Claim(
     source="A",
     how="P",
     published=(M4_SAVED,),
-    setting="work saved is the hit rate; whether of the prefill GPUs or of all GPUs is varied",
+    setting="The hit rate is the share of the work that is saved. It is taken of the prefill GPUs and of all GPUs",
     predict=predict_m4,
 )
 
-
-# ------------------------------------------------------------------------------------------------------ M5: joules
+# ------------------------------------------------------------------------------------------- M5: joules per token
 
 M5_GPU = Published(what="energy of a GPU per token", low=10, high=30, unit="J")
 M5_LPU = Published(what="energy of LPUs per token", low=1, high=3, unit="J")
+M5_BATCHES = (1, 2, 3, 8, 64)
 
 
 def predict_m5() -> list[Comparison | NoPrediction]:
-    """Rated power, which is more than what is drawn, x the roofline's time, which is less than what is taken."""
+    """Rated power x the roofline's time. A part draws less power than its rating and takes more time."""
     found: list[Comparison | NoPrediction] = []
-    for batch in (1, 2, 3, 8, 64):
-        result = decode(LLAMA_70B, batch=batch, context=128)
-        value = power(find(H100)) * result.seconds / batch
+    for batch in M5_BATCHES:
+        value = power(find(H100)) * decode(LLAMA_70B, batch=batch, context=128).seconds / batch
         how = "rated power x step / batch, Llama-3.1-70B in bf16 at one H100's rates"
-        found.append(guess(M5_GPU, value, how, machine="GPU", batch=batch))
+        found.append(predicted(M5_GPU, value, how, machine="GPU", batch=batch))
     try:
         lpu = find("groq-lpu")
-        chips = math.ceil(active_parameters(LLAMA_70B) / known(lpu.memory_capacity, "memory capacity", lpu))
-        step = active_parameters(LLAMA_70B) / (chips * known(lpu.memory_bandwidth, "memory bandwidth", lpu))
+        chips = math.ceil(active_parameters(LLAMA_70B) / capacity(lpu))
+        step = active_parameters(LLAMA_70B) / (chips * bandwidth(lpu))
         how = (
             f"a lower bound: power of {chips} chips that hold the model in 8 bits x the least time, "
-            "all of them reading at once"
+            "with all of them reading at once"
         )
         found.append(at_least(M5_LPU, chips * power(lpu) * step, how, machine="LPU", batch=1))
     except NoPrediction as missing:
@@ -223,12 +219,12 @@ def predict_m5() -> list[Comparison | NoPrediction]:
 
 
 def measure_m5(run: Measured) -> list[Comparison]:
-    """Mean board power while the model's layers ran, x their time, scaled to all weights of a token.
+    """Mean board power while the model's layers ran x their time, scaled to all weights of a token.
 
     A record's power is that of its case, measured over all implementations in turn, not over the fastest alone.
     """
     found = []
-    for batch in (1, 2, 3, 8, 64):
+    for batch in M5_BATCHES:
         try:
             step, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
         except Unmeasured:
@@ -241,33 +237,33 @@ def measure_m5(run: Measured) -> list[Comparison]:
                 "measured board power x (seconds per weight of measured layers x weights) / batch; the power is the "
                 "case's, over all its implementations in turn"
             )
-            found.append(seen(M5_GPU, watts * step / batch, how, powered, machine="GPU", batch=batch))
-    return need_comparisons(found, "`ffn_gemv` of llama-3.1-70b in bf16 with the board's power read while it ran")
+            found.append(measured(M5_GPU, watts * step / batch, how, powered, machine="GPU", batch=batch))
+    return require_comparisons(found, "`ffn_gemv` of llama-3.1-70b in bf16 with the board's power read while it ran")
 
 
 M5 = Claim(
     id="M5",
     text="GPUs spend 10-30 J per token, an LPU 1-3",
-    plain="A GPU spends 10 to 30 joules on a token, chips with all their memory on the chip (LPUs) 1 to 3",
+    plain="A GPU spends 10 to 30 joules on a token, and chips with all their memory on the chip (LPUs) spend 1 to 3",
     source="A",
     how="P M",
     published=(M5_GPU, M5_LPU),
-    setting="Llama-3.1-70B in bf16; the batch is not named: varied; LPUs enough to hold the model in 8 bits",
+    setting="Llama-3.1-70B in bf16. The text does not name the batch: it is varied. There are as many LPUs as hold the "
+    "model in 8 bits",
     predict=predict_m5,
     measure=measure_m5,
 )
 
-
-# ---------------------------------------------------------------------------------------------------- M6: software
+# ---------------------------------------------------------------------------------------- M6: what software saves
 
 M6_RATIO = Published(what="slowest over fastest implementation", low=2, high=10, unit="x", tolerance=0)
 JUDGED = ("ffn_gemv", "ffn_block", "moe_ffn", "attention_decode", "mla_decode")
 LARGE = 16 << 20
-"""Least bytes of a case: below, the launch is what differs."""
+"""Bytes from which cases are compared. Smaller cases differ by their launches."""
 
 
 def measure_m6(run: Measured) -> list[Comparison]:
-    """The median over an operation's cases of the slowest implementation's time over the fastest's."""
+    """The median, over an operation's cases, of the slowest implementation's time over the fastest's."""
     found = []
     for op in JUDGED:
         groups: dict[str, list[float]] = {}
@@ -277,8 +273,8 @@ def measure_m6(run: Measured) -> list[Comparison]:
         ratios = [max(times) / min(times) for times in groups.values() if len(times) > 1]
         if ratios:
             how = "median over cases of the slowest correct implementation / the fastest"
-            found.append(seen(M6_RATIO, median(ratios), how, used, op=op))
-    return need_comparisons(found, "case of at least 16 MiB with two implementations")
+            found.append(measured(M6_RATIO, median(ratios), how, used, op=op))
+    return require_comparisons(found, "case of at least 16 MiB with two implementations")
 
 
 M6 = Claim(
@@ -288,6 +284,6 @@ M6 = Claim(
     source="D",
     how="M",
     published=(M6_RATIO,),
-    setting="the slowest correct implementation of an operation stands for naive software",
+    setting="The slowest correct implementation of an operation stands for naive software",
     measure=measure_m6,
 )

@@ -1,4 +1,4 @@
-"""Claims T4 to T7: what fewer bits save in memory and time."""
+"""Claims about quantization: what fewer bits save in memory and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Publi
 from bench.judge.claims.common import (
     H100,
     LLAMA_70B,
-    SHORT,
+    SHORT_CONTEXT,
     WEIGHT_KINDS,
     attention,
     by_kind,
@@ -17,47 +17,27 @@ from bench.judge.claims.common import (
     capacity,
     decode,
     gemv,
-    guess,
-    need_comparisons,
+    measured,
     pairs,
     peak,
-    seen,
+    predicted,
+    require_comparisons,
     weight_kind,
 )
 from bench.predict.step_work import PRECISIONS
 from bench.records import Record
 from kernels.models import kv_bytes, parameters
 
-T4_TIME = number("latency in INT8 over FP16", 0.5, "x", MEASURED)
-T4_ROOM = number("memory left for KV in INT8 over FP16", 2, "x", MEASURED)
+LARGE = 64 << 20
+"""Bytes in 16 bits from which a case is compared: there a launch takes under a tenth of the time."""
 
 
-def predict_t4() -> list[Comparison]:
-    found = []
-    for context, batch in ((SHORT, 1), (2048, 1), (8192, 16), (8192, 64)):
-        half, full = (decode(LLAMA_70B, weights=w, batch=batch, context=context).seconds for w in ("w8a16", "bf16"))
-        how = "step with 8-bit weights / step with 16-bit weights, cache in bf16"
-        found.append(guess(T4_TIME, half / full, how, the="latency", batch=batch, context=context))
-    for key, count in (("h100-sxm", 2), ("h100-sxm", 3), ("h100-sxm", 4), ("h100-sxm", 8), ("h200", 2)):
-        total = count * capacity(find(key))
-        value = (total - parameters(LLAMA_70B)) / (total - 2 * parameters(LLAMA_70B))
-        where = f"{count} x {find(key).name}"
-        found.append(
-            guess(T4_ROOM, value, "(memory - 1 B a weight) / (memory - 2 B a weight)", the="room", parts=where)
-        )
-    return found
-
-
-def same_layer_pairs(run: Measured, kind: str, batch: int) -> list[tuple[Record, Record]]:
-    """Pairs (16-bit, `kind`) of one layer and batch, of layers of at least 64 MB in 16 bits."""
-    kinds = by_kind(gemv(run, B=batch))
+def same_layer_pairs(run: Measured, kind: str) -> list[tuple[Record, Record]]:
+    """Pairs (16-bit, `kind`) of one large layer at batch 1."""
+    kinds = by_kind(gemv(run, B=1))
     plain = WEIGHT_KINDS["bf16"]
-    records = [r for r in (*kinds.get(plain, []), *kinds.get(kind, [])) if 2 * r.case["N"] * r.case["K"] >= LARGE_LAYER]
+    records = [r for r in (*kinds.get(plain, []), *kinds.get(kind, [])) if 2 * r.case["N"] * r.case["K"] >= LARGE]
     return pairs(records, weight_kind, plain, kind, "weights", "activations")
-
-
-LARGE_LAYER = 64 << 20
-"""Bytes of a layer in 16 bits from which a launch is under a tenth of the time."""
 
 
 def median_ratio(both: list[tuple[Record, Record]]) -> float:
@@ -65,15 +45,36 @@ def median_ratio(both: list[tuple[Record, Record]]) -> float:
     return median(seconds(b) / seconds(a) for a, b in both)
 
 
+# ------------------------------------------------------------------------------------------- T4: half the weights
+
+T4_TIME = number("latency in INT8 over FP16", 0.5, "x", MEASURED)
+T4_ROOM = number("memory left for KV in INT8 over FP16", 2, "x", MEASURED)
+
+
+def predict_t4() -> list[Comparison]:
+    found = []
+    for context, batch in ((SHORT_CONTEXT, 1), (2048, 1), (8192, 16), (8192, 64)):
+        half, full = (decode(LLAMA_70B, weights=w, batch=batch, context=context).seconds for w in ("w8a16", "bf16"))
+        how = "step with 8-bit weights / step with 16-bit weights, cache in bf16"
+        found.append(predicted(T4_TIME, half / full, how, the="latency", batch=batch, context=context))
+    for key, count in ((H100, 2), (H100, 3), (H100, 4), (H100, 8), ("h200", 2)):
+        total = count * capacity(find(key))
+        value = (total - parameters(LLAMA_70B)) / (total - 2 * parameters(LLAMA_70B))
+        how = "(memory - 1 B a weight) / (memory - 2 B a weight)"
+        found.append(predicted(T4_ROOM, value, how, the="room", parts=f"{count} x {find(key).name}"))
+    return found
+
+
 def measure_t4(run: Measured) -> list[Comparison]:
     found = []
     for kind in (WEIGHT_KINDS["w8a16"], WEIGHT_KINDS["fp8"]):
-        layers = same_layer_pairs(run, kind, batch=1)
+        layers = same_layer_pairs(run, kind)
         if layers:
             how = f"median over layers of the time with {kind} weights / with 16-bit weights, fastest of each"
             used = [r for pair in layers for r in pair]
-            found.append(seen(T4_TIME, median_ratio(layers), how, used, the="latency", batch=1, context=SHORT))
-    return need_comparisons(found, "layer at batch 1 with both 16-bit and 8-bit weights")
+            setting = {"the": "latency", "batch": 1, "context": SHORT_CONTEXT}
+            found.append(measured(T4_TIME, median_ratio(layers), how, used, **setting))
+    return require_comparisons(found, "layer at batch 1 with both 16-bit and 8-bit weights")
 
 
 T4 = Claim(
@@ -83,11 +84,13 @@ T4 = Claim(
     source="A",
     how="P M",
     published=(T4_TIME, T4_ROOM),
-    setting="Llama-3.1-70B, weights quantized, cache in bf16; batch, context and number of parts are varied",
+    setting="Llama-3.1-70B with quantized weights and its cache in bf16. Batch, context and the number of parts are "
+    "varied",
     predict=predict_t4,
     measure=measure_t4,
 )
 
+# ------------------------------------------------------------------------------------- T5: the size of 4-bit weights
 
 T5_SIZE = number("weights of a 70B model in INT4", 35e9, "B")
 
@@ -95,7 +98,7 @@ T5_SIZE = number("weights of a 70B model in INT4", 35e9, "B")
 def predict_t5() -> list[Comparison]:
     how = "parameters of Llama-3.1-70B x bits / 8"
     return [
-        guess(T5_SIZE, parameters(LLAMA_70B) * bits / 8, how, scales=scales)
+        predicted(T5_SIZE, parameters(LLAMA_70B) * bits / 8, how, scales=scales)
         for scales, bits in (("not counted", 4), ("16 bits for every 128 weights", 4 + 16 / 128))
     ]
 
@@ -103,7 +106,7 @@ def predict_t5() -> list[Comparison]:
 T5 = Claim(
     id="T5",
     text="INT4 brings a 70B model to 35 GB",
-    plain="In 4 bits a weight, a 70B model takes 35 GB",
+    plain="With 4 bits a weight, a 70B model takes 35 GB",
     source="A",
     how="P",
     published=(T5_SIZE,),
@@ -111,6 +114,7 @@ T5 = Claim(
     predict=predict_t5,
 )
 
+# ------------------------------------------------------------------------------------------------ T6: an FP8 cache
 
 T6_SIZE = number("cache in FP8 over the cache in 16 bits", 0.5, "x")
 T6_TIME = number("attention time with the cache in FP8 over 16 bits", 0.5, "x", MEASURED)
@@ -120,32 +124,33 @@ def predict_t6() -> list[Comparison]:
     size = kv_bytes(LLAMA_70B, 8192, 1) / kv_bytes(LLAMA_70B, 8192, 2)
     half, full = (decode(LLAMA_70B, kv=kv, batch=16, context=8192).op("attention").seconds for kv in ("fp8", "bf16"))
     return [
-        guess(T6_SIZE, size, "1 B / 2 B an element"),
-        guess(T6_TIME, half / full, "attention of a step with either cache"),
+        predicted(T6_SIZE, size, "1 B / 2 B an element"),
+        predicted(T6_TIME, half / full, "attention of a step with an fp8 cache / with a bf16 cache"),
     ]
 
 
 def measure_t6(run: Measured) -> list[Comparison]:
     both = pairs(attention(run), cached, "bf16", "fp8", "kv")
-    large = [pair for pair in both if pair[0].bytes >= LARGE_LAYER]
+    large = [pair for pair in both if pair[0].bytes >= LARGE]
     if not large:
         raise Unmeasured("the run holds no large `attention_decode` with its cache both in bf16 and in fp8")
     how = "median over cases of the time with an fp8 cache / a bf16 cache, fastest of each"
-    return [seen(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])]
+    return [measured(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])]
 
 
 T6 = Claim(
     id="T6",
     text="an FP8 KV cache halves the cache",
-    plain="Storing what is remembered in half the bits halves it, and the time to read it",
+    plain="Storing what is remembered in half the bits halves its size and the time to read it",
     source="A",
     how="P M",
     published=(T6_SIZE, T6_TIME),
-    setting="Llama-3.1-70B, batch 16, 8,192 tokens; against a 16-bit cache, scales not counted",
+    setting="Llama-3.1-70B, batch 16, 8,192 tokens, against a 16-bit cache. Scales are not counted",
     predict=predict_t6,
     measure=measure_t6,
 )
 
+# ---------------------------------------------------------------------------------- T7: memory and compute in few bits
 
 T7_MEMORY = Published(what="memory of 16-bit weights over quantized ones", low=2, high=4, unit="x")
 T7_COMPUTE = Published(what="arithmetic rate over bf16's", low=2, high=4, unit="x")
@@ -156,31 +161,31 @@ QUANTIZED = ("fp8", "w8a16", "int4")
 
 
 def predict_t7() -> list[Comparison]:
+    def gate_up(weights: str) -> float:
+        return decode(LLAMA_70B, weights=weights, context=SHORT_CONTEXT).op("gate_up").seconds
+
     found = []
-    part = find(H100)
     for name in QUANTIZED:
-        stored = PRECISIONS[name]
-        setting = {"weights": WEIGHT_KINDS[name]}
+        kind, precision = WEIGHT_KINDS[name], PRECISIONS[name]
+        rate = peak(find(H100), precision.pipe) / peak(find(H100), "mma_bf16")
+        time = gate_up("bf16") / gate_up(name)
         found += [
-            guess(T7_MEMORY, 2 / stored.bytes, "2 B / bytes a weight", **setting),
-            guess(T7_COMPUTE, peak(part, stored.pipe) / peak(part, "mma_bf16"), "peaks of the H100", **setting),
-            guess(T7_TIME, decode(LLAMA_70B, context=SHORT).op("gate_up").seconds
-                  / decode(LLAMA_70B, weights=name, context=SHORT).op("gate_up").seconds,
-                  "gate and up of Llama-3.1-70B at batch 1", **setting),
-        ]  # fmt: skip
+            predicted(T7_MEMORY, 2 / precision.bytes, "2 B / bytes a weight", weights=kind),
+            predicted(T7_COMPUTE, rate, "peaks of the H100", weights=kind),
+            predicted(T7_TIME, time, "gate and up of Llama-3.1-70B at batch 1", weights=kind),
+        ]
     return found
 
 
 def measure_t7(run: Measured) -> list[Comparison]:
     found = []
-    for name in QUANTIZED:
-        kind = WEIGHT_KINDS[name]
-        layers = same_layer_pairs(run, kind, batch=1)
+    for kind in map(WEIGHT_KINDS.__getitem__, QUANTIZED):
+        layers = same_layer_pairs(run, kind)
         if layers:
             how = "median over layers of the time with 16-bit weights / with quantized ones, at batch 1"
             used = [r for pair in layers for r in pair]
-            found.append(seen(T7_TIME, 1 / median_ratio(layers), how, used, weights=kind))
-    return need_comparisons(found, "layer at batch 1 with both 16-bit and quantized weights")
+            found.append(measured(T7_TIME, 1 / median_ratio(layers), how, used, weights=kind))
+    return require_comparisons(found, "layer at batch 1 with both 16-bit and quantized weights")
 
 
 T7 = Claim(
@@ -190,7 +195,7 @@ T7 = Claim(
     source="D",
     how="P M",
     published=(T7_MEMORY, T7_COMPUTE, T7_TIME),
-    setting="against bf16 on an H100; bits of weights and of arithmetic are varied",
+    setting="Against bf16 on an H100. The bits of weights and of arithmetic are varied",
     predict=predict_t7,
     measure=measure_t7,
 )

@@ -1,10 +1,10 @@
-"""Claims I8 to I13: what of a GPU decode leaves unused, and what its time depends on."""
+"""Claims about utilization: what decode leaves unused of a GPU, and what its time depends on."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 
 from bench.devices import find
@@ -32,22 +32,25 @@ from bench.judge.claims.common import (
     bisect,
     cached,
     decode,
-    guess,
-    need_comparisons,
+    measured,
     nominal_peak,
     peak,
+    predicted,
     prefill_intensity,
     prompt_seconds,
     rate,
+    require_comparisons,
     ridge,
-    seen,
     stored,
-    summed,
+    total_work,
 )
 from bench.predict.step_model import step
 from bench.records import Record
 
-# -------------------------------------------------------------------------------------------------- I8: counters
+LARGE = 16 << 20
+"""Bytes from which a case shows how time depends on bytes and FLOP. A smaller case shows the launch."""
+
+# ------------------------------------------------------------------------------------------- I8: hits in the L2 cache
 
 I8_FALL = Published(
     what="fall of the L2 hit rate from prefill to decode", low=0.74, high=0.82, unit="", tolerance=MEASURED
@@ -56,7 +59,7 @@ L2_HITS = "l2_hit_rate"
 
 
 def measure_i8(run: Measured) -> list[Comparison]:
-    """Prefill is a prompt's products and attention where these were counted, else any large GEMM."""
+    """Prefill is the GEMMs and attention of a prompt if the run counted these, else any large GEMM."""
     found = (run.find("prefill"), run.find("gemm_peak", kind="gemm"))
     prefill = next((counted for records in found if (counted := [r for r in records if r.counters.get(L2_HITS)])), [])
     decoding = [
@@ -67,7 +70,7 @@ def measure_i8(run: Measured) -> list[Comparison]:
     hits = max(r.counters[L2_HITS] for r in prefill)
     how = f"1 - L2 hit rate of a decode operation / that of {prefill[0].op}, from hardware counters"
     return [
-        seen(I8_FALL, 1 - r.counters[L2_HITS] / hits, how, [r, *prefill], op=r.op, case=r.case_id) for r in decoding
+        measured(I8_FALL, 1 - r.counters[L2_HITS] / hits, how, [r, *prefill], op=r.op, case=r.case_id) for r in decoding
     ]
 
 
@@ -78,12 +81,12 @@ I8 = Claim(
     source="A",
     how="M",
     published=(I8_FALL,),
-    setting="a large GEMM stands for prefill, GEMV and attention for decode; from hardware counters",
+    setting="A prompt or else a large GEMM stands for prefill, GEMV and attention stand for decode. From hardware "
+    "counters",
     measure=measure_i8,
 )
 
-
-# --------------------------------------------------------------------------------------- I9, I10: compute reached
+# ------------------------------------------------------------------------------------- I9: the share of compute in use
 
 I9_SHARE = number("share of the compute peak reached", 0.23, "", APPROXIMATE)
 DECODE_BATCHES = (1, 8, 32, 64, 128, 256)
@@ -91,23 +94,24 @@ DECODE_BATCHES = (1, 8, 32, 64, 128, 256)
 
 def utilization(batch: int) -> float:
     result = decode(LLAMA_70B, batch=batch, context=2048)
-    return summed(result.ops).total_flops / (result.seconds * peak(find(H100), "mma_bf16"))
+    return total_work(result.ops).total_flops / (result.seconds * peak(find(H100), "mma_bf16"))
 
 
 def predict_i9() -> list[Comparison]:
     how = "FLOP of a step / (its predicted seconds x peak), 2,048 tokens of context"
     right = round(bisect(lambda batch: utilization(round(batch)) - I9_SHARE.low, 1, 256, within=0.02))
-    return [guess(I9_SHARE, utilization(batch), how, batch=batch) for batch in sorted({*DECODE_BATCHES, right})]
+    return [predicted(I9_SHARE, utilization(batch), how, batch=batch) for batch in sorted({*DECODE_BATCHES, right})]
 
 
 def gemv_utilization(run: Measured) -> list[tuple[int, float, Record]]:
+    """Batch, share of the peak and record of each bf16 layer."""
     top = nominal_peak(run, "mma_bf16")
     return [(batch_of(r), r.flops / (seconds(r) * top), r) for r in bf16_sweep(run)]
 
 
 def measure_i9(run: Measured) -> list[Comparison]:
     how = "FLOP of a bf16 layer / (seconds x the part's peak)"
-    return [seen(I9_SHARE, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
+    return [measured(I9_SHARE, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
 
 
 I9 = Claim(
@@ -117,45 +121,45 @@ I9 = Claim(
     source="A",
     how="P M",
     published=(I9_SHARE,),
-    setting="decode of Llama-3.1-70B in bf16 on an H100; the batch is not named: varied",
+    setting="Decode of Llama-3.1-70B in bf16 on an H100. The text does not name the batch: it is varied",
     predict=predict_i9,
     measure=measure_i9,
 )
 
+# ---------------------------------------------------------------------------------- I10: prefill and decode on one GPU
 
 I10_PREFILL = number("share of the peak that prefill reaches", 1.0, "", MEASURED)
 I10_WASTE = Published(what="compute wasted where prefill and decode share a GPU", low=0.7, high=0.9, unit="")
 PROMPTS = (128, 512, 2048, 8192)
 PROMPT, OUTPUT = 1024, 256
-"""Of the request whose waste is counted: a chat turn."""
+"""Tokens of the request whose waste is counted: a chat turn."""
 DATASHEET = "the datasheet's peak"
 
 
 def request_flops() -> tuple[float, float]:
-    """Of reading `PROMPT` tokens, causal and with logits of the last alone, and of writing `OUTPUT` after them."""
+    """FLOP of reading `PROMPT` tokens, causal and with the last token's logits alone, and of writing `OUTPUT` more."""
     result = decode(LLAMA_70B, context=PROMPT)
-    return summed(result.prefill_ops).total_flops, OUTPUT * summed(result.ops).total_flops
+    return total_work(result.prefill_ops).total_flops, OUTPUT * total_work(result.ops).total_flops
 
 
 def predict_i10() -> list[Comparison]:
-    top = peak(find(H100), "mma_bf16")
-    bend = ridge(find(H100), "mma_bf16")
-    found = [
-        guess(I10_PREFILL, min(1.0, prefill_intensity(prompt) / bend), "intensity / ridge, at most 1",
-              phase="prefill", prompt=prompt, of=DATASHEET)
-        for prompt in PROMPTS
-    ]  # fmt: skip
+    h100 = find(H100)
+    found = []
+    for prompt in PROMPTS:
+        share = min(1.0, prefill_intensity(prompt) / ridge(h100, "mma_bf16"))
+        how = "intensity / ridge, at most 1"
+        found.append(predicted(I10_PREFILL, share, how, phase="prefill", prompt=prompt, of=DATASHEET))
     for batch in DECODE_BATCHES:
         result = decode(LLAMA_70B, batch=batch, context=PROMPT)
         busy = result.prefill_seconds + OUTPUT * result.seconds / batch
-        waste = 1 - sum(request_flops()) / (top * busy)
+        waste = 1 - sum(request_flops()) / (peak(h100, "mma_bf16") * busy)
         how = "1 - FLOP of 1,024 tokens in and 256 out / (peak x time of both on one GPU)"
-        found.append(guess(I10_WASTE, waste, how, phase="shared", batch=batch))
+        found.append(predicted(I10_WASTE, waste, how, phase="shared", batch=batch))
     return found
 
 
 def measure_i10(run: Measured) -> list[Comparison]:
-    """Prompts as measured, and their neighbour in length of `PROMPT` beside decode's weights for what is wasted."""
+    """The measured prompts. For the waste, the prompt nearest to `PROMPT` tokens together with decode's weights."""
     top = nominal_peak(run, "mma_bf16")
     tops = {"the best measured GEMM": run.peak("mma_bf16")}
     if run.part and "mma_bf16" in run.part.peaks:
@@ -173,7 +177,7 @@ def measure_i10(run: Measured) -> list[Comparison]:
         for of, roof in tops.items():
             how = "FLOP of a layer / (its seconds, from measured projections and attention, x the peak)"
             used = records if of == DATASHEET else [*records, max(gemms, key=rate)]
-            found.append(seen(I10_PREFILL, flops / taken / roof, how, used, phase="prefill", prompt=prompt, of=of))
+            found.append(measured(I10_PREFILL, flops / taken / roof, how, used, phase="prefill", prompt=prompt, of=of))
     if not found:
         raise Unmeasured("; ".join(reasons))
     nearest = min(reached, key=lambda prompt: (abs(math.log(prompt / PROMPT)), -prompt))
@@ -182,32 +186,29 @@ def measure_i10(run: Measured) -> list[Comparison]:
     for batch, share, record in gemv_utilization(run):
         waste = 1 - (read_flops + written_flops) / (read_flops / reading + written_flops / share)
         how = f"as predicted, from the measured prompt of {nearest:,} tokens and the measured layer"
-        found.append(seen(I10_WASTE, waste, how, [*prompts, record], phase="shared", batch=batch))
+        found.append(measured(I10_WASTE, waste, how, [*prompts, record], phase="shared", batch=batch))
     return found
 
 
 I10 = Claim(
     id="I10",
     text="prefill can approach 100% of compute, decode leaves it severely underused; sharing one GPU wastes 70-90%",
-    plain="Reading the question keeps all of a GPU's arithmetic busy; doing both on one GPU wastes 70 to 90% of it",
+    plain="Reading the question keeps all of a GPU's arithmetic busy, and doing both on one GPU wastes 70 to 90% of it",
     source="A",
     how="P M",
     published=(I10_PREFILL, I10_WASTE),
-    setting="Llama-3.1-70B in bf16 on an H100, 1,024 tokens in and 256 out; prompt, batch and what counts as the "
-    "peak are varied",
+    setting="Llama-3.1-70B in bf16 on an H100, 1,024 tokens in and 256 out. Prompt, batch and what counts as the peak "
+    "are varied",
     predict=predict_i10,
     measure=measure_i10,
 )
 
-
-# ------------------------------------------------------------------------------------- I11, I12: what time depends on
+# --------------------------------------------------------------------------------------- I11: the effect of more FLOP/s
 
 I11_TIME = our_range("time with twice the FLOP/s over time", 1, 1, "x", ARITHMETIC)
 SLACK = elasticity.TOLERANCE
 I11_FLOPS = our_range("elasticity of time to FLOPs", -SLACK, SLACK, "")
 I11_BYTES = our_range("elasticity of time to bytes", 1 - SLACK, 1 + SLACK, "")
-STREAMING = 16 << 20
-"""Least bytes of a case used for elasticities: below, the launch decides."""
 
 
 def predict_i11() -> list[Comparison]:
@@ -216,15 +217,16 @@ def predict_i11() -> list[Comparison]:
     found = []
     for batch in (1, 64, 256, 512):
         now, then = (step(LLAMA_70B, device=d, batch=batch, context=2048).seconds for d in (part, faster))
-        found.append(guess(I11_TIME, then / now, "step with all peaks doubled / step", batch=batch))
+        found.append(predicted(I11_TIME, then / now, "step with all peaks doubled / step", batch=batch))
     return found
 
 
 def measure_i11(run: Measured) -> list[Comparison]:
-    """Elasticities of each implementation of ours over the decode cases large enough to stream."""
+    """Elasticities of each of our implementations over the decode cases that are large enough."""
     found, reasons = [], []
+    how = "exponent in log t = a + e_b log bytes + e_f log FLOP, either end of its 95% interval"
     for op, most in (("ffn_gemv", 64), ("attention_decode", 1 << 20)):
-        usable = [r for r in run.find(op) if r.ours and r.bytes >= STREAMING and r.case["B"] <= most]
+        usable = [r for r in run.find(op) if r.ours and r.bytes >= LARGE and batch_of(r) <= most]
         for impl in sorted({r.impl for r in usable}):
             records = [r for r in usable if r.impl == impl and stored(r) == cached(r) == "bf16"]
             try:
@@ -232,9 +234,9 @@ def measure_i11(run: Measured) -> list[Comparison]:
             except elasticity.NotIdentified as error:
                 reasons.append(f"{op} {impl}: {error}")
                 continue
-            how = "exponent in log t = a + e_b log bytes + e_f log FLOP, either end of its 95% interval"
             for published, interval in ((I11_FLOPS, result.flops), (I11_BYTES, result.bytes)):
-                found += [seen(published, end, how, records, op=op, impl=impl) for end in (interval.low, interval.high)]
+                for end in (interval.low, interval.high):
+                    found.append(measured(published, end, how, records, op=op, impl=impl))
     if not found:
         raise Unmeasured("; ".join(reasons) or "the run holds no decode cases of ours above 16 MiB")
     return found
@@ -247,44 +249,40 @@ I11 = Claim(
     source="A",
     how="M",
     published=(I11_TIME, I11_FLOPS, I11_BYTES),
-    setting="predicted by doubling all peaks; measured by changing FLOPs at fixed bytes and the reverse",
+    setting="Predicted with all peaks doubled. Measured with FLOPs changed at fixed bytes, and bytes at fixed FLOPs",
     predict=predict_i11,
     measure=measure_i11,
 )
 
+# -------------------------------------------------------------------------------- I12: time and bandwidth across GPUs
 
 I12_RATIO = our_range("ratio of times over inverse ratio of bandwidths", 1, 1, "x", MEASURED)
+DECODE_OPS = ("ffn_gemv", "attention_decode", "moe_ffn", "mla_decode")
 
 
 def predict_i12() -> list[Comparison]:
     found = []
-    for key in ("a100-80", "h200", "b200"):
-        for batch in (1, 64, 512):
-            times = [decode(LLAMA_8B, k, batch=batch, context=2048).seconds for k in (H100, key)]
-            value = times[0] / times[1] * bandwidth(find(H100)) / bandwidth(find(key))
-            how = "time on the H100 / time on the part x inverse ratio of their bandwidths"
-            found.append(guess(I12_RATIO, value, how, part=find(key).name, batch=batch))
+    for key, batch in product(("a100-80", "h200", "b200"), (1, 64, 512)):
+        times = [decode(LLAMA_8B, k, batch=batch, context=2048).seconds for k in (H100, key)]
+        value = times[0] / times[1] * bandwidth(find(H100)) / bandwidth(find(key))
+        how = "time on the H100 / time on the part x inverse ratio of their bandwidths"
+        found.append(predicted(I12_RATIO, value, how, part=find(key).name, batch=batch))
     return found
-
-
-DECODE_OPS = ("ffn_gemv", "attention_decode", "moe_ffn", "mla_decode")
 
 
 def across_i12(runs: list[Measured]) -> list[Comparison]:
     first, *others = runs
     found = []
-    for other in others:
+    for other, op in product(others, DECODE_OPS):
         roofs = first.ceilings.read_roof / other.ceilings.read_roof
-        for op in DECODE_OPS:
-            theirs = {r.case_id: r for r in other.fastest(op)}
-            pairs = [(r, theirs[r.case_id]) for r in first.fastest(op) if r.case_id in theirs and r.bytes >= STREAMING]
-            if pairs:
-                value = median(seconds(a) / seconds(b) * roofs for a, b in pairs)
-                how = "median over common cases of the time ratio x the ratio of measured read bandwidths"
-                used = [r for pair in pairs for r in pair]
-                parts = f"{first.device} and {other.device}"
-                found.append(seen(I12_RATIO, value, how, used, parts=parts, op=op))
-    return need_comparisons(found, "common decode cases above 16 MiB")
+        theirs = {r.case_id: r for r in other.fastest(op)}
+        pairs = [(r, theirs[r.case_id]) for r in first.fastest(op) if r.case_id in theirs and r.bytes >= LARGE]
+        if pairs:
+            value = median(seconds(a) / seconds(b) * roofs for a, b in pairs)
+            how = "median over common cases of the time ratio x the ratio of measured read bandwidths"
+            used = [r for pair in pairs for r in pair]
+            found.append(measured(I12_RATIO, value, how, used, parts=f"{first.device} and {other.device}", op=op))
+    return require_comparisons(found, "common decode cases above 16 MiB")
 
 
 I12 = Claim(
@@ -294,22 +292,21 @@ I12 = Claim(
     source="A C D",
     how="X M",
     published=(I12_RATIO,),
-    setting="predicted for Llama-3.1-8B in bf16 against an H100, batch varied; measured on common cases",
+    setting="Predicted for Llama-3.1-8B in bf16 against an H100 with the batch varied. Measured on common cases",
     predict=predict_i12,
     across=across_i12,
 )
 
-
-# -------------------------------------------------------------------------------------------------- I13: KV cache
+# ------------------------------------------------------------------------------------------- I13: what the cache saves
 
 I13_SPEEDUP = number("speed-up by the KV cache", 5, "x", APPROXIMATE)
 I13_LINEAR = number("growth of the time when the output doubles, with the cache", 2, "x", APPROXIMATE)
 STEPS = 16
-"""Contexts sampled over a generation; time per token is smooth in the context."""
+"""Contexts sampled over a generation. The time per token is smooth in the context."""
 
 
 def generation(tokens: int) -> tuple[float, float]:
-    """Seconds to generate `tokens` with the cache, and with the whole sequence recomputed for each."""
+    """Seconds to generate `tokens` with the cache, and with the whole sequence computed again for each token."""
     contexts = [max(1, round(tokens * (i + 0.5) / STEPS)) for i in range(STEPS)]
     steps = [decode(LLAMA_70B, context=context) for context in contexts]
     scale = tokens / STEPS
@@ -324,9 +321,10 @@ def predict_i13() -> list[Comparison]:
     found = []
     for tokens in sorted({256, 1024, 4096, 8192, round(bisect(excess, 256, 8192, within=0.05))}):
         with_cache, without = generation(tokens)
+        twice, _ = generation(2 * tokens)
         found += [
-            guess(I13_SPEEDUP, without / with_cache, "recomputing every prefix / reading the cache", tokens=tokens),
-            guess(I13_LINEAR, generation(2 * tokens)[0] / with_cache, "time of twice the tokens / time", tokens=tokens),
+            predicted(I13_SPEEDUP, without / with_cache, "recomputing every prefix / reading the cache", tokens=tokens),
+            predicted(I13_LINEAR, twice / with_cache, "time of twice the tokens / time", tokens=tokens),
         ]
     return found
 
@@ -338,7 +336,7 @@ def measure_i13(run: Measured) -> list[Comparison]:
     area = sum((seconds(a) + seconds(b)) / 2 * (batch_of(b) - batch_of(a)) for a, b in pairwise(sweep))
     value = area / (seconds(sweep[0]) * (batch_of(sweep[-1]) - 1))
     how = "a layer's time with t tokens, averaged over t, / its time with one: recomputing against caching"
-    return [seen(I13_SPEEDUP, value, how, sweep, tokens=batch_of(sweep[-1]))]
+    return [measured(I13_SPEEDUP, value, how, sweep, tokens=batch_of(sweep[-1]))]
 
 
 I13 = Claim(
@@ -348,7 +346,7 @@ I13 = Claim(
     source="A",
     how="P M",
     published=(I13_SPEEDUP, I13_LINEAR),
-    setting="Llama-3.1-70B in bf16 at H100 bandwidth, no prompt; the length is not named: varied",
+    setting="Llama-3.1-70B in bf16 at H100 bandwidth without a prompt. The text names no length: it is varied",
     predict=predict_i13,
     measure=measure_i13,
 )
