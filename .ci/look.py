@@ -1,4 +1,4 @@
-"""Look at what a smoke run wrote: every record in order, figures with a picture in them, a report that names them."""
+"""Check what a smoke run wrote: its records are complete, its figures are not empty, and its report names them."""
 
 import json
 import sys

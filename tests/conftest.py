@@ -14,6 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from bench.machine import gpu_target
 from kernels.op import Target
 
 INTERPRETER = Target(kind="interpreter", name="interpreter", sm=90, sm_count=4, l2_bytes=1 << 20, smem_per_sm=228 << 10)
@@ -25,18 +26,6 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     if not pluginmanager.hasplugin("timeout"):
         for name in ("timeout", "timeout_func_only"):
             parser.addini(name, "a setting of pytest-timeout, which is not installed")
-
-
-def gpu_target() -> Target:
-    properties = torch.cuda.get_device_properties(0)
-    return Target(
-        kind="cuda",
-        name=properties.name,
-        sm=10 * properties.major + properties.minor,
-        sm_count=properties.multi_processor_count,
-        l2_bytes=properties.L2_cache_size,
-        smem_per_sm=properties.shared_memory_per_multiprocessor,
-    )
 
 
 @pytest.fixture(scope="session")

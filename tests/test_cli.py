@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line and exit code 2 for what can be mended, JSON for machines."""
+"""The command line as a user sees it. An error that the user can mend is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bench.cli import main
 from bench.errors import BadRequest
+from bench.judge.claims import CLAIMS
 from bench.terminal import screen
 from bench.terminal.arguments import duration, whole_numbers
 from bench.terminal.progress import Live
@@ -30,7 +31,7 @@ class Done(NamedTuple):
 
 
 def decodebench(*arguments: str) -> Done:
-    """The command line in this process: a new one would import everything again."""
+    """Run the command line in this process. A new process would import everything again."""
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(ROOT)
@@ -125,7 +126,7 @@ def test_a_module_of_our_own_that_is_not_there_keeps_its_traceback() -> None:
 
 
 def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m bench` where that module cannot be imported."""
+    """Run `python -m bench` in a process that cannot import this module."""
     code = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('bench', run_name='__main__')"
     return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
 
@@ -150,7 +151,7 @@ def test_predict_for_machines() -> None:
 
 def test_claims_for_machines() -> None:
     verdicts = json.loads(decodebench("claims", "--json").stdout)
-    assert len(verdicts) == 45
+    assert [verdict["id"] for verdict in verdicts] == list(CLAIMS)
 
 
 def test_what_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch, capsys:
         said = capsys.readouterr().out
         assert "1,342" in said
         assert "…" not in said
-        assert ("1,342     not slower" in said) is (columns == 60), "a table where it fits, else a block for each row"
+        assert ("1,342     not slower" in said) is (columns == 60), "a table if it fits, else a block for each row"
         assert "".join(said.split()).count("B8-Hq32-Hkv8-D128-T4096") == 1
 
 
@@ -195,7 +196,7 @@ def test_lists_of_whole_numbers() -> None:
 
 
 def test_a_result_on_the_screen_keeps_its_digits_and_names_its_prediction() -> None:
-    """262 kB in 12.4 ms, predicted 224 us: neither 0.0 GB/s nor 0.00 TFLOP/s, and no share of a prediction."""
+    """262 kB in 12.4 ms, predicted 224 us. The line shows neither 0.0 GB/s nor 0.00 TFLOP/s, and the error as such."""
     screen = Console(file=StringIO(), width=200)
     prediction = {"measured": {"seconds": 224e-6, "terms": {}, "bound": "launch"}}
     Live(screen).record(

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from bench.cli import app
 from tests.support import ROOT
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PAGES = [ROOT / "README.md", *(page for top in ROOT.glob("[!.]*/") for page in top.rglob("README.md"))]
 README = (ROOT / "README.md").read_text()
 ROWS = dict(re.findall(r"^\| `decodebench (\w+)(.*)$", README, re.MULTILINE))
 """The README's table of commands: the rest of the line by the command's name."""
@@ -24,6 +26,14 @@ ROWS = dict(re.findall(r"^\| `decodebench (\w+)(.*)$", README, re.MULTILINE))
 
 def test_the_readme_lists_every_command_and_no_other() -> None:
     assert sorted(ROWS) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_name_files_that_exist(path: Path) -> None:
+    text = path.read_text()
+    links = {path.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+    named = {ROOT / name for name in re.findall(r"\b(?:bench|kernels|tests)/[\w./]+\w", text)}
+    assert not [str(file) for file in links | named if not file.exists()]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

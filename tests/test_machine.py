@@ -1,4 +1,4 @@
-"""The host, the checkout and the target, against fakes of the same shape as the real ones."""
+"""The host, the checkout and the target, against fakes that look like the real ones."""
 
 from __future__ import annotations
 

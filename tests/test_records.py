@@ -1,4 +1,4 @@
-"""The run file: appended line by line, read back whatever happened to it."""
+"""The run file is appended line by line, and can be read whatever happened to it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_last_record_of_a_key_counts_and_repeats_are_apart(tmp_path: Path) -
 
 
 def test_counters_join_the_record_that_they_name(tmp_path: Path) -> None:
-    """Not its repetitions, nor what another kind of note says of it; of a record that is not there, nothing."""
+    """Repetitions get none, other kinds of notes add none, and a note about an absent record is ignored."""
     writer = Writer(written(tmp_path, record(), record(repeat=1), record(impl="torch")))
     key = {"op": "ffn_gemv", "case_id": "B1-N2-K3-bf16"}
     for note in ({"note": "counters", "impl": "triton", "dram_read": 24.0}, {"note": "aa", "impl": "torch"}):
@@ -99,7 +99,7 @@ def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_record_says_what_is_wrong_with_it(changes: dict, reason: str, tmp_path: Path) -> None:
-    """A change to None takes the field away."""
+    """None removes the field."""
     written(tmp_path, record())
     line = {"kind": "record", **as_line(record(case_id="damaged")), **changes}
     line = {name: value for name, value in line.items() if name not in changes or value is not None}

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from bench.stats import median_interval, ratio_interval
-from tests.support.properties import given, st
+from tests.support.properties import given, settings, st
 
 
 def test_interval_of_known_noise() -> None:
-    """Normal noise: the median of n samples has standard error 1.2533 s / sqrt(n), the interval 2 x 1.96 of it."""
+    """The median of n normal samples has the standard error 1.2533 s / sqrt(n). The interval is 2 x 1.96 times that."""
     samples = np.random.default_rng(1).normal(100.0, 5.0, 400)
     interval = median_interval(samples)
     assert interval.low < 100.0 < interval.high
@@ -17,12 +17,12 @@ def test_interval_of_known_noise() -> None:
 
 
 def test_intervals_of_many_samples_are_as_wide_as_95_percent_asks() -> None:
-    """On average over 100 draws, which one draw misses by a quarter: 90% would be a sixth narrower."""
+    """The average of 100 draws. A single draw is off by up to a quarter, and a 90% interval is a sixth narrower."""
     draws = np.random.default_rng(3).normal(100.0, 5.0, (100, 2, 400))
     expected = 1.96 * 1.2533 * 5.0 / 20
     alone = [median_interval(of[0]) for of in draws]
     assert np.mean([(i.high - i.low) / 2 for i in alone]) == pytest.approx(expected, rel=0.06)
-    against = [ratio_interval(*of) for of in draws]  # two independent medians of 100: errors add in squares
+    against = [ratio_interval(*of) for of in draws]  # the squared errors of two medians of 100 add up
     assert np.mean([(i.high - i.low) / 2 for i in against]) == pytest.approx(2**0.5 * expected / 100, rel=0.06)
 
 
@@ -43,6 +43,7 @@ def test_no_samples() -> None:
             nothing()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=40))
 def test_the_median_lies_in_its_interval(samples: list[float]) -> None:
     interval = median_interval(samples)

@@ -1,4 +1,4 @@
-"""bench/units.py: the one place where numbers become words."""
+"""bench/units.py turns numbers into words."""
 
 from __future__ import annotations
 

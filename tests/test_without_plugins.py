@@ -1,4 +1,4 @@
-"""The tests where pytest is there, but none of the packages that make it faster or more thorough."""
+"""The tests can be collected with pytest alone, without the packages that make it faster or more thorough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def run(*arguments: str) -> str:
-    """What pytest prints. A configuration that needs a plugin is an error."""
+    """Run pytest and return what it prints. A setting that needs an absent plugin is an error."""
     done = subprocess.run(
         [sys.executable, "-c", CODE, "-W", "error::pytest.PytestConfigWarning", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What tests pretend with, and where the checkout is."""
+"""Fakes, planted cheats and synthetic runs for the tests; the path of the checkout."""
 
 from __future__ import annotations
 
