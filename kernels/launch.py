@@ -12,9 +12,21 @@ REGISTERS = 65536
 """Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
 
 
+SMEM_RESERVED = 1 << 10
+"""Shared memory that the system takes of every CTA (CUDA programming guide, compute capability 8.0 and later)."""
+
+CTA_SMEM = 227 << 10
+"""Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
+
+
 def registers(warps_per_sm: int) -> int:
     """What each thread may have, in units of 8 and at most the 255 that an instruction can name."""
     return min(255, REGISTERS // (32 * warps_per_sm) // 8 * 8)
+
+
+def cta_smem(target: Target, ctas_per_sm: int) -> int:
+    """Bytes of shared memory that each of `ctas_per_sm` resident CTAs may use; of an H100 where there is no GPU."""
+    return min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - SMEM_RESERVED)
 
 
 @dataclass(frozen=True, kw_only=True)

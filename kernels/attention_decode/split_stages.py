@@ -6,7 +6,6 @@ from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths,
 from kernels.attention_decode.split_plan import (
     Plan,
     block_tokens,
-    merge_shape,
     most_rows,
     plan,
     prefix_plan,
@@ -17,10 +16,8 @@ from kernels.attention_decode.split_plan import (
 )
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES
+from kernels.common.split_kv import MERGE_WARPS_PER_SM, merge_shape
 from kernels.op import Stage, Target, Work
-
-MERGE_WARPS_PER_SM = 16
-"""Of the merge kernel, whose threads have up to 128 of an SM's 65,536 registers."""
 
 
 def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
@@ -51,7 +48,7 @@ def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2
     """
     lists = 4 * (8 * len(p.segments) + len(p.starts))
     size = case.D * BYTES[case.dtype]
-    cut = sum(s.slot == s.first_slot for s in p.segments if s.parts > 1) if p.merge == "kernel" else 0
+    cut = sum(s.is_first for s in p.segments if s.parts > 1) if p.merge == "kernel" else 0
     parts = parts_bytes(case, p.slots, case.rows)
     main = Stage(
         name=name,

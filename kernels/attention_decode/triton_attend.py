@@ -22,52 +22,8 @@ import triton.language as tl
 
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.paging import nhd
+from kernels.common.triton_kv import LOG2_E, unpack
 from kernels.op import Inputs
-
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-GAIN = {"": 1.0, "fp8": 256.0, "int8": 1.0}
-"""What unpacked values are to be multiplied by, by the type of the cache; PTX needs none."""
-
-
-@triton.constexpr_function
-def unpack_ptx(kv: str) -> str:
-    """Two words in $2 -> their low bytes in $0 and their high ones in $1, as fp16. 0xE480 is -1152."""
-    if kv == "fp8":
-        return """{
-            .reg .b32 x;
-            .reg .b16 low, high;
-            prmt.b32 x, $2, 0, 0x3120;
-            mov.b32 {low, high}, x;
-            cvt.rn.f16x2.e4m3x2 $0, low;
-            cvt.rn.f16x2.e4m3x2 $1, high;
-        }"""
-    return """{
-        .reg .b32 x, magic, less;
-        mov.b32 magic, 0x64646464;
-        mov.b32 less, 0xE480E480;
-        xor.b32 x, $2, 0x80808080;
-        prmt.b32 $0, x, magic, 0x4240;
-        prmt.b32 $1, x, magic, 0x4341;
-        add.rn.f16x2 $0, $0, less;
-        add.rn.f16x2 $1, $1, less;
-    }"""
-
-
-@triton.jit
-def unpack(words, KV: tl.constexpr, PTX: tl.constexpr):
-    """16-bit words -> their low and high bytes as fp16; without PTX to be multiplied by GAIN, an fp8 NaN as 480."""
-    w = words.to(tl.uint16, bitcast=True)
-    if PTX:
-        CODE: tl.constexpr = unpack_ptx(KV)
-        return tl.inline_asm_elementwise(CODE, "=&r,=&r,r", [w], (tl.float16, tl.float16), is_pure=True, pack=2)
-    if KV == "fp8":
-        low = (((w & 0x80) << 8) | ((w & 0x7F) << 7)).to(tl.float16, bitcast=True)
-        high = ((w & 0x8000) | ((w >> 1) & 0x3F80)).to(tl.float16, bitcast=True)
-    else:
-        low = (((w & 0xFF) ^ 0x80) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
-        high = (((w >> 8) ^ 0x80) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
-    return low, high
 
 
 @triton.jit

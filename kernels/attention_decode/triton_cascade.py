@@ -12,7 +12,8 @@ import torch
 from kernels.attention_decode.op import AttentionCase
 from kernels.attention_decode.split_plan import prefix_plan, prefix_sequences, suffix_plan
 from kernels.attention_decode.split_stages import cascade_stages, cascade_supports
-from kernels.attention_decode.triton_split_kv import merge_launches, new_parts, split_launch, table
+from kernels.attention_decode.triton_split_kv import merge_launches, split_launch
+from kernels.common.triton_kv import new_parts, table
 from kernels.launch import Built, triton_impl
 from kernels.op import Inputs, Target
 
@@ -22,9 +23,9 @@ def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
     prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
     sequences = prefix_sequences(case, target)
     o = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
-    prefix_parts = new_parts(prefix.slots, sequences * case.rows, case, o.device)
-    parts = new_parts(suffix.slots, case.rows, case, o.device)
-    slots = [(s.first_slot, s.parts) for s in prefix.segments if s.slot == s.first_slot]
+    prefix_parts = new_parts(prefix.slots, sequences * case.rows, case.D, o.device)
+    parts = new_parts(suffix.slots, case.rows, case.D, o.device)
+    slots = [(s.first_slot, s.parts) for s in prefix.segments if s.is_first]
     taken_in = (prefix_parts, table(slots, o.device), sequences, suffix.merge_tile)
     return Built(
         launches=(

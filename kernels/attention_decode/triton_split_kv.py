@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels.attention_decode.op import SCALE_GROUP, AttentionCase
-from kernels.attention_decode.split_plan import Plan, candidates, merge_shape, plan, shape_class
+from kernels.attention_decode.split_plan import Plan, candidates, plan, shape_class
 from kernels.attention_decode.split_stages import stages, supports
 from kernels.attention_decode.triton_attend import (
-    GAIN,
     attend,
     cache_args,
     cache_strides,
@@ -24,6 +20,7 @@ from kernels.attention_decode.triton_attend import (
     merge_parts,
     normalise,
 )
+from kernels.common.triton_kv import GAIN, Parts, merge_launch, new_parts, strides, table
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Target, Tuning
 
@@ -196,75 +193,6 @@ def split_kv_kernel(
                     tl.store(arrivals + pair, 0)  # as the next launch wants to find it
 
 
-@triton.jit
-def merge_kernel(
-    partial_o,
-    partial_lse,
-    cut,
-    o,
-    stride_o_b,
-    stride_o_i,
-    stride_o_h,
-    Q_LEN: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Grid (cut pairs, rows): each CTA merges one query row. `cut [pairs, 4]` holds b, h, first slot, parts."""
-    ROWS: tl.constexpr = Q_LEN * GROUP
-    pair = tl.program_id(0)
-    row = tl.program_id(1)
-    b = tl.load(cut + 4 * pair).to(tl.int64)
-    h = tl.load(cut + 4 * pair + 1)
-    first_slot = tl.load(cut + 4 * pair + 2)
-    parts = tl.load(cut + 4 * pair + 3)
-    offs_d = tl.arange(0, D)
-    m = float("-inf")
-    norm = 0.0
-    acc = tl.zeros([D], tl.float32)
-    for first in range(0, parts, TILE):
-        offs_p = first + tl.arange(0, TILE)
-        offs_r = (first_slot + offs_p) * ROWS + row
-        mask_p = offs_p < parts
-        lse = tl.load(partial_lse + offs_r, mask=mask_p, other=float("-inf"))
-        part = tl.load(partial_o + offs_r[:, None] * D + offs_d[None, :], mask=mask_p[:, None], other=0.0)
-        m_new = tl.maximum(m, tl.max(lse, 0))
-        m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
-        alpha = tl.exp2(m - m_finite)
-        w = tl.exp2(lse - m_finite)
-        norm = norm * alpha + tl.sum(w, 0)
-        acc = acc * alpha + tl.sum(part * w[:, None], 0)
-        m = m_new
-    out = acc / tl.where(norm > 0, norm, 1.0)
-    offs_o = b * stride_o_b + row // GROUP * stride_o_i + (h * GROUP + row % GROUP) * stride_o_h
-    tl.store(o + offs_o + offs_d, out.to(o.dtype.element_ty))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Partial results: `o [slots, rows, D]` and `lse [slots, rows]`, fp32."""
-
-    o: torch.Tensor
-    lse: torch.Tensor
-
-
-def new_parts(slots: int, rows: int, case: AttentionCase, device: torch.device) -> Parts:
-    o = torch.empty(max(1, slots), rows, case.D, dtype=torch.float32, device=device)
-    return Parts(o=o, lse=torch.empty(max(1, slots), rows, dtype=torch.float32, device=device))
-
-
-def table(values: Sequence[Sequence[int]] | Sequence[int], device: torch.device) -> torch.Tensor:
-    """A host-side list of int32, on the device."""
-    return torch.tensor(values, dtype=torch.int32).to(device)
-
-
-def strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
-    """Of `[B, q_len, H_q, D]`, whose last must be 1."""
-    if tensor.stride(-1) != 1:
-        raise ValueError(f"{name}: the head dimension has stride {tensor.stride(-1)}, expected 1")
-    return {f"stride_{name}_{axis}": stride for axis, stride in zip("bih", tensor.stride(), strict=False)}
-
-
 def split_launch(
     case: AttentionCase,
     inputs: Inputs,
@@ -337,32 +265,14 @@ def merge_launches(case: AttentionCase, p: Plan, parts: Parts, o: torch.Tensor) 
     """The second kernel, where there are too many parts for the last CTA."""
     if p.merge != "kernel":
         return ()
-    cut = [(s.b, s.h, s.first_slot, s.parts) for s in p.segments if s.parts > 1 and s.slot == s.first_slot]
-    tile, warps = merge_shape(p.segments, case.D)
-    return (
-        KernelLaunch(
-            kernel=merge_kernel,
-            grid=(len(cut), case.rows),
-            args={
-                "partial_o": parts.o,
-                "partial_lse": parts.lse,
-                "cut": table(cut, o.device),
-                "o": o,
-                **strides("o", o),
-            },
-            constexprs={"Q_LEN": case.q_len, "GROUP": case.group, "D": case.D, "TILE": tile},
-            num_warps=warps,
-            streams=("partial_o",),
-            why_few_in_flight="a few hundred KB, all of it asked for at once",
-        ),
-    )
+    return (merge_launch([s for s in p.segments if s.parts > 1 and s.is_first], parts, o, group=case.group),)
 
 
 def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
     """Lists, parts and counters are made once; the counters are left at zero by each launch for the next."""
     p = plan(case, target)
     o = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
-    parts = new_parts(p.slots, case.rows, case, o.device)
+    parts = new_parts(p.slots, case.rows, case.D, o.device)
     return Built(launches=(split_launch(case, inputs, p, parts, o), *merge_launches(case, p, parts, o)), output=o)
 
 

@@ -17,15 +17,12 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import cdiv
-from kernels.launch import KernelLaunch, registers
+from kernels.launch import KernelLaunch, cta_smem, registers
 from kernels.op import Stage, Target, Work
 
 IN_FLIGHT = 96 << 10
 """Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB; five times that
 covers the CTAs that begin or reduce while the others stream."""
-
-CTA_SMEM = 227 << 10
-"""Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +118,8 @@ def share(
 ) -> Plan:  # fmt: skip
     """Stages for `in_flight` as far as shared memory goes; a CTA per tile or per place on the part, whichever ends
     sooner. `unit_bytes` of weights, and `unit_smem` of shared memory with the activations, make one stage."""
-    smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
-    num_stages = max(2, min(1 + in_flight // (ctas_per_sm * unit_bytes), smem // unit_smem))
+    fit = cta_smem(target, ctas_per_sm) // unit_smem
+    num_stages = max(2, min(1 + in_flight // (ctas_per_sm * unit_bytes), fit))
     tiles_n, tiles_b, iters = cdiv(N, BLOCK_N), cdiv(B, BLOCK_B), cdiv(K, BLOCK_K)
     slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
     one_per_tile = Plan(

@@ -27,20 +27,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_decode.split_plan import (
-    LONG,
-    SMEM_RESERVED,
-    Segment,
-    block_count,
-    merge_shape,
-    split,
-)
-from kernels.attention_decode.split_stages import MERGE_WARPS_PER_SM
-from kernels.attention_decode.triton_attend import LOG2_E
-from kernels.attention_decode.triton_split_kv import merge_kernel, table
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES
-from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.common.split_kv import LONG, MERGE_WARPS_PER_SM, Segment, block_count, merge_shape, split
+from kernels.common.triton_kv import LOG2_E, merge_launch, new_parts, table
+from kernels.launch import SMEM_RESERVED, Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
 from kernels.mla_decode.triton_words import words_kernel
@@ -224,8 +215,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         cached = cached.view(torch.int16)
     rope_strides, scale_strides = (inputs[n].stride()[:2] if case.kv else (0, 0) for n in ("rope", "latent_scale"))
     o = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
-    partial_o = torch.empty(max(1, p.slots), case.rows, case.L, dtype=torch.float32, device=o.device)
-    partial_lse = torch.empty(max(1, p.slots), case.rows, dtype=torch.float32, device=o.device)
+    parts = new_parts(p.slots, case.rows, case.L, o.device)
     main = KernelLaunch(
         kernel=words_kernel if p.words else mla_kernel,
         grid=(p.row_tiles, len(p.segments)),
@@ -233,7 +223,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "q_latent": q_latent, "q_rope": q_rope, "cache": cached, "rope": inputs["rope"],
             "latent_scale": inputs["latent_scale"], "block_table": inputs["block_table"],
             "segments": table([s.row() for s in p.segments], o.device),
-            "partial_o": partial_o, "partial_lse": partial_lse, "H": case.H, "scale": case.scale,
+            "partial_o": parts.o, "partial_lse": parts.lse, "H": case.H, "scale": case.scale,
             "stride_ql_b": q_latent.stride(0), "stride_ql_h": q_latent.stride(2),
             "stride_qr_b": q_rope.stride(0), "stride_qr_h": q_rope.stride(2),
             "stride_c_page": cached.stride(0), "stride_c_t": cached.stride(1),
@@ -252,20 +242,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         streams=("cache", "rope") if case.kv else ("cache",),
         wants_mma=True,
     )  # fmt: skip
-    merged = [(s.b, 0, s.first_slot, s.parts) for s in p.segments if s.slot == s.first_slot]
-    tile, warps = merge_shape(p.segments, case.L)
-    merge = KernelLaunch(
-        kernel=merge_kernel,
-        grid=(len(merged), case.rows),
-        args={
-            "partial_o": partial_o, "partial_lse": partial_lse, "cut": table(merged, o.device), "o": o,
-            "stride_o_b": o.stride(0), "stride_o_i": o.stride(1), "stride_o_h": o.stride(2),
-        },
-        constexprs={"Q_LEN": case.q_len, "GROUP": case.H, "D": case.L, "TILE": tile},
-        num_warps=warps,
-        streams=("partial_o",),
-        why_few_in_flight="a few MB from the L2, all of it asked for at once",
-    )  # fmt: skip
+    merge = merge_launch([s for s in p.segments if s.is_first], parts, o, group=case.H)
     return Built(launches=(main, merge), output=o)
 
 

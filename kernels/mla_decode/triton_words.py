@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention_decode.triton_attend import GAIN, LOG2_E, unpack
+from kernels.common.triton_kv import GAIN, LOG2_E, unpack
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
 
 FP8_GAIN: tl.constexpr = tl.constexpr(GAIN["fp8"])

@@ -17,8 +17,8 @@ import triton.language as tl
 
 from kernels.common.integers import cdiv, next_power_of_2
 from kernels.common.random_inputs import BYTES
-from kernels.common.stream_k import CTA_SMEM, cta_of, first_unit, output_of
-from kernels.launch import Built, KernelLaunch, registers
+from kernels.common.stream_k import cta_of, first_unit, output_of
+from kernels.launch import Built, KernelLaunch, cta_smem, registers
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Inputs, Stage, Target, Work
 
@@ -102,8 +102,8 @@ def shape_class(case: MoeCase) -> str:
 
 def pipeline(target: Target, ctas_per_sm: int, unit_bytes: int, unit_smem: int) -> int:
     """Stages of `unit_bytes` of weights, `unit_smem` with the activations: as many as `IN_FLIGHT` asks for and fit."""
-    smem = min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - (1 << 10))
-    return max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), smem // unit_smem))
+    fit = cta_smem(target, ctas_per_sm) // unit_smem
+    return max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), fit))
 
 
 def widths(tile: int, widest: int) -> list[int]:

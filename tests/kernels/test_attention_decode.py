@@ -16,17 +16,11 @@ from bench.devices import DEVICES
 from bench.measure.gate import check
 from kernels.attention_decode import peers, triton_cascade, triton_split_kv
 from kernels.attention_decode.op import OP, AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, visible, work
-from kernels.attention_decode.split_plan import (
-    LONG,
-    plan,
-    prefix_plan,
-    prefix_sequences,
-    split,
-    suffix_plan,
-)
-from kernels.attention_decode.triton_attend import GAIN, unpack, unpack_ptx
+from kernels.attention_decode.split_plan import plan, prefix_plan, prefix_sequences, suffix_plan
 from kernels.common.compare import compare
 from kernels.common.integers import cdiv
+from kernels.common.split_kv import LONG, split
+from kernels.common.triton_kv import GAIN, unpack, unpack_ptx
 from kernels.launch import registers
 from kernels.op import Impl, Target, total
 from tests.support.attention_cases import CASCADES, COUNTED, PLANNED, SHAPES, TILED, VARIANTS, small
