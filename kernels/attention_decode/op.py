@@ -7,17 +7,17 @@ Query head h reads KV head h // (H_q / H_kv). Every live token is read once, eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
+from kernels.attention_decode.cases import SUITES, AttentionCase
 from kernels.common import paging
 from kernels.common.compare import rounded
 from kernels.common.integers import cdiv
 from kernels.common.paging import Ranges
 from kernels.common.random_inputs import BYTES, RandomInputs
-from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.op import Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
@@ -28,93 +28,6 @@ SCALE_GROUP = 16
 KV_UNIT = {"fp8": 1.0, "int8": (12.0 / (255**2 - 1)) ** 0.5}
 """Typical scale of an 8-bit cache, so that k and v are of order 1: fp8 values are drawn from N(0, 1), int8 ones
 uniformly from [-127, 127], whose variance is (255^2 - 1) / 12."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionCase(Case):
-    """`T` is the longest sequence in tokens, this step's included; `lengths` and `seed` draw the others.
-
-    - `page`: tokens a page, 0 for a contiguous cache; `layout` is `NHD` or `HND`, pages shuffled unless `order` says
-    - `kv`: type of the cache, `fp8` or `int8` with scales, `""` for `dtype`
-    - `q_len`: query tokens a sequence, the last q_len of its tokens, causal among themselves (a draft to verify)
-    - `window`: each query sees its last `window` tokens, itself included, and the first `sinks`; 0 for all
-    - `softcap`: scores s become softcap tanh(s / softcap); 0 for none
-    - `prefix`: the first tokens of all sequences, kept once in pages that every block table points to
-    """
-
-    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1}
-
-    B: int
-    H_q: int
-    H_kv: int
-    D: int
-    T: int
-    lengths: str = "uniform"
-    seed: int = 0
-    page: int = 0
-    layout: str = "NHD"
-    order: str = "shuffled"
-    dtype: str = "bf16"
-    kv: str = ""
-    q_len: int = 1
-    window: int = 0
-    sinks: int = 0
-    softcap: float = 0.0
-    prefix: int = 0
-
-    def __post_init__(self) -> None:
-        if self.H_q % self.H_kv:
-            raise ValueError(f"H_q {self.H_q} is no multiple of H_kv {self.H_kv}")
-        if self.layout not in ("NHD", "HND") or self.order not in ("shuffled", "ordered"):
-            raise ValueError(f"layout {self.layout!r}, order {self.order!r}: NHD or HND, shuffled or ordered")
-        if self.prefix and (not self.page or self.prefix % self.page or self.window or self.prefix >= self.T):
-            raise ValueError("a shared prefix is whole pages, fewer than T tokens, and has no window")
-        if self.sinks and not self.window:
-            raise ValueError("sinks need a window")
-
-    @property
-    def id(self) -> str:
-        parts = [f"B{self.B}", f"Hq{self.H_q}", f"Hkv{self.H_kv}", f"D{self.D}", f"T{self.T}"]
-        if self.lengths != "uniform":
-            parts.append(self.lengths + (str(self.seed) if self.seed else ""))
-        if self.q_len > 1:
-            parts.append(f"q{self.q_len}")
-        if self.page:
-            parts.append(f"page{self.page}")
-        if self.layout != "NHD":
-            parts.append(self.layout)
-        if self.order != "shuffled":
-            parts.append(self.order)
-        if self.window:
-            parts.append(f"window{self.window}" + (f"+{self.sinks}" if self.sinks else ""))
-        if self.softcap:
-            parts.append(f"cap{self.softcap:g}")
-        if self.prefix:
-            parts.append(f"prefix{self.prefix}")
-        parts.append(self.dtype)
-        if self.kv:
-            parts.append(f"kv{self.kv}")
-        return "-".join(parts)
-
-    @property
-    def group(self) -> int:
-        """Query heads that share a KV head."""
-        return self.H_q // self.H_kv
-
-    @property
-    def rows(self) -> int:
-        """Query rows that share a KV head, of one sequence."""
-        return self.q_len * self.group
-
-    @property
-    def tokens_per_page(self) -> int:
-        """A contiguous cache is one page of T tokens per sequence."""
-        return self.page or self.T
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of one element of the cache."""
-        return BYTES[self.kv or self.dtype]
 
 
 @cache
@@ -275,9 +188,7 @@ def tolerance(case: AttentionCase) -> Tolerance:
 
 
 def cases(suite: str) -> list[AttentionCase]:
-    from kernels.attention_decode.cases import CASES
-
-    return list(CASES[suite]())
+    return list(SUITES[suite]())
 
 
 OP = Op(
