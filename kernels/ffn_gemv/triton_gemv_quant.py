@@ -1,10 +1,6 @@
 """y[B, N] = x[B, K] W[N, K]^T with W in 8 or 4 bits and x in 16: unpacked in registers, multiplied from there.
 
-`prepare` packs the codes as `quant.pack_words` tells: 32-bit word j of a block holds one code of each of its 4 or 8
-parts, column `32 i + j` for part i. A thread takes two neighbouring words of its row in one 8-byte read of shared
-memory; a few integer instructions make of them a register with two 16-bit floats for each part, which is just how
-the tensor cores take their left operand, so that the weights never go back to shared memory. Integers become floats
-by setting them into the mantissa of a power of two and taking that away again: no conversion, and exact.
+`kernels/common/triton_unpack.py` tells how the weights are packed and unpacked.
 
 Instructions per weight and thread as compiled for sm_90 at B <= 16, the loop's overhead included: int4, int4_zp and
 mxfp4 2.6, int8 3.8, fp8 4.3, fp8_block 4.6. An H100's SM issues for 4 x 32 lanes a cycle and receives in it 15 8-bit
@@ -22,7 +18,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import next_power_of_2
-from kernels.common.quantization import FORMATS, WORDS, by_group, pack_words, weight_bytes
+from kernels.common.quantization import FORMATS, WORDS, by_group, weight_bytes
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import (
     Plan,
@@ -37,16 +33,19 @@ from kernels.common.stream_k import (
     stage,
     weights_at,
 )
+from kernels.common.triton_unpack import (
+    half_of,
+    magic_number,
+    max_block_b,
+    mxfp4_words,
+    of_groups,
+    plain_part,
+    unpacked,
+    words_of,
+)
 from kernels.ffn_gemv.op import GemvCase, activation_bytes
 from kernels.launch import Built
 from kernels.op import Inputs, Stage, Target
-
-
-def max_block_b(target: Target) -> int:
-    """Batch columns of a CTA: 128 x 64 sums, and as many again for a group of weights with its own scale, are 64
-    registers in each of 256 threads. Only wgmma has room for them: sm_80 holds its operands in registers too, and for
-    sm_100 Triton 3.6 makes an empty kernel of int4 at 64 columns."""
-    return 64 if target.sm in (0, 90) else 32
 
 
 def plan(case: GemvCase, target: Target) -> Plan:
@@ -72,176 +71,6 @@ def plan(case: GemvCase, target: Target) -> Plan:
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
     """As many weights a tile as the format packs, more or fewer threads, CTAs and bytes in flight."""
     return more_or_fewer()
-
-
-PLACES = ((0, 0), (0, 6), (0, 10), (2, 2), (1, 0), (1, 6), (1, 10), (2, 12))
-"""Where `arranged` puts e2m1 for bf16, part by part: in which register, and the place of its lowest bit in a half.
-
-The other two bits of exponent and mantissa follow, the sign is 9 above: so far apart are they in bf16, whose place is
-6. What three such codes leave of a half is in the shape of two more once joined with what is left of the other
-register, turned by `TURN`: this third register takes the bits of `KEPT` from the first one. Places wrap around.
-"""
-
-TURN, KEPT = 14, 0x60306030
-
-
-def arranged(words: torch.Tensor) -> torch.Tensor:
-    """mxfp4's words `[..., 2 n]` as bf16 wants them: bits of each two neighbours moved as `PLACES` tells, the first of
-    them being the low half of a register. Two neighbours meet in one thread, as the tensor cores' left operand asks."""
-    pairs = words.unflatten(-1, (-1, 2))
-    moved = torch.zeros_like(pairs)
-    for i, (register, place) in enumerate(PLACES):
-        for column in range(2):
-            for bit, offset in enumerate((0, 1, 2, 9)):
-                at, to = (16 * column + place + offset) % 32, register
-                if register == 2:
-                    to = 0 if KEPT >> at & 1 else 1
-                    at = (at - TURN * to) % 32
-                moved[..., to] |= (pairs[..., column] >> (4 * i + bit) & 1) << at
-    return moved.flatten(-2)
-
-
-def words_of(format: str, codes: torch.Tensor, dtype: str, plain: bool) -> torch.Tensor:
-    """Packed codes as the kernel takes them; `plain` is for the interpreter."""
-    words = pack_words(format, codes)
-    return arranged(words) if format == "mxfp4" and dtype == "bf16" and not plain else words
-
-
-@triton.constexpr_function
-def unpack_arranged() -> str:
-    """`unpack_ptx` for `arranged` words: a turn and one mask for each part, where plain codes take two of each."""
-    lines = []
-    # the third register last, in the place of the others
-    for i in (0, 1, 2, 4, 5, 6, 3, 7):
-        register, place = PLACES[i]
-        if i == 3:
-            lines += [f"shf.l.wrap.b32 t, $9, $9, {TURN};", f"lop3.b32 third, $8, t, {KEPT:#x}, 0xe4;"]
-        name = ("$8", "$9", "third")[register]
-        lines += [
-            f"shf.l.wrap.b32 t, {name}, {name}, {(6 - place) % 32};",
-            "and.b32 t, t, 0x81C081C0;",
-            f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * (i % 4):#x};",
-            "shl.b32 m, m, 7;",
-            f"fma.rn.bf16x2 ${i}, t, m, a;",
-        ]
-    return "{ .reg .b32 third, t, m, a; mov.b32 a, 0x80008000; " + " ".join(lines) + " }"
-
-
-@triton.constexpr_function
-def unpack_ptx(format: str, bf16: bool) -> str:
-    """PTX that makes pairs of floats (bf16 or fp16) of two words: part i of both words -> output i.
-
-    Operands: the outputs and the two words; then, twice, for int4_zp a word of `-(magic + zero)` for both groups of 128
-    columns, for mxfp4 a word of four scale bytes for each. `magic` is the power of two whose last mantissa bit is
-    worth one.
-    """
-    if format == "mxfp4" and bf16:
-        return unpack_arranged()
-    fma = f"fma.rn.{'bf16x2' if bf16 else 'f16x2'}"
-    magic = 0x43004300 if bf16 else 0x64006400
-    one = 0x3F803F80 if bf16 else 0x3C003C00
-    # v * m + a
-    multiply, add = {
-        "int8": (one | 0x80008000, 0),
-        "int4": (one, 0xC308C308 if bf16 else 0xE408E408),
-        "int4_zp": (one, 0),
-        "mxfp4": (0, 0x80008000),
-    }.get(format, (0x7B807B80 if bf16 else 0x5C005C00, 0x80008000))
-    lines = [f"mov.b32 m, {multiply:#x};", f"mov.b32 a, {add:#x};"]
-    if FORMATS[format].bits == 4:
-        # halves of both words side by side: four codes of each word in `lo`, four in `hi`
-        lines += ["prmt.b32 lo, $8, $9, 0x5410;", "prmt.b32 hi, $8, $9, 0x7632;"]
-    for i in range(32 // FORMATS[format].bits):
-        half, place = ("lo", "hi")[i // 4], i % 4
-        if format in ("int4", "int4_zp"):
-            if format == "int4_zp" and place == 0:
-                lines.append(f"prmt.b32 a, $10, 0, {(0x1010, 0x3232)[i // 4]:#x};")
-            lines += [
-                f"shr.b32 t, {half}, {4 * place};",
-                f"lop3.b32 t, t, 0x000f000f, {magic:#x}, 0xea;",
-                f"{fma} ${i}, t, m, a;",
-            ]
-        elif format == "mxfp4":
-            # in fp16: the sign to the top, the other three bits to the border of exponent and mantissa
-            shift = 9 - 4 * place
-            lines += [
-                f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * place:#x};",
-                "shl.b32 m, m, 10;",
-                f"shl.b32 t, {half}, {12 - 4 * place};",
-                "and.b32 t, t, 0x80008000;",
-                f"{'shl' if shift > 0 else 'shr'}.b32 u, {half}, {abs(shift)};",
-                "lop3.b32 t, u, 0x0e000e00, t, 0xea;",
-                f"{fma} ${i}, t, m, a;",
-            ]
-        else:
-            lines.append(f"prmt.b32 t, $4, $5, {0x4400 + 0x1111 * i:#x};")
-            if format == "int8":
-                # two's complement is the low 7 bits less 128 times the sign: both set into the magic number
-                lines += [
-                    f"lop3.b32 u, t, 0x00800080, {magic:#x}, 0xea;",
-                    f"lop3.b32 t, t, 0x007f007f, {magic:#x}, 0xea;",
-                    f"{fma} ${i}, u, m, t;",
-                ]
-            else:
-                # e4m3's exponent in the place of the wider one, times 2 to the difference of their biases
-                shift, mask = (4, 0x07F007F0) if bf16 else (7, 0x3F803F80)
-                lines += [
-                    f"shl.b32 u, t, {shift};",
-                    "and.b32 t, t, 0x80008000;",
-                    f"lop3.b32 t, u, {mask:#x}, t, 0xea;",
-                    f"{fma} ${i}, t, m, a;",
-                ]
-    return "{ .reg .b32 lo, hi, t, u, m, a; " + " ".join(lines) + " }"
-
-
-@triton.constexpr_function
-def unpack_operands(format: str) -> str:
-    """Constraints of `unpack_ptx`: every output is written before the last input is read."""
-    inputs = 2 + {"int4_zp": 2, "mxfp4": 4}.get(format, 0)
-    return ",".join(["=&r"] * (32 // FORMATS[format].bits) + ["r"] * inputs)
-
-
-@triton.jit
-def of_groups(values, it, ROWS, rows):
-    """Words of mxfp4's scales for both groups of 128 columns of a block."""
-    return tl.load(values + 2 * it * ROWS + rows)[:, None], tl.load(values + (2 * it + 1) * ROWS + rows)[:, None]
-
-
-@triton.jit
-def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
-    """Words -> their parts in the type of `x`; `lo` and `hi` come from `of_groups`, or are zero points and None, or
-    None."""
-    PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
-    OPERANDS: tl.constexpr = unpack_operands(FORMAT)
-    inputs = [words] if lo is None else [words, lo] if hi is None else [words, lo, hi]
-    return tl.inline_asm_elementwise(PTX, OPERANDS, inputs, (x.dtype.element_ty,) * PARTS, is_pure=True, pack=2)
-
-
-@triton.jit
-def half_of(words, i: tl.constexpr, like):
-    """The low (i = 0) or the high half of each word, a float of the type of `like`'s elements, in fp32."""
-    return (words >> (16 * i)).to(tl.int16).to(like.dtype.element_ty, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl.constexpr, MAGIC: tl.constexpr):
-    """Part i in fp32 in Triton's own arithmetic, for the interpreter, which has no PTX."""
-    code = (words >> (BITS * i)) & ((1 << BITS) - 1)
-    if FORMAT == "int8":
-        value = ((code ^ 128) - 128).to(tl.float32)
-    elif BITS == 8:
-        value = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
-    elif FORMAT == "mxfp4":
-        exponent = (code >> 1) & 3
-        half = (code & 1).to(tl.float32) * 0.5
-        value = tl.where(exponent == 0, half, (1.0 + half) * (1 << exponent).to(tl.float32) * 0.5)
-        scale = ((lo if i < 4 else hi) >> (8 * (i % 4))) & 255
-        value = tl.where(code > 7, -value, value) * tl.exp2((scale - MAGIC).to(tl.float32))
-    elif FORMAT == "int4_zp":
-        value = code.to(tl.float32) + (half_of(lo, i // 4, x) + MAGIC)
-    else:
-        value = code.to(tl.float32) - 8
-    return value
 
 
 @triton.jit
@@ -301,26 +130,6 @@ def gemv_words(
             sums *= tl.load(scale + rows)[:, None]
         finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True)
         unit += it_end - it_first
-
-
-def magic_number(format: str, dtype: str) -> int:
-    """For the interpreter: what mxfp4's exponent fields, or int4_zp's zero points, are stored higher than they are."""
-    if format == "mxfp4":
-        return 253 if dtype == "bf16" else 29
-    return 128 if dtype == "bf16" else 1024
-
-
-def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
-    """e8m0 `[N, K/32]` -> int32 `[groups, N]` of four bytes each: the exponent field of the factor that unpacking
-    needs, 2^(scale - 127) times the power that e2m1's exponent is off by.
-
-    Raises ValueError where a scale is above 2 or, for fp16, below 2^-28: its factor has no place in a 16-bit float.
-    """
-    offset = 126 if dtype == "bf16" else -98
-    if not scale.is_meta and (int(scale.max()) > 128 or int(scale.min()) + offset < 1):
-        raise ValueError(f"mxfp4 scales of 2^{int(scale.min()) - 127} to 2^{int(scale.max()) - 127} do not fit {dtype}")
-    fields = torch.nn.functional.pad((scale.int() + offset).to(torch.uint8), (0, 4 * groups - scale.shape[1]))
-    return fields.view(torch.int32).T.contiguous()
 
 
 def by_block(values: torch.Tensor, blocks: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 All experts' rows lie below each other: row `(expert * matrices + matrix) * N + n` of the words that
 `quant.pack_words` makes of the checkpoint's codes, once, in `prepare`. Units, items and their partials are those of
-`triton_moe.py`, with 32 words of a row in the place of BLOCK_K weights; `ffn_gemv/triton_gemv_quant.py` tells how a
+`triton_moe.py`, with 32 words of a row in the place of BLOCK_K weights; `kernels/common/triton_unpack.py` tells how a
 word becomes 16-bit floats that the tensor cores take from registers. A row is padded to whole words of 32: to 128
 columns of fp8, 256 of mxfp4, which for gpt-oss (2880 columns) makes 3072, 7% more bytes.
 """
@@ -19,7 +19,7 @@ from kernels.common.integers import cdiv
 from kernels.common.quantization import FORMATS, WORDS
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import clipped_rows, own_part, weights_at
-from kernels.ffn_gemv.triton_gemv_quant import (
+from kernels.common.triton_unpack import (
     magic_number,
     max_block_b,
     mxfp4_words,

@@ -17,7 +17,7 @@ from kernels.common.quantization import (
     weight_bytes,
 )
 from kernels.common.random_inputs import RandomInputs
-from kernels.ffn_gemv.triton_gemv_quant import arranged, mxfp4_words, unpack_ptx
+from kernels.common.triton_unpack import arranged, mxfp4_words, unpack_ptx
 from tests.support.properties import given, settings, st
 from tests.support.snippet import MASK, halves, register, run_ptx
 
