@@ -58,8 +58,8 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
 
     if tuple(output.shape) != tuple(reference.shape):
         wrong_shape = f"shape {tuple(output.shape)}, expected {tuple(reference.shape)}"
-        return Errors(max_rel=float("inf"), rms_rel=float("inf"), row_rel=float("inf"),
-                      bad_elements=reference.numel(), elements=reference.numel(), reason=wrong_shape)  # fmt: skip
+        inf, count = float("inf"), reference.numel()
+        return Errors(max_rel=inf, rms_rel=inf, row_rel=inf, bad_elements=count, elements=count, reason=wrong_shape)
     if reference.numel() == 0:
         return Errors(max_rel=0.0, rms_rel=0.0, row_rel=0.0, bad_elements=0, elements=0)
     wide = torch.float64 if reference.numel() <= 1 << 24 else torch.float32
@@ -89,5 +89,11 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
         reason = f"row_rel {row_rel:.3g} > {4 * tolerance.rms_rel:.3g} in one row of {out.shape[0]}"
     elif not rms_rel <= tolerance.rms_rel:
         reason = f"rms_rel {rms_rel:.3g} > {tolerance.rms_rel:.3g}"
-    return Errors(max_rel=max_rel, rms_rel=rms_rel, row_rel=row_rel,
-                  bad_elements=bad, elements=out.numel(), reason=reason)  # fmt: skip
+    return Errors(
+        max_rel=max_rel,
+        rms_rel=rms_rel,
+        row_rel=row_rel,
+        bad_elements=bad,
+        elements=out.numel(),
+        reason=reason,
+    )

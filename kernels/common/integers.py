@@ -1,6 +1,8 @@
-"""Arithmetic of plans. Standard library only."""
+"""Arithmetic of plans and sizes. Standard library only."""
 
 from __future__ import annotations
+
+KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 
 def cdiv(a: int, b: int) -> int:
@@ -11,3 +13,9 @@ def cdiv(a: int, b: int) -> int:
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
+
+
+def size_text(n: int) -> str:
+    """`64KiB`, `404B`: in the largest unit that divides n bytes."""
+    units = ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB"), (1, "B"))
+    return next(f"{n // unit}{name}" for unit, name in units if n % unit == 0)

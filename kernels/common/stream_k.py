@@ -36,22 +36,39 @@ class Plan:
     B: int
     N: int
     K: int
-    use_mma: bool
+    BLOCK_B: int
     BLOCK_N: int
     BLOCK_K: int
-    BLOCK_B: int
-    even_k: bool
-    tiles_n: int
-    tiles_b: int
-    iters: int
+    use_mma: bool
     unit_bytes: int
+    """Bytes of weights of one stage."""
     unit_smem: int
-    ctas: int
+    """Bytes of shared memory of one stage, with the activations."""
     ctas_per_sm: int
     num_warps: int
-    num_stages: int
     sums: int = 1
     """Sums for each output: the workspace and the FLOPs are as many times larger."""
+    in_flight: int = IN_FLIGHT
+    """Weight bytes that `share` chooses the number of stages for."""
+    num_stages: int = 0
+    ctas: int = 0
+
+    @property
+    def even_k(self) -> bool:
+        return self.K % self.BLOCK_K == 0
+
+    @property
+    def tiles_n(self) -> int:
+        return cdiv(self.N, self.BLOCK_N)
+
+    @property
+    def tiles_b(self) -> int:
+        return cdiv(self.B, self.BLOCK_B)
+
+    @property
+    def iters(self) -> int:
+        """Units of a tile, all along K."""
+        return cdiv(self.K, self.BLOCK_K)
 
     @property
     def units(self) -> int:
@@ -112,22 +129,14 @@ class Plan:
         }
 
 
-def share(
-    *, N: int, K: int, B: int, BLOCK_N: int, BLOCK_K: int, BLOCK_B: int, unit_bytes: int, unit_smem: int,
-    ctas_per_sm: int, num_warps: int, use_mma: bool, target: Target, sums: int = 1, in_flight: int = IN_FLIGHT,
-) -> Plan:  # fmt: skip
-    """Stages for `in_flight` as far as shared memory goes; a CTA per tile or per place on the part, whichever ends
-    sooner. `unit_bytes` of weights, and `unit_smem` of shared memory with the activations, make one stage."""
-    fit = cta_smem(target, ctas_per_sm) // unit_smem
-    num_stages = max(2, min(1 + in_flight // (ctas_per_sm * unit_bytes), fit))
-    tiles_n, tiles_b, iters = cdiv(N, BLOCK_N), cdiv(B, BLOCK_B), cdiv(K, BLOCK_K)
-    slots = max(1, target.sm_count * ctas_per_sm // tiles_b)
-    one_per_tile = Plan(
-        B=B, N=N, K=K, use_mma=use_mma, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B, even_k=K % BLOCK_K == 0,
-        tiles_n=tiles_n, tiles_b=tiles_b, iters=iters, unit_bytes=unit_bytes, unit_smem=unit_smem, ctas=tiles_n,
-        ctas_per_sm=ctas_per_sm, num_warps=num_warps, num_stages=num_stages, sums=sums,
-    )  # fmt: skip
-    one_per_slot = replace(one_per_tile, ctas=min(slots, one_per_tile.units))
+def share(p: Plan, target: Target) -> Plan:
+    """The plan with `num_stages` and `ctas`: stages for `in_flight` as far as shared memory goes; a CTA per tile or
+    per place on the part, whichever ends sooner."""
+    fit = cta_smem(target, p.ctas_per_sm) // p.unit_smem
+    num_stages = max(2, min(1 + p.in_flight // (p.ctas_per_sm * p.unit_bytes), fit))
+    slots = max(1, target.sm_count * p.ctas_per_sm // p.tiles_b)
+    one_per_tile = replace(p, num_stages=num_stages, ctas=p.tiles_n)
+    one_per_slot = replace(p, num_stages=num_stages, ctas=min(slots, p.units))
 
     def slowest(p: Plan) -> float:
         """Weight bytes of the longest chain of CTAs on a slot, and the workspace's bytes spread over all slots."""
@@ -150,9 +159,14 @@ def more_or_fewer() -> Iterator[dict[str, int]]:
 
 
 def launch(
-    kernel: Any, p: Plan, tensors: Mapping[str, Any], streams: tuple[str, ...] = ("w",), *,
-    constexprs: Mapping[str, Any] | None = None, **more: Any,
-) -> KernelLaunch:  # fmt: skip
+    kernel: Any,
+    p: Plan,
+    tensors: Mapping[str, Any],
+    streams: tuple[str, ...] = ("w",),
+    *,
+    constexprs: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> KernelLaunch:
     """The launch of a kernel of these folders; the workspace and the counters, zero between launches, belong to it.
 
     `tensors` are its first arguments: x, the weights that `streams` names, what they are unpacked or scaled with, y.
@@ -162,24 +176,22 @@ def launch(
     for name in ("x", *streams):
         if tensors[name].stride(1) != 1:
             raise ValueError(f"{name} must be contiguous along K, its strides are {tensors[name].stride()}")
+    sizes = {"B": p.B, "N": p.N, "K": p.K}
+    w_strides = {f"stride_{name}_n": tensors[name].stride(0) for name in streams}
+    strides = {"stride_x_b": x.stride(0), **w_strides, "stride_y_b": y.stride(0)}
+    blocks = {"BLOCK_B": p.BLOCK_B, "BLOCK_N": p.BLOCK_N, "BLOCK_K": p.BLOCK_K}
     return KernelLaunch(
         kernel=kernel,
         grid=(p.tiles_b, p.ctas),
-        args={
-            **tensors, **p.workspace(x.device), "B": p.B, "N": p.N, "K": p.K, "stride_x_b": x.stride(0),
-            **{f"stride_{name}_n": tensors[name].stride(0) for name in streams}, "stride_y_b": y.stride(0),
-        },
-        constexprs={
-            **(constexprs or {}), "BLOCK_B": p.BLOCK_B, "BLOCK_N": p.BLOCK_N, "BLOCK_K": p.BLOCK_K,
-            "EVEN_K": p.even_k, "STAGES": p.num_stages,
-        },
+        args={**tensors, **p.workspace(x.device), **sizes, **strides},
+        constexprs={**(constexprs or {}), **blocks, "EVEN_K": p.even_k, "STAGES": p.num_stages},
         num_warps=p.num_warps,
         num_stages=p.num_stages,
         max_registers=p.max_registers,
         streams=streams,
         wants_mma=p.use_mma and y.dtype != torch.float32,
         **more,
-    )  # fmt: skip
+    )
 
 
 def stage(name: str, p: Plan, *, pipe: str, weights: int, activations: int, outputs: int) -> Stage:
@@ -269,9 +281,7 @@ def output_of(sums, sums_up):
 
 
 @triton.jit
-def finish_tile(
-    sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS: tl.constexpr
-):  # fmt: skip
+def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS: tl.constexpr):
     """Store a tile of outputs, or leave this CTA's share and, as the last to arrive, add up all shares.
 
     `sums` are [BLOCK_N, BLOCK_B] (N_ROWS) or [BLOCK_B, BLOCK_N]; `sums_up` are as many more for `output_of`, or None.

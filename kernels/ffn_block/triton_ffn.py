@@ -49,11 +49,21 @@ def plan(case: FfnCase, target: Target) -> Plan:
     BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
     BLOCK_N = 64 if BLOCK_B <= 64 else 128
     BLOCK_K = triton_gemv_dense.block_k(case.hidden, 128 // size)
-    return share(
-        N=case.ffn, K=case.hidden, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
-        unit_bytes=2 * BLOCK_N * BLOCK_K * size, unit_smem=(2 * BLOCK_N + BLOCK_B) * BLOCK_K * size,
-        ctas_per_sm=2 if BLOCK_B <= 64 else 1, num_warps=BLOCK_N // 16, use_mma=True, target=target, sums=2,
-    )  # fmt: skip
+    reasoned = Plan(
+        B=case.B,
+        N=case.ffn,
+        K=case.hidden,
+        BLOCK_B=BLOCK_B,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=BLOCK_K,
+        use_mma=True,
+        unit_bytes=2 * BLOCK_N * BLOCK_K * size,
+        unit_smem=(2 * BLOCK_N + BLOCK_B) * BLOCK_K * size,
+        ctas_per_sm=2 if BLOCK_B <= 64 else 1,
+        num_warps=BLOCK_N // 16,
+        sums=2,
+    )
+    return share(reasoned, target)
 
 
 (DOWN,) = triton_gemv.IMPLS
@@ -67,10 +77,25 @@ def down_case(case: FfnCase) -> GemvCase:
 
 @triton.jit
 def gate_up(
-    x, w_gate, w_up, y, partial, arrived, B, N, K, stride_x_b, stride_w_gate_n, stride_w_up_n, stride_y_b,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    x,
+    w_gate,
+    w_up,
+    y,
+    partial,
+    arrived,
+    B,
+    N,
+    K,
+    stride_x_b,
+    stride_w_gate_n,
+    stride_w_up_n,
+    stride_y_b,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     """Tiles of W_gate and W_up [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> y [B, N] = silu(gate) * up, the h."""
     iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)

@@ -89,10 +89,8 @@ def plan(case: GemvCase, target: Target) -> Plan:
     chosen = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "num_warps": num_warps, "ctas_per_sm": ctas_per_sm}
     chosen |= target.overrides
     BLOCK_N, BLOCK_K = chosen["BLOCK_N"], chosen["BLOCK_K"]
-    return share(
-        N=case.N, K=case.K, B=case.B, BLOCK_B=BLOCK_B, unit_bytes=BLOCK_N * BLOCK_K * size,
-        unit_smem=(BLOCK_N + BLOCK_B) * BLOCK_K * size, use_mma=use_mma, target=target, **chosen,
-    )  # fmt: skip
+    chosen |= {"unit_bytes": BLOCK_N * BLOCK_K * size, "unit_smem": (BLOCK_N + BLOCK_B) * BLOCK_K * size}
+    return share(Plan(B=case.B, N=case.N, K=case.K, BLOCK_B=BLOCK_B, use_mma=use_mma, **chosen), target)
 
 
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
@@ -117,10 +115,23 @@ def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
 
 @triton.jit
 def gemv_fma(
-    x, w, y, partial, arrived, B, N, K, stride_x_b, stride_w_n, stride_y_b,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    x,
+    w,
+    y,
+    partial,
+    arrived,
+    B,
+    N,
+    K,
+    stride_x_b,
+    stride_w_n,
+    stride_y_b,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     """On the fp32 pipe: one sum per element of the tile and sequence, added across threads once per tile."""
     iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -144,10 +155,26 @@ def gemv_fma(
 
 @triton.jit
 def gemv_mma(
-    x, x_scale, w, w_scale, y, partial, arrived, B, N, K, stride_x_b, stride_w_n, stride_y_b,
-    BLOCKED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_scale,
+    w,
+    w_scale,
+    y,
+    partial,
+    arrived,
+    B,
+    N,
+    K,
+    stride_x_b,
+    stride_w_n,
+    stride_y_b,
+    BLOCKED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """On the tensor cores: W tile [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> fp32 sums.
 
     fp8 is scaled by row of x, and by block (BLOCKED) or by row of W; `x_scale` and `w_scale` are None for other types.

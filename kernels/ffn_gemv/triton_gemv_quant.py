@@ -61,11 +61,20 @@ def plan(case: GemvCase, target: Target) -> Plan:
         # unpacking mxfp4 would spill for the second CTA on sm_100
         fit_twice = max_block_b(target) > BLOCK_B and not (case.weights == "mxfp4" and target.sm >= 100)
         num_warps, ctas_per_sm = 8, 2 if fit_twice else 1
-    return share(
-        N=case.N, K=case.K, B=case.B, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_B=BLOCK_B,
-        unit_bytes=unit_bytes, unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K, use_mma=True, target=target,
-        **{"num_warps": num_warps, "ctas_per_sm": ctas_per_sm} | target.overrides,
-    )  # fmt: skip
+    chosen = {"num_warps": num_warps, "ctas_per_sm": ctas_per_sm} | target.overrides
+    plan = Plan(
+        B=case.B,
+        N=case.N,
+        K=case.K,
+        BLOCK_B=BLOCK_B,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=BLOCK_K,
+        use_mma=True,
+        unit_bytes=unit_bytes,
+        unit_smem=unit_bytes + 2 * BLOCK_B * BLOCK_K,
+        **chosen,
+    )
+    return share(plan, target)
 
 
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
@@ -75,11 +84,29 @@ def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
 
 @triton.jit
 def gemv_words(
-    x, w, scale, unpacking, y, partial, arrived, B, N, K, stride_x_b, stride_w_n, stride_y_b,
-    FORMAT: tl.constexpr, BITS: tl.constexpr, PLAIN: tl.constexpr, MAGIC: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    x,
+    w,
+    scale,
+    unpacking,
+    y,
+    partial,
+    arrived,
+    B,
+    N,
+    K,
+    stride_x_b,
+    stride_w_n,
+    stride_y_b,
+    FORMAT: tl.constexpr,
+    BITS: tl.constexpr,
+    PLAIN: tl.constexpr,
+    MAGIC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     """W words [BLOCK_N, 32] -> parts [BLOCK_N, 32] each, times its slice of x^T [32, BLOCK_B] -> fp32 sums."""
     PARTS: tl.constexpr = 32 // BITS
     WIDTH: tl.constexpr = BLOCK_K // PARTS

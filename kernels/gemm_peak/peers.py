@@ -67,8 +67,5 @@ def scaled_mm(case: PeakCase, inputs: Inputs, target: Target) -> Launch:
 IMPLS = (
     Impl(name="torch", stages=stages, prepare=mm, supports=mm_supports, version=torch_version),
     Impl(name="torch-addmm", stages=stages, prepare=addmm, supports=lt_supports, version=torch_version),
-    Impl(
-        name="torch-scaled", stages=stages, prepare=scaled_mm, supports=scaled_mm_supports,
-        version=torch_version,
-    ),
-)  # fmt: skip
+    Impl(name="torch-scaled", stages=stages, prepare=scaled_mm, supports=scaled_mm_supports, version=torch_version),
+)

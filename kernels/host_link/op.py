@@ -17,13 +17,12 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kernels.common.integers import KiB, MiB, size_text
 from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work, poison_with_nan
 
 if TYPE_CHECKING:
     import torch
-
-KiB, MiB = 1 << 10, 1 << 20
 
 SPREAD = 2
 """A pool has this many times the pages that are swapped: the others must be neither read nor written."""
@@ -64,8 +63,7 @@ class LinkCase(Case):
 
     @property
     def id(self) -> str:
-        unit, name = next((u, n) for u, n in ((MiB, "MiB"), (KiB, "KiB"), (1, "B")) if self.page_bytes % u == 0)
-        page = f"{self.page_bytes // unit}{name}"
+        page = size_text(self.page_bytes)
         return f"{self.kind}-{self.pages}x{page}" if self.swaps else f"{self.kind}-{page}"
 
     @property

@@ -59,8 +59,8 @@ def staged_stages(case: LinkCase, target: Target) -> tuple[Stage, ...]:
     buffered = Work(bytes_read=case.size, bytes_written=case.size)
     fits = case.size <= target.l2_bytes
     gather = Work(bytes_read=case.size) if case.to_host else Work(bytes_written=case.size)
-    move = Stage(name="gather" if case.to_host else "scatter", work=gather if fits else buffered,
-                 l2_bytes=case.size if fits else 0)  # fmt: skip
+    name = "gather" if case.to_host else "scatter"
+    move = Stage(name=name, work=gather if fits else buffered, l2_bytes=case.size if fits else 0)
     cross = Stage(name="copy", work=Work() if fits else work(case), link_bytes=case.size)
     return (move, cross) if case.to_host else (cross, move)
 

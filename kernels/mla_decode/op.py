@@ -144,18 +144,21 @@ def test() -> Iterable[MlaCase]:
 
     Drafts, too, of sequences shorter than they are, and whose last blocks hold nothing that their first query sees.
     """
-    for B, H, T, page, kind in (
-        (1, 16, 1, 0, "uniform"), (2, 5, 70, 0, "ragged"), (1, 80, 130, 0, "uniform"), (3, 16, 150, 64, "holes"),
-        (2, 32, 200, 16, "ragged"), (1, 16, 300, 128, "uniform"),
-    ):  # fmt: skip
-        yield MlaCase(B=B, H=H, T=T, L=64, R=16, page=page, lengths=kind, dtype="fp16")
-    for B, H, T, page, kind in (
-        (1, 16, 1, 0, "uniform"), (2, 5, 70, 0, "ragged"), (1, 80, 130, 0, "uniform"), (3, 16, 150, 64, "holes"),
-        (2, 32, 200, 16, "ragged"),
-    ):  # fmt: skip
-        yield MlaCase(B=B, H=H, T=T, L=64, R=16, page=page, lengths=kind, dtype="fp16", kv="fp8")
-    for B, H, T, page, q_len, kv in ((2, 40, 129, 64, 2, ""), (3, 16, 66, 0, 4, ""), (2, 16, 70, 16, 3, "fp8")):
-        yield MlaCase(B=B, H=H, T=T, L=64, R=16, page=page, q_len=q_len, lengths="holes", dtype="fp16", kv=kv)
+
+    def small(B: int, H: int, T: int, **more: Any) -> MlaCase:
+        return MlaCase(B=B, H=H, T=T, L=64, R=16, dtype="fp16", **more)
+
+    for kv in ("", "fp8"):
+        yield small(1, 16, 1, kv=kv)
+        yield small(2, 5, 70, lengths="ragged", kv=kv)
+        yield small(1, 80, 130, kv=kv)
+        yield small(3, 16, 150, page=64, lengths="holes", kv=kv)
+        yield small(2, 32, 200, page=16, lengths="ragged", kv=kv)
+        if not kv:
+            yield small(1, 16, 300, page=128)
+    yield small(2, 40, 129, page=64, q_len=2, lengths="holes")
+    yield small(3, 16, 66, q_len=4, lengths="holes")
+    yield small(2, 16, 70, page=16, q_len=3, lengths="holes", kv="fp8")
 
 
 def cases(suite: str) -> list[MlaCase]:
@@ -173,10 +176,9 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
     draw = RandomInputs(device, seed)
     page = case.page or case.T
     ranges = [((0, length),) for length in lengths(case)]
-    paged = paging.block_table(
-        ranges, page=page, columns=cdiv(case.T, page) + (1 if case.page else 0), shuffled=bool(case.page),
-        spare=bool(case.page), seed=seed,
-    )  # fmt: skip
+    columns = cdiv(case.T, page) + (1 if case.page else 0)
+    scattered = bool(case.page)
+    paged = paging.block_table(ranges, page=page, columns=columns, shuffled=scattered, spare=scattered, seed=seed)
     width = 2.0 / ((case.L + case.R) ** 0.5 * case.scale)
     slots = (paged.pages, page)
     if case.kv:

@@ -71,8 +71,4 @@ def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
     return launch
 
 
-IMPLS = (
-    Impl(
-        name="flashinfer", stages=stages, prepare=decode, supports=supports, version=flashinfer_needs.version
-    ),
-)  # fmt: skip
+IMPLS = (Impl(name="flashinfer", stages=stages, prepare=decode, supports=supports, version=flashinfer_needs.version),)

@@ -134,12 +134,41 @@ def candidates(case: MlaCase, target: Target) -> Iterator[dict[str, int]]:
 
 @triton.jit
 def mla_kernel(
-    q_latent, q_rope, cache, rope, latent_scale, block_table, segments, partial_o, partial_lse, H, scale,
-    stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_r_page, stride_r_t,
-    stride_s_page, stride_s_t, stride_table_b, lengths, stride_ql_i, stride_qr_i,
-    L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, Q_LEN: tl.constexpr,
-    PAGE: tl.constexpr, KV: tl.constexpr, STAGES: tl.constexpr, AS_BITS: tl.constexpr,
-):  # fmt: skip
+    q_latent,
+    q_rope,
+    cache,
+    rope,
+    latent_scale,
+    block_table,
+    segments,
+    partial_o,
+    partial_lse,
+    H,
+    scale,
+    stride_ql_b,
+    stride_ql_h,
+    stride_qr_b,
+    stride_qr_h,
+    stride_c_page,
+    stride_c_t,
+    stride_r_page,
+    stride_r_t,
+    stride_s_page,
+    stride_s_t,
+    stride_table_b,
+    lengths,
+    stride_ql_i,
+    stride_qr_i,
+    L: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    Q_LEN: tl.constexpr,
+    PAGE: tl.constexpr,
+    KV: tl.constexpr,
+    STAGES: tl.constexpr,
+    AS_BITS: tl.constexpr,
+):
     """Program (row tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
 
     AS_BITS: sums go from block to block as bits. As floats, Triton 3.6 leaves the wgmma that adds to them under way
@@ -204,6 +233,12 @@ def mla_kernel(
     tl.store(partial_lse + first_row + offs_m, m + tl.log2(norm), mask=mask_m)
 
 
+def token_strides(name: str, cache: torch.Tensor | None) -> dict[str, int]:
+    """From page to page and from token to token; zeros for what a cache does not have."""
+    page, t = (0, 0) if cache is None else cache.stride()[:2]
+    return {f"stride_{name}_page": page, f"stride_{name}_t": t}
+
+
 def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
     """The lists of segments and the parts are made once."""
     q_latent, q_rope, cached = inputs["q_latent"], inputs["q_rope"], inputs["cache"]
@@ -213,35 +248,51 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
     p = plan(case, target)
     if p.words:
         cached = cached.view(torch.int16)
-    rope_strides, scale_strides = (inputs[n].stride()[:2] if case.kv else (0, 0) for n in ("rope", "latent_scale"))
     o = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
     parts = new_parts(p.slots, case.rows, case.L, o.device)
     main = KernelLaunch(
         kernel=words_kernel if p.words else mla_kernel,
         grid=(p.row_tiles, len(p.segments)),
         args={
-            "q_latent": q_latent, "q_rope": q_rope, "cache": cached, "rope": inputs["rope"],
-            "latent_scale": inputs["latent_scale"], "block_table": inputs["block_table"],
+            "q_latent": q_latent,
+            "q_rope": q_rope,
+            "cache": cached,
+            "rope": inputs["rope"],
+            "latent_scale": inputs["latent_scale"],
+            "block_table": inputs["block_table"],
             "segments": table([s.row() for s in p.segments], o.device),
-            "partial_o": parts.o, "partial_lse": parts.lse, "H": case.H, "scale": case.scale,
-            "stride_ql_b": q_latent.stride(0), "stride_ql_h": q_latent.stride(2),
-            "stride_qr_b": q_rope.stride(0), "stride_qr_h": q_rope.stride(2),
-            "stride_c_page": cached.stride(0), "stride_c_t": cached.stride(1),
-            "stride_r_page": rope_strides[0], "stride_r_t": rope_strides[1],
-            "stride_s_page": scale_strides[0], "stride_s_t": scale_strides[1],
-            "stride_table_b": inputs["block_table"].stride(0), "lengths": inputs["lengths"],
-            "stride_ql_i": q_latent.stride(1), "stride_qr_i": q_rope.stride(1),
+            "partial_o": parts.o,
+            "partial_lse": parts.lse,
+            "H": case.H,
+            "scale": case.scale,
+            "stride_ql_b": q_latent.stride(0),
+            "stride_ql_h": q_latent.stride(2),
+            "stride_qr_b": q_rope.stride(0),
+            "stride_qr_h": q_rope.stride(2),
+            **token_strides("c", cached),
+            **token_strides("r", inputs["rope"] if case.kv else None),
+            **token_strides("s", inputs["latent_scale"] if case.kv else None),
+            "stride_table_b": inputs["block_table"].stride(0),
+            "lengths": inputs["lengths"],
+            "stride_ql_i": q_latent.stride(1),
+            "stride_qr_i": q_rope.stride(1),
         },
         constexprs={
-            "L": case.L, "R": case.R, "BLOCK_T": p.block_t, "BLOCK_M": p.block_m, "Q_LEN": case.q_len,
-            "PAGE": case.page, "KV": case.kv, "STAGES": p.num_stages,
+            "L": case.L,
+            "R": case.R,
+            "BLOCK_T": p.block_t,
+            "BLOCK_M": p.block_m,
+            "Q_LEN": case.q_len,
+            "PAGE": case.page,
+            "KV": case.kv,
+            "STAGES": p.num_stages,
             **({} if p.words else {"AS_BITS": target.sm == 90}),
         },
         num_warps=8,
         num_stages=p.num_stages,
         streams=("cache", "rope") if case.kv else ("cache",),
         wants_mma=True,
-    )  # fmt: skip
+    )
     merge = merge_launch([s for s in p.segments if s.is_first], parts, o, group=case.H)
     return Built(launches=(main, merge), output=o)
 

@@ -27,12 +27,40 @@ halves would put all sums into one half of the lanes, whose 512 columns hold no 
 
 @triton.jit
 def words_kernel(
-    q_latent, q_rope, cache, rope, latent_scale, block_table, segments, partial_o, partial_lse, H, scale,
-    stride_ql_b, stride_ql_h, stride_qr_b, stride_qr_h, stride_c_page, stride_c_t, stride_r_page, stride_r_t,
-    stride_s_page, stride_s_t, stride_table_b, lengths, stride_ql_i, stride_qr_i,
-    L: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, Q_LEN: tl.constexpr,
-    PAGE: tl.constexpr, KV: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    q_latent,
+    q_rope,
+    cache,
+    rope,
+    latent_scale,
+    block_table,
+    segments,
+    partial_o,
+    partial_lse,
+    H,
+    scale,
+    stride_ql_b,
+    stride_ql_h,
+    stride_qr_b,
+    stride_qr_h,
+    stride_c_page,
+    stride_c_t,
+    stride_r_page,
+    stride_r_t,
+    stride_s_page,
+    stride_s_t,
+    stride_table_b,
+    lengths,
+    stride_ql_i,
+    stride_qr_i,
+    L: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    Q_LEN: tl.constexpr,
+    PAGE: tl.constexpr,
+    KV: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """As `mla_kernel`; `cache` and its strides are of 16-bit words."""
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

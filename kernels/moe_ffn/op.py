@@ -120,13 +120,8 @@ def of_model(
 ) -> list[MoeCase]:
     """The routed experts of a model; with tensor parallelism one rank's slice of every expert."""
     shape = MODELS[model]
-    return [
-        MoeCase(
-            model=model, B=B, E=shape.experts, k=shape.experts_per_token, H=shape.hidden,
-            F=shape.expert_ffn // tensor_parallel, routing=routing, weights=weights,
-        )
-        for B in batches
-    ]  # fmt: skip
+    E, k, H, F = shape.experts, shape.experts_per_token, shape.hidden, shape.expert_ffn // tensor_parallel
+    return [MoeCase(model=model, B=B, E=E, k=k, H=H, F=F, routing=routing, weights=weights) for B in batches]
 
 
 def smoke() -> Iterable[MoeCase]:
@@ -166,17 +161,17 @@ def full() -> Iterable[MoeCase]:
 
 def test() -> Iterable[MoeCase]:
     """Small and edgy: one token, one expert, all experts, odd widths, several tiles of tokens for one expert."""
-    for B, E, k, H, F, routing, dtype in (
-        (1, 4, 1, 64, 64, "uniform", "fp16"), (3, 5, 2, 72, 40, "uniform", "fp16"),
-        (1, 1, 1, 128, 64, "uniform", "fp16"), (20, 2, 2, 64, 128, "uniform", "fp16"),
-        (33, 8, 3, 64, 64, "zipf", "fp16"), (4, 16, 4, 64, 48, "zipf", "fp32"),
-    ):  # fmt: skip
-        yield MoeCase(B=B, E=E, k=k, H=H, F=F, routing=routing, dtype=dtype)
-    for B, E, k, H, F, dtype, weights in (
-        (1, 3, 2, 256, 128, "fp16", "fp8_block"), (18, 3, 2, 128, 256, "fp16", "fp8_block"),
-        (1, 3, 2, 320, 96, "fp16", "mxfp4"), (18, 3, 2, 72, 266, "fp16", "mxfp4"),
-    ):  # fmt: skip
-        yield MoeCase(B=B, E=E, k=k, H=H, F=F, dtype=dtype, weights=weights)
+    for B, E, k, H, F in ((1, 4, 1, 64, 64), (3, 5, 2, 72, 40), (1, 1, 1, 128, 64), (20, 2, 2, 64, 128)):
+        yield MoeCase(B=B, E=E, k=k, H=H, F=F, dtype="fp16")
+    yield MoeCase(B=33, E=8, k=3, H=64, F=64, routing="zipf", dtype="fp16")
+    yield MoeCase(B=4, E=16, k=4, H=64, F=48, routing="zipf", dtype="fp32")
+    for B, H, F, weights in (
+        (1, 256, 128, "fp8_block"),
+        (18, 128, 256, "fp8_block"),
+        (1, 320, 96, "mxfp4"),
+        (18, 72, 266, "mxfp4"),
+    ):
+        yield MoeCase(B=B, E=3, k=2, H=H, F=F, dtype="fp16", weights=weights)
 
 
 def cases(suite: str) -> list[MoeCase]:

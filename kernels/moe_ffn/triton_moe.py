@@ -21,25 +21,20 @@ from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import clipped_rows, load_weights, load_x, own_part, weights_at
 from kernels.launch import Built, triton_impl
 from kernels.moe_ffn import triton_moe_quant
-from kernels.moe_ffn.op import MoeCase
-from kernels.moe_ffn.triton_routing import (
+from kernels.moe_ffn.expert_plan import (
     BLOCK_N,
     MAX_BLOCK_B,
-    SORT_BINS,
-    SORT_PAIRS,
     Gemm,
     Plan,
-    built,
-    finish_item,
-    own_items,
-    pairs_of,
-    pipeline,
+    gemm_of,
     plan_of,
     shape_class,
     stages_of,
     tile_pairs,
     widths,
 )
+from kernels.moe_ffn.op import MoeCase
+from kernels.moe_ffn.triton_routing import SORT_BINS, SORT_PAIRS, built, finish_item, own_items, pairs_of
 from kernels.op import Inputs, Stage, Target, Tuning
 
 
@@ -50,11 +45,17 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
     if matrices == 1 and K % (2 * BLOCK_K) == 0:
         BLOCK_K *= 2
     unit = matrices * BLOCK_N * BLOCK_K * size
-    return Gemm(
-        rows=rows, K=K, matrices=matrices, BLOCK_K=BLOCK_K, expert_bytes=matrices * rows * K * size,
-        num_stages=pipeline(target, ctas_per_sm, unit, unit + BLOCK_B * BLOCK_K * size),
-        ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm,
-    )  # fmt: skip
+    return gemm_of(
+        target,
+        ctas_per_sm=ctas_per_sm,
+        unit_bytes=unit,
+        unit_smem=unit + BLOCK_B * BLOCK_K * size,
+        rows=rows,
+        K=K,
+        matrices=matrices,
+        BLOCK_K=BLOCK_K,
+        expert_bytes=matrices * rows * K * size,
+    )
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
@@ -79,11 +80,30 @@ def candidates(case: MoeCase, target: Target) -> Iterator[dict[str, int]]:
 
 @triton.jit
 def expert_kernel(
-    x, out, pairs, tile_expert, tile_first, tile_end, tile_count, partial, arrived, N, K,
-    top_k, stride_x_row, stride_out_row, w, stride_w_e, stride_w_n,
-    GATED: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    pairs,
+    tile_expert,
+    tile_first,
+    tile_end,
+    tile_count,
+    partial,
+    arrived,
+    N,
+    K,
+    top_k,
+    stride_x_row,
+    stride_out_row,
+    w,
+    stride_w_e,
+    stride_w_n,
+    GATED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """GATED: out[sorted pair] = silu(Wg x[token]) * (Wu x[token]). Else out[pair] = Wd x[sorted pair].
 
     W is `[E, 2N, K]` where GATED, else `[E, N, K]`. A CTA shares at most two items, the first and the last of its
@@ -97,7 +117,7 @@ def expert_kernel(
         row0 = (item % blocks) * BLOCK_N
         offs_p, mask_p, pair, x_at = pairs_of(
             tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
-        )  # fmt: skip
+        )
         w_expert = w + tl.load(tile_expert + tile).to(tl.int64) * stride_w_e
         w_first, offs_w = weights_at(w_expert, row0, clipped_rows(row0, N, BLOCK_N), stride_w_n, offs_k)
         w_second = w_first + N.to(tl.int64) * stride_w_n
@@ -113,9 +133,23 @@ def expert_kernel(
                 up_tile = load_weights(w_second + k + offs_w, mask_k[None, :], EVEN_K)
                 sums_up = tl.dot(up_tile, x_tile, sums_up, input_precision="ieee")
         finish_item(
-            sums, sums_up, out, pair, offs_p, mask_p, row0, N, stride_out_row, partial, arrived, item, iters, units,
-            ctas, GATED,
-        )  # fmt: skip
+            sums,
+            sums_up,
+            out,
+            pair,
+            offs_p,
+            mask_p,
+            row0,
+            N,
+            stride_out_row,
+            partial,
+            arrived,
+            item,
+            iters,
+            units,
+            ctas,
+            GATED,
+        )
         unit += it_end - it_first
 
 

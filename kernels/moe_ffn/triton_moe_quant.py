@@ -29,20 +29,9 @@ from kernels.common.triton_unpack import (
     words_of,
 )
 from kernels.launch import Built
+from kernels.moe_ffn.expert_plan import BLOCK_N, Gemm, Plan, gemm_of, plan_of, tile_pairs, widths
 from kernels.moe_ffn.op import MoeCase
-from kernels.moe_ffn.triton_routing import (
-    BLOCK_N,
-    Gemm,
-    Plan,
-    built,
-    finish_item,
-    own_items,
-    pairs_of,
-    pipeline,
-    plan_of,
-    tile_pairs,
-    widths,
-)
+from kernels.moe_ffn.triton_routing import built, finish_item, own_items, pairs_of
 from kernels.op import Inputs, Target
 
 
@@ -54,12 +43,17 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
     iters = cdiv(K, BLOCK_K)
     scales = 8 * iters * rows if case.weights == "mxfp4" else 4 * iters * cdiv(rows, 128)
     unit = matrices * BLOCK_N * WORDS * 4
-    return Gemm(
-        rows=rows, K=K, matrices=matrices, BLOCK_K=BLOCK_K,
+    return gemm_of(
+        target,
+        ctas_per_sm=ctas_per_sm,
+        unit_bytes=unit,
+        unit_smem=unit + (BLOCK_B * BLOCK_K + 4 * BLOCK_N) * BYTES[case.dtype],
+        rows=rows,
+        K=K,
+        matrices=matrices,
+        BLOCK_K=BLOCK_K,
         expert_bytes=matrices * (4 * WORDS * iters * rows + scales),
-        num_stages=pipeline(target, ctas_per_sm, unit, unit + (BLOCK_B * BLOCK_K + 4 * BLOCK_N) * BYTES[case.dtype]),
-        ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm,
-    )  # fmt: skip
+    )
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
@@ -80,11 +74,35 @@ def candidates(case: MoeCase, target: Target) -> Iterator[dict[str, int]]:
 
 @triton.jit
 def expert_words(
-    x, out, pairs, tile_expert, tile_first, tile_end, tile_count, partial, arrived, N, K,
-    top_k, stride_x_row, stride_out_row, w, scale, ROWS, stride_w_n,
-    FORMAT: tl.constexpr, BITS: tl.constexpr, PLAIN: tl.constexpr, MAGIC: tl.constexpr, GATED: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    pairs,
+    tile_expert,
+    tile_first,
+    tile_end,
+    tile_count,
+    partial,
+    arrived,
+    N,
+    K,
+    top_k,
+    stride_x_row,
+    stride_out_row,
+    w,
+    scale,
+    ROWS,
+    stride_w_n,
+    FORMAT: tl.constexpr,
+    BITS: tl.constexpr,
+    PLAIN: tl.constexpr,
+    MAGIC: tl.constexpr,
+    GATED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """As `expert_kernel`, over words `[ROWS, stride_w_n]`; `scale` is `[ROWS / 128, K / 128]` in fp32 for fp8, words
     of four exponents `[2 iters, ROWS]` for mxfp4."""
     PARTS: tl.constexpr = 32 // BITS
@@ -97,7 +115,7 @@ def expert_words(
         row0 = (item % blocks) * BLOCK_N
         offs_p, mask_p, pair, x_at = pairs_of(
             tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
-        )  # fmt: skip
+        )
         first_row = tl.load(tile_expert + tile) * (2 if GATED else 1) * N + row0
         rows = clipped_rows(row0, N, BLOCK_N)
         w_first, offs_w = weights_at(w, first_row, rows, stride_w_n, offs_k)
@@ -147,9 +165,23 @@ def expert_words(
                 sums = block
                 sums_up = block_up
         finish_item(
-            sums, sums_up, out, pair, offs_p, mask_p, row0, N, stride_out_row, partial, arrived, item, iters, units,
-            ctas, GATED,
-        )  # fmt: skip
+            sums,
+            sums_up,
+            out,
+            pair,
+            offs_p,
+            mask_p,
+            row0,
+            N,
+            stride_out_row,
+            partial,
+            arrived,
+            item,
+            iters,
+            units,
+            ctas,
+            GATED,
+        )
         unit += it_end - it_first
 
 

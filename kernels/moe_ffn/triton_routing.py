@@ -8,33 +8,18 @@ traffic; the kernel of the two products and its weights are the caller's: as the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from kernels.common.integers import cdiv, next_power_of_2
-from kernels.common.random_inputs import BYTES
+from kernels.common.integers import cdiv
 from kernels.common.stream_k import cta_of, first_unit, output_of
-from kernels.launch import Built, KernelLaunch, cta_smem, registers
-from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
-from kernels.op import Inputs, Stage, Target, Work
-
-BLOCK_N = 64
-"""Weight rows a CTA multiplies: the M of one `wgmma`."""
-
-MIN_BLOCK_B = 16
-"""Pairs of the smallest tile: the least N of a `tl.dot`."""
-
-MAX_BLOCK_B = 128
-"""Pairs of a tile: gate and up sums of 64 x 128 are 64 registers in each of 256 threads."""
-
-IN_FLIGHT = 96 << 10
-"""Weight bytes to keep in flight per SM: 1.5 times what the hungriest part asks for (codegen/judge.py)."""
-
-COMBINE_COLUMNS = 1024
+from kernels.launch import Built, KernelLaunch, registers
+from kernels.moe_ffn.expert_plan import BLOCK_N, COMBINE_COLUMNS, MIN_BLOCK_B, Gemm, Plan
+from kernels.moe_ffn.op import MoeCase
+from kernels.op import Inputs
 
 SORT_PAIRS = (128, 1024, 8192)
 """Sizes of the block that holds all pairs, few of them, so that few kernels are compiled; the last is the limit."""
@@ -43,98 +28,25 @@ SORT_BINS = (64, 512)
 """Bins of the histogram of experts; the last bin is never an expert's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gemm:
-    """One of the two products: `rows` of W per expert (`matrices` times, gate and up), `K` columns."""
-
-    rows: int
-    K: int
-    matrices: int
-    BLOCK_K: int
-    num_stages: int
-    ctas: int
-    """All that are launched, `ctas_per_sm` on each SM."""
-    ctas_per_sm: int
-    expert_bytes: int
-    """One expert's share of W as it is read: codes, scales and padding."""
-
-    @property
-    def blocks(self) -> int:
-        return cdiv(self.rows, BLOCK_N)
-
-    @property
-    def iters(self) -> int:
-        return cdiv(self.K, self.BLOCK_K)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Blocks and grids of one case; `max_tiles` bounds the tiles of any routing of B tokens."""
-
-    BLOCK_B: int
-    max_tiles: int
-    num_warps: int
-    gate_up: Gemm
-    down: Gemm
-
-
 Weights = Callable[[Gemm, str], dict[str, Any]]
 """(product, name of its weights among the inputs) -> arguments of the kernel: W as `w`, and how to read it."""
 
 
-def tile_pairs(case: MoeCase) -> int:
-    """Wide enough for the mean number of tokens of an expert and three standard deviations more."""
-    mean = case.pairs / case.E
-    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, next_power_of_2(round(mean + 3 * mean**0.5)), next_power_of_2(case.B)))
-
-
-def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
-    """Tiles of the worst routing: every expert that can be hit ends in a tile of its own."""
-    hit = min(case.E, case.pairs)
-    return hit + (case.pairs - hit) // BLOCK_B
-
-
-def shape_class(case: MoeCase) -> str:
-    """One model's experts, as far as their tokens fill tiles of one width."""
-    weights = f" w{case.weights}" if case.quantized else ""
-    return f"E{case.E}k{case.k} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
-
-
-def pipeline(target: Target, ctas_per_sm: int, unit_bytes: int, unit_smem: int) -> int:
-    """Stages of `unit_bytes` of weights, `unit_smem` with the activations: as many as `IN_FLIGHT` asks for and fit."""
-    fit = cta_smem(target, ctas_per_sm) // unit_smem
-    return max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), fit))
-
-
-def widths(tile: int, widest: int) -> list[int]:
-    """Half as wide, as wide and twice as wide, for the tuner."""
-    return sorted({max(MIN_BLOCK_B, tile // 2), tile, min(widest, 2 * tile)})
-
-
-def plan_of(
-    case: MoeCase, target: Target, gemm: Callable[..., Gemm], *, tile: int, ctas_per_sm: int, num_warps: int
-) -> Plan:
-    """As reasoned, or as tuned."""
-    fields = {"BLOCK_B": tile, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
-    fields |= target.overrides
-
-    def of(*, BLOCK_B: int, ctas_per_sm: int, num_warps: int) -> Plan:
-        return Plan(
-            BLOCK_B=BLOCK_B,
-            max_tiles=max_tiles(case, BLOCK_B),
-            num_warps=num_warps,
-            gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-            down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-        )
-
-    return of(**fields)
-
-
 @triton.jit
 def sort_kernel(
-    topk_ids, pairs, tile_expert, tile_first, tile_end, tile_count, N_PAIRS, E, tile_pairs,
-    BLOCK_PAIRS: tl.constexpr, BINS: tl.constexpr, BLOCK_TILES: tl.constexpr,
-):  # fmt: skip
+    topk_ids,
+    pairs,
+    tile_expert,
+    tile_first,
+    tile_end,
+    tile_count,
+    N_PAIRS,
+    E,
+    tile_pairs,
+    BLOCK_PAIRS: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+):
     """Program e lists the pairs of expert e behind those of all earlier experts, and its tiles of `tile_pairs`."""
     e = tl.program_id(0)
     offs = tl.arange(0, BLOCK_PAIRS)
@@ -172,7 +84,7 @@ def own_items(tile_count, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
 @triton.jit
 def pairs_of(
     tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED: tl.constexpr, BLOCK_B: tl.constexpr
-):  # fmt: skip
+):
     """(places of a tile's pairs in the sorted list, which of them it has, the pairs, addresses of their x^T)."""
     offs_p = tl.load(tile_first + tile) + tl.arange(0, BLOCK_B)
     mask_p = offs_p < tl.load(tile_end + tile)
@@ -196,9 +108,23 @@ def gather_partials(sums, shares, item, first, last, iters, units, ctas, SLOT: t
 
 @triton.jit
 def finish_item(
-    sums, sums_up, out, pair, offs_p, mask_p, row0, N, stride_out_row, partial, arrived, item, iters, units, ctas,
+    sums,
+    sums_up,
+    out,
+    pair,
+    offs_p,
+    mask_p,
+    row0,
+    N,
+    stride_out_row,
+    partial,
+    arrived,
+    item,
+    iters,
+    units,
+    ctas,
     GATED: tl.constexpr,
-):  # fmt: skip
+):
     """Store an item's sums, or leave them as partials unless this CTA is the last to arrive at it."""
     BLOCK_N: tl.constexpr = sums.shape[0]
     BLOCK_B: tl.constexpr = sums.shape[1]
@@ -260,8 +186,9 @@ def built(
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
-    pairs, tile_count = empty(case.pairs), empty(1)
-    tile_expert, tile_first, tile_end = (empty(p.max_tiles) for _ in range(3))
+    lists = {"pairs": empty(case.pairs)}
+    lists |= {name: empty(p.max_tiles) for name in ("tile_expert", "tile_first", "tile_end")}
+    lists["tile_count"] = empty(1)
     # packed weights come in whole blocks: with zeros beside them, hidden values need no mask
     columns = p.down.iters * p.down.BLOCK_K if case.quantized else case.F
     hidden = torch.zeros(case.pairs, columns, dtype=x.dtype, device=x.device)
@@ -271,17 +198,14 @@ def built(
     sort = KernelLaunch(
         kernel=sort_kernel,
         grid=(case.E,),
-        args={
-            "topk_ids": ids, "pairs": pairs, "tile_expert": tile_expert, "tile_first": tile_first,
-            "tile_end": tile_end, "tile_count": tile_count, "N_PAIRS": case.pairs, "E": case.E,
-            "tile_pairs": p.BLOCK_B,
-        },
+        args={"topk_ids": ids, **lists, "N_PAIRS": case.pairs, "E": case.E, "tile_pairs": p.BLOCK_B},
         constexprs={
-            "BLOCK_PAIRS": block_pairs, "BINS": next(n for n in SORT_BINS if n > case.E),
+            "BLOCK_PAIRS": block_pairs,
+            "BINS": next(n for n in SORT_BINS if n > case.E),
             "BLOCK_TILES": block_pairs // MIN_BLOCK_B,
         },
         num_warps=8 if block_pairs == SORT_PAIRS[-1] else 4,
-    )  # fmt: skip
+    )
 
     def product(g: Gemm, name: str, source: torch.Tensor, out: torch.Tensor) -> KernelLaunch:
         given = weights(g, name)
@@ -291,16 +215,26 @@ def built(
             kernel=kernel,
             grid=(g.ctas,),
             args={
-                "x": source, "out": out, "pairs": pairs, "tile_expert": tile_expert, "tile_first": tile_first,
-                "tile_end": tile_end, "tile_count": tile_count,
+                "x": source,
+                "out": out,
+                **lists,
                 "partial": empty(2 * g.ctas * slot, dtype=torch.float32),
                 "arrived": torch.zeros(p.max_tiles * g.blocks, dtype=torch.int32, device=x.device),
-                "N": g.rows, "K": g.K, "top_k": case.k, "stride_x_row": source.stride(0),
-                "stride_out_row": out.stride(0), **given,
+                "N": g.rows,
+                "K": g.K,
+                "top_k": case.k,
+                "stride_x_row": source.stride(0),
+                "stride_out_row": out.stride(0),
+                **given,
             },
             constexprs={
-                **constexprs, "GATED": g.matrices == 2, "EVEN_K": source.shape[1] % g.BLOCK_K == 0,
-                "BLOCK_B": p.BLOCK_B, "BLOCK_N": BLOCK_N, "BLOCK_K": g.BLOCK_K, "STAGES": g.num_stages,
+                **constexprs,
+                "GATED": g.matrices == 2,
+                "EVEN_K": source.shape[1] % g.BLOCK_K == 0,
+                "BLOCK_B": p.BLOCK_B,
+                "BLOCK_N": BLOCK_N,
+                "BLOCK_K": g.BLOCK_K,
+                "STAGES": g.num_stages,
             },
             num_warps=p.num_warps,
             num_stages=g.num_stages,
@@ -309,57 +243,22 @@ def built(
             streams=("w",),
             why_narrow="" if aligned else "rows of K elements are not 16-byte aligned",
             wants_mma=case.dtype != "fp32",
-        )  # fmt: skip
+        )
 
     combine = KernelLaunch(
         kernel=combine_kernel,
         grid=(case.B, cdiv(case.H, COMBINE_COLUMNS)),
         args={
-            "parts": parts, "topk_weights": inputs["topk_weights"], "y": y, "H": case.H, "stride_y_b": y.stride(0),
+            "parts": parts,
+            "topk_weights": inputs["topk_weights"],
+            "y": y,
+            "H": case.H,
+            "stride_y_b": y.stride(0),
         },
         constexprs={"TOP_K": case.k, "BLOCK_H": COMBINE_COLUMNS},
         streams=("parts",),
         why_few_in_flight="k partial rows per token, from the L2 where they fit",
-    )  # fmt: skip
+    )
     gate_up = product(p.gate_up, "w_gate_up", x, hidden)
     down = product(p.down, "w_down", hidden, parts)
     return Built(launches=(sort, gate_up, down, combine), output=y)
-
-
-def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
-    """An expert with several tiles is read once for each: they run far apart, and the experts outgrow the L2."""
-    size = BYTES[case.dtype]
-    tiles = sum(cdiv(count, p.BLOCK_B) for count in tokens_per_expert(case))
-    pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
-
-    def product(name: str, g: Gemm, read: int, l2_read: int, l2_written: int) -> Stage:
-        fit = experts_hit(case) * g.expert_bytes <= target.l2_bytes // 2
-        flops = 2 * tiles * g.matrices * g.blocks * BLOCK_N * g.iters * g.BLOCK_K * p.BLOCK_B
-        units = max(1, tiles * g.blocks * g.iters)
-        shared = min(g.ctas, units) if g.ctas > 1 and g.iters > 1 else 0
-        partials = 2 * 2 * 4 * shared * g.matrices * BLOCK_N * p.BLOCK_B
-        return Stage(
-            name=name,
-            work=Work(flops={pipe: flops}, bytes_read=read + (experts_hit(case) if fit else tiles) * g.expert_bytes),
-            l2_bytes=l2_read * g.blocks + l2_written + partials,
-            ctas=g.ctas,
-            ctas_per_sm=g.ctas_per_sm,
-        )
-
-    hidden, parts = size * case.pairs * case.F, 4 * case.pairs * case.H
-    fits = parts <= target.l2_bytes // 2
-    return (
-        Stage(name="sort", work=Work(bytes_read=4 * case.pairs), l2_bytes=4 * case.pairs * case.E, ctas=case.E),
-        product("gate and up", p.gate_up, size * case.B * case.H, size * case.pairs * case.H, hidden),
-        product("down", p.down, 0, hidden, parts),
-        Stage(
-            name="combine",
-            work=Work(
-                bytes_read=4 * case.pairs + (0 if fits else parts),
-                bytes_written=size * case.B * case.H + (0 if fits else parts),
-            ),
-            l2_bytes=parts if fits else 0,
-            ctas=case.B * cdiv(case.H, COMBINE_COLUMNS),
-            ctas_per_sm=16,
-        ),
-    )

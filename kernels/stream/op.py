@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kernels.common.integers import cdiv
+from kernels.common.integers import GiB, KiB, MiB, cdiv, size_text
 from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -29,8 +29,6 @@ CHUNK = 4096
 
 ALPHA = 2.5
 """The factor of the triad, exact in fp32."""
-
-KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 L2_SIZE = 6 * 132 * 4 * CHUNK
 """Six chunks for each of an H100's 132 SMs: 13.0 MB, a quarter of its 50 MB L2, and no SM reads more."""
@@ -69,12 +67,7 @@ class StreamCase(Case):
 
     @property
     def id(self) -> str:
-        size = next(
-            (f"{self.size // unit}{name}" for name, unit in (("GiB", GiB), ("MiB", MiB), ("KiB", KiB))
-             if self.size % unit == 0),
-            f"{self.size}B",
-        )  # fmt: skip
-        return f"{self.kind}-{size}" + (f"-x{self.passes}" if self.kind == "l2_read" else "")
+        return f"{self.kind}-{size_text(self.size)}" + (f"-x{self.passes}" if self.kind == "l2_read" else "")
 
 
 def cases(suite: str) -> list[StreamCase]:

@@ -20,9 +20,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.common.integers import MiB
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
-from kernels.stream.op import ALPHA, CHUNK, MiB, StreamCase, work
+from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
 
 TMA_ROW = 32
 """Elements of a row of the array as TMA sees it: 128 bytes, the widest swizzle, so that a chunk is one box of 128

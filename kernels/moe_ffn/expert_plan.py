@@ -1,0 +1,149 @@
+"""Tiles of tokens, blocks of weights and what they move: the pure half of the routed experts. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kernels.common.integers import cdiv, next_power_of_2
+from kernels.common.random_inputs import BYTES
+from kernels.launch import cta_smem
+from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
+from kernels.op import Stage, Target, Work
+
+BLOCK_N = 64
+"""Weight rows a CTA multiplies: the M of one `wgmma`."""
+
+MIN_BLOCK_B = 16
+"""Pairs of the smallest tile: the least N of a `tl.dot`."""
+
+MAX_BLOCK_B = 128
+"""Pairs of a tile: gate and up sums of 64 x 128 are 64 registers in each of 256 threads."""
+
+IN_FLIGHT = 96 << 10
+"""Weight bytes to keep in flight per SM: 1.5 times what the hungriest part asks for (codegen/judge.py)."""
+
+COMBINE_COLUMNS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemm:
+    """One of the two products: `rows` of W per expert (`matrices` times, gate and up), `K` columns."""
+
+    rows: int
+    K: int
+    matrices: int
+    BLOCK_K: int
+    num_stages: int
+    ctas: int
+    """All that are launched, `ctas_per_sm` on each SM."""
+    ctas_per_sm: int
+    expert_bytes: int
+    """One expert's share of W as it is read: codes, scales and padding."""
+
+    @property
+    def blocks(self) -> int:
+        return cdiv(self.rows, BLOCK_N)
+
+    @property
+    def iters(self) -> int:
+        return cdiv(self.K, self.BLOCK_K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Blocks and grids of one case; `max_tiles` bounds the tiles of any routing of B tokens."""
+
+    BLOCK_B: int
+    max_tiles: int
+    num_warps: int
+    gate_up: Gemm
+    down: Gemm
+
+
+def tile_pairs(case: MoeCase) -> int:
+    """Wide enough for the mean number of tokens of an expert and three standard deviations more."""
+    mean = case.pairs / case.E
+    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, next_power_of_2(round(mean + 3 * mean**0.5)), next_power_of_2(case.B)))
+
+
+def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
+    """Tiles of the worst routing: every expert that can be hit ends in a tile of its own."""
+    hit = min(case.E, case.pairs)
+    return hit + (case.pairs - hit) // BLOCK_B
+
+
+def shape_class(case: MoeCase) -> str:
+    """One model's experts, as far as their tokens fill tiles of one width."""
+    weights = f" w{case.weights}" if case.quantized else ""
+    return f"E{case.E}k{case.k} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
+
+
+def gemm_of(target: Target, *, ctas_per_sm: int, unit_bytes: int, unit_smem: int, **shape: int) -> Gemm:
+    """As many stages of `unit_bytes` of weights as `IN_FLIGHT` asks for and shared memory holds, `unit_smem` each."""
+    fit = cta_smem(target, ctas_per_sm) // unit_smem
+    num_stages = max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), fit))
+    return Gemm(num_stages=num_stages, ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm, **shape)
+
+
+def widths(tile: int, widest: int) -> list[int]:
+    """Half as wide, as wide and twice as wide, for the tuner."""
+    return sorted({max(MIN_BLOCK_B, tile // 2), tile, min(widest, 2 * tile)})
+
+
+def plan_of(
+    case: MoeCase, target: Target, gemm: Callable[..., Gemm], *, tile: int, ctas_per_sm: int, num_warps: int
+) -> Plan:
+    """As reasoned, or as tuned."""
+    fields = {"BLOCK_B": tile, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
+    fields |= target.overrides
+
+    def of(*, BLOCK_B: int, ctas_per_sm: int, num_warps: int) -> Plan:
+        return Plan(
+            BLOCK_B=BLOCK_B,
+            max_tiles=max_tiles(case, BLOCK_B),
+            num_warps=num_warps,
+            gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+            down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+        )
+
+    return of(**fields)
+
+
+def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
+    """An expert with several tiles is read once for each: they run far apart, and the experts outgrow the L2."""
+    size = BYTES[case.dtype]
+    tiles = sum(cdiv(count, p.BLOCK_B) for count in tokens_per_expert(case))
+    pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
+
+    def product(name: str, g: Gemm, read: int, l2_read: int, l2_written: int) -> Stage:
+        fit = experts_hit(case) * g.expert_bytes <= target.l2_bytes // 2
+        flops = 2 * tiles * g.matrices * g.blocks * BLOCK_N * g.iters * g.BLOCK_K * p.BLOCK_B
+        units = max(1, tiles * g.blocks * g.iters)
+        shared = min(g.ctas, units) if g.ctas > 1 and g.iters > 1 else 0
+        partials = 2 * 2 * 4 * shared * g.matrices * BLOCK_N * p.BLOCK_B
+        return Stage(
+            name=name,
+            work=Work(flops={pipe: flops}, bytes_read=read + (experts_hit(case) if fit else tiles) * g.expert_bytes),
+            l2_bytes=l2_read * g.blocks + l2_written + partials,
+            ctas=g.ctas,
+            ctas_per_sm=g.ctas_per_sm,
+        )
+
+    hidden, parts = size * case.pairs * case.F, 4 * case.pairs * case.H
+    fits = parts <= target.l2_bytes // 2
+    return (
+        Stage(name="sort", work=Work(bytes_read=4 * case.pairs), l2_bytes=4 * case.pairs * case.E, ctas=case.E),
+        product("gate and up", p.gate_up, size * case.B * case.H, size * case.pairs * case.H, hidden),
+        product("down", p.down, 0, hidden, parts),
+        Stage(
+            name="combine",
+            work=Work(
+                bytes_read=4 * case.pairs + (0 if fits else parts),
+                bytes_written=size * case.B * case.H + (0 if fits else parts),
+            ),
+            l2_bytes=parts if fits else 0,
+            ctas=case.B * cdiv(case.H, COMBINE_COLUMNS),
+            ctas_per_sm=16,
+        ),
+    )
