@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bench.devices import DEVICES
-from bench.measure.gate import check
 from kernels.common.compare import compare
 from kernels.gemm_peak.op import FMA_A, FMA_B, OP, PeakCase, work
 from kernels.op import SUITES, Target, implementations, total
@@ -24,15 +23,6 @@ IMPLS = {impl.name: impl for impl in FOUND}
 def test_everything_imports() -> None:
     assert not MISSING
     assert set(IMPLS) == {"triton", "torch", "torch-addmm", "torch-scaled"}
-
-
-@pytest.mark.parametrize("impl", IMPLS.values(), ids=lambda impl: impl.name)
-@pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
-def test_gate(impl, case, target) -> None:
-    where = CPU if target.kind == "interpreter" and not impl.build else target
-    if impl.supports(case, where) is None:
-        errors = check(OP, impl, case, where)
-        assert errors.passed, errors
 
 
 @pytest.mark.parametrize("suite", [*SUITES, "test"])

@@ -118,11 +118,6 @@ def pretending(target: Target, sm: int) -> Target:
     return dataclasses.replace(target, sm=sm)
 
 
-@pytest.mark.parametrize("case", mla.cases("test"), ids=lambda case: case.id)
-def test_ours(case: MlaCase, target: Target, half: str) -> None:
-    passes(OURS, dataclasses.replace(case, dtype=half), target)
-
-
 @pytest.mark.parametrize("case", [c for c in mla.cases("test") if c.kv], ids=lambda case: case.id)
 def test_ours_with_latents_in_words(case: MlaCase, target: Target, half: str) -> None:
     part = pretending(target, 80)

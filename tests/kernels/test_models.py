@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -104,58 +105,71 @@ def test_unknown_model_names_the_nearest():
         model("@@@@")
 
 
-LLAMA_70B = {
-    "model_type": "llama",
-    "num_hidden_layers": 80,
-    "hidden_size": 8192,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "intermediate_size": 28672,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-}
-MISTRAL = LLAMA_70B | {
-    "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
-    "intermediate_size": 14336, "vocab_size": 32000, "max_position_embeddings": 32768, "sliding_window": 4096,
-}  # fmt: skip
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+def config(model_type: str, sizes: tuple[int, ...], **more: object) -> dict[str, Any]:
+    return {"model_type": model_type, **dict(zip(SIZES, sizes, strict=False)), **more}
+
+
+LLAMA_70B = config("llama", (80, 8192, 64, 8, 28672, 128256, 131072), tie_word_embeddings=False)
+MISTRAL = config("mistral", (32, 4096, 32, 8, 14336, 32000, 32768), tie_word_embeddings=False, sliding_window=4096)
+MIXTRAL = {"model_type": "mixtral", "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2}
 QWEN_MOE = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 CONFIGS = {
     "llama-3.1-70b": LLAMA_70B,
     "mistral-7b": MISTRAL,
-    "mixtral-8x7b": MISTRAL
-    | {"model_type": "mixtral", "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
-    "qwen2.5-7b": {
-        "model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 131072,
-        "sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 28,
-    },
-    "qwen3-32b": {
-        "model_type": "qwen3", "num_hidden_layers": 64, "hidden_size": 5120, "num_attention_heads": 64,
-        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 25600, "vocab_size": 151936,
-        "max_position_embeddings": 40960, "sliding_window": None, "use_sliding_window": False,
-    },
+    "mixtral-8x7b": MISTRAL | MIXTRAL,
+    "qwen2.5-7b": config(
+        "qwen2",
+        (28, 3584, 28, 4, 18944, 152064, 131072),
+        sliding_window=131072,
+        use_sliding_window=False,
+        max_window_layers=28,
+    ),
+    "qwen3-32b": config(
+        "qwen3",
+        (64, 5120, 64, 8, 25600, 151936, 40960),
+        head_dim=128,
+        sliding_window=None,
+        use_sliding_window=False,
+    ),
     "gemma-3-27b": {
         "model_type": "gemma3",
-        "text_config": {
-            "model_type": "gemma3_text", "num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32,
-            "num_key_value_heads": 16, "head_dim": 128, "intermediate_size": 21504, "sliding_window": 1024,
-        },
+        "text_config": config("gemma3_text", (62, 5376, 32, 16, 21504), head_dim=128, sliding_window=1024),
     },
-    "gpt-oss-120b": {
-        "model_type": "gpt_oss", "num_hidden_layers": 36, "hidden_size": 2880, "num_attention_heads": 64,
-        "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 2880, "vocab_size": 201088,
-        "max_position_embeddings": 131072, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4,
-        "layer_types": ["sliding_attention", "full_attention"] * 18,
-    },
-    "deepseek-v3": {
-        "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168, "num_attention_heads": 128,
-        "num_key_value_heads": 128, "intermediate_size": 18432, "vocab_size": 129280,
-        "max_position_embeddings": 163840, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
-        "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 256, "num_experts_per_tok": 8,
-        "n_shared_experts": 1, "moe_intermediate_size": 2048, "first_k_dense_replace": 3,
-    },
-}  # fmt: skip
+    "gpt-oss-120b": config(
+        "gpt_oss",
+        (36, 2880, 64, 8, 2880, 201088, 131072),
+        head_dim=64,
+        sliding_window=128,
+        num_local_experts=128,
+        num_experts_per_tok=4,
+        layer_types=["sliding_attention", "full_attention"] * 18,
+    ),
+    "deepseek-v3": config(
+        "deepseek_v3",
+        (61, 7168, 128, 128, 18432, 129280, 163840),
+        kv_lora_rank=512,
+        q_lora_rank=1536,
+        qk_rope_head_dim=64,
+        qk_nope_head_dim=128,
+        v_head_dim=128,
+        n_routed_experts=256,
+        num_experts_per_tok=8,
+        n_shared_experts=1,
+        moe_intermediate_size=2048,
+        first_k_dense_replace=3,
+    ),
+}
 """What those fields of each published config.json hold, as far as a shape needs them."""
 
 
@@ -219,12 +233,11 @@ def test_nonsense_is_one_line_that_names_the_field(name, changes, message):
 @pytest.mark.parametrize(
     ("fields", "billions", "kv_per_token"),
     [
-        ({"hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
-          "num_key_value_heads": 8}, 11.766, 2 * 48 * 8 * 256),
+        (config("gemma3_text", (48, 3840, 16, 8, 15360)), 11.766, 2 * 48 * 8 * 256),
         ({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}, 3.880, 2 * 34 * 4 * 256),
     ],
     ids=["12b", "4b"],
-)  # fmt: skip
+)
 def test_gemma_leaves_out_what_its_class_has_by_default(fields, billions, kv_per_token):
     """Text parameters as KerasHub counts them, less the norms; the width of a head is not hidden size / heads."""
     text = fields | {"model_type": "gemma3_text", "sliding_window": 1024}
@@ -244,10 +257,9 @@ def test_heads_need_not_share_the_hidden_size_where_their_width_is_given():
     assert from_config(CONFIGS["deepseek-v3"] | {"hidden_size": 7169}).head_dim == 128
 
 
-VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 300), st.floats(), st.text(max_size=3), st.just([]), st.just({}),
-    st.lists(st.sampled_from(["sliding_attention", "full_attention", 5, None]), max_size=3),
-)  # fmt: skip
+LAYER_TYPES = st.lists(st.sampled_from(["sliding_attention", "full_attention", 5, None]), max_size=3)
+PLAIN = (st.none(), st.booleans(), st.integers(-2, 300), st.floats(), st.text(max_size=3))
+VALUES = st.one_of(*PLAIN, st.just([]), st.just({}), LAYER_TYPES)
 
 
 @settings(max_examples=300, deadline=None)

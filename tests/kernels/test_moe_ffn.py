@@ -107,13 +107,6 @@ def test_reference_against_a_loop_over_tokens() -> None:
     torch.testing.assert_close(moe.reference(case, inputs).double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", moe.cases("test"), ids=lambda case: case.id)
-def test_ours(case: MoeCase, target: Target) -> None:
-    impl = next(i for i in implementations("moe_ffn")[0] if i.ours)
-    errors = check(moe.OP, impl, case, target)
-    assert errors.passed, errors.reason
-
-
 @pytest.mark.parametrize("weights", ["", *moe.PACKED])
 def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) -> None:
     """More pairs of one expert than a tile holds, and more CTAs than output blocks, so that blocks are shared."""

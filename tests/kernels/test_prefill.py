@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bench.devices import find
-from bench.measure.gate import check
 from bench.predict.roofline import predict_from_datasheet
 from kernels.common.compare import compare
 from kernels.models import model
@@ -27,12 +26,6 @@ GEMM = PrefillCase(kind="gemm", T=5, N=7, K=3, dtype="fp32")
 def test_nothing_is_ours() -> None:
     assert not MISSING
     assert not TORCH.ours
-
-
-@pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
-def test_gate(case, target) -> None:
-    errors = check(OP, TORCH, case, target if target.kind == "cuda" else CPU)
-    assert errors.passed, errors
 
 
 @settings(max_examples=25, deadline=None)
