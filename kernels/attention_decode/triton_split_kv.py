@@ -276,12 +276,5 @@ def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
     return Built(launches=(split_launch(case, inputs, p, parts, o), *merge_launches(case, p, parts, o)), output=o)
 
 
-IMPLS = (
-    triton_impl(
-        name="triton",
-        build=build,
-        stages=stages,
-        supports=supports,
-        tuning=Tuning(op="attention_decode", shape_class=shape_class, candidates=candidates),
-    ),
-)
+TUNING = Tuning(op="attention_decode", shape_class=shape_class, candidates=candidates)
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports, tuning=TUNING),)

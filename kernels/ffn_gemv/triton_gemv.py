@@ -56,12 +56,5 @@ def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
     return kernel_of(case).candidates(case, target)
 
 
-IMPLS = (
-    triton_impl(
-        name="triton",
-        build=build,
-        stages=stages,
-        supports=supports,
-        tuning=Tuning(op="ffn_gemv", shape_class=shape_class, candidates=candidates),
-    ),
-)
+TUNING = Tuning(op="ffn_gemv", shape_class=shape_class, candidates=candidates)
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports, tuning=TUNING),)

@@ -336,12 +336,5 @@ def supports(case: MlaCase, target: Target) -> str | None:
     return None
 
 
-IMPLS = (
-    triton_impl(
-        name="triton",
-        build=build,
-        stages=stages,
-        supports=supports,
-        tuning=Tuning(op="mla_decode", shape_class=shape_class, candidates=candidates),
-    ),
-)
+TUNING = Tuning(op="mla_decode", shape_class=shape_class, candidates=candidates)
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports, tuning=TUNING),)

@@ -182,12 +182,5 @@ def supports(case: MoeCase, target: Target) -> str | None:
     return None
 
 
-IMPLS = (
-    triton_impl(
-        name="triton",
-        build=build,
-        stages=stages,
-        supports=supports,
-        tuning=Tuning(op="moe_ffn", shape_class=shape_class, candidates=candidates),
-    ),
-)
+TUNING = Tuning(op="moe_ffn", shape_class=shape_class, candidates=candidates)
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports, tuning=TUNING),)

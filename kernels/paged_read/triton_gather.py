@@ -149,12 +149,5 @@ def supports(case: PagedReadCase, target: Target) -> str | None:
     return None
 
 
-IMPLS = (
-    triton_impl(
-        name="triton",
-        build=build,
-        stages=stages,
-        supports=supports,
-        tuning=Tuning(op="paged_read", shape_class=shape_class, candidates=candidates),
-    ),
-)
+TUNING = Tuning(op="paged_read", shape_class=shape_class, candidates=candidates)
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports, tuning=TUNING),)
