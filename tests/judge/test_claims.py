@@ -7,23 +7,22 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
+from string import ascii_uppercase
 
 import pytest
 
 from bench.devices import find
 from bench.errors import BadRequest
 from bench.inspection.counters import Counted
-from bench.judge.claims import CLAIMS, Verdict, explain, find_claim, main_table, scorecard
+from bench.judge import claims
+from bench.judge.claims import CLAIMS, FIRST, Verdict, explain, find_claim, main_table, scorecard
 from bench.judge.claims.base import SOURCES
 from bench.judge.claims.common import LLAMA_70B, decode
 from bench.judge.claims.hardware import advantage, latest_crossover
 from kernels.models import active_parameters, kv_bytes_per_token
 from kernels.op import discover
 from tests.support.claim_records import attend, experts, layer, prompt, values
-
-COUNTS = {"I": 13, "T": 10, "K": 9, "M": 6, "H": 7}
-IDS = [f"{theme}{number}" for theme, count in COUNTS.items() for number in range(1, count + 1)]
-BY_MODEL_ALONE = ["T5", "K1", "K2", "K3", "K5", "K6", "K7", "K9", "M2", "M3", "M4", "H1", "H2", "H3", "H4", "H5"]
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +34,24 @@ def bare() -> dict[str, Verdict]:
 # ---------------------------------------------------------------------------------------------------- the whole list
 
 
-def test_every_claim_of_the_list_is_judged_and_in_its_order() -> None:
-    assert list(CLAIMS) == IDS
-    assert [v.claim.id for v in scorecard()] == IDS
+def test_every_claim_that_is_written_is_judged() -> None:
+    written = re.findall(
+        r'^    id="(\w+)"', "".join(p.read_text() for p in Path(claims.__path__[0]).glob("*.py")), re.M
+    )
+    assert sorted(written) == sorted(CLAIMS)
+    assert [v.claim.id for v in scorecard()] == list(CLAIMS)
 
 
-WITHOUT_FIGURES = ("I7", "I11", "I12", "T3", "T8", "T10", "K8", "K9", "H2")
-"""Said in words: what would be few, free, constant or in proportion is ours to put in numbers."""
-OURS = (
-    "share of its peak that CPX reaches in prefill",
-    "L2 bandwidth over HBM bandwidth",
-    "HBM bandwidth over the host link's",
-    "time to fetch a little from host memory",
-)
+def test_claims_are_numbered_in_order_and_without_a_gap() -> None:
+    """A claim that gets lost leaves a gap, or its own tests miss it."""
+    letters: dict[str, list[int]] = {}
+    for claim_id in CLAIMS:
+        letters.setdefault(claim_id.rstrip("0123456789"), []).append(int(claim_id.lstrip(ascii_uppercase)))
+    assert list(letters)[: len(FIRST)] == list(FIRST)
+    for letter, numbers in letters.items():
+        assert numbers == list(range(1, len(numbers) + 1)), letter
+
+
 IN_WORDS = {"halves": 0.5, "doubles": 2.0}
 
 
@@ -59,7 +63,7 @@ def test_what_is_judged_is_what_was_published() -> None:
         figures = [float(figure.replace(",", "")) for figure in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)]
         figures += [value for word, value in IN_WORDS.items() if word in text]
         for published in claim.published:
-            if claim.id in WITHOUT_FIGURES or published.what in OURS:
+            if published.ours:
                 continue
             for end in {published.low, published.high} - {0, math.inf}:
                 scaled = [end * scale for scale in (1, 100, 1e3, 1e-6, 1e-9, 1e-12, 1e-15)]
@@ -81,8 +85,8 @@ def test_every_claim_names_its_source_setting_and_published_numbers() -> None:
 
 
 def test_without_records_a_claim_to_be_measured_is_not_measured(bare: dict[str, Verdict]) -> None:
-    for claim_id, verdict in bare.items():
-        if claim_id in BY_MODEL_ALONE:
+    for verdict in bare.values():
+        if not verdict.claim.needs_measurement:
             assert verdict.status in ("HOLDS", "FAILS", "DEPENDS")
             assert verdict.status == verdict.predicted_status
             assert not verdict.reason
@@ -93,11 +97,11 @@ def test_without_records_a_claim_to_be_measured_is_not_measured(bare: dict[str, 
 
 
 def test_a_prediction_is_shown_beside_what_is_not_measured(bare: dict[str, Verdict]) -> None:
-    without = {v.claim.id for v in bare.values() if v.predicted_status is None}
-    assert without == {"I8", "M6", "H7"}
-    assert (
-        "predicted: HOLDS" in dict(zip(IDS, (row[5] for row in main_table(list(bare.values()))[1]), strict=True))["T6"]
-    )
+    without = [v for v in bare.values() if v.predicted_status is None]
+    assert {v.claim.id for v in without} >= {"I8", "M6", "H7"}
+    assert all(not v.predicted or any(c.bound for c in v.predicted) for v in without)
+    rows = {row[0]: row for row in main_table(list(bare.values()))[1]}
+    assert "predicted: HOLDS" in rows["T6"][5]
 
 
 def test_a_condition_belongs_to_depends(bare: dict[str, Verdict]) -> None:

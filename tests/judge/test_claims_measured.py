@@ -410,8 +410,10 @@ def test_what_cannot_be_measured_says_why() -> None:
 
 def test_a_whole_run_judges_most_claims_and_every_value_names_its_records() -> None:
     verdicts = scorecard([full_run()])
-    open_ones = {v.claim.id for v in verdicts if v.status == "NOT MEASURED"}
-    assert open_ones <= {"I6", "I7", "I8", "I12", "T2", "M5", "H6", "H7", "M6", "I11", "I13"}, open_ones
+    judged = {v.claim.id for v in verdicts if v.status != "NOT MEASURED"}
+    assert judged >= {v.claim.id for v in verdicts if not v.claim.needs_measurement}
+    measured = "I1 I2 I3 I4 I5 I9 I10 T1 T3 T4 T6 T7 T8 T9 T10 K4 K8 M1"
+    assert judged >= set(measured.split())
     for verdict in verdicts:
         for comparison in verdict.measured or ():
             assert comparison.records
