@@ -11,7 +11,7 @@ import pytest
 from bench.judge.claims import CLAIMS, Verdict, as_dict, explain, judge, main_table, scorecard, sentence
 from bench.judge.claims.base import SOURCES, Bound, Claim, Comparison, Published, number, settle
 from bench.judge.claims.settings import describe
-from bench.judge.claims.words import amount, between, written
+from bench.judge.claims.words import amount, between, value_text
 from tests.support.claim_records import attend, full_run, gemm, read, run
 
 
@@ -115,7 +115,7 @@ def test_a_claim_that_bounds_leave_open_says_so() -> None:
     assert (verdict.status, verdict.predicted_status, verdict.condition) == ("NOT MEASURED", None, "")
     assert verdict.reason == "an upper bound leaves open: band"
     assert sentence(verdict) == (
-        "A band: not measured here (an upper bound leaves open: band); and no calculation decides it."
+        "A band: not measured here (an upper bound leaves open: band); no calculation decides it."
     )
     told = explain(verdict)
     assert "Predicted: left open by bounds" in told
@@ -165,7 +165,7 @@ def test_a_range_says_its_unit_once_and_one_of_it_is_singular(low: float, high: 
 )
 def test_a_miss_is_told_with_the_digits_that_show_it(value: float, said: str) -> None:
     least = Published(what="", low=0, high=1, unit="x", tolerance=0)
-    assert written(Comparison(published=least, value=value, how="")) == said
+    assert value_text(Comparison(published=least, value=value, how="")) == said
 
 
 def test_the_h200_misses_by_a_thousandth(bare: dict[str, Verdict]) -> None:
@@ -185,11 +185,11 @@ def test_a_claim_that_fails_says_by_how_much(bare: dict[str, Verdict]) -> None:
     """Two H200 hold 13 requests where 15 are said: 2 of 15 fewer."""
     told = sentence(bare["K5"])
     assert told.endswith(
-        "15 requests, the closest calculated is 13 requests: 13.3% below that, where the tolerance is 10%."
+        "15 requests. The closest calculated value is 13 requests, 13.3% below it; the tolerance is 10%."
     )
     fails = [v for v in bare.values() if v.status == "FAILS"]
     assert len(fails) > 1
-    assert all("that, where the tolerance is" in sentence(v) for v in fails)
+    assert all("it; the tolerance is" in sentence(v) for v in fails)
 
 
 def test_what_is_denied_is_what_was_judged(bare: dict[str, Verdict]) -> None:
@@ -197,14 +197,14 @@ def test_what_is_denied_is_what_was_judged(bare: dict[str, Verdict]) -> None:
     fails = [v for v in bare.values() if v.status == "FAILS"]
     assert fails
     for verdict in fails:
-        assert any(character.isdigit() for character in sentence(verdict).split(": no;")[0]), verdict.claim.id
+        assert any(character.isdigit() for character in sentence(verdict).split(": no.")[0]), verdict.claim.id
     assert all(f"{batch}" in bare["K5"].claim.plain for batch in (4, 15, 25))
 
 
 def test_conditions_are_joined_by_words(bare: dict[str, Verdict]) -> None:
     assert not [v.claim.id for v in bare.values() if "|" in sentence(v)]
     assert sentence(bare["H3"]).startswith(
-        f"{bare['H3'].claim.plain}: by calculation it is so only for the memory of NVIDIA Rubin R200, and for the "
+        f"{bare['H3'].claim.plain}: by calculation it holds only for the memory of NVIDIA Rubin R200, and for the "
     )
     assert "hit rate 0.99, and for 3 more." in sentence(bare["M3"])
 
@@ -238,18 +238,18 @@ def test_numbers_that_never_fit_together_name_the_nearest_setting() -> None:
         Comparison(published=twenty, value=20, setting={"a": "2"}, how=""),
     )
     assert told == (
-        "Ten: no; each of its numbers fits some setting, but none fits them all. "
-        "Nearest, a 2: ten is said to be 10x and is 12x, 20% above that, where the tolerance is 10%."
+        "Ten: no. Each of its numbers fits at some setting, but no setting fits all of them. Published for ten: 10x. "
+        "At the nearest setting (a 2) the value is 12x, 20% above it; the tolerance is 10%."
     )
 
 
 def test_a_range_is_missed_by_the_distance_from_its_end() -> None:
     band = Published(what="band", low=2, high=4, unit="x", tolerance=0)
     off = [Comparison(published=band, value=value, setting={"a": str(value)}, how="") for value in (1.0, 5.0)]
-    assert failing(*off).endswith("2x to 4x, the closest calculated is 5x: 25% above that, where the tolerance is 0%.")
+    assert failing(*off).endswith("2x to 4x. The closest calculated value is 5x, 25% above it; the tolerance is 0%.")
     share = Published(what="share", low=0, high=0.05, unit="", tolerance=0)
     told = failing(Comparison(published=share, value=-0.1, how=""))
-    assert told.endswith("at most 5%, the closest calculated is -10%: below that, where the tolerance is 0%.")
+    assert told.endswith("at most 5%. The closest calculated value is -10%, below it; the tolerance is 0%.")
 
 
 def test_an_explanation_names_source_numbers_records_and_verdict() -> None:

@@ -143,7 +143,7 @@ DEVICE = "device"
 """The factor that tells apart what several devices measured."""
 
 
-def beside(predicted: Sequence[Comparison], evidence: Sequence[Comparison]) -> list[Comparison]:
+def predictions_beside(predicted: Sequence[Comparison], evidence: Sequence[Comparison]) -> list[Comparison]:
     """The predictions that no evidence replaces; where devices are told apart, beside what each of them measured."""
     kept = []
     for device in dict.fromkeys(c.setting.get(DEVICE) for c in evidence):
@@ -217,6 +217,14 @@ def seconds(record: Record) -> float:
     return value
 
 
+def by_number(comparisons: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    """The comparisons of each published number, in the order in which the numbers first appear."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault(comparison.published.what, []).append(comparison)
+    return groups
+
+
 def settle(comparisons: Sequence[Comparison]) -> tuple[Status | None, str]:
     """The verdict of a non-empty set of comparisons, and its condition in words (empty for HOLDS).
 
@@ -228,9 +236,7 @@ def settle(comparisons: Sequence[Comparison]) -> tuple[Status | None, str]:
     good = [group for group in settings.values() if all(c.holds for c in group)]
     if len(good) == len(settings):
         return "HOLDS", ""
-    numbers: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        numbers.setdefault(comparison.published.what, []).append(comparison)
+    numbers = by_number(comparisons)
     if good:
         where = describe([group[0].setting for group in good], [group[0].setting for group in settings.values()])
         by_hope = any(c.measured for c in comparisons) and not any(c.measured for group in good for c in group)
@@ -337,7 +343,7 @@ class Claim:
         if not self.needs_measurement:
             judged, reason = predicted, f"no prediction: {gap}"
         elif evidence:
-            judged = [*evidence, *beside(predicted, evidence)]
+            judged = [*evidence, *predictions_beside(predicted, evidence)]
         status: Status = "NOT MEASURED"
         condition = ""
         if judged:
@@ -357,7 +363,7 @@ class Claim:
 
     def _predicted(self) -> tuple[list[Comparison], str]:
         if self.predict is None:
-            return [], "the model has nothing to say about this"
+            return [], "the model does not cover this"
         try:
             given = self.predict()
         except NoPrediction as error:

@@ -1,4 +1,4 @@
-"""Verdicts as text: the sentence for a reader outside the field, one claim in full, all claims in a table."""
+"""Verdicts as text: a sentence for a reader outside the field, one claim in full, and a table of all claims."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import asdict
 from textwrap import shorten
 from typing import Any
 
-from bench.judge.claims.base import SOURCES, Comparison, Published, Verdict, beside
+from bench.judge.claims.base import SOURCES, Comparison, Published, Verdict, by_number, predictions_beside
 from bench.units import brief, decimals, si
 
 PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
 SIGNS = ("$", "", "x")
-"""Units written at the number itself, without a space; a share has none and is a percentage."""
+"""Units that stand at the number without a space. A share has no unit and is written as a percentage."""
 
 
 def amount(value: float, unit: str, write: Callable[[float], str] = brief) -> str:
-    """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`, `1 request`; open ends are `∞`."""
+    """`41.8 ms`, `2.5 GB`, `$0.45`, `23%` for a share (no unit), `295 FLOP/B`, `1 request`. Open ends are `∞`."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if unit == "$":
@@ -26,31 +26,30 @@ def amount(value: float, unit: str, write: Callable[[float], str] = brief) -> st
         return f"{write(100 * value)}%"
     if unit == "x":
         return f"{write(value)}x"
-    number, written = _apart(value, unit, write)
-    return f"{number} {'request' if (number, written) == ('1', 'requests') else written}"
+    number, prefixed = _split(value, unit, write)
+    return f"{number} {'request' if (number, prefixed) == ('1', 'requests') else prefixed}"
 
 
-def _apart(value: float, unit: str, write: Callable[[float], str] = brief) -> tuple[str, str]:
-    """The number and the unit with its prefix, of a unit that stands apart from it."""
+def _split(value: float, unit: str, write: Callable[[float], str] = brief) -> tuple[str, str]:
+    """`("41.8", "ms")`: the number, and its unit with a prefix, for a unit that is not one of `SIGNS`."""
     text = si(value, unit, write) if unit in PREFIXED else f"{write(value)} {unit}"
-    number, _, written = text.partition(" ")
-    return number, written
+    number, _, prefixed = text.partition(" ")
+    return number, prefixed
 
 
 def between(low: float, high: float, unit: str) -> str:
-    """`1 to 59 requests`, `1 µs to 1 ms`, `2x to 4x`; one amount where both ends read alike."""
+    """`1 to 59 requests`, `1 µs to 1 ms`, `2x to 4x`, or one amount if both ends read alike."""
     first, last = amount(low, unit), amount(high, unit)
     if first == last:
         return first
     if unit not in SIGNS and math.isfinite(low) and math.isfinite(high):
-        number, written = _apart(low, unit)
-        if written == _apart(high, unit)[1]:
+        number, prefixed = _split(low, unit)
+        if prefixed == _split(high, unit)[1]:
             return f"{number} to {last}"
     return f"{first} to {last}"
 
 
-def of(published: Published) -> str:
-    """The published number or range."""
+def published_text(published: Published) -> str:
     if published.low == published.high:
         return amount(published.low, published.unit)
     if math.isinf(published.high):
@@ -60,49 +59,45 @@ def of(published: Published) -> str:
     return between(published.low, published.high, published.unit)
 
 
-BOUNDED = {"": "", "upper": "at most ", "lower": "at least "}
-"""How a value that is a bound begins."""
+BOUND_WORDS = {"": "", "upper": "at most ", "lower": "at least "}
 
-FINEST = 6
-"""Digits beyond the usual three until which two amounts may read alike."""
+MOST_MORE_DIGITS = 5
+"""How many digits are added to the usual three to tell two amounts apart."""
 
 
 def finer(more: int) -> Callable[[float], str]:
-    """`brief`, with this many digits more."""
+    """`brief` with this many digits more."""
     return lambda value: f"{value:,.{decimals(value) + more}f}" if more else brief(value)
 
 
-def written(c: Comparison) -> str:
-    """`41.8 ms`, `at most 6.35x`; with further digits where three would hide that it misses what was published."""
+def value_text(c: Comparison) -> str:
+    """`41.8 ms`, `at most 6.35x`. A value that misses gets more digits if three would show the published number."""
     unit, text = c.published.unit, ""
-    for write in map(finer, range(FINEST)):
+    for write in map(finer, range(MOST_MORE_DIGITS + 1)):
         text = amount(c.value, unit, write)
         ends = [amount(end, unit, write) for end in (c.published.low, c.published.high)]
         if c.holds is not False or text not in ends:
             break
-    return BOUNDED[c.bound] + text
+    return BOUND_WORDS[c.bound] + text
 
 
 def span(comparisons: Sequence[Comparison]) -> str:
     """The values of one published number, from the least to the greatest."""
     unit = comparisons[0].published.unit
-    kinds = {c.bound for c in comparisons}
-    kind = BOUNDED[kinds.pop()] if len(kinds) == 1 else ""
-    return kind + between(min(c.value for c in comparisons), max(c.value for c in comparisons), unit)
+    bounds = {c.bound for c in comparisons}
+    bound = BOUND_WORDS[bounds.pop()] if len(bounds) == 1 else ""
+    return bound + between(min(c.value for c in comparisons), max(c.value for c in comparisons), unit)
 
 
 def per_number(comparisons: Sequence[Comparison]) -> str:
-    """`41.6 ms; 24 token/s`: one span for each published number, in their order."""
-    groups: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        groups.setdefault(comparison.published.what, []).append(comparison)
-    return "; ".join(span(group) for group in groups.values())
+    """`41.6 ms; 24 token/s`: the span of each published number, in the order of the numbers."""
+    return "; ".join(span(group) for group in by_number(comparisons).values())
 
 
 def margin(c: Comparison) -> float:
-    """How far the value is outside of what was published, relative to the end that it misses: -0.13 is 13% below.
+    """How far the value lies outside the published range, relative to the end that it misses: -0.13 is 13% below.
 
-    Infinite where that end is 0.
+    Infinite if that end is 0.
     """
     low, high = c.published.low, c.published.high
     if low <= c.value <= high:
@@ -116,16 +111,16 @@ def nearest(comparisons: Sequence[Comparison]) -> Comparison:
     return min(comparisons, key=lambda c: abs(margin(c)))
 
 
-def missed(c: Comparison) -> str:
-    """`13.3% below that, where the tolerance is 10%`."""
+def miss(c: Comparison) -> str:
+    """`13 requests, 13.3% below it; the tolerance is 10%`."""
     far = margin(c)
-    side = "above" if far > 0 else "below"
+    side = "above it" if far > 0 else "below it"
     by = f"{amount(abs(far), '')} {side}" if math.isfinite(far) else side
-    return f"{by} that, where the tolerance is {amount(c.published.tolerance, '')}"
+    return f"{value_text(c)}, {by}; the tolerance is {amount(c.published.tolerance, '')}"
 
 
 def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
-    """Of each setting what is furthest off; the least of these."""
+    """The worst miss of the setting whose worst miss is the smallest."""
     worst: dict[frozenset[tuple[str, str]], Comparison] = {}
     for c in comparisons:
         known = worst.get(c.place)
@@ -135,7 +130,7 @@ def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def in_words(condition: str) -> str:
-    """A condition with its blocks joined by words."""
+    """A condition whose blocks are joined by words."""
     return condition.replace(" | and ", " | ").replace(" | ", ", and for ")
 
 
@@ -144,10 +139,10 @@ def sentence(verdict: Verdict) -> str:
     claim = verdict.claim.plain
     if verdict.status == "NOT MEASURED":
         expected = {
-            "HOLDS": "the calculation says it is so",
-            "FAILS": "the calculation says it is not so",
-            "DEPENDS": f"by calculation it is so only for {in_words(verdict.predicted_condition)}",
-            None: "and no calculation decides it",
+            "HOLDS": "by calculation it holds",
+            "FAILS": "by calculation it does not hold",
+            "DEPENDS": f"by calculation it holds only for {in_words(verdict.predicted_condition)}",
+            None: "no calculation decides it",
         }[verdict.predicted_status]
         return f"{claim}: not measured here ({verdict.reason}); {expected}."
     shown = verdict.evidence or verdict.predicted
@@ -156,18 +151,18 @@ def sentence(verdict: Verdict) -> str:
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
         by = "" if verdict.evidence else "by calculation "
-        return f"{claim}: {by}it is so only for {in_words(verdict.condition)}."
-    judged = (*shown, *beside(verdict.predicted, shown))
+        return f"{claim}: {by}it holds only for {in_words(verdict.condition)}."
+    judged = (*shown, *predictions_beside(verdict.predicted, shown))
     fitting = {c.published.what for c in judged if c.holds}
     off = [c for c in shown if c.holds is False and c.published.what not in fitting]
     close = nearest(off) if off else nearest_setting(judged)
-    value, said = written(close), f"{close.published.what} is said to be"
+    published = f"Published for {close.published.what}: {published_text(close.published)}."
     if off:
-        return f"{claim}: no; {said} {of(close.published)}, the closest {how} is {value}: {missed(close)}."
-    where = "".join(f", {factor} {found}" for factor, found in close.setting.items())
+        return f"{claim}: no. {published} The closest {how} value is {miss(close)}."
+    where = ", ".join(f"{factor} {value}" for factor, value in close.setting.items())
     return (
-        f"{claim}: no; each of its numbers fits some setting, but none fits them all. Nearest{where}: "
-        f"{said} {of(close.published)} and is {value}, {missed(close)}."
+        f"{claim}: no. Each of its numbers fits at some setting, but no setting fits all of them. {published} "
+        f"At the nearest setting{f' ({where})' if where else ''} the value is {miss(close)}."
     )
 
 
@@ -179,28 +174,25 @@ def status_text(verdict: Verdict) -> str:
 
 
 WIDEST = 160
-"""Characters of a condition in the table; `explain` has it whole."""
+"""Characters of a condition in the table. `explain` shows it whole."""
 
 HEADERS = ("id", "claim", "published", "predicted", "measured", "verdict", "condition or reason")
 
 
 def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headers and one row a claim, all strings."""
-    rows: list[tuple[str, ...]] = []
-    for verdict in verdicts:
-        rows.append(
-            (
-                verdict.claim.id,
-                verdict.claim.text,
-                "; ".join(of(p) for p in verdict.claim.published) or "-",
-                per_number(verdict.predicted) if verdict.predicted else "-",
-                per_number(verdict.evidence) if verdict.evidence else "-",
-                status_text(verdict),
-                shorten(
-                    verdict.condition or verdict.reason, WIDEST, placeholder=f" ... (--explain {verdict.claim.id})"
-                ),
-            )
+    """Headers, and one row for each claim."""
+    rows: list[tuple[str, ...]] = [
+        (
+            v.claim.id,
+            v.claim.text,
+            "; ".join(map(published_text, v.claim.published)) or "-",
+            per_number(v.predicted) or "-",
+            per_number(v.evidence) or "-",
+            status_text(v),
+            shorten(v.condition or v.reason, WIDEST, placeholder=f" ... (--explain {v.claim.id})"),
         )
+        for v in verdicts
+    ]
     return HEADERS, rows
 
 
@@ -208,11 +200,11 @@ MARKS = {True: "fits", False: "off", None: "left open"}
 
 
 def _lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """One line a setting with each number's value and whether it fits, then how the values were made."""
+    """One line for each setting, with each number's value and whether it fits; then how the values were found."""
     settings: dict[str, list[str]] = {}
     for c in comparisons:
         where = ", ".join(f"{name} {value}" for name, value in c.setting.items()) + ("" if c.on_gpu else " [CPU]")
-        value = f"{c.published.what} {written(c)} ({MARKS[c.holds]})"
+        value = f"{c.published.what} {value_text(c)} ({MARKS[c.holds]})"
         settings.setdefault(where.strip(), []).append(value)
     lines = [f"  {where}: {'; '.join(v)}" if where else f"  {'; '.join(v)}" for where, v in settings.items()]
     for how in dict.fromkeys(c.how for c in comparisons):
@@ -221,7 +213,7 @@ def _lines(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def explain(verdict: Verdict) -> str:
-    """One claim in full: what was published, every predicted and measured value, and where each came from."""
+    """One claim in full: what was published, and each predicted and measured value with its origin."""
     claim = verdict.claim
     lines = [
         f"{claim.id}  {status_text(verdict)}",
@@ -231,11 +223,11 @@ def explain(verdict: Verdict) -> str:
         *(f"Source: [{letter}] {SOURCES[letter]}" for letter in claim.source.split()),
         f"Setting: {claim.setting}",
         "Published:",
-        *(f"  {p.what}: {of(p)} (tolerance {100 * p.tolerance:.0f}%)" for p in claim.published),
+        *(f"  {p.what}: {published_text(p)} (tolerance {100 * p.tolerance:.0f}%)" for p in claim.published),
     ]
     if verdict.condition:
         lines.append(f"Condition: {verdict.condition}")
-    undecided = "left open by bounds" if verdict.predicted else f"nothing: {verdict.gap}"
+    undecided = "left open by bounds" if verdict.predicted else f"nothing ({verdict.gap})"
     lines.append(f"Predicted: {verdict.predicted_status or undecided}")
     if verdict.predicted and verdict.gap:
         lines.append(f"  not predicted: {verdict.gap}")
@@ -255,7 +247,7 @@ def explain(verdict: Verdict) -> str:
 
 
 def finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """None for an infinite value, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
@@ -274,7 +266,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
 
 
 def as_dict(verdict: Verdict) -> dict[str, Any]:
-    """Everything of a verdict, for JSON. SI units."""
+    """The whole verdict for JSON, in SI units."""
     claim = verdict.claim
     return {
         "id": claim.id,
