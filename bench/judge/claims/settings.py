@@ -1,25 +1,28 @@
-"""The settings at which values are compared, and some of them told apart from the rest in words. Pure."""
+"""The settings at which values are compared, and how to say in words which of them are meant. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 Setting = dict[str, str]
-"""What a value was computed or measured at: factor -> value, e.g. `{"weights": "bf16", "batch": "8"}`."""
+"""The factors at which a value was computed or measured, such as `{"weights": "bf16", "batch": "8"}`."""
 
-LISTED = 4
-"""Settings listed one by one before the rest is counted."""
+MAX_LISTED = 4
+"""Blocks of settings that are listed before the rest is only counted."""
 
 
 def describe(some: Sequence[Setting], everywhere: Sequence[Setting]) -> str:
-    """Which of the settings these are: by the factors that tell them apart if they form a block, else in blocks."""
+    """`weights bf16 or fp8, batch 8 | weights fp32`: blocks of settings that together are exactly these.
+
+    A block names only the factors that tell its settings apart from the others.
+    """
     blocks = _blocks(some, everywhere)
-    more = f" | and {len(blocks) - LISTED} more" if len(blocks) > LISTED else ""
-    return " | ".join(blocks[:LISTED]) + more
+    more = f" | and {len(blocks) - MAX_LISTED} more" if len(blocks) > MAX_LISTED else ""
+    return " | ".join(blocks[:MAX_LISTED]) + more
 
 
 def _values(settings: Sequence[Setting]) -> dict[str, list[str]]:
-    """Values of each factor: numbers ascending, others in order of appearance."""
+    """The values of each factor: numbers in ascending order, others in the order in which they appear."""
     factors = dict.fromkeys(name for setting in settings for name in setting)
     values = {f: list(dict.fromkeys(s[f] for s in settings if f in s)) for f in factors}
     return {f: sorted(v, key=float) if all(map(_is_number, v)) else v for f, v in values.items()}
@@ -29,19 +32,19 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
 
 
-def _telling(some: Sequence[Setting], everywhere: Sequence[Setting]) -> dict[str, list[str]] | None:
-    """Factors and values that select exactly these settings, None if no such block does."""
+def _distinguishing(some: Sequence[Setting], everywhere: Sequence[Setting]) -> dict[str, list[str]] | None:
+    """Factors and values that select exactly these settings. None if they do not form one block."""
     chosen, every = _values(some), _values(everywhere)
-    telling = {f: chosen[f] for f in chosen if len(chosen[f]) < len(every[f])}
-    block = [s for s in everywhere if all(s.get(f) in values for f, values in telling.items())]
-    return telling if len(block) == len(some) else None
+    factors = {f: chosen[f] for f in chosen if len(chosen[f]) < len(every[f])}
+    block = [s for s in everywhere if all(s.get(f) in values for f, values in factors.items())]
+    return factors if len(block) == len(some) else None
 
 
 def _blocks(some: Sequence[Setting], everywhere: Sequence[Setting]) -> list[str]:
-    """One description if they form a block, else those of the parts, split by the factor that makes the fewest."""
-    telling = _telling(some, everywhere)
-    if telling is not None:
-        return [", ".join(f"{factor} {' or '.join(values)}" for factor, values in telling.items())]
+    """One description if the settings form a block. Else one for each part, split by the factor with fewest parts."""
+    factors = _distinguishing(some, everywhere)
+    if factors is not None:
+        return [", ".join(f"{factor} {' or '.join(values)}" for factor, values in factors.items())]
     splits = {f: list(dict.fromkeys(s.get(f) for s in everywhere)) for f in _values(everywhere)}
     splits = {f: values for f, values in splits.items() if len(values) > 1}
     shared = {f: values for f, values in splits.items() if None not in values}
