@@ -86,7 +86,7 @@ def test_an_added_claim_is_judged_explained_and_tabled(enlarged: tuple[Path, str
 
 def test_the_tests_of_all_claims_hold_for_an_added_one(enlarged: tuple[Path, str]) -> None:
     copy, _ = enlarged
-    tests = ["tests/judge/test_claims.py", "tests/judge/test_claims_words.py"]
+    tests = [f"tests/judge/test_claims{name}.py" for name in ("", "_by_hand", "_words")]
     options = ["-o", "addopts=", "--import-mode=importlib", "--noconftest", "-q", "-k", "not torch"]
     done = run("pytest", *options, *tests, cwd=copy)
     assert done.returncode == 0, done.stdout

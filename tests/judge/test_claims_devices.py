@@ -1,10 +1,10 @@
-"""Claims judged by runs of several devices: predictions stay beside what each device measured."""
+"""Claims judged by runs of one or several devices: which device may judge, together with which predictions."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench.judge.claims import Verdict, judge, scorecard
+from bench.judge.claims import Verdict, explain, judge, scorecard
 from bench.records import Run
 from tests.support.claim_records import H100, attend, full_run, gemm, host_copy, l2_read, layer, read, run
 
@@ -30,15 +30,15 @@ def test_a_run_that_judges_nothing_changes_nothing(other: Run) -> None:
 
 
 def layers(time: float, device: str) -> Run:
-    """A gate in 16 bits and one in FP8 with FP8 arithmetic, whose bytes are half, `time` times as slow as they are."""
+    """A gate in 16 bits, and one in FP8 with FP8 arithmetic, `time` times as slow as its halved bytes allow."""
     return run(layer(1), layer(1, "fp8", bandwidth=3e12 / time, pipe="mma_fp8"), device=device)
 
 
 def test_what_devices_measured_is_judged_with_the_predictions_beside_it() -> None:
-    """Of T7 the memory and the arithmetic are predicted, the time is measured: three numbers of one setting."""
+    """T7 has three numbers at one setting: memory and arithmetic are predicted, and time is measured."""
     assert judge("T7", [layers(1, H100)]).condition == "weights 8-bit in 8-bit arithmetic"
     assert judge("T7", [layers(1.8, H100)]).status == "FAILS"
-    assert judge("T7", [layers(1.8, H100), layers(1.8, A100)]).status == "FAILS", "both measured it off"
+    assert judge("T7", [layers(1.8, H100), layers(1.8, A100)]).status == "FAILS", "both miss"
     one = judge("T7", [layers(1.8, H100), layers(1, A100)])
     assert (one.status, one.condition) == ("DEPENDS", f"device {A100}, weights 8-bit in 8-bit arithmetic")
 
@@ -49,4 +49,40 @@ def test_settings_that_name_their_part_need_no_device() -> None:
     assert {c.setting["part"] for c in verdict.evidence} == {"NVIDIA H100 SXM", "NVIDIA H200 SXM"}
     assert not [c for c in verdict.evidence if "device" in c.setting]
     on_chip = verdict.condition.split(" | ")[0]
-    assert on_chip == "tier on chip, part NVIDIA H100 SXM or NVIDIA A100 SXM 80 GB", "the H200's was measured off"
+    assert on_chip == "tier on chip, part NVIDIA H100 SXM or NVIDIA A100 SXM 80 GB", "the H200 misses"
+
+
+def test_a_run_on_a_cpu_is_shown_and_decides_nothing() -> None:
+    verdict = judge("T6", [run(attend(64, 8), attend(64, 8, kv="fp8"), device="Xeon", kind="cpu")])
+    assert verdict.status == "NOT MEASURED"
+    assert "CPU only" in verdict.reason
+    assert verdict.measured
+    assert not verdict.measured[0].on_gpu
+    assert "[CPU]" in explain(verdict)
+    for every in scorecard([run(read(), gemm(), layer(1), attend(64, 8), device="Xeon", kind="cpu")]):
+        if every.claim.needs_measurement:
+            assert every.status == "NOT MEASURED", every.claim.id
+            assert "CPU only" in every.reason or every.claim.never, every.claim.id
+
+
+def test_another_part_does_not_judge_the_h100() -> None:
+    verdict = judge("T1", [run(layer(1), device="NVIDIA A100-SXM4-80GB")])
+    assert verdict.status == "NOT MEASURED"
+    assert "A100" in verdict.reason
+
+
+def test_time_across_devices_needs_two_gpus() -> None:
+    h100 = run(read(3.0e12), layer(1, bandwidth=3.0e12))
+    assert "two different GPUs" in judge("I12", [h100]).reason
+    assert "two different GPUs" in judge("I12", [h100, h100]).reason
+    h200 = run(read(4.2e12), layer(1, bandwidth=4.2e12), device="NVIDIA H200")
+    assert judge("I12", [h100, h200]).status == "HOLDS"
+    no_faster = run(read(4.2e12), layer(1, bandwidth=3.0e12), device="NVIDIA H200")
+    assert judge("I12", [h100, no_faster]).status == "DEPENDS", "only the prediction follows bandwidth"
+
+
+def test_the_other_parts_of_t2_are_measured_by_their_own_runs() -> None:
+    h200 = run(layer(1, bandwidth=4.5e12), device="NVIDIA H200")
+    verdict = judge("T2", [run(layer(1)), h200])
+    assert verdict.measured
+    assert {c.published.what for c in verdict.measured} == {"time per token on an H200"}

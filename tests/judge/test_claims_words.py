@@ -1,10 +1,10 @@
-"""Claims: how comparisons are settled, and what a reader is told."""
+"""How comparisons are settled, and how a verdict is told."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -103,15 +103,19 @@ def test_what_bounds_leave_open_is_neither_a_fit_nor_a_failure() -> None:
     assert settle(bounded("upper", 1)) == ("FAILS", "")
     assert settle(bounded("upper", 1, 3, 5)) == (None, "an upper bound leaves open: band (a 3 or 5)")
     assert settle(bounded("lower", 1)) == (None, "a lower bound leaves open: band")
-    assert settle([*bounded("", 3), *bounded("upper", 5)]) == (
-        "DEPENDS", "a 3; an upper bound leaves open: band (a 5)"
-    )  # fmt: skip
+    mixed = settle([*bounded("", 3), *bounded("upper", 5)])
+    assert mixed == ("DEPENDS", "a 3; an upper bound leaves open: band (a 5)")
+
+
+def judged_by_model(plain: str, predicted: Sequence[Comparison]) -> Verdict:
+    """The verdict of a claim that these predictions alone decide."""
+    published = tuple({c.published.what: c.published for c in predicted}.values())
+    fields = {"id": "Z1", "text": "", "source": "", "how": "P", "setting": ""}
+    return Claim(**fields, plain=plain, published=published, predict=lambda: predicted).judge([])
 
 
 def test_a_claim_that_bounds_leave_open_says_so() -> None:
-    claim = Claim(id="Z1", text="", plain="A band", source="", how="P", published=(BAND,), setting="",
-                  predict=lambda: bounded("upper", 3, 5))  # fmt: skip
-    verdict = claim.judge([])
+    verdict = judged_by_model("A band", bounded("upper", 3, 5))
     assert (verdict.status, verdict.predicted_status, verdict.condition) == ("NOT MEASURED", None, "")
     assert verdict.reason == "an upper bound leaves open: band"
     assert sentence(verdict) == (
@@ -169,7 +173,7 @@ def test_a_miss_is_told_with_the_digits_that_show_it(value: float, said: str) ->
 
 
 def test_the_h200_misses_by_a_thousandth(bare: dict[str, Verdict]) -> None:
-    """141.1 GB of weights in 141 GB."""
+    """141.1 GB of weights do not fit into 141 GB."""
     assert "16-bit weights of 70B over the memory of one part 1.001x (off)" in explain(bare["T2"])
 
 
@@ -182,7 +186,7 @@ def test_sources_are_titles_that_a_reader_can_find() -> None:
 
 
 def test_a_claim_that_fails_says_by_how_much(bare: dict[str, Verdict]) -> None:
-    """Two H200 hold 13 requests where 15 are said: 2 of 15 fewer."""
+    """Two H200 hold 13 requests where 15 were published, which is 2 of 15 fewer."""
     told = sentence(bare["K5"])
     assert told.endswith(
         "15 requests. The closest calculated value is 13 requests, 13.3% below it; the tolerance is 10%."
@@ -193,7 +197,7 @@ def test_a_claim_that_fails_says_by_how_much(bare: dict[str, Verdict]) -> None:
 
 
 def test_what_is_denied_is_what_was_judged(bare: dict[str, Verdict]) -> None:
-    """A "no" to a sentence without a number would deny more than the published numbers."""
+    """A "no" to a sentence without a number would deny more than the published numbers say."""
     fails = [v for v in bare.values() if v.status == "FAILS"]
     assert fails
     for verdict in fails:
@@ -219,17 +223,13 @@ def test_a_sentence_and_the_table_count_gpus_alone() -> None:
 
 
 def failing(*comparisons: Comparison) -> str:
-    """The sentence of a claim that the model alone judges, by these."""
-    published = tuple({c.published.what: c.published for c in comparisons}.values())
-    claim = Claim(id="Z1", text="", plain="Ten", source="", how="P", published=published, setting="",
-                  predict=lambda: comparisons)  # fmt: skip
-    verdict = claim.judge([])
+    verdict = judged_by_model("Ten", comparisons)
     assert verdict.status == "FAILS"
     return sentence(verdict)
 
 
 def test_numbers_that_never_fit_together_name_the_nearest_setting() -> None:
-    """At a 1 twenty is at 10, half of it; at a 2 ten is at 12, a fifth more than it."""
+    """At `a 1` the value for twenty is 10, half as much. At `a 2` the value for ten is 12, a fifth more."""
     twenty = number("twenty", 20, "x", 0.1)
     told = failing(
         Comparison(published=TEN, value=10, setting={"a": "1"}, how=""),

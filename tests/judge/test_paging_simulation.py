@@ -1,4 +1,4 @@
-"""KV-cache allocators against numbers worked by hand, and the properties that any free list must have."""
+"""KV-cache allocators against numbers worked out by hand, and the properties that each free list must have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALIKE = Independent(
 
 
 def test_requests_that_are_all_alike_waste_what_hand_arithmetic_says() -> None:
-    """A request holds 101, 102 ... 200 tokens over its 100 steps: 150.5 on average."""
+    """A request holds 101, 102 ... 200 tokens over its 100 steps, which is 150.5 on average."""
     reserved = simulate(FirstFit(3000, reserve=1000), ALIKE, max_tokens=1000)
     assert reserved.running == 3
     assert reserved.waste == pytest.approx(1 - 150.5 / 1000)
@@ -42,7 +42,7 @@ def test_requests_that_are_all_alike_waste_what_hand_arithmetic_says() -> None:
 
 
 def test_pages_of_ten_waste_the_part_of_the_last_page_that_is_empty() -> None:
-    """101 to 200 tokens in pages of 10 leave 9, 8 ... 0 slots empty, in a memory too large to fill."""
+    """101 to 200 tokens in pages of 10 leave 9, 8 ... 0 slots of the last page empty."""
     outcome = simulate(Paged(200, 10), ALIKE, max_tokens=1000)
     tokens = np.arange(101, 201)
     held = -(-tokens // 10) * 10
@@ -61,7 +61,7 @@ def test_first_fit_takes_the_lowest_hole_that_is_large_enough() -> None:
     assert space.held == 5
     assert space.fragmented(5) == 5, "4 + 1 free slots would do if they were neighbours"
     assert not space.admit(7, 1, 5)
-    assert space.fragmented(6) == 0, "six do not fit in five free slots either way"
+    assert space.fragmented(6) == 0, "six do not fit into five free slots even in one piece"
 
 
 def test_pages_need_no_neighbours_and_all_come_back() -> None:
@@ -81,10 +81,10 @@ def test_pages_need_no_neighbours_and_all_come_back() -> None:
 
 
 def test_a_request_put_back_returns_with_the_tokens_it_had() -> None:
-    """Two requests outgrow a memory for one and a half: the younger leaves, and both finish all the same."""
+    """Two requests grow beyond a memory for one and a half. The younger one leaves, and both still finish."""
     outcome = simulate(Paged(300, 10), ALIKE, max_tokens=1000, steps=2000, warm_up=0)
     assert outcome.preempted > 0
-    assert outcome.finished >= 15, "every token of the 300 slots' worth is kept, not computed again"
+    assert outcome.finished >= 15, "a request that returns keeps its tokens and does not compute them again"
 
 
 def test_smaller_pages_waste_less_and_one_token_pages_nothing() -> None:
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_outcome_and_another_seed_another() -> None
 
 
 def test_every_allocator_serves_the_same_requests_in_order() -> None:
-    """With room for all, nobody waits, so all three finish the same number."""
+    """With room for all requests none of them waits, so both first-fit allocators finish the same number."""
     outcomes = [
         simulate(allocator, ALIKE, max_tokens=200, steps=400, warm_up=0)
         for allocator in (FirstFit(400, reserve=200), FirstFit(400), Paged(400, 1))
@@ -119,7 +119,7 @@ def test_a_lognormal_of_a_given_mean_has_it() -> None:
 
 
 def test_the_sample_is_like_the_trace_it_was_taken_from() -> None:
-    """Within 5% of the medians that Splitwise gives, and as wide as the spreads that stand in where none is known."""
+    """Its medians lie within 5% of those that Splitwise gives, and its spreads lie within the assumed ones."""
     lengths = np.array(AZURE_SAMPLE.requests)
     assert len(lengths) == 192
     whole = azure_conversation()
@@ -130,7 +130,7 @@ def test_the_sample_is_like_the_trace_it_was_taken_from() -> None:
 
 
 def test_traced_requests_are_drawn_whole_and_again() -> None:
-    """A prompt keeps its own output, and more can be drawn than there are."""
+    """A prompt keeps its own output, and more requests can be drawn than the trace has."""
     few = Traced(name="two", requests=((10, 1), (20, 2)), source="made up")
     prompts, outputs = few.draw(np.random.default_rng(0), 50)
     assert set(zip(prompts.tolist(), outputs.tolist(), strict=True)) == {(10, 1), (20, 2)}
