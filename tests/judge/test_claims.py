@@ -12,17 +12,13 @@ from string import ascii_uppercase
 
 import pytest
 
-from bench.devices import find
 from bench.errors import BadRequest
 from bench.inspection.counters import Counted
 from bench.judge import claims
-from bench.judge.claims import CLAIMS, FIRST, Verdict, explain, find_claim, main_table, scorecard
+from bench.judge.claims import CLAIMS, FIRST, Verdict, find_claim, main_table, scorecard
 from bench.judge.claims.base import SOURCES
-from bench.judge.claims.common import LLAMA_70B, decode
-from bench.judge.claims.hardware import advantage, latest_crossover
-from kernels.models import active_parameters, kv_bytes_per_token
 from kernels.op import discover
-from tests.support.claim_records import attend, experts, layer, prompt, values
+from tests.support.claim_records import attend, experts, layer, prompt
 
 
 @pytest.fixture(scope="module")

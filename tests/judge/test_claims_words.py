@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import pytest
 
 from bench.judge.claims import CLAIMS, Verdict, as_dict, explain, judge, main_table, scorecard, sentence
-from bench.judge.claims.base import SOURCES, Bound, Claim, Comparison, Published, number, settle
+from bench.judge.claims.base import SOURCES, Bound, Claim, Comparison, Published, number
 from bench.judge.claims.settings import describe
+from bench.judge.claims.settle import judge_claim, settle
 from bench.judge.claims.words import amount, between, value_text
 from tests.support.claim_records import attend, full_run, gemm, read, run
 
@@ -111,7 +112,8 @@ def judged_by_model(plain: str, predicted: Sequence[Comparison]) -> Verdict:
     """The verdict of a claim that these predictions alone decide."""
     published = tuple({c.published.what: c.published for c in predicted}.values())
     fields = {"id": "Z1", "text": "", "source": "", "how": "P", "setting": ""}
-    return Claim(**fields, plain=plain, published=published, predict=lambda: predicted).judge([])
+    claim = Claim(**fields, plain=plain, published=published, predict=lambda: predicted)
+    return judge_claim(claim, [])
 
 
 def test_a_claim_that_bounds_leave_open_says_so() -> None:

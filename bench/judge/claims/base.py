@@ -1,31 +1,15 @@
-"""What a claim is, and how one is judged: published numbers against predicted and measured ones, setting by setting.
-
-A claim's text seldom names its whole setting (model, precision, batch, context ...). So a prediction is made at every
-setting of a declared grid, and a published number holds at those settings where it is within its tolerance. The
-verdict follows from the grid alone:
-
-- `HOLDS`: every published number fits at every setting; `DEPENDS`: they fit together at some settings, which are the
-  condition; `FAILS`: at none
-- numbers of one claim that share no setting (the SRAM of one chip and the bandwidth of another) get a factor that tells
-  them apart (`the`, `phase`, `machine`), and with it the claim is judged part by part: it holds for some of them; the
-  condition of `DEPENDS` then ends with the numbers that fit at no setting
-- a value that is only a bound decides where the published number is beyond it, or has no other end to miss; all else
-  it leaves open, and a setting with a number left open neither fits nor fails
-- a measured value replaces the predicted one of the same setting; settings that were not measured keep the prediction,
-  beside the values of each device where several measured something of the claim
-- a claim to be measured that was not, on the kind of device it is about, is `NOT MEASURED`, whatever is predicted
-"""
+"""What a claim is: published numbers, and the predicted and measured values that they are compared with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.ceilings import Ceilings
 from bench.devices import DEVICES
-from bench.judge.claims.settings import Setting, describe
+from bench.judge.claims.settings import Setting
 from bench.records import Record, Run
 
 Status = Literal["HOLDS", "FAILS", "DEPENDS", "NOT MEASURED"]
@@ -42,33 +26,33 @@ ARITHMETIC = 0.05
 """Relative tolerance of a number that follows from shapes and datasheets: two digits, rounded."""
 
 MEASURED = 0.15
-"""Relative tolerance of a number that hardware must reach: good kernels come within it of their roof."""
+"""Relative tolerance of a number that hardware must reach: good kernels come within 15% of their roof."""
 
 APPROXIMATE = 0.25
 """Relative tolerance of a number published as "about"."""
 
 Bound = Literal["", "upper", "lower"]
-"""Whether a value is the thing itself (empty), or the most or the least that it can be."""
+"""Whether a value is exact (empty), or the most or the least that it can be."""
 
 
 class Unmeasured(Exception):
-    """There is nothing to judge by; the message is the reason that a reader sees."""
+    """A run holds nothing to judge by. The message is the reason that a reader sees."""
 
 
 class NoPrediction(Exception):
-    """The model cannot say; the message names the missing number."""
+    """The model cannot predict a value. The message names the missing number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published number or range, in SI units. `low == high` for a single number; infinity for an open end."""
+    """One published number or range, in SI units. `low == high` for a single number, infinity for an open end."""
 
     what: str
     low: float
     high: float
     unit: str
     tolerance: float = ARITHMETIC
-    """Relative, added at either end of the range."""
+    """Relative. It is added at both ends of the range."""
     ours: bool = False
     """Whether the claim's text says it in words alone, such as `few` or `nearly free`, and this project chose the
     number."""
@@ -98,6 +82,12 @@ class RecordId:
     flags: tuple[str, ...] = ()
 
 
+def record_ids(records: Iterable[Record]) -> tuple[RecordId, ...]:
+    return tuple(
+        RecordId(op=r.op, impl=r.impl, case_id=r.case_id, run_id=r.run_id, flags=tuple(r.flags)) for r in records
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One predicted or measured value beside one published number, at one setting."""
@@ -106,7 +96,7 @@ class Comparison:
     value: float
     setting: Setting = field(default_factory=dict)
     how: str
-    """The formula in words, or what was measured and divided by what."""
+    """The formula in words, or what was measured and what it was divided by."""
     records: tuple[RecordId, ...] = ()
     on_gpu: bool = True
     bound: Bound = ""
@@ -117,7 +107,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the published number fits; None where a bound leaves it open."""
+        """Whether the published number fits. None if the value is a bound that leaves it open."""
         published, fits = self.published, self.published.covers(self.value)
         if not self.bound:
             return fits
@@ -130,33 +120,12 @@ class Comparison:
         return False if beyond else None
 
     @property
-    def place(self) -> frozenset[tuple[str, str]]:
-        """The setting, hashable."""
+    def setting_key(self) -> frozenset[tuple[str, str]]:
         return frozenset(self.setting.items())
 
     def replaced_by(self, measured: Iterable[Comparison]) -> bool:
-        """Whether one of these measures the same number at this setting (and names the device perhaps)."""
-        return any(m.published.what == self.published.what and self.place <= m.place for m in measured)
-
-
-DEVICE = "device"
-"""The factor that tells apart what several devices measured."""
-
-
-def predictions_beside(predicted: Sequence[Comparison], evidence: Sequence[Comparison]) -> list[Comparison]:
-    """The predictions that no evidence replaces; where devices are told apart, beside what each of them measured."""
-    kept = []
-    for device in dict.fromkeys(c.setting.get(DEVICE) for c in evidence):
-        mine = [c for c in evidence if c.setting.get(DEVICE) == device]
-        where = {DEVICE: device} if device else {}
-        kept += [replace(c, setting=where | c.setting) for c in predicted if not c.replaced_by(mine)]
-    return kept
-
-
-def record_ids(records: Iterable[Record]) -> tuple[RecordId, ...]:
-    return tuple(
-        RecordId(op=r.op, impl=r.impl, case_id=r.case_id, run_id=r.run_id, flags=tuple(r.flags)) for r in records
-    )
+        """Whether one of these measures the same number at this setting, perhaps with the device's name added."""
+        return any(m.published.what == self.published.what and self.setting_key <= m.setting_key for m in measured)
 
 
 class Measured:
@@ -217,106 +186,23 @@ def seconds(record: Record) -> float:
     return value
 
 
-def by_number(comparisons: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """The comparisons of each published number, in the order in which the numbers first appear."""
-    groups: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        groups.setdefault(comparison.published.what, []).append(comparison)
-    return groups
-
-
-def settle(comparisons: Sequence[Comparison]) -> tuple[Status | None, str]:
-    """The verdict of a non-empty set of comparisons, and its condition in words (empty for HOLDS).
-
-    None where nothing fits and bounds leave some setting open; the words then say which numbers.
-    """
-    settings: dict[frozenset[tuple[str, str]], list[Comparison]] = {}
-    for comparison in comparisons:
-        settings.setdefault(comparison.place, []).append(comparison)
-    good = [group for group in settings.values() if all(c.holds for c in group)]
-    if len(good) == len(settings):
-        return "HOLDS", ""
-    numbers = by_number(comparisons)
-    if good:
-        where = describe([group[0].setting for group in good], [group[0].setting for group in settings.values()])
-        by_hope = any(c.measured for c in comparisons) and not any(c.measured for group in good for c in group)
-        nowhere = [what for what, mine in numbers.items() if all(c.holds is False for c in mine)]
-        said = [where + (ONLY_PREDICTED if by_hope else ""), *_left_open(numbers)]
-        return "DEPENDS", "; ".join(said + ([f"at no setting: {', '.join(nowhere)}"] if nowhere else []))
-    if not all(any(c.holds is False for c in group) for group in settings.values()):
-        return None, "; ".join(_left_open(numbers))
-    parts = []
-    for what, mine in numbers.items():
-        fitting = [c.setting for c in mine if c.holds]
-        if fitting and len(fitting) < len(comparisons):
-            where = describe(fitting, [c.setting for c in mine]) or "every setting"
-            parts.append(f"taken alone, {what} fits: {where}")
-    return "FAILS", "; ".join(parts)
-
-
-def _left_open(numbers: dict[str, list[Comparison]]) -> list[str]:
-    """`an upper bound leaves open: the speed (batch 1)`, for either kind of bound that does."""
-    found = []
-    for bound, name in (("upper", "an upper bound"), ("lower", "a lower bound")):
-        left = []
-        for what, mine in numbers.items():
-            some = [c.setting for c in mine if c.bound == bound and c.holds is None]
-            where = describe(some, [c.setting for c in mine]) if some else ""
-            left += [f"{what} ({where})" if where else what] if some else []
-        if left:
-            found.append(f"{name} leaves open: {', '.join(left)}")
-    return found
-
-
-ONLY_PREDICTED = " (predicted; nothing measured fits)"
-"""Said of a condition that no measurement supports."""
-
 Predict = Callable[[], Sequence["Comparison | NoPrediction"]]
-"""Values at every setting; a `NoPrediction` among them says which published number nothing is compared with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """`status` counts measurements where the claim needs them; `predicted_status` is the model's alone."""
-
-    claim: Claim
-    status: Status
-    condition: str = ""
-    """Under which settings it holds (DEPENDS), or which of its numbers hold where (FAILS)."""
-    reason: str = ""
-    """Why it is NOT MEASURED: what is missing, or what bounds leave open."""
-    predicted_status: Status | None
-    """None without a prediction, or where bounds leave open what it says."""
-    predicted_condition: str = ""
-    predicted: tuple[Comparison, ...]
-    measured: tuple[Comparison, ...] | None
-    """None where nothing was measured. Values of a CPU run are listed and judge nothing."""
-    gap: str = ""
-    """What could not be predicted, and why."""
-
-    @property
-    def evidence(self) -> tuple[Comparison, ...]:
-        """The measured values that judge: those of GPUs."""
-        return _of_gpus(self.measured or ())
-
-
-def _of_gpus(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
-    return tuple(c for c in comparisons if c.on_gpu)
+"""Values at all settings. A `NoPrediction` among them tells why a published number is compared with nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One published claim: data, a prediction and a way to measure it, both functions of nothing but their arguments.
+    """One published claim, with functions that predict and measure its numbers. They depend on their arguments alone.
 
-    `how` as in the list of claims: M measured, P predicted, X across devices, S simulated. `measure` takes one run,
-    `across` runs of at least two different GPUs.
+    `how` says how the claim is judged: M measured, P predicted, X across devices, S simulated.
     """
 
     id: str
+    """A letter and a number. The numbers of a letter have no gap."""
     text: str
-    """As published, in own words."""
+    """What was published, in our own words."""
     plain: str
-    """The same for someone outside the field, as a statement."""
+    """The same as a statement for someone outside the field."""
     source: str
     """Letters of `SOURCES`."""
     how: str
@@ -325,83 +211,37 @@ class Claim:
     """What is assumed where the text does not say, and what is varied."""
     predict: Predict | None = None
     measure: Callable[[Measured], list[Comparison]] | None = None
+    """What one run measured. Raises `Unmeasured`."""
     across: Callable[[list[Measured]], list[Comparison]] | None = None
+    """What runs of at least two different GPUs measured together. Raises `Unmeasured`."""
     never: str = ""
-    """Why it cannot be measured here at all."""
+    """Why the claim cannot be measured here at all."""
 
     @property
     def needs_measurement(self) -> bool:
         return bool({"M", "X"} & set(self.how.split())) or bool(self.never)
 
-    def judge(self, runs: Sequence[Measured]) -> Verdict:
-        """Pure: the same runs give the same verdict."""
-        predicted, gap = self._predicted()
-        predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
-        measured, reason = self._measured(runs) if self.needs_measurement else ([], "")
-        evidence = _of_gpus(measured)
-        judged: list[Comparison] = []
-        if not self.needs_measurement:
-            judged, reason = predicted, f"no prediction: {gap}"
-        elif evidence:
-            judged = [*evidence, *predictions_beside(predicted, evidence)]
-        status: Status = "NOT MEASURED"
-        condition = ""
-        if judged:
-            decided, said = settle(judged)
-            status, condition, reason = (decided, said, "") if decided else (status, "", said)
-        return Verdict(
-            claim=self,
-            status=status,
-            condition=condition,
-            reason=reason,
-            predicted_status=predicted_status,
-            predicted_condition=predicted_condition,
-            predicted=tuple(predicted),
-            measured=tuple(measured) or None,
-            gap=gap,
-        )
 
-    def _predicted(self) -> tuple[list[Comparison], str]:
-        if self.predict is None:
-            return [], "the model does not cover this"
-        try:
-            given = self.predict()
-        except NoPrediction as error:
-            given = [error]
-        gaps = dict.fromkeys(str(g) for g in given if isinstance(g, NoPrediction))
-        return [c for c in given if isinstance(c, Comparison)], "; ".join(gaps)
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """`status` counts measurements if the claim needs them. `predicted_status` is the model's alone."""
 
-    def _measured(self, runs: Sequence[Measured]) -> tuple[list[Comparison], str]:
-        """All comparisons of all runs, and the reason why none of them counts.
+    claim: Claim
+    status: Status
+    condition: str = ""
+    """The settings at which the claim holds (DEPENDS), or where each of its numbers holds (FAILS)."""
+    reason: str = ""
+    """Why the claim is NOT MEASURED: what is missing, or what bounds leave open."""
+    predicted_status: Status | None
+    """None without a prediction, or if bounds leave open what it says."""
+    predicted_condition: str = ""
+    predicted: tuple[Comparison, ...]
+    measured: tuple[Comparison, ...] | None
+    """None if nothing was measured. Values of a CPU run are listed, but they judge nothing."""
+    gap: str = ""
+    """What could not be predicted, and why."""
 
-        Where several GPUs measured something, each value gets the device's name, unless all name their part already.
-        """
-        if self.never:
-            return [], self.never
-        found: list[Comparison] = []
-        reasons: list[str] = []
-        if self.measure is not None:
-            of_runs: list[tuple[Measured, Comparison]] = []
-            for run in runs:
-                try:
-                    of_runs += [(run, replace(c, on_gpu=run.on_gpu)) for c in self.measure(run)]
-                except Unmeasured as error:
-                    reasons.append(str(error))
-            several = len({run.device for run, _ in of_runs if run.on_gpu}) > 1
-            if several and not all(run.name in c.setting.values() for run, c in of_runs):
-                of_runs = [(run, replace(c, setting={DEVICE: run.device} | c.setting)) for run, c in of_runs]
-            found += [c for _, c in of_runs]
-        if self.across is not None:
-            gpus = {run.device: run for run in runs if run.on_gpu}
-            if len(gpus) < 2:
-                reasons.append(f"needs runs of two different GPUs, has {len(gpus) or 'none'}")
-            else:
-                try:
-                    found += self.across(list(gpus.values()))
-                except Unmeasured as error:
-                    reasons.append(str(error))
-        if not runs:
-            return found, "no run given"
-        if not any(run.on_gpu for run in runs):
-            return found, "measured on a CPU only; the claim is about GPUs"
-        return found, "; ".join(dict.fromkeys(reasons))
+    @property
+    def evidence(self) -> tuple[Comparison, ...]:
+        """The measured values that judge: those of GPUs."""
+        return tuple(c for c in self.measured or () if c.on_gpu)

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from textwrap import shorten
 from typing import Any
 
-from bench.judge.claims.base import SOURCES, Comparison, Published, Verdict, by_number, predictions_beside
+from bench.judge.claims.base import SOURCES, Comparison, Published, Verdict
+from bench.judge.claims.settle import by_number, predictions_beside
 from bench.units import brief, decimals, si
 
 PREFIXED = ("B", "B/s", "FLOP/s", "bit/s", "s")
@@ -123,9 +124,9 @@ def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
     """The worst miss of the setting whose worst miss is the smallest."""
     worst: dict[frozenset[tuple[str, str]], Comparison] = {}
     for c in comparisons:
-        known = worst.get(c.place)
+        known = worst.get(c.setting_key)
         if c.holds is False and (known is None or abs(margin(c)) > abs(margin(known))):
-            worst[c.place] = c
+            worst[c.setting_key] = c
     return nearest(list(worst.values()))
 
 
