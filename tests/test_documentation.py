@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -18,8 +19,13 @@ from bench.cli import app
 from tests.support import ROOT
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-PAGES = [ROOT / "README.md", *(page for top in ROOT.glob("[!.]*/") for page in top.rglob("README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / ".github").rglob("*.md"),
+    *(page for part in ("bench", "kernels", "tests", "reports") for page in (ROOT / part).rglob("README.md")),
+]
 README = (ROOT / "README.md").read_text()
+FORMS = [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / ".pre-commit-config.yaml"]
 ROWS = dict(re.findall(r"^\| `decodebench (\w+)(.*)$", README, re.MULTILINE))
 """The README's table of commands: the rest of the line by the command's name."""
 
@@ -30,10 +36,35 @@ def test_the_readme_lists_every_command_and_no_other() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_pages_name_files_that_exist(path: Path) -> None:
-    text = path.read_text()
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = {path.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
     named = {ROOT / name for name in re.findall(r"\b(?:bench|kernels|tests)/[\w./]+\w", text)}
     assert not [str(file) for file in links | named if not file.exists()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_in_pages_compiles(path: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+        compile(code, str(path), "exec")
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda p: p.name)
+def test_forms_can_be_read(path: Path) -> None:
+    """By a YAML reader if there is one, else by eye: no tab, and spaces in pairs."""
+    text = path.read_text()
+    assert not [line for line in text.splitlines() if "\t" in line or len(line) - len(line.lstrip()) & 1]
+    if importlib.util.find_spec("yaml"):
+        import yaml
+
+        content = yaml.safe_load(text)
+        ids = [field["id"] for field in content.get("body", []) if field["type"] != "markdown"]
+        assert len(set(ids)) == len(ids)
+        assert all(field["attributes"]["label"] for field in content.get("body", []))
+
+
+def test_the_workflow_is_the_whole_check() -> None:
+    assert "run: bash .ci/run\n" in (ROOT / ".github/workflows/check.yml").read_text()
+    assert (ROOT / ".ci/run").is_file()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
