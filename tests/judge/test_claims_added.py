@@ -37,7 +37,7 @@ H{number}_SIZE = number("memory of the H100", 80e9, "B")
 
 
 def measure_h{number}(run: Measured) -> list[Comparison]:
-    return require_comparisons([], "size of the memory")
+    return require_some([], "size of the memory")
 
 
 H{number} = Claim(

@@ -8,8 +8,9 @@ import pytest
 
 from bench.judge.claims import Verdict, explain, judge, scorecard
 from bench.judge.claims.base import Measured
-from bench.judge.claims.common import LLAMA_70B, pairs
+from bench.judge.claims.common import LLAMA_70B
 from bench.judge.claims.intensity import I1, bracketed
+from bench.judge.claims.reading import pairs
 from bench.records import MAY_BE_TOO_SHORT, Record
 from kernels.models import active_parameters
 from tests.support.claim_records import (

@@ -24,26 +24,28 @@ from bench.judge.claims.common import (
     LLAMA_2_7B,
     LLAMA_8B,
     LLAMA_70B,
-    RISE,
     WEIGHT_KINDS,
-    alike,
-    attention,
-    batch_of,
     bisect,
-    by_batch,
-    cached,
     decode,
-    intensity_bracket,
-    knee,
-    layer_sweeps,
     measured,
     predicted,
     prefill_intensity,
-    require_comparisons,
-    require_part,
     ridge,
-    stored,
     total_work,
+)
+from bench.judge.claims.reading import (
+    MIN_GROWTH,
+    attention,
+    batch_of,
+    cache_format,
+    comparable,
+    fastest_by_batch,
+    intensity_bracket,
+    knee,
+    layer_sweeps,
+    require_part,
+    require_some,
+    weight_format,
     weight_kind,
 )
 from bench.predict.step_work import PRECISIONS, expected_experts
@@ -93,7 +95,7 @@ def measure_i1(run: Measured) -> list[Comparison]:
     for kind, sweep in layer_sweeps(run, B=(1, 8, 64)).items():
         for record in sweep:
             found += bracketed(I1_INTENSITY, run, record, weights=kind, batch=batch_of(record))
-    return require_comparisons(found, f"`ffn_gemv` at batch 1, 8 or 64 {SO_FAST}")
+    return require_some(found, f"`ffn_gemv` at batch 1, 8 or 64 {SO_FAST}")
 
 
 I1 = Claim(
@@ -133,7 +135,7 @@ def measure_i2(run: Measured) -> list[Comparison]:
     found = []
     for kind, sweep in layer_sweeps(run, B=1).items():
         found += bracketed(I2_DECODE, run, sweep[0], phase="decode", weights=kind)
-    return require_comparisons(found, f"`ffn_gemv` at batch 1 {SO_FAST}")
+    return require_some(found, f"`ffn_gemv` at batch 1 {SO_FAST}")
 
 
 I2 = Claim(
@@ -237,9 +239,10 @@ def predict_i5() -> list[Comparison]:
 def measure_i5(run: Measured) -> list[Comparison]:
     found = []
     for record in attention(run):
-        setting = {"cache": cached(record), "batch": batch_of(record), GROUP: record.case["H_q"] // record.case["H_kv"]}
+        group = record.case["H_q"] // record.case["H_kv"]
+        setting = {"cache": cache_format(record), "batch": batch_of(record), GROUP: group}
         found += bracketed(I5_INTENSITY, run, record, **setting)
-    return require_comparisons(found, f"`attention_decode` {SO_FAST}")
+    return require_some(found, f"`attention_decode` {SO_FAST}")
 
 
 I5 = Claim(
@@ -281,8 +284,8 @@ def predict_i6() -> list[Comparison]:
 
 def moe_sweeps(run: Measured) -> list[list[Record]]:
     """Each MoE layer in each precision, swept over ascending batches. The sweep with the most batches comes first."""
-    groups = alike(run.fastest("moe_ffn", routing="uniform"), "B")
-    return sorted((sorted(by_batch(g).values(), key=batch_of) for g in groups), key=len, reverse=True)
+    groups = comparable(run.fastest("moe_ffn", routing="uniform"), "B")
+    return sorted((sorted(fastest_by_batch(g).values(), key=batch_of) for g in groups), key=len, reverse=True)
 
 
 def measure_i6(run: Measured) -> list[Comparison]:
@@ -292,11 +295,11 @@ def measure_i6(run: Measured) -> list[Comparison]:
         if (case["E"], case["k"]) != (EXPERTS, TOP_K):
             continue
         full = [r for r in sweep if (1 - TOP_K / EXPERTS) ** batch_of(r) < 0.01]
-        if len(full) > 1 and seconds(full[-1]) >= RISE * seconds(full[0]):
+        if len(full) > 1 and seconds(full[-1]) >= MIN_GROWTH * seconds(full[0]):
             value = batch_of(full[-1]) * seconds(full[0]) / seconds(full[-1])
             how = "batch at which the time turns proportional to the batch, among batches that read every expert"
             found.append(measured(I6_BATCH, value, how, full, part=run.name, weights=weight_kind(full[0])))
-    return require_comparisons(found, "`moe_ffn` of 256 experts, top 8, swept to where its time follows the batch")
+    return require_some(found, "`moe_ffn` of 256 experts, top 8, swept to where its time follows the batch")
 
 
 I6 = Claim(
@@ -338,10 +341,10 @@ def measure_i7(run: Measured) -> list[Comparison]:
         if batch_of(one) == 1 and batch_of(many) >= 64:
             how = (
                 f"time at batch {batch_of(many)}, the nearest to 256, / time at batch 1, which reads what a dense "
-                f"layer of equal compute reads; weights in {stored(many)}"
+                f"layer of equal compute reads; weights in {weight_format(many)}"
             )
             found.append(measured(I7_MORE, seconds(many) / seconds(one), how, [one, many], model=one.case.get("model")))
-    return require_comparisons(found, "`moe_ffn` from batch 1 to 64 or more")
+    return require_some(found, "`moe_ffn` from batch 1 to 64 or more")
 
 
 I7 = Claim(

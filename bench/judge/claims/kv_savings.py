@@ -17,18 +17,10 @@ from bench.judge.claims.base import (
     our_range,
     seconds,
 )
-from bench.judge.claims.common import (
-    DEEPSEEK_V3,
-    LLAMA_70B,
-    alike,
-    attention,
-    cached,
-    measured,
-    predicted,
-    require_comparisons,
-)
+from bench.judge.claims.common import DEEPSEEK_V3, LLAMA_70B, measured, predicted
 from bench.judge.claims.paging_simulation import AZURE_SAMPLE, LOG_SDS, WORKLOADS, Workload, compare_allocators
 from bench.judge.claims.paging_simulation import Comparison as Allocators
+from bench.judge.claims.reading import attention, cache_format, comparable, require_some
 from bench.records import Record
 from kernels.models import MODELS, ModelShape, kv_bytes, kv_elements_per_layer, model
 
@@ -111,7 +103,7 @@ def measure_k4(run: Measured) -> list[Comparison]:
     best: dict[int, Record] = {}
     for record in attention(run):
         group = record.case["H_q"] // record.case["H_kv"]
-        large = record.bytes >= LARGE and cached(record) == "bf16"
+        large = record.bytes >= LARGE and cache_format(record) == "bf16"
         if large and (group not in best or cost(record) < cost(best[group])):
             best[group] = record
     if 1 not in best or len(best) < 2:
@@ -203,14 +195,14 @@ def measure_k8(run: Measured) -> list[Comparison]:
     """Time of windowed attention at the longest context over the shortest, both longer than the window."""
     found = []
     windowed = [r for r in run.fastest("attention_decode", q_len=1) if 0 < r.case["window"] < r.case["T"]]
-    for group in alike(windowed, "T"):
+    for group in comparable(windowed, "T"):
         ordered = sorted(group, key=lambda r: r.case["T"])
         short, long = ordered[0], ordered[-1]
         if long.case["T"] > short.case["T"]:
             how = "attention time at the longest context / at the shortest, same window"
             value = seconds(long) / seconds(short)
             found.append(measured(K8_GROWTH, value, how, [short, long], windowed=EVERY_LAYER))
-    return require_comparisons(found, "windowed `attention_decode` at two contexts beyond the window")
+    return require_some(found, "windowed `attention_decode` at two contexts beyond the window")
 
 
 K8 = Claim(

@@ -7,27 +7,19 @@ from itertools import product
 
 from bench.devices import find
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Published, number, our_range, seconds
-from bench.judge.claims.common import (
-    H100,
-    LLAMA_70B,
-    SHORT_CONTEXT,
-    alike,
+from bench.judge.claims.common import H100, LLAMA_70B, SHORT_CONTEXT, bisect, capacity, decode, measured, predicted
+from bench.judge.claims.reading import (
     attention,
     batch_of,
-    bisect,
-    by_batch,
     cache_seconds,
-    capacity,
-    decode,
+    comparable,
+    fastest_by_batch,
     gemv,
     layer_sweeps,
-    measured,
     pairs,
-    predicted,
     prompt_seconds,
-    require_comparisons,
     require_part,
-    require_records,
+    require_some,
     weights_seconds,
 )
 from bench.records import Record
@@ -100,7 +92,7 @@ def across_t2(runs: list[Measured]) -> list[Comparison]:
     for run in runs:
         if run.part and run.part.key in T2_TIMES:
             found += measure_token(run, run.part.key, T2_TIMES[run.part.key])
-    return require_comparisons(found, "A100 80 GB, H200 or B200")
+    return require_some(found, "A100 80 GB, H200 or B200")
 
 
 T2 = Claim(
@@ -143,13 +135,13 @@ def measure_t3(run: Measured) -> list[Comparison]:
         if len(sweep) > 1:
             used = (sweep[0], sweep[-1])
             found.append(measured(T3_ADDED, added(*used), how, used, part="weights", weights=kind))
-    for group in alike(attention(run), "B"):
-        sweep = sorted(by_batch(group).values(), key=batch_of)
+    for group in comparable(attention(run), "B"):
+        sweep = sorted(fastest_by_batch(group).values(), key=batch_of)
         if len(sweep) > 1:
             case = group[0].case
             setting = {"part": "attention", "context": case["T"], "model": case["model"]}
             found.append(measured(T3_ADDED, added(*sweep[:2]), how, sweep[:2], **setting))
-    return require_comparisons(found, "two batches of one layer")
+    return require_some(found, "two batches of one layer")
 
 
 T3 = Claim(
@@ -230,7 +222,7 @@ def measure_t9(run: Measured) -> list[Comparison]:
     _, reading, prompt = prompt_seconds(run, LLAMA_70B, PROMPT)
     per_token, cache = cache_seconds(run, LLAMA_70B)
     layers = gemv(run, weights="bf16", model=LLAMA_70B.name)
-    require_records(layers, f"`ffn_gemv` of {LLAMA_70B.name} in bf16")
+    require_some(layers, f"`ffn_gemv` of {LLAMA_70B.name} in bf16")
     how = "(measured layers / batch + measured attention to 2,048 tokens) / (measured prompt of 2,048 tokens / 2,048)"
     found = []
     for batch in sorted(set(map(batch_of, layers))):
@@ -284,7 +276,7 @@ def measure_t10(run: Measured) -> list[Comparison]:
             if wider := sweep.get(DRAFT * batch):
                 setting = {"part": "weights", "batch": batch, "draft": DRAFT, "weights": kind}
                 found.append(measured(T10_TIME, seconds(wider) / seconds(base), how, [wider, base], **setting))
-    return require_comparisons(found, "attention with a draft, or layer at one batch and four times it")
+    return require_some(found, "attention with a draft, or layer at one batch and four times it")
 
 
 T10 = Claim(

@@ -11,17 +11,19 @@ from bench.judge.claims.common import (
     LLAMA_70B,
     SHORT_CONTEXT,
     WEIGHT_KINDS,
-    attention,
-    by_kind,
-    cached,
     capacity,
     decode,
-    gemv,
     measured,
-    pairs,
     peak,
     predicted,
-    require_comparisons,
+)
+from bench.judge.claims.reading import (
+    attention,
+    by_weight_kind,
+    cache_format,
+    gemv,
+    pairs,
+    require_some,
     weight_kind,
 )
 from bench.predict.step_work import PRECISIONS
@@ -34,7 +36,7 @@ LARGE = 64 << 20
 
 def same_layer_pairs(run: Measured, kind: str) -> list[tuple[Record, Record]]:
     """Pairs (16-bit, `kind`) of one large layer at batch 1."""
-    kinds = by_kind(gemv(run, B=1))
+    kinds = by_weight_kind(gemv(run, B=1))
     plain = WEIGHT_KINDS["bf16"]
     records = [r for r in (*kinds.get(plain, []), *kinds.get(kind, [])) if 2 * r.case["N"] * r.case["K"] >= LARGE]
     return pairs(records, weight_kind, plain, kind, "weights", "activations")
@@ -74,7 +76,7 @@ def measure_t4(run: Measured) -> list[Comparison]:
             used = [r for pair in layers for r in pair]
             setting = {"the": "latency", "batch": 1, "context": SHORT_CONTEXT}
             found.append(measured(T4_TIME, median_ratio(layers), how, used, **setting))
-    return require_comparisons(found, "layer at batch 1 with both 16-bit and 8-bit weights")
+    return require_some(found, "layer at batch 1 with both 16-bit and 8-bit weights")
 
 
 T4 = Claim(
@@ -130,7 +132,7 @@ def predict_t6() -> list[Comparison]:
 
 
 def measure_t6(run: Measured) -> list[Comparison]:
-    both = pairs(attention(run), cached, "bf16", "fp8", "kv")
+    both = pairs(attention(run), cache_format, "bf16", "fp8", "kv")
     large = [pair for pair in both if pair[0].bytes >= LARGE]
     if not large:
         raise Unmeasured("the run holds no large `attention_decode` with its cache both in bf16 and in fp8")
@@ -185,7 +187,7 @@ def measure_t7(run: Measured) -> list[Comparison]:
             how = "median over layers of the time with 16-bit weights / with quantized ones, at batch 1"
             used = [r for pair in layers for r in pair]
             found.append(measured(T7_TIME, 1 / median_ratio(layers), how, used, weights=kind))
-    return require_comparisons(found, "layer at batch 1 with both 16-bit and quantized weights")
+    return require_some(found, "layer at batch 1 with both 16-bit and quantized weights")
 
 
 T7 = Claim(

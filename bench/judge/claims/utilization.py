@@ -27,22 +27,24 @@ from bench.judge.claims.common import (
     LLAMA_8B,
     LLAMA_70B,
     bandwidth,
-    batch_of,
-    bf16_sweep,
     bisect,
-    cached,
     decode,
     measured,
-    nominal_peak,
     peak,
     predicted,
     prefill_intensity,
-    prompt_seconds,
-    rate,
-    require_comparisons,
     ridge,
-    stored,
     total_work,
+)
+from bench.judge.claims.reading import (
+    batch_of,
+    bf16_sweep,
+    cache_format,
+    flop_rate,
+    nominal_peak,
+    prompt_seconds,
+    require_some,
+    weight_format,
 )
 from bench.predict.step_model import step
 from bench.records import Record
@@ -176,7 +178,7 @@ def measure_i10(run: Measured) -> list[Comparison]:
         reached[prompt] = (flops / taken / top, records)
         for of, roof in tops.items():
             how = "FLOP of a layer / (its seconds, from measured projections and attention, x the peak)"
-            used = records if of == DATASHEET else [*records, max(gemms, key=rate)]
+            used = records if of == DATASHEET else [*records, max(gemms, key=flop_rate)]
             found.append(measured(I10_PREFILL, flops / taken / roof, how, used, phase="prefill", prompt=prompt, of=of))
     if not found:
         raise Unmeasured("; ".join(reasons))
@@ -228,7 +230,7 @@ def measure_i11(run: Measured) -> list[Comparison]:
     for op, most in (("ffn_gemv", 64), ("attention_decode", 1 << 20)):
         usable = [r for r in run.find(op) if r.ours and r.bytes >= LARGE and batch_of(r) <= most]
         for impl in sorted({r.impl for r in usable}):
-            records = [r for r in usable if r.impl == impl and stored(r) == cached(r) == "bf16"]
+            records = [r for r in usable if r.impl == impl and weight_format(r) == cache_format(r) == "bf16"]
             try:
                 result = elasticity.of_records(records)
             except elasticity.NotIdentified as error:
@@ -282,7 +284,7 @@ def across_i12(runs: list[Measured]) -> list[Comparison]:
             how = "median over common cases of the time ratio x the ratio of measured read bandwidths"
             used = [r for pair in pairs for r in pair]
             found.append(measured(I12_RATIO, value, how, used, parts=f"{first.device} and {other.device}", op=op))
-    return require_comparisons(found, "common decode cases above 16 MiB")
+    return require_some(found, "common decode cases above 16 MiB")
 
 
 I12 = Claim(
