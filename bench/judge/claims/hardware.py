@@ -329,7 +329,7 @@ H6 = Claim(
     source="A",
     how="M",
     published=(H6_SRAM, H6_HBM, H6_FASTER, H6_HOST, H6_REACH),
-    setting="Data-centre GPUs by their datasheets. Measured are the rates of L2, DRAM and the host's link, not NVMe",
+    setting="Data-centre GPUs by their datasheets. The rates of L2, DRAM and the host's link are measured, not NVMe",
     predict=predict_h6,
     measure=measure_h6,
 )

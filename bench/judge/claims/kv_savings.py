@@ -121,8 +121,8 @@ def measure_k4(run: Measured) -> list[Comparison]:
 K4 = Claim(
     id="K4",
     text="MQA shrinks the cache 8-32 times, GQA 4-8 times, MLA by 93%",
-    plain="Attention heads that share what is remembered shrink it 8 to 32 times (MQA) or 4 to 8 times (GQA), and "
-    "storing it compressed (MLA) shrinks it by 93%",
+    plain="Sharing what is remembered between attention heads shrinks it 8 to 32 times (MQA) or 4 to 8 times (GQA), "
+    "and compressing it (MLA) shrinks it by 93%",
     source="A",
     how="P M",
     published=(K4_MQA, K4_GQA, K4_MLA),
@@ -166,8 +166,8 @@ def predict_k6() -> list[Comparison]:
 K6 = Claim(
     id="K6",
     text="contiguous allocation wastes 60-80% of KV memory, paging under 4%, so 2-4 times more requests fit",
-    plain="Memory handed out in one piece is wasted by 60 to 80% and memory handed out in small pages by under 4%, so "
-    "that two to four times as many users fit",
+    plain="Giving each user memory in one piece wastes 60 to 80% of it, and giving it in small pages wastes under 4%, "
+    "so that two to four times as many users fit",
     source="A",
     how="S",
     published=(K6_CONTIGUOUS, K6_PAGED, K6_MORE),

@@ -64,7 +64,7 @@ def measure_t1(run: Measured) -> list[Comparison]:
 T1 = Claim(
     id="T1",
     text="70B FP16 on an H100: 140 GB over 3.35 TB/s = 41.8 ms per token, about 24 token/s",
-    plain="An H100 writes 24 tokens a second with a 70B model, since it must read 140 GB for each",
+    plain="An H100 writes 24 tokens a second with a 70B model, because it must read 140 GB for each",
     source="A",
     how="P M",
     published=(T1_TIME, T1_FITS),
@@ -286,7 +286,7 @@ T10 = Claim(
     source="D",
     how="P M",
     published=(T10_TIME,),
-    setting="Llama-3.1-70B in bf16 at H100 rates, 4 tokens a request. At most a fifth more time. The batch is varied",
+    setting="Llama-3.1-70B in bf16 at H100 rates, 4 tokens a request. At most a fifth longer. The batch is varied",
     predict=predict_t10,
     measure=measure_t10,
 )

@@ -127,8 +127,8 @@ M2 = Claim(
     source="A",
     how="P",
     published=tuple(M2_COSTS.values()),
-    setting="Llama-3.1-70B in bf16 on two parts with 4,096 tokens. The text does not name prices: one price for all "
-    "parts is varied",
+    setting="Llama-3.1-70B in bf16 on two parts with 4,096 tokens. The text names no prices: all parts get the "
+    "same price, which is varied",
     predict=predict_m2,
 )
 
@@ -184,7 +184,7 @@ M4 = Claim(
     source="A",
     how="P",
     published=(M4_SAVED,),
-    setting="The hit rate is the share of the work that is saved. It is taken of the prefill GPUs and of all GPUs",
+    setting="The hit rate is the share of prefill work that is saved, counted against the prefill GPUs and all GPUs",
     predict=predict_m4,
 )
 
@@ -246,8 +246,7 @@ M5 = Claim(
     source="A",
     how="P M",
     published=(M5_GPU, M5_LPU),
-    setting="Llama-3.1-70B in bf16. The text does not name the batch: it is varied. There are as many LPUs as hold the "
-    "model in 8 bits",
+    setting="Llama-3.1-70B in bf16. The text does not name the batch: it is varied. The model in 8 bits fills the LPUs",
     predict=predict_m5,
     measure=measure_m5,
 )

@@ -83,8 +83,8 @@ I8 = Claim(
     source="A",
     how="M",
     published=(I8_FALL,),
-    setting="A prompt or else a large GEMM stands for prefill, GEMV and attention stand for decode. From hardware "
-    "counters",
+    setting="A prompt, or else a large GEMM, stands for prefill. GEMV and attention stand for decode. The rates come "
+    "from hardware counters",
     measure=measure_i8,
 )
 
