@@ -268,6 +268,12 @@ def test_an_explanation_names_source_numbers_records_and_verdict() -> None:
         assert part in text
 
 
+def test_a_number_that_this_project_chose_is_marked(bare: dict[str, Verdict]) -> None:
+    chosen = "at most 5% (tolerance 0%; the text says it in words, and this project chose the number)"
+    assert chosen in explain(bare["T3"])
+    assert "chose" not in explain(bare["I3"])
+
+
 def test_a_missing_number_is_named(bare: dict[str, Verdict]) -> None:
     assert "Rubin CPX" in bare["H3"].gap
     assert "bandwidth of NVIDIA Rubin CPX" in explain(bare["H3"])

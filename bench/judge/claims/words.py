@@ -197,6 +197,8 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
     return HEADERS, rows
 
 
+OURS = "; the text says it in words, and this project chose the number"
+
 MARKS = {True: "fits", False: "off", None: "left open"}
 
 
@@ -224,7 +226,10 @@ def explain(verdict: Verdict) -> str:
         *(f"Source: [{letter}] {SOURCES[letter]}" for letter in claim.source.split()),
         f"Setting: {claim.setting}",
         "Published:",
-        *(f"  {p.what}: {published_text(p)} (tolerance {100 * p.tolerance:.0f}%)" for p in claim.published),
+        *(
+            f"  {p.what}: {published_text(p)} (tolerance {100 * p.tolerance:.0f}%{OURS if p.ours else ''})"
+            for p in claim.published
+        ),
     ]
     if verdict.condition:
         lines.append(f"Condition: {verdict.condition}")
