@@ -237,14 +237,14 @@ def emulate(
     """Execute compiled kernels without a GPU: bytes they request, bank conflicts, what is slower than DRAM."""
     import dataclasses
 
-    from bench.inspection.emulator import survey
+    from bench.inspection import emulate as emulation
 
     with busy("executing") as status:
-        rows = survey.survey(op, impl or [], suite, case, sm, ctas, status.update)
+        rows = emulation.survey(op, impl or [], suite, case, sm, ctas, status.update)
     if as_json:
         show_json([dataclasses.asdict(row) for row in rows])
     else:
-        show(*survey.table(rows))
+        show(*emulation.table(rows))
     raise typer.Exit(1 if any(row.error.startswith(("Fault", "NotEmulated")) for row in rows) else 0)
 
 

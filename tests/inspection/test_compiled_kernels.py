@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bench.inspection.codegen.judge import PARTS
-from bench.inspection.emulator import execute as emulator
+from bench.inspection.emulate import program
+from bench.inspection.emulator.execute import execute
 from bench.inspection.emulator.memory import Fault
-from bench.inspection.emulator.ptx import Listing
 from bench.measure.gate import check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import Errors
@@ -42,8 +42,8 @@ def launches(impl: Impl, case: Any, inputs: Inputs, where: Target | None = None)
     return impl.build(case, inputs, where or part(90)).launches
 
 
-def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None) -> Errors:
-    """The gate of a measured run, with the launches executed by the emulator."""
+def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None, without: str = "nothing") -> Errors:
+    """The gate of a measured run, with the launches executed by the emulator, instructions of one name left out."""
     fresh = volatile_part(op, op.inputs(case, "cpu", 1))
     inputs = op.inputs(case, "cpu", 0)
     assert impl.build is not None
@@ -51,7 +51,12 @@ def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None) -> Errors:
 
     def launch() -> Any:
         for kernel in built.launches:
-            emulator.execute(kernel, sm, seed=seed)
+            made = program(kernel, sm)
+            made.listing.code = [
+                replace(ins, opcode="fence", operands=(), guard=None) if ins.opcode.startswith(without) else ins
+                for ins in made.listing.code
+            ]
+            execute(made, seed=seed)
         return built.output
 
     return check_prepared(op, case, inputs, fresh, launch, HOST)
@@ -91,23 +96,10 @@ def test_they_pass_in_whatever_order_warps_go(op: str, impl: str) -> None:
 
 def without(opcode: str, seed: int | None, case: Any, op: str) -> str:
     """What the gate says of a kernel compiled for sm_90 without its instructions of a name."""
-    parse = emulator.parse
-
-    def changed(text: str) -> Listing:
-        listing = parse(text)
-        listing.code = [
-            replace(ins, opcode="fence", operands=(), guard=None) if ins.opcode.startswith(opcode) else ins
-            for ins in listing.code
-        ]
-        return listing
-
-    emulator.parse = changed  # type: ignore[attr-defined]
     try:
-        return gate(*found(op, "triton"), case, 90, seed).reason or ""
+        return gate(*found(op, "triton"), case, 90, seed, opcode).reason or ""
     except Fault as fault:
         return str(fault)
-    finally:
-        emulator.parse = parse  # type: ignore[attr-defined]
 
 
 GEMV = GemvCase(B=16, N=128, K=512, dtype="bf16")
@@ -139,7 +131,7 @@ def fault(change: Callable[[dict[str, Any]], None]) -> str:
     change(inputs)
     try:
         for kernel in launches(impl, SPLIT, inputs):
-            emulator.execute(kernel, 90)
+            execute(program(kernel, 90))
     except Fault as raised:
         return str(raised)
     return ""
@@ -171,7 +163,7 @@ def traffic() -> dict[str, dict[str, float]]:
     said = {}
     for name, (op_name, case) in STREAMED.items():
         op, impl = found(op_name, "triton")
-        counts = [emulator.execute(kernel, 90) for kernel in launches(impl, case, op.inputs(case, "cpu", 0))]
+        counts = [execute(program(kernel, 90)) for kernel in launches(impl, case, op.inputs(case, "cpu", 0))]
         stages = impl.stages(case, part(90))
         said[name] = {
             "touched": sum(sum(c.touched.values()) for c in counts),
@@ -194,7 +186,7 @@ def test_compiled_code_asks_for_the_bytes_that_are_predicted() -> None:
 @pytest.mark.slow
 def test_survey_names_each_launch_and_what_it_asked_for() -> None:
     code = "t.table(t.survey(['stream'], ['triton'], 'smoke', 'copy', 90, 4))[1]"
-    (row,) = elsewhere("bench.inspection.emulator.survey", code)
+    (row,) = elsewhere("bench.inspection.emulate", code)
     assert row[:6] == ["stream", "triton", "copy-8MiB", "copy_kernel", "4 of 512", "0.131"]
     assert (row[6], row[9], row[11]) == ("1.00", "0.00", "")
 
@@ -205,7 +197,7 @@ def left_on_the_way(buffers: int) -> float:
     case = MlaCase(B=1, H=16, L=64, R=16, T=2048)
     where = replace(part(90), config=(("block_t", 64), ("buffers", buffers)))
     main, _ = launches(impl, case, op.inputs(case, "cpu", 0), where)
-    return emulator.execute(main, 90).under_way
+    return execute(program(main, 90)).under_way
 
 
 @pytest.mark.slow

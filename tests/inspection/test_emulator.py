@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.inspection.emulate import row_of
 from bench.inspection.emulator.execute import Counts, make_step
 from bench.inspection.emulator.machine import Machine
 from bench.inspection.emulator.memory import BASE, Fault, GlobalMemory, SharedMemory
 from bench.inspection.emulator.ptx import Address, NotEmulated, parse
-from bench.inspection.emulator.survey import row_of
 from tests.support.properties import given, st
 from tests.support.snippet import MASK, halves, run_ptx
 

@@ -1,8 +1,9 @@
-"""One launch on the emulated part: compile it as it would be for a GPU, place its tensors, execute its CTAs."""
+"""Execute one compiled kernel on the host: place its tensors in the emulated memory and run the CTAs of its grid."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, product
 from random import Random
@@ -11,14 +12,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.inspection.codegen.build import bind, compiled
 from bench.inspection.emulator import arithmetic, matrices, movement, tensor_maps
 from bench.inspection.emulator.machine import Machine, Step
 from bench.inspection.emulator.memory import SECTOR, GlobalMemory
-from bench.inspection.emulator.ptx import Instruction, Listing, NotEmulated, parse
-from kernels.launch import KernelLaunch
+from bench.inspection.emulator.ptx import Instruction, Listing, NotEmulated
+from bench.inspection.emulator.tensor_maps import TensorMap
 
 CTAS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled kernel and what it is launched with."""
+
+    listing: Listing
+    arguments: tuple[Any, ...]
+    """In the order of the kernel's parameters: tensors on the host, `TensorMap`s, integers and fp32 numbers."""
+    shared: int
+    """Bytes of shared memory of each CTA."""
+    grid: tuple[int, ...]
+
+    @property
+    def tensors(self) -> Iterator[torch.Tensor]:
+        for value in self.arguments:
+            if torch.is_tensor(value):
+                yield value
+            elif isinstance(value, TensorMap):
+                yield value.tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,39 +76,30 @@ def make_step(m: Machine, ins: Instruction) -> Step:
     raise NotEmulated(ins.text)
 
 
-def arguments_of(
-    launch: KernelLaunch, sm: int, binary: Any, listing: Listing, memory: GlobalMemory
-) -> dict[str, Any]:  # fmt: skip
-    """The launch's run-time arguments under the names of the listing's parameters, floats as their bits."""
-    _, signature, _, _ = bind(launch, sm)
-    values: list[Any] = []
-    layouts = iter(getattr(binary.metadata, "tensordesc_meta", None) or ())
-    for value in (launch.args[name] for name, kind in signature.items() if kind != "constexpr"):
+def placed(program: Program, memory: GlobalMemory) -> dict[str, Any]:
+    """The arguments under the names of the kernel's parameters: tensors as addresses, floats as their fp32 bits."""
+    values = list(program.arguments)
+    for i, value in enumerate(values):
         if torch.is_tensor(value):
-            values.append(memory.address(value))
+            values[i] = memory.address(value)
         elif isinstance(value, float):
-            values.append(int(np.float32(value).view(np.uint32)))
-        elif isinstance(value, int):
-            values.append(int(value))
-        else:  # a tensor map, followed by the tensor's shape and strides
-            values += [(value, next(layouts)), *value.shape, *value.strides]
-    values += [0] * (len(listing.parameters) - len(values))  # scratch memory, of which our kernels use none
-    return dict(zip(listing.parameters, values, strict=True))
+            values[i] = int(np.float32(value).view(np.uint32))
+    names = program.listing.parameters
+    values += [0] * (len(names) - len(values))  # pointers to scratch memory, which our kernels do not use
+    return dict(zip(names, values, strict=True))
 
 
-def execute(launch: KernelLaunch, sm: int, *, seed: int | None = None, ctas: int | None = None) -> Counts:
-    """Run one launch; its tensors, which must be on the host, are changed as a GPU would change them.
+def execute(program: Program, *, seed: int | None = None, ctas: int | None = None) -> Counts:
+    """Run the kernel; its tensors are changed as a GPU would change them.
 
-    With a `seed` warps and CTAs take turns in an order drawn from it; without, all go together. `ctas`: only so many
-    of the grid's first, to count what they do.
+    With a `seed`, warps and CTAs take turns in an order drawn from it; without one, all go together. `ctas` runs only
+    that many CTAs, the first of the grid, to count what they do.
 
-    Raises `Fault` where a GPU would, `NotEmulated` for an instruction unknown here.
+    Raises `Fault` where a GPU would, and `NotEmulated` for an instruction that the emulator does not know.
     """
-    binary = compiled(launch, sm)
-    listing = parse(binary.asm["ptx"])
-    memory = GlobalMemory(tensor for value in launch.args.values() for tensor in tensor_maps.tensors(value))
-    arguments = arguments_of(launch, sm, binary, listing, memory)
-    x, y, z = (*launch.grid, 1, 1, 1)[:3]
+    memory = GlobalMemory(program.tensors)
+    arguments = placed(program, memory)
+    x, y, z = (*program.grid, 1, 1, 1)[:3]
     places = islice(((i, j, k) for k, j, i in product(range(z), range(y), range(x))), ctas)
     random = None if seed is None else Random(seed)
     shared: Counter[str] = Counter()
@@ -97,7 +108,7 @@ def execute(launch: KernelLaunch, sm: int, *, seed: int | None = None, ctas: int
     under_way: list[float] = []
     with np.errstate(all="ignore"):
         while batch := list(islice(places, CTAS_AT_ONCE)):
-            machine = Machine(listing, memory, arguments, binary.metadata.shared, batch, (x, y, z))
+            machine = Machine(program.listing, memory, arguments, program.shared, batch, (x, y, z))
             machine.run(make_step, random)
             shared += machine.shared.counts
             executed += machine.executed
@@ -106,6 +117,10 @@ def execute(launch: KernelLaunch, sm: int, *, seed: int | None = None, ctas: int
     memory.write_back()
     touched = {kind: int(np.count_nonzero(n)) * SECTOR for kind, n in memory.sectors.items()}
     return Counts(
-        touched=touched, memory=memory.counts, shared=shared, executed=executed, flop=flop,
+        touched=touched,
+        memory=memory.counts,
+        shared=shared,
+        executed=executed,
+        flop=flop,
         under_way=float(np.percentile(under_way, 25)) if under_way else 0.0,
-    )  # fmt: skip
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,18 @@ import torch
 from bench.inspection.emulator.machine import Machine, Maker, Mask, Step
 from bench.inspection.emulator.memory import SECTOR
 from bench.inspection.emulator.ptx import Address, Instruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorMap:
+    """What a kernel is given for a tensor of two dimensions that it reads in boxes. Extents and strides in elements."""
+
+    tensor: torch.Tensor
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+    """How boxes are permuted in shared memory: 0 not at all; 1, 2, 3 for rows of 32, 64, 128 bytes."""
 
 
 @dataclass
@@ -95,32 +106,30 @@ def copy_box(m: Machine, ins: Instruction) -> Step:
     def step(mask: Mask) -> None:
         for lane in np.flatnonzero(mask):
             chosen = np.array([lane])
-            descriptor, layout = m.arguments[m.listing.parameters[int(number[lane])]]
+            source = m.arguments[m.listing.parameters[int(number[lane])]]
             row, column = (int(c[lane]) for c in (y, x))
             start = int(m.shared.offsets(m.cta[chosen], target()[chosen], 128)[0])
-            m.barriers[barrier(chosen)[0]].copies.append(
-                partial(arrive, m, descriptor, layout["swizzle"], (row, column), start)
-            )
+            m.barriers[barrier(chosen)[0]].copies.append(partial(arrive, m, source, (row, column), start))
 
     return step
 
 
-def arrive(m: Machine, descriptor: Any, swizzle: int, corner: tuple[int, int], start: int) -> int:
-    """The box at `corner` (row, column) is written; what lies outside of the tensor is zero. Returns its bytes."""
-    tensor, (rows, columns) = descriptor.base, descriptor.block_shape
-    size = tensor.element_size()
+def arrive(m: Machine, source: TensorMap, corner: tuple[int, int], start: int) -> int:
+    """Write the box at `corner` (row, column), with zeros for what lies outside of the tensor. Returns its bytes."""
+    (rows, columns), size = source.box, source.tensor.element_size()
     row, octet = np.arange(rows)[:, None], np.arange(columns * size)[None, :]
-    inside = (corner[0] + row < descriptor.shape[0]) & (corner[1] + octet // size < descriptor.shape[1])
-    source = m.memory.address(tensor) + (corner[0] + row) * descriptor.strides[0] * size + corner[1] * size + octet
+    inside = (corner[0] + row < source.shape[0]) & (corner[1] + octet // size < source.shape[1])
+    first = m.memory.address(source.tensor) + corner[1] * size
+    addresses = first + (corner[0] + row) * source.strides[0] * size + octet
     data = np.zeros(inside.shape, dtype=np.uint8)
-    offsets = m.memory.offsets(source[inside], 1)
+    offsets = m.memory.offsets(addresses[inside], 1)
     sectors = np.unique(offsets // SECTOR) * SECTOR
     m.memory.count("load", sectors, np.zeros(len(sectors), dtype=np.int64), SECTOR)
     data[inside] = m.memory.bytes[offsets]
     to = start + row * columns * size + octet
-    if swizzle:
-        assert columns * size == 16 << swizzle, "a box narrower than its swizzle"
-        to = to ^ ((to >> 7 & (1 << swizzle) - 1) << 4)
+    if source.swizzle:
+        assert columns * size == 16 << source.swizzle, "a box narrower than its swizzle"
+        to = to ^ ((to >> 7 & (1 << source.swizzle) - 1) << 4)
     m.shared.bytes[to] = data
     return data.size
 
@@ -131,10 +140,3 @@ MAKERS: dict[str, Maker] = {
     "mbarrier.arrive.expect_tx": expect,
     "mbarrier.try_wait.parity": try_wait,
 }
-
-
-def tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors behind a launch's argument: its own, or what a descriptor describes."""
-    if torch.is_tensor(value):
-        return [value]
-    return [value.base] if hasattr(value, "block_shape") else []

@@ -14,11 +14,12 @@ from typing import Any
 from bench.devices import DEVICES, MMA_FLOP_PER_SM_CLOCK
 from bench.devices.spec import DeviceSpec
 from bench.errors import BadRequest, require
-from bench.inspection.codegen.build import refuse_interpreter
+from bench.inspection.codegen.build import bind, compiled, refuse_interpreter
 from bench.inspection.codegen.judge import PARTS
-from bench.inspection.emulator.execute import Counts, execute
+from bench.inspection.emulator import ptx
+from bench.inspection.emulator.execute import Counts, Program, execute
 from bench.inspection.emulator.memory import SECTOR, Fault
-from bench.inspection.emulator.ptx import NotEmulated
+from bench.inspection.emulator.tensor_maps import TensorMap
 from bench.terminal import listing
 from kernels.launch import KernelLaunch
 from kernels.op import discover, implementations
@@ -28,6 +29,31 @@ SURVEYED = {80: "a100-80", 90: "h100-sxm"}
 
 LARGEST = 3 << 30
 """Compulsory bytes of a case that is still surveyed: the host holds its inputs three times."""
+
+
+def program(launch: KernelLaunch, sm: int) -> Program:
+    """Compile a launch for `sm` and bind its arguments, whose tensors must be on the host."""
+    binary = compiled(launch, sm)
+    _, signature, _, _ = bind(launch, sm)
+    layouts = iter(getattr(binary.metadata, "tensordesc_meta", None) or ())
+    arguments: list[Any] = []
+    for value in (launch.args[name] for name, kind in signature.items() if kind != "constexpr"):
+        if hasattr(value, "block_shape"):  # Triton passes a tensor map, then the tensor's shape and strides
+            shape, strides = tuple(value.shape), tuple(value.strides)
+            box, swizzle = tuple(value.block_shape), next(layouts)["swizzle"]
+            arguments += [
+                TensorMap(tensor=value.base, shape=shape, strides=strides, box=box, swizzle=swizzle),
+                *shape,
+                *strides,
+            ]
+        else:
+            arguments.append(value)
+    return Program(
+        listing=ptx.parse(binary.asm["ptx"]),
+        arguments=tuple(arguments),
+        shared=binary.metadata.shared,
+        grid=launch.grid,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +130,8 @@ def survey(
                 try:
                     for launch in impl.build(shape, op.inputs(shape, "cpu", 0), target).launches:
                         most = ctas if launch.streams else prod(launch.grid)
-                        found.append(row_of(execute(launch, sm, ctas=most), launch, sm, most, **names))
-                except (Fault, NotEmulated) as error:
+                        found.append(row_of(execute(program(launch, sm), ctas=most), launch, sm, most, **names))
+                except (Fault, ptx.NotEmulated) as error:
                     found.append(Row(**names, error=f"{type(error).__name__}: {error}"))
     if not found:
         raise BadRequest("nothing to execute: no kernel of ours takes such a case; `decodebench list impls` shows them")
