@@ -11,6 +11,7 @@ import typer
 
 from bench import __version__
 from bench.errors import BadRequest, require
+from bench.inspection.targets import compile_targets, emulate_targets
 from bench.terminal.arguments import comma_separated, duration, seconds, whole_numbers
 from bench.terminal.options import AsJson, Case, Device, Html, Impls, Ops, RunDirectory, Suite, examples, names
 from bench.terminal.screen import busy, complain, read_run, say, show, show_json
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 CONFIGS = """a Hugging Face config.json of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3 MoE, Gemma 3, gpt-oss or
 DeepSeek V2 or V3 families"""
+ARCHITECTURES, EMULATED = (", ".join(map(str, known())) for known in (compile_targets, emulate_targets))
 PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
 
@@ -199,7 +201,7 @@ def claims(
 @app.command(epilog=examples("codegen --op attention_decode --sm 90", "codegen --suite quick --json"))
 def codegen(
     op: Ops = None,
-    sm: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; may be given again (default: all)")] = None,
+    sm: Annotated[list[int] | None, typer.Option(help=f"{ARCHITECTURES}; may be given again (default: all)")] = None,
     suite: Annotated[str | None, typer.Option(help="only the configurations of this suite")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -207,16 +209,15 @@ def codegen(
     import dataclasses
 
     from bench.inspection import codegen as generation
-    from bench.inspection.codegen.judge import PARTS
     from bench.terminal import listing
     from bench.terminal.progress import counting
     from kernels.op import SUITES
 
     listing.check(op or [], suite)
-    require("architecture", map(str, sm or []), [str(known) for known in PARTS])
+    require("architecture", map(str, sm or []), [str(known) for known in compile_targets()])
 
     with counting("compiling", lambda report: f"{report.kernel} sm_{report.sm}") as advance:
-        found = generation.reports(op or None, sm or list(PARTS), [suite] if suite else SUITES, advance)
+        found = generation.reports(op or None, sm, [suite] if suite else SUITES, advance)
     if as_json:
         show_json([{**dataclasses.asdict(r), "problems": generation.problems(r)} for r in found])
     else:
@@ -230,7 +231,7 @@ def emulate(
     impl: Impls = None,
     case: Case = "",
     suite: Suite = "quick",
-    sm: Annotated[int, typer.Option(help="architecture: 80 or 90")] = 90,
+    sm: Annotated[int, typer.Option(help=f"one of {EMULATED}")] = 90,
     ctas: Annotated[int, typer.Option(help="how many CTAs of each launch are executed", min=1)] = 4,
     as_json: AsJson = False,
 ) -> None:
@@ -256,11 +257,10 @@ def tune(
     device: Device = "auto",
     budget: Annotated[str | None, typer.Option(help="begin no new shape class after this long, e.g. 5m")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only compile and select candidates; no GPU")] = False,
-    sm: Annotated[list[int] | None, typer.Option(help="with --dry-run: 80, 90 or 100 (default: all)")] = None,
+    sm: Annotated[list[int] | None, typer.Option(help=f"with --dry-run: {ARCHITECTURES} (default: all)")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the best configurations for this part, and store them with their evidence for later runs."""
-    from bench.inspection.codegen.judge import PARTS
     from bench.operate.tune import race
     from bench.terminal import listing
     from bench.terminal.progress import Live
@@ -273,7 +273,7 @@ def tune(
         impls=tuple(impl or ()),
         budget_s=duration("--budget", budget) if budget else None,
         dry_run=dry_run,
-        sms=tuple(sm or PARTS),
+        sms=tuple(sm or ()),
     )
     with Live.on(stderr=True) as live:
         found = race.tune(request, live)

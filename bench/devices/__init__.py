@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from bench.devices.lookup import MMA_FLOP_PER_SM_CLOCK, derive, find, identify
+from bench.devices.lookup import DEVICES, derive, find, identify
+from bench.devices.occupancy import CAPABILITIES, Capability
 from bench.devices.spec import DeviceSpec, Quantity
-from bench.devices.table import DEVICES
 
-__all__ = ["DEVICES", "MMA_FLOP_PER_SM_CLOCK", "DeviceSpec", "Quantity", "derive", "find", "identify"]
+__all__ = [
+    "CAPABILITIES",
+    "DEVICES",
+    "Capability",
+    "DeviceSpec",
+    "Quantity",
+    "derive",
+    "find",
+    "identify",
+]

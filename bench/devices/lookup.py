@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from bench.devices.nvidia import NVIDIA
+from bench.devices.occupancy import CAPABILITIES
+from bench.devices.other_vendors import OTHER_VENDORS
 from bench.devices.spec import DeviceSpec, Quantity
-from bench.devices.table import DEVICES
 from bench.errors import unknown
 
-__all__ = ["DEVICES", "DeviceSpec", "Quantity", "derive", "find", "identify"]
-
-FP32_LANES_PER_SM = {80: 64, 86: 128, 89: 128, 90: 128, 100: 128, 103: 128, 120: 128}
-"""CUDA C++ Programming Guide, arithmetic instructions per clock per SM, 32-bit multiply-add."""
-
-MMA_FLOP_PER_SM_CLOCK = {
-    80: {"mma_bf16": 2048, "mma_int8": 4096, "mma_tf32": 1024},
-    90: {"mma_bf16": 4096, "mma_fp8": 8192, "mma_int8": 8192, "mma_tf32": 2048},
-}
-"""Dense; NVIDIA A100 and H100 architecture whitepapers. Ada and Blackwell parts of one capability differ: left out."""
+DEVICES: dict[str, DeviceSpec] = {spec.key: spec for spec in (*NVIDIA, *OTHER_VENDORS)}
+"""Every part whose numbers are published, by key."""
 
 
 def find(key: str) -> DeviceSpec:
@@ -56,9 +50,9 @@ def derive(
         return Quantity(value=value, unit=unit, kind="derived", source=f"driver properties: {formula}")
 
     clock = f"{sm_count} SMs x {sm_clock_hz / 1e6:.0f} MHz"
-    rates = dict(MMA_FLOP_PER_SM_CLOCK.get(sm, {}))
-    if sm in FP32_LANES_PER_SM:
-        rates["fma_fp32"] = 2 * FP32_LANES_PER_SM[sm]
+    rates: dict[str, int] = {}
+    if known := CAPABILITIES.get(sm):
+        rates = {**known.mma_flop, "fma_fp32": 2 * known.fp32_lanes}
     return DeviceSpec(
         key=name.lower().replace(" ", "-"),
         name=name,

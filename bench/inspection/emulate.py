@@ -11,21 +11,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from bench.devices import DEVICES, MMA_FLOP_PER_SM_CLOCK
-from bench.devices.spec import DeviceSpec
+from bench.devices import CAPABILITIES, find
 from bench.errors import BadRequest, require
 from bench.inspection.codegen.build import bind, compiled, refuse_interpreter
-from bench.inspection.codegen.judge import PARTS
 from bench.inspection.emulator import ptx
 from bench.inspection.emulator.execute import Counts, Program, execute
 from bench.inspection.emulator.memory import SECTOR, Fault
 from bench.inspection.emulator.tensor_maps import TensorMap
+from bench.inspection.targets import emulate_targets
 from bench.terminal import listing
 from kernels.launch import KernelLaunch
 from kernels.op import discover, implementations
-
-SURVEYED = {80: "a100-80", 90: "h100-sxm"}
-"""Compute capability -> the part whose rates are meant. The emulator does not know sm_100's tensor memory."""
 
 LARGEST = 3 << 30
 """Compulsory bytes of a case that is still surveyed: the host holds its inputs three times."""
@@ -78,30 +74,33 @@ class Row:
     error: str = ""
 
 
-def flop_per_cycle(sm: int) -> int:
-    """Of an SM's tensor cores, dense bf16."""
-    return MMA_FLOP_PER_SM_CLOCK[sm]["mma_bf16"]
-
-
-def cycles_per_byte(spec: DeviceSpec) -> float:
-    """Cycles of an SM in which DRAM gives it one byte, at the clock that the published peak is of."""
+def cycles_per_byte(sm: int) -> float:
+    """Clocks of an SM in which DRAM gives it one byte, at the clock that the part's published peak is of."""
+    spec = find(CAPABILITIES[sm].part)
     assert spec.memory_bandwidth is not None
-    clock = spec.peaks["mma_bf16"].value / (flop_per_cycle(spec.sm) * spec.sm_count)
+    clock = spec.peaks["mma_bf16"].value / (CAPABILITIES[sm].mma_flop["mma_bf16"] * spec.sm_count)
     return clock * spec.sm_count / spec.memory_bandwidth.value
 
 
 def row_of(counts: Counts, launch: KernelLaunch, sm: int, ctas: int, **names: str) -> Row:
     touched = sum(counts.touched.values())
-    memory = touched * cycles_per_byte(DEVICES[SURVEYED[sm]])
+    memory = touched * cycles_per_byte(sm)
     least = sum(n for kind, n in counts.shared.items() if kind.endswith("least cycles"))
     cycles = sum(n for kind, n in counts.shared.items() if kind.endswith(" cycles")) - least
     grid = prod(launch.grid)
     return Row(
-        **names, kernel=launch.kernel.fn.__name__, sm=sm, ctas=min(ctas, grid), grid=grid, touched=touched,
+        **names,
+        kernel=launch.kernel.fn.__name__,
+        sm=sm,
+        ctas=min(ctas, grid),
+        grid=grid,
+        touched=touched,
         asked=SECTOR * (counts.memory["load sectors"] + counts.memory["store sectors"]),
-        shared=cycles / memory, conflicts=cycles / least if least else 1.0,
-        tensor=counts.flop / flop_per_cycle(sm) / memory, under_way=counts.under_way,
-    )  # fmt: skip
+        shared=cycles / memory,
+        conflicts=cycles / least if least else 1.0,
+        tensor=counts.flop / CAPABILITIES[sm].mma_flop["mma_bf16"] / memory,
+        under_way=counts.under_way,
+    )
 
 
 def survey(
@@ -113,10 +112,10 @@ def survey(
     Raises `BadRequest` where no kernel of ours has such a case.
     """
     listing.check(list(ops or []), suite, case)
-    require("architecture", [str(sm)], [str(known) for known in SURVEYED])
+    require("architecture", [str(sm)], [str(known) for known in emulate_targets()])
     refuse_interpreter()
     found: list[Row] = []
-    target = PARTS[sm].target
+    target = emulate_targets()[sm]
     for op in (discover()[name] for name in ops or discover()):
         for impl in implementations(op.name)[0]:
             if impl.build is None or (impls and impl.name not in impls):

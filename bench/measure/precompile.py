@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.inspection.codegen.pool import compile_each
 from bench.measure.worker import Job
 from kernels.op import Target
 
@@ -41,38 +41,24 @@ def precompile(
     tell: Callable[[str], None],
     budget_s: float | None = None,
 ) -> None:
-    """Compile what the jobs launch on a GPU. Elsewhere, and for a handful of cases, does nothing."""
+    """Compile what the jobs launch on a GPU. Elsewhere, and for a handful of cases, do nothing."""
     distinct = list({(job.op, job.case.id): job for job in jobs}.values())
     if target.kind != "cuda" or len(distinct) < FEWEST_JOBS or "TRITON_INTERPRET" in os.environ:
         return
     begun = time.monotonic()
-    ends = begun + (LIMIT_S if budget_s is None else min(LIMIT_S, budget_s / 4))
-    context = get_context("spawn")
-    shares = min(cores, PROCESSES)
-    tell(f"compiling the kernels of {len(distinct)} cases in {shares} processes")
+    limit = LIMIT_S if budget_s is None else min(LIMIT_S, budget_s / 4)
+    workers = min(cores, PROCESSES)
+    tell(f"compiling the kernels of {len(distinct)} cases in {workers} processes")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as claims:
-        processes = [
-            context.Process(
-                target=compile_share, args=(distinct[share::shares], catalogue, target, claims), daemon=True
-            )
-            for share in range(shares)
-        ]
-        try:
-            for process in processes:
-                process.start()
-            for process in processes:
-                process.join(max(0.0, ends - time.monotonic()))
-            lost = sum(process.exitcode != 0 for process in processes)
-        finally:
-            for process in processes:
-                process.kill()
-        count = len(os.listdir(claims))
-    unfinished = f"; {lost} of {shares} processes did not finish" if lost else ""
-    tell(f"{count} kernels took {time.monotonic() - begun:.0f} s{unfinished}")
+        work = partial(compile_case, catalogue, target, Path(claims))
+        done = [count for _, count in compile_each(work, distinct, workers, limit) if count is not None]
+    left = len(distinct) - len(done)
+    unfinished = f"; {left} of {len(distinct)} cases did not finish" if left else ""
+    tell(f"{sum(done)} kernels took {time.monotonic() - begun:.0f} s{unfinished}")
 
 
-def compile_share(jobs: Sequence[Job], catalogue: str, target: Target, claims: str) -> None:
-    """In a process of its own: compile each kernel of these jobs that no other process has claimed.
+def compile_case(catalogue: str, target: Target, claims: Path, job: Job) -> int:
+    """In a process of its own: compile the kernels of a job that no other process has claimed. Returns their number.
 
     Triton 3.6 also has a C compiler make what passes a kernel its arguments, for every signature: a third of a second.
     """
@@ -80,29 +66,28 @@ def compile_share(jobs: Sequence[Job], catalogue: str, target: Target, claims: s
 
     from bench.inspection.codegen.build import compiled, configuration
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    for launch in launches(jobs, catalogue, target):
+    count = 0
+    for launch in launches(job, catalogue, target):
         try:
-            if claim(Path(claims), configuration(launch, target.sm)):
+            if claim(claims, configuration(launch, target.sm)):
+                count += 1
                 binary = compiled(launch, target.sm)
                 driver.active.launcher_cls(binary.src, binary.metadata)
         except Exception:  # the worker compiles it again and records what is wrong
             continue
+    return count
 
 
-def launches(jobs: Sequence[Job], catalogue: str, target: Target) -> Iterator[KernelLaunch]:
-    """Of all our implementations of the jobs, built with `meta` inputs; what can't be built is left out."""
+def launches(job: Job, catalogue: str, target: Target) -> Iterator[KernelLaunch]:
+    """What the job's implementations launch, built with `meta` inputs. What cannot be built is left out."""
     registry = importlib.import_module(catalogue)
-    ops = registry.discover()
-    for job in jobs:
-        op = ops[job.op]
-        case = job.case
-        for impl in registry.implementations(job.op)[0]:
-            try:
-                if impl.name in job.impls and impl.build and impl.supports(case, target) is None:
-                    yield from impl.build(case, op.inputs(case, "meta", 0), target).launches
-            except Exception:
-                continue
+    op = registry.discover()[job.op]
+    for impl in registry.implementations(job.op)[0]:
+        try:
+            if impl.name in job.impls and impl.build and impl.supports(job.case, target) is None:
+                yield from impl.build(job.case, op.inputs(job.case, "meta", 0), target).launches
+        except Exception:
+            continue
 
 
 def claim(directory: Path, configuration: str) -> bool:

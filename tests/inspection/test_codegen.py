@@ -6,7 +6,6 @@ Kernels cannot be compiled where they are interpreted, so compilation happens in
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from typing import Any
 
@@ -18,8 +17,9 @@ import triton.language as tl
 from bench.errors import BadRequest
 from bench.inspection.codegen import KernelReport, main_table, parse, problems, reports
 from bench.inspection.codegen.build import compiled, report_of
-from bench.inspection.codegen.judge import PARTS, Stream, ctas_per_sm
+from bench.inspection.codegen.judge import Stream
 from bench.inspection.emulator import ptx
+from bench.inspection.targets import compile_targets
 from kernels.ffn_gemv import op as ffn_gemv
 from kernels.ffn_gemv import triton_gemv_quant
 from kernels.ffn_gemv.op import GemvCase
@@ -142,28 +142,22 @@ def test_sass_counts_what_waits() -> None:
     assert (usage.registers, usage.stack, usage.shared, usage.local) == (72, 8, 1024, 0)
 
 
-@pytest.mark.parametrize(
-    ("registers", "threads", "shared", "tmem", "fits"),
-    [
-        (32, 128, 0, 0, 16),  # threads: 2048 / 128
-        (128, 256, 0, 0, 2),  # registers: 128 x 256 = half a file
-        (72, 128, 0, 0, 7),  # 9 x 256 registers a warp: 7 warps in each of four files
-        (32, 32, 0, 0, 32),  # at most 32 CTAs
-        (32, 128, 100 << 10, 0, 2),  # shared memory: 2 x 101 KiB of 228
-        (32, 128, 114 << 10, 0, 1),  # the reserved KiB makes two too many
-        (32, 128, 228 << 10, 0, 0),  # more than a CTA may have
-        (32, 128, 0, 256, 2),  # tensor memory: 512 columns
-    ],
-)
-def test_ctas_per_sm(registers: int, threads: int, shared: int, tmem: int, fits: int) -> None:
-    assert ctas_per_sm(PARTS[100], registers=registers, threads=threads, shared=shared, tmem_columns=tmem) == fits
-
-
 GOOD = KernelReport(
-    op="toy", impl="triton", kernel="k", case_id="c", sm=90, part="H100", registers=64, threads=128, ctas_per_sm=4,
-    streams=(Stream(name="w", how="cp.async", width=16),), mma="HGMMA.64x16x16.F32.BF16", wants_mma=True,
-    bytes_in_flight=64 << 10, bytes_needed=32 << 10,
-)  # fmt: skip
+    op="toy",
+    impl="triton",
+    kernel="k",
+    case_id="c",
+    sm=90,
+    part="H100",
+    registers=64,
+    threads=128,
+    ctas_per_sm=4,
+    streams=(Stream(name="w", how="cp.async", width=16),),
+    mma="HGMMA.64x16x16.F32.BF16",
+    wants_mma=True,
+    bytes_in_flight=64 << 10,
+    bytes_needed=32 << 10,
+)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +232,11 @@ def toy_reports() -> list[KernelReport]:
         "narrow": toy_launch(5, 4097),
         "broken": toy_launch(5, 4096, block_k=100),
     }
-    return [report_of(toy, sm, op="toy", impl="toy", case_id=name) for name, toy in toys.items() for sm in PARTS]
+    return [
+        report_of(toy, target, op="toy", impl="toy", case_id=name)
+        for name, toy in toys.items()
+        for target in compile_targets().values()
+    ]
 
 
 def compile_elsewhere(expression: str) -> list[KernelReport]:
@@ -250,7 +248,7 @@ def compile_elsewhere(expression: str) -> list[KernelReport]:
 def layouts_of_mxfp4(sm: int) -> list[str]:
     """Which element of the packed words is where, of each place where bf16 kernels unpack mxfp4: TTGIR's words."""
     case = GemvCase(N=256, K=1024, B=1, dtype="bf16", weights="mxfp4")
-    part = PARTS[sm].target
+    part = compile_targets()[sm]
     (gemv,) = triton_gemv_quant.build(case, ffn_gemv.inputs(case, "meta", 0), part).launches
     text = compiled(gemv, sm).asm["ttgir"]
     named = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
@@ -261,7 +259,7 @@ def layouts_of_mxfp4(sm: int) -> list[str]:
 @pytest.mark.slow
 def test_neighbouring_words_of_mxfp4_meet_in_one_thread() -> None:
     """As `arranged` takes for granted: a thread's first step from element to element is one word along a row."""
-    for sm in PARTS:
+    for sm in compile_targets():
         found = elsewhere("tests.inspection.test_codegen", f"t.layouts_of_mxfp4({sm})")
         assert found, f"sm_{sm} unpacks nothing"
         for layout in found:
@@ -271,7 +269,7 @@ def test_neighbouring_words_of_mxfp4_meet_in_one_thread() -> None:
 @pytest.mark.slow
 def test_toy_kernels_get_their_verdicts() -> None:
     found = {(r.case_id, r.sm): r for r in compile_elsewhere("t.toy_reports()")}
-    for sm in PARTS:
+    for sm in compile_targets():
         good = found["good", sm]
         assert problems(good) == []
         assert (good.streams[0].how, good.streams[0].width) == ("cp.async", 16)
@@ -279,11 +277,3 @@ def test_toy_kernels_get_their_verdicts() -> None:
         assert any("narrow" in p for p in problems(found["narrow", sm]))
         assert "does not compile" in problems(found["broken", sm])[0]
     assert any("few bytes" in p for p in problems(found["shallow", 100]))
-
-
-@pytest.mark.slow
-def test_our_kernels_compile_well_for_all_three_parts() -> None:
-    found = compile_elsewhere("t.reports(one_per_kernel=True)")
-    assert {r.sm for r in found} == set(PARTS)
-    bad = {f"{r.op}/{r.impl}/{r.kernel} sm_{r.sm} {r.case_id}": problems(r) for r in found if problems(r)}
-    assert not bad, json.dumps(bad, indent=2)

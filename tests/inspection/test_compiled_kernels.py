@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.inspection.codegen.judge import PARTS
 from bench.inspection.emulate import program
 from bench.inspection.emulator.execute import execute
 from bench.inspection.emulator.memory import Fault
+from bench.inspection.targets import compile_targets
 from bench.measure.gate import check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import Errors
@@ -29,7 +29,7 @@ OURS = [(op.name, impl.name) for op in discover().values() for impl in implement
 
 
 def part(sm: int) -> Target:
-    return replace(PARTS[sm].target, sm_count=SMS, l2_bytes=1 << 20)
+    return replace(compile_targets()[sm], sm_count=SMS, l2_bytes=1 << 20)
 
 
 def found(op: str, impl: str) -> tuple[Op, Impl]:

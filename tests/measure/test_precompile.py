@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.devices import DEVICES
-from bench.measure.precompile import FEWEST_JOBS, claim, precompile
+from bench.measure.precompile import FEWEST_JOBS, claim, launches, precompile
 from bench.measure.worker import Job
 from kernels.op import Target, discover
 from tests.support import ROOT
@@ -43,30 +44,30 @@ class Driver:  # a GPU as a launch sees it until it has found its binary
 driver.set_active(Driver())
 hits = []
 knobs.compilation.listener = lambda **seen: hits.append(seen["cache_hit"])
-for launch in launches(jobs_of("stream", "quick"), "kernels.op", H100):
+for launch in (launch for job in jobs_of("stream", "quick") for launch in launches(job, "kernels.op", H100)):
     cpu = {n: torch.empty(64, dtype=a.dtype) if torch.is_tensor(a) else a for n, a in launch.args.items()}
     launch.kernel.run(grid=launch.grid, warmup=True, **cpu, **launch.constexprs, **launch.options)
 print(len(hits), sum(hits))
 """
 
-SHARE = """
+CASE = """
 import sys
+from pathlib import Path
 from triton.runtime import driver
 from tests.measure.test_precompile import H100, jobs_of
-from bench.measure.precompile import compile_share
+from bench.measure.precompile import compile_case
 
 class Driver:  # a GPU, as far as a launcher for its kernels is made
     def launcher_cls(self, source, metadata): print(source.name, metadata.target.arch)
 
 driver.set_active(Driver())
-compile_share(jobs_of("stream", "quick")[:1], "kernels.op", H100, sys.argv[1])
+compile_case("kernels.op", H100, Path(sys.argv[1]), jobs_of("stream", "quick")[0])
 """
 
 
 def jobs_of(op: str, suite: str) -> list[Job]:
-    fixed: dict[str, Any] = {
-        "cap_s": 1.0, "seed": 0, "repeat": 0, "run_id": "", "aa": False, "spec": None, "ceilings": None
-    }  # fmt: skip
+    fixed: dict[str, Any] = {"cap_s": 1.0, "seed": 0, "repeat": 0, "run_id": "", "aa": False, "spec": None}
+    fixed |= {"ceilings": None}
     return [Job(op=op, case=case, impls=("triton",), **fixed) for case in discover()[op].cases(suite)]
 
 
@@ -99,11 +100,12 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
 
 def test_what_passes_the_arguments_is_made_too(tmp_path: Path) -> None:
     (tmp_path / "claims").mkdir()
-    assert python(SHARE, tmp_path, str(tmp_path / "claims")).split() == ["launch_kernel", "90"]
+    assert python(CASE, tmp_path, str(tmp_path / "claims")).split() == ["launch_kernel", "90"]
 
 
 def test_a_run_does_not_wait_for_a_compiler_that_hangs(tmp_path: Path) -> None:
-    assert "2 of 2 processes did not finish" in python(COMPILE, tmp_path, "0.04")
+    count = len(jobs_of("stream", "quick"))
+    assert f"{count} of {count} cases did not finish" in python(COMPILE, tmp_path, "0.04")
 
 
 def test_a_cpu_or_a_handful_of_cases_compiles_nothing() -> None:
@@ -122,8 +124,5 @@ def test_each_configuration_is_claimed_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("impl", ["torch", "no such"])
 def test_only_what_has_kernels_is_built(impl: str) -> None:
-    from dataclasses import replace
-
-    from bench.measure.precompile import launches
-
-    assert not list(launches([replace(job, impls=(impl,)) for job in jobs_of("stream", "quick")], "kernels.op", H100))
+    for job in jobs_of("stream", "quick"):
+        assert not list(launches(replace(job, impls=(impl,)), "kernels.op", H100))

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from bench.errors import BadRequest
-from bench.inspection.codegen.judge import PARTS, KernelReport, Stream
+from bench.inspection.codegen.judge import KernelReport, Stream
+from bench.inspection.targets import compile_targets
 from bench.measure.case import Measurement, Settings
 from bench.measure.gate import check
 from bench.operate.tune.race import DEFAULT, HEAT, Display, Request, campaign, in_turns, settle, tune, write
@@ -29,7 +30,7 @@ from tests.support import ROOT, planted_tuning
 from tests.support.planted import ToyCase
 from tests.support.synthetic_run import record, samples
 
-H100 = PARTS[90].target
+H100 = compile_targets()[90]
 LARGE, SMALL = ToyCase(K=16384), ToyCase(K=4096)
 A, B, C = (("num_warps", 8),), (("num_warps", 16),), (("num_warps", 2),)
 ENVIRONMENT = {

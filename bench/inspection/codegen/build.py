@@ -7,38 +7,43 @@ binary inspected is the one that a launch would compile. Kernels must not be int
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadRequest
+from bench.devices import CAPABILITIES
+from bench.errors import BadRequest, describe
 from bench.inspection.codegen import parse
-from bench.inspection.codegen.judge import PARTS, KernelReport, Part, Stream, ctas_per_sm
+from bench.inspection.codegen.judge import KernelReport, Stream
+from bench.inspection.codegen.pool import KILLED, compile_each
 from bench.inspection.emulator import ptx
+from bench.inspection.targets import compile_targets
 from bench.machine import usable_cores
 from kernels.launch import KernelLaunch
-from kernels.op import SUITES, Impl, Op, discover, implementations
+from kernels.op import SUITES, Impl, Op, Target, discover, implementations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One configuration to compile: launch number `index` of an implementation's case."""
+    """One configuration to compile for a part: launch number `index` of an implementation's case."""
 
     op: str
     impl: str
     case: Any
-    sm: int
+    target: Target
     index: int
-    kernel: str
     cases: int = 0
+    """How many cases share the configuration."""
+
+    def failed(self, error: str) -> KernelReport:
+        sm, part = self.target.sm, self.target.name
+        return KernelReport(op=self.op, impl=self.impl, kernel="", case_id=self.case.id, sm=sm, part=part, error=error)
 
 
 def refuse_interpreter() -> None:
@@ -94,8 +99,6 @@ def tool(name: str) -> str:
 
 def dump(name: str, cubin: bytes, *flags: str) -> str:
     """What a tool prints about a cubin."""
-    import tempfile
-
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -115,9 +118,14 @@ def stream_of(name: str, accesses: list[parse.Access], threads: list[parse.PtxAc
 
 
 def in_flight(
-    launch: KernelLaunch, accesses: list[parse.Access], threads: list[parse.PtxAccess],
-    streams: Sequence[Stream], at: dict[str, set[int]], sass: str, cta_threads: int,
-) -> int:  # fmt: skip
+    launch: KernelLaunch,
+    accesses: list[parse.Access],
+    threads: list[parse.PtxAccess],
+    streams: Sequence[Stream],
+    at: dict[str, set[int]],
+    sass: str,
+    cta_threads: int,
+) -> int:
     """Bytes that one CTA keeps under way in its main streams: pipelined tiles, and plain loads waiting at once.
 
     Plain loads of the main streams are the share of all loads of their width that the PTX attributes to them.
@@ -131,7 +139,7 @@ def in_flight(
     return total
 
 
-def inspect(launch: KernelLaunch, part: Part, binary: Any) -> dict[str, Any]:
+def inspect(launch: KernelLaunch, target: Target, binary: Any) -> dict[str, Any]:
     """The fields of a `KernelReport` that are read from the listings of a compiled kernel."""
     ttgir, cubin = binary.asm["ttgir"], binary.asm["cubin"]
     listing = ptx.parse(binary.asm["ptx"])
@@ -145,12 +153,11 @@ def inspect(launch: KernelLaunch, part: Part, binary: Any) -> dict[str, Any]:
     streams = tuple(stream_of(name, accesses, threads, at[name]) for name in launch.streams)
     cta_threads = listing.threads
     shared = binary.metadata.shared
-    fits = ctas_per_sm(
-        part, registers=usage.registers, threads=cta_threads, shared=shared,
-        tmem_columns=binary.metadata.tmem_size,
-    )  # fmt: skip
-    grid = prod(launch.grid)
-    resident = min(fits, -(-grid // part.target.sm_count))
+    capability = CAPABILITIES[target.sm]
+    fits = capability.ctas_per_sm(
+        registers=usage.registers, threads=cta_threads, shared=shared, tmem_columns=binary.metadata.tmem_size
+    )
+    resident = min(fits, -(-prod(launch.grid) // target.sm_count))
     return {
         "registers": usage.registers,
         "shared_bytes": shared,
@@ -161,132 +168,104 @@ def inspect(launch: KernelLaunch, part: Part, binary: Any) -> dict[str, Any]:
         "streams": streams,
         "mma": parse.sass_mma(sass),
         "bytes_in_flight": resident * in_flight(launch, accesses, threads, streams, at, sass, cta_threads),
-        "bytes_needed": part.bytes_in_flight if launch.streams else 0,
+        "bytes_needed": capability.bytes_in_flight if launch.streams else 0,
     }
 
 
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the last line of its text, where Triton puts the reason."""
+def last_line(error: BaseException) -> str:
+    """The exception's type and the last line of its message: Triton puts the reason there, below the source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]
 
 
-def report_of(launch: KernelLaunch, sm: int, *, op: str, impl: str, case_id: str, cases: int = 1) -> KernelReport:
+def report_of(
+    launch: KernelLaunch, target: Target, *, op: str, impl: str, case_id: str, cases: int = 1
+) -> KernelReport:
     """Compile one launch and judge it; a compiler's refusal becomes the report's `error`."""
     refuse_interpreter()
-    part = PARTS[sm]
+    constants = [f"{name}={value}" for name, value in launch.constexprs.items()]
     report = KernelReport(
-        op=op, impl=impl, kernel=launch.kernel.fn.__name__, case_id=case_id, cases=cases, sm=sm,
-        part=part.target.name, num_warps=launch.num_warps, num_stages=launch.num_stages,
-        config=" ".join(
-            [*(f"{k}={v}" for k, v in launch.constexprs.items()), f"warps={launch.num_warps}"]
-        ),
-        grid_ctas=prod(launch.grid), wants_mma=launch.wants_mma,
-        why_narrow=launch.why_narrow, why_few_in_flight=launch.why_few_in_flight,
-    )  # fmt: skip
+        op=op,
+        impl=impl,
+        kernel=launch.kernel.fn.__name__,
+        case_id=case_id,
+        cases=cases,
+        sm=target.sm,
+        part=target.name,
+        config=" ".join([*constants, f"warps={launch.num_warps}"]),
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        grid_ctas=prod(launch.grid),
+        wants_mma=launch.wants_mma,
+        why_narrow=launch.why_narrow,
+        why_few_in_flight=launch.why_few_in_flight,
+    )
     started = time.perf_counter()
     try:
-        binary = compiled(launch, sm)
+        binary = compiled(launch, target.sm)
     except Exception as error:  # any refusal of the compiler is a result here
-        return replace(report, error=f"does not compile: {first_line(error)}")
+        return replace(report, error=f"does not compile: {last_line(error)}")
     try:
-        read = inspect(launch, part, binary)
+        read = inspect(launch, target, binary)
     except (LookupError, ValueError, StopIteration, subprocess.CalledProcessError) as error:
-        return replace(report, error=f"its listings were not understood: {first_line(error)}")
+        return replace(report, error=f"its listings were not understood: {describe(error)}")
     return replace(report, **read, seconds=time.perf_counter() - started)
 
 
 def run_task(task: Task) -> KernelReport:
-    """In a worker: rebuild the launch from its names, compile, judge."""
-    op, impl = _find(task.op, task.impl)
-    built = impl.build(task.case, op.inputs(task.case, "meta", 0), PARTS[task.sm].target)  # type: ignore[misc]
-    return report_of(
-        built.launches[task.index],
-        task.sm,
-        op=task.op,
-        impl=task.impl,
-        case_id=task.case.id,
-        cases=task.cases,
-    )
+    """In a process of the pool: rebuild the launch from its names, compile it and judge it."""
+    op = discover()[task.op]
+    impl = next(i for i in implementations(task.op)[0] if i.name == task.impl)
+    launch = launches(op, impl, task.case, task.target)[task.index]
+    return report_of(launch, task.target, op=task.op, impl=task.impl, case_id=task.case.id, cases=task.cases)
 
 
-def _find(op: str, impl: str) -> tuple[Op, Impl]:
-    return discover()[op], next(i for i in implementations(op)[0] if i.name == impl)
+def launches(op: Op, impl: Impl, case: Any, target: Target) -> Sequence[KernelLaunch]:
+    """The kernels that an implementation with `build` launches for a case."""
+    assert impl.build is not None
+    return impl.build(case, op.inputs(case, "meta", 0), target).launches
 
 
 def collect(
-    ops: Sequence[str] | None, sms: Sequence[int], suites: Sequence[str]
+    ops: Sequence[str] | None, targets: Sequence[Target], suites: Sequence[str]
 ) -> tuple[list[Task], list[KernelReport]]:
-    """The distinct configurations of all measured cases, and the cases that could not even be planned."""
+    """The distinct configurations of all measured cases, and the cases that could not even be planned.
+
+    Of the cases that share a configuration, the one with the largest grid stands for all.
+    """
     refuse_interpreter()
     found: dict[tuple[str, str, int, str], tuple[int, Task]] = {}
     failed: list[KernelReport] = []
     for op in (discover()[name] for name in ops or discover()):
         cases = {case.id: case for suite in suites for case in op.cases(suite)}
-        for impl in implementations(op.name)[0]:
-            if impl.build is None:
+        for impl, case, target in product(implementations(op.name)[0], cases.values(), targets):
+            if impl.build is None or impl.supports(case, target) is not None:
                 continue
-            for case, sm in product(cases.values(), sms):
-                if impl.supports(case, PARTS[sm].target) is not None:
-                    continue
-                try:
-                    _add(found, op, impl, case, sm)
-                except Exception as error:  # a broken plan is a result here
-                    failed.append(_failure(op.name, impl.name, case, sm, f"can't be planned: {first_line(error)}"))
+            fresh = Task(op=op.name, impl=impl.name, case=case, target=target, index=0)
+            try:
+                for index, launch in enumerate(launches(op, impl, case, target)):
+                    key = (op.name, impl.name, target.sm, configuration(launch, target.sm))
+                    size = prod(launch.grid)
+                    grid, task = found.get(key, (-1, fresh))
+                    if size > grid:
+                        task = replace(fresh, index=index, cases=task.cases)
+                    found[key] = (max(size, grid), replace(task, cases=task.cases + 1))
+            except Exception as error:  # a broken plan is a result here
+                failed.append(fresh.failed(f"can't be planned: {describe(error)}"))
     return [task for _, task in found.values()], failed
-
-
-def _add(found: dict[tuple[str, str, int, str], tuple[int, Task]], op: Op, impl: Impl, case: Any, sm: int) -> None:
-    """Add a case's launches; of those that share a configuration, the one with the largest grid stands for all."""
-    assert impl.build is not None
-    for index, launch in enumerate(impl.build(case, op.inputs(case, "meta", 0), PARTS[sm].target).launches):
-        key = (op.name, impl.name, sm, configuration(launch, sm))
-        size = prod(launch.grid)
-        fresh = Task(op=op.name, impl=impl.name, case=case, sm=sm, index=index, kernel=launch.kernel.fn.__name__)
-        grid, task = found.get(key, (-1, fresh))
-        if size > grid:
-            task = replace(task, case=case, index=index)
-        found[key] = (max(size, grid), replace(task, cases=task.cases + 1))
-
-
-def _failure(op: str, impl: str, case: Any, sm: int, error: str) -> KernelReport:
-    return KernelReport(op=op, impl=impl, kernel="", case_id=case.id, sm=sm, part=PARTS[sm].target.name, error=error)
 
 
 def reports(
     ops: Sequence[str] | None = None,
-    sms: Sequence[int] = tuple(PARTS),
+    sms: Sequence[int] | None = None,
     suites: Sequence[str] = SUITES,
     progress: Callable[[int, int, KernelReport], None] = lambda done, total, report: None,
-    one_per_kernel: bool = False,
 ) -> list[KernelReport]:
-    """Compile everything; `progress(done, total, report)` is called as each configuration finishes.
-
-    `one_per_kernel` takes of each kernel only the configuration that most cases use.
-    A worker that the compiler kills is replaced, and the configuration named.
-    """
-    tasks, finished = collect(ops, sms, suites)
-    if one_per_kernel:
-        rising = sorted(tasks, key=lambda task: task.cases)
-        tasks = list({(task.op, task.impl, task.kernel, task.sm): task for task in rising}.values())
+    """Compile everything for the capabilities `sms`; `progress(done, total, report)` tells of each configuration."""
+    known = compile_targets()
+    tasks, finished = collect(ops, [known[sm] for sm in sms or known], suites)
     total = len(tasks) + len(finished)
-    context = get_context("spawn")
-    left = list(tasks)
-
-    def note(report: KernelReport) -> None:
-        finished.append(report)
-        progress(len(finished), total, report)
-
-    with ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
-        futures: dict[Future[KernelReport], Task] = {pool.submit(run_task, task): task for task in tasks}
-        for future in as_completed(futures):
-            if not isinstance(future.exception(), BrokenProcessPool):
-                left.remove(futures[future])
-                note(future.result())
-    for task in left:  # whatever a killed worker took with it, one process each
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            try:
-                note(pool.submit(run_task, task).result())
-            except BrokenProcessPool:
-                note(_failure(task.op, task.impl, task.case, task.sm, "the compiler killed its process"))
+    for task, report in compile_each(run_task, tasks, usable_cores()):
+        finished.append(report or task.failed(KILLED))
+        progress(len(finished), total, finished[-1])
     return sorted(finished, key=lambda r: (r.op, r.impl, r.kernel, r.config, r.sm))

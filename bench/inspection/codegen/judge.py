@@ -6,64 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.devices import DEVICES
+from bench.devices import CAPABILITIES
 from bench.inspection.codegen.parse import How
-from kernels.op import Target
 
 NARROW = 16
 """Bytes a thread should load at once: the widest access of one instruction up to sm_90 (`LDG.E.128`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One part to compile for, and what its SM holds.
-
-    All three have 65,536 registers, 2,048 threads and 32 CTAs per SM, and reserve 1 KiB of shared memory for each CTA
-    (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" for 8.0, 9.0, 10.0; tuning guides
-    for the reserved KiB). Registers are handed out in units of 256 a warp from four files of 16,384 (CUDA occupancy
-    calculator).
-
-    `bytes_in_flight` is what an SM must keep under way to saturate the memory: NVIDIA's own tuning in CUB,
-    `arch_to_min_bytes_in_flight` in cub/device/dispatch/tuning/tuning_transform.cuh: 16 KiB for the A100, 32 KiB for
-    the H100, 64 KiB for the B200. By Little's law (bytes x SMs / bandwidth) they stand for 0.87, 1.29 and 1.21 us of
-    latency under load.
-    """
-
-    target: Target
-    smem_per_cta: int
-    bytes_in_flight: int
-    tmem_columns: int = 0
-    """Columns of tensor memory per SM (PTX ISA, tcgen05: 512)."""
-
-
-def part(key: str, *, smem_per_cta: int, bytes_in_flight: int, tmem_columns: int = 0) -> Part:
-    return Part(
-        target=DEVICES[key].target(),
-        smem_per_cta=smem_per_cta,
-        bytes_in_flight=bytes_in_flight,
-        tmem_columns=tmem_columns,
-    )
-
-
-PARTS = {
-    80: part("a100-80", smem_per_cta=163 << 10, bytes_in_flight=16 << 10),
-    90: part("h100-sxm", smem_per_cta=227 << 10, bytes_in_flight=32 << 10),
-    100: part("b200", smem_per_cta=227 << 10, bytes_in_flight=64 << 10, tmem_columns=512),
-}
-"""By compute capability times ten."""
-
-
-def ctas_per_sm(part: Part, *, registers: int, threads: int, shared: int, tmem_columns: int = 0) -> int:
-    """CTAs resident on one SM at once; 0 where not even one fits."""
-    warps = threads // 32
-    per_warp = -(-registers * 32 // 256) * 256
-    fits = [32, 2048 // threads, 4 * (16384 // per_warp) // warps]
-    if shared > part.smem_per_cta:
-        return 0
-    fits.append(part.target.smem_per_sm // (-(-shared // 128) * 128 + 1024))
-    if tmem_columns:
-        fits.append(part.tmem_columns // tmem_columns)
-    return min(fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +65,8 @@ class KernelReport:
     error: str = ""
 
 
-_WANTED_MMA = {80: r"[HIQD]MMA", 90: r"[HIQ]GMMA", 100: r"UTC[HQOI]MMA"}
-_MMA_NAME = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+_SASS_OF = {"mma": r"[HIQD]MMA", "wgmma": r"[HIQ]GMMA", "tcgen05": r"UTC[HQOI]MMA"}
+"""What a tensor-core instruction of PTX becomes."""
 
 
 def problems(report: KernelReport) -> list[str]:
@@ -145,8 +92,9 @@ def problems(report: KernelReport) -> list[str]:
             f"few bytes in flight: {report.bytes_in_flight / 1024:.0f} KiB per SM, "
             f"wanted {report.bytes_needed / 1024:.0f} KiB"
         )
-    if report.wants_mma and not re.match(_WANTED_MMA[report.sm], report.mma):
-        found.append(f"no {_MMA_NAME[report.sm]}: the tensor-core instruction is {report.mma or 'absent'}")
+    wanted = CAPABILITIES[report.sm].mma
+    if report.wants_mma and not re.match(_SASS_OF[wanted], report.mma):
+        found.append(f"no {wanted}: the tensor-core instruction is {report.mma or 'absent'}")
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from bench import machine
 from bench.devices.driver import cuda_problem
 from bench.errors import BadRequest
-from bench.inspection.codegen.judge import PARTS
+from bench.inspection.targets import compile_targets
 from bench.measure.schedule import HANG_S, halving, round_robin
 from bench.operate.tune.sift import DEFAULT, ShapeClass, Sifted, fallen_lines, shape_classes, sift, tunable
 from bench.operate.tune.track import Times, Track
@@ -64,8 +64,8 @@ class Request:
     cap_s: float = 0.5
     """Sampling seconds per finalist and case."""
     dry_run: bool = False
-    """Only compile, for every part of `sms`; needs no GPU."""
-    sms: tuple[int, ...] = tuple(PARTS)
+    """Only compile, for every part of `sms` or for all; needs no GPU."""
+    sms: tuple[int, ...] = ()
     only_new: bool = False
     """Leave out classes that have an entry for this part."""
     workers: int = 0
@@ -170,14 +170,13 @@ def tune(request: Request, display: Display) -> TuneReport:
 
 def dry_run(request: Request, chosen: Sequence[tuple[Op, Impl]], display: Display) -> TuneReport:
     """Sift for every part of `request.sms`, none of which need be here."""
-    unknown = [sm for sm in request.sms if sm not in PARTS]
+    known = compile_targets()
+    unknown = [sm for sm in request.sms if sm not in known]
     if unknown:
-        raise BadRequest(f"sm_{unknown[0]} is unknown; known: {', '.join(map(str, PARTS))}")
-    found: list[Sifted] = []
-    for sm in request.sms:
-        target = PARTS[sm].target
-        found += sifted(request, chosen, target, display)
-    return TuneReport(part=", ".join(PARTS[sm].target.name for sm in request.sms), sifted=tuple(found))
+        raise BadRequest(f"sm_{unknown[0]} is unknown; known: {', '.join(map(str, known))}")
+    targets = [known[sm] for sm in request.sms or known]
+    found = [row for target in targets for row in sifted(request, chosen, target, display)]
+    return TuneReport(part=", ".join(target.name for target in targets), sifted=tuple(found))
 
 
 def sifted(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target, display: Display) -> list[Sifted]:

@@ -11,22 +11,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
-from bench.errors import BadRequest, require
-from bench.inspection.codegen.build import configuration, first_line, refuse_interpreter, report_of
-from bench.inspection.codegen.judge import PARTS, KernelReport, problems
+from bench.errors import BadRequest, describe, require
+from bench.inspection.codegen.build import configuration, refuse_interpreter, report_of
+from bench.inspection.codegen.judge import KernelReport, problems
+from bench.inspection.codegen.pool import KILLED, compile_each
+from bench.inspection.targets import compile_targets
 from kernels.op import SUITES, Config, Impl, Op, Target, config_text
 
 DEFAULT: Config = ()
 """Nothing overridden: what the plan reasons."""
 
 SAME = "the same as"
-KILLED = "the compiler killed its process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,39 +152,27 @@ def compile_trial(trial: Trial) -> Compiled:
     registry = importlib.import_module(trial.catalogue)
     op = registry.discover()[trial.op]
     impl = next(i for i in registry.implementations(trial.op)[0] if i.name == trial.impl)
-    sm = trial.target.sm
+    target, names = trial.target, {"op": trial.op, "impl": trial.impl, "case_id": trial.case.id}
     try:
-        built = impl.build(trial.case, op.inputs(trial.case, "meta", 0), trial.target)
+        built = impl.build(trial.case, op.inputs(trial.case, "meta", 0), target)
     except Exception as error:  # a plan that refuses a configuration is a result here
-        return Compiled(error=f"can't be planned: {first_line(error)}")
-    reports = [report_of(launch, sm, op=trial.op, impl=trial.impl, case_id=trial.case.id) for launch in built.launches]
+        return Compiled(error=f"can't be planned: {describe(error)}")
+    reports = [report_of(launch, target, **names) for launch in built.launches]
     if broken := next((r.error for r in reports if r.error), ""):
         return Compiled(error=broken)
-    binaries = tuple(f"{configuration(launch, sm)} {launch.grid}" for launch in built.launches)
-    declared = tuple(stage.ctas_per_sm for stage in impl.stages(trial.case, trial.target))
+    binaries = tuple(f"{configuration(launch, target.sm)} {launch.grid}" for launch in built.launches)
+    declared = tuple(stage.ctas_per_sm for stage in impl.stages(trial.case, target))
     return Compiled(reports=tuple(reports), binaries=binaries, declared=declared)
 
 
 def compile_all(
     trials: Sequence[Trial], workers: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[Trial, Compiled]:
-    """Compile in parallel; what a killed worker took with it is tried again, one process each."""
+    """Compile all in `workers` processes."""
     found: dict[Trial, Compiled] = {}
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: dict[Future[Compiled], Trial] = {pool.submit(compile_trial, trial): trial for trial in trials}
-        for future in as_completed(futures):
-            if not isinstance(future.exception(), BrokenProcessPool):
-                found[futures[future]] = future.result()
-                progress(len(found), len(trials))
-    for trial in trials:
-        if trial not in found:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                try:
-                    found[trial] = pool.submit(compile_trial, trial).result()
-                except BrokenProcessPool:
-                    found[trial] = Compiled(error=KILLED)
-            progress(len(found), len(trials))
+    for trial, made in compile_each(compile_trial, trials, workers):
+        found[trial] = made or Compiled(error=KILLED)
+        progress(len(found), len(trials))
     return found
 
 
@@ -198,8 +184,8 @@ def sift(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Sifted]:
     """All classes on one part. BadRequest for a part whose limits are not known."""
-    if target.sm not in PARTS:
-        known = ", ".join(f"sm_{sm}" for sm in PARTS)
+    if target.sm not in compile_targets():
+        known = ", ".join(f"sm_{sm}" for sm in compile_targets())
         raise BadRequest(
             f"what an SM of sm_{target.sm} holds is not known here, so nothing can be sifted; known: {known}"
         )
