@@ -1,4 +1,4 @@
-"""One Triton kernel with all that is needed to run it here or to compile it for a part that is not here."""
+"""A Triton kernel with everything that is needed to run it here, or to compile it for a part that is not here."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from kernels.op import CaseT, Impl, Inputs, Launch, Stage, Target, Tuning, anywhere, needs_triton_target
 
 REGISTERS = 65536
-"""Of an SM, from sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
+"""Registers of an SM, sm_80 to sm_100 (CUDA programming guide, technical specifications per compute capability)."""
 
 
 SMEM_RESERVED = 1 << 10
 """Shared memory that the system takes of every CTA (CUDA programming guide, compute capability 8.0 and later)."""
 
 CTA_SMEM = 227 << 10
-"""Most shared memory of a CTA on sm_90 (CUDA programming guide, technical specifications)."""
+"""The most shared memory that a CTA may have on sm_90 (CUDA programming guide, technical specifications)."""
 
 
 def registers(warps_per_sm: int) -> int:
-    """What each thread may have, in units of 8 and at most the 255 that an instruction can name."""
+    """Registers that each thread may have: a multiple of 8, and at most the 255 that an instruction can name."""
     return min(255, REGISTERS // (32 * warps_per_sm) // 8 * 8)
 
 
 def cta_smem(target: Target, ctas_per_sm: int) -> int:
-    """Bytes of shared memory that each of `ctas_per_sm` resident CTAs may use; of an H100 where there is no GPU."""
+    """Bytes of shared memory that each of `ctas_per_sm` resident CTAs may use. A host gets an H100's."""
     return min(CTA_SMEM, (target.smem_per_sm or 228 << 10) // ctas_per_sm - SMEM_RESERVED)
 
 
@@ -34,8 +34,8 @@ class KernelLaunch:
     """`kernel[grid](**args, **constexprs)`.
 
     `args` are run-time arguments in the order of the kernel's signature: tensors, host-side TensorDescriptors and
-    plain numbers. `streams` names the pointer arguments that carry the main traffic: code generation checks that
-    they are read 16 bytes a thread or by TMA. `why_narrow` is the reason where one legitimately is not.
+    plain numbers. `streams` names the pointer arguments that carry the main traffic. Code generation checks that they
+    are read in 16 bytes a thread or by TMA. `why_narrow` gives the reason where narrower reads are right.
     """
 
     kernel: Any
@@ -45,23 +45,25 @@ class KernelLaunch:
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None
-    """Of a thread, where the compiler, left alone, would spill to make room for more CTAs than are wanted."""
+    """Limit for each thread. It is set where the compiler would otherwise spill, to make room for more CTAs than the
+    plan wants."""
     streams: tuple[str, ...] = ()
     why_narrow: str = ""
     wants_mma: bool = False
     """True where tensor cores matter: code generation then insists on wgmma (sm_90), tcgen05 or mma."""
     why_few_in_flight: str = ""
-    """The reason where bytes in flight fall short of Little's law and that is right (a tiny merge, say)."""
+    """The reason why fewer bytes in flight than Little's law asks for are right (a tiny merge, say)."""
 
     @property
     def options(self) -> dict[str, int]:
-        """What Triton is told beside the arguments; to fuse products and sums, too, which 3.10 will not do unasked."""
+        """What Triton is told beside the arguments. Fusion of products and sums is among them, since Triton 3.10 will
+        not do it unasked."""
         registers = {} if self.max_registers is None else {"maxnreg": self.max_registers}
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True, **registers}
 
     @property
     def config(self) -> dict[str, Any]:
-        """How it was launched, in plain values."""
+        """How the kernel is launched, in plain values."""
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.constexprs.items()}
         return {
             "kernel": self.kernel.fn.__name__,
@@ -76,7 +78,7 @@ class KernelLaunch:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """Kernels to be run in this order, and the tensor that then holds the result."""
+    """Kernels that run in this order, and the tensor that then holds the result."""
 
     launches: tuple[KernelLaunch, ...]
     output: Any
@@ -96,7 +98,7 @@ def triton_impl(
     tuning: Tuning[CaseT] | None = None,
     ours: bool = True,
 ) -> Impl[CaseT]:
-    """An `Impl` whose kernels can be inspected: `supports` adds to what every Triton kernel needs."""
+    """An `Impl` whose kernels can be inspected. `supports` adds its refusals to those of every Triton kernel."""
 
     def prepare(case: CaseT, inputs: Inputs, target: Target) -> Launch:
         return build(case, inputs, target)

@@ -33,16 +33,16 @@ Launch = Callable[[], "torch.Tensor"]
 """Zero arguments, no allocation, capturable in a CUDA graph; returns the output tensor."""
 
 Role = Literal["ceiling", "decode", "contrast"]
-"""What an operation is measured for. `ceiling`: predictions are made from it, so it comes first. `decode`: a part of a
-decode step. `contrast`: shown beside decode; nothing said of decode rests on it."""
+"""What an operation is measured for. `ceiling`: predictions are made from its times, so it runs first. `decode`: it is
+a part of a decode step. `contrast`: it is shown beside decode, and no statement about decode uses it."""
 
 Config = tuple[tuple[str, int], ...]
-"""Fields of an implementation's `Plan` and the values that they are to have instead of the reasoned ones."""
+"""Fields of an implementation's `Plan`, and the values that replace the reasoned ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """FLOPs and DRAM bytes. `flops` is split by the pipe that executes them, since each pipe has a roof of its own.
+    """FLOPs and DRAM bytes. `flops` is split by the pipe that executes them, since each pipe has its own roof.
 
     Pipes: `mma_bf16` (fp16 too), `mma_fp8`, `mma_int8`, `mma_fp4`, `mma_tf32` are tensor cores; `fma_fp32` is the
     ordinary arithmetic pipe (dot-product GEMV, softmax, fp32 on a CPU). One multiply-add counts as 2 FLOP.
@@ -76,12 +76,12 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one kernel of a launch really does: the unit in which an implementation declares its traffic.
+    """What one kernel of a launch really does. An implementation declares its traffic in these units.
 
-    `work` counts bytes that must come from or reach DRAM (re-reads that miss the L2 included) and the FLOPs executed
-    (padding included). `l2_bytes` are moved beyond that but served by the L2: split partials, repeated activations.
-    `link_bytes` cross the link between the host's memory and the device's.
-    `ctas` is the grid and `ctas_per_sm` how many of them are resident at once; 0 where a library does not tell.
+    `work` counts the bytes that must come from or reach DRAM (re-reads that miss the L2 included) and the FLOPs
+    executed (padding included). `l2_bytes` are the further bytes that the L2 serves: split partials, repeated
+    activations. `link_bytes` cross the link between the host's memory and the device's.
+    `ctas` is the size of the grid, 0 where a library does not tell it; an SM holds `ctas_per_sm` of them at once.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Case:
     """One shape of one operation; every op derives its own. Fields are plain values, so that a record can hold them."""
 
     PLAIN: ClassVar[Mapping[str, Any]] = {}
-    """The values that fields of a plain case have: no window, no draft, equal lengths. Others stand for themselves."""
+    """What some fields of a plain case hold: no window, no draft, equal lengths. The other fields may hold anything."""
 
     model: str = ""
     """The public model whose layer this is, `""` for a synthetic shape."""
@@ -159,24 +159,24 @@ class Case:
 
 
 CaseT = TypeVar("CaseT", bound=Case)
-"""The case type of an operation, for `Op`, `Tuning` and `Impl`; the registry holds those of any."""
+"""The case type of an operation. `Op`, `Tuning` and `Impl` are generic over it."""
 
 TYPE_FIELDS = ("dtype", "weights", "activations", "kv")
 """Fields of cases that name an element type. Where one is empty or absent, `dtype` stands for it."""
 
 
 def stored_as(case: Mapping[str, Any], field: str) -> str:
-    """The element type of one of `TYPE_FIELDS`, of a case as a record holds it."""
+    """The element type that a recorded case has in one of `TYPE_FIELDS`."""
     return str(case.get(field) or case["dtype"])
 
 
 def precision(case: Mapping[str, Any]) -> str:
-    """`Case.precision` of a case as a record holds it; empty for a case without element types."""
+    """`Case.precision` of a recorded case; empty where the case has no element types."""
     return " ".join(dict.fromkeys(str(case[field]) for field in TYPE_FIELDS if case.get(field)))
 
 
 def is_plain(case: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
-    """`Case.is_plain` of a case as a record holds it. A field that the record lacks is as it should be."""
+    """`Case.is_plain` of a recorded case. A field that the record lacks counts as plain."""
     return all(case.get(name, value) == value for name, value in plain.items())
 
 
@@ -190,7 +190,7 @@ class Tolerance:
 
 
 def poison_with_nan(case: Case, inputs: Inputs, output: torch.Tensor) -> None:
-    """Overwrite the whole output, so that whatever a launch leaves unwritten shows."""
+    """Overwrite the whole output, so that the check sees every element that a launch leaves unwritten."""
     output.fill_(float("nan") if output.dtype.is_floating_point else -(2**7) + 1)
 
 
@@ -207,7 +207,7 @@ class Op(Generic[CaseT]):
 
     name: str
     title: str
-    """How a headline calls it: `GEMV`, `attention`."""
+    """Its name in headlines: `GEMV`, `attention`."""
     role: Role
     about: str
     formula: str
@@ -236,12 +236,12 @@ def anywhere(case: Case, target: Target) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning(Generic[CaseT]):
-    """What the offline tuner may try for one implementation, and where the result is kept.
+    """What the offline tuner may try for one implementation, and where it keeps the result.
 
     - `op`: the operation's name; its `tuned.json` holds what was found
     - `shape_class(case)`: cases of one class share a configuration, such as `read` or `B1-2 bf16`
-    - `candidates(case, target)`: configurations worth a try beside the reasoned one, which is always in the race;
-      each holds only what differs from it
+    - `candidates(case, target)`: configurations to try beside the reasoned one, which is always in the race; each
+      holds only the fields that differ from it
     """
 
     op: str
@@ -255,11 +255,11 @@ class Impl(Generic[CaseT]):
 
     - `supports(case, target)`: None, or the reason why not, in words a user can act on
     - `stages(case, target)`: what it really moves and computes, one `Stage` per kernel launched
-    - `prepare(case, inputs, target)`: everything that may allocate or be computed once; returns the `Launch`
-    - `build(case, inputs, target)`: for Triton kernels only: the `kernels.launch.Built` that `prepare` runs. With
-      `meta` inputs it is what code generation compiles, so that what is inspected is what runs.
+    - `prepare(case, inputs, target)`: does everything that may allocate or that is computed once; returns the `Launch`
+    - `build(case, inputs, target)`: for Triton kernels only, the `kernels.launch.Built` that `prepare` runs. Code
+      generation compiles what `build` makes of `meta` inputs, so what is inspected is what runs.
 
-    With a `tuning`, all four are called with a target whose `config` is settled: what the caller asks for, or what was
+    With a `tuning`, these four functions get a target whose `config` is settled: what the caller asks for, or what was
     tuned for this implementation and part, or empty. So no implementation gets a configuration tuned for another one.
     """
 
@@ -271,7 +271,7 @@ class Impl(Generic[CaseT]):
     version: Callable[[], str] | None = None
     tuning: Tuning[CaseT] | None = None
     ours: bool = False
-    """Written here, rather than a peer from a library."""
+    """True for an implementation written here, False for a peer from a library."""
 
     def __post_init__(self) -> None:
         for name, function in self._with_config(self._settled).items() if self.tuning else ():
@@ -282,12 +282,12 @@ class Impl(Generic[CaseT]):
         return tuple(tuned.overrides(self.tuning.op, self.name, self.tuning.shape_class(case), target).items())
 
     def configured(self, config: Config) -> Impl[CaseT]:
-        """The same with `config` in the place of what its plan would choose, and named after it."""
+        """The same implementation with a plan that must use `config`; its name tells the configuration."""
         name = f"{self.name} {config_text(config)}"
         return dataclasses.replace(self, name=name, tuning=None, **self._with_config(lambda case, target: config))
 
     def _with_config(self, config: Callable[[CaseT, Target], Config]) -> dict[str, Any]:
-        """The functions that take a target, each called with `config(case, target)` in it."""
+        """The functions that take a target, wrapped: each gets a target that holds `config(case, target)`."""
 
         def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(case: CaseT, *inputs_and_target: Any) -> Any:
@@ -301,13 +301,13 @@ class Impl(Generic[CaseT]):
 
 
 def config_text(config: Config) -> str:
-    """`num_stages=3 num_warps=8`; `default` where nothing is overridden."""
+    """`num_stages=3 num_warps=8`; `default` for an empty configuration."""
     return " ".join(f"{name}={value}" for name, value in config) or "default"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A module of an op's folder that could not be imported, and why: shown, never dropped."""
+    """A module of an op's folder that could not be imported, and why. It is shown, never dropped."""
 
     module: str
     reason: str
@@ -340,19 +340,19 @@ def implementations(op_name: str) -> tuple[tuple[Impl[Any], ...], tuple[Missing,
 
 
 def torch_version() -> str:
-    """`Impl.version` of what torch brings along."""
+    """The `Impl.version` of kernels that come with torch."""
     import torch
 
     return f"torch {torch.__version__}"
 
 
 def needs(package: str) -> str | None:
-    """None if `package` can be imported, else the refusal that says so."""
+    """None if `package` can be imported, else a refusal that names it."""
     return None if importlib.util.find_spec(package) else f"needs the package {package}, which is not installed"
 
 
 def needs_triton_target(case: Case, target: Target) -> str | None:
-    """The `supports` shared by Triton kernels: a GPU of sm_80 or later, or the interpreter."""
+    """The `supports` that all Triton kernels share: they need a GPU of sm_80 or later, or the interpreter."""
     if target.kind == "cpu":
         return "needs an NVIDIA GPU (Triton compiles for GPUs; on a CPU it is only interpreted, for the tests)"
     if target.kind == "cuda" and target.sm < 80:

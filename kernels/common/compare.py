@@ -22,9 +22,9 @@ UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
 def rounded(dtype: str, *, terms: str, max_units: float, rms_units: float, why: str) -> Tolerance:
-    """Of results that are rounded to a 16-bit type: so many of its unit roundoffs, for the reason `why`.
+    """The tolerance of results that are rounded to a 16-bit type: multiples of its unit roundoff, with the reason.
 
-    In fp32 nothing differs but the order in which `terms` are summed.
+    fp32 results differ only by the order in which `terms` are summed.
     """
     if dtype == "fp32":
         return Tolerance(max_rel=1e-4, rms_rel=1e-5, why=f"fp32 sums of {terms} in another order")
@@ -49,9 +49,9 @@ class Errors:
 
 
 def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance) -> Errors:
-    """Compare in fp64 where it is cheap and fp32 elsewhere. NaN or Inf on one side only never passes.
+    """Compare in fp64 where it is cheap, else in fp32. NaN or Inf on one side only never passes.
 
-    `row_rel` is held to `4 x tolerance.rms_rel`: a row is a small sample of the noise.
+    `row_rel` may reach `4 x tolerance.rms_rel`, since a row is a small sample of the noise.
     NaN in the reference means "left alone": there the output must be NaN too.
     """
     import torch
@@ -63,7 +63,7 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
     if reference.numel() == 0:
         return Errors(max_rel=0.0, rms_rel=0.0, row_rel=0.0, bad_elements=0, elements=0)
     wide = torch.float64 if reference.numel() <= 1 << 24 else torch.float32
-    # on the GPU where either is: comparing takes a dozen passes over both
+    # on the GPU if either tensor is there: a comparison takes a dozen passes over both
     home = reference.device if reference.is_cuda else output.device
     out = output.detach().to(home).to(wide).reshape(-1, output.shape[-1] if output.ndim else 1)
     ref = reference.detach().to(home).to(wide).reshape_as(out)

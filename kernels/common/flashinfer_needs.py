@@ -1,4 +1,4 @@
-"""What FlashInfer needs of a machine, and its name in a record. Standard library only at import."""
+"""What FlashInfer needs from a machine, and its name in a record. Standard library only at import."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from pathlib import Path
 from kernels.op import Stage, Target, Work, needs
 
 WORKSPACE_BYTES = 128 << 20
-"""For split partials, as FlashInfer's documentation recommends; zeroed, as it demands of a first use."""
+"""Workspace for split partials, in the size that FlashInfer's documentation recommends. It demands zeros at first."""
 
 CUDA = Path("/usr/local/cuda")
-"""Where FlashInfer looks for nvcc if neither CUDA_HOME nor CUDA_PATH nor the search path leads to one."""
+"""Where FlashInfer looks for nvcc if neither CUDA_HOME nor CUDA_PATH nor the search path leads to it."""
 
 
 def missing(target: Target) -> str | None:
-    """Its kernels are compiled by ninja and nvcc when first asked for, unless `flashinfer-jit-cache` is installed.
+    """None if FlashInfer can run on this part, else the reason.
 
-    ninja comes with FlashInfer, but into the environment's scripts, which an unactivated one has not in its path.
+    It compiles its kernels with ninja and nvcc at their first use, unless `flashinfer-jit-cache` is installed. ninja
+    comes with FlashInfer, but into the environment's scripts: they are on the search path only in an activated
+    environment.
     """
     if target.kind != "cuda" or target.sm < 80:
         return "needs an NVIDIA GPU of sm_80 or later"
@@ -37,10 +39,10 @@ def missing(target: Target) -> str | None:
 
 
 def refresh_stage(entries: int) -> Stage:
-    """The block table's live entries gathered into the flat list that FlashInfer reads, in each launch."""
+    """Each launch gathers the live entries of the block table into the flat list that FlashInfer reads."""
     return Stage(name="page list", work=Work(bytes_read=4 * entries, bytes_written=4 * entries))
 
 
 def version() -> str:
-    """As installed: nothing is imported, so that a record of a failed import has one, too."""
+    """The installed version. Nothing is imported, so a record of a failed import has it too."""
     return f"flashinfer {metadata.version('flashinfer-python')}"

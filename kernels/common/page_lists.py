@@ -1,4 +1,4 @@
-"""Block tables in the form that libraries with compressed page lists take: FlashInfer's indptr, indices, last page."""
+"""Block tables as compressed page lists, the form that FlashInfer takes: indptr, indices, last page length."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PageList:
-    """Sequence b owns the physical pages `indices[indptr[b]:indptr[b + 1]]`; its last holds `last_page_len[b]` tokens.
+    """Sequence b owns the pages `indices[indptr[b]:indptr[b + 1]]`; its last page holds `last_page_len[b]` tokens.
 
-    All int32, on one device. Lengths are settled beforehand, pages change from step to step: `refresh` reads them anew.
+    All tensors are int32, on one device. Lengths are settled beforehand, but pages change from step to step: `refresh`
+    reads them again.
     """
 
     indptr: torch.Tensor
@@ -25,10 +26,10 @@ class PageList:
     last_page_len: torch.Tensor
     page: int
     source: tuple[torch.Tensor, torch.Tensor] | None = None
-    """The flat table and the positions in it of the live entries, int64; None for a contiguous cache."""
+    """The flat table, and the positions (int64) of its live entries; None for a contiguous cache."""
 
     def refresh(self) -> None:
-        """One small kernel: the live entries of the table as it is now."""
+        """Copy the live entries of the table as it is now, in one small kernel."""
         import torch
 
         if self.source:
@@ -36,7 +37,7 @@ class PageList:
 
 
 def paged(lengths: Sequence[int], page: int, table: torch.Tensor) -> PageList:
-    """The list of a `table [B, columns]` int32; `ValueError` for a sequence without tokens."""
+    """The page list of a `table [B, columns]` int32. Raises `ValueError` for a sequence without tokens."""
     import torch
 
     counts = [cdiv(n, page) for n in lengths]
@@ -47,7 +48,7 @@ def paged(lengths: Sequence[int], page: int, table: torch.Tensor) -> PageList:
 
 
 def contiguous(lengths: Sequence[int], T: int, device: torch.device) -> PageList:
-    """The list of a contiguous cache `[B, T, ...]` seen as pages of up to 16 tokens, `contiguous_page(T)`."""
+    """The page list of a contiguous cache `[B, T, ...]`, seen as pages of `contiguous_page(T)` tokens."""
     import torch
 
     page = contiguous_page(T)
@@ -57,7 +58,7 @@ def contiguous(lengths: Sequence[int], T: int, device: torch.device) -> PageList
 
 
 def contiguous_page(T: int) -> int:
-    """Tokens a page when a contiguous cache is seen as pages: 16, the usual size, or the largest divisor of it."""
+    """Tokens a page when a contiguous cache is seen as pages: 16, the usual size, or its largest divisor that fits."""
     return math.gcd(T, 16)
 
 
@@ -68,7 +69,7 @@ def of_counts(
     indices: torch.Tensor,
     source: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> PageList:
-    """The list of sequences with `counts` pages each, whose physical pages are `indices`."""
+    """The page list of sequences with `counts` pages each; `indices` are their physical pages in order."""
     import torch
 
     if not all(lengths):

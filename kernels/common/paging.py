@@ -22,16 +22,16 @@ Ranges = Sequence[tuple[int, int]]
 """Live tokens of one sequence: ascending, disjoint half-open ranges."""
 
 GARBAGE = (-1, 2**31 - 1)
-"""Dead table entries alternate between these: dereferencing either faults."""
+"""Dead table entries alternate between these two. A kernel that follows either faults."""
 
 LENGTHS = ("uniform", "ragged", "longtail", "holes")
 
 
 def random_lengths(kind: str, B: int, T: int, seed: int) -> tuple[int, ...]:
-    """Tokens per sequence, in pure Python, so that a `plan` sees them; the longest is T except where B is too small.
+    """Tokens per sequence, in pure Python, so that a `plan` sees them. The longest has T, unless B is too small.
 
-    `uniform`: T each. `ragged`: uniform in [1, T]. `longtail`: log-normal with median T / 16 and sigma 1, cut at T:
-    a few sequences hold most of the tokens. `holes`: ragged, with an empty sequence and one of a single token.
+    `uniform`: T each. `ragged`: uniform in [1, T]. `longtail`: log-normal with median T / 16 and sigma 1, cut at T, so
+    that a few sequences hold most of the tokens. `holes`: ragged, with an empty sequence and one of a single token.
     """
     rng = random.Random(seed)
     if kind == "uniform":
@@ -58,7 +58,7 @@ def live_pages(ranges: Ranges, page: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Paged:
-    """`table [B, columns]` int32 and `unowned` (int64: physical pages of nobody), on the host; `pages` in all."""
+    """`table [B, columns]` int32 and `unowned`, the physical pages of nobody (int64), on the host; `pages` in all."""
 
     table: torch.Tensor
     unowned: torch.Tensor
@@ -77,9 +77,9 @@ def block_table(
 ) -> Paged:
     """Physical pages for every logical page that holds a live token.
 
-    The first `shared` logical pages are the same physical ones for every sequence. With `spare` a sixteenth more
-    pages, and at least one, belong to nobody. A contiguous cache is `page=T, columns=1, shuffled=False, spare=False`,
-    and a sequence that is empty still has its page.
+    The first `shared` logical pages are the same physical pages for every sequence. With `spare`, a sixteenth more
+    pages (at least one) belong to nobody. A contiguous cache is `page=T, columns=1, shuffled=False, spare=False`; there
+    an empty sequence has its page too.
     """
     import torch
 
@@ -103,7 +103,7 @@ def nhd(cache: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def poisonable(tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """A view to write poison through, and the poison: NaN, or -128 for int8 (its scales then carry the NaN)."""
+    """A view to write poison through, and the poison: NaN, or -128 for int8, whose scales carry the NaN."""
     import torch
 
     if tokens.dtype == torch.int8:
@@ -126,8 +126,8 @@ def poison_dead(cache: torch.Tensor, ranges: Sequence[Ranges], *, page: int, pag
 
 
 def gather(cache: torch.Tensor, table_row: torch.Tensor, start: int, end: int, page: int) -> torch.Tensor:
-    """Tokens `[start, end)` of one sequence, `[end - start, ...]`, out of `cache [pages, page, ...]`."""
+    """Tokens `[start, end)` of one sequence as `[end - start, ...]`, read from `cache [pages, page, ...]`."""
     first = start // page
     pages = table_row[first : cdiv(end, page)].long()
-    slots, _ = poisonable(cache)  # fp8 as bytes: torch indexes them on every device
+    slots, _ = poisonable(cache)  # fp8 as bytes, which torch indexes on every device
     return slots[pages].view(cache.dtype).flatten(0, 1)[start - first * page : end - first * page]

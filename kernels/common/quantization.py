@@ -1,4 +1,4 @@
-"""Weight precisions below 16 bits: what is stored, how it is drawn, what it stands for, and how ours packs it.
+"""Weights in fewer than 16 bits: what is stored, how it is drawn, what it means, and how our kernels pack it.
 
 A weight matrix W `[N, K]` is stored as codes and scales, in the layout that checkpoints use:
 
@@ -11,7 +11,7 @@ A weight matrix W `[N, K]` is stored as codes and scales, in the layout that che
 | int4_zp   | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - zero) * scale              |
 | mxfp4     | uint8 `[N, K/2]`               | e8m0 (uint8) `[N, K/32]`  | e2m1(w) * 2^(scale - 127)       |
 
-`w_zero` of int4_zp is uint8 `[N, K/128]`. 4-bit codes lie two in a byte, the even column in its low half.
+`w_zero` of int4_zp is uint8 `[N, K/128]`. A byte holds two 4-bit codes, that of the even column in its low half.
 Fractions round up. mxfp4 is the OCP Microscaling specification v1.0; e2m1 has the values 0, .5, 1, 1.5, 2, 3, 4, 6
 and their negatives.
 """
@@ -34,7 +34,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """`group_n` x `group_k` weights share a scale; 0 stands for all K columns."""
+    """`group_n` x `group_k` weights share a scale; a `group_k` of 0 stands for all K columns."""
 
     bits: int
     group_n: int = 1
@@ -57,7 +57,7 @@ FORMATS = {
 
 
 def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
-    """Bytes of codes, scales and zero points; `scale_size` is that of int4's 16-bit scales."""
+    """Bytes of codes, scales and zero points; `scale_size` is the size of one of int4's 16-bit scales."""
     kind = FORMATS[format]
     scales = 1
     for n in kind.scale_shape(N, K):
@@ -67,7 +67,7 @@ def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
 
 
 def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) -> Inputs:
-    """Codes over their whole range and scales that differ by up to 3 times, so that W is of order K^-1/2."""
+    """Codes over their whole range, and scales that differ by up to 3 times. W is of order K^-1/2."""
     kind = FORMATS[format]
     if kind.bits == 4 and K % 2:
         raise ValueError(f"{format} packs two columns in a byte: K = {K} must be even")
@@ -83,7 +83,7 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) 
         middle = 127 - (K.bit_length() + 1) // 2
         return {"w": codes, "w_scale": draw.integers(middle - 1, middle + 2, shape, "uint8")}
     rms = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0}.get(format, 32.0)
-    # tenths, for `RandomInputs` has no uniform floats: 0.5 to 1.5
+    # 0.5 to 1.5 in tenths, since `RandomInputs` has no uniform floats
     tenths = draw.integers(5, 16, shape)
     scale = tenths.to(torch_scale_dtype(format, dtype)) * (0.1 / rms * K**-0.5)
     packed = {"w": codes, "w_scale": scale}
@@ -93,7 +93,7 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) 
 
 
 def torch_scale_dtype(format: str, dtype: str) -> torch.dtype:
-    """int4 keeps its scales in the type of the activations, the 8-bit formats in fp32."""
+    """int4 has scales in the type of the activations; the 8-bit formats have them in fp32."""
     return torch_dtype(dtype if FORMATS[format].bits == 4 else "fp32")
 
 
@@ -128,14 +128,14 @@ def dequantize(format: str, weights: Inputs, first: int, end: int) -> torch.Tens
 
 
 WORDS = 32
-"""int32 words in a packed row of one block: 32 words x 8 (4-bit) or 4 (8-bit) codes = 256 or 128 columns."""
+"""int32 words of one block in a packed row: 32 words x 8 (4-bit) or 4 (8-bit) codes = 256 or 128 columns."""
 
 
 def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
-    """Codes -> int32 `[N, blocks * WORDS]`: code i of word j is column `32 i + j` of its block, zero past K.
+    """Codes -> int32 `[N, blocks * WORDS]`: code i of word j is that of column `32 i + j` of its block, zero past K.
 
-    Unpacking a tile of words gives one matrix for each i, whose columns are consecutive columns of W: each is
-    multiplied with its own slice of x, and nothing has to be interleaved.
+    Unpacking a tile of words gives one matrix for each i, and its columns are consecutive columns of W. Each matrix is
+    multiplied with its own slice of x, so nothing has to be interleaved.
     """
     import torch
 
@@ -144,7 +144,7 @@ def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
     N, K = codes.shape
     parts = 32 // bits
     blocks = cdiv(K, parts * WORDS)
-    if past := blocks * parts * WORDS - K:  # padding by nothing would copy gigabytes of experts
+    if past := blocks * parts * WORDS - K:  # a padding of zero columns would copy gigabytes of experts
         codes = torch.nn.functional.pad(codes, (0, past))
     codes = codes.view(N, blocks, parts, WORDS).transpose(2, 3)
     if bits == 4:
@@ -153,7 +153,7 @@ def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
 
 
 def by_group(scale: torch.Tensor, groups: int) -> torch.Tensor:
-    """`[N, G]` -> `[groups, N]`, zero past G: neighbouring rows lie beside each other."""
+    """`[N, G]` -> `[groups, N]`, zero past G, so that neighbouring rows of W lie beside each other."""
     import torch
 
     return torch.nn.functional.pad(scale, (0, groups - scale.shape[1])).T.contiguous()

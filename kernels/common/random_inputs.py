@@ -1,4 +1,4 @@
-"""Seeded random inputs, on any torch device. On `meta` only shapes come out, for code generation."""
+"""Seeded random inputs on any torch device. On `meta` they have shapes only, for code generation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 class RandomInputs:
-    """One stream of values: `RandomInputs("cuda", seed=3).normal((B, K), "bf16")`."""
+    """One stream of random values: `RandomInputs("cuda", seed=3).normal((B, K), "bf16")`."""
 
     def __init__(self, device: str, seed: int) -> None:
         import torch
 
         self.device = device
         self.python = random.Random(seed)
-        """For small host-side tables (lengths, page orders), the same on every device."""
+        """Draws small host-side tables, the same for every device."""
         self._generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
 
     def normal(self, shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> torch.Tensor:
@@ -44,7 +44,7 @@ class RandomInputs:
         return values.to(wanted)
 
     def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: str = "int32") -> torch.Tensor:
-        """Uniform integers of `[low, high)`."""
+        """Uniform integers from `[low, high)`."""
         import torch
 
         wanted = getattr(torch, dtype)
@@ -53,7 +53,7 @@ class RandomInputs:
         return torch.randint(low, high, shape, generator=self._generator, device=self.device, dtype=wanted)
 
     def table(self, values: Any, dtype: str = "int32") -> torch.Tensor:
-        """A host-side list as a tensor on this device (on `meta`: its shape alone)."""
+        """A host-side list as a tensor on this device (on `meta` its shape only)."""
         import torch
 
         return torch.tensor(values, dtype=getattr(torch, dtype)).to(self.device)

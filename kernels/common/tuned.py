@@ -1,11 +1,12 @@
 """What was tuned offline: `kernels/<op>/tuned.json`, committed with its evidence, read by `Impl`.
 
-One entry for each part, implementation and shape class, written by `decodebench tune`:
+`decodebench tune` writes one entry for each part, implementation and shape class:
 
     {"part": "NVIDIA H100 80GB HBM3", "impl": "triton", "shape_class": "read", "config": {"num_warps": 8},
      "evidence": {...}}
 
-An empty `config` says that the reasoned one was tried against others and stands. Parts have the driver's names.
+An empty `config` says that the reasoned configuration was raced against others and stands. Parts have the driver's
+names.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ KEY = ("part", "impl", "shape_class")
 SCHEMA = 1
 
 EVIDENCE = ("case_id", "seconds", "default", "gain", "driver", "torch", "triton", "date", "git")
-"""What an entry must tell of how it was found; `bench/operate/tune/race.py` says what each holds."""
+"""What an entry must tell about how it was found; `bench/operate/tune/race.py` says what each field holds."""
 
 Key = tuple[str, str, str]
 
 
 def overrides(op: str, impl: str, shape_class: str, target: Target) -> dict[str, int]:
-    """Fields of a plan that are not to have their reasoned values: asked for, or tuned for this part, or none."""
+    """Fields of a plan that must not have their reasoned values: those asked for, or those tuned for this part."""
     if target.config is not None:
         return dict(target.config)
     return lookup(op, impl, target.name, shape_class) or {}
 
 
 def lookup(op: str, impl: str, part_name: str, shape_class: str) -> dict[str, int] | None:
-    """The configuration tuned for a part; None where nothing was."""
+    """The configuration tuned for a part; None where nothing was tuned."""
     entry = entries(op).get((part_name, impl, shape_class))
     return dict(entry["config"]) if entry else None
 
 
 @cache
 def entries(op: str, root: Path = ROOT) -> dict[Key, dict[str, Any]]:
-    """All entries of an op, none where it has no file. ValueError for a file that does not hold what it must."""
+    """All entries of an op; none if it has no file. Raises ValueError for a file that does not hold what it must."""
     path = root / op / FILE
     if not path.is_file():
         return {}
@@ -57,7 +58,7 @@ def entries(op: str, root: Path = ROOT) -> dict[Key, dict[str, Any]]:
 
 
 def checked(content: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
-    """The entries by part, implementation and shape class, or a ValueError that names what is wrong with one."""
+    """The entries by part, implementation and shape class. Raises a ValueError that names what is wrong with one."""
     if content.get("schema") != SCHEMA:
         raise ValueError(f"schema {content.get('schema')!r}, expected {SCHEMA}")
     found: dict[Key, dict[str, Any]] = {}
@@ -77,7 +78,8 @@ def checked(content: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
 
 
 def write(op: str, new: Mapping[Key, Mapping[str, Any]], root: Path = ROOT) -> Path:
-    """Add entries to an op's file, in the place of older ones of the same key, sorted: a diff shows what is new."""
+    """Add entries to an op's file; they replace older ones of the same key. The file is sorted, so that a diff shows
+    what is new."""
     merged = {**entries(op, root), **new}
     content = {"schema": SCHEMA, "entries": [merged[key] for key in sorted(merged)]}
     checked(content)
