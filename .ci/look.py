@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench.records import load_run
+from bench.run import load_run
 
 run = json.loads(Path(sys.argv[1]).read_text())
 directory = Path(run["directory"])

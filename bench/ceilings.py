@@ -44,7 +44,7 @@ class Ceilings:
         best_read = 0.0
         for record in records:
             seconds = record.seconds
-            if record.status != "ok" or not seconds or record.may_be_too_short:
+            if not record.is_trusted or not seconds:
                 continue
             if record.op == "stream":
                 kind = record.case["kind"]

@@ -14,18 +14,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from bench.errors import BadRequest
 from bench.stats import Interval, median_interval
-
-if TYPE_CHECKING:
-    import pandas
 
 SCHEMA = 1
 
@@ -129,6 +126,16 @@ class Record:
         return bool(MAY_BE_TOO_SHORT.intersection(self.flags) - intended)
 
     @property
+    def is_timed(self) -> bool:
+        """Whether it holds a time, trusted or not."""
+        return self.status == "ok" and bool(self.seconds)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it holds a time, and no flag says that the time may be too short."""
+        return self.is_timed and not self.may_be_too_short
+
+    @property
     def bytes(self) -> int:
         """Compulsory DRAM bytes of one launch."""
         return self.work["bytes_read"] + self.work["bytes_written"]
@@ -137,27 +144,6 @@ class Record:
     def flops(self) -> int:
         """Compulsory FLOPs of one launch, all pipes."""
         return sum(self.work["flops"].values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run file as read: damaged lines are named in `warnings` and the rest is used."""
-
-    path: Path
-    header: dict[str, Any]
-    """The first `run` line: run_id, suite, argv, started, device, target, environment, project."""
-    headers: list[dict[str, Any]]
-    records: list[Record]
-    """The last record of each (op, impl, case) of the first repetition, in the order in which they came."""
-    repeats: list[Record]
-    """Those of further repetitions (`run --repeat N`)."""
-    notes: list[dict[str, Any]]
-    warnings: list[str]
-    complete: bool
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.header.get("target", {}).get("kind") == "cuda"
 
 
 class Writer:
@@ -199,56 +185,6 @@ def mend_tail(path: Path) -> None:
 
 def as_line(record: Record) -> dict[str, Any]:
     return dataclasses.asdict(record)
-
-
-def load_run(path: Path | str) -> Run:
-    """Read a run's directory or its `records.jsonl`. BadRequest if there is no such file or no usable line in it."""
-    path = Path(path)
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        raise BadRequest(f"no {FILE} in {path}" if path.is_dir() else f"no such run: {path}")
-    lines: dict[str, list[dict[str, Any]]] = {"run": [], "prediction": [], "note": [], "end": []}
-    records: dict[tuple[str, str, str, int], Record] = {}
-    warnings: list[str] = []
-    with file.open(encoding="utf-8", errors="replace") as handle:
-        for number, text in enumerate(handle, start=1):
-            if not text.strip():
-                continue
-            try:
-                line = json.loads(text)
-                if not isinstance(line, dict) or "kind" not in line:
-                    raise ValueError("lacks its kind")
-                kind = line.pop("kind")
-                if kind == "record":
-                    record = from_line(line)
-                    records[(*record.key, record.repeat)] = record
-                elif isinstance(kind, str) and kind in lines:
-                    lines[kind].append(line)
-                else:
-                    raise ValueError(f"is of the unknown kind {kind!r}")
-            except json.JSONDecodeError as error:
-                warnings.append(f"{file.name}:{number}: not JSON ({error.msg} at column {error.colno}); {LEFT_OUT}")
-            except ValueError as error:
-                warnings.append(f"{file.name}:{number}: {error}; {LEFT_OUT}")
-    for note in lines["note"]:
-        key = (note.get("op"), note.get("impl"), note.get("case_id"), 0)
-        if note.get("note") == "counters" and key in records:
-            records[key] = dataclasses.replace(records[key], counters=note)
-    if not lines["run"] and not records:
-        raise BadRequest(f"{file} holds no run" + (f" ({warnings[0]})" if warnings else ""))
-    return Run(
-        path=file.parent,
-        header=lines["run"][0] if lines["run"] else {},
-        headers=lines["run"],
-        records=[record for record in records.values() if not record.repeat],
-        repeats=[record for record in records.values() if record.repeat],
-        notes=lines["note"],
-        warnings=warnings,
-        complete=bool(lines["end"]),
-    )
-
-
-LEFT_OUT = "the line is left out"
 
 
 def migrate(line: dict[str, Any]) -> dict[str, Any]:
@@ -297,48 +233,3 @@ def from_line(line: dict[str, Any]) -> Record:
         if f.name in given and not fits(given[f.name]):
             raise ValueError(f"field {f.name} is not {what}")
     return Record(**given)
-
-
-def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:
-    """A tidy frame with one row per record of all runs. The column names hold the units.
-
-    Columns: run, device, op, impl, ours, case_id, status, reason, median_s, low_s, high_s, samples, bytes, flops,
-    intensity_flop_per_byte, bytes_per_s, flops_per_s, predicted_datasheet_s, predicted_measured_s, bound, flags, and
-    every field of the case as `case.<name>`.
-    """
-    import pandas
-
-    rows = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        run = load_run(path)
-        for record in run.records:
-            interval = record.interval
-            datasheet = record.prediction.get("datasheet") or {}
-            measured = record.prediction.get("measured") or {}
-            rows.append(
-                {
-                    "run": record.run_id,
-                    "device": run.header.get("device", {}).get("name", ""),
-                    "op": record.op,
-                    "impl": record.impl,
-                    "ours": record.ours,
-                    "case_id": record.case_id,
-                    "status": record.status,
-                    "reason": record.reason,
-                    "median_s": interval.median if interval else None,
-                    "low_s": interval.low if interval else None,
-                    "high_s": interval.high if interval else None,
-                    "samples": len(record.samples_s),
-                    "bytes": record.bytes,
-                    "flops": record.flops,
-                    "intensity_flop_per_byte": record.flops / record.bytes if record.bytes else None,
-                    "bytes_per_s": record.bytes / interval.median if interval else None,
-                    "flops_per_s": record.flops / interval.median if interval else None,
-                    "predicted_datasheet_s": datasheet.get("seconds"),
-                    "predicted_measured_s": measured.get("seconds"),
-                    "bound": measured.get("bound") or datasheet.get("bound"),
-                    "flags": " ".join(record.flags),
-                    **{f"case.{name}": value for name, value in record.case.items()},
-                }
-            )
-    return pandas.DataFrame(rows)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BadRequest
-from bench.records import FILE, SCHEMA, Record, Writer, as_line, load, load_run
+from bench.records import FILE, SCHEMA, Record, Writer, as_line
+from bench.run import load, load_run
 
 
 def record(**fields: object) -> Record:

@@ -134,7 +134,7 @@ def counters(view: View, intervention: Intervention, record: Record | None) -> t
 
 def busy(view: View, record: Record) -> tuple[float, float] | None:
     """Shares of the measured time that counted bytes at the read roof and executed FLOPs at their peak would take."""
-    found, ceilings, seconds = record.counters, view.ceilings, record.seconds
+    found, ceilings, seconds = record.counters, view.run.ceilings, record.seconds
     if ceilings is None or not seconds or found["dram_read"] is None or found["intensity"] is None:
         return None
     moved = found["dram_read"] + (found["dram_written"] or 0.0)

@@ -13,11 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.ceilings import Ceilings
 from bench.errors import BadRequest
 from bench.judge.resolution import SAME, resolutions, side
-from bench.records import Record, Run, load_run
-from bench.report.tables import flatten
+from bench.run import Run, flatten, load_run
 from bench.stats import Interval, median_interval, ratio_interval
 from bench.units import difference, measured, percent, ratio, si
 
@@ -103,7 +101,7 @@ class Comparison:
 
     @property
     def one_part(self) -> bool:
-        return part(self.a) == part(self.b)
+        return self.a.device_name == self.b.device_name
 
     @property
     def exit_code(self) -> int:
@@ -121,15 +119,15 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
         raise BadRequest(f"cannot compare: {a.path} was measured on {which[0]} and {b.path} on {which[1]}")
     roofs = (read_roof(a), read_roof(b))
     expected = 1.0
-    if part(a) != part(b):
+    if a.device_name != b.device_name:
         if roofs[0] is None or roofs[1] is None:
             lacking = a.path if roofs[0] is None else b.path
             raise BadRequest(
-                f"cannot compare {part(a)} with {part(b)}: {lacking} holds no read of `stream`, so its roof is not "
-                "known; run it again with --op stream"
+                f"cannot compare {a.device_name} with {b.device_name}: {lacking} holds no read of `stream`, so its "
+                "roof is not known; run it again with --op stream"
             )
         expected = roofs[0] / roofs[1]
-    in_a, in_b = timed(a), timed(b)
+    in_a, in_b = a.repetitions(), b.repetitions()
     apart = resolutions(a, b)
     matches, redefined = [], []
     for key in in_a:
@@ -166,23 +164,8 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
     )
 
 
-def part(run: Run) -> str:
-    """The name of what was measured."""
-    return str(run.header.get("device", {}).get("name") or run.header.get("target", {}).get("name") or "unknown")
-
-
 def read_roof(run: Run) -> float | None:
-    ceilings = Ceilings.from_records(run.records)
-    return ceilings.read_roof if ceilings else None
-
-
-def timed(run: Run) -> dict[tuple[str, str, str], list[Record]]:
-    """Records with a time by key, all repetitions together: their samples are pooled."""
-    found: dict[tuple[str, str, str], list[Record]] = {}
-    for record in [*run.records, *run.repeats]:
-        if record.status == "ok" and record.samples_s:
-            found.setdefault(record.key, []).append(record)
-    return found
+    return run.ceilings.read_roof if run.ceilings else None
 
 
 def header_differences(a: Run, b: Run) -> Iterator[Difference]:
@@ -197,7 +180,7 @@ def header_differences(a: Run, b: Run) -> Iterator[Difference]:
 def lines(comparison: Comparison) -> list[str]:
     """What must be read before the table: the two runs, what differs, what is missing, the verdicts counted."""
     c = comparison
-    found = [f"a: {part(c.a)}, {c.a.path}", f"b: {part(c.b)}, {c.b.path}"]
+    found = [f"a: {c.a.device_name}, {c.a.path}", f"b: {c.b.device_name}, {c.b.path}"]
     for run, name in ((c.a, "a"), (c.b, "b")):
         if not run.complete:
             found.append(f"{name} is a partial run")

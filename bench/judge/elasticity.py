@@ -102,7 +102,7 @@ def fit(points: Sequence[Point]) -> Elasticity:
 
 def of_records(records: Iterable[Record]) -> Elasticity:
     """The elasticities of records of one op and one implementation. ValueError if they are of several."""
-    used = [r for r in records if r.status == "ok" and r.samples_s and r.bytes and r.flops]
+    used = [r for r in records if r.is_timed and r.bytes and r.flops]
     kinds = {(r.op, r.impl) for r in used}
     if len(kinds) > 1:
         raise ValueError(f"records of several implementations: {sorted(kinds)}")

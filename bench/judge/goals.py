@@ -86,10 +86,10 @@ def ours(
 
 
 def read_of_datasheet(view: View) -> list[Value]:
-    sheet = view.published("memory_bandwidth")
-    if view.ceilings is None or sheet is None or sheet.kind != "datasheet":
+    sheet = view.run.published("memory_bandwidth")
+    if view.run.ceilings is None or sheet is None or sheet.kind != "datasheet":
         return []
-    return [(view.ceilings.read_roof / sheet.value, "stream read")]
+    return [(view.run.ceilings.read_roof / sheet.value, "stream read")]
 
 
 def gemv_bf16(case: dict[str, Any]) -> bool:
@@ -116,7 +116,7 @@ def any_case(case: dict[str, Any]) -> bool:
 def of_binding_roof(view: View) -> list[Value]:
     """Multi-head latent attention at 256 MB and more: whichever of bytes and FLOPs takes longer at its roof."""
     found = []
-    ceilings = view.ceilings
+    ceilings = view.run.ceilings
     for p in ours(view, "mla_decode", any_case, 256 * MB):
         assert ceilings
         flops = p.record.work["flops"]

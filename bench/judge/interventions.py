@@ -101,10 +101,7 @@ def interventions(records: Iterable[Record]) -> list[Intervention]:
 
 def usable(records: Iterable[Record]) -> list[Record]:
     """Times that can be trusted, of cases with both bytes and FLOPs, in the first repetition."""
-    return [
-        r for r in records
-        if r.status == "ok" and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat and not r.may_be_too_short
-    ]  # fmt: skip
+    return [r for r in records if r.is_trusted and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat]
 
 
 def regime(record: Record) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.judge.resolution import SAME, resolutions, side
 from bench.judge.view import Peer, Table, View
+from bench.run import fastest as fastest_of
 from bench.stats import BOUNDS, RESAMPLES, Interval
 from bench.units import percent, ratio
 
@@ -25,15 +26,8 @@ STANDING = (
 
 def fastest(view: View, op: str | None = None) -> list[Peer]:
     """The fastest peer of each case that ours and at least one peer timed; flags of too short a time leave it out."""
-    found: dict[tuple[str, str], Peer] = {}
-    for peer in view.peers:
-        record = peer.peer.record
-        if (op and record.op != op) or not (peer.ours.trusted and peer.peer.trusted):
-            continue
-        key = (record.op, record.case_id)
-        if key not in found or peer.ratio.median < found[key].ratio.median:
-            found[key] = peer
-    return list(found.values())
+    asked = [p for p in view.peers if op in (None, p.ours.record.op) and p.ours.trusted and p.peer.trusted]
+    return fastest_of(asked, case=lambda p: p.ours.case, seconds=lambda p: p.ratio.median)
 
 
 def geometric_mean(peers: Sequence[Peer]) -> Interval:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from bench.records import Run
+from bench.run import Run
 from bench.stats import Interval, ratio_interval
 
 SAME = 0.01

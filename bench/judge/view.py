@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bench.ceilings import Ceilings
-from bench.devices import DEVICES, DeviceSpec, Quantity
 from bench.judge.interventions import Intervention, interventions
-from bench.records import Record, Run
-from bench.stats import Interval, median_interval, ratio_interval
+from bench.records import Record
+from bench.run import Run, fastest
+from bench.stats import Interval, ratio_interval
 from bench.units import percent
 from kernels.op import Op, Role, discover, precision
 
@@ -44,6 +44,11 @@ class Point:
     share: float | None
 
     @property
+    def case(self) -> tuple[str, str]:
+        """Operation and case, whoever ran it."""
+        return self.record.op, self.record.case_id
+
+    @property
     def seconds(self) -> float:
         return self.time.median
 
@@ -70,7 +75,7 @@ class Point:
     @property
     def trusted(self) -> bool:
         """No flag says that the time may be too short."""
-        return not self.record.may_be_too_short
+        return self.record.is_trusted
 
     @property
     def bound(self) -> str:
@@ -128,21 +133,14 @@ class View:
         self.run = run
 
     @cached_property
-    def ceilings(self) -> Ceilings | None:
-        return Ceilings.from_records(self.run.records)
-
-    @cached_property
     def all_points(self) -> list[Point]:
         """Every case with a time, ceilings included."""
-        roof = self.ceilings.read_roof if self.ceilings else None
-        points = []
-        for record in self.run.records:
-            if record.status == "ok" and record.samples_s:
-                time = median_interval(record.samples_s)
-                points.append(
-                    Point(record=record, time=time, share=record.bytes / time.median / roof if roof else None)
-                )
-        return points
+        roof = self.run.ceilings.read_roof if self.run.ceilings else None
+        return [
+            Point(record=r, time=r.interval, share=r.bytes / r.interval.median / roof if roof else None)
+            for r in self.run.timed
+            if r.interval
+        ]
 
     @cached_property
     def points(self) -> list[Point]:
@@ -156,12 +154,7 @@ class View:
     @cached_property
     def best(self) -> list[Point]:
         """The fastest of ours for each case; the fastest of all in a run without ours (a CPU's)."""
-        fastest: dict[tuple[str, str], Point] = {}
-        for point in self.ours or self.points:
-            key = (point.record.op, point.record.case_id)
-            if key not in fastest or point.seconds < fastest[key].seconds:
-                fastest[key] = point
-        return list(fastest.values())
+        return fastest(self.ours or self.points, case=lambda p: p.case, seconds=lambda p: p.seconds)
 
     def of(self, op: str) -> list[Point]:
         """An op's points in the order of tables: by size, ours before the peers."""
@@ -177,11 +170,11 @@ class View:
         """Each peer against ours, in the order of the records; none in a run without ours."""
         if not self.ours:
             return []
-        best = {(p.record.op, p.record.case_id): p for p in self.best}
+        best = {p.case: p for p in self.best}
         return [
             Peer(ours=ours, peer=p, ratio=ratio_interval(p.record.samples_s, ours.record.samples_s))
             for p in self.points
-            if not p.record.ours and (ours := best.get((p.record.op, p.record.case_id)))
+            if not p.record.ours and (ours := best.get(p.case))
         ]
 
     @property
@@ -225,29 +218,6 @@ class View:
     def as_predicted(self) -> list[Point]:
         """Those of them that ran within `WITHIN` of the prediction from measured ceilings."""
         return [p for p in self.memory_bound if (e := p.error("measured")) is not None and abs(e) <= WITHIN]
-
-    @property
-    def device_name(self) -> str:
-        header = self.run.header
-        return header.get("device", {}).get("name") or header.get("target", {}).get("name") or "an unnamed device"
-
-    @cached_property
-    def spec(self) -> DeviceSpec | None:
-        """The part's datasheet; None for a part that the table does not know."""
-        return DEVICES.get(self.run.header.get("device", {}).get("key") or "")
-
-    def published(self, name: str) -> Quantity | None:
-        """The part's `memory_bandwidth`, another field of `DeviceSpec`, or a pipe's peak, as predictions used it.
-
-        Read from the run's header, which has it also where it was derived from the driver; from the table for runs
-        that do not say.
-        """
-        device = self.run.header.get("device", {})
-        if found := device.get(name) or (device.get("peaks") or {}).get(name):
-            return Quantity(**found)
-        if self.spec is None:
-            return None
-        return self.spec.peaks.get(name) or getattr(self.spec, name, None)
 
     @cached_property
     def interventions(self) -> list[Intervention]:

@@ -24,7 +24,8 @@ from bench.errors import BadRequest, unknown
 from bench.measure.precompile import precompile
 from bench.measure.schedule import Request, check_names, plan, settle
 from bench.measure.worker import MARKER_BYTES, Job, main
-from bench.records import Record, Run, Status, Writer, as_line, load_run, now
+from bench.records import Record, Status, Writer, as_line, now
+from bench.run import Run, load_run
 from kernels.op import Op, Target
 
 START_S = 180.0

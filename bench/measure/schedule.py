@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
 from bench.measure.worker import Job
-from bench.records import Run
+from bench.run import Run
 from kernels.op import SUITES, Op, Target
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.ceilings import Ceilings
-from bench.devices import DEVICES, DeviceSpec, Quantity
+from bench.devices import DeviceSpec, Quantity
 from bench.errors import BadRequest
 from bench.predict.step_model import OpPrediction
 from bench.predict.step_work import PRECISIONS
-from bench.records import Record, Run
+from bench.records import Record
+from bench.run import Run
 from kernels.common.quantization import FORMATS
 from kernels.common.random_inputs import BYTES
 from kernels.op import Work, discover, is_plain, stored_as
@@ -45,13 +45,10 @@ class Machine:
     @classmethod
     def of(cls, run: Run) -> Machine:
         """Raises `BadRequest` where no read bandwidth was measured."""
-        records = tuple(r for r in run.records if r.status == "ok" and r.seconds and not r.may_be_too_short)
-        ceilings = Ceilings.from_records(records)
+        ceilings = run.ceilings
         if ceilings is None:
             raise BadRequest(f"{run.path} holds no read of `stream`: there is no roof to calibrate against")
-        facts = run.header.get("device", {})
-        name = facts.get("name") or "unknown device"
-        sheet = DEVICES.get(facts.get("key") or "") or DeviceSpec(key=name, name=name, vendor="", year=0)
+        sheet = run.part or DeviceSpec(key=run.device_name, name=run.device_name, vendor="", year=0)
         source = f"run {run.header.get('run_id', run.path.name)}"
 
         def measured(value: float, unit: str) -> Quantity:
@@ -60,7 +57,7 @@ class Machine:
         peaks = {pipe: measured(flops, "FLOP/s") for pipe, flops in ceilings.pipes.items()}
         bandwidth = measured(ceilings.read_roof, "B/s")
         spec = replace(sheet, memory_bandwidth=bandwidth, peaks={**sheet.peaks, **peaks})
-        return cls(spec=spec, records=records, launch_s=ceilings.launch_s)
+        return cls(spec=spec, records=tuple(run.trusted), launch_s=ceilings.launch_s)
 
     def reached(self, ops: Sequence[OpPrediction], *, weights: str, kv: str) -> list[Reached]:
         """For those operations that the run measured in these precisions (names of `PRECISIONS`)."""

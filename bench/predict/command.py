@@ -13,7 +13,7 @@ from bench.errors import BadRequest, unknown
 from bench.predict.calibration import Machine, Reached
 from bench.predict.step_model import NotPublished, StepPrediction, step
 from bench.predict.step_work import shares_evenly
-from bench.records import Run
+from bench.run import Run
 from bench.units import percent, tick
 from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape

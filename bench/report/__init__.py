@@ -31,8 +31,8 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     """
     from bench.judge.claims import scorecard
     from bench.judge.view import View
-    from bench.records import load_run
     from bench.report import markdown
+    from bench.run import load_run
 
     view = View(load_run(run_dir))
     verdicts = scorecard([view.run])

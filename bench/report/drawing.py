@@ -81,7 +81,7 @@ def dress(axes: Axes) -> None:
 def title(axes: Axes, finding: str, view: View) -> None:
     axes.set_title(f"{finding}\n", size=11.5, color=INK, loc="left", fontweight="bold", linespacing=1.3)
     axes.annotate(
-        view.device_name,
+        view.run.device_name,
         (0, 1),
         xytext=(0, 6),
         xycoords="axes fraction",

@@ -54,13 +54,13 @@ def draw_all(view: View, directory: Path) -> dict[str, Path]:
 def roofline(view: View) -> Figure | None:
     """Achieved FLOP/s over intensity under the measured and the published roofs; ops without FLOPs have no place."""
     points = [p for p in view.points if p.intensity > 0]
-    ceilings = view.ceilings
+    ceilings = view.run.ceilings
     if not points or ceilings is None:
         return None
     figure, axes = canvas(8.5, 5.4)
-    sheet = view.published("memory_bandwidth")
+    sheet = view.run.published("memory_bandwidth")
     shown = {pipe for p in points for pipe in p.record.work["flops"]}
-    claims = {pipe: claimed.value for pipe in shown if (claimed := view.published(pipe))}
+    claims = {pipe: claimed.value for pipe in shown if (claimed := view.run.published(pipe))}
     peaks = {pipe: ceilings.pipes[pipe] for pipe in sorted(shown) if pipe in ceilings.pipes}
     low = min(p.intensity for p in points) / 2
     ridges = [peak / ceilings.read_roof for peak in peaks.values()]
@@ -157,7 +157,7 @@ TOP = 1.2
 
 def efficiency(view: View) -> Figure | None:
     """Share of the read roof over compulsory bytes, one panel per op, with a plain read of the same size as a line."""
-    ceilings = view.ceilings
+    ceilings = view.run.ceilings
     points = [p for p in view.points if p.record.bytes]
     if ceilings is None or not points:
         return None
@@ -165,7 +165,7 @@ def efficiency(view: View) -> Figure | None:
     size = "large cases" if view.run.on_gpu else "cases"
     best_text = " and ".join(f"{op} {percent(share)}" for op, share in found)
     finding = f"Of the read roof, the best {size} reach: {best_text}" if found else "Share of the read roof"
-    note = f"{view.device_name}; {key(view)}; line: a plain read; 100%: {si(ceilings.read_roof, 'B/s')}"
+    note = f"{view.run.device_name}; {key(view)}; line: a plain read; 100%: {si(ceilings.read_roof, 'B/s')}"
     ops = list(dict.fromkeys(p.record.op for p in points))
     figure, grid = panels(len(ops), finding, note)
     sizes = [p.record.bytes for p in points]
@@ -223,7 +223,7 @@ def batch_knee(view: View) -> Figure | None:
         finding = f"A {main} projection costs over {percent(SAME_BATCH)} more from the second batch size on"
     kinds = sorted(largest, key=lambda kind: (kind != main, kind))
     note = "solid: ours; dashed: predicted for ours; dotted: peers"
-    figure, grid = panels(len(kinds), finding, f"{view.device_name}; {note}")
+    figure, grid = panels(len(kinds), finding, f"{view.run.device_name}; {note}")
     all_batches = sorted({b for found in shown.values() for b in found})
     times = [p.seconds for found in shown.values() for p in found.values()]
     for axes, kind in zip(grid, kinds, strict=True):

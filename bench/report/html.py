@@ -35,7 +35,7 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
     cases = [tables.cases(view, op) for op in view.ops]
     judged = targets.judged(view)
     return environment.get_template("report.html.j2").render(
-        device=view.device_name,
+        device=view.run.device_name,
         subtitle=", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)),
         notices=text.notices(view),
         contents=contents(view),
@@ -46,9 +46,9 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
         impls=list(dict.fromkeys(p.record.impl for p in view.points)),
         any_ours=bool(view.ours),
         precisions=sorted({p.precision for p in view.points}),
-        has_roofline=view.ceilings is not None and any(p.record.flops for p in view.points),
+        has_roofline=view.run.ceilings is not None and any(p.record.flops for p in view.points),
         has_predictions=any(p.predicted("measured") for p in view.points),
-        has_roof=view.ceilings is not None and bool(view.points),
+        has_roof=view.run.ceilings is not None and bool(view.points),
         has_peers=bool(view.peers),
         within=percent(WITHIN),
         shapes=shapes(view),
@@ -128,7 +128,7 @@ def shapes(view: View) -> list[str]:
 
 def data(view: View) -> dict[str, Any]:
     """What the page's script draws."""
-    ceilings = view.ceilings
+    ceilings = view.run.ceilings
     series = {
         id(point): {"series": f"{kind} {impl}", "shape": f"{n} × {k}", "batch": batch}
         for (n, k, kind, impl), found in batches(view.points).items()
@@ -136,7 +136,7 @@ def data(view: View) -> dict[str, Any]:
     }
     bandwidths = []
     for name, published in (("DRAM", "memory_bandwidth"), ("L2", "on_chip_bandwidth")):
-        if sheet := view.published(published):
+        if sheet := view.run.published(published):
             bandwidths.append({"name": name, "kind": sheet.kind, "bandwidth": sheet.value})
     if ceilings:
         bandwidths.append({"name": "DRAM", "kind": "measured", "bandwidth": ceilings.read_roof})
@@ -160,7 +160,7 @@ def data(view: View) -> dict[str, Any]:
             "bandwidths": bandwidths,
             "pipes": {
                 "measured": {k: v for k, v in ceilings.pipes.items() if k in pipes} if ceilings else {},
-                "published": {pipe: peak.value for pipe in sorted(pipes) if (peak := view.published(pipe))},
+                "published": {pipe: peak.value for pipe in sorted(pipes) if (peak := view.run.published(pipe))},
             },
             "read": [[size, size / s / ceilings.read_roof] for size, s in ceilings.read_points] if ceilings else [],
         },

@@ -31,7 +31,7 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
 
 def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path], directory: Path) -> Iterator[str]:
     header = view.run.header
-    yield f"# decodebench on {escape(view.device_name)}"
+    yield f"# decodebench on {escape(view.run.device_name)}"
     yield escape(", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)))
     for notice in text.notices(view):
         yield f"> **{escape(notice)}**"

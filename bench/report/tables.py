@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from math import isfinite
-from typing import Any
 
 from bench.judge import peers
 from bench.judge.claims import Verdict, main_table
 from bench.judge.resolution import pairs, reach
 from bench.judge.view import Accuracy, Point, Table, View, gap
 from bench.records import FLAGS
-from bench.units import difference, digits, duration, measured, percent, si, signed, tick
+from bench.run import flatten
+from bench.units import difference, digits, duration, measured, percent, si, signed
 
 
 def summary(view: View) -> Table:
@@ -23,7 +23,7 @@ def summary(view: View) -> Table:
             (p for p in view.best if p.record.op == op and p.share is not None and p.trusted),
             key=lambda p: p.share or 0,
         )
-        if not found or view.ceilings is None:
+        if not found or view.run.ceilings is None:
             continue
         worst, best = found[0], found[-1]
         accuracy = Accuracy.of(found, "measured")
@@ -34,7 +34,7 @@ def summary(view: View) -> Table:
                 f"{share(best.share)} ({best.record.case_id})",
                 share(statistics.median(p.share or 0.0 for p in found)),
                 f"{share(worst.share)} ({worst.record.case_id})",
-                gap(worst, view.ceilings),
+                gap(worst, view.run.ceilings),
                 percent(accuracy.median, 1) if accuracy else "",
                 *peers.standing(view, op),
             )
@@ -88,7 +88,7 @@ def expected(point: Point, basis: str) -> str:
 
 def ceilings(view: View) -> Table:
     """Measured ceilings beside the datasheet's, with the flags of the times that they were read from."""
-    found = view.ceilings
+    found = view.run.ceilings
     if found is None:
         return Table(headers=(), rows=())
     rows = [_ceiling(view, "DRAM read", found.read_roof, "memory_bandwidth", "stream")]
@@ -131,7 +131,7 @@ def flagged(view: View, op: str, number: float) -> str:
 def _ceiling(view: View, name: str, value: float, published: str, op: str) -> tuple[str, ...]:
     said = flagged(view, op, value)
     unit = "B/s" if published.endswith("bandwidth") else "FLOP/s"
-    sheet = view.published(published)
+    sheet = view.run.published(published)
     if sheet is None:
         return (name, si(value, unit), "", "", said)
     kind = "" if sheet.kind == "datasheet" else f" ({sheet.kind})"
@@ -167,9 +167,6 @@ def flags(view: View) -> Table:
 OF_A_GPU = ("sm", "sm_count", "l2_bytes", "smem_per_sm")
 """What a target says of a GPU alone; a CPU's cores and cache stand in the environment."""
 
-UNITS = {"_bytes": "B", "smem_per_sm": "B", "_hz": "Hz", "_w": "W"}
-"""Units of numbers, by how their names end."""
-
 
 def environment(view: View) -> Table:
     """The header's device, target and environment as name and value."""
@@ -198,22 +195,6 @@ def while_measuring(view: View) -> Iterator[tuple[str, str]]:
     for name, words in (("throttled", "throttled"), ("power_capped", "held back by the power cap")):
         if told := [s[name] for s in seen if s.get(name) is not None]:
             yield f"while measuring: cases {words}", f"{sum(told)} of {len(told)}"
-
-
-def flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """`("device.name", "NVIDIA H100")` for every leaf that says something; a Quantity stays on one line."""
-    if isinstance(value, dict):
-        if {"value", "unit"} <= value.keys():
-            yield name, f"{si(value['value'], value['unit'])}, {value.get('kind', '')}: {value.get('source', '')}"
-            return
-        for key, inner in value.items():
-            yield from flatten(f"{name}.{key}" if name else key, inner)
-    elif isinstance(value, list | tuple):
-        if value:
-            yield name, ", ".join(map(str, value))
-    elif value is not None and value != "":
-        unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), None)
-        yield name, str(value) if unit is None else tick(value, unit)
 
 
 def counters(view: View) -> Table:
@@ -257,14 +238,11 @@ def counted(found: float | None, declared: float) -> str:
 
 def repetitions(view: View) -> Table:
     """Run-to-run variation by op, where the run was repeated."""
-    medians: dict[tuple[str, str, str], list[float]] = {}
-    for r in [*view.run.records, *view.run.repeats]:
-        if r.status == "ok" and r.seconds:
-            medians.setdefault(r.key, []).append(r.seconds)
     spreads: dict[str, list[float]] = {}
-    for (op, _, _), found in medians.items():
-        if len(found) > 1:
-            spreads.setdefault(op, []).append(max(found) / min(found) - 1)
+    for (op, _, _), records in view.run.repetitions().items():
+        medians = [r.seconds for r in records if r.seconds]
+        if len(medians) > 1:
+            spreads.setdefault(op, []).append(max(medians) / min(medians) - 1)
     rows = [(op, str(len(s)), percent(statistics.median(s), 1), percent(max(s), 1)) for op, s in spreads.items()]
     return Table(headers=("op", "times", "median spread", "largest spread"), rows=rows, numeric=(1, 2, 3))
 

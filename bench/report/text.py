@@ -12,7 +12,7 @@ from bench.judge.boundness import evidence, sentence
 from bench.judge.claims import Verdict
 from bench.judge.claims.base import Status as ClaimStatus
 from bench.judge.view import WITHIN, Accuracy, View
-from bench.report.tables import flatten
+from bench.run import flatten
 from bench.units import percent, si
 
 COUNTERS = (
@@ -38,7 +38,7 @@ def notices(view: View) -> list[str]:
         found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")
     if not view.points:
         found.append("No decode case has a time; the reasons are listed below.")
-    if view.ceilings is None:
+    if view.run.ceilings is None:
         found.append("No read was measured, so there is no measured roof and nothing can be compared with it.")
     found += [f"Damaged line: {warning}." for warning in run.warnings]
     return found
@@ -50,12 +50,12 @@ def verdict(view: View) -> list[str]:
 
 
 def _roof(view: View) -> str:
-    if view.ceilings is None:
-        return f"{view.device_name}: no measured roof."
-    line = f"{view.device_name} reads at most {si(view.ceilings.read_roof, 'B/s')}"
-    if sheet := view.published("memory_bandwidth"):
+    if view.run.ceilings is None:
+        return f"{view.run.device_name}: no measured roof."
+    line = f"{view.run.device_name} reads at most {si(view.run.ceilings.read_roof, 'B/s')}"
+    if sheet := view.run.published("memory_bandwidth"):
         whose = "its datasheet's" if sheet.kind == "datasheet" else f"the {sheet.kind}"
-        line += f" ({percent(view.ceilings.read_roof / sheet.value)} of {whose} {si(sheet.value, 'B/s')})"
+        line += f" ({percent(view.run.ceilings.read_roof / sheet.value)} of {whose} {si(sheet.value, 'B/s')})"
     size, whose = ("large " if view.run.on_gpu else "", "our " if view.ours else "")
     parts = []
     for op in view.leading_ops:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from bench.records import Run
+    from bench.run import Run
 
 
 def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:
@@ -84,7 +84,7 @@ def busy(what: str) -> Status:
 
 def read_run(path: Path) -> Run:
     """Load a run. Say on stderr which lines of its file were left out, and whether it was interrupted."""
-    from bench.records import load_run
+    from bench.run import load_run
 
     run = load_run(path)
     partial = [] if run.complete else ["the run is partial: `decodebench run --resume` continues it"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.judge.claims import Verdict, explain, judge, scorecard
-from bench.records import Run
+from bench.run import Run
 from tests.support.claim_records import H100, attend, full_run, gemm, host_copy, l2_read, layer, read, run
 
 A100, H200 = "NVIDIA A100-SXM4-80GB", "NVIDIA H200"

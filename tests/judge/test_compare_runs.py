@@ -13,7 +13,8 @@ import pytest
 from bench.errors import BadRequest
 from bench.judge.compare import as_dict, compare, lines, main_table
 from bench.judge.resolution import reach, side
-from bench.records import Record, Run, Writer, as_line
+from bench.records import Record, Writer, as_line
+from bench.run import Run
 from bench.stats import Interval, ratio_interval
 from bench.units import percent
 from tests.support.synthetic_run import ceiling_records, header, record, samples, write_run
@@ -207,7 +208,7 @@ def test_repetitions_are_pooled(tmp_path: Path) -> None:
 
 
 def test_a_loaded_run_will_do(tmp_path: Path) -> None:
-    from bench.records import load_run
+    from bench.run import load_run
 
     run: Run = load_run(write_run(tmp_path / "a", [timed("x", 1e-4)]))
     assert compare(run, run).exit_code == 0

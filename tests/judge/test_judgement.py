@@ -12,8 +12,9 @@ import pytest
 from bench.judge import boundness, peers
 from bench.judge import goals as targets
 from bench.judge.view import View
-from bench.records import Record, Writer, load_run
+from bench.records import Record, Writer
 from bench.report import text
+from bench.run import load_run
 from tests.support.synthetic_run import LAUNCH, ROOF, SHEET, case_record, ceiling_records, record, samples, write_run
 
 MB = 10**6

@@ -21,7 +21,8 @@ from bench.errors import BadRequest
 from bench.measure import runner
 from bench.measure.schedule import Request, halving, plan
 from bench.measure.worker import Job
-from bench.records import FILE, Record, load_run
+from bench.records import FILE, Record
+from bench.run import load_run
 from bench.terminal.progress import Live
 from kernels.op import Target, discover
 from tests.support import ROOT, planted_ceiling

@@ -18,7 +18,8 @@ from bench.errors import BadRequest
 from bench.operate.campaign import gate, steps, tuning
 from bench.operate.campaign import outcome as outcomes
 from bench.operate.tune import race
-from bench.records import FILE, load_run
+from bench.records import FILE
+from bench.run import load_run
 from kernels.common import tuned
 from kernels.op import Target
 from tests.measure.test_runner import Silent

@@ -13,7 +13,8 @@ from bench.errors import BadRequest
 from bench.predict import command as predict
 from bench.predict.calibration import Machine
 from bench.predict.step_model import step
-from bench.records import Record, load_run
+from bench.records import Record
+from bench.run import load_run
 from kernels.models import model
 from tests.support.synthetic_run import GB, case_record, ceiling_records, write_run
 

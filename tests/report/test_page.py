@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.records import load_run
+from bench.run import load_run
 from tests.support.synthetic_run import (
     GB,
     case_record,

@@ -17,8 +17,9 @@ from bench.devices import DEVICES
 from bench.errors import BadRequest
 from bench.judge import peers
 from bench.judge.view import Accuracy, View, batches, free_batch, gap
-from bench.records import MAY_BE_TOO_SHORT, Writer, as_line, load_run
+from bench.records import MAY_BE_TOO_SHORT, Writer, as_line
 from bench.report import tables, text
+from bench.run import load_run
 from bench.units import si
 from kernels.op import precision
 from tests.support import ROOT
@@ -57,8 +58,8 @@ def test_share_of_the_roof_and_error_by_hand(tmp_path: Path) -> None:
     """1 GB in 400 µs is 2.5 TB/s; the largest read of the fixture reaches 2^32 B / (2 µs + 2^32 B / 3 TB/s)."""
     found = view(tmp_path, [*ceiling_records(), gemv(400e-6, expected=320e-6)])
     roof = 2**32 / (LAUNCH + 2**32 / ROOF)
-    assert found.ceilings is not None
-    assert found.ceilings.read_roof == pytest.approx(roof)
+    assert found.run.ceilings is not None
+    assert found.run.ceilings.read_roof == pytest.approx(roof)
     point = found.points[0]
     assert point.rate == pytest.approx(2.5e12)
     assert point.share == pytest.approx(2.5e12 / roof)
@@ -121,35 +122,6 @@ def test_on_a_host_whatever_was_swept_is_large(tmp_path: Path) -> None:
     swept, unswept = gemv(4e-3, case_id="a", rotation=SWEPT), gemv(3e-3, case_id="b", rotation={"flush_bytes": 0})
     cpu = view(tmp_path, [*ceiling_records(), swept, unswept], target={"kind": "cpu", "name": "Some CPU"})
     assert [p.record.case_id for p in cpu.large("ffn_gemv")] == ["a"]
-
-
-QUANTITY = {"value": 4e12, "unit": "B/s", "kind": "derived", "source": "driver"}
-
-
-def test_published_numbers_come_from_the_header_and_for_old_runs_from_the_table(tmp_path: Path) -> None:
-    new = {
-        "key": "unknown-part",
-        "name": "P",
-        "memory_bandwidth": QUANTITY,
-        "peaks": {"mma_bf16": {**QUANTITY, "unit": "FLOP/s"}},
-    }
-    old = {"key": "h100-sxm", "name": "P"}
-    found = {
-        name: view(tmp_path / name, ceiling_records(), device=device)
-        for name, device in (("new", new), ("old", old), ("none", {"key": None, "name": "P", "memory_bandwidth": None}))
-    }
-    bandwidth, peak = found["new"].published("memory_bandwidth"), found["new"].published("mma_bf16")
-    assert bandwidth
-    assert peak
-    assert (bandwidth.value, bandwidth.kind, peak.value) == (4e12, "derived", 4e12)
-    assert found["new"].published("mma_fp8") is None
-    known = found["old"].published("memory_bandwidth")
-    assert known
-    assert (known.value, known.kind) == (3.35e12, "datasheet")
-    assert found["none"].published("memory_bandwidth") is None
-    assert tables.ceilings(found["new"]).rows[0][1:4] == ("3.00 TB/s", "4.00 TB/s (derived)", "75%")
-    assert tables.ceilings(found["old"]).rows[0][2] == "3.35 TB/s"
-    assert "(75% of the derived 4.00 TB/s)" in text.verdict(found["new"])[0]
 
 
 def test_a_run_of_noisy_times_says_what_to_do(tmp_path: Path) -> None:

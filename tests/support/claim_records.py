@@ -9,7 +9,8 @@ from typing import Any
 
 from bench.devices import identify
 from bench.judge.claims import Verdict
-from bench.records import FILE, Record, Run, as_line, load_run
+from bench.records import FILE, Record, as_line
+from bench.run import Run, load_run
 
 H100 = "NVIDIA H100 80GB HBM3"
 READ = 3.0e12

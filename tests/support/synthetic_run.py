@@ -16,7 +16,8 @@ from bench.devices import DEVICES
 from bench.judge.view import View
 from bench.measure.runner import device_facts
 from bench.predict.roofline import predict_from_ceilings
-from bench.records import Record, Writer, as_line, load_run
+from bench.records import Record, Writer, as_line
+from bench.run import load_run
 from kernels.op import Stage, Target, Work, discover
 
 ROOF = 3.0e12

@@ -17,7 +17,7 @@ from bench.errors import unknown
 from bench.judge.claims.base import Claim, Comparison, Measured, Published, Verdict
 from bench.judge.claims.settle import judge_claim
 from bench.judge.claims.words import as_dict, explain, main_table, sentence, status_text
-from bench.records import Run
+from bench.run import Run
 
 __all__ = [
     "CLAIMS",

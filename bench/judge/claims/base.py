@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.ceilings import Ceilings
-from bench.devices import DEVICES
 from bench.judge.claims.settings import Setting
-from bench.records import Record, Run
+from bench.records import Record
+from bench.run import Run
 
 Status = Literal["HOLDS", "FAILS", "DEPENDS", "NOT MEASURED"]
 
@@ -129,50 +129,28 @@ class Comparison:
 
 
 class Measured:
-    """The usable records of one run: `ok`, with samples, and with no flag that the time may be too short.
-
-    The others are shown elsewhere and judge nothing here.
-    """
+    """What one run measured on its part. Only times that can be trusted judge a claim; reports show the others."""
 
     def __init__(self, run: Run) -> None:
-        facts = run.header.get("device", {})
-        self.device: str = facts.get("name", "unknown device")
-        self.part = DEVICES.get(facts.get("key") or "")
-        """What the table knows of this part, None for one that it does not hold."""
-        self.name: str = self.part.name if self.part else self.device
+        self.device = run.device_name
+        self.part = run.part
+        """The part's row in the table of devices; None for a part that the table does not hold."""
+        self.name = run.part.name if run.part else run.device_name
         """As predictions name the part, else as its driver does."""
         self.on_gpu = run.on_gpu
-        self.records = [r for r in run.records if r.status == "ok" and r.seconds and not r.may_be_too_short]
-        self._ceilings = Ceilings.from_records(self.records)
-
-    def find(self, op: str, **fields: object) -> list[Record]:
-        """All records of an op whose case has these values; a tuple gives several that will do."""
-
-        def fits(record: Record) -> bool:
-            return all(
-                record.case.get(name) in (value if isinstance(value, tuple) else (value,))
-                for name, value in fields.items()
-            )
-
-        return [r for r in self.records if r.op == op and fits(r)]
-
-    def fastest(self, op: str, **fields: object) -> list[Record]:
-        """The fastest implementation of each case: what the hardware was seen to do."""
-        best: dict[str, Record] = {}
-        for record in self.find(op, **fields):
-            known = best.get(record.case_id)
-            if known is None or seconds(record) < seconds(known):
-                best[record.case_id] = record
-        return list(best.values())
+        self.records = run.trusted
+        self.find, self.fastest = run.find, run.fastest
+        self._ceilings = run.ceilings
 
     @property
     def ceilings(self) -> Ceilings:
+        """Raises `Unmeasured` where the run measured no read."""
         if self._ceilings is None:
             raise Unmeasured("the run holds no read of `stream`, so no measured bandwidth to compare with")
         return self._ceilings
 
     def peak(self, pipe: str) -> float:
-        """Measured FLOP/s of a pipe."""
+        """Measured FLOP/s of a pipe. Raises `Unmeasured` where the run did not measure it."""
         peak = self._ceilings.pipes.get(pipe) if self._ceilings else None
         if peak is None:
             raise Unmeasured(f"the run holds no `gemm_peak` of {pipe}")

@@ -35,7 +35,8 @@ from bench.measure import runner
 from bench.measure.schedule import HANG_S
 from bench.operate.campaign import gate, tuning
 from bench.operate.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
-from bench.records import FILE, Writer, load_run, now
+from bench.records import FILE, Writer, now
+from bench.run import load_run
 from kernels.common import tuned
 from kernels.op import SUITES
 
