@@ -36,7 +36,7 @@ IN_A_THEME = """
 H{number}_SIZE = number("memory of the H100", 80e9, "B")
 
 
-def measure_h{number}(run: Measured) -> list[Comparison]:
+def measure_h{number}(run: MeasuredPart) -> list[Comparison]:
     return require_some([], "size of the memory")
 
 

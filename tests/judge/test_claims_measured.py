@@ -7,10 +7,9 @@ from itertools import product
 import pytest
 
 from bench.judge.claims import Verdict, explain, judge, scorecard
-from bench.judge.claims.base import Measured
 from bench.judge.claims.common import LLAMA_70B
 from bench.judge.claims.intensity import I1, bracketed
-from bench.judge.claims.reading import pairs
+from bench.judge.claims.reading import MeasuredPart, pairs
 from bench.records import MAY_BE_TOO_SHORT, Record
 from kernels.models import active_parameters
 from tests.support.claim_records import (
@@ -109,7 +108,7 @@ def test_intensity_is_bracketed_by_the_measured_roof() -> None:
     ],
 )
 def test_a_bracket_decides_inside_or_outside_of_the_range(intensity: float, slower: float, settled: bool) -> None:
-    measured = Measured(run(read()))
+    measured = MeasuredPart(run(read()))
     size = 1 << 30
     found = record("ffn_gemv", {"B": 1}, slower * size / READ, size=size, flops=intensity * size)
     ends = [c.value for c in bracketed(I1.published[0], measured, found)]

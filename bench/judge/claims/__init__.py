@@ -14,7 +14,8 @@ import pkgutil
 from collections.abc import Iterable
 
 from bench.errors import unknown
-from bench.judge.claims.base import Claim, Comparison, Measured, Published, Verdict
+from bench.judge.claims.base import Claim, Comparison, Published, Verdict
+from bench.judge.claims.reading import MeasuredPart
 from bench.judge.claims.settle import judge_claim
 from bench.judge.claims.words import as_dict, explain, main_table, sentence, status_text
 from bench.run import Run
@@ -69,10 +70,10 @@ def find_claim(claim_id: str) -> Claim:
 
 def judge(claim_id: str, runs: Iterable[Run] = ()) -> Verdict:
     """One claim. Raises `BadRequest` for an id that is not in the list."""
-    return judge_claim(find_claim(claim_id), [Measured(run) for run in runs])
+    return judge_claim(find_claim(claim_id), [MeasuredPart(run) for run in runs])
 
 
 def scorecard(runs: Iterable[Run] = ()) -> list[Verdict]:
     """Every claim, judged by the model and by what these runs measured; the same runs give the same verdicts."""
-    measured = [Measured(run) for run in runs]
+    measured = [MeasuredPart(run) for run in runs]
     return [judge_claim(claim, measured) for claim in CLAIMS.values()]

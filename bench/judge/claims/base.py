@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bench.ceilings import Ceilings
 from bench.judge.claims.settings import Setting
 from bench.records import Record
-from bench.run import Run
+
+if TYPE_CHECKING:
+    from bench.judge.claims.reading import MeasuredPart
 
 Status = Literal["HOLDS", "FAILS", "DEPENDS", "NOT MEASURED"]
 
@@ -128,42 +129,6 @@ class Comparison:
         return any(m.published.what == self.published.what and self.setting_key <= m.setting_key for m in measured)
 
 
-class Measured:
-    """What one run measured on its part. Only times that can be trusted judge a claim; reports show the others."""
-
-    def __init__(self, run: Run) -> None:
-        self.device = run.device_name
-        self.part = run.part
-        """The part's row in the table of devices; None for a part that the table does not hold."""
-        self.name = run.part.name if run.part else run.device_name
-        """As predictions name the part, else as its driver does."""
-        self.on_gpu = run.on_gpu
-        self.records = run.trusted
-        self.find, self.fastest = run.find, run.fastest
-        self._ceilings = run.ceilings
-
-    @property
-    def ceilings(self) -> Ceilings:
-        """Raises `Unmeasured` where the run measured no read."""
-        if self._ceilings is None:
-            raise Unmeasured("the run holds no read of `stream`, so no measured bandwidth to compare with")
-        return self._ceilings
-
-    def peak(self, pipe: str) -> float:
-        """Measured FLOP/s of a pipe. Raises `Unmeasured` where the run did not measure it."""
-        peak = self._ceilings.pipes.get(pipe) if self._ceilings else None
-        if peak is None:
-            raise Unmeasured(f"the run holds no `gemm_peak` of {pipe}")
-        return peak
-
-
-def seconds(record: Record) -> float:
-    """Median seconds of a record that has samples."""
-    value = record.seconds
-    assert value is not None
-    return value
-
-
 Predict = Callable[[], Sequence["Comparison | NoPrediction"]]
 """Values at all settings. A `NoPrediction` among them tells why a published number is compared with nothing."""
 
@@ -188,9 +153,9 @@ class Claim:
     setting: str
     """What is assumed where the text does not say, and what is varied."""
     predict: Predict | None = None
-    measure: Callable[[Measured], list[Comparison]] | None = None
+    measure: Callable[[MeasuredPart], list[Comparison]] | None = None
     """What one run measured. Raises `Unmeasured`."""
-    across: Callable[[list[Measured]], list[Comparison]] | None = None
+    across: Callable[[list[MeasuredPart]], list[Comparison]] | None = None
     """What runs of at least two different GPUs measured together. Raises `Unmeasured`."""
     never: str = ""
     """Why the claim cannot be measured here at all."""

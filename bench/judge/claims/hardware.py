@@ -7,17 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench.devices import DEVICES, DeviceSpec, find
-from bench.judge.claims.base import (
-    APPROXIMATE,
-    Claim,
-    Comparison,
-    Measured,
-    NoPrediction,
-    Published,
-    number,
-    our_range,
-    seconds,
-)
+from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, NoPrediction, Published, number, our_range
 from bench.judge.claims.common import (
     H100,
     LLAMA_8B,
@@ -32,7 +22,7 @@ from bench.judge.claims.common import (
     power,
     predicted,
 )
-from bench.judge.claims.reading import require_some
+from bench.judge.claims.reading import MeasuredPart, require_some, seconds
 from bench.predict.step_work import PRECISIONS
 
 VENDOR = "the vendor's number"
@@ -299,7 +289,7 @@ def predict_h6() -> list[Comparison | NoPrediction]:
     ]
 
 
-def measure_h6(run: Measured) -> list[Comparison]:
+def measure_h6(run: MeasuredPart) -> list[Comparison]:
     """The rates that make memories tiers. The run's header has their sizes, as the driver reports them."""
     reads = run.fastest("stream", kind="read")
     copies = run.fastest("host_link", kind=("h2d", "d2h"))

@@ -6,18 +6,7 @@ import math
 from itertools import product
 
 from bench.devices import DEVICES, find
-from bench.judge.claims.base import (
-    MEASURED,
-    Claim,
-    Comparison,
-    Measured,
-    NoPrediction,
-    Published,
-    Unmeasured,
-    number,
-    our_range,
-    seconds,
-)
+from bench.judge.claims.base import MEASURED, Claim, Comparison, NoPrediction, Published, Unmeasured, number, our_range
 from bench.judge.claims.common import (
     DEEPSEEK_V3,
     H100,
@@ -35,6 +24,7 @@ from bench.judge.claims.common import (
 )
 from bench.judge.claims.reading import (
     MIN_GROWTH,
+    MeasuredPart,
     attention,
     batch_of,
     cache_format,
@@ -45,6 +35,7 @@ from bench.judge.claims.reading import (
     layer_sweeps,
     require_part,
     require_some,
+    seconds,
     weight_format,
     weight_kind,
 )
@@ -71,7 +62,7 @@ def predict_i1() -> list[Comparison]:
     ]
 
 
-def bracketed(published: Published, run: Measured, record: Record, **setting: object) -> list[Comparison]:
+def bracketed(published: Published, run: MeasuredPart, record: Record, **setting: object) -> list[Comparison]:
     """The intensity that hardware counters give. Without counters, both ends of the bracket that holds it.
 
     A kernel far from the roof has a wide bracket. A bracket that overlaps the published range without lying inside it
@@ -90,7 +81,7 @@ def bracketed(published: Published, run: Measured, record: Record, **setting: ob
     return [measured(published, end, how, [record], **setting) for end in ends]
 
 
-def measure_i1(run: Measured) -> list[Comparison]:
+def measure_i1(run: MeasuredPart) -> list[Comparison]:
     found = []
     for kind, sweep in layer_sweeps(run, B=(1, 8, 64)).items():
         for record in sweep:
@@ -131,7 +122,7 @@ def predict_i2() -> list[Comparison]:
     ]
 
 
-def measure_i2(run: Measured) -> list[Comparison]:
+def measure_i2(run: MeasuredPart) -> list[Comparison]:
     found = []
     for kind, sweep in layer_sweeps(run, B=1).items():
         found += bracketed(I2_DECODE, run, sweep[0], phase="decode", weights=kind)
@@ -160,7 +151,7 @@ def predict_i3() -> list[Comparison]:
     return [predicted(I3_RIDGE, value, "dense bf16 peak / memory bandwidth", ceilings="datasheet")]
 
 
-def measure_i3(run: Measured) -> list[Comparison]:
+def measure_i3(run: MeasuredPart) -> list[Comparison]:
     require_part(run, H100)
     value = run.peak("mma_bf16") / run.ceilings.read_roof
     used = [*run.fastest("stream", kind="read"), *run.fastest("gemm_peak")]
@@ -193,7 +184,7 @@ def predict_i4() -> list[Comparison]:
     return found
 
 
-def measure_i4(run: Measured) -> list[Comparison]:
+def measure_i4(run: MeasuredPart) -> list[Comparison]:
     require_part(run, H100)
     found, reasons = [], []
     for kind, sweep in layer_sweeps(run).items():
@@ -236,7 +227,7 @@ def predict_i5() -> list[Comparison]:
     return found
 
 
-def measure_i5(run: Measured) -> list[Comparison]:
+def measure_i5(run: MeasuredPart) -> list[Comparison]:
     found = []
     for record in attention(run):
         group = record.case["H_q"] // record.case["H_kv"]
@@ -282,13 +273,13 @@ def predict_i6() -> list[Comparison]:
     return found
 
 
-def moe_sweeps(run: Measured) -> list[list[Record]]:
+def moe_sweeps(run: MeasuredPart) -> list[list[Record]]:
     """Each MoE layer in each precision, swept over ascending batches. The sweep with the most batches comes first."""
     groups = comparable(run.fastest("moe_ffn", routing="uniform"), "B")
     return sorted((sorted(fastest_by_batch(g).values(), key=batch_of) for g in groups), key=len, reverse=True)
 
 
-def measure_i6(run: Measured) -> list[Comparison]:
+def measure_i6(run: MeasuredPart) -> list[Comparison]:
     found = []
     for sweep in moe_sweeps(run):
         case = sweep[0].case
@@ -334,7 +325,7 @@ def predict_i7() -> list[Comparison]:
     return found
 
 
-def measure_i7(run: Measured) -> list[Comparison]:
+def measure_i7(run: MeasuredPart) -> list[Comparison]:
     found = []
     for sweep in moe_sweeps(run):
         one, many = sweep[0], min(sweep, key=lambda r: abs(math.log(batch_of(r) / 256)))

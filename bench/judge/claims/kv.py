@@ -8,13 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from bench.devices import find
-from bench.judge.claims.base import (
-    Claim,
-    Comparison,
-    Published,
-    number,
-    our_range,
-)
+from bench.judge.claims.base import Claim, Comparison, Published, number, our_range
 from bench.judge.claims.common import COMPARED_PARTS, DEEPSEEK_V3, LLAMA_8B, LLAMA_70B, capacity, predicted
 from bench.predict.step_work import PRECISIONS
 from kernels.models import ModelShape, kv_bytes, model, parameters

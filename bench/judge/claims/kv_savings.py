@@ -6,21 +6,11 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
-from bench.judge.claims.base import (
-    MEASURED,
-    Claim,
-    Comparison,
-    Measured,
-    Published,
-    Unmeasured,
-    number,
-    our_range,
-    seconds,
-)
+from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number, our_range
 from bench.judge.claims.common import DEEPSEEK_V3, LLAMA_70B, measured, predicted
 from bench.judge.claims.paging_simulation import AZURE_SAMPLE, LOG_SDS, WORKLOADS, Workload, compare_allocators
 from bench.judge.claims.paging_simulation import Comparison as Allocators
-from bench.judge.claims.reading import attention, cache_format, comparable, require_some
+from bench.judge.claims.reading import MeasuredPart, attention, cache_format, comparable, require_some, seconds
 from bench.records import Record
 from kernels.models import MODELS, ModelShape, kv_bytes, kv_elements_per_layer, model
 
@@ -93,7 +83,7 @@ LARGE = 64 << 20
 """Bytes from which an attention case is compared across head counts: there a launch costs under a tenth of the time."""
 
 
-def measure_k4(run: Measured) -> list[Comparison]:
+def measure_k4(run: MeasuredPart) -> list[Comparison]:
     """Attention time per query head and cached token, against multi-head attention."""
 
     def cost(record: Record) -> float:
@@ -191,7 +181,7 @@ def predict_k8() -> list[Comparison]:
     return found
 
 
-def measure_k8(run: Measured) -> list[Comparison]:
+def measure_k8(run: MeasuredPart) -> list[Comparison]:
     """Time of windowed attention at the longest context over the shortest, both longer than the window."""
     found = []
     windowed = [r for r in run.fastest("attention_decode", q_len=1) if 0 < r.case["window"] < r.case["T"]]

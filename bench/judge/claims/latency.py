@@ -6,9 +6,10 @@ import math
 from itertools import product
 
 from bench.devices import find
-from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Published, number, our_range, seconds
+from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, number, our_range
 from bench.judge.claims.common import H100, LLAMA_70B, SHORT_CONTEXT, bisect, capacity, decode, measured, predicted
 from bench.judge.claims.reading import (
+    MeasuredPart,
     attention,
     batch_of,
     cache_seconds,
@@ -20,6 +21,7 @@ from bench.judge.claims.reading import (
     prompt_seconds,
     require_part,
     require_some,
+    seconds,
     weights_seconds,
 )
 from bench.records import Record
@@ -46,7 +48,7 @@ def predict_token(key: str, published: Published) -> list[Comparison]:
     ]
 
 
-def measure_token(run: Measured, key: str, published: Published) -> list[Comparison]:
+def measure_token(run: MeasuredPart, key: str, published: Published) -> list[Comparison]:
     """The same measured time at both settings, because a run does not measure whether the model fits."""
     value, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=1)
     how = "seconds per weight of the model's measured layers x its weights"
@@ -56,7 +58,7 @@ def measure_token(run: Measured, key: str, published: Published) -> list[Compari
     ]
 
 
-def measure_t1(run: Measured) -> list[Comparison]:
+def measure_t1(run: MeasuredPart) -> list[Comparison]:
     require_part(run, H100)
     return measure_token(run, H100, T1_TIME)
 
@@ -87,7 +89,7 @@ def predict_t2() -> list[Comparison]:
     return [comparison for key, published in T2_TIMES.items() for comparison in predict_token(key, published)]
 
 
-def across_t2(runs: list[Measured]) -> list[Comparison]:
+def across_t2(runs: list[MeasuredPart]) -> list[Comparison]:
     found = []
     for run in runs:
         if run.part and run.part.key in T2_TIMES:
@@ -126,7 +128,7 @@ def added(few: Record, many: Record) -> float:
     return (seconds(many) / seconds(few) - 1) / (batch_of(many) - batch_of(few))
 
 
-def measure_t3(run: Measured) -> list[Comparison]:
+def measure_t3(run: MeasuredPart) -> list[Comparison]:
     """Weights at batches up to 64, and attention, whose time each request adds anew."""
     found = []
     how = "(time at the larger batch / time at the smaller - 1) / requests between"
@@ -173,7 +175,7 @@ def predict_t8() -> list[Comparison]:
     return found
 
 
-def measure_t8(run: Measured) -> list[Comparison]:
+def measure_t8(run: MeasuredPart) -> list[Comparison]:
     """A layer's weights at both batches, and attention to the context that was measured, for each request."""
     weights, records = {}, {}
     for batch in (1, 64):
@@ -217,7 +219,7 @@ def predict_t9() -> list[Comparison]:
     return [predicted(T9_RATIO, ratio(batch), how, batch=batch) for batch in sorted({1, 16, right, 64, 128, 256})]
 
 
-def measure_t9(run: Measured) -> list[Comparison]:
+def measure_t9(run: MeasuredPart) -> list[Comparison]:
     """The time per token of a step at each measured batch over that of a prompt, both with 2,048 tokens."""
     _, reading, prompt = prompt_seconds(run, LLAMA_70B, PROMPT)
     per_token, cache = cache_seconds(run, LLAMA_70B)
@@ -260,7 +262,7 @@ def predict_t10() -> list[Comparison]:
     return found
 
 
-def measure_t10(run: Measured) -> list[Comparison]:
+def measure_t10(run: MeasuredPart) -> list[Comparison]:
     """Attention with a draft of 2 to 8 tokens, and weights at 4 times the batch."""
     found = []
     how = "attention with a draft / with one query token"

@@ -7,17 +7,7 @@ from itertools import product
 from statistics import median
 
 from bench.devices import find
-from bench.judge.claims.base import (
-    MEASURED,
-    Claim,
-    Comparison,
-    Measured,
-    NoPrediction,
-    Published,
-    Unmeasured,
-    number,
-    seconds,
-)
+from bench.judge.claims.base import MEASURED, Claim, Comparison, NoPrediction, Published, Unmeasured, number
 from bench.judge.claims.common import (
     COMPARED_PARTS,
     H100,
@@ -31,7 +21,7 @@ from bench.judge.claims.common import (
     predicted,
 )
 from bench.judge.claims.kv import K5_BATCHES
-from bench.judge.claims.reading import require_part, require_some, weights_seconds
+from bench.judge.claims.reading import MeasuredPart, require_part, require_some, seconds, weights_seconds
 from kernels.models import active_parameters
 
 # ------------------------------------------------------------------------------------- M1: the price of a batch
@@ -59,7 +49,7 @@ def predict_m1() -> list[Comparison]:
     return found
 
 
-def measure_m1(run: Measured) -> list[Comparison]:
+def measure_m1(run: MeasuredPart) -> list[Comparison]:
     """The time of the weights alone, from the model's measured layers, so the context is 0."""
     require_part(run, H100)
     found, reasons = [], []
@@ -216,7 +206,7 @@ def predict_m5() -> list[Comparison | NoPrediction]:
     return found
 
 
-def measure_m5(run: Measured) -> list[Comparison]:
+def measure_m5(run: MeasuredPart) -> list[Comparison]:
     """Mean board power while the model's layers ran x their time, scaled to all weights of a token.
 
     A record's power is that of its case, measured over all implementations in turn, not over the fastest alone.
@@ -259,7 +249,7 @@ LARGE = 16 << 20
 """Bytes from which cases are compared. Smaller cases differ by their launches."""
 
 
-def measure_m6(run: Measured) -> list[Comparison]:
+def measure_m6(run: MeasuredPart) -> list[Comparison]:
     """The median, over an operation's cases, of the slowest implementation's time over the fastest's."""
     found = []
     for op in JUDGED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from bench.devices import find
-from bench.judge.claims.base import MEASURED, Claim, Comparison, Measured, Published, Unmeasured, number, seconds
+from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number
 from bench.judge.claims.common import (
     H100,
     LLAMA_70B,
@@ -18,12 +18,14 @@ from bench.judge.claims.common import (
     predicted,
 )
 from bench.judge.claims.reading import (
+    MeasuredPart,
     attention,
     by_weight_kind,
     cache_format,
     gemv,
     pairs,
     require_some,
+    seconds,
     weight_kind,
 )
 from bench.predict.step_work import PRECISIONS
@@ -34,7 +36,7 @@ LARGE = 64 << 20
 """Bytes in 16 bits from which a case is compared: there a launch takes under a tenth of the time."""
 
 
-def same_layer_pairs(run: Measured, kind: str) -> list[tuple[Record, Record]]:
+def same_layer_pairs(run: MeasuredPart, kind: str) -> list[tuple[Record, Record]]:
     """Pairs (16-bit, `kind`) of one large layer at batch 1."""
     kinds = by_weight_kind(gemv(run, B=1))
     plain = WEIGHT_KINDS["bf16"]
@@ -67,7 +69,7 @@ def predict_t4() -> list[Comparison]:
     return found
 
 
-def measure_t4(run: Measured) -> list[Comparison]:
+def measure_t4(run: MeasuredPart) -> list[Comparison]:
     found = []
     for kind in (WEIGHT_KINDS["w8a16"], WEIGHT_KINDS["fp8"]):
         layers = same_layer_pairs(run, kind)
@@ -131,7 +133,7 @@ def predict_t6() -> list[Comparison]:
     ]
 
 
-def measure_t6(run: Measured) -> list[Comparison]:
+def measure_t6(run: MeasuredPart) -> list[Comparison]:
     both = pairs(attention(run), cache_format, "bf16", "fp8", "kv")
     large = [pair for pair in both if pair[0].bytes >= LARGE]
     if not large:
@@ -179,7 +181,7 @@ def predict_t7() -> list[Comparison]:
     return found
 
 
-def measure_t7(run: Measured) -> list[Comparison]:
+def measure_t7(run: MeasuredPart) -> list[Comparison]:
     found = []
     for kind in map(WEIGHT_KINDS.__getitem__, QUANTIZED):
         layers = same_layer_pairs(run, kind)

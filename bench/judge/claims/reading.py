@@ -5,16 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from bench.ceilings import Ceilings
 from bench.devices import find
-from bench.judge.claims.base import Measured, Unmeasured, seconds
+from bench.judge.claims.base import Unmeasured
 from bench.judge.claims.common import WEIGHT_KINDS
 from bench.judge.interventions import LABELS
 from bench.records import Record
+from bench.run import Run
 from kernels.common.quantization import FORMATS
 from kernels.models import ModelShape, active_parameters, attention_projections, ffn_projections, projections
 from kernels.op import discover, stored_as
 
 T = TypeVar("T")
+
+
+class MeasuredPart:
+    """What one run measured on its part. Only times that can be trusted judge a claim. Reports show the others."""
+
+    def __init__(self, run: Run) -> None:
+        self.device = run.device_name
+        self.part = run.part
+        """The part's row in the table of devices, or None if the table does not hold it."""
+        self.name = run.part.name if run.part else run.device_name
+        """The name that predictions use for the part, else the name that its driver gives."""
+        self.on_gpu = run.on_gpu
+        self.records = run.trusted
+        self.find, self.fastest = run.find, run.fastest
+        self._ceilings = run.ceilings
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """Raises `Unmeasured` if the run measured no read."""
+        if self._ceilings is None:
+            raise Unmeasured("the run holds no read of `stream`, so no measured bandwidth to compare with")
+        return self._ceilings
+
+    def peak(self, pipe: str) -> float:
+        """Measured FLOP/s of a pipe. Raises `Unmeasured` if the run did not measure it."""
+        peak = self._ceilings.pipes.get(pipe) if self._ceilings else None
+        if peak is None:
+            raise Unmeasured(f"the run holds no `gemm_peak` of {pipe}")
+        return peak
+
+
+def seconds(record: Record) -> float:
+    """Median seconds of a record that has samples."""
+    value = record.seconds
+    assert value is not None
+    return value
 
 
 def weight_format(record: Record) -> str:
@@ -38,24 +76,24 @@ def weight_kind(record: Record) -> str:
     return WEIGHT_KINDS[name]
 
 
-def require_part(run: Measured, key: str) -> None:
+def require_part(run: MeasuredPart, key: str) -> None:
     """Raises `Unmeasured` unless the run was made on that part."""
     if not run.on_gpu or run.part is None or run.part.key != key:
         raise Unmeasured(f"the run is of {run.device}; the claim is about the {find(key).name}")
 
 
-def nominal_peak(run: Measured, pipe: str) -> float:
+def nominal_peak(run: MeasuredPart, pipe: str) -> float:
     """FLOP/s of the datasheet if the part is known, else those that `gemm_peak` measured."""
     quantity = run.part.peaks.get(pipe) if run.part else None
     return quantity.value if quantity else run.peak(pipe)
 
 
-def gemv(run: Measured, *, weights: str | None = None, **fields: object) -> list[Record]:
+def gemv(run: MeasuredPart, *, weights: str | None = None, **fields: object) -> list[Record]:
     """The fastest implementation of each `ffn_gemv` case, with weights of one format or of all."""
     return [r for r in run.fastest("ffn_gemv", **fields) if weights is None or weight_format(r) == weights]
 
 
-def attention(run: Measured, **fields: object) -> list[Record]:
+def attention(run: MeasuredPart, **fields: object) -> list[Record]:
     """The fastest implementation of each plain `attention_decode` case. `fields` replace those of a plain case."""
     return run.fastest("attention_decode", **(discover()["attention_decode"].case_type.PLAIN | fields))
 
@@ -67,7 +105,7 @@ def require_some(found: list[T], what: str) -> list[T]:
     return found
 
 
-def intensity_bracket(record: Record, run: Measured) -> tuple[float, float]:
+def intensity_bracket(record: Record, run: MeasuredPart) -> tuple[float, float]:
     """The least and the most FLOP per byte that the time allows, without counters.
 
     The kernel cannot have moved more bytes than the measured read roof moves in its time, nor fewer than the
@@ -77,7 +115,7 @@ def intensity_bracket(record: Record, run: Measured) -> tuple[float, float]:
     return record.flops / most_bytes, record.flops / record.bytes
 
 
-def weights_seconds(run: Measured, shape: ModelShape, *, weights: str, batch: int) -> tuple[float, list[Record]]:
+def weights_seconds(run: MeasuredPart, shape: ModelShape, *, weights: str, batch: int) -> tuple[float, list[Record]]:
     """Seconds to read all weights for a token: the measured layers' time per weight x the model's weights.
 
     Raises `Unmeasured` without a layer of this model at this batch.
@@ -93,14 +131,14 @@ def weights_seconds(run: Measured, shape: ModelShape, *, weights: str, batch: in
     return sum(seconds(r) for r in records) / elements * active_parameters(shape), records
 
 
-def cache_seconds(run: Measured, shape: ModelShape) -> tuple[float, Record]:
+def cache_seconds(run: MeasuredPart, shape: ModelShape) -> tuple[float, Record]:
     """Seconds of attention in all layers for each token in a 16-bit cache, from the largest case that was measured."""
     caches = [r for r in attention(run, model=shape.name) if cache_format(r) == "bf16"]
     record = max(require_some(caches, f"`attention_decode` of {shape.name} in bf16"), key=lambda r: r.bytes)
     return shape.layers * seconds(record) / (batch_of(record) * record.case["T"]), record
 
 
-def prompt_seconds(run: Measured, shape: ModelShape, prompt: int) -> tuple[float, float, list[Record]]:
+def prompt_seconds(run: MeasuredPart, shape: ModelShape, prompt: int) -> tuple[float, float, list[Record]]:
     """FLOP and seconds of all layers that read a prompt of this length in bf16, and the `prefill` records used.
 
     Weights take the rate of the model's measured projections. Attention takes the best rate measured for the model, or
@@ -188,13 +226,13 @@ def by_weight_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def layer_sweeps(run: Measured, **fields: object) -> dict[str, list[Record]]:
+def layer_sweeps(run: MeasuredPart, **fields: object) -> dict[str, list[Record]]:
     """For each kind of weights, the fastest implementation of its largest layer at each batch."""
     kinds = by_weight_kind(run.fastest("ffn_gemv", **fields))
     return {kind: largest_layer_sweep(records) for kind, records in kinds.items()}
 
 
-def bf16_sweep(run: Measured) -> list[Record]:
+def bf16_sweep(run: MeasuredPart) -> list[Record]:
     """The batch sweep of 16-bit weights. Raises `Unmeasured` if there is none."""
     return require_some(layer_sweeps(run).get(WEIGHT_KINDS["bf16"], []), "`ffn_gemv` in bf16")
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from bench.judge.claims.base import Claim, Comparison, Measured, NoPrediction, Status, Unmeasured, Verdict
+from bench.judge.claims.base import Claim, Comparison, NoPrediction, Status, Unmeasured, Verdict
+from bench.judge.claims.reading import MeasuredPart
 from bench.judge.claims.settings import describe
 
 DEVICE = "device"
@@ -31,7 +32,7 @@ ONLY_PREDICTED = " (predicted; nothing measured fits)"
 """Added to a condition that no measurement supports."""
 
 
-def judge_claim(claim: Claim, runs: Sequence[Measured]) -> Verdict:
+def judge_claim(claim: Claim, runs: Sequence[MeasuredPart]) -> Verdict:
     """Pure: the same runs give the same verdict."""
     predicted, gap = _predict(claim)
     predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
@@ -72,7 +73,7 @@ def _predict(claim: Claim) -> tuple[list[Comparison], str]:
     return [c for c in given if isinstance(c, Comparison)], "; ".join(gaps)
 
 
-def _measure(claim: Claim, runs: Sequence[Measured]) -> tuple[list[Comparison], str]:
+def _measure(claim: Claim, runs: Sequence[MeasuredPart]) -> tuple[list[Comparison], str]:
     """The comparisons of all runs, and the reason if none of them counts.
 
     If several GPUs measured something, each value gets its device's name, unless all values name their part already.
@@ -82,7 +83,7 @@ def _measure(claim: Claim, runs: Sequence[Measured]) -> tuple[list[Comparison], 
     found: list[Comparison] = []
     reasons: list[str] = []
     if claim.measure is not None:
-        of_runs: list[tuple[Measured, Comparison]] = []
+        of_runs: list[tuple[MeasuredPart, Comparison]] = []
         for run in runs:
             try:
                 of_runs += [(run, replace(c, on_gpu=run.on_gpu)) for c in claim.measure(run)]

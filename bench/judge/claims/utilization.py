@@ -15,12 +15,10 @@ from bench.judge.claims.base import (
     MEASURED,
     Claim,
     Comparison,
-    Measured,
     Published,
     Unmeasured,
     number,
     our_range,
-    seconds,
 )
 from bench.judge.claims.common import (
     H100,
@@ -37,6 +35,7 @@ from bench.judge.claims.common import (
     total_work,
 )
 from bench.judge.claims.reading import (
+    MeasuredPart,
     batch_of,
     bf16_sweep,
     cache_format,
@@ -44,6 +43,7 @@ from bench.judge.claims.reading import (
     nominal_peak,
     prompt_seconds,
     require_some,
+    seconds,
     weight_format,
 )
 from bench.predict.step_model import step
@@ -60,7 +60,7 @@ I8_FALL = Published(
 L2_HITS = "l2_hit_rate"
 
 
-def measure_i8(run: Measured) -> list[Comparison]:
+def measure_i8(run: MeasuredPart) -> list[Comparison]:
     """Prefill is the GEMMs and attention of a prompt if the run counted these, else any large GEMM."""
     found = (run.find("prefill"), run.find("gemm_peak", kind="gemm"))
     prefill = next((counted for records in found if (counted := [r for r in records if r.counters.get(L2_HITS)])), [])
@@ -105,13 +105,13 @@ def predict_i9() -> list[Comparison]:
     return [predicted(I9_SHARE, utilization(batch), how, batch=batch) for batch in sorted({*DECODE_BATCHES, right})]
 
 
-def gemv_utilization(run: Measured) -> list[tuple[int, float, Record]]:
+def gemv_utilization(run: MeasuredPart) -> list[tuple[int, float, Record]]:
     """Batch, share of the peak and record of each bf16 layer."""
     top = nominal_peak(run, "mma_bf16")
     return [(batch_of(r), r.flops / (seconds(r) * top), r) for r in bf16_sweep(run)]
 
 
-def measure_i9(run: Measured) -> list[Comparison]:
+def measure_i9(run: MeasuredPart) -> list[Comparison]:
     how = "FLOP of a bf16 layer / (seconds x the part's peak)"
     return [measured(I9_SHARE, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
 
@@ -160,7 +160,7 @@ def predict_i10() -> list[Comparison]:
     return found
 
 
-def measure_i10(run: Measured) -> list[Comparison]:
+def measure_i10(run: MeasuredPart) -> list[Comparison]:
     """The measured prompts. For the waste, the prompt nearest to `PROMPT` tokens together with decode's weights."""
     top = nominal_peak(run, "mma_bf16")
     tops = {"the best measured GEMM": run.peak("mma_bf16")}
@@ -223,7 +223,7 @@ def predict_i11() -> list[Comparison]:
     return found
 
 
-def measure_i11(run: Measured) -> list[Comparison]:
+def measure_i11(run: MeasuredPart) -> list[Comparison]:
     """Elasticities of each of our implementations over the decode cases that are large enough."""
     found, reasons = [], []
     how = "exponent in log t = a + e_b log bytes + e_f log FLOP, either end of its 95% interval"
@@ -272,7 +272,7 @@ def predict_i12() -> list[Comparison]:
     return found
 
 
-def across_i12(runs: list[Measured]) -> list[Comparison]:
+def across_i12(runs: list[MeasuredPart]) -> list[Comparison]:
     first, *others = runs
     found = []
     for other, op in product(others, DECODE_OPS):
@@ -331,7 +331,7 @@ def predict_i13() -> list[Comparison]:
     return found
 
 
-def measure_i13(run: Measured) -> list[Comparison]:
+def measure_i13(run: MeasuredPart) -> list[Comparison]:
     sweep = sorted(bf16_sweep(run), key=batch_of)
     if batch_of(sweep[0]) != 1 or batch_of(sweep[-1]) < 128:
         raise Unmeasured("no layer in bf16 was swept from batch 1 to 128 or more")
