@@ -56,17 +56,17 @@ def attend(H_q: int, H_kv: int, *, B: int = 16, T: int = 8192, kv: str = "", tim
     """Attention at the read bandwidth, `time` times as slow."""
     window = more.get("window", 0)
     size = 2 * B * min(T, window or T) * H_kv * 128 * (1 if kv == "fp8" else 2)
-    case = {"model": "", "B": B, "H_q": H_q, "H_kv": H_kv, "D": 128, "T": T, "lengths": "uniform", "page": 16,
-            "layout": "NHD", "order": "shuffled", "dtype": "bf16", "kv": kv, "q_len": 1, "window": 0, "sinks": 0,
-            "softcap": 0.0, "prefix": 0}  # fmt: skip
+    case = {"model": "", "B": B, "H_q": H_q, "H_kv": H_kv, "D": 128, "T": T}
+    case |= {"lengths": "uniform", "page": 16, "layout": "NHD", "order": "shuffled", "dtype": "bf16", "kv": kv}
+    case |= {"q_len": 1, "window": 0, "sinks": 0, "softcap": 0.0, "prefix": 0}
     case |= {name: more.pop(name) for name in list(more) if name in case}
     return record("attention_decode", case, time * size / READ, size=size, flops=4 * B * T * H_q * 128, **more)
 
 
 def experts(B: int, weights: str = "bf16", *, time: float = 1e-3, E: int = 256, k: int = 8) -> Record:
     """An MoE layer of DeepSeek-V3."""
-    case = {"model": "deepseek-v3", "B": B, "E": E, "k": k, "H": 7168, "F": 2048, "routing": "uniform",
-            "dtype": "bf16", "weights": weights}  # fmt: skip
+    case = {"model": "deepseek-v3", "B": B, "E": E, "k": k, "H": 7168, "F": 2048}
+    case |= {"routing": "uniform", "dtype": "bf16", "weights": weights}
     return record("moe_ffn", case, time, size=1 << 24, flops=6 * B * k * 7168 * 2048)
 
 
@@ -109,9 +109,7 @@ def host_copy(kind: str = "h2d", *, size: int = 1 << 26, bandwidth: float = 50e9
 
 
 def full_run() -> Run:
-    return run(
-        read(), gemm(), *(layer(B, w) for B in (1, 4, 8, 16, 64, 256, 512) for w in BYTES),
-        attend(32, 32), attend(64, 8), attend(64, 8, kv="fp8"), attend(64, 8, B=64), attend(64, 8, q_len=4),
-        *prompt(512), *prompt(2048),
-        attend(64, 8, model="llama-3.1-70b"), attend(64, 8, T=8192, window=4096), attend(64, 8, T=32768, window=4096),
-    )  # fmt: skip
+    layers = [layer(B, weights) for B in (1, 4, 8, 16, 64, 256, 512) for weights in BYTES]
+    caches = [attend(32, 32), attend(64, 8), attend(64, 8, kv="fp8"), attend(64, 8, B=64), attend(64, 8, q_len=4)]
+    caches += [attend(64, 8, model="llama-3.1-70b"), *(attend(64, 8, T=T, window=4096) for T in (8192, 32768))]
+    return run(read(), gemm(), *layers, *prompt(512), *prompt(2048), *caches)
