@@ -1,14 +1,17 @@
-"""The parts that predictions know: every number with the document it was read in, nothing guessed.
+"""How a vendor's numbers become a `DeviceSpec`: each with the document that it was read in, nothing guessed.
 
-Capacities, bandwidths and powers are as published (decimal units unless the document says GiB); peaks are dense, in
-TFLOP/s here and FLOP/s in the table. A figure of a whole server is divided by its parts; where only a sparse figure is
-printed, the dense one is half of it, and the source says so. `link` and `host` are one direction: half of a
-bidirectional figure. `others` names the document of a field that the main one leaves out. A document that was read in
-someone's copy or quotation names the copy. Caches printed in MB are MiB where the driver says so.
+- Capacities, bandwidths and powers are as published: decimal units unless the document says GiB. Caches printed in MB
+  are MiB where the driver says so.
+- Peaks are dense, in TFLOP/s in the lists of parts and in FLOP/s in the `DeviceSpec`. Where a document prints only a
+  sparse figure, the dense one is half of it, and the source says so.
+- A figure for a whole server is divided by its parts.
+- `link` and `host` count one direction: half of a bidirectional figure.
+- `others` names the document of a field that the main document leaves out. Where we read a document in someone's copy
+  or quotation, the source names the copy.
 
-SM counts are those of the same documents but for the B200's, which NVIDIA does not publish; shared memory per SM is
-from NVIDIA's tuning guides (Ampere, Hopper, Ada, Blackwell). Left empty: links of Trainium, of which AWS does not say
-whether they count both directions; the B300's host link, which goes through a network card's PCIe switch.
+The documents give the number of SMs too, except for the B200: NVIDIA does not publish it. Some fields are left empty:
+Trainium's links, because AWS does not say whether it counts both directions; the B300's host link, because it goes
+through a network card's PCIe switch.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ UNITS = {
 
 
 def tflops(**rates: float) -> dict[str, float]:
-    """Peaks by pipe from peaks by element type: `bf16=312, fp32=19.5`. Only fp32 is not on the tensor cores."""
+    """Peaks by pipe from peaks by element type: `bf16=312, fp32=19.5`. All but fp32 are of the tensor cores."""
     return {"fma_fp32" if kind == "fp32" else f"mma_{kind}": rate for kind, rate in rates.items()}
 
 
@@ -50,9 +53,9 @@ def part(
     driver: str = "",
     **fields: Any,
 ) -> DeviceSpec:
-    """`memory` is its kind, bandwidth and capacity; `peaks` are in TFLOP/s by pipe; the name begins with the vendor.
+    """One part. Its name begins with the vendor; `memory` is kind, bandwidth, capacity; `peaks` are TFLOP/s by pipe.
 
-    Fields of `UNITS` become a `Quantity` from `source`, or from `others[field]`.
+    Each field of `UNITS` becomes a `Quantity` whose source is `source`, or `others[field]` where there is one.
     """
     documents = others or {}
     kind, fields["bandwidth"], fields["capacity"] = memory
@@ -81,7 +84,7 @@ def part(
 
 
 PCIE_GEN4, PCIE_GEN5 = 32 * GB, 64 * GB
-"""One direction of 16 lanes: half of the 64 and 128 GB/s in the data sheets."""
+"""One direction of 16 lanes, half of the 64 and 128 GB/s in the datasheets."""
 
 BOOK = "{}; text in github.com/bojieli/ai-infra-book, references/text/{}.txt".format
 STAS = "quoted in github.com/stas00/ml-engineering, compute/accelerator"

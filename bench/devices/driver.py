@@ -1,4 +1,4 @@
-"""What the driver says of a GPU: NVML, read through `pynvml`. torch is imported inside functions only."""
+"""What the driver says about a GPU: NVML, read through `pynvml`. torch is imported inside functions only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def device_properties() -> Any:
-    """torch's properties of the current CUDA device; their UUID and PCI address say which one it is."""
+    """torch's properties of the current CUDA device. Their UUID and PCI address identify it."""
     cuda = torch_module().cuda
     return cuda.get_device_properties(cuda.current_device())
 
@@ -26,7 +26,7 @@ def torch_module() -> Any:
 
 
 def cuda_problem(torch: Any = None, nvml: Any = None) -> str | None:
-    """None where torch can use a GPU, else the one thing that is missing."""
+    """None if torch can use a GPU, else the one thing that is missing."""
     torch = torch or torch_module()
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
@@ -60,15 +60,16 @@ SLOWDOWNS = {
     0x200: "board_limit",
     0x400: "reliability",
 }
-"""Bits of nvml.h's `nvmlClocksEventReason*` that mean: held below the clocks that were asked for by a fault or a
-neighbour. The power cap is apart: a part under full load runs at it, and measuring again changes nothing."""
+"""Bits of nvml.h's `nvmlClocksEventReason*`: a fault or a neighbour holds the part below the clocks it was asked for.
+
+The power cap is not among them: a part under full load runs at it, and measuring again changes nothing."""
 SETTINGS = {0x002: "applications_clocks_setting", 0x100: "display_clock_setting"}
-"""Bits that only say which setting chose the clock. Bit 0 is idle."""
+"""Bits that only say which setting chose the clock. Bit 0 means idle."""
 KNOWN_REASONS = {**SLOWDOWNS, **SETTINGS, POWER_CAP: "sw_power_cap"}
 
 
 def clock_reasons(mask: int) -> list[str]:
-    """Names of the reasons in a bit mask, idle left out; a bit unknown here is named by its value."""
+    """Names of the reasons in a bit mask, without idle. A bit that is unknown here is named by its value."""
     bits = [1 << i for i in range(1, mask.bit_length()) if mask >> i & 1]
     return [KNOWN_REASONS.get(bit, f"bit_{bit:#x}") for bit in bits]
 
@@ -82,7 +83,7 @@ LIVE: dict[str, Reading] = {
     "temperature_c": lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU),
     "clock_reasons": lambda n, h: n.nvmlDeviceGetCurrentClocksEventReasons(h),
 }
-"""Polled while a case runs. NVML gives MHz and mW."""
+"""Read again and again while a case runs. NVML gives MHz and mW."""
 
 
 def _ecc_errors(kind: str) -> Reading:
@@ -96,7 +97,7 @@ TOTALS: dict[str, Reading] = {
     "ecc_corrected": _ecc_errors("CORRECTED"),
     "ecc_uncorrected": _ecc_errors("UNCORRECTED"),
 }
-"""Counters since the driver was loaded, read before and after. NVML gives mJ."""
+"""Counters since the driver was loaded, read before and after a case. NVML gives mJ."""
 
 FACTS: dict[str, Reading] = {
     "name": lambda n, h: n.nvmlDeviceGetName(h),
@@ -117,8 +118,9 @@ FACTS: dict[str, Reading] = {
     "pcie_width_max": lambda n, h: n.nvmlDeviceGetMaxPcieLinkWidth(h),
     "processes": lambda n, h: len(n.nvmlDeviceGetComputeRunningProcesses(h)),
 }
-"""What stays as it is while we run. `processes` counts our own too: inside a container its number is another.
-The first version of the memory's reading counts as used what the driver reserves, the second does not."""
+"""What does not change while we run. `processes` counts our own process too: in a container it has another number.
+
+Version 1 of NVML's memory reading counts what the driver reserves as used, version 2 does not."""
 
 
 def _cuda_version(number: int) -> str:
@@ -126,17 +128,17 @@ def _cuda_version(number: int) -> str:
 
 
 class NoTelemetry(RuntimeError):
-    """NVML cannot be asked about the current device; the message says why."""
+    """NVML knows nothing about the current device; the message says why."""
 
 
 class GpuSession:
-    """One device as NVML sees it. `nvml` is the module `pynvml`, or anything of the same shape."""
+    """One device as NVML sees it. `nvml` is the module `pynvml`, or an object with the same functions."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self.nvml, self.handle = nvml, handle
 
     def read(self, readings: Mapping[str, Reading], unavailable: dict[str, str]) -> dict[str, Any]:
-        """Every reading; None where NVML refuses it, and then its words are put into `unavailable`."""
+        """Every reading. Where NVML refuses one, its value is None and NVML's words go into `unavailable`."""
         values: dict[str, Any] = {}
         for name, reading in readings.items():
             try:
@@ -148,10 +150,10 @@ class GpuSession:
 
 
 def open_gpu(nvml: Any = None, properties: Any = None) -> GpuSession:
-    """NVML's handle of torch's current device, found by UUID or else PCI address.
+    """Open torch's current device in NVML by its UUID, or else by its PCI address.
 
-    Never by index: `CUDA_VISIBLE_DEVICES` and `CUDA_DEVICE_ORDER` renumber torch's devices, not NVML's. NVML
-    does not know a MIG slice's UUID as a GPU's; clocks and power are those of the part at its PCI address.
+    An index would be wrong: `CUDA_VISIBLE_DEVICES` and `CUDA_DEVICE_ORDER` renumber torch's devices, not NVML's. NVML
+    does not know the UUID of a MIG slice; clocks and power are then those of the whole part at its PCI address.
     """
     nvml = nvml or pynvml_module()
     if properties is None:
@@ -171,7 +173,7 @@ def open_gpu(nvml: Any = None, properties: Any = None) -> GpuSession:
 
 
 def open_gpu_or_none() -> GpuSession | None:
-    """For a run, which goes on without telemetry; `decodebench doctor` says why there is none."""
+    """Like `open_gpu`, but None on failure: a run goes on without telemetry, and `decodebench doctor` says why."""
     try:
         return open_gpu()
     except NoTelemetry:

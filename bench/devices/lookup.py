@@ -1,4 +1,4 @@
-"""Which part is this? Look-up by key, by the driver's name, or derivation of a part that the table does not know."""
+"""Which part is this? Found by key or by the driver's name; a part that is not in the table is derived."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES: dict[str, DeviceSpec] = {spec.key: spec for spec in (*NVIDIA, *OTHER_VE
 
 
 def find(key: str) -> DeviceSpec:
-    """The part of that key; upper and lower case are alike. Raises `BadRequest` naming the nearest keys."""
+    """The part with this key, in upper or lower case. Raises `BadRequest`, which names the nearest keys."""
     spec = DEVICES.get(key.lower())
     if spec is None:
         raise unknown("device", key, DEVICES)
@@ -21,7 +21,7 @@ def find(key: str) -> DeviceSpec:
 
 
 def identify(driver_name: str) -> DeviceSpec | None:
-    """The part that the driver reports under exactly this name; None for one that is not in the table."""
+    """The part that the driver reports under exactly this name, or None if it is not in the table."""
     matches = (spec for spec in DEVICES.values() if driver_name in spec.driver_names)
     return next(matches, None)
 
@@ -38,12 +38,13 @@ def derive(
     l2_bytes: int = 0,
     smem_per_sm: int = 0,
 ) -> DeviceSpec:
-    """A part that the table does not know, from its driver's properties; every number is `derived`.
+    """Describe a part that is not in the table by its driver's properties. Every number is `derived`.
 
     - bandwidth = bus bits / 8 x memory clock x 2 (double data rate)
-    - fp32 peak = 2 x lanes per SM x SMs x SM clock; tensor peaks = FLOP per SM and clock x SMs x SM clock
+    - fp32 peak = 2 x lanes per SM x SMs x SM clock
+    - tensor peaks = FLOP per SM and clock x SMs x SM clock
 
-    Clocks are the driver's maxima. Where the capability does not settle a rate, the pipe is left out.
+    Clocks are the driver's maxima. A pipe is left out where its rate does not follow from the compute capability.
     """
 
     def derived(value: float, unit: str, formula: str) -> Quantity:

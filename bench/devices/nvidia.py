@@ -1,4 +1,4 @@
-"""NVIDIA's parts. Numbers are as `datasheet.part` takes them."""
+"""NVIDIA's parts, with published numbers; `datasheet.py` says what each number means."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What one SM of each compute capability holds and computes. A new capability is one row of `CAPABILITIES`.
 
-Limits are from the CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" (10.3 is in the column
-of 10.x). That a CTA costs 1 KiB of shared memory beyond its own is from NVIDIA's tuning guides. Registers are handed
-out in units of 256 a warp, from four files that share them (CUDA occupancy calculator).
+The limits are from the CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; 10.3 is in its
+column 10.x.
 """
 
 from __future__ import annotations
@@ -16,19 +15,21 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
-    """One compute capability: what an SM holds at once, and what it computes in a clock."""
+    """One compute capability. All numbers are per SM."""
 
     ctas: int
+    """Most CTAs resident at once."""
     warps: int
+    """Most warps resident at once."""
     smem_per_sm: int
-    smem_per_cta: int
+    """Bytes of shared memory."""
     registers: int = 65536
     tmem_columns: int = 0
     """Columns of tensor memory (PTX ISA, tcgen05)."""
     fp32_lanes: int
     """32-bit multiply-adds per clock (CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions")."""
     mma_flop: Mapping[str, int] = field(default_factory=dict)
-    """Dense FLOP per clock of the tensor cores, by pipe. Empty where parts of one capability differ."""
+    """Dense FLOP per clock of the tensor cores by pipe; empty where parts of one capability differ (Ada, Blackwell)."""
     mma: Literal["mma", "wgmma", "tcgen05"] = "mma"
     """The tensor-core instruction that a kernel should use."""
     bytes_in_flight: int = 0
@@ -39,10 +40,18 @@ class Capability:
     0.87, 1.29 and 1.21 us of latency under load.
     """
     part: str = ""
-    """The part of `DEVICES` that code generation compiles for; "" where it does not compile for this capability."""
+    """The key of the part that code generation compiles for; empty where it does not compile for this capability."""
+
+    @property
+    def smem_per_cta(self) -> int:
+        """Most bytes of shared memory for one CTA: each costs 1 KiB more than it asks for (NVIDIA's tuning guides)."""
+        return self.smem_per_sm - KIB
 
     def ctas_per_sm(self, *, registers: int, threads: int, shared: int, tmem_columns: int = 0) -> int:
-        """CTAs resident on one SM at once, 0 where not even one fits. `registers` per thread, `shared` in bytes."""
+        """CTAs resident on one SM at once, 0 where not even one fits. `registers` per thread, `shared` in bytes.
+
+        A warp gets registers in units of 256, from one of four files that share them (CUDA occupancy calculator).
+        """
         if shared > self.smem_per_cta:
             return 0
         warps = threads // 32
@@ -63,19 +72,17 @@ CAPABILITIES = {
         ctas=32,
         warps=64,
         smem_per_sm=164 * KIB,
-        smem_per_cta=163 * KIB,
         fp32_lanes=64,
         mma_flop={"mma_bf16": 2048, "mma_int8": 4096, "mma_tf32": 1024},  # NVIDIA A100 whitepaper
         bytes_in_flight=16 * KIB,
         part="a100-80",
     ),
-    86: Capability(ctas=16, warps=48, smem_per_sm=100 * KIB, smem_per_cta=99 * KIB, fp32_lanes=128),
-    89: Capability(ctas=24, warps=48, smem_per_sm=100 * KIB, smem_per_cta=99 * KIB, fp32_lanes=128),
+    86: Capability(ctas=16, warps=48, smem_per_sm=100 * KIB, fp32_lanes=128),
+    89: Capability(ctas=24, warps=48, smem_per_sm=100 * KIB, fp32_lanes=128),
     90: Capability(
         ctas=32,
         warps=64,
         smem_per_sm=228 * KIB,
-        smem_per_cta=227 * KIB,
         fp32_lanes=128,
         mma_flop={"mma_bf16": 4096, "mma_fp8": 8192, "mma_int8": 8192, "mma_tf32": 2048},  # NVIDIA H100 whitepaper
         mma="wgmma",
@@ -86,22 +93,13 @@ CAPABILITIES = {
         ctas=32,
         warps=64,
         smem_per_sm=228 * KIB,
-        smem_per_cta=227 * KIB,
         tmem_columns=512,
         fp32_lanes=128,
         mma="tcgen05",
         bytes_in_flight=64 * KIB,
         part="b200",
     ),
-    103: Capability(
-        ctas=32,
-        warps=64,
-        smem_per_sm=228 * KIB,
-        smem_per_cta=227 * KIB,
-        tmem_columns=512,
-        fp32_lanes=128,
-        mma="tcgen05",
-    ),
-    120: Capability(ctas=24, warps=48, smem_per_sm=100 * KIB, smem_per_cta=99 * KIB, fp32_lanes=128),
+    103: Capability(ctas=32, warps=64, smem_per_sm=228 * KIB, tmem_columns=512, fp32_lanes=128, mma="tcgen05"),
+    120: Capability(ctas=24, warps=48, smem_per_sm=100 * KIB, fp32_lanes=128),
 }
 """By compute capability times ten."""

@@ -1,4 +1,4 @@
-"""Parts of other vendors. Numbers are as `datasheet.part` takes them."""
+"""Parts of other vendors, with published numbers; `datasheet.py` says what each number means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of one part, and what follows from it."""
+"""The numbers of one part, and what follows from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.op import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A number that says what it is: SI units (B, B/s, FLOP/s, W, s), and where it comes from."""
+    """A number with its unit (SI: B, B/s, FLOP/s, W, s) and its source."""
 
     value: float
     unit: str
@@ -22,7 +22,7 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec:
-    """One part. A field is None, or a pipe absent, where its vendor publishes nothing.
+    """One part. Where its vendor publishes nothing, a field is None and a pipe is absent.
 
     `peaks` are dense (no sparsity) FLOP/s by pipe, named as in `kernels.op.Work`.
     `driver_names` are the exact names under which NVML reports the part.
@@ -40,30 +40,30 @@ class DeviceSpec:
     """L2 or on-chip SRAM, in B."""
     on_chip_bandwidth: Quantity | None = None
     link_bandwidth: Quantity | None = None
-    """To other parts, B/s in one direction."""
+    """Bandwidth to other parts, B/s in one direction."""
     host_bandwidth: Quantity | None = None
-    """To the host's memory, B/s in one direction, as published: before the link's own headers."""
+    """Bandwidth to the host's memory, B/s in one direction, as published: the link's own headers are not taken off."""
     power: Quantity | None = None
-    """Rated board or package power, in W: the most it may draw for long."""
+    """Rated power of the board or package in W: the most that it may draw for long."""
     sm: int = 0
-    """Compute capability times ten, 0 for parts without one."""
+    """Compute capability times ten; 0 for parts without one, and where it is not known."""
     sm_count: int = 0
     smem_per_sm: int = 0
     driver_names: tuple[str, ...] = ()
     note: str = ""
-    """What a reader must know before comparing, e.g. that the part is announced and not yet sold."""
+    """What a reader must know before a comparison, e.g. that the part is announced and not yet sold."""
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What a prediction in 16 bits wants and the vendor does not publish."""
+        """The fields that a prediction in 16 bits needs and that the vendor does not publish."""
         names = ("memory_bandwidth", "memory_capacity", "power")
         absent = [name for name in names if getattr(self, name) is None]
         return (*absent, *(() if "mma_bf16" in self.peaks else ("mma_bf16",)))
 
     def ridge(self, pipe: str) -> Quantity | None:
-        """Intensity in FLOP/B at which `pipe` and the memory take equally long: peak / bandwidth.
+        """The ridge point: the intensity in FLOP/B at which `pipe` and the memory take equally long.
 
-        None where either is not published.
+        It is peak / bandwidth, and None where one of them is not published.
         """
         peak = self.peaks.get(pipe)
         if peak is None or self.memory_bandwidth is None:
@@ -76,7 +76,7 @@ class DeviceSpec:
         )
 
     def target(self) -> Target:
-        """What a `plan` may look at, for code generation without the part. Raises `BadRequest` where it cannot be."""
+        """The `Target` for which kernels are planned without the part. Raises `BadRequest` if none can be planned."""
         if not self.sm:
             raise BadRequest(f"{self.name} is not a CUDA part: no kernel here is compiled for it")
         if not self.sm_count:

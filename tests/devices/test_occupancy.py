@@ -40,7 +40,6 @@ def test_less_fits_on_a_smaller_part() -> None:
 
 def test_every_row_is_consistent() -> None:
     for row in CAPABILITIES.values():
-        assert row.smem_per_cta == row.smem_per_sm - 1024
         assert bool(row.part) == bool(row.bytes_in_flight)
         assert bool(row.tmem_columns) == (row.mma == "tcgen05")
     assert [(sm, target.sm) for sm, target in compile_targets().items()] == [(80, 80), (90, 90), (100, 100)]
@@ -52,7 +51,6 @@ def test_a_new_capability_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
         ctas=8,
         warps=16,
         smem_per_sm=64 << 10,
-        smem_per_cta=63 << 10,
         registers=32768,
         fp32_lanes=32,
         mma_flop={"mma_bf16": 512},
