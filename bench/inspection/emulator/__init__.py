@@ -1,8 +1,8 @@
-"""Compiled kernels executed without a GPU: the PTX of a launch, instruction by instruction, on its own tensors.
+"""Does a compiled kernel compute the right result? Its PTX is executed without a GPU, on the tensors of its launch.
 
-What the interpreter cannot show shows here: bf16 products, inline PTX, the layouts that the compiler chose, copies
-that are not waited for, accesses out of bounds or misaligned. Nothing here says how long anything takes, and memory
-has one order for all: a missing fence, unlike a missing barrier, is not seen.
+This shows what the interpreter cannot show: bf16 products, inline PTX, the layouts that the compiler chose, copies
+that nobody waits for, accesses out of bounds or misaligned. It does not show how long anything takes. All threads see
+stores in one order, so a missing barrier shows, and a missing fence does not.
 """
 
 TENSOR_CORES = ("mma", "wgmma")

@@ -1,4 +1,4 @@
-"""Instructions of one thread: numbers, bits, comparisons, conversions. Types as the PTX ISA names them."""
+"""Instructions of single threads: numbers, bits, comparisons, conversions. Types are named as in the PTX ISA."""
 
 from __future__ import annotations
 
@@ -7,56 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.inspection.emulator.floats import SMALL, U32, e4m3, halves, to_f16, together
 from bench.inspection.emulator.machine import Machine, Mask, Step
 from bench.inspection.emulator.ptx import Instruction
 
-U32 = np.uint32
-
-
-def bf16(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bits -> fp32."""
-    return (bits.astype(U32) << U32(16)).view(np.float32)
-
-
-def to_bf16(x: np.ndarray) -> np.ndarray:
-    """fp32 -> bfloat16 bits, to the nearest, ties to even."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(U32)
-    rounded = (bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16)
-    return np.where(np.isnan(x), U32(0x7FFF), rounded).astype(np.uint16)
-
-
-def f16(bits: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(bits, dtype=np.uint16).view(np.float16).astype(np.float32)
-
-
-def to_f16(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float16).view(np.uint16)
-
-
-SMALL: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
-    "bf16": (bf16, to_bf16),
-    "f16": (f16, to_f16),
-}
-"""16-bit floats: bits to fp32 and back."""
-
-
-def e4m3(octets: np.ndarray) -> np.ndarray:
-    """fp8 e4m3 bits -> fp32."""
-    import torch
-
-    return torch.from_numpy(octets.astype(np.uint8)).view(torch.float8_e4m3fn).float().numpy()
-
-
-def halves(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (words & U32(0xFFFF)).astype(np.uint16), (words >> U32(16)).astype(np.uint16)
-
-
-def together(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return low.astype(U32) | high.astype(U32) << U32(16)
-
 
 def exact(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Computed in fp64 and rounded once, so that a fused multiply-add is fused."""
+    """Compute in fp64 and round once to fp32, so that a fused multiply-add is fused."""
     return lambda *x: function(*(v.astype(np.float64) for v in x)).astype(np.float32)
 
 
@@ -79,11 +36,11 @@ FLOAT: dict[str, Callable[..., np.ndarray]] = {
 
 
 INEXACT = ("fma", "ex2", "lg2", "rcp", "rsqrt")
-"""Computed in fp64 and rounded once; an approximation of the hardware, where it is one, is at least as far off."""
+"""Computed in fp64 and rounded once. Where the hardware approximates, it is at least as far from the exact result."""
 
 
 def truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """C's integer division: towards zero."""
+    """Integer division as in C, rounded towards zero."""
     a, b = a.astype(np.int64), b.astype(np.int64)
     b = np.where(b == 0, 1, b)
     return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
@@ -132,14 +89,14 @@ COMPARE: dict[str, Callable[..., np.ndarray]] = {
 
 
 def simple(m: Machine, ins: Instruction, kind: str, function: Callable[..., np.ndarray], into: str = "") -> Step:
-    """`op d, a, b, ...` with every operand of one type."""
+    """`op d, a, b, ...` where all operands have one type."""
     sources = [m.value(x, kind) for x in ins.operands[1:]]
     write = m.writer(ins.operands[0], into or kind)
     return lambda mask: write(function(*sources), mask)
 
 
 def small_float(m: Machine, ins: Instruction, kind: str, function: Callable[..., np.ndarray]) -> Step:
-    """16-bit floats, one or two in a register."""
+    """An operation on 16-bit floats, one or two of them in a register."""
     name = kind.removesuffix("x2")
     to, back = SMALL[name]
     exactly = exact(function)
@@ -159,7 +116,7 @@ def small_float(m: Machine, ins: Instruction, kind: str, function: Callable[...,
 
 
 def two_floats(m: Machine, ins: Instruction, function: Callable[..., np.ndarray]) -> Step:
-    """`.f32x2`: two fp32 in a 64-bit register."""
+    """`.f32x2`: an operation on two fp32 numbers in a 64-bit register."""
     words = [m.value(x, "b64") for x in ins.operands[1:]]
     write = m.writer(ins.operands[0], "b64")
     exactly = exact(function)
@@ -188,7 +145,7 @@ def arithmetic(m: Machine, ins: Instruction, name: str, kind: str) -> Step:
 
 
 def wide(m: Machine, ins: Instruction, kind: str) -> Step:
-    """`mul.wide`, `mad.wide`: a product of twice the width."""
+    """`mul.wide`, `mad.wide`: the product has twice the width of the factors."""
     into = f"{kind[0]}{2 * int(kind[1:])}"
     a, b = (m.value(x, kind) for x in ins.operands[1:3])
     c = m.value(ins.operands[3], into) if len(ins.operands) > 3 else None
@@ -203,7 +160,7 @@ def wide(m: Machine, ins: Instruction, kind: str) -> Step:
 
 
 def high(m: Machine, ins: Instruction, kind: str) -> Step:
-    """`mul.hi`: the upper half of a product of twice the width."""
+    """`mul.hi`: the upper half of the product, which has twice the width of the factors."""
     bits = int(kind[1:])
     ins.must(bits < 64 and len(ins.operands) == 3)
     dtype = np.int64 if kind[0] == "s" else np.uint64
@@ -220,7 +177,7 @@ def shift(m: Machine, ins: Instruction, name: str, kind: str) -> Step:
 
 
 def funnel(m: Machine, ins: Instruction) -> Step:
-    """`shf.l.wrap d, a, b, n`: the high word of b:a shifted left; `shf.r.wrap` the low word shifted right."""
+    """`shf.l.wrap d, a, b, n`: the high word of b:a shifted left. `shf.r.wrap`: the low word shifted right."""
     a, b, n = (m.value(x, "u32") for x in ins.operands[1:])
     write = m.writer(ins.operands[0], "u32")
     left = ".l." in ins.opcode
@@ -234,7 +191,7 @@ def funnel(m: Machine, ins: Instruction) -> Step:
 
 
 def field_extract(m: Machine, ins: Instruction, kind: str) -> Step:
-    """`bfe d, a, position, length`; signed fields are extended by their highest bit."""
+    """`bfe d, a, position, length`. A signed field is extended by its highest bit."""
     a, position, length = (m.value(x, "u32") for x in ins.operands[1:])
     write = m.writer(ins.operands[0], kind)
 
@@ -250,7 +207,7 @@ def field_extract(m: Machine, ins: Instruction, kind: str) -> Step:
 
 
 def byte_permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
-    """PTX `prmt.b32`: four bytes picked of the eight of b:a; bit 3 of a pick repeats the byte's sign."""
+    """`prmt.b32`: pick four of the eight bytes of b:a. Bit 3 of a selector repeats the sign of the byte picked."""
     both = b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64)
     result = np.zeros(np.broadcast_shapes(both.shape, selector.shape), dtype=np.uint64)
     for i in range(4):
@@ -262,7 +219,7 @@ def byte_permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarr
 
 
 def logic_table(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """PTX `lop3.b32`: for each bit the truth table's entry number a b c."""
+    """`lop3.b32`: the bits of a, b and c form a number, which selects an entry of the truth table."""
     wanted = int(table[0])
     result = np.zeros(1, dtype=U32)
     for entry in range(8):
@@ -309,7 +266,7 @@ def select(m: Machine, ins: Instruction, kind: str) -> Step:
 
 
 def move(m: Machine, ins: Instruction, kind: str) -> Step:
-    """Also packs `{low, high}` into a register and takes it apart."""
+    """`mov`, which also packs `{low, high}` into a register and unpacks it."""
     target, source = ins.operands
     if isinstance(source, tuple):
         width = int(kind[1:]) // len(source)
@@ -379,7 +336,7 @@ def convert(m: Machine, ins: Instruction) -> Step:
 
 
 def step_for(m: Machine, ins: Instruction) -> Step | None:
-    """The step of an instruction of this module, or None where it belongs to another."""
+    """The step for an instruction of this module, or None if another module executes it."""
     parts = ins.opcode.split(".")
     name, kind = parts[0], parts[-1]
     match name:

@@ -45,11 +45,12 @@ class Program:
 class Counts:
     """What a launch asked of the memories, and which instructions its warps executed.
 
-    `touched`: bytes of the distinct 32-byte sectors loaded and stored, what a perfect cache leaves of the traffic.
-    `memory`: bytes and sectors asked for, `load bytes`, `store sectors`. `shared`: cycles of the banks by kind of
-    access, and the `least` that so many bytes need. `executed`: PTX instructions by name, once per warp. `flop`: of the
-    tensor cores, padding included. `under_way`: bytes of a CTA that are still on their way when it goes on with those
-    that it waited for; a quarter of its waits leave less.
+    - `touched`: bytes of the distinct 32-byte sectors loaded and stored: the traffic that a perfect cache leaves
+    - `memory`: bytes and sectors asked for, such as `load bytes` and `store sectors`
+    - `shared`: cycles of the banks by kind of access, and the `least` cycles that so many bytes need
+    - `executed`: PTX instructions by name, once per warp
+    - `flop`: FLOP of the tensor cores, padding included
+    - `under_way`: bytes still on their way to a CTA after a wait for others; the lower quartile over all waits
     """
 
     touched: dict[str, int]
@@ -61,11 +62,11 @@ class Counts:
 
 
 MAKERS = movement.MAKERS | tensor_maps.MAKERS | matrices.MAKERS
-"""By the beginning of an opcode."""
+"""What makes the step of an instruction, by the beginning of its opcode."""
 
 
 def make_step(m: Machine, ins: Instruction) -> Step:
-    """What executes the instruction: arithmetic by its types, others by the longest beginning that is known."""
+    """The step that executes an instruction: arithmetic by its types, others by the longest known beginning."""
     step = arithmetic.step_for(m, ins)
     if step is not None:
         return step

@@ -1,7 +1,8 @@
-"""Threads of some CTAs executing a listing: who is where, who waits for whom. What each instruction does is elsewhere.
+"""The threads of some CTAs as they execute a listing: which stand where, and which wait for others.
 
-Threads that stand at the same instruction execute it together; of several places the earliest in the code goes first,
-so that the threads of a branch meet again behind it. A barrier holds a CTA's threads until all that live have come.
+Threads that stand at the same instruction execute it together. If threads stand at several instructions, those at the
+earliest one in the code go first, so that the threads of a branch meet again behind it. A barrier holds the threads of
+a CTA until all of them that have not returned have come. What each instruction does is in the other modules.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bench.inspection.emulator.ptx import Address, Instruction, Listing, NotEmul
 
 WARP = 32
 WARPGROUP = 4 * WARP
-"""What multiplies together in `wgmma`."""
+"""The threads that execute a `wgmma` together."""
 TYPES: dict[str, Any] = {
     **{f"u{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
     **{f"b{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
@@ -33,22 +34,22 @@ Mask = np.ndarray
 Step = Callable[[Mask], None]
 """Executes an instruction for the threads of a mask."""
 Maker = Callable[["Machine", Instruction], Step]
-"""Looks up the operands of an instruction once, and returns what executes it."""
+"""Looks up the operands of an instruction once, and returns the step that executes it."""
 
 
 @dataclass
 class Deferred:
-    """What the threads in `mask` have begun; `group` is each thread's count of groups before it."""
+    """What the threads in `mask` have begun. `group` is the number of groups that each had closed before."""
 
     mask: Mask
     group: np.ndarray
     happen: Step
     size: np.ndarray | int = 0
-    """Bytes that it brings each thread."""
+    """Bytes that it brings to each thread."""
 
 
 class Groups:
-    """What happens as late as it may: where the group that it was closed in is waited for."""
+    """What has begun and happens as late as it may: when the group in which it was closed is waited for."""
 
     def __init__(self, lanes: int) -> None:
         self.begun: list[Deferred] = []
@@ -61,9 +62,10 @@ class Groups:
         self.closed[mask] += 1
 
     def wait(self, mask: Mask, left: int | None, together: int = 1) -> None:
-        """Make all groups of the threads in `mask` happen but the last `left`; with None also what no group holds.
+        """Let all groups of the threads in `mask` happen except for the last `left`.
 
-        `together` threads are one: what one of them waits for happens for all.
+        With None everything happens, also what is in no group yet. `together` neighbouring threads count as one: what
+        one of them waits for happens for all.
         """
         for each in self.begun:
             ready = each.mask & mask
@@ -76,17 +78,22 @@ class Groups:
         self.begun = [each for each in self.begun if each.mask.any()]
 
     def bytes_left(self, mask: Mask) -> int:
-        """What is still on its way to the threads in `mask`."""
+        """Bytes that are still on their way to the threads in `mask`."""
         return sum(int((each.size * (each.mask & mask)).sum()) for each in self.begun)
 
 
 class Machine:
-    """`ctas` are the indices (x, y, z) of the CTAs that run together, `grid` how many there are of all."""
+    """`ctas` are the indices (x, y, z) of the CTAs that run together; `grid` is the size of the whole grid."""
 
     def __init__(
-        self, listing: Listing, memory: GlobalMemory, arguments: Mapping[str, Any], shared: int,
-        ctas: list[tuple[int, int, int]], grid: tuple[int, int, int],
-    ) -> None:  # fmt: skip
+        self,
+        listing: Listing,
+        memory: GlobalMemory,
+        arguments: Mapping[str, Any],
+        shared: int,
+        ctas: list[tuple[int, int, int]],
+        grid: tuple[int, int, int],
+    ) -> None:
         self.listing, self.memory, self.arguments = listing, memory, arguments
         self.lanes = len(ctas) * listing.threads
         self.cta = np.repeat(np.arange(len(ctas)), listing.threads)
@@ -96,24 +103,24 @@ class Machine:
         self.registers = {name: self.unwritten(kind) for name, kind in listing.registers.items()}
         self.registers |= self.special(ctas, grid)
         self.copies, self.products = Groups(self.lanes), Groups(self.lanes)
-        """What `cp.async` and `wgmma` have begun."""
+        """Copies that `cp.async` has begun, and products that `wgmma` has begun."""
         self.barriers: dict[int, Any] = {}
-        """Of shared memory, by place (`tensor_maps.Barrier`)."""
+        """The barriers (`tensor_maps.Barrier`) by their place in shared memory."""
         self.executed: Counter[str] = Counter()
         self.under_way: list[float] = []
-        """After each wait for copies, the bytes of a CTA that are still on their way."""
+        """After each wait for copies, the bytes per CTA that are still on their way."""
         self.flop = 0
-        """Of the tensor cores."""
+        """FLOP of the tensor cores."""
 
     def unwritten(self, kind: str) -> np.ndarray:
-        """A register that nothing has been written to: false, or NaN for whoever reads it as a float."""
+        """A register before the first write: false, or bits that are NaN in every float type."""
         if kind == "pred":
             return np.zeros(self.lanes, dtype=bool)
         dtype = np.dtype(f"u{int(kind[1:]) // 8}")
         return np.full(self.lanes, 0x7FC07FC07FC07FC0 & np.iinfo(dtype).max, dtype=dtype)
 
     def special(self, ctas: list[tuple[int, int, int]], grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
-        """The registers that say which thread of which CTA this is."""
+        """The special registers, which hold the indices of thread and CTA and their numbers."""
         thread = np.arange(self.lanes) % self.listing.threads
         named: dict[str, Any] = {"%tid.x": thread, "%tid.y": 0, "%tid.z": 0, "%ntid.x": self.listing.threads}
         named["%laneid"] = thread % WARP
@@ -122,10 +129,10 @@ class Machine:
             named[f"%nctaid.{axis}"] = grid[i]
         return {name: np.full(self.lanes, value, dtype=np.uint32) for name, value in named.items()}
 
-    # Operands
+    # ---- operands
 
     def value(self, operand: Operand, kind: str) -> np.ndarray:
-        """An operand as numbers of a type: a register's own memory where it has the width, so that it stays current."""
+        """An operand as numbers of a type. For a register it is a view of its memory, so that it stays current."""
         dtype = TYPES[kind]
         if isinstance(operand, str):
             if operand not in self.registers:
@@ -142,11 +149,11 @@ class Machine:
         return self.constant(bits.view(dtype))
 
     def constant(self, number: np.ndarray) -> np.ndarray:
-        """A number that all threads have."""
+        """A number that is the same in all threads."""
         return np.broadcast_to(number, self.lanes)
 
     def symbol(self, name: str) -> int:
-        """The address of a name: shared memory, or a parameter."""
+        """The value of a name: the address of shared memory, or the position of a parameter."""
         if name in self.listing.parameters:
             return self.listing.parameters.index(name)
         if name != "global_smem":
@@ -154,7 +161,7 @@ class Machine:
         return self.shared.base
 
     def writer(self, operand: Operand, kind: str) -> Callable[[np.ndarray, Mask], None]:
-        """Writes numbers of a type into a register; narrower ones are extended by their sign or by zeros."""
+        """A function that writes numbers of a type into a register, extended by their sign or by zeros."""
         if operand == "_":
             return lambda values, mask: None
         assert isinstance(operand, str), operand
@@ -169,27 +176,27 @@ class Machine:
         return lambda values, mask: np.copyto(view, values, where=mask, casting="unsafe")
 
     def addresses(self, operand: Operand, wide: bool) -> Callable[[], np.ndarray]:
-        """A function that says where `[base + offset]` is for each thread, as int64."""
+        """A function that returns the address `[base + offset]` of each thread as int64."""
         assert isinstance(operand, Address), operand
         base = self.value(operand.base, "u64" if wide else "u32")
         offset = operand.offset
         return lambda: base.astype(np.int64) + offset
 
     def whole_warps(self, mask: Mask) -> np.ndarray:
-        """The warps of a mask, each of which must be complete."""
+        """The warps of a mask. Raises `Fault` if one of them is not complete."""
         by_warp = mask.reshape(-1, WARP)
         warps = by_warp.any(axis=1)
         if not by_warp[warps].all():
             raise Fault("an instruction of whole warps is executed by part of one")
         return np.flatnonzero(warps)
 
-    # Execution
+    # ---- execution
 
     def run(self, make_step: Maker, random: Random | None = None) -> None:
         """Execute until every thread has returned.
 
-        Without `random` all threads go together. With it a warp does, and whenever it has to stop, at a barrier or
-        after an atomic of global memory, one that is drawn goes on: what is not ordered shows.
+        Without `random` all threads go together. With it one warp goes at a time. When it must stop, at a barrier or
+        after an atomic of global memory, a warp drawn at random goes on, so that missing synchronisation shows.
         """
         units = np.arange(self.lanes) // (WARP if random else self.lanes)
         self.places: dict[tuple[int, int], Mask] = {}
@@ -210,7 +217,7 @@ class Machine:
             raise Fault("some threads wait for others that never come")
 
     def stretch(self, unit: int, steps: list[Step | None], make_step: Maker, stops: bool) -> int | None:
-        """Execute a unit's earliest threads up to a branch; the unit, where it may go on at once."""
+        """Execute the earliest threads of a unit up to a branch. Returns the unit if it may go on at once."""
         code, labels = self.listing.code, self.listing.labels
         here = [at for u, at in self.places if u == unit]
         if not here:
@@ -260,7 +267,7 @@ class Machine:
             self.places[unit, at] = self.places[unit, at] | mask if (unit, at) in self.places else mask
 
     def gather(self, at: int, mask: Mask, step: Step) -> None:
-        """Warps come one by one to what a warpgroup executes together: the last one lets all go on."""
+        """Collect the warps that come to an instruction of a warpgroup. The last one executes it; then all go on."""
         self.gathered |= mask
         self.resume[mask] = at
         here = (self.gathered & (self.resume == at)).reshape(-1, WARPGROUP).all(axis=1)
@@ -272,7 +279,7 @@ class Machine:
                 self.put(int(warp), at + 1, self.warp == warp)
 
     def release(self, units: np.ndarray) -> None:
-        """Let go the CTAs all of whose living threads wait at a barrier."""
+        """Let the CTAs go on in which all threads that have not returned wait at a barrier."""
         held = (self.waiting | ~self.alive).reshape(-1, self.listing.threads).all(axis=1)
         free = self.waiting & np.repeat(held, self.listing.threads)
         for unit, at in {(int(u), int(a)) for u, a in zip(units[free], self.resume[free], strict=True)}:

@@ -1,6 +1,6 @@
 """Instructions of whole warps on small matrices: `ldmatrix`, `stmatrix`, `mma`, `wgmma`.
 
-Fragments and shared-memory layouts as in the PTX ISA ("Matrix Fragments for mma.m16n8k16", "Register Fragments and
+Fragments and layouts in shared memory follow the PTX ISA ("Matrix Fragments for mma.m16n8k16", "Register Fragments and
 Shared Memory Matrix Layouts" of wgmma, "Matrix Descriptor Format"). Products are summed in fp32.
 """
 
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.inspection.emulator.arithmetic import SMALL, bf16, e4m3, f16, halves, together
+from bench.inspection.emulator.floats import SMALL, bf16, e4m3, f16, halves, together
 from bench.inspection.emulator.machine import WARP, WARPGROUP, Machine, Maker, Mask, Step
 from bench.inspection.emulator.memory import LINE, UNSIGNED, Fault, SharedMemory
 from bench.inspection.emulator.ptx import Instruction, listed
 
 LANE = np.arange(WARP)
 ROW, PAIR = LANE // 4, LANE % 4 * 2
-"""Of a thread in an 8 x 8 matrix of 16-bit elements: its row, and the first of its two columns."""
+"""Which row, and which two neighbouring columns (the first is given), a thread holds of an 8 x 8 matrix."""
 
 
 DECODE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bf16": bf16, "f16": f16, "e4m3": e4m3}
 
 
 def left_words(registers: list[np.ndarray]) -> np.ndarray:
-    """Left fragments of warps, four registers [warps, 32] -> [warps, 16 rows, 8 words]."""
+    """The left matrices of warps: four registers [warps, 32] -> [warps, 16 rows, 8 words]."""
     words = np.zeros((len(registers[0]), 16, 8), dtype=np.uint32)
     for i, register in enumerate(registers):
         words[:, ROW + 8 * (i % 2), PAIR // 2 + 4 * (i // 2)] = register
@@ -34,7 +34,7 @@ def left_words(registers: list[np.ndarray]) -> np.ndarray:
 
 
 def right_words(registers: list[np.ndarray]) -> np.ndarray:
-    """Right fragments of warps, two registers [warps, 32] -> [warps, 8 columns, 8 words]."""
+    """The right matrices of warps: two registers [warps, 32] -> [warps, 8 columns, 8 words]."""
     words = np.zeros((len(registers[0]), 8, 8), dtype=np.uint32)
     for i, register in enumerate(registers):
         words[:, ROW, PAIR // 2 + 4 * i] = register
@@ -42,19 +42,19 @@ def right_words(registers: list[np.ndarray]) -> np.ndarray:
 
 
 def sum_of(product: np.ndarray, i: int) -> np.ndarray:
-    """[warps, 16, N] -> what register i of the sums takes of it, [warps, 32]."""
+    """The part of a product [warps, 16, N] that register i of the sums holds: [warps, 32]."""
     return product[:, ROW + 8 * (i // 2 % 2), PAIR + i % 2 + 8 * (i // 4)]
 
 
 def to_lanes(m: Machine, warps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """[warps, 32] of some warps -> one value a thread; zero for the others."""
+    """Values of some warps [warps, 32] -> one value for each thread, zero in the other warps."""
     full = np.zeros((m.lanes // WARP, WARP), dtype=values.dtype)
     full[warps] = values
     return full.ravel()
 
 
 def matrix_rows(m: Machine, mask: Mask, addresses: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Warps of the mask, and where the rows of their `count` matrices are in shared memory: (warps, count, 8)."""
+    """The warps of the mask, and the places of their `count` matrices' rows in shared memory [warps, count, 8]."""
     warps = m.whole_warps(mask)
     givers = (warps[:, None] * WARP + np.arange(8 * count)).ravel()
     offsets = m.shared.offsets(m.cta[givers], addresses[givers], 16)
@@ -131,15 +131,15 @@ def mma(m: Machine, ins: Instruction) -> Step:
     return step
 
 
-# wgmma: four warps, operands in shared memory behind a descriptor
+# wgmma: four warps together; a descriptor says where the operands lie in shared memory
 
 SWIZZLES = {0: 0, 1: 128, 2: 64, 3: 32}
-"""Bits 62-63 of a descriptor -> bytes of a row that are permuted."""
+"""Bits 62-63 of a descriptor -> bytes of a row within which 16-byte chunks are permuted."""
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """The fields of a wgmma matrix descriptor, offsets in bytes."""
+    """The fields of a wgmma matrix descriptor. Offsets are in bytes."""
 
     start: int
     leading: int
@@ -158,21 +158,19 @@ class Descriptor:
         )
 
     def places(self, rows: int, columns: int, size: int, transposed: bool) -> np.ndarray:
-        """Addresses of elements of `size` bytes (row of M or N, column of K) before the swizzle."""
+        """Addresses before the swizzle, of elements of `size` bytes: rows are along M or N, columns along K."""
         row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
         width = self.swizzle or 16
-        if transposed:  # `span` elements of M or N lie together; 8 of K make an atom
+        if transposed:  # `span` elements along M or N are contiguous; 8 along K make an atom
             span = width // size
-            return (
-                self.start + row % span * size + row // span * self.leading
-                + column % 8 * width + column // 8 * self.stride
-            )  # fmt: skip
+            along_rows = row % span * size + row // span * self.leading
+            return self.start + along_rows + column % 8 * width + column // 8 * self.stride
         octets = column * size
         beyond = 0 if self.swizzle else octets // 16 * (self.leading - 16)
         return self.start + row % 8 * width + row // 8 * self.stride + octets + beyond
 
     def read(self, shared: SharedMemory, cta: int, rows: int, columns: int, size: int, transposed: bool) -> np.ndarray:
-        """The matrix's elements, as bits."""
+        """The elements of the matrix as bits."""
         at = self.places(rows, columns, size, transposed)
         if self.swizzle:
             chunks = self.swizzle // 16 - 1  # 7, 3, 1: which of the address bits 4-6 are exchanged
@@ -184,8 +182,8 @@ class Descriptor:
 def wgmma(m: Machine, ins: Instruction) -> Step:
     """`wgmma.mma_async.sync.aligned.m64n<N>k<K>.f32.<t>.<t> d, a, b, scale-d, 1, 1[, transposed a][, transposed b]`.
 
-    It happens where its group is waited for, as late as it may: operands that change before, or sums that are read
-    before, are wrong.
+    It is executed when its group is waited for, as late as it may be. A kernel that changes the operands or reads the
+    sums before gets wrong results.
     """
     found = re.match(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)$", ins.opcode)
     ins.must(found)
@@ -204,14 +202,14 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
     keep = m.value(scale, "pred")
 
     def one(register: np.ndarray, lanes: np.ndarray) -> int:
-        """A value that all threads of a group must share."""
+        """A value that must be the same in all threads of a group."""
         values = np.unique(register[lanes])
         if len(values) > 1:
             raise Fault("the threads of a warpgroup disagree")
         return int(values[0])
 
     def fragments(lanes: np.ndarray) -> np.ndarray:
-        """The left matrix where it is held in registers."""
+        """The left matrix if it is held in registers."""
         return left_words([r[lanes].reshape(4, WARP) for r in lefts]).reshape(64, 8).view(UNSIGNED[size])
 
     def step(mask: Mask) -> None:

@@ -1,4 +1,4 @@
-"""Global memory made of a launch's tensors, and the shared memory of CTAs. What a GPU would fault on raises here."""
+"""Global memory, made of a launch's tensors, and the shared memory of CTAs. Where a GPU faults, `Fault` is raised."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 import torch
 
 BASE = 1 << 40
-"""Where global memory begins: addresses that lose their high half are caught."""
+"""Where global memory begins. It is above 32 bits, so that an address that lost its high half is caught."""
 GAP = 4096
-"""Bytes between two tensors that belong to neither."""
+"""At least this many bytes between two tensors belong to neither."""
 SECTOR = 32
-"""Bytes that the L2 moves at once."""
+"""Bytes that the L2 moves at a time."""
 LINE = 128
-"""Bytes that the 32 banks of shared memory give in a cycle."""
+"""Bytes that the 32 banks of shared memory deliver in a cycle."""
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class Fault(Exception):
-    """An access that a GPU would refuse, or that code must not make."""
+    """An access or an instruction that a GPU refuses, or whose result is undefined."""
 
 
 class GlobalMemory:
-    """The storages of tensors at addresses of their own, each with room around it, and what was asked of them."""
+    """The storages of tensors, each at an address of its own with a gap around it, and counts of what was asked."""
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         self.places: dict[int, tuple[int, np.ndarray]] = {}
@@ -44,7 +44,7 @@ class GlobalMemory:
         self.counts: Counter[str] = Counter()
 
     def address(self, tensor: torch.Tensor) -> int:
-        """Where the tensor's first element lies."""
+        """The address of the tensor's first element."""
         storage = tensor.untyped_storage()
         if not storage.nbytes():
             return BASE
@@ -52,12 +52,12 @@ class GlobalMemory:
         return BASE + start + tensor.data_ptr() - storage.data_ptr()
 
     def write_back(self) -> None:
-        """Give the tensors what was written."""
+        """Copy what was written into the tensors."""
         for start, data in self.places.values():
             data[:] = self.bytes[start : start + len(data)]
 
     def offsets(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """Addresses as places in `bytes`, after the checks of alignment and bounds."""
+        """Check the alignment and bounds of addresses, and turn them into places in `bytes`."""
         offsets = addresses.astype(np.int64) - BASE
         if (offsets % size).any():
             raise Fault(f"misaligned access of {size} bytes")
@@ -67,7 +67,7 @@ class GlobalMemory:
         return offsets
 
     def count(self, kind: str, offsets: np.ndarray, warps: np.ndarray, size: int) -> None:
-        """Note one request a warp: its bytes, and the sectors that it touches."""
+        """Count one request per warp: its bytes, and the sectors that it touches."""
         spread = offsets[:, None] + np.arange(0, max(size, SECTOR), SECTOR)[None, : max(1, size // SECTOR)]
         sectors = (spread // SECTOR).ravel()
         np.add.at(self.sectors[kind], np.unique(sectors), 1)
@@ -90,7 +90,7 @@ class GlobalMemory:
 
 
 class SharedMemory:
-    """Of several CTAs: `size` bytes each, which begin at `base` of every CTA's own addresses."""
+    """The shared memory of several CTAs. Each has `size` bytes, which begin at its own address `base`."""
 
     base = 1024
 
@@ -101,7 +101,7 @@ class SharedMemory:
         self.counts: Counter[str] = Counter()
 
     def offsets(self, ctas: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
-        """A CTA's addresses as places in `bytes`."""
+        """Check the CTAs' addresses, and turn them into places in `bytes`."""
         inside = addresses.astype(np.int64) - self.base
         if (inside % size).any():
             raise Fault(f"misaligned access of {size} bytes of shared memory")
@@ -110,7 +110,7 @@ class SharedMemory:
         return ctas * self.size + inside
 
     def count(self, kind: str, offsets: np.ndarray, warps: np.ndarray, size: int) -> None:
-        """Note how many cycles the banks need: 32 banks of 4 bytes; wide accesses go in parts of a line."""
+        """Count the cycles that the 32 banks of 4 bytes need. A wide access goes in parts of one line."""
         lanes_at_once = max(1, min(32, LINE // size))
         if not len(offsets):
             return
@@ -127,7 +127,7 @@ class SharedMemory:
 
     @staticmethod
     def lanes_of(warps: np.ndarray) -> np.ndarray:
-        """The place of each thread among those of its warp that take part."""
+        """The place of each thread among the threads of its warp that take part."""
         first = np.r_[True, warps[1:] != warps[:-1]]
         starts = np.flatnonzero(first)
         return np.arange(len(warps)) - np.repeat(starts, np.diff(np.r_[starts, len(warps)]))

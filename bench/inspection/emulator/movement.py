@@ -81,7 +81,7 @@ ATOMIC: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def atomic(m: Machine, ins: Instruction) -> Step:
-    """`atom.<space>....<op>.<type> d, [a], x`: one thread after the other."""
+    """`atom.<space>....<op>.<type> d, [a], x`, by one thread after the other."""
     parts = ins.opcode.split(".")
     kind, name = parts[-1], parts[-2]
     wide = "global" in parts
@@ -107,11 +107,11 @@ def atomic(m: Machine, ins: Instruction) -> Step:
     return step
 
 
-# Asynchronous copies: nothing arrives before a thread has waited for it
+# Asynchronous copies: nothing arrives before a thread has waited for it.
 
 
 def start_copy(m: Machine, ins: Instruction) -> Step:
-    """`cp.async.<ca|cg>.shared.global [d], [s], size[, taken]`: the rest of `size` is filled with zeros."""
+    """`cp.async.<ca|cg>.shared.global [d], [s], size[, taken]`. Bytes of `size` beyond `taken` become zero."""
     target, source = m.addresses(ins.operands[0], False), m.addresses(ins.operands[1], True)
     size = ins.operands[2]
     assert isinstance(size, int)
@@ -154,7 +154,7 @@ def wait_for_copies(m: Machine, ins: Instruction) -> Step:
     return step
 
 
-# Within a warp
+# Exchanges within a warp.
 
 
 def shuffle(m: Machine, ins: Instruction) -> Step:
@@ -223,7 +223,7 @@ def warp_reduce(m: Machine, ins: Instruction) -> Step:
 
 
 def elect(m: Machine, ins: Instruction) -> Step:
-    """`elect.sync d|p, members`: one thread of each warp, here the first."""
+    """`elect.sync d|p, members` chooses one thread of each warp; here it is the first."""
     target, predicate = listed(ins.operands[0])
     write, chosen = m.writer(target, "b32"), m.writer(predicate, "pred")
 
@@ -236,7 +236,7 @@ def elect(m: Machine, ins: Instruction) -> Step:
 
 
 def nothing(m: Machine, ins: Instruction) -> Step:
-    """Orders or hints: execution here is in order."""
+    """Do nothing: fences and hints change nothing, since execution here is in order."""
     return lambda mask: None
 
 

@@ -1,4 +1,4 @@
-"""PTX text into instructions: names resolved, labels counted, operands taken apart. Nothing is executed here."""
+"""Read PTX text: instructions with their operands, names resolved by scope, labels by position. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ class NotEmulated(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """`[base + offset]`, or with `coordinates` `[base, {c0, c1}]`, a place in a tensor map."""
+    """`[base + offset]`; or `[base, {c0, c1}]`, a place in a tensor map with `coordinates`."""
 
     base: str | int
     offset: int = 0
     coordinates: tuple[str | int, ...] = ()
 
 
-Operand = str | int | Address | tuple  # a name, the bits of a constant, a place, several operands in braces
+Operand = str | int | Address | tuple
+"""A name, the bits of a constant, an address, or several operands in braces."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `guard` is the predicate, and the value of it, for which a thread executes it."""
+    """One instruction. `guard` names a predicate and the value for which a thread executes the instruction."""
 
     opcode: str
     operands: tuple[Operand, ...]
@@ -38,14 +39,14 @@ class Instruction:
     text: str
 
     def must(self, condition: object) -> None:
-        """Refuse the forms of an instruction for which `condition` does not hold."""
+        """Raise `NotEmulated` unless `condition` holds."""
         if not condition:
             raise NotEmulated(self.text)
 
 
 @dataclass
 class Listing:
-    """A kernel: its parameters in order, the types of its registers, its code, and where its labels stand."""
+    """A kernel: its parameters in order, threads per CTA, types of registers, code, and positions of labels."""
 
     parameters: list[str]
     threads: int
@@ -55,12 +56,12 @@ class Listing:
 
 
 def listed(operand: Operand) -> tuple[Any, ...]:
-    """The operands in braces, or the one."""
+    """The operands in braces, or the single operand."""
     return operand if isinstance(operand, tuple) else (operand,)
 
 
 def split(text: str, mark: str = ",") -> list[str]:
-    """The parts of `text` between marks outside of brackets."""
+    """The parts of `text` between marks that are outside of brackets."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "[{(") - (c in "]})")
@@ -72,7 +73,7 @@ def split(text: str, mark: str = ",") -> list[str]:
 
 
 def operand(text: str, scopes: list[dict[str, str]]) -> Operand:
-    """One operand; names of inner scopes are replaced by those that `scopes` hold, the innermost last."""
+    """Read one operand. `scopes`, the innermost last, map the names of inner scopes to unique ones."""
     if text.startswith("{"):
         return tuple(operand(part, scopes) for part in split(text[1:-1]))
     if text.startswith("["):
@@ -95,7 +96,7 @@ def operand(text: str, scopes: list[dict[str, str]]) -> Operand:
 
 
 def statements(body: str) -> Iterator[str]:
-    """`{`, `}`, `label:` and statements without their semicolon, in order."""
+    """Yield `{`, `}`, `label:` and statements without their semicolon, in order."""
     at = 0
     while True:
         while at < len(body) and body[at].isspace():
@@ -116,7 +117,10 @@ def statements(body: str) -> Iterator[str]:
 
 
 def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
-    """A listing of a whole module with one kernel, or of a bare piece of code with the `registers` that it is given."""
+    """Read a module with one kernel, or bare code that uses the given `registers` (name to type).
+
+    Raises `ValueError` for a kernel that does not say how many threads a CTA has.
+    """
     text = NOT_CODE.sub("", LINE_COMMENT.sub("", text))
     entry = re.search(r"\.entry\s+[\w$]+\s*\((.*?)\)", text, re.DOTALL)
     parameters, threads, body = [], 32, text
@@ -154,7 +158,7 @@ def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
 
 
 def declare(statement: str, registers: dict[str, str], scope: dict[str, str], suffix: str) -> None:
-    """`.reg .b32 %r<9>` or `.reg .b32 low, high`."""
+    """Add the registers of `.reg .b32 %r<9>` or `.reg .b32 low, high`."""
     _, kind, names = statement.split(maxsplit=2)
     for name in split(names):
         several = re.match(r"(.+)<(\d+)>$", name)

@@ -1,6 +1,6 @@
 """Copies of boxes by the tensor memory accelerator (TMA), and the barriers in shared memory that count their bytes.
 
-A box arrives as late as it may: when the first thread that waits for its barrier is let through.
+A box arrives as late as it may: at the moment when the first thread that waits for its barrier may go on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TensorMap:
 
 @dataclass
 class Barrier:
-    """An mbarrier: arrivals and bytes that its present phase still needs, and the copies that will bring them."""
+    """An mbarrier: the arrivals and bytes that its present phase still needs, and the copies that bring them."""
 
     count: int
     missing: int
@@ -40,7 +40,7 @@ class Barrier:
     copies: list[Callable[[], int]] = field(default_factory=list)
 
     def passed(self, parity: int) -> bool:
-        """Is the phase of that parity over? It ends here, where all have arrived and all bytes are on their way."""
+        """Is the phase with this parity over? It ends now if all have arrived and all bytes are on their way."""
         if self.parity != parity:
             return True
         if self.missing or (self.awaited and not self.copies):
