@@ -1,4 +1,4 @@
-"""The process that ncu looks at: it launches each chosen case once, inside an NVTX range that names it."""
+"""The process that ncu profiles: it launches each chosen case once, inside an NVTX range that names it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.inspection.counters import MARK, Choice
+from bench.errors import describe
+from bench.inspection.counters import Choice
+from bench.inspection.ncu import MARK
 from kernels.op import Impl, Op, Target, Work, discover, implementations, total
 
 LARGEST = 1 << 30
-"""Of an operation's cases, the largest up to this many compulsory bytes is counted: far beyond any L2."""
+"""The largest case of an operation up to this many compulsory bytes is counted. That is far more than any L2 holds."""
 
 
 def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
-    """Of each precision, the supported case with the most compulsory bytes up to `LARGEST`."""
+    """For each precision, the supported case with the most compulsory bytes up to `LARGEST`."""
     best: dict[str, Any] = {}
     for case in op.cases(choice.suite):
         size = op.work(case).bytes
@@ -31,7 +33,7 @@ def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
 
 
 def launch_profiled(op: Op, impl: Impl, case: Any, target: Target, index: int) -> str | None:
-    """Everything but one launch is done before ncu looks. Returns what went wrong, if anything did."""
+    """Prepare and warm up before ncu looks, then launch once. Returns what went wrong, if anything did."""
     import torch
 
     try:
@@ -46,14 +48,14 @@ def launch_profiled(op: Op, impl: Impl, case: Any, target: Target, index: int) -
         finally:
             torch.cuda.profiler.stop()
     except Exception as fault:
-        return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
+        return describe(fault)
     return None
 
 
 def child(plan: Path) -> None:
-    """Launch every chosen case, and append to `<plan>.done` what was launched or why it was not.
+    """Launch every chosen case, and append to `<plan>.done` what was launched, or why it was not.
 
-    ncu writes nothing before its child has ended, so no case is begun after half of the time that there is.
+    ncu writes nothing before its child has ended, so no case begins after half of the time allowed.
     """
     import torch
 

@@ -1,7 +1,8 @@
 """What compiled kernels ask of a part's memories and tensor cores, at the sizes that are measured, without a GPU.
 
-Some CTAs of each launch are executed; their bytes and cycles stand for all. A share is the time that a unit of an SM
-needs for them over the time that DRAM needs for their bytes: above 1 the unit is slower than the memory.
+Kernels are compiled here and handed to the emulator. It executes some CTAs of each launch; their bytes and cycles stand
+for those of all. A share is the time that a unit of an SM needs for these CTAs, over the time that DRAM needs for their
+bytes: above 1 the unit is slower than the memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kernels.launch import KernelLaunch
 from kernels.op import discover, implementations
 
 LARGEST = 3 << 30
-"""Compulsory bytes of a case that is still surveyed: the host holds its inputs three times."""
+"""Cases with more compulsory bytes are left out, because the host holds the inputs three times."""
 
 
 def program(launch: KernelLaunch, sm: int) -> Program:
@@ -54,7 +55,7 @@ def program(launch: KernelLaunch, sm: int) -> Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One launch. `touched` and `asked` are bytes; the rest are ratios (see the module)."""
+    """One launch. `touched` and `asked` are bytes; `shared` and `tensor` are shares (see the module)."""
 
     op: str
     impl: str
@@ -67,15 +68,15 @@ class Row:
     asked: int = 0
     shared: float = 0.0
     conflicts: float = 1.0
-    """Cycles of the banks over the least that the bytes need."""
+    """Cycles of the banks over the fewest cycles in which they could deliver the bytes."""
     tensor: float = 0.0
     under_way: float = 0.0
-    """Bytes of a CTA on their way after a wait (`Counts.under_way`); 0 where nothing overlaps, or no `cp.async`."""
+    """`Counts.under_way`; 0 where no copy overlaps with the work, or where there is no `cp.async`."""
     error: str = ""
 
 
 def cycles_per_byte(sm: int) -> float:
-    """Clocks of an SM in which DRAM gives it one byte, at the clock that the part's published peak is of."""
+    """Clocks of an SM in which DRAM delivers one byte to it, at the clock for which the peak is published."""
     spec = find(CAPABILITIES[sm].part)
     assert spec.memory_bandwidth is not None
     clock = spec.peaks["mma_bf16"].value / (CAPABILITIES[sm].mma_flop["mma_bf16"] * spec.sm_count)
@@ -104,12 +105,17 @@ def row_of(counts: Counts, launch: KernelLaunch, sm: int, ctas: int, **names: st
 
 
 def survey(
-    ops: Sequence[str] | None, impls: Sequence[str], suite: str, case: str, sm: int, ctas: int,
+    ops: Sequence[str] | None,
+    impls: Sequence[str],
+    suite: str,
+    case: str,
+    sm: int,
+    ctas: int,
     progress: Callable[[str], None] = lambda what: None,
-) -> list[Row]:  # fmt: skip
-    """Rows of our kernels' launches, case by case; launches without main streams, which prepare others, run whole.
+) -> list[Row]:
+    """Execute `ctas` CTAs of each launch of our kernels, case by case. Launches without main streams run whole.
 
-    Raises `BadRequest` where no kernel of ours has such a case.
+    Raises `BadRequest` if no kernel of ours has such a case.
     """
     listing.check(list(ops or []), suite, case)
     require("architecture", [str(sm)], [str(known) for known in emulate_targets()])
@@ -137,21 +143,26 @@ def survey(
     return found
 
 
-HEADERS = (
-    "op", "impl", "case", "kernel", "CTAs", "MB touched", "asked/touched", "shared/DRAM time", "bank conflicts",
-    "tensor/DRAM time", "KiB under way", "",
-)  # fmt: skip
+COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("op", lambda r: r.op),
+    ("impl", lambda r: r.impl),
+    ("case", lambda r: r.case_id),
+    ("kernel", lambda r: r.kernel),
+    ("CTAs", lambda r: f"{r.ctas} of {r.grid}"),
+    ("MB touched", lambda r: f"{r.touched / 1e6:.3f}"),
+    ("asked/touched", lambda r: f"{r.asked / r.touched:.2f}"),
+    ("shared/DRAM time", lambda r: f"{r.shared:.2f}"),
+    ("bank conflicts", lambda r: f"{r.conflicts:.2f}"),
+    ("tensor/DRAM time", lambda r: f"{r.tensor:.2f}"),
+    ("KiB under way", lambda r: f"{r.under_way / 1024:.0f}"),
+    ("", lambda r: r.error),
+)
 
 
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headers and rows of strings, ready to be printed."""
-    return HEADERS, [
-        (row.op, row.impl, row.case_id, *([""] * 8), row.error)
-        if row.error
-        else (
-            row.op, row.impl, row.case_id, row.kernel, f"{row.ctas} of {row.grid}", f"{row.touched / 1e6:.3f}",
-            f"{row.asked / row.touched:.2f}", f"{row.shared:.2f}", f"{row.conflicts:.2f}", f"{row.tensor:.2f}",
-            f"{row.under_way / 1024:.0f}", "",
-        )
-        for row in rows
-    ]  # fmt: skip
+    """Headers and rows of strings, ready to be printed. A row with an error has no numbers."""
+    headers = tuple(header for header, _ in COLUMNS)
+    named = ("op", "impl", "case", "")
+    return headers, [
+        tuple(value(row) if header in named or not row.error else "" for header, value in COLUMNS) for row in rows
+    ]

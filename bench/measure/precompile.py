@@ -1,7 +1,7 @@
-"""Compile a plan's kernels in parallel before the first is measured; the worker then finds them in Triton's cache.
+"""Compile the kernels of a schedule in parallel before the first is measured. The worker finds them in Triton's cache.
 
-One after the other, each when it is first launched, they would take minutes of a rented hour. Nothing is launched and
-no GPU is touched. What goes wrong here is left to the worker, which meets it again and records it.
+If each were compiled when it is first launched, they would take minutes of a rented hour. Nothing is launched here, and
+no GPU is touched. Failures are left to the worker, which meets them again and records them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from kernels.launch import KernelLaunch
 
 PROCESSES = 12
-"""At most: each holds torch and a compiler, about 1 GB."""
+"""The most processes: each holds torch and a compiler, about 1 GB."""
 
 FEWEST_JOBS = 8
-"""With fewer, starting the processes takes longer than it saves."""
+"""With fewer jobs, starting the processes takes longer than it saves."""
 
 LIMIT_S = 120.0
-"""Then the run begins, whatever is missing; after a quarter of the run's budget, if that is sooner."""
+"""The run begins after this time, or after a quarter of its budget if that is less, whatever is still missing."""
 
 
 def precompile(
@@ -41,7 +41,7 @@ def precompile(
     tell: Callable[[str], None],
     budget_s: float | None = None,
 ) -> None:
-    """Compile what the jobs launch on a GPU. Elsewhere, and for a handful of cases, do nothing."""
+    """Compile what the jobs launch on a GPU. Do nothing on another target, or for a handful of cases."""
     distinct = list({(job.op, job.case.id): job for job in jobs}.values())
     if target.kind != "cuda" or len(distinct) < FEWEST_JOBS or "TRITON_INTERPRET" in os.environ:
         return
@@ -60,7 +60,8 @@ def precompile(
 def compile_case(catalogue: str, target: Target, claims: Path, job: Job) -> int:
     """In a process of its own: compile the kernels of a job that no other process has claimed. Returns their number.
 
-    Triton 3.6 also has a C compiler make what passes a kernel its arguments, for every signature: a third of a second.
+    For every signature, Triton 3.6 also has a C compiler build the launcher that passes a kernel its arguments. That
+    takes a third of a second, so it is done here too.
     """
     from triton.runtime import driver
 
@@ -91,7 +92,7 @@ def launches(job: Job, catalogue: str, target: Target) -> Iterator[KernelLaunch]
 
 
 def claim(directory: Path, configuration: str) -> bool:
-    """True for the first process that asks."""
+    """True for the first process that asks for a configuration."""
     try:
         (directory / hashlib.sha256(configuration.encode()).hexdigest()).touch(exist_ok=False)
     except FileExistsError:

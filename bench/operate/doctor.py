@@ -16,7 +16,7 @@ from bench import machine
 from bench.devices import DeviceSpec, driver
 from bench.devices import lookup as devices
 from bench.errors import describe
-from bench.inspection.counters import counters_problem, find_ncu
+from bench.inspection.ncu import counters_problem, find_ncu
 from bench.measure.telemetry import Sampler
 from kernels.op import Target, discover, implementations
 

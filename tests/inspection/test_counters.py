@@ -17,8 +17,9 @@ import typer
 
 from bench import cli, machine
 from bench.errors import BadRequest
-from bench.inspection import counters, counters_child
-from bench.inspection.counters import SUMS, Choice, Counted, CountersDenied, Counts, Row
+from bench.inspection import counters, counters_child, ncu
+from bench.inspection.counters import Choice, Counted, CountersDenied, Counts
+from bench.inspection.ncu import SUMS, Row
 from kernels.op import Case, Impl, Op, Target, Tolerance, Work, implementations
 from tests.support import DATA
 
@@ -28,7 +29,7 @@ H100 = Target(kind="cuda", name="NVIDIA H100 80GB HBM3", sm=90, sm_count=132, l2
 
 
 def test_rows_are_named_by_their_nvtx_range_and_separators_are_dropped() -> None:
-    rows = counters.parse(RAW)
+    rows = ncu.parse(RAW)
     assert [(row.index, row.kernel) for row in rows][:3] == [
         (0, "gemv_kernel"),
         (1, "split_kv_kernel"),
@@ -36,7 +37,7 @@ def test_rows_are_named_by_their_nvtx_range_and_separators_are_dropped() -> None
     ]
     assert rows[0].metrics["dram__bytes_read.sum"] == 117_459_200
     assert rows[0].metrics["gpu__time_duration.sum"] == pytest.approx(42.368e-6)
-    assert rows[0].metrics[counters.OCCUPANCY] == pytest.approx(0.3127)
+    assert rows[0].metrics[ncu.OCCUPANCY] == pytest.approx(0.3127)
     assert "dram__bytes_read.sum" not in rows[3].metrics, "n/a is no number"
 
 
@@ -44,22 +45,22 @@ def test_units_are_read_from_the_row_under_the_names() -> None:
     names = '"ID","Process ID","t:Push/Pop_Range:x","Kernel Name","dram__bytes_read.sum","gpu__time_duration.sum"'
     row = '"0","7","7  ""<default domain>:decodebench-3:none"" ","k","1,234.50","17.00"'
     for byte, time, scaled in (("Mbyte", "usecond", (1234.5e6, 17e-6)), ("Kbyte", "ms", (1234.5e3, 17e-3))):
-        (parsed,) = counters.parse(f'{names}\n"","","","","{byte}","{time}"\n{row}\n')
+        (parsed,) = ncu.parse(f'{names}\n"","","","","{byte}","{time}"\n{row}\n')
         assert tuple(parsed.metrics.values()) == pytest.approx(scaled)
         assert parsed.index == 3
     with pytest.raises(ValueError, match="'furlong'"):
-        counters.parse(f'{names}\n"","","","","furlong","s"\n{row}\n')
+        ncu.parse(f'{names}\n"","","","","furlong","s"\n{row}\n')
 
 
 def test_kernels_outside_our_ranges_and_empty_outputs_give_nothing() -> None:
-    assert counters.parse("") == []
-    assert counters.parse("==WARNING== No kernels were profiled.\n") == []
-    assert counters.parse(RAW.replace("decodebench-", "other-")) == []
-    assert counters.parse("\n".join(RAW.splitlines()[:4])) == []
+    assert ncu.parse("") == []
+    assert ncu.parse("==WARNING== No kernels were profiled.\n") == []
+    assert ncu.parse(RAW.replace("decodebench-", "other-")) == []
+    assert ncu.parse("\n".join(RAW.splitlines()[:4])) == []
 
 
 def test_a_launch_of_two_kernels_is_summed() -> None:
-    rows = [row for row in counters.parse(RAW) if row.index == 1]
+    rows = [row for row in ncu.parse(RAW) if row.index == 1]
     found = counters.summarise(rows, {**ENTRY, "op": "attention_decode", "declared_read": 268_435_456})
     assert found.dram_read == 268_500_992 + 1_052_672
     assert found.dram_written == 1_048_576 + 32_768
@@ -77,7 +78,7 @@ def test_a_launch_of_two_kernels_is_summed() -> None:
 
 
 def test_a_counter_missing_in_one_kernel_is_missing_in_the_sum() -> None:
-    rows = [row for row in counters.parse(RAW) if row.index == 2]
+    rows = [row for row in ncu.parse(RAW) if row.index == 2]
     found = counters.summarise(rows, ENTRY)
     assert found.dram_read is None
     assert found.intensity is None
@@ -99,8 +100,8 @@ def test_a_counter_missing_in_one_kernel_is_missing_in_the_sum() -> None:
     ],
 )
 def test_what_hangs_on_a_missing_counter_is_unknown_and_nothing_else(missing: str, unknown: set[str]) -> None:
-    first, second = (row for row in counters.parse(RAW) if row.index == 1)
-    metric = SUMS.get(missing, counters.OCCUPANCY)
+    first, second = (row for row in ncu.parse(RAW) if row.index == 1)
+    metric = SUMS.get(missing, ncu.OCCUPANCY)
     second.metrics.pop(metric)
     found = counters.summarise([first, second], ENTRY)
     assert {name for name, value in found.as_dict().items() if value is None} == unknown
@@ -115,7 +116,7 @@ def test_what_hangs_on_a_missing_counter_is_unknown_and_nothing_else(missing: st
 
 
 def offered(name: str) -> set[str]:
-    return counters.offered((DATA / name).read_text())
+    return ncu.offered((DATA / name).read_text())
 
 
 def short(metrics: list[str]) -> list[str]:
@@ -125,36 +126,36 @@ def short(metrics: list[str]) -> list[str]:
 def test_the_whole_of_a_tensor_counter_is_preferred_to_its_parts() -> None:
     h100, ga104 = offered("ncu_query_metrics_h100.txt"), offered("ncu_query_metrics_ga104.txt")
     assert len([name for name in h100 if name.startswith("sm__ops_path_tensor")]) == 39
-    assert short(counters.tensor_metrics(h100)) == [
+    assert short(ncu.tensor_metrics(h100)) == [
         *("src_bf16_dst_fp32", "src_fp16", "src_fp8", "src_int8", "src_tf32_dst_fp32"),
     ]
-    assert short(counters.tensor_metrics(ga104)) == [
+    assert short(ncu.tensor_metrics(ga104)) == [
         *("src_bf16_dst_fp32", "src_fp16_dst_fp16", "src_fp16_dst_fp32", "src_int8", "src_tf32_dst_fp32"),
     ]
     only_parts = {f"sm__ops_path_tensor_src_fp8_dst_fp32_sparsity_{sparsity}" for sparsity in ("on", "off")}
     by_instruction = {"sm__ops_path_tensor_op_utcqmma_src_fp4_fp6_fp8_dst_fp32"}
-    assert counters.tensor_metrics(only_parts | by_instruction) == sorted(
+    assert ncu.tensor_metrics(only_parts | by_instruction) == sorted(
         f"{name}.sum" for name in only_parts | by_instruction
     )
 
 
 def test_only_what_is_offered_is_asked_for() -> None:
     h100 = offered("ncu_query_metrics_h100.txt")
-    fixed = [*counters.SUMS.values(), counters.OCCUPANCY]
-    assert counters.metrics_to_ask(h100) == [*fixed, *counters.tensor_metrics(h100)], "H100 offers every one"
+    fixed = [*SUMS.values(), ncu.OCCUPANCY]
+    assert ncu.metrics_to_ask(h100) == [*fixed, *ncu.tensor_metrics(h100)], "H100 offers every one"
     without = h100 - {"lts__t_sectors_lookup_miss"}
-    assert set(counters.metrics_to_ask(h100)) - set(counters.metrics_to_ask(without)) == {SUMS["l2_misses"]}
+    assert set(ncu.metrics_to_ask(h100)) - set(ncu.metrics_to_ask(without)) == {SUMS["l2_misses"]}
     renamed = h100 - {"dram__bytes_read"} | {"dram__bytes_op_read"}
-    asked = counters.metrics_to_ask(renamed)
+    asked = ncu.metrics_to_ask(renamed)
     assert "dram__bytes_op_read.sum" in asked
     assert "dram__bytes_read.sum" not in asked
-    assert counters.metrics_to_ask(set()) == fixed, "the query failed"
+    assert ncu.metrics_to_ask(set()) == fixed, "the query failed"
 
 
 def test_a_recorded_raw_page_is_read_past_its_words_and_other_units() -> None:
     """Columns that nobody asked for hold `No-CC` and `SIMT`, and registers by thread."""
     text = (DATA / "ncu_raw_b200.csv").read_text()
-    assert counters.parse(text) == [], "it was recorded without NVTX ranges"
+    assert ncu.parse(text) == [], "it was recorded without NVTX ranges"
     marked = []
     for line in text.splitlines():
         cells = line.split(',"')
@@ -162,10 +163,10 @@ def test_a_recorded_raw_page_is_read_past_its_words_and_other_units() -> None:
             cells.insert(4, 'thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"')
         elif line.startswith('"'):
             index = cells[0].strip('"')
-            mark = f'7  ""<default domain>:{counters.MARK}{index}:none:none:none:none:none:none"" ' if index else ""
+            mark = f'7  ""<default domain>:{ncu.MARK}{index}:none:none:none:none:none:none"" ' if index else ""
             cells.insert(4, f'{mark}"')
         marked.append(',"'.join(cells))
-    merge, decode = counters.parse("\n".join(marked))
+    merge, decode = ncu.parse("\n".join(marked))
     assert (merge.index, decode.index) == (0, 1)
     assert merge.kernel.startswith("void PersistentVariableLengthMergeStatesKernel<8, 16, 8, 4, __nv_bfloat16")
     assert merge.metrics == {"gpu__time_duration.sum": pytest.approx(9.92e-6)}
@@ -179,9 +180,9 @@ def long_form(name: str) -> list[Row]:
     rows: dict[str, Row] = {}
     for line in table:
         row = rows.setdefault(line["ID"], Row(index=int(line["ID"]), kernel=line["Kernel Name"], metrics={}))
-        metric = counters.RENAMED.get(line["Metric Name"], line["Metric Name"])
-        if metric in counters.READ or counters.TENSOR.fullmatch(metric.removesuffix(".sum")):
-            value = counters.number(metric, line["Metric Unit"], line["Metric Value"])
+        metric = ncu.RENAMED.get(line["Metric Name"], line["Metric Name"])
+        if metric in ncu.READ or ncu.TENSOR.fullmatch(metric.removesuffix(".sum")):
+            value = ncu.number(metric, line["Metric Unit"], line["Metric Value"])
             if value is not None:
                 row.metrics[metric] = value
     return list(rows.values())
@@ -190,10 +191,10 @@ def long_form(name: str) -> list[Row]:
 def test_recorded_numbers_in_every_unit() -> None:
     norm, matmul = long_form("ncu_details_h200_bytes.csv")
     assert norm.metrics == pytest.approx(
-        {SUMS["dram_read"]: 147_460, SUMS["dram_written"]: 0, SUMS["seconds"]: 3.78e-6, counters.OCCUPANCY: 0.1157}
+        {SUMS["dram_read"]: 147_460, SUMS["dram_written"]: 0, SUMS["seconds"]: 3.78e-6, ncu.OCCUPANCY: 0.1157}
     )
     assert matmul.metrics == pytest.approx(
-        {SUMS["dram_read"]: 21_120_000, SUMS["dram_written"]: 0, SUMS["seconds"]: 10.21e-6, counters.OCCUPANCY: 0.1422}
+        {SUMS["dram_read"]: 21_120_000, SUMS["dram_written"]: 0, SUMS["seconds"]: 10.21e-6, ncu.OCCUPANCY: 0.1422}
     )
     both = counters.summarise([norm, matmul], ENTRY)
     assert both.dram_read == pytest.approx(21_267_460)
@@ -209,12 +210,12 @@ def test_a_geforce_names_its_dram_counters_otherwise_and_separates_thousands() -
             SUMS["dram_read"]: 134_221_568,
             SUMS["dram_written"]: 43_631_104,
             SUMS["seconds"]: 292.928e-6,
-            counters.OCCUPANCY: 0.8382,
+            ncu.OCCUPANCY: 0.8382,
         }
     )
     names = '"ID","t:Push/Pop_Range:x","Kernel Name","dram__bytes_op_read.sum"'
     row = '"0","7  ""<default domain>:decodebench-0:none"" ","saxpy_kernel","134,221,568"'
-    (parsed,) = counters.parse(f'{names}\n"","","","byte"\n{row}\n')
+    (parsed,) = ncu.parse(f'{names}\n"","","","byte"\n{row}\n')
     assert parsed.metrics == {SUMS["dram_read"]: 134_221_568}
 
 
@@ -232,14 +233,14 @@ def test_not_available_is_no_number() -> None:
     lines = (DATA / "ncu_details_cc75.csv").read_text().splitlines()
     table = list(csv.DictReader(line for line in lines if line.startswith('"')))
     cells = [(line["Metric Name"], line["Metric Unit"], line["Metric Value"]) for line in table]
-    assert [counters.number(*cell) for cell in cells] == [pytest.approx(0.344), None, None]
-    assert [counters.number("x", "furlong", words) for words in ("no data", "nan", "")] == [None, None, None]
+    assert [ncu.number(*cell) for cell in cells] == [pytest.approx(0.344), None, None]
+    assert [ncu.number("x", "furlong", words) for words in ("no data", "nan", "")] == [None, None, None]
 
 
 @pytest.mark.parametrize(
     ("recorded", "status", "said"),
     [
-        ("ncu_denied.txt", 1, counters.DENIED),
+        ("ncu_denied.txt", 1, ncu.DENIED),
         (
             "ncu_incompatible.txt",
             11,
@@ -257,18 +258,16 @@ def test_not_available_is_no_number() -> None:
 )
 def test_recorded_refusals_are_told_with_their_cause(recorded: str, status: int, said: str) -> None:
     text = (DATA / recorded).read_text()
-    assert counters.parse(text) == []
-    assert counters.complaint(text, status) == said
-    assert counters.complaint(f"{text}\ndied of it\n", status).endswith(
-        counters.DENIED if said == counters.DENIED else "; died of it"
-    )
+    assert ncu.parse(text) == []
+    assert ncu.complaint(text, status) == said
+    assert ncu.complaint(f"{text}\ndied of it\n", status).endswith(ncu.DENIED if said == ncu.DENIED else "; died of it")
 
 
 # ---- before anything runs
 
 
 @pytest.mark.parametrize(
-    ("ncu", "parameters", "admin", "words"),
+    ("program", "parameters", "admin", "words"),
     [
         (None, {}, True, "install Nsight Compute"),
         ("/bin/ncu", {"RmProfilingAdminOnly": "1"}, False, "NVreg_RestrictProfilingToAdminUsers=0"),
@@ -277,8 +276,8 @@ def test_recorded_refusals_are_told_with_their_cause(recorded: str, status: int,
         ("/bin/ncu", {}, False, None),
     ],
 )
-def test_what_can_be_known_beforehand(ncu: str | None, parameters: dict, admin: bool, words: str | None) -> None:
-    problem = counters.counters_problem(ncu, parameters, admin)
+def test_what_can_be_known_beforehand(program: str | None, parameters: dict, admin: bool, words: str | None) -> None:
+    problem = ncu.counters_problem(program, parameters, admin)
     assert problem is None if words is None else words in (problem or "")
 
 
@@ -359,7 +358,7 @@ def test_counts_are_joined_with_the_cases_that_were_launched(tmp_path: Path, mon
 def test_refusals_are_one_line_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     denied = counted(tmp_path, monkeypatch, DENIED)
     assert isinstance(denied, CountersDenied)
-    assert denied.reason == counters.DENIED
+    assert denied.reason == ncu.DENIED
     died = counted(tmp_path, monkeypatch, DIES)
     assert isinstance(died, CountersDenied)
     assert "error code (1)" in died.reason
@@ -481,7 +480,7 @@ def test_the_child_launches_each_case_once_between_start_and_stop(
         plan.write_text(json.dumps({"choice": choice, "budget_s": budget}))
         counters_child.child(plan)
     first, late = (json.loads(line) for line in (tmp_path / "plan.json.done").read_text().splitlines())
-    assert seen == ["start", f"{counters.MARK}0", "stop"]
+    assert seen == ["start", f"{ncu.MARK}0", "stop"]
     assert (first["op"], first["impl"], first["error"]) == ("stream", "torch", None)
     assert first["declared_read"] > 0
     assert late["error"] == "no time left"
@@ -490,7 +489,7 @@ def test_the_child_launches_each_case_once_between_start_and_stop(
 def test_declared_counters_agree_with_the_fields_of_the_result() -> None:
     fields = {field.name for field in dataclasses.fields(Counted)}
     assert {"dram_read", "dram_written", "l2_hit_rate", "tensor_ops", "ffma", "occupancy", "intensity"} <= fields
-    assert all(re.fullmatch(r"\w+__\w+\.sum", metric) for metric in counters.SUMS.values())
+    assert all(re.fullmatch(r"\w+__\w+\.sum", metric) for metric in SUMS.values())
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""Code generation without a GPU: compile for sm_80, sm_90 and sm_100, read the listings, say what is wrong."""
+"""What does the compiler make of our kernels? Compiled without a GPU; its listings are read and judged."""
 
 from bench.inspection.codegen.build import reports
 from bench.inspection.codegen.judge import KernelReport, main_table, problems

@@ -1,7 +1,7 @@
-"""Compile what would run: every Triton kernel of ours, in every configuration of the measured cases, for three parts.
+"""Compile what would run, without a GPU: every Triton kernel in every configuration of the measured cases.
 
-No GPU is needed. The signature (types, divisibility, constants) is bound by Triton's own launcher code, so that the
-binary inspected is the one that a launch would compile. Kernels must not be interpreted in this process.
+Triton's own launcher code binds the signature (types, divisibility, constants), so the binary inspected here is the one
+that a launch would compile. Kernels must not be interpreted in this process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Task:
 
 
 def refuse_interpreter() -> None:
-    """Raise where kernels are interpreted: they can't be compiled then."""
+    """Raise `BadRequest` if kernels are interpreted in this process: then they cannot be compiled."""
     from triton import knobs
 
     if knobs.runtime.interpret:
@@ -58,7 +58,7 @@ def refuse_interpreter() -> None:
 
 
 def bind(launch: KernelLaunch, sm: int) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any]]:
-    """Options, signature, constants and attributes, as `kernel[grid](...)` itself would derive them."""
+    """Options, signature, constants and attributes, as `kernel[grid](...)` itself derives them."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
@@ -72,7 +72,7 @@ def bind(launch: KernelLaunch, sm: int) -> tuple[Any, dict[str, Any], dict[Any, 
 
 
 def configuration(launch: KernelLaunch, sm: int) -> str:
-    """Equal for launches that compile to the same binary."""
+    """A text that is equal for launches that compile to the same binary."""
     _, signature, constants, attributes = bind(launch, sm)
     name = (launch.kernel.fn.__module__, launch.kernel.fn.__qualname__)
     return repr((name, signature, constants, attributes, launch.options))
@@ -107,12 +107,12 @@ def dump(name: str, cubin: bytes, *flags: str) -> str:
 
 
 def stream_of(name: str, accesses: list[parse.Access], threads: list[parse.PtxAccess], at: set[int]) -> Stream:
-    """One main argument: the way it is moved, and the narrowest access a thread makes of it."""
+    """How one main argument is moved, and the narrowest access that a thread makes to it."""
     hows = {access.how for access in accesses if name in access.args}
     reads = hows - {"store"} or hows
     if not reads:
         return Stream(name=name, how=None, width=0)
-    how = next(h for h in ("load", "cp.async", "tma", "store") if h in reads)  # the weakest is what counts
+    how = next(h for h in ("load", "cp.async", "tma", "store") if h in reads)  # the weakest way counts
     widths = [a.width for a in threads if a.parameters & at and (a.how == "store") == (how == "store") and a.width]
     return Stream(name=name, how=how, width=0 if how == "tma" else min(widths, default=0))
 
@@ -126,9 +126,10 @@ def in_flight(
     sass: str,
     cta_threads: int,
 ) -> int:
-    """Bytes that one CTA keeps under way in its main streams: pipelined tiles, and plain loads waiting at once.
+    """Bytes that one CTA keeps under way in its main streams: pipelined tiles, and plain loads that wait together.
 
-    Plain loads of the main streams are the share of all loads of their width that the PTX attributes to them.
+    SASS does not tell which argument a plain load reads. So of the waiting loads of each width, the share counts that
+    the PTX attributes to the main streams.
     """
     total = parse.pipelined_bytes(accesses, launch.streams)
     main = set().union(*(at[s.name] for s in streams if s.how == "load"), set())
@@ -140,7 +141,7 @@ def in_flight(
 
 
 def inspect(launch: KernelLaunch, target: Target, binary: Any) -> dict[str, Any]:
-    """The fields of a `KernelReport` that are read from the listings of a compiled kernel."""
+    """The fields of a `KernelReport` that come from the listings of a compiled kernel."""
     ttgir, cubin = binary.asm["ttgir"], binary.asm["cubin"]
     listing = ptx.parse(binary.asm["ptx"])
     sass = dump("nvdisasm", cubin, "--print-code", "--no-dataflow")
@@ -261,7 +262,7 @@ def reports(
     suites: Sequence[str] = SUITES,
     progress: Callable[[int, int, KernelReport], None] = lambda done, total, report: None,
 ) -> list[KernelReport]:
-    """Compile everything for the capabilities `sms`; `progress(done, total, report)` tells of each configuration."""
+    """Compile every configuration for the capabilities `sms`, and call `progress(done, total, report)` after each."""
     known = compile_targets()
     tasks, finished = collect(ops, [known[sm] for sm in sms or known], suites)
     total = len(tasks) + len(finished)

@@ -1,21 +1,21 @@
-"""From listings to a verdict: how many CTAs fit, whether the loads are wide and many enough, what is wrong."""
+"""What is wrong with a compiled kernel: does it fit, does it spill, are its loads wide and many enough?"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.devices import CAPABILITIES
 from bench.inspection.codegen.parse import How
 
 NARROW = 16
-"""Bytes a thread should load at once: the widest access of one instruction up to sm_90 (`LDG.E.128`)."""
+"""Bytes that a thread should load at once: the widest load instruction up to sm_90 (`LDG.E.128`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """How one main argument is moved: `width` is bytes a thread and instruction, 0 for TMA."""
+    """How one main argument is moved. `width` is in bytes per thread and instruction, 0 for TMA."""
 
     name: str
     how: How | None
@@ -29,10 +29,10 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelReport:
-    """One kernel in one configuration, compiled for one part. Bytes; stack and spills are per thread.
+    """One kernel in one configuration, compiled for one part. Sizes are in bytes; stack and spills are per thread.
 
-    `case_id` is the case with the largest grid among the `cases` that share the configuration. `error` holds the
-    reason where nothing could be compiled; then all numbers are 0.
+    `cases` counts the cases that share the configuration; `case_id` is the one with the largest grid. If nothing could
+    be compiled, `error` holds the reason and all numbers are 0.
     """
 
     op: str
@@ -52,11 +52,11 @@ class KernelReport:
     spill_instructions: int = 0
     threads: int = 0
     ctas_per_sm: int = 0
-    """What fits, from registers, shared memory and threads."""
+    """How many fit, by registers, shared memory, threads and tensor memory."""
     streams: tuple[Stream, ...] = ()
     mma: str = ""
     bytes_in_flight: int = 0
-    """Per SM, in the main streams, with as many CTAs as fit and as the grid has."""
+    """Per SM, in the main streams, with as many CTAs as fit and as the grid gives to an SM."""
     bytes_needed: int = 0
     wants_mma: bool = False
     why_narrow: str = ""
@@ -66,11 +66,11 @@ class KernelReport:
 
 
 _SASS_OF = {"mma": r"[HIQD]MMA", "wgmma": r"[HIQ]GMMA", "tcgen05": r"UTC[HQOI]MMA"}
-"""What a tensor-core instruction of PTX becomes."""
+"""The SASS instructions that a tensor-core instruction of PTX becomes."""
 
 
 def problems(report: KernelReport) -> list[str]:
-    """What is wrong with a kernel, in words; empty if nothing is. A stated reason excuses narrow or few loads."""
+    """What is wrong with a kernel, in words. A stated reason excuses loads that are narrow or few."""
     if report.error:
         return [report.error]
     found = []
@@ -98,22 +98,26 @@ def problems(report: KernelReport) -> list[str]:
     return found
 
 
-HEADERS = (
-    "op", "impl", "kernel", "configuration", "sm", "cases", "regs", "shared KiB", "spills", "CTAs/SM",
-    "main streams", "tensor core", "in flight KiB", "wanted KiB", "verdict",
-)  # fmt: skip
+COLUMNS: tuple[tuple[str, Callable[[KernelReport], object]], ...] = (
+    ("op", lambda r: r.op),
+    ("impl", lambda r: r.impl),
+    ("kernel", lambda r: r.kernel),
+    ("configuration", lambda r: r.config),
+    ("sm", lambda r: r.sm),
+    ("cases", lambda r: r.cases),
+    ("regs", lambda r: r.registers),
+    ("shared KiB", lambda r: f"{r.shared_bytes / 1024:.1f}"),
+    ("spills", lambda r: r.spill_instructions),
+    ("CTAs/SM", lambda r: r.ctas_per_sm),
+    ("main streams", lambda r: ", ".join(map(str, r.streams))),
+    ("tensor core", lambda r: r.mma.split(".F")[0]),
+    ("in flight KiB", lambda r: f"{r.bytes_in_flight / 1024:.0f}"),
+    ("wanted KiB", lambda r: f"{r.bytes_needed / 1024:.0f}"),
+    ("verdict", lambda r: "; ".join(problems(r)) or "ok"),
+)
 
 
 def main_table(reports: Sequence[KernelReport]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headers and rows of strings, ready to be printed."""
-    rows: list[tuple[str, ...]] = []
-    for report in reports:
-        row = (
-            report.op, report.impl, report.kernel, report.config, str(report.sm), str(report.cases),
-            str(report.registers), f"{report.shared_bytes / 1024:.1f}", str(report.spill_instructions),
-            str(report.ctas_per_sm), ", ".join(map(str, report.streams)), report.mma.split(".F")[0],
-            f"{report.bytes_in_flight / 1024:.0f}", f"{report.bytes_needed / 1024:.0f}",
-            "; ".join(problems(report)) or "ok",
-        )  # fmt: skip
-        rows.append(row)
-    return HEADERS, rows
+    rows = [tuple(str(value(report)) for _, value in COLUMNS) for report in reports]
+    return tuple(header for header, _ in COLUMNS), rows

@@ -1,8 +1,8 @@
-"""What the compiler made, read from its own listings: TTGIR, PTX, SASS, resource usage. Pure text in, data out.
+"""Read the compiler's listings: TTGIR, PTX, SASS and resource usage. Text in, data out.
 
-- TTGIR says how each pointer argument is read (TMA, `cp.async`, plain load) and how many bytes one statement asks for;
-- PTX says how wide one thread's access is: addresses are followed back to the kernel's parameters;
-- SASS says what the chip executes: spills, tensor-core instructions, how many loads wait at once.
+- TTGIR says how each pointer argument is read (TMA, `cp.async`, plain load) and how many bytes one statement asks for.
+- PTX says how wide the access of one thread is; its address is followed back to the kernel's parameters.
+- SASS says what the chip executes: spills, tensor-core instructions, how many loads wait together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.inspection.emulator.ptx import Address, Listing, Operand
 How = Literal["tma", "cp.async", "load", "store"]
 
 BITS = {"i1": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64}
-"""Element types of MLIR -> bits in memory; every `f8...` has 8."""
+"""Bits in memory of MLIR's element types. Every `f8...` type has 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +26,16 @@ class Access:
     """One statement of the TTGIR that moves a tile between global memory and a CTA."""
 
     args: frozenset[str]
-    """Names of the kernel's pointer or descriptor arguments that the address comes from."""
+    """Names of the pointer or descriptor arguments from which the address is computed."""
     how: How
     tile_bytes: int
     block: int
-    """Which straight piece of code it stands in: loads of one piece are issued together."""
+    """The straight piece of code in which it stands. Loads of one piece are issued together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """`cuobjdump --dump-resource-usage`: registers a thread, bytes of stack and spill a thread, static shared bytes."""
+    """What a kernel uses: per thread registers, bytes of stack and of local memory; per CTA bytes of shared memory."""
 
     registers: int
     stack: int
@@ -51,9 +51,9 @@ _TILE = re.compile(r"(?:tensor|memdesc|tensordesc<tensor|tensordesc|^|-> )<((?:\
 
 
 def ttgir_arguments(ttgir: str) -> list[tuple[str, str, str]]:
-    """The kernel's lowered arguments in order: SSA name, type, and the Python argument that it came from.
+    """The kernel's lowered arguments in order: SSA name, type, and the Python argument that each comes from.
 
-    A host-side tensor descriptor is lowered to several arguments, all named after it.
+    A tensor descriptor made on the host becomes several arguments, which are all named after it.
     """
     header = next(line for line in ttgir.splitlines() if "tt.func public" in line)
     found = []
@@ -64,7 +64,7 @@ def ttgir_arguments(ttgir: str) -> list[tuple[str, str, str]]:
 
 
 def _tile_bytes(text: str) -> int:
-    """Bytes of the first tile type in `text`; of one element for a scalar pointer."""
+    """Bytes of the first tile type in `text`; for a scalar pointer, bytes of one element."""
     tile = _TILE.search(text)
     if tile:
         elements = 1
@@ -96,10 +96,11 @@ _MOVES: tuple[tuple[str, How], ...] = (
 
 
 def ttgir_accesses(ttgir: str) -> list[Access]:
-    """Every access of global memory, with the arguments that its address comes from.
+    """Every access of global memory, with the arguments from which its address is computed.
 
-    Values are followed through arithmetic, loops and branches (initial values, yields, results) and descriptors made
-    on the device; a loaded value carries nothing on, so that a block table does not claim the pages it points to.
+    Values are followed through arithmetic, through loops and branches (initial values, yields, results) and through
+    descriptors made on the device. A loaded value carries nothing on, so that a page is not taken for a part of the
+    block table that points to it.
     """
     sources: dict[str, frozenset[str]] = defaultdict(frozenset)
     for ssa, kind, name in ttgir_arguments(ttgir):
@@ -108,9 +109,9 @@ def ttgir_accesses(ttgir: str) -> list[Access]:
     lines = [re.sub(r" loc\(.*$", "", line).strip() for line in ttgir.splitlines()]
     start = next(i for i, line in enumerate(lines) if "tt.func public" in line) + 1
     accesses: list[Access] = []
-    for _ in range(3):  # values carried by nested loops settle within as many passes as loops are deep
+    for _ in range(3):  # values in nested loops settle after as many passes as the loops are deep
         accesses = []
-        # of each open region: its block, the results of its operation, the names that it carries from turn to turn
+        # for each open region: its block, the results of its operation, the names carried from iteration to iteration
         regions: list[tuple[int, list[str], list[str]]] = [(0, [], [])]
         blocks = 0
         passed: list[str] = []
@@ -164,9 +165,10 @@ def ttgir_accesses(ttgir: str) -> list[Access]:
 
 
 def pipelined_bytes(accesses: Iterable[Access], streams: Iterable[str]) -> int:
-    """Bytes of asynchronous reads of `streams` that one CTA has under way: the most issued in one piece of code.
+    """Bytes of `streams` that one CTA has under way in asynchronous reads: the most issued in one piece of code.
 
-    The prologue of a pipelined loop issues `num_stages - 1` tiles before the first wait, and the loop keeps it so.
+    The prologue of a pipelined loop issues `num_stages - 1` tiles before the first wait. Each iteration then waits for
+    one tile and issues another.
     """
     wanted = frozenset(streams)
     per_block: dict[int, int] = defaultdict(int)
@@ -178,7 +180,10 @@ def pipelined_bytes(accesses: Iterable[Access], streams: Iterable[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PtxAccess:
-    """One global access of a thread: `width` in bytes (0 for TMA) and the positions of the parameters it came from."""
+    """One global access of a thread: the parameters, by position, that its address comes from, and its width in bytes.
+
+    The width is 0 for TMA.
+    """
 
     parameters: frozenset[int]
     how: How
@@ -204,7 +209,7 @@ def _width(parts: list[str]) -> int:
 
 
 def ptx_accesses(listing: Listing, pointers: Iterable[int]) -> list[PtxAccess]:
-    """Global accesses whose address derives from the parameters at the positions `pointers`.
+    """Global accesses whose address comes from the parameters at the positions `pointers`.
 
     Registers are followed without regard to order, until nothing changes. A loaded value carries nothing on, with one
     exception: when layouts change, threads hand addresses to each other through shared memory, so a 64-bit load from
@@ -260,7 +265,7 @@ _MMA = re.compile(r"UTC[HQOI]MMA|[HQIB]GMMA|[HQIDO]MMA")
 
 
 def sass_instructions(sass: str) -> Iterator[tuple[str, str]]:
-    """Opcode with its modifiers, and operands. Labels come as `("label", name)`."""
+    """Yield each opcode with its modifiers, and its operands. A label is yielded as `("label", name)`."""
     for line in sass.splitlines():
         if label := _SASS_LABEL.match(line):
             yield "label", label[1]
@@ -269,12 +274,12 @@ def sass_instructions(sass: str) -> Iterator[tuple[str, str]]:
 
 
 def sass_spills(sass: str) -> int:
-    """Loads from and stores to local memory."""
+    """The number of loads from and stores to local memory."""
     return sum(opcode.split(".")[0] in ("LDL", "STL") for opcode, _ in sass_instructions(sass))
 
 
 def sass_mma(sass: str) -> str:
-    """The tensor-core instruction with its shape, the widest kind if there are several; empty if there is none."""
+    """The tensor-core instruction with its shape, of several the newest kind; empty if there is none."""
     found = {opcode for opcode, _ in sass_instructions(sass) if _MMA.fullmatch(opcode.split(".")[0])}
     return max(found, key=lambda opcode: (opcode.startswith("UTC"), "GMMA" in opcode, opcode), default="")
 
@@ -288,10 +293,10 @@ def _load_width(opcode: str) -> int:
 
 
 def sass_waiting_bytes(sass: str, width: int) -> int:
-    """The most bytes a thread has under way in plain loads of `width` bytes, before the first of them is used.
+    """The most bytes that a thread has under way in plain loads of `width` bytes.
 
-    A load is under way until an instruction names its destination. Code is read in order; a jump backwards ends what
-    was under way.
+    A load is under way until an instruction names its destination. Code is read in order; at a jump backwards nothing
+    is under way.
     """
     waiting: dict[int, int] = {}
     seen: set[str] = set()
@@ -315,7 +320,7 @@ def sass_waiting_bytes(sass: str, width: int) -> int:
 
 
 def resources(listing: str) -> Resources:
-    """The numbers of `cuobjdump --dump-resource-usage` for its one kernel."""
+    """Read the output of `cuobjdump --dump-resource-usage` for one kernel."""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", listing)
     if not found:
         raise ValueError(f"no resource usage in {listing!r}")
