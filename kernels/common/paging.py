@@ -3,7 +3,7 @@
 A cache is `[pages, page, H_kv, D]` ("NHD") or `[pages, H_kv, page, D]` ("HND"); sequence b keeps token t in physical
 page `block_table[b, t // page]`, slot `t % page`. A contiguous cache `[B, T, H_kv, D]` is the same thing with one page
 of T tokens per sequence and no table. Everything that is not a live token is poisoned: physical pages that nobody
-owns, the slots of a page outside the live ranges, and the table entries that lead to no live token.
+owns, slots outside the live ranges, and table entries that lead to no live token.
 """
 
 from __future__ import annotations

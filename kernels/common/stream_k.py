@@ -1,9 +1,9 @@
-"""Units of weights shared evenly among CTAs ("stream-K": Osama et al., 2023), for every kernel of this folder.
+"""Units of weights that CTAs share evenly ("stream-K": Osama et al., 2023), for kernels that stream a matrix.
 
 The weights are cut into units of BLOCK_N rows by BLOCK_K columns, numbered along K first. The CTAs share all units
-evenly (to one unit) as contiguous ranges, so that no wave has a tail, whatever N, K and the part. A tile of BLOCK_N
-rows whose units lie with several CTAs is finished by the last of them to arrive at the tile's counter: it adds all
-shares in their order, so that results repeat bit for bit, and sets the counter back to zero for the next launch.
+evenly (to one unit) as contiguous ranges, so no wave has a tail, whatever N, K and the part are. A tile is BLOCK_N rows
+of weights. If its units belong to several CTAs, the last of them to arrive at the tile's counter finishes the tile: it
+adds all shares in their order, so that results repeat bit for bit, and resets the counter for the next launch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from kernels.launch import KernelLaunch, cta_smem, registers
 from kernels.op import Stage, Target, Work
 
 IN_FLIGHT = 96 << 10
-"""Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB; five times that
-covers the CTAs that begin or reduce while the others stream."""
+"""Weight bytes to keep in flight per SM. Little's law asks for 3.35 TB/s x 0.7 us / 132 SMs = 18 KB. Five times as much
+covers CTAs that begin or reduce while the others stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Blocks, pipeline depth and grid of one case.
 
-    `ctas` share the weights between them. Each of the `tiles_b` batch tiles has its own `ctas`, which walk over
-    the weights side by side, so that all but the first to come read them from the L2.
+    `ctas` CTAs share the weights. Each of the `tiles_b` batch tiles has so many CTAs of its own. The CTAs of all batch
+    tiles walk over the weights side by side, so that all but the first find the weights in the L2.
     """
 
     B: int
@@ -41,15 +41,15 @@ class Plan:
     BLOCK_K: int
     use_mma: bool
     unit_bytes: int
-    """Bytes of weights of one stage."""
+    """Bytes of weights in one stage."""
     unit_smem: int
-    """Bytes of shared memory of one stage, with the activations."""
+    """Bytes of shared memory for one stage: weights and activations."""
     ctas_per_sm: int
     num_warps: int
     sums: int = 1
-    """Sums for each output: the workspace and the FLOPs are as many times larger."""
+    """Sums for each output. The workspace and the FLOPs grow by this factor."""
     in_flight: int = IN_FLIGHT
-    """Weight bytes that `share` chooses the number of stages for."""
+    """Weight bytes per SM from which `share` derives the number of stages."""
     num_stages: int = 0
     ctas: int = 0
 
@@ -67,17 +67,17 @@ class Plan:
 
     @property
     def iters(self) -> int:
-        """Units of a tile, all along K."""
+        """Units of a tile, one behind the other along K."""
         return cdiv(self.K, self.BLOCK_K)
 
     @property
     def units(self) -> int:
-        """Weight tiles of BLOCK_N x BLOCK_K."""
+        """All units of BLOCK_N x BLOCK_K weights."""
         return self.tiles_n * self.iters
 
     @property
     def bytes_in_flight(self) -> int:
-        """Weight bytes that an SM has asked for and not yet received: all stages but the one in use."""
+        """Weight bytes that an SM has asked for and not yet received: those of all stages but the one in use."""
         return self.unit_bytes * (self.num_stages - 1) * self.ctas_per_sm
 
     def units_of(self, cta: int) -> range:
@@ -88,7 +88,7 @@ class Plan:
 
     @property
     def partials(self) -> int:
-        """Shares of tiles that pass through the workspace: one per CTA of each tile that has several."""
+        """Shares that pass through the workspace: one for each CTA of a tile that has several CTAs."""
         sharers = [0] * self.tiles_n
         for units in map(self.units_of, range(self.ctas)):
             for tile in range(units.start // self.iters, (units.stop - 1) // self.iters + 1):
@@ -97,31 +97,31 @@ class Plan:
 
     @property
     def partial_bytes(self) -> int:
-        """fp32 sums written to the workspace and read back; the padding of the batch is left out up to 64 columns."""
+        """fp32 sums written to the workspace and read back. Up to 64 columns they leave out the batch's padding."""
         columns = self.B if self.BLOCK_B <= 64 else self.tiles_b * self.BLOCK_B
         return 2 * 4 * self.partials * self.BLOCK_N * columns * self.sums
 
     @property
     def flops(self) -> int:
-        """Executed, the padding of all three dimensions included."""
+        """FLOPs executed, the padding of all three dimensions included."""
         return 2 * self.units * self.BLOCK_N * self.BLOCK_K * self.tiles_b * self.BLOCK_B * self.sums
 
     @property
     def max_registers(self) -> int | None:
-        """What keeps `ctas_per_sm` CTAs on the tensor cores resident."""
+        """The limit that keeps `ctas_per_sm` CTAs resident; kernels on the fp32 pipe need none."""
         most = registers(self.num_warps * self.ctas_per_sm)
         return most if self.use_mma and most < 255 else None
 
     def excuses(self, *weights: torch.Tensor) -> dict[str, Any]:
-        """Why loads of these weights are narrow, where Triton cannot know that all rows are 16-byte aligned; and
-        narrow loads are not pipelined."""
+        """Why loads of these weights are narrow, if Triton cannot know that all rows are 16-byte aligned. Narrow loads
+        are not pipelined either."""
         if self.even_k and all(w.stride(0) % 16 == 0 for w in weights):
             return {}
         why = "K does not divide into blocks, or rows do not begin 16 n elements apart"
         return {"why_narrow": why, "why_few_in_flight": f"{why}, so that loads are narrow and not pipelined"}
 
     def workspace(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The shares, and the counters that are zero between launches: arguments of every kernel."""
+        """Arguments of every kernel: room for the shares, and the counters, which are zero between launches."""
         slots = 2 * self.ctas * self.tiles_b if self.partials else 1
         return {
             "partial": torch.empty(slots * self.BLOCK_N * self.BLOCK_B * self.sums, dtype=torch.float32, device=device),
@@ -130,8 +130,11 @@ class Plan:
 
 
 def share(p: Plan, target: Target) -> Plan:
-    """The plan with `num_stages` and `ctas`: stages for `in_flight` as far as shared memory goes; a CTA per tile or
-    per place on the part, whichever ends sooner."""
+    """The plan with `num_stages` and `ctas` filled in.
+
+    There are as many stages as `in_flight` asks for and shared memory holds. There is one CTA per tile, or one per slot
+    that the part has for CTAs, whichever ends sooner.
+    """
     fit = cta_smem(target, p.ctas_per_sm) // p.unit_smem
     num_stages = max(2, min(1 + p.in_flight // (p.ctas_per_sm * p.unit_bytes), fit))
     slots = max(1, target.sm_count * p.ctas_per_sm // p.tiles_b)
@@ -139,21 +142,21 @@ def share(p: Plan, target: Target) -> Plan:
     one_per_slot = replace(p, num_stages=num_stages, ctas=min(slots, p.units))
 
     def slowest(p: Plan) -> float:
-        """Weight bytes of the longest chain of CTAs on a slot, and the workspace's bytes spread over all slots."""
+        """Weight bytes of the longest chain of CTAs on one slot, plus the workspace's bytes spread over all slots."""
         return cdiv(p.ctas, slots) * cdiv(p.units, p.ctas) * p.unit_bytes + p.partial_bytes / slots
 
     return min(one_per_tile, one_per_slot, key=slowest)
 
 
 def variants(ctas_per_sm: Iterable[int], **more: int) -> Iterator[dict[str, int]]:
-    """Candidates for every number of CTAs, with as many bytes in flight as reasoned, and with 5/3 of them."""
+    """Candidates for each number of CTAs per SM, with the reasoned bytes in flight and with 5/3 of them."""
     for ctas in ctas_per_sm:
         for in_flight in (IN_FLIGHT, IN_FLIGHT * 5 // 3):
             yield {**more, "ctas_per_sm": ctas, "in_flight": in_flight}
 
 
 def more_or_fewer() -> Iterator[dict[str, int]]:
-    """Candidates where the format sets the tile: threads, CTAs and bytes in flight."""
+    """Candidates where the format sets the tile: only threads, CTAs and bytes in flight vary."""
     for num_warps in (4, 8):
         yield from variants((1, 2, 3), num_warps=num_warps)
 
@@ -167,10 +170,10 @@ def launch(
     constexprs: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> KernelLaunch:
-    """The launch of a kernel of these folders; the workspace and the counters, zero between launches, belong to it.
+    """The launch of a stream-K kernel. It owns the workspace and the counters, which are zero between launches.
 
-    `tensors` are its first arguments: x, the weights that `streams` names, what they are unpacked or scaled with, y.
-    `constexprs` are those of its own, `more` is for `KernelLaunch`.
+    `tensors` are the kernel's first arguments: x, the weights that `streams` names, what unpacks or scales them, y.
+    `constexprs` are those that only this kernel has; `more` goes to `KernelLaunch`.
     """
     x, y = tensors["x"], tensors["y"]
     for name in ("x", *streams):
@@ -195,8 +198,8 @@ def launch(
 
 
 def stage(name: str, p: Plan, *, pipe: str, weights: int, activations: int, outputs: int) -> Stage:
-    """Bytes of weights (with their scales), activations and outputs once to or from DRAM; from the L2, activations
-    again for each tile of rows, weights again for each batch tile."""
+    """The traffic of a stream-K kernel. Weights (with their scales), activations and outputs, all in bytes, cross DRAM
+    once. The L2 serves activations again for each further tile of rows, and weights for each further batch tile."""
     return Stage(
         name=name,
         work=Work(flops={pipe: p.flops}, bytes_read=weights + activations, bytes_written=outputs),
@@ -208,13 +211,13 @@ def stage(name: str, p: Plan, *, pipe: str, weights: int, activations: int, outp
 
 @triton.jit
 def first_unit(cta, units, ctas):
-    """As `Plan.units_of(cta).start`."""
+    """The same as `Plan.units_of(cta).start`."""
     return cta * (units // ctas) + tl.minimum(cta, units % ctas)
 
 
 @triton.jit
 def cta_of(unit, units, ctas):
-    """The inverse: the CTA that a unit belongs to."""
+    """The inverse of `first_unit`: the CTA that a unit belongs to."""
     each = units // ctas
     larger = (units % ctas) * (each + 1)
     return tl.where(unit < larger, unit // (each + 1), units % ctas + (unit - larger) // each)
@@ -222,7 +225,7 @@ def cta_of(unit, units, ctas):
 
 @triton.jit
 def own_units(N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """(units of a tile, all units, this CTA's first unit and its end)."""
+    """(units of a tile, all units, this CTA's first unit, the end of its units)."""
     iters = tl.cdiv(K, BLOCK_K)
     units = tl.cdiv(N, BLOCK_N) * iters
     cta = tl.program_id(1)
@@ -232,27 +235,27 @@ def own_units(N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def own_batch(B, stride_x_b, offs_k, BLOCK_B: tl.constexpr):
-    """(the sequences of this CTA's batch tile, which of them there are, offsets of their x^T)."""
+    """(sequences of this CTA's batch tile, mask of those that exist, offsets of their x^T)."""
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     return offs_b, offs_b < B, (offs_b * stride_x_b)[None, :] + offs_k[:, None]
 
 
 @triton.jit
 def own_part(unit, end, iters):
-    """(the tile of a unit, this CTA's first step along K in it and their end)."""
+    """(the tile of a unit, this CTA's first step along K in that tile, the end of its steps)."""
     tile = unit // iters
     return tile, unit - tile * iters, tl.minimum(end, tile * iters + iters) - tile * iters
 
 
 @triton.jit
 def clipped_rows(first, N, BLOCK_N: tl.constexpr):
-    """Rows of a tile, counted from its first: those past the last read the last one, their sums are not stored."""
+    """Rows of a tile, counted from its first. Rows past N read the last row of W; their sums are not stored."""
     return tl.minimum(tl.arange(0, BLOCK_N), N - 1 - first)
 
 
 @triton.jit
 def weights_at(w, first, rows, stride_w_n, offs_k):
-    """(address of a tile's first row, offsets from there, which fit 32 bits)."""
+    """(address of a tile's first row, offsets from there, which fit in 32 bits)."""
     return w + first.to(tl.int64) * stride_w_n, (rows * stride_w_n)[:, None] + offs_k[None, :]
 
 
@@ -276,17 +279,18 @@ def silu(gate):
 
 @triton.jit
 def output_of(sums, sums_up):
-    """The sums themselves, or silu(sums) * sums_up where there are two."""
+    """The sums themselves, or silu(sums) * sums_up if there is a second sum."""
     return sums if sums_up is None else silu(sums) * sums_up
 
 
 @triton.jit
 def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS: tl.constexpr):
-    """Store a tile of outputs, or leave this CTA's share and, as the last to arrive, add up all shares.
+    """Store a tile of outputs. If CTAs share the tile, each leaves its share, and the last to arrive adds up all
+    shares.
 
-    `sums` are [BLOCK_N, BLOCK_B] (N_ROWS) or [BLOCK_B, BLOCK_N]; `sums_up` are as many more for `output_of`, or None.
+    `sums` is [BLOCK_N, BLOCK_B] (N_ROWS) or [BLOCK_B, BLOCK_N]; `sums_up` is as large, for `output_of`, or None.
     A share leaves out the batch's padding, except for wide batches. Shares are added in their order. A CTA shares at
-    most two tiles, the first and the last of its range: the workspace has two slots for each CTA.
+    most two tiles, the first and the last of its range, so the workspace has two slots for each CTA.
     """
     ROWS: tl.constexpr = sums.shape[0]
     COLUMNS: tl.constexpr = sums.shape[1]
@@ -313,7 +317,7 @@ def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, ti
         offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         mask_share = mask_b
         if N_ROWS and COLUMNS > 64:
-            # addresses and masks of a whole column of outputs would not fit the registers
+            # the registers could not hold addresses and masks of a whole column of outputs
             mask_share = tl.full((1, 1), 1, tl.int1)
         elif N_ROWS:
             offs = tl.arange(0, ROWS)[:, None] + tl.arange(0, COLUMNS)[None, :] * ROWS
@@ -323,7 +327,7 @@ def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, ti
         tl.store(share_at, sums, mask=mask_share)
         if sums_up is not None:
             tl.store(share_at + TILE, sums_up, mask=mask_share)
-        # all threads have stored before one of them releases
+        # all threads must have stored before one of them releases
         tl.debug_barrier()
         if tl.atomic_add(counter, 1, sem="acq_rel") == last - first:
             whole = tl.zeros_like(sums)

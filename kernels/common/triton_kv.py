@@ -1,4 +1,12 @@
-"""What Triton kernels over a KV cache share: unpacking of 8-bit elements, and the merge of partial results."""
+"""What Triton kernels over a KV cache share: unpacking of 8-bit elements, and the merge of partial results.
+
+An 8-bit cache is read as 16-bit words, each with dims 2c and 2c + 1, because shared memory has a transposing load for
+words but none for bytes. The low and the high bytes of the words become two fp16 operands of D / 2 dims. A few bit
+operations convert them: an fp8 (e4m3) byte shifted into an fp16 is its value / 256; 0x6400 with an int8 + 128 in the
+mantissa is 1024 + 128 + its value. On sm_90, PTX does this for two words at a time, and for fp8 it has a conversion.
+Triton's code works word by word and takes 8 to 10 instructions for each, which fill 80 to 100% of the slots in which an
+SM can issue while it receives a block.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +23,12 @@ from kernels.launch import KernelLaunch
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 GAIN = {"": 1.0, "fp8": 256.0, "int8": 1.0}
-"""What unpacked values are to be multiplied by, by the type of the cache; PTX needs none."""
+"""Unpacked values must be multiplied by this factor, by the type of the cache. Values that PTX unpacks need none."""
 
 
 @triton.constexpr_function
 def unpack_ptx(kv: str) -> str:
-    """Two words in $2 -> their low bytes in $0 and their high ones in $1, as fp16. 0xE480 is -1152."""
+    """Two words in $2 -> their low bytes in $0 and their high bytes in $1, as fp16. 0xE480 is -1152."""
     if kv == "fp8":
         return """{
             .reg .b32 x;
@@ -44,7 +52,8 @@ def unpack_ptx(kv: str) -> str:
 
 @triton.jit
 def unpack(words, KV: tl.constexpr, PTX: tl.constexpr):
-    """16-bit words -> their low and high bytes as fp16; without PTX to be multiplied by GAIN, an fp8 NaN as 480."""
+    """16-bit words -> their low and high bytes as fp16. Without PTX they lack the factor GAIN, and an fp8 NaN is
+    480."""
     w = words.to(tl.uint16, bitcast=True)
     if PTX:
         CODE: tl.constexpr = unpack_ptx(KV)
@@ -72,7 +81,7 @@ def merge_kernel(
     D: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Grid (cut pairs, rows): each CTA merges one query row. `cut [pairs, 4]` holds b, h, first slot, parts."""
+    """Grid (cut pairs, rows): each CTA merges one query row. A row of `cut [pairs, 4]` is b, h, first slot, parts."""
     ROWS: tl.constexpr = Q_LEN * GROUP
     pair = tl.program_id(0)
     row = tl.program_id(1)
@@ -116,19 +125,20 @@ def new_parts(slots: int, rows: int, D: int, device: torch.device) -> Parts:
 
 
 def table(values: Sequence[Sequence[int]] | Sequence[int], device: torch.device) -> torch.Tensor:
-    """A host-side list of int32, on the device."""
+    """A host-side list as int32 on the device."""
     return torch.tensor(values, dtype=torch.int32).to(device)
 
 
 def strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
-    """Of `[B, q_len, H, D]`, whose last must be 1."""
+    """Strides of a tensor `[B, q_len, H, D]`; the last one must be 1."""
     if tensor.stride(-1) != 1:
         raise ValueError(f"{name}: the last dimension has stride {tensor.stride(-1)}, expected 1")
     return {f"stride_{name}_{axis}": stride for axis, stride in zip("bih", tensor.stride(), strict=False)}
 
 
 def merge_launch(cut: Sequence[Segment], parts: Parts, o: torch.Tensor, *, group: int) -> KernelLaunch:
-    """Merges the parts of pairs, given the first segment of each, into `o [B, q_len, H, D]`; `group` heads a pair."""
+    """Merge the parts of pairs into `o [B, q_len, H, D]`. `cut` holds the first segment of each; `group` heads a
+    pair."""
     _, q_len, _, D = o.shape
     tile, warps = merge_shape(cut, D)
     return KernelLaunch(

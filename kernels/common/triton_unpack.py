@@ -19,26 +19,28 @@ from kernels.op import Target
 
 
 def max_block_b(target: Target) -> int:
-    """Batch columns of a CTA: 128 x 64 sums, and as many again for a group of weights with its own scale, are 64
-    registers in each of 256 threads. Only wgmma has room for them: sm_80 holds its operands in registers too, and for
-    sm_100 Triton 3.6 makes an empty kernel of int4 at 64 columns."""
+    """The most batch columns of a CTA. For 64, the 128 x 64 sums, and as many again for a group of weights with its own
+    scale, take 64 registers in each of 256 threads. Only wgmma has room for them: sm_80 holds its operands in registers
+    too, and on sm_100 Triton 3.6 compiles int4 at 64 columns to an empty kernel."""
     return 64 if target.sm in (0, 90) else 32
 
 
 PLACES = ((0, 0), (0, 6), (0, 10), (2, 2), (1, 0), (1, 6), (1, 10), (2, 12))
-"""Where `arranged` puts e2m1 for bf16, part by part: in which register, and the place of its lowest bit in a half.
+"""Where `arranged` puts the e2m1 code of each part for bf16: which register, and the place of its lowest bit in a half.
 
-The other two bits of exponent and mantissa follow, the sign is 9 above: so far apart are they in bf16, whose place is
-6. What three such codes leave of a half is in the shape of two more once joined with what is left of the other
-register, turned by `TURN`: this third register takes the bits of `KEPT` from the first one. Places wrap around.
+The two exponent bits take the next places, and the sign is 9 places above the lowest bit. In bf16 these bits are just
+as far apart, and the lowest has place 6. Three codes leave four bits of each half free. The free bits of the second
+register, turned by `TURN`, and those of the first one, `KEPT`, join in a third register, which holds two more codes.
+Places wrap around.
 """
 
 TURN, KEPT = 14, 0x60306030
 
 
 def arranged(words: torch.Tensor) -> torch.Tensor:
-    """mxfp4's words `[..., 2 n]` as bf16 wants them: bits of each two neighbours moved as `PLACES` tells, the first of
-    them being the low half of a register. Two neighbours meet in one thread, as the tensor cores' left operand asks."""
+    """mxfp4's words `[..., 2 n]` as bf16 wants them. The bits of each two neighbours move to the places of `PLACES`:
+    the first word's to the low half of a register, the second word's to the high half. The two neighbours are in one
+    thread, as the tensor cores' left operand demands."""
     pairs = words.unflatten(-1, (-1, 2))
     moved = torch.zeros_like(pairs)
     for i, (register, place) in enumerate(PLACES):
@@ -60,9 +62,9 @@ def words_of(format: str, codes: torch.Tensor, dtype: str, plain: bool) -> torch
 
 @triton.constexpr_function
 def unpack_arranged() -> str:
-    """`unpack_ptx` for `arranged` words: a turn and one mask for each part, where plain codes take two of each."""
+    """`unpack_ptx` for `arranged` words: one turn and one mask for each part, where plain codes take two of each."""
     lines = []
-    # the third register last, in the place of the others
+    # the parts of the third register come last, when the other two registers are free
     for i in (0, 1, 2, 4, 5, 6, 3, 7):
         register, place = PLACES[i]
         if i == 3:
@@ -80,11 +82,11 @@ def unpack_arranged() -> str:
 
 @triton.constexpr_function
 def unpack_ptx(format: str, bf16: bool) -> str:
-    """PTX that makes pairs of floats (bf16 or fp16) of two words: part i of both words -> output i.
+    """PTX that turns two words into pairs of floats (bf16 or fp16): part i of both words -> output i.
 
-    Operands: the outputs and the two words; then, twice, for int4_zp a word of `-(magic + zero)` for both groups of 128
-    columns, for mxfp4 a word of four scale bytes for each. `magic` is the power of two whose last mantissa bit is
-    worth one.
+    The operands are the outputs and the two words. Further inputs follow, each of them twice: for int4_zp, one word
+    with `-(magic + zero)` of both groups of 128 columns; for mxfp4, one word of four scale bytes for each group.
+    `magic` is the power of two whose last mantissa bit is worth one.
     """
     if format == "mxfp4" and bf16:
         return unpack_arranged()
@@ -100,7 +102,7 @@ def unpack_ptx(format: str, bf16: bool) -> str:
     }.get(format, (0x7B807B80 if bf16 else 0x5C005C00, 0x80008000))
     lines = [f"mov.b32 m, {multiply:#x};", f"mov.b32 a, {add:#x};"]
     if FORMATS[format].bits == 4:
-        # halves of both words side by side: four codes of each word in `lo`, four in `hi`
+        # put the halves of both words side by side: `lo` has four codes of each word, `hi` the other four
         lines += ["prmt.b32 lo, $8, $9, 0x5410;", "prmt.b32 hi, $8, $9, 0x7632;"]
     for i in range(32 // FORMATS[format].bits):
         half, place = ("lo", "hi")[i // 4], i % 4
@@ -113,7 +115,7 @@ def unpack_ptx(format: str, bf16: bool) -> str:
                 f"{fma} ${i}, t, m, a;",
             ]
         elif format == "mxfp4":
-            # in fp16: the sign to the top, the other three bits to the border of exponent and mantissa
+            # in fp16 the sign goes to the top, and the other three bits to the border of exponent and mantissa
             shift = 9 - 4 * place
             lines += [
                 f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * place:#x};",
@@ -127,14 +129,14 @@ def unpack_ptx(format: str, bf16: bool) -> str:
         else:
             lines.append(f"prmt.b32 t, $4, $5, {0x4400 + 0x1111 * i:#x};")
             if format == "int8":
-                # two's complement is the low 7 bits less 128 times the sign: both set into the magic number
+                # two's complement: the low 7 bits minus 128 times the sign; both are set into the magic number
                 lines += [
                     f"lop3.b32 u, t, 0x00800080, {magic:#x}, 0xea;",
                     f"lop3.b32 t, t, 0x007f007f, {magic:#x}, 0xea;",
                     f"{fma} ${i}, u, m, t;",
                 ]
             else:
-                # e4m3's exponent in the place of the wider one, times 2 to the difference of their biases
+                # move e4m3's exponent to the wider type's place, and multiply by 2 to the difference of the biases
                 shift, mask = (4, 0x07F007F0) if bf16 else (7, 0x3F803F80)
                 lines += [
                     f"shl.b32 u, t, {shift};",
@@ -147,21 +149,21 @@ def unpack_ptx(format: str, bf16: bool) -> str:
 
 @triton.constexpr_function
 def unpack_operands(format: str) -> str:
-    """Constraints of `unpack_ptx`: every output is written before the last input is read."""
+    """Constraints of `unpack_ptx`; `&`, because every output is written before the last input is read."""
     inputs = 2 + {"int4_zp": 2, "mxfp4": 4}.get(format, 0)
     return ",".join(["=&r"] * (32 // FORMATS[format].bits) + ["r"] * inputs)
 
 
 @triton.jit
 def of_groups(values, it, ROWS, rows):
-    """Words of mxfp4's scales for both groups of 128 columns of a block."""
+    """The words of mxfp4's scales of a block: one for each of its two groups of 128 columns."""
     return tl.load(values + 2 * it * ROWS + rows)[:, None], tl.load(values + (2 * it + 1) * ROWS + rows)[:, None]
 
 
 @triton.jit
 def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
-    """Words -> their parts in the type of `x`; `lo` and `hi` come from `of_groups`, or are zero points and None, or
-    None."""
+    """Words -> their parts in the type of `x`. For mxfp4 `lo` and `hi` come from `of_groups`; for int4_zp they are the
+    zero points and None; else both are None."""
     PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
     OPERANDS: tl.constexpr = unpack_operands(FORMAT)
     inputs = [words] if lo is None else [words, lo] if hi is None else [words, lo, hi]
@@ -170,13 +172,13 @@ def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def half_of(words, i: tl.constexpr, like):
-    """The low (i = 0) or the high half of each word, a float of the type of `like`'s elements, in fp32."""
+    """The low (i = 0) or the high half of each word, which is a float of the type of `like`'s elements, in fp32."""
     return (words >> (16 * i)).to(tl.int16).to(like.dtype.element_ty, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl.constexpr, MAGIC: tl.constexpr):
-    """Part i in fp32 in Triton's own arithmetic, for the interpreter, which has no PTX."""
+    """Part i in fp32, by Triton's own arithmetic: the interpreter has no PTX."""
     code = (words >> (BITS * i)) & ((1 << BITS) - 1)
     if FORMAT == "int8":
         value = ((code ^ 128) - 128).to(tl.float32)
@@ -196,17 +198,17 @@ def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl
 
 
 def magic_number(format: str, dtype: str) -> int:
-    """For the interpreter: what mxfp4's exponent fields, or int4_zp's zero points, are stored higher than they are."""
+    """For the interpreter: the offset that the stored exponent fields of mxfp4, or zero points of int4_zp, contain."""
     if format == "mxfp4":
         return 253 if dtype == "bf16" else 29
     return 128 if dtype == "bf16" else 1024
 
 
 def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
-    """e8m0 `[N, K/32]` -> int32 `[groups, N]` of four bytes each: the exponent field of the factor that unpacking
-    needs, 2^(scale - 127) times the power that e2m1's exponent is off by.
+    """e8m0 `[N, K/32]` -> int32 `[groups, N]` of four bytes each. A byte is the exponent field of the factor that
+    unpacking needs: 2^(scale - 127), times the power of two by which e2m1's exponent is off.
 
-    Raises ValueError where a scale is above 2 or, for fp16, below 2^-28: its factor has no place in a 16-bit float.
+    Raises ValueError for a scale above 2 or, for fp16, below 2^-28: a 16-bit float cannot hold its factor.
     """
     offset = 126 if dtype == "bf16" else -98
     if not scale.is_meta and (int(scale.max()) > 128 or int(scale.min()) + offset < 1):
