@@ -1,4 +1,4 @@
-"""The shapes of each suite: public models' layers, and axes swept one at a time around them. Standard library only."""
+"""Attention's cases: layers of public models, and around them one axis at a time. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from kernels.op import Case
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCase(Case):
-    """`T` is the longest sequence in tokens, this step's included; `lengths` and `seed` draw the others.
+    """`T` is the longest sequence in tokens, with those of this step; `lengths` and `seed` draw the other sequences.
 
-    - `page`: tokens a page, 0 for a contiguous cache; `layout` is `NHD` or `HND`, pages shuffled unless `order` says
-    - `kv`: type of the cache, `fp8` or `int8` with scales, `""` for `dtype`
-    - `q_len`: query tokens a sequence, the last q_len of its tokens, causal among themselves (a draft to verify)
-    - `window`: each query sees its last `window` tokens, itself included, and the first `sinks`; 0 for all
-    - `softcap`: scores s become softcap tanh(s / softcap); 0 for none
-    - `prefix`: the first tokens of all sequences, kept once in pages that every block table points to
+    - `page`: tokens a page, 0 for a contiguous cache; `layout` is `NHD` or `HND`; pages are shuffled unless `order` is
+      `ordered`
+    - `kv`: type of the cache: `fp8` or `int8`, both with scales, or `""` for `dtype`
+    - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves (a draft to verify)
+    - `window`: each query sees the last `window` tokens, its own included, and the first `sinks`; 0 for all tokens
+    - `softcap`: scores s become softcap tanh(s / softcap); 0 for no cap
+    - `prefix`: the first tokens of all sequences, kept once, in pages that every block table points to
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1}
@@ -84,12 +85,12 @@ class AttentionCase(Case):
 
     @property
     def rows(self) -> int:
-        """Query rows that share a KV head, of one sequence."""
+        """Query rows of one sequence that share a KV head."""
         return self.q_len * self.group
 
     @property
     def tokens_per_page(self) -> int:
-        """A contiguous cache is one page of T tokens per sequence."""
+        """Tokens a page; a contiguous cache is one page of T tokens per sequence."""
         return self.page or self.T
 
     @property
@@ -105,7 +106,7 @@ def layer(model: str, B: int, T: int, **more: Any) -> AttentionCase:
 
 
 def test() -> list[AttentionCase]:
-    """Small and edgy, in fp16: the interpreter multiplies bf16 operands as integers."""
+    """Small and edgy, in fp16, since the interpreter multiplies bf16 operands as integers."""
 
     def small(B: int, H_q: int, T: int, **more: Any) -> AttentionCase:
         return AttentionCase(B=B, H_q=H_q, H_kv=2, D=64, T=T, dtype="fp16", **more)
@@ -118,14 +119,14 @@ def test() -> list[AttentionCase]:
         small(2, 4, 90, kv="int8", q_len=3, lengths="longtail"),
         small(2, 4, 200, window=50, sinks=3, softcap=2.0, page=8, lengths="ragged"),
         small(3, 4, 100, prefix=64, page=16, lengths="ragged"),
-        # more query rows than one tile holds: two full ones, and Falcon-7B's 71 heads of one KV head
+        # more query rows than one tile holds: two full tiles, and Falcon-7B's 71 query heads of one KV head
         small(2, 32, 70, q_len=8, page=16, lengths="ragged"),
         AttentionCase(B=2, H_q=71, H_kv=1, D=64, T=90, dtype="fp16", lengths="ragged"),
     ]
 
 
 def smoke() -> list[AttentionCase]:
-    """16 to 64 MB of KV each, for torch on a CPU; the paged one shows what torch refuses."""
+    """16 to 64 MB of KV each, for torch on a CPU. The paged case shows what torch refuses."""
     return [
         layer("llama-3.1-8b", 4, 1024, dtype="fp32"),
         layer("llama-3.1-8b", 8, 1024),
@@ -148,7 +149,7 @@ def quick() -> list[AttentionCase]:
         layer("llama-3.1-70b", 32, 4096),
         layer("llama-3.1-70b", 32, 4096, page=16),
         layer("llama-3.1-70b", 32, 4096, page=16, kv="fp8"),
-        # FLOPs alone: twice the query group, four times the queries, over the same KV
+        # more FLOPs over the same KV: twice the query group, four times the queries
         layer("llama-3.1-8b", 32, 4096, page=16),
         layer("llama-3.1-70b", 32, 4096, page=16, q_len=4),
         layer("llama-2-7b", 16, 2048),
@@ -156,7 +157,7 @@ def quick() -> list[AttentionCase]:
 
 
 def full() -> list[AttentionCase]:
-    """`quick`, and one axis at a time: batch, context, page, layout, lengths, model."""
+    """`quick`, then one axis at a time: batch, context, page, layout, lengths, model."""
     base = ("llama-3.1-8b", 32, 4096)
     return [
         *quick(),

@@ -1,8 +1,8 @@
 """O = softmax(Q K^T / sqrt(D)) V, one query token per sequence (or q_len of a draft) against a KV cache.
 
 q [B, q_len, H_q, D], k and v [B, T, H_kv, D] contiguous or [pages, page, H_kv, D] paged, o [B, q_len, H_q, D].
-Query head h reads KV head h // (H_q / H_kv). Every live token is read once, each element of K or V for
-2 q_len H_q / H_kv FLOP: 1 FLOP/B for MHA in bf16 and H_q / H_kv for GQA, whatever the batch and the context.
+Query head h reads KV head h // (H_q / H_kv). Every live token is read once, and each element of K or V takes part in
+2 q_len H_q / H_kv FLOP. In bf16 this is 1 FLOP/B for MHA and H_q / H_kv for GQA, whatever the batch and the context.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import torch
 
 SCALE_GROUP = 16
-"""Tokens of one page that share one fp32 scale per KV head in an 8-bit cache; fewer where a page is smaller."""
+"""Tokens of one page that share a fp32 scale per KV head in an 8-bit cache; fewer if a page is smaller."""
 
 KV_UNIT = {"fp8": 1.0, "int8": (12.0 / (255**2 - 1)) ** 0.5}
-"""Typical scale of an 8-bit cache, so that k and v are of order 1: fp8 values are drawn from N(0, 1), int8 ones
-uniformly from [-127, 127], whose variance is (255^2 - 1) / 12."""
+"""Typical scale of an 8-bit cache, chosen so that k and v are of order 1. fp8 values are drawn from N(0, 1), int8
+values uniformly from [-127, 127], which has the variance (255^2 - 1) / 12."""
 
 
 @cache
@@ -38,13 +38,13 @@ def lengths(case: AttentionCase) -> tuple[int, ...]:
 
 
 def live(case: AttentionCase, length: int) -> Ranges:
-    """Tokens that any query of a sequence sees: everything, or the sinks and the window of its earliest query."""
+    """Tokens that some query of a sequence sees: all, or the sinks and the window of the earliest query."""
     start = max(0, length - case.q_len + 1 - case.window) if case.window else 0
     return ((0, length),) if start <= case.sinks else ((0, case.sinks), (start, length))
 
 
 def visible(case: AttentionCase, length: int) -> int:
-    """(query token, token) pairs of one sequence that attention computes, per head."""
+    """Pairs (query token, token) of one sequence that attention computes, per head."""
     pairs = 0
     for seen in range(max(1, length - case.q_len + 1), length + 1):
         pairs += min(seen, case.window + min(case.sinks, max(0, seen - case.window))) if case.window else seen
@@ -63,13 +63,13 @@ def touched(ranges: Ranges, index: Callable[[int], int]) -> int:
 
 
 def scale_group(case: AttentionCase, t: int) -> int:
-    """Which of a sequence's scales token t has; groups do not cross pages."""
+    """Which of its sequence's scales token t has. A group does not cross pages."""
     page = case.tokens_per_page
     return t // page * cdiv(page, SCALE_GROUP) + t % page // SCALE_GROUP
 
 
 def kv_tokens_bytes(case: AttentionCase, ranges: Ranges) -> int:
-    """Bytes of K and V, and of their scales, of one sequence's tokens."""
+    """Bytes of one sequence's tokens in K and V, with their scales."""
     tokens = sum(end - start for start, end in ranges)
     size = 2 * tokens * case.H_kv * case.D * case.kv_bytes
     if case.kv:
@@ -78,14 +78,14 @@ def kv_tokens_bytes(case: AttentionCase, ranges: Ranges) -> int:
 
 
 def table_bytes(case: AttentionCase, ranges: Ranges) -> int:
-    """Bytes of the block-table entries of one sequence's tokens."""
+    """Bytes of the block-table entries for one sequence's tokens."""
     return 4 * touched(ranges, lambda t: t // case.page) if case.page else 0
 
 
 def work(case: AttentionCase) -> Work:
-    """Each live KV token, its table entry and scales once, a shared prefix once for all; q read and o written once.
+    """Each live KV token, its table entry and its scales once; a shared prefix once for all; q and o once.
 
-    4 D FLOP per head and visible (query, token) pair; the exponentials, 1 per 4 D FLOP, are left out.
+    Each head and visible (query, token) pair takes 4 D FLOP. The exponentials, 1 per 4 D FLOP, are not counted.
     """
     size = BYTES[case.dtype] * case.B * case.q_len * case.H_q * case.D
     shared = ((0, case.prefix),)
@@ -99,10 +99,10 @@ def work(case: AttentionCase) -> Work:
 
 
 def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
-    """q ~ N(0, 4) and k, v ~ N(0, 1): scores of standard deviation 2, so that the maxima of splits differ.
+    """q ~ N(0, 4) and k, v ~ N(0, 1): scores have a standard deviation of 2, so that the maxima of splits differ.
 
-    Whatever is not live is poisoned. `block_table` is `[B, 0]` for a contiguous cache, `k_scale` and `v_scale` are
-    `[pages, groups, H_kv]` fp32, `[0]` for a 16-bit cache. The table is one page wider than the longest sequence.
+    Everything that is not live is poisoned. `block_table` is one page wider than the longest sequence, and `[B, 0]` for
+    a contiguous cache. `k_scale` and `v_scale` are fp32 `[pages, groups, H_kv]`, and `[0]` for a 16-bit cache.
     """
     import torch
 
@@ -141,7 +141,7 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
 
 
 def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Ranges) -> torch.Tensor:
-    """Tokens `[n, H_kv, D]` in fp32 of sequence b, out of the cache `name` in whatever form it is kept."""
+    """Tokens `[n, H_kv, D]` of sequence b in fp32, from the cache `name` in any of its forms."""
     import torch
 
     page = case.tokens_per_page
@@ -157,7 +157,7 @@ def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Range
 
 
 def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
-    """fp32, one sequence at a time; a query that sees nothing gives zeros."""
+    """Computed in fp32, one sequence at a time. A query that sees nothing gives zeros."""
     import torch
 
     q = inputs["q"].float().view(case.B, case.q_len, case.H_kv, case.group, case.D)
@@ -182,7 +182,7 @@ def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
 
 
 def tolerance(case: AttentionCase) -> Tolerance:
-    """An 8-bit cache is exact in fp32 on both sides: its rounding is part of the inputs, not of the error."""
+    """The rounding of an 8-bit cache is part of the inputs, not of the error: in fp32 its values are exact."""
     why = "probabilities and o are each rounded to its type once"
     return rounded(case.dtype, terms="T terms", max_units=8, rms_units=1, why=why)
 

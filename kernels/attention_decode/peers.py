@@ -1,4 +1,4 @@
-"""What a user could call instead of ours: torch."""
+"""What a user could call instead of our kernels: torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
 
 def one_pass(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """A library call taken to move the compulsory bytes and no more."""
+    """A library call, assumed to move only the compulsory bytes."""
     return (Stage(name="sdpa", work=work(case)),)
 
 
@@ -16,7 +16,7 @@ def dense_only(case: AttentionCase, target: Target) -> str | None:
     if case.page:
         return "takes no block table; needs a contiguous cache"
     if case.lengths != "uniform":
-        return "takes no lengths (a mask would still read, and spread, what lies beyond them); needs uniform ones"
+        return "takes no lengths (with a mask it would still read, and spread, what lies beyond); needs uniform ones"
     if case.kv:
         return f"takes no scales; needs a cache in {case.dtype}"
     if case.softcap:

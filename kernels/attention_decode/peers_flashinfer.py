@@ -1,8 +1,8 @@
 """FlashInfer's batch decode over a paged cache, with and without tensor cores.
 
-Its plan depends on lengths alone and is made once, outside the time. The pages change from step to step, so that the
-block table is flattened into FlashInfer's list in each launch, inside the time: one kernel of a few microseconds that
-a model of many layers would share among them. A contiguous cache is seen as pages of 16 tokens in order.
+Its plan depends only on lengths and is made once, outside the measured time. The pages change from step to step. So
+each launch flattens the block table into FlashInfer's list, inside the measured time: this is one kernel of a few
+microseconds, which the layers of a model would share. A contiguous cache is seen as pages of 16 tokens in order.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from kernels.common.integers import cdiv
 from kernels.op import Impl, Inputs, Launch, Stage, Target
 
 GROUPS = (1, 2, 3, 4, 8)
-"""Query heads per KV head for which the kernel without tensor cores is compiled (DISPATCH_GQA_GROUP_SIZE)."""
+"""The numbers of query heads per KV head that the kernel without tensor cores has (DISPATCH_GQA_GROUP_SIZE)."""
 
 WIDTHS = (64, 128, 256)
 """Head dimensions of its kernels."""
 
 
 def workspace_bytes(case: AttentionCase, target: Target) -> int:
-    """The recommended size, or what its plan with tensor cores asks for where that is more.
+    """The recommended size, or what FlashInfer's plan with tensor cores asks for if that is more.
 
-    It cuts the sequences into pieces, at most twice the SMs over the KV heads, and keeps of each piece a tile of rows
-    for every query head, though one tile holds all heads of a group: D fp32 values and a sum a row. Tiles have 16, 64
-    or 128 rows (`PrefillPlan`, `FA2DetermineCtaTileQ`). The kernel without tensor cores needs less.
+    The plan cuts the sequences into pieces, at most (2 SMs / KV heads) of them. For each piece it keeps a tile of rows
+    for every query head, though one tile holds all heads of a group. A row is D fp32 values and a sum. Tiles have 16,
+    64 or 128 rows (`PrefillPlan`, `FA2DetermineCtaTileQ`). The kernel without tensor cores needs less.
     """
     tile = next((rows for rows in (16, 64) if case.group <= rows), 128)
     return max(flashinfer_needs.WORKSPACE_BYTES, 4 * case.group * 2 * target.sm_count * tile * (case.D + 1))
 
 
 def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; partials of splits are in the L2, how many the library does not tell."""
+    """The compulsory bytes. Partials of splits stay in the L2, and the library does not tell how many there are."""
     attention = Stage(name="attention", work=work(case))
     if not case.page:
         return (attention,)
@@ -51,13 +51,13 @@ def supports(tensor_cores: bool) -> Callable[[AttentionCase, Target], str | None
         if case.q_len > 1:
             return "its decode takes one query token a sequence"
         if case.window:
-            return "reads the whole block table; here it leads nowhere outside the window"
+            return "reads the whole block table, which here leads nowhere outside the window"
         if 0 in lengths(case):
             return "needs a token in every sequence"
         if case.D not in WIDTHS:
             return f"has kernels for heads of {', '.join(map(str, WIDTHS))}, not of {case.D}"
         if not case.page and case.layout == "HND":
-            return "sees a contiguous cache as pages, which heads before tokens are not"
+            return "sees a contiguous cache as pages, which needs tokens before heads (NHD)"
         if not tensor_cores and case.group not in GROUPS:
             return f"has kernels without tensor cores for groups of {', '.join(map(str, GROUPS))}, not of {case.group}"
         return None
@@ -78,7 +78,7 @@ def decode(tensor_cores: bool) -> Callable[[AttentionCase, Inputs, Target], Laun
             k, v = (cache.view(-1, pages.page, case.H_kv, case.D) for cache in (k, v))
         workspace = torch.zeros(workspace_bytes(case, target), dtype=torch.uint8, device=q.device)
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, case.layout, use_tensor_cores=tensor_cores)
-        # the wrapper keeps `indices` itself, being on its device already: what `refresh` writes is what it reads
+        # the wrapper keeps `indices` itself, since they are on its device: it reads what `refresh` writes
         wrapper.plan(
             pages.indptr,
             pages.indices,

@@ -1,8 +1,8 @@
 """torch's attention by name: each backend of `scaled_dot_product_attention`, and FlexAttention compiled.
 
-Flash attention and FlexAttention know groups of heads. For the other backends the query heads of a group are passed as
-query tokens of their KV head, `[B, H_kv, group, D]`, so that none repeats the cache; putting o's heads in order again
-is a copy of o, inside the time.
+Flash attention and FlexAttention know groups of heads. The other backends get the query heads of a group as query
+tokens of their KV head, `[B, H_kv, group, D]`, so that they do not repeat the cache. To put o's heads in order again,
+o is copied, inside the measured time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from kernels.attention_decode.peers import dense_only, one_pass
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 RECOMPILES = 64
-"""Shapes that one compiled function may see: each case of a run is one."""
+"""Shapes that one compiled function may see; each case of a run is one shape."""
 
 
 def math_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """Two matrix products in fp32 with softmax between, which write and read copies of K and V before.
+    """Two matrix products in fp32 with a softmax between them; before that, copies of K and V are written and read.
 
-    A cache of 16 bits is converted, K is multiplied by the square root of the scale, and where tokens lie before heads
-    the heads of several sequences are put in order for a batched product.
+    A 16-bit cache is converted. K is multiplied by the square root of the scale. If tokens lie before heads, the heads
+    of several sequences are put in order for a batched product.
     """
     in_order = case.layout == "HND" or min(case.B, case.H_kv) == 1
     copies = 1 + (0 if case.dtype == "fp32" else 2) + (0 if in_order else 2)
@@ -37,7 +37,7 @@ def supports(backend: str) -> Callable[[AttentionCase, Target], str | None]:
         if reason := dense_only(case, target):
             return reason
         if case.q_len > 1:
-            return "query tokens stand for the heads of a group here: one token a sequence"
+            return "takes one query token a sequence: the heads of a group are passed as query tokens"
         if backend in ("efficient", "cudnn") and target.kind != "cuda":
             return "needs an NVIDIA GPU"
         if backend == "cudnn" and target.sm < 80:
@@ -76,7 +76,7 @@ def flash(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def grouped(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
-    """Query heads as query tokens, by the named `SDPBackend`."""
+    """Query heads are passed as query tokens to the named `SDPBackend`."""
 
     def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
         """It allocates o."""
@@ -99,9 +99,9 @@ def grouped(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
 
 def flex_supports(case: AttentionCase, target: Target) -> str | None:
     if case.page:
-        return "needs a mask made anew for every step's block table; contiguous caches only"
+        return "would need a new mask for every step's block table; takes contiguous caches only"
     if case.lengths != "uniform" or case.kv or case.window or case.q_len > 1:
-        return "reads what a mask hides in a block, which is poisoned here; whole tensors and one query token only"
+        return "reads what a mask hides in a block, poisoned here; takes whole tensors and one query token only"
     if target.kind != "cuda" or target.sm < 80:
         return "is compiled for NVIDIA GPUs of sm_80 or later"
     return None
@@ -109,7 +109,8 @@ def flex_supports(case: AttentionCase, target: Target) -> str | None:
 
 @cache
 def compiled_flex() -> Any:
-    """One compiled function for all cases; `fullgraph` makes what it can't compile an error, not a slow fallback."""
+    """One compiled function for all cases. With `fullgraph`, code that it cannot compile is an error, not a slow
+    fallback."""
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -117,7 +118,8 @@ def compiled_flex() -> Any:
 
 
 def flex(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
-    """`flex_attention` under torch.compile, its soft cap a function of scores. Compiled here; it allocates o."""
+    """`flex_attention` under torch.compile; a soft cap is a function of scores. It is compiled here, and allocates
+    o."""
     import torch
 
     q = inputs["q"].transpose(1, 2)  # [B, H_q, 1, D]

@@ -8,7 +8,7 @@ from kernels.attention_decode.op import AttentionCase, lengths, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, needs
 
 BLOCK_N = 64
-"""Tokens of one block of its kernel: a page holds a multiple."""
+"""Tokens of one block of its kernel; a page holds a multiple of it."""
 
 MAX_Q = 16
 """Query tokens a sequence that its causal kernel takes."""
@@ -17,7 +17,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512)
 
 
 def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; partials of splits are in the L2, how many the library does not tell."""
+    """The compulsory bytes. Partials of splits stay in the L2, and the library does not tell how many there are."""
     return (Stage(name="split, merge", work=work(case)),)
 
 
@@ -42,13 +42,13 @@ def supports(case: AttentionCase, target: Target) -> str | None:
 
 
 def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
-    """The split-KV operator, called by itself; it reads the block table as it is.
+    """The split-KV operator, called directly. It reads the block table as it is, and allocates partials and o.
 
-    q `[1, B q_len, H_kv, group, D]` and k, v `[1, tokens, H_kv, group, D]` with a stride of 0 over the group, which
-    tells it that the query heads of a group share their KV head. It allocates partials and o.
+    q is `[1, B q_len, H_kv, group, D]`; k and v are `[1, tokens, H_kv, group, D]` with a stride of 0 over the group,
+    which tells the operator that the query heads of a group share their KV head.
 
-    `memory_efficient_attention_forward` would first insist on xformers' C++ extension, which loads only beside the
-    torch and CUDA it was built for (0.0.35: 2.10, 12.8); this operator is Triton and does without.
+    `memory_efficient_attention_forward` would first insist on xformers' C++ extension, which loads only with the torch
+    and CUDA that it was built for (0.0.35: 2.10, 12.8). This operator is written in Triton and does not need it.
     """
     import torch
     from xformers.ops import fmha
@@ -76,7 +76,7 @@ def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def version() -> str:
-    """As installed: nothing is imported, so that a record of a failed import has one, too."""
+    """The installed version. Nothing is imported, so a record of a failed import has it too."""
     return f"xformers {metadata.version('xformers')}"
 
 

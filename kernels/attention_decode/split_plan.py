@@ -1,14 +1,8 @@
-"""Which CTA reads which tokens: the pure half of split-KV attention. Standard library only.
+"""Plans of split-KV attention: tiles, blocks, and which CTA reads which tokens. Standard library only.
 
-All blocks of BLOCK_T tokens of all (sequence, KV head) pairs are laid end to end and cut into equal runs, one per
-CTA, and all CTAs are resident at once: no CTA has more than one block above another, whatever the lengths. (In long
-runs each range of tokens counts for a block more than it has, so that those with many short ones are not the last. What
-begins in the middle of a range is not counted: that is one a run.) A run is a list of segments; a pair that was cut
-leaves one partial result per segment, merged by their log-sum-exp.
-
-A pair of more query rows than one tile holds, 64 as a rule, has several tiles of them. Each tile has CTAs of its own,
-which walk side by side with those of the other tiles over the same tokens, so that all but the first find K and V in
-the L2.
+`kernels/common/split_kv.py` cuts the tokens into even runs. A pair with more query rows than one tile holds (64 as a
+rule) has several tiles of rows. Each tile has its own CTAs. The CTAs of all tiles walk side by side over the same
+tokens, so all but the first find K and V in the L2.
 """
 
 from __future__ import annotations
@@ -25,23 +19,24 @@ from kernels.launch import SMEM_RESERVED, registers
 from kernels.op import Target
 
 MAX_ROWS = 64
-"""Query rows of one tile: with 128, fp32 accumulators of 128 dims and a tile of scores spill on every part."""
+"""Most query rows of a tile. With 128, fp32 accumulators of 128 dims and a tile of scores spill on every part."""
 
 START_BLOCKS = 1
-"""What it costs to begin a range of tokens, in blocks: its list, its page ids and its first block are read one after
-the other, and its result is stored; 32 KB take 4,500 cycles on one of the two CTAs of an H100's SM. Estimated, not
-measured. (FlashMLA's scheduler counts 5 blocks of 64 tokens, `fixed_overhead_num_blocks`.)"""
+"""What the start of a range of tokens costs, in blocks. A CTA reads the list, the page ids and the first block one
+after the other, and stores a result in the end. One block of 32 KB takes 4,500 cycles on one of the two CTAs of an
+H100's SM. The cost is estimated, not measured. (FlashMLA's scheduler counts 5 blocks of 64 tokens,
+`fixed_overhead_num_blocks`.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Run c is `segments[starts[c] : starts[c + 1]]`, `buffers` blocks of K and V of each in shared memory.
+    """Run c is `segments[starts[c] : starts[c + 1]]`; a CTA keeps `buffers` blocks of K and V in shared memory.
 
-    There are `runs` of them, each with a CTA for every one of `row_tiles` tiles of `block_m` query rows.
+    There are `runs` runs. Each has one CTA for each of the `row_tiles` tiles of `block_m` query rows.
 
-    `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them: 2 buffers - 1
-    where there are pages. `ptx`: an 8-bit cache is unpacked by PTX. `merge` says who merges the parts of cut pairs:
-    `last`, the CTA that finishes last; `kernel`, a second kernel; `none`, where no pair is cut.
+    `num_stages` is Triton's number of pipeline steps. With pages it is 2 buffers - 1, since page ids and the loads that
+    wait for them share the steps. `ptx`: PTX unpacks an 8-bit cache. `merge` says who merges the parts of cut pairs:
+    `last`, the CTA that finishes last; `kernel`, a second kernel; `none`, if no pair is cut.
     """
 
     block_t: int
@@ -64,10 +59,10 @@ class Plan:
 
 
 def most_rows(case: AttentionCase, target: Target) -> int:
-    """Query rows of a tile at most: fewer than MAX_ROWS where 64 would spill.
+    """The most query rows of a tile: fewer than MAX_ROWS where 64 rows would spill.
 
-    Those are heads of 256 dims; on sm_80 what an 8-bit cache unpacks to, beside the sums; on sm_100, where sums pass
-    through registers, the addresses of pages that hold whole blocks.
+    64 rows spill with heads of 256 dims; on sm_80 with an 8-bit cache, whose unpacked values take registers beside the
+    sums; and on sm_100, where sums pass through registers, with the addresses of pages that hold whole blocks.
     """
     if case.D > 128:
         return 32 if target.sm < 100 else 16
@@ -77,17 +72,18 @@ def most_rows(case: AttentionCase, target: Target) -> int:
 
 
 def tile_rows(rows: int, most: int = MAX_ROWS) -> int:
-    """Query rows of a tile: tensor cores take 16 at the least."""
+    """Query rows of a tile; tensor cores take at least 16."""
     return min(most, max(16, next_power_of_2(rows)))
 
 
 def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:
-    """Blocks of 32 KB (K and V of 64 tokens of 128 16-bit dims), but no fewer tokens than the 64 rows of a wgmma.
+    """Tokens of a block: 32 KB (K and V of 64 tokens of 128 16-bit dims), but at least the 64 rows of a wgmma.
 
-    Before wgmma (sm_80) half of both: there is less shared memory, and three buffers are to fit twice. For an 8-bit
-    cache always 64 tokens: unpacking passes through registers, and 128 tokens would spill some; as would, on sm_100,
-    scores of 128 tokens and more than 16 rows. For the two warpgroups of a wide tile 128, of which each has its own 64:
-    of 64, Triton gives all to both, and their softmax twice takes 87% of the slots that an H100's SM issues in.
+    - sm_80, which has no wgmma, has half of both: its shared memory is smaller, and three buffers must fit twice.
+    - An 8-bit cache has 64 tokens: unpacking passes through registers, and 128 tokens would spill. So would, on sm_100,
+      scores of 128 tokens and more than 16 rows.
+    - A wide tile has 128 tokens, 64 for each of its two warpgroups. With 64, Triton gives all of them to both, and
+      their softmax, done twice, takes 87% of the slots that an H100's SM issues in.
     """
     if case.kv or (target.sm >= 100 and block_m > 16):
         return 64
@@ -98,27 +94,28 @@ def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:
 
 
 def smem_per_cta(case: AttentionCase, block_t: int, block_m: int, buffers: int) -> int:
-    """Bytes of K, V, Q and P in shared memory, and what the system takes."""
+    """Bytes of shared memory: K, V, Q and P, and what the system takes."""
     kv = 2 * buffers * block_t * case.D * case.kv_bytes
     return kv + (case.D + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
 
 
 def is_wide(case: AttentionCase, block_m: int, target: Target) -> bool:
-    """Whether O^T alone would take more than 32 registers of each of 128 threads; beside the scores, some would spill.
+    """Whether O^T alone would take more than 32 registers in each of 128 threads: beside the scores, some would spill.
 
-    On sm_100 more than 16: accumulators pass through registers between tensor memory and every rescaling. Then a CTA
-    has 256 threads, and an SM's 65,536 registers hold one.
+    On sm_100 the limit is 16, since accumulators pass through registers between tensor memory and every rescaling. A
+    wide CTA has 256 threads, and an SM's 65,536 registers hold one such CTA.
     """
     return block_m * case.D > (32 if target.sm < 100 else 16) * 128
 
 
 def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, int]:
-    """(CTAs per SM, blocks buffered by each).
+    """(CTAs per SM, blocks that each buffers).
 
-    Two CTAs hide each other's softmax and ends of segments; three buffers keep two blocks on their way. Where
-    shared memory is short the third buffer goes first, then the second CTA; so it does on sm_100 where the addresses
-    of a third block of pages, beside 64 rows of 128 dims, would spill. Blocks of an 8-bit cache have half the bytes,
-    and between their two products there is more to do: on sm_90 a third CTA hides it, if 168 registers suffice.
+    Two CTAs hide each other's softmax and ends of segments. Three buffers keep two blocks on their way. If shared
+    memory is short, the third buffer is given up first, then the second CTA. On sm_100 with pages the third buffer is
+    given up too, where the addresses of a third block, beside 64 rows of 128 dims, would spill. A block of an 8-bit cache has half
+    the bytes, and there is more to do between its two products: on sm_90 a third CTA hides that, if 168 registers
+    suffice.
     """
     if target.sm >= 100 and case.page and block_m * case.D > 32 * 128:
         return 1, 2
@@ -139,10 +136,10 @@ def make_plan(
     *,
     all_slots: bool = False,
 ) -> Plan:
-    """The last CTA merges where two tiles of parts suffice: two round trips to the L2 cost less than a launch.
+    """The plan for `pairs` with `rows` query rows each. A caller that asks for `all_slots` merges the parts itself.
 
-    With more parts a second kernel, spread over all rows, is the shorter way; for wide tiles the last CTA has no
-    registers left. Whoever asks for `all_slots` merges by itself.
+    The last CTA merges if two tiles of parts suffice: two round trips to the L2 cost less than a launch. With more
+    parts a second kernel, spread over all rows, is faster. Wide tiles leave the last CTA no registers for a merge.
     """
     block_m = tile_rows(rows, most_rows(case, target))
     row_tiles = cdiv(rows, block_m)
@@ -171,8 +168,8 @@ def make_plan(
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
         ptx=bool(case.kv) and target.kind == "cuda" and target.sm == 90,
-        # left to itself the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 scalars spill for
-        # them; on sm_90 nothing spills, but an 8-bit cache takes more registers than three CTAs have
+        # without a limit the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 it spills scalars
+        # for them; on sm_90 nothing spills, but an 8-bit cache takes more registers than three CTAs have
         max_registers=None
         if target.sm == 90 and not case.kv
         else registers(fields["ctas_per_sm"] * fields["num_warps"]),
@@ -187,17 +184,17 @@ def make_plan(
 
 @cache
 def plan(case: AttentionCase, target: Target) -> Plan:
-    """All tokens of all sequences, a shared prefix once per sequence."""
+    """The plan for all tokens of all sequences; each sequence reads a shared prefix."""
     pairs = [(b, h, live(case, length)) for b, length in enumerate(lengths(case)) for h in range(case.H_kv)]
     return make_plan(case, target, pairs, case.rows)
 
 
 LARGE = 1 << 26
-"""Bytes of K and V, 20 us at 3.35 TB/s, below which latency counts: the tuner keeps both apart."""
+"""Bytes of K and V, 20 us at 3.35 TB/s. Below it latency matters, so the tuner treats small and large cases apart."""
 
 
 def shape_class(case: AttentionCase) -> str:
-    """Alike in how tokens are found, in types and tile, and in whether there are many of them."""
+    """Cases of one class are alike in how tokens are found, in types and tile, and in whether there are many tokens."""
     found = f"page{min(case.page, 64)}" if case.page else "contiguous"
     size = "large" if 2 * case.B * case.T * case.H_kv * case.D * case.kv_bytes >= LARGE else "small"
     rest = " window" if case.window else ""
@@ -205,7 +202,7 @@ def shape_class(case: AttentionCase) -> str:
 
 
 def candidates(case: AttentionCase, target: Target) -> Iterator[dict[str, int]]:
-    """Divisions of an SM's shared memory into CTAs and buffers that leave at most half of it unused."""
+    """Ways to divide an SM's shared memory into CTAs and buffers that leave at most half of it unused."""
     block_m = tile_rows(case.rows, most_rows(case, target))
     for block_t in (64, 128) if target.sm >= 90 else (32, 64):
         for ctas_per_sm in (1, 2, 3, 4):
@@ -223,19 +220,19 @@ def candidates(case: AttentionCase, target: Target) -> Iterator[dict[str, int]]:
 
 @cache
 def suffix_plan(case: AttentionCase, target: Target) -> Plan:
-    """Only what comes after the shared prefix."""
+    """The plan for the tokens after the shared prefix."""
     own = [((case.prefix, length),) for length in lengths(case)]
     return make_plan(case, target, [(b, h, r) for b, r in enumerate(own) for h in range(case.H_kv)], case.rows)
 
 
 def prefix_sequences(case: AttentionCase, target: Target) -> int:
-    """Sequences whose query rows share a tile when the prefix is read; 0 where a tile holds less than one's."""
+    """Sequences whose query rows share a tile for the prefix; 0 if a tile cannot hold the rows of one."""
     return min(case.B, most_rows(case, target) // case.rows)
 
 
 @cache
 def prefix_plan(case: AttentionCase, target: Target) -> Plan:
-    """The shared prefix, once for each tile of sequences; the tiles of a KV head one after the other."""
+    """The plan for the shared prefix, once for each tile of sequences; the tiles of a KV head follow each other."""
     sequences = prefix_sequences(case, target)
     pairs = [(b, h, ((0, case.prefix),)) for h in range(case.H_kv) for b in range(0, case.B, sequences)]
     return make_plan(case, target, pairs, sequences * case.rows, all_slots=True)

@@ -1,4 +1,4 @@
-"""What split-KV attention and its cascade move and compute, and where they can. Standard library only."""
+"""What split-KV attention and its cascade move and compute, and where they can run. Standard library only."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def parts_bytes(case: AttentionCase, slots: int, rows: int) -> int:
 
 
 def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2_bytes: int) -> tuple[Stage, ...]:
-    """The split kernel and, where there is one, the merge kernel: padding on the tensor cores, parts through the L2.
+    """The split kernel and, if there is one, the merge kernel, with padding on the tensor cores and parts in the L2.
 
-    `bytes_read` and `l2_bytes` are those of caches, tables and queries; the lists of segments come on top, for each
-    further row tile from the L2.
+    `bytes_read` and `l2_bytes` are those of caches, tables and queries. The lists of segments are added here; each
+    further row tile reads them from the L2.
     """
     lists = 4 * (8 * len(p.segments) + len(p.starts))
     size = case.D * BYTES[case.dtype]
@@ -78,15 +78,15 @@ def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2
 
 
 def from_l2(case: AttentionCase, target: Target) -> bool:
-    """Whether the K and V of a shared prefix stay in the L2 once they are there."""
+    """Whether the L2 holds the K and V of a shared prefix."""
     return kv_tokens_bytes(case, ((0, case.prefix),)) <= target.l2_bytes
 
 
 def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """The caches once, as `work` has it.
+    """The caches once, as in `work`, and what is read again.
 
-    Every sequence reads a shared prefix: from the L2 where its K and V fit into it. Each KV head reads the table
-    entries, and each tile of query rows reads all of this: from the L2 but for the first.
+    Every sequence reads a shared prefix, from the L2 if K and V of the prefix fit there. Each KV head reads the table
+    entries, and each tile of query rows reads everything; all but the first of them read from the L2.
     """
     p = plan(case, target)
     shared = ((0, case.prefix),)
@@ -111,13 +111,13 @@ def cascade_supports(case: AttentionCase, target: Target) -> str | None:
     if not prefix_sequences(case, target):
         return (
             f"reads a prefix once for all sequences whose query rows share a tile of {most_rows(case, target)}; here a "
-            f"sequence has {case.q_len} x {case.group}"
+            f"sequence has {case.q_len} x {case.group} rows"
         )
     return supports(case, target) or fits(case, target, prefix_sequences(case, target) * case.rows)
 
 
 def cascade_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """The prefix is read once for each tile of sequences: from the L2 but for the first where it fits into it."""
+    """Each tile of sequences reads the prefix once. All but the first read it from the L2, if it fits there."""
     prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
     tiles = cdiv(case.B, prefix_sequences(case, target))
     shared = ((0, case.prefix),)

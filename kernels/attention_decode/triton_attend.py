@@ -1,17 +1,10 @@
 """The inner loop of decode attention, shared by its kernels: softmax(Q K^T) V over a range of one sequence's tokens.
 
 The KV tokens are the M side of both products: S^T [BLOCK_T, rows] = K Q^T and O^T [D, rows] += V^T P^T. A wgmma has
-64 rows of M, and the 1 to 16 query heads of a KV head would fill a quarter of them at best; as its N they need only
-be padded to 16, and 16-bit K and V go from shared memory to the tensor cores without passing through registers.
-K and V arrive by 16-byte `cp.async`. Paged loads read the block's page ids one step earlier: one id where a page
-holds whole blocks, else one per token.
-
-An 8-bit cache is read as 16-bit words, each with dims 2c and 2c + 1: so words, not bytes, are transposed on their way
-out of shared memory (there is no transposing load of bytes), and the two halves become two fp16 operands of D / 2
-dims. A few bit operations make them: an fp8 (e4m3) byte shifted into an fp16 is its value / 256; 0x6400 with an
-int8 + 128 in the mantissa is 1024 + 128 + its value. On sm_90 PTX does it for two words at a time, fp8 by conversion:
-Triton's word by word takes 8 to 10 instructions for each, and with them 80 to 100% of the slots that an SM issues in
-while it receives a block.
+64 rows of M, and the 1 to 16 query heads of a KV head would fill a quarter of them at best. As the N side, query heads
+need only be padded to 16, and 16-bit K and V go from shared memory to the tensor cores without passing through
+registers. K and V arrive by 16-byte `cp.async`. Paged loads read the block's page ids one step earlier: one id if a
+page holds whole blocks, else one per token. `kernels/common/triton_kv.py` tells how an 8-bit cache is read.
 """
 
 from __future__ import annotations
@@ -28,7 +21,7 @@ from kernels.op import Inputs
 
 @triton.jit
 def load_query(q, offs_q, mask_m, D: tl.constexpr, KV: tl.constexpr):
-    """Q^T [D, BLOCK_M], or for an 8-bit cache its even and its odd dims [D / 2, BLOCK_M] in fp16 (|q| < 65,504)."""
+    """Q^T [D, BLOCK_M]; for an 8-bit cache its even and its odd dims, each [D / 2, BLOCK_M] in fp16 (|q| < 65,504)."""
     if KV == "":
         offs_d = tl.arange(0, D)
         even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0)
@@ -75,8 +68,8 @@ def attend(
     """Online softmax over tokens [t_begin, t_end), scores in log2.
 
     -> O^T [D, BLOCK_M] unnormalised (or its even and odd dims), the row maxima and sums [BLOCK_M], all fp32.
-    V_COLUMNS: V is addressed as [D, BLOCK_T], not as [BLOCK_T, D] and transposed. For anything but wgmma straight from
-    shared memory Triton prefetches only that; for wgmma it would address K and V apart.
+    V_COLUMNS: V is addressed as [D, BLOCK_T], instead of as [BLOCK_T, D] and then transposed. Unless wgmma reads V
+    straight from shared memory, Triton prefetches only this form. For wgmma it would address K and V separately.
     """
     D_WORDS: tl.constexpr = D if KV == "" else D // 2
     offs_d = tl.arange(0, D_WORDS)
@@ -140,7 +133,7 @@ def attend(
 
 @triton.jit
 def normalise(acc_even, acc_odd, norm, gain, KV: tl.constexpr):
-    """O [BLOCK_M, head dim] fp32; zeros where nothing was seen."""
+    """O [BLOCK_M, head dim] in fp32; zeros for rows that saw nothing."""
     factor = gain / tl.where(norm > 0, norm, 1.0)[None, :]
     out = tl.trans(acc_even * factor)
     if KV != "":
@@ -150,9 +143,9 @@ def normalise(acc_even, acc_odd, norm, gain, KV: tl.constexpr):
 
 @triton.jit
 def merge_two(o_a, lse_a, o_b, lse_b):
-    """Two normalised results [rows, D] and their log-sum-exp [rows] -> those of both together.
+    """Two normalised results [rows, D] and their log-sum-exps [rows] -> the result and the log-sum-exp of both.
 
-    (2^lse_a o_a + 2^lse_b o_b) / (2^lse_a + 2^lse_b), and zeros where neither saw anything.
+    (2^lse_a o_a + 2^lse_b o_b) / (2^lse_a + 2^lse_b), and zeros if neither saw anything.
     """
     m = tl.maximum(lse_a, lse_b)
     m_finite = tl.where(m == float("-inf"), 0.0, m)
@@ -176,7 +169,7 @@ def merge_parts(
     D: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Merge `parts` parts into o [BLOCK_M, D] and lse [BLOCK_M]; the loads of TILE parts are under way at once."""
+    """Merge `parts` parts into o [BLOCK_M, D] and lse [BLOCK_M]. The loads of TILE parts are in flight at once."""
     offs_d = tl.arange(0, D)
     for first in range(0, parts, TILE):
         for i in tl.static_range(TILE):
@@ -192,7 +185,7 @@ def merge_parts(
 
 
 def words(inputs: Inputs, case: AttentionCase, name: str) -> torch.Tensor:
-    """The cache `name` as the kernels read it: 16-bit elements, or 16-bit words of two 8-bit ones."""
+    """The cache `name` as the kernels read it: 16-bit elements, or 16-bit words of two 8-bit elements each."""
     cache = inputs[name]
     if cache.stride(-1) != 1:
         raise ValueError(f"{name}: the head dimension has stride {cache.stride(-1)}, expected 1")

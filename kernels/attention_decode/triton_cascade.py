@@ -1,8 +1,8 @@
-"""Cascade attention: a prefix that all sequences share is read once for many of them, the rest per sequence.
+"""Cascade attention: a prefix that all sequences share is read once for many of them, the rest once per sequence.
 
-First the query rows of as many sequences as a tile of 64 rows holds attend to the prefix together: 64 rows per KV
-token read instead of H_q / H_kv. Then split-KV attention over what follows takes each sequence's prefix result in
-as one more part, merged by log-sum-exp. Both are `split_kv_kernel` over different work lists.
+First, the query rows of as many sequences as a tile of 64 rows holds attend to the prefix together: each KV token that
+is read serves 64 rows instead of H_q / H_kv. Then split-KV attention reads the tokens after the prefix, and merges each
+sequence's prefix result by log-sum-exp as one more part. Both launches are `split_kv_kernel` over different work lists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kernels.op import Inputs, Target
 
 
 def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
-    """Two launches, and a third where a suffix is cut into many parts."""
+    """Two launches, and a third if a suffix is cut into many parts."""
     prefix, suffix = prefix_plan(case, target), suffix_plan(case, target)
     sequences = prefix_sequences(case, target)
     o = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)

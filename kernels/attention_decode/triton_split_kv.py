@@ -1,6 +1,6 @@
-"""Split-KV decode attention (flash-decoding): every CTA streams the same number of KV tokens, parts merge by LSE.
+"""Split-KV decode attention (flash-decoding): every CTA streams as many KV tokens, and parts merge by log-sum-exp.
 
-`split_plan.py` says which CTA reads what, `triton_attend.py` how.
+`split_plan.py` tells which CTA reads what, `triton_attend.py` how it reads.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def split_kv_kernel(
     """Program (run, row tile) works on the segments of its run.
 
     - ROW_TILES > 1: the rows of a sequence and KV head are cut into tiles of BLOCK_M
-    - MERGE_TILE > 0: whoever completes a cut pair merges its parts
+    - MERGE_TILE > 0: the CTA that completes a cut pair merges its parts
     - SEQS > 1: a tile holds the rows of SEQS sequences, which all read the pages of the first (a shared prefix)
-    - PREFIX_SEQS > 0: the first segment of a pair takes in the parts of its shared prefix, of tiles that hold as many
-      sequences; `prefix_slots [H_kv, tiles, 2]` has the first slot and the parts of each
+    - PREFIX_SEQS > 0: the first segment of a pair also merges the parts of its shared prefix, whose tiles hold
+      PREFIX_SEQS sequences; `prefix_slots [H_kv, tiles, 2]` has each tile's first slot and number of parts
     """
     ROWS: tl.constexpr = Q_LEN * GROUP
     offs_m = tl.arange(0, BLOCK_M)
@@ -97,7 +97,7 @@ def split_kv_kernel(
     offs_r = offs_m % ROWS
     offs_i = offs_r // GROUP
     offs_d = tl.arange(0, D)
-    # what rows and strides give is cheap to compute again, and kept across the inner loop it spills
+    # values made of rows and strides are cheap to compute again; kept across the inner loop they would spill
     for s in tl.range(tl.load(starts + tl.program_id(0)), tl.load(starts + tl.program_id(0) + 1), disable_licm=True):
         b = tl.load(segments + 8 * s)
         h = tl.load(segments + 8 * s + 1)
@@ -146,7 +146,7 @@ def split_kv_kernel(
         )
         out = normalise(acc_even, acc_odd, norm, gain, KV=KV)
         lse = m + tl.log2(tl.where(norm > 0, norm, 1.0))
-        if PREFIX_SEQS > 0:  # noqa: SIM102 (one is known when compiling, one when running)
+        if PREFIX_SEQS > 0:  # noqa: SIM102 (the first is known at compile time, the second is not)
             if slot == first_slot:
                 tile = h * ((B + PREFIX_SEQS - 1) // PREFIX_SEQS) + b // PREFIX_SEQS
                 row = tl.load(prefix_slots + 2 * tile) * (PREFIX_SEQS * ROWS) + b % PREFIX_SEQS * ROWS
@@ -173,7 +173,7 @@ def split_kv_kernel(
                 pair = tl.load(segments + 8 * s + 7)
                 if ROW_TILES > 1:
                     pair = pair * ROW_TILES + tl.program_id(1)
-                tl.debug_barrier()  # all threads' parts are stored before one thread counts this CTA in
+                tl.debug_barrier()  # all threads must have stored their parts before one thread counts this CTA
                 arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
                 if arrived == parts - 1:
                     row = first_slot * ROWS
@@ -190,7 +190,7 @@ def split_kv_kernel(
                         TILE=MERGE_TILE,
                     )
                     tl.store(o + offs_o, merged.to(o.dtype.element_ty), mask=mask_m[:, None])
-                    tl.store(arrivals + pair, 0)  # as the next launch wants to find it
+                    tl.store(arrivals + pair, 0)  # the next launch expects zero
 
 
 def split_launch(
@@ -204,7 +204,7 @@ def split_launch(
     parts_only: bool = False,
     prefix: tuple[Parts, torch.Tensor, int, int] | None = None,
 ) -> KernelLaunch:
-    """`prefix`: its parts, their slots, the sequences of its tiles, and how many parts are merged at a time."""
+    """`prefix`: its parts, their slots, the sequences of a tile, and how many parts are merged at a time."""
     q = inputs["q"]
     gain = 1.0 if p.ptx else GAIN[case.kv]
     prefix_parts, prefix_slots, prefix_sequences, prefix_tile = prefix or (parts, inputs["lengths"], 0, 0)
@@ -262,14 +262,14 @@ def split_launch(
 
 
 def merge_launches(case: AttentionCase, p: Plan, parts: Parts, o: torch.Tensor) -> tuple[KernelLaunch, ...]:
-    """The second kernel, where there are too many parts for the last CTA."""
+    """The second kernel, if there are too many parts for the last CTA."""
     if p.merge != "kernel":
         return ()
     return (merge_launch([s for s in p.segments if s.parts > 1 and s.is_first], parts, o, group=case.group),)
 
 
 def build(case: AttentionCase, inputs: Inputs, target: Target) -> Built:
-    """Lists, parts and counters are made once; the counters are left at zero by each launch for the next."""
+    """Lists, parts and counters are made once. Each launch leaves the counters at zero for the next."""
     p = plan(case, target)
     o = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
     parts = new_parts(p.slots, case.rows, case.D, o.device)
