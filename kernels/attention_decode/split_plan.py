@@ -113,9 +113,9 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
 
     Two CTAs hide each other's softmax and ends of segments. Three buffers keep two blocks on their way. If shared
     memory is short, the third buffer is given up first, then the second CTA. On sm_100 with pages the third buffer is
-    given up too, where the addresses of a third block, beside 64 rows of 128 dims, would spill. A block of an 8-bit cache has half
-    the bytes, and there is more to do between its two products: on sm_90 a third CTA hides that, if 168 registers
-    suffice.
+    given up too, where the addresses of a third block, beside 64 rows of 128 dims, would spill. A block of an 8-bit
+    cache has half the bytes, and there is more to do between its two products: on sm_90 a third CTA hides that, if 168
+    registers suffice.
     """
     if target.sm >= 100 and case.page and block_m * case.D > 32 * 128:
         return 1, 2

@@ -1,1 +1,1 @@
-"""Writing one token per sequence into its KV cache."""
+"""Cache writes: one token per sequence into the KV cache."""

@@ -1,8 +1,8 @@
 """kv[0, page, slot, h] = k[b, h] and kv[1, page, slot, h] = v[b, h]: the write of a decode step, one token a sequence.
 
-k, v [B, H_kv, D]; kv [2, pages, page, H_kv, D] (NHD) or [2, pages, H_kv, page, D] (HND), changed in place and returned
-whole. Sequence b has lengths[b] tokens already; its new one goes to slot lengths[b] % page of physical page
-block_table[b, lengths[b] // page]. A length of -1 marks an idle entry of a padded batch, for which nothing is written.
+k, v are [B, H_kv, D]. kv is [2, pages, page, H_kv, D] (NHD) or [2, pages, H_kv, page, D] (HND); it is changed in place
+and returned whole. Sequence b has lengths[b] tokens already. Its new token goes to slot lengths[b] % page of physical
+page block_table[b, lengths[b] // page]. A length of -1 marks an idle entry of a padded batch, which writes nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     import torch
 
 BACKGROUND = 13
-"""Values 0 to 12 repeat through the cache beforehand, exact in every type."""
+"""Before the write, the values 0 to 12 repeat through the cache; they are exact in every type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppendCase(Case):
-    """`T`: tokens the longest sequence has afterwards. `page` 0 is a contiguous cache; `idle` of the B write nothing.
+    """`T`: tokens of the longest sequence after the write. `page` 0 is a contiguous cache; `idle` of the B entries
+    write nothing.
 
-    The lengths are drawn by `lengths` for every seed of the inputs anew: no shape and no work depends on them.
+    Every seed of the inputs draws its own lengths, of the kind `lengths`: no shape and no work depends on them.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"idle": 0}
@@ -58,12 +59,12 @@ class AppendCase(Case):
 
     @property
     def tokens_per_page(self) -> int:
-        """A contiguous cache is one page of T tokens per sequence."""
+        """Tokens a page; a contiguous cache is one page of T tokens per sequence."""
         return self.page or self.T
 
 
 def cases(suite: str) -> list[AppendCase]:
-    """Caches no larger than a comparison needs: the bytes written depend on B alone."""
+    """Caches are no larger than a comparison needs, since the bytes written depend on B alone."""
 
     def llama(B: int, page: int = 16, layout: Literal["NHD", "HND"] = "NHD", idle: int = 0) -> AppendCase:
         return AppendCase(B=B, H_kv=8, D=128, T=64, page=page, layout=layout, idle=idle, model="llama-3.1-8b")
@@ -92,7 +93,7 @@ def cases(suite: str) -> list[AppendCase]:
 
 
 def background(shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
-    """What the cache holds before the write, the same whatever the seed, so that the reference need not see it."""
+    """What the cache holds before the write. It is the same for every seed, so the reference need not see the cache."""
     import torch
 
     if device == "meta":
@@ -102,13 +103,13 @@ def background(shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
 
 
 def tokens_before(case: AppendCase, seed: int) -> list[int]:
-    """Tokens per sequence before the write, -1 for the idle ones, in pure Python."""
+    """Tokens per sequence before the write, -1 for idle entries, in pure Python."""
     drawn = paging.random_lengths(case.lengths, case.B, case.T, seed)
     return [-1 if b >= case.B - case.idle else max(0, n - 1) for b, n in enumerate(drawn)]
 
 
 def cache_shape(case: AppendCase) -> tuple[int, ...]:
-    """Room for B sequences of T tokens and a sixteenth more pages, at least one; the same for every seed."""
+    """Room for B sequences of T tokens, and a sixteenth more pages (at least one); the same for every seed."""
     live = case.B * cdiv(case.T, case.tokens_per_page)
     pages = live + max(1, live // 16) if case.page else case.B
     inner = (case.H_kv, case.page) if case.layout == "HND" else (case.tokens_per_page, case.H_kv)
@@ -149,7 +150,7 @@ def slots(case: AppendCase, inputs: Inputs) -> list[tuple[int, int, int]]:
 
 
 def reference(case: AppendCase, inputs: Inputs) -> torch.Tensor:
-    """The cache as it was, and each new token put where it belongs, one at a time."""
+    """The cache as it was, with each new token put in its place, one at a time."""
     kv = background(cache_shape(case), case.dtype, inputs["k"].device)
     for half, name in enumerate(("k", "v")):
         stored = paging.nhd(kv[half], case.layout)
@@ -159,7 +160,7 @@ def reference(case: AppendCase, inputs: Inputs) -> torch.Tensor:
 
 
 def poison_slots(case: AppendCase, inputs: Inputs, output: torch.Tensor) -> None:
-    """NaN in the slots to be written and nowhere else: what is written to a wrong place must stay and show."""
+    """NaN in the slots that must be written, and nowhere else: a write to a wrong place must stay, so that it shows."""
     import torch
 
     written = torch.tensor(slots(case, inputs), dtype=torch.int64).view(-1, 3).T.to(output.device)
@@ -169,7 +170,7 @@ def poison_slots(case: AppendCase, inputs: Inputs, output: torch.Tensor) -> None
 
 
 def work(case: AppendCase) -> Work:
-    """The new tokens read and written, the lengths of all and the table entries of those that write."""
+    """The new tokens are read and written; the lengths of all entries and the table entries of the active are read."""
     active = case.B - case.idle
     tokens = 2 * active * case.H_kv * case.D * BYTES[case.dtype]
     return Work(

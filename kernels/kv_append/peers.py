@@ -1,4 +1,4 @@
-"""The same write by torch: slots computed on the device, then one `index_put_` for K and one for V."""
+"""The same write by torch: it computes the slots on the device, then one `index_put_` for K and one for V."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 
 def stages(case: AppendCase, target: Target) -> tuple[Stage, ...]:
-    """A few kernels over B numbers, whose results stay in the L2, and two scattered writes."""
+    """A few kernels over B numbers, which stay in the L2, and two scattered writes."""
     compulsory = work(case)
     rows = case.B * case.H_kv * case.D * BYTES[case.dtype]
     index = Work(bytes_read=compulsory.bytes_read - 2 * rows)
@@ -26,7 +26,7 @@ def supports(case: AppendCase, target: Target) -> str | None:
 
 
 def prepare(case: AppendCase, inputs: Inputs, target: Target) -> Launch:
-    """Everything that follows from `lengths` and `block_table` is computed in the launch: they change every step."""
+    """The launch computes everything that depends on `lengths` and `block_table`, since they change every step."""
     import torch
 
     table, lengths = inputs["block_table"], inputs["lengths"]

@@ -12,7 +12,7 @@ from kernels.op import Inputs, Stage, Target
 
 
 def plan(case: AppendCase, target: Target) -> tuple[int, int]:
-    """Grid (H_kv, B): a row of 128 elements is 8 bytes a lane in bf16, and more lanes would find nothing to do."""
+    """Grid (H_kv, B). In bf16 a row of 128 elements gives each lane of one warp 8 bytes; more lanes would be idle."""
     return (case.H_kv, case.B)
 
 
@@ -54,7 +54,7 @@ def append_kernel(
 
 
 def as_bits(x: torch.Tensor) -> torch.Tensor:
-    """8-bit floats as bytes: a copy needs no part that computes with them."""
+    """8-bit floats as bytes, so that a part that cannot compute with them can copy them."""
     return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
 
 
@@ -91,7 +91,7 @@ def build(case: AppendCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: AppendCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; the other heads find lengths and table entries in the L2. 32 CTAs fit an SM at most."""
+    """The compulsory bytes; the other heads find lengths and table entries in the L2. An SM holds at most 32 CTAs."""
     heads, B = plan(case, target)
     again = (heads - 1) * 4 * (B + (B - case.idle if case.page else 0))
     return (Stage(name="append", work=work(case), l2_bytes=again, ctas=heads * B, ctas_per_sm=32),)

@@ -1,18 +1,18 @@
 """O = softmax((Q_latent C^T + Q_rope R^T) s) C: multi-head latent attention of a decode step, in its absorbed form.
 
-DeepSeek-V2 and later (arXiv 2405.04434) cache one latent and one rotary key per token, shared by all heads:
-cache [.., L + R] with C its first L columns, which are key and value at once, and R the rest. The up-projections of
-keys and values are absorbed into q_latent [B, q_len, H, L] and into what follows O [B, q_len, H, L]; q_rope
-[B, q_len, H, R]. A draft to verify (DeepSeek's multi-token prediction: q_len 2) is the last q_len tokens.
+DeepSeek-V2 and later models (arXiv 2405.04434) cache one latent and one rotary key per token, which all heads share.
+The cache is [.., L + R]: its first L columns are C, key and value at once, and the others are R. The up-projections of
+keys and values are absorbed into q_latent [B, q_len, H, L] and into what follows O [B, q_len, H, L]; q_rope is
+[B, q_len, H, R]. A draft to verify (q_len 2 in DeepSeek's multi-token prediction) is the last q_len tokens.
 
-A cache in fp8 (e4m3) has its latents scaled per token, and the rotary key, which suffers most from rounding, in 16
-bits: cache [.., L] fp8, rope [.., R], latent_scale [..] fp32, 644 bytes a token of DeepSeek's in place of 1152. One
-scale per token, as in SnapMLA (arXiv 2602.10718), multiplies a score and a probability and no element; FlashMLA's
-layout, 656 bytes, has one for every 128 latents, so that elements must be scaled one by one.
+A cache in fp8 (e4m3) has its latents scaled per token. The rotary key, which suffers most from rounding, stays in 16
+bits: cache [.., L] fp8, rope [.., R], latent_scale [..] fp32. For DeepSeek's widths a token has 644 bytes instead of
+1152. One scale per token, as in SnapMLA (arXiv 2602.10718), multiplies a score and a probability, and no element.
+FlashMLA's layout of 656 bytes has a scale for every 128 latents, so that elements must be scaled one by one.
 
-Every cached element is read once for 2 H (L + R) + 2 H L FLOP a token and query: with 128 heads 242 FLOP/B in bf16,
-near the ridge of an H100, where attention over separate heads' KV has 1 to 16; beyond it in fp8, 432, and with two
-queries, 484.
+A cached token is read once, for 2 H (L + R) + 2 H L FLOP per query. With 128 heads these are 242 FLOP/B in bf16, near
+the ridge of an H100; attention over separate heads' KV has 1 to 16. In fp8 it is 432, and with two queries 484, which
+is beyond the ridge.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ if TYPE_CHECKING:
 DEEPSEEK = MODELS["deepseek-v3"]
 
 FP8_SIGMA = 32
-"""Of the fp8 values drawn: their maximum is then within 448, the largest e4m3. Scales are about 1 / FP8_SIGMA."""
+"""Standard deviation of the fp8 values. It keeps their maximum within 448, the largest e4m3. Scales are about 1 /
+32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlaCase(Case):
-    """`H` heads of a latent of `L` and a rotary key of `R`; `T` is the longest sequence, `lengths` and `seed` draw
-    the others. `page` is tokens a page, 0 for a contiguous cache; `kv` is the latents' type in the cache, `fp8`
-    with a scale per token or `""` for `dtype`. `q_len` query tokens a sequence are the last of its tokens, causal
-    among themselves."""
+    """`H` heads share a latent of `L` and a rotary key of `R`. `T` is the longest sequence; `lengths` and `seed` draw
+    the others. `page` is the tokens of a page, 0 for a contiguous cache. `kv` is the type of cached latents: `fp8` with
+    a scale per token, or `""` for `dtype`. The `q_len` query tokens of a sequence are its last tokens, causal among
+    themselves."""
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1}
 
@@ -76,12 +77,12 @@ class MlaCase(Case):
 
     @property
     def rows(self) -> int:
-        """Query rows of one sequence, all of which share its tokens."""
+        """Query rows of one sequence; all of them share its tokens."""
         return self.q_len * self.H
 
     @property
     def scale(self) -> float:
-        """Of the scores: the width of a head before absorption, 128 without and R with position, to the -1/2."""
+        """The factor of the scores: (128 + R)^-1/2, where 128 + R is the width of a head before absorption."""
         return (DEEPSEEK.head_dim + self.R) ** -0.5
 
     @property
@@ -97,7 +98,7 @@ def lengths(case: MlaCase) -> tuple[int, ...]:
 
 
 def visible(case: MlaCase) -> int:
-    """(query token, token) pairs of all sequences that attention computes, per head."""
+    """Pairs (query token, token) of all sequences that attention computes, per head."""
     return sum(max(0, n - i) for n in lengths(case) for i in range(case.q_len))
 
 
@@ -112,7 +113,7 @@ def smoke() -> Iterable[MlaCase]:
 
 
 def quick() -> Iterable[MlaCase]:
-    """The heads of DeepSeek-V3 on one part of eight and all of them, short and long, contiguous and paged."""
+    """DeepSeek-V3's heads on one GPU of eight and all of them; short and long, contiguous and paged."""
     for B, H, T in ((1, 128, 8192), (32, 16, 4096), (32, 128, 4096)):
         yield MlaCase(model="deepseek-v3", B=B, H=H, T=T)
     yield MlaCase(model="deepseek-v3", B=64, H=16, T=8192, page=64, lengths="ragged")
@@ -120,7 +121,7 @@ def quick() -> Iterable[MlaCase]:
 
 
 def full() -> Iterable[MlaCase]:
-    """Heads from one part of eight to all, batches, contexts, and raggedness, contiguous and paged by 64; fp8."""
+    """Heads from one GPU of eight to all; batches, contexts, lengths; contiguous and in pages of 64; fp8."""
     for H in (16, 32, 64, 128):
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192)
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64)
@@ -134,7 +135,7 @@ def full() -> Iterable[MlaCase]:
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, kv="fp8")
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, kv="fp8")
     yield MlaCase(model="deepseek-v3", B=64, H=16, T=16384, page=64, lengths="ragged", kv="fp8")
-    # arithmetic alone: twice and four times the queries over the same latents
+    # more arithmetic over the same latents: twice and four times the queries
     for H, q_len in ((16, 4), (128, 2)):
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, q_len=q_len)
 
@@ -142,7 +143,7 @@ def full() -> Iterable[MlaCase]:
 def test() -> Iterable[MlaCase]:
     """Small and edgy: one token, odd lengths, few heads, two tiles of heads, pages smaller and larger than a block.
 
-    Drafts, too, of sequences shorter than they are, and whose last blocks hold nothing that their first query sees.
+    Some drafts are longer than their sequence, and in some the first query sees nothing of the last block.
     """
 
     def small(B: int, H: int, T: int, **more: Any) -> MlaCase:
@@ -166,10 +167,10 @@ def cases(suite: str) -> list[MlaCase]:
 
 
 def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
-    """Cache ~ N(0, 1), queries so that scores have a standard deviation of 2 and the maxima of splits differ.
+    """Cache ~ N(0, 1). With these queries, scores have a standard deviation of 2, so that the maxima of splits differ.
 
-    Whatever is not live is poisoned. `block_table` is `[B, 0]` for a contiguous cache `[B, T, L + R]`; `rope` and
-    `latent_scale` are `[0]` but for an fp8 cache.
+    Everything that is not live is poisoned. `block_table` is `[B, 0]` for a contiguous cache `[B, T, L + R]`; `rope`
+    and `latent_scale` are `[0]` unless the cache is fp8.
     """
     import torch
 
@@ -207,7 +208,7 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
 
 
 def tokens(case: MlaCase, inputs: Inputs, b: int, length: int) -> torch.Tensor:
-    """The first `length` tokens `[length, L + R]` in fp32 of sequence b."""
+    """The first `length` tokens of sequence b, `[length, L + R]` in fp32."""
     import torch
 
     row = inputs["block_table"][b] if case.page else torch.tensor([b], device=inputs["cache"].device)
@@ -220,7 +221,7 @@ def tokens(case: MlaCase, inputs: Inputs, b: int, length: int) -> torch.Tensor:
 
 
 def reference(case: MlaCase, inputs: Inputs) -> torch.Tensor:
-    """fp32, one sequence at a time; a query that sees nothing gives zeros."""
+    """Computed in fp32, one sequence at a time. A query that sees nothing gives zeros."""
     import torch
 
     q = torch.cat([inputs["q_latent"], inputs["q_rope"]], dim=-1).float()
@@ -236,7 +237,7 @@ def reference(case: MlaCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: MlaCase) -> Work:
-    """Each live token, its scale and its table entry once, queries once, O once; the exponentials are left out."""
+    """Each live token, its scale and its table entry once; queries and O once. Exponentials are not counted."""
     tokens, size = sum(lengths(case)), BYTES[case.dtype]
     queries = size * case.B * case.rows * (case.L + case.R)
     return Work(

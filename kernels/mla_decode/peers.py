@@ -1,4 +1,4 @@
-"""What a user could call instead of ours: two batched matrix products around a softmax, in torch."""
+"""What a user could call instead of our kernels: two batched matrix products around a softmax, in torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 
 def wide_scores(case: MlaCase, target: Target) -> bool:
-    """Are the scores of 16-bit operands kept in fp32, for which torch has a kernel on GPUs only?
+    """Are the scores of 16-bit operands kept in fp32? torch has a kernel for this on GPUs only.
 
-    A score between 4 and 8, rounded to bf16, is off by up to 1/64, and so is its weight: more than is allowed.
+    A score between 4 and 8, rounded to bf16, is off by up to 1/64, and so is its weight. This is more than the
+    tolerance allows.
     """
     return target.kind == "cuda" and case.dtype != "fp32"
 
 
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
-    """The latents twice, for scores and for values; the scores in between, from the L2 where they fit."""
+    """The latents are read twice, for scores and for values. The scores in between stay in the L2 where they fit."""
     again = case.B * case.T * case.token_bytes
     size = BYTES[case.dtype]
     passes = 4 * BYTES["fp32"] + 2 * size if wide_scores(case, target) else 4 * size
@@ -26,18 +27,18 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
 
 def supports(case: MlaCase, target: Target) -> str | None:
     if case.kv:
-        return "multiplies 16-bit latents; torch has no bmm that scales fp8 ones by token"
+        return "multiplies 16-bit latents; torch has no bmm that scales fp8 latents by token"
     if case.page:
         return "takes no block table; needs a contiguous cache"
     if case.lengths != "uniform":
-        return "takes no lengths (a mask would still read what lies beyond them); needs uniform ones"
+        return "takes no lengths (with a mask it would still read what lies beyond them); needs uniform ones"
     if case.q_len > case.T:
         return "its softmax knows no query that sees nothing; needs a token for every query"
     return None
 
 
 def bmm(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch.baddbmm` and `bmm` with queries and heads as rows: cuBLAS on a GPU, oneDNN or MKL on a CPU."""
+    """`torch.baddbmm` and `bmm`, with queries and heads as rows: cuBLAS on a GPU, oneDNN or MKL on a CPU."""
     import torch
 
     cache, wide = inputs["cache"], wide_scores(case, target)

@@ -1,4 +1,4 @@
-"""FlashInfer's MLA over a paged latent cache; planning and the page list as in attention_decode's adapter."""
+"""FlashInfer's MLA over a paged latent cache. Its plan and page list are made as in attention_decode's adapter."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from kernels.mla_decode.op import MlaCase, lengths, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target
 
 LATENT, ROPE = 512, 64
-"""The only widths it is compiled for: DeepSeek's."""
+"""DeepSeek's widths, the only ones that FlashInfer compiles its MLA kernels for."""
 
 
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; partials of splits are in the L2, how many the library does not tell."""
+    """The compulsory bytes. Partials of splits stay in the L2, and the library does not tell how many there are."""
     attention = Stage(name="attention", work=work(case))
     if not case.page:
         return (attention,)
@@ -34,7 +34,7 @@ def supports(case: MlaCase, target: Target) -> str | None:
 
 
 def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
-    """`BatchMLAPagedAttentionWrapper`: FlashAttention 3 on Hopper, else 2, as it chooses itself."""
+    """`BatchMLAPagedAttentionWrapper`, which itself chooses FlashAttention 3 on Hopper and 2 elsewhere."""
     import flashinfer
     import torch
 
@@ -55,7 +55,7 @@ def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
         case.L,
         case.R,
         pages.page,
-        case.q_len > 1,  # causal; a single query is the newest token and sees all
+        case.q_len > 1,  # causal; a single query is the newest token, which sees all
         case.scale,
         q_latent.dtype,
         cache.dtype,

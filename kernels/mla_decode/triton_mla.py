@@ -1,20 +1,19 @@
 """Split-KV latent attention: one read of each token serves keys, values and all heads of a tile.
 
-All blocks of BLOCK_T tokens of all sequences are laid end to end and cut into equal runs, one per SM (the plan of
-kernels/attention_decode); a run that crosses from one sequence to the next is cut there. Each piece is a CTA, the
-longest first, so that the short ones fill up what is left. (A CTA that loops over pieces keeps the addresses of what
-comes before and after the inner loop in registers, which are all taken, and spills.) Parts merge by their log-sum-exp
-in a second kernel.
+`kernels/common/split_kv.py` cuts the blocks of all sequences into equal runs, one per SM. A run that crosses from one
+sequence to the next is cut there too. Each piece is a CTA; the longest start first, so that the short ones fill the
+rest. (A CTA that loops over pieces would spill: addresses used before and after the inner loop stay in registers, and
+all registers are taken.) A second kernel merges the parts by their log-sum-exp.
 
-64 query rows, heads of one query and then of the next, are the M side of the tensor cores, S [64, BLOCK_T] = Q C^T
-and O [64, L] += P C, both from the one tile in shared memory, and as many as registers hold the sums of. 128 heads are
-two tiles, whose CTAs walk side by side over the same tokens. Fewer than 64 are padded: 242 / 2 FLOP/B executed are
-still below an H100's ridge.
+64 query rows, the heads of one query and then of the next, are the M side of the tensor cores: S [64, BLOCK_T] = Q C^T
+and O [64, L] += P C. Both products read the same tile in shared memory. Registers hold no more sums than those of 64
+rows. 128 heads are two tiles, whose CTAs walk side by side over the same tokens. Fewer than 64 heads are padded: the
+242 / 2 FLOP/B executed are still below an H100's ridge.
 
-On sm_90 fp8 latents take the type of the queries, exactly, on their way through registers from one place in shared
-memory to another, which both products read. (Queries converted to fp16 instead would save a step, but Triton keeps
-what it has converted in registers, 128 of them.) Elsewhere `triton_words.py` reads them. A token's scale multiplies
-its scores and its probability.
+On sm_90, fp8 latents pass through registers from one place in shared memory to another, and on the way take the type of
+the queries, exactly. Both products read the second place. (Converting queries to fp16 instead would save a step, but
+Triton keeps what it has converted in registers, 128 of them.) On other parts `triton_words.py` reads the latents. A
+token's scale multiplies its scores and its probability.
 """
 
 from __future__ import annotations
@@ -38,34 +37,34 @@ from kernels.mla_decode.triton_words import words_kernel
 from kernels.op import Inputs, Stage, Target, Tuning, Work
 
 BLOCK_M = 64
-"""Query rows of a tile: the M of a `wgmma`; fp32 sums of 64 x 512 are 128 registers in each of 256 threads."""
+"""Query rows of a tile: the M of a `wgmma`. The fp32 sums of 64 x 512 take 128 registers in each of 256 threads."""
 
 BLOCK_M_WORDS = 32
-"""Before wgmma with fp8 latents, where queries are in registers, too, beside the sums and what is unpacked."""
+"""Query rows with fp8 latents before wgmma, where registers hold the queries too, beside sums and unpacked latents."""
 
 BLOCK_T = 32
-"""Tokens of a block, 36 KB of 576 16-bit elements each, or 20 KB with fp8 latents.
+"""Tokens of a block. With 576 16-bit elements each, a block is 36 KB; with fp8 latents it is 20 KB.
 
-Blocks of 64 would read the queries from shared memory half as often (for two tiles of rows the banks' cycles are 1.06
-of DRAM's time instead of 1.5), but only two fit, and Triton starts the next copy behind the products of the last: none
-would be under way during them. The tuner may choose them.
+Blocks of 64 tokens would read the queries from shared memory half as often: for two tiles of rows the banks' cycles
+would be 1.06 of DRAM's time instead of 1.5. But only two such blocks fit, and Triton starts the next copy after the
+products of the last block, so no copy would be in flight during the products. The tuner may choose 64.
 """
 
 START_TOKENS = 64
-"""What a further piece costs its SM, in tokens: no other CTA is there to work while its queries, which are 64 tokens'
-bytes, and its first block are on their way."""
+"""What a further piece costs its SM, in tokens. No other CTA works there while the queries (as many bytes as 64 tokens)
+and the first block of the piece are on their way."""
 
 FP8_GAIN: tl.constexpr = tl.constexpr(256.0)
-"""Multiplies the scales of fp8 latents, and O is divided by it. Scaled to use the range of e4m3, up to 448, latents of
-order 1 have scales of order 1 / 448, with which fp16 probabilities would sink among the subnormals."""
+"""The scales of fp8 latents are multiplied by this, and O is divided by it. Latents of order 1 that use the range of
+e4m3, up to 448, have scales of order 1 / 448. Times such a scale, fp16 probabilities would become subnormal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`segments`, the longest first, for each of `row_tiles` tiles of rows; `buffers` blocks in shared memory.
+    """`segments`, the longest first, for each of the `row_tiles` tiles of rows; `buffers` blocks in shared memory.
 
-    `num_stages` is Triton's, which shares its steps between page ids and the loads that wait for them. `words`: fp8
-    latents go two by two through the kernel of `triton_words.py`.
+    `num_stages` is Triton's number of pipeline steps; page ids and the loads that wait for them share the steps.
+    `words`: the kernel of `triton_words.py` reads fp8 latents two by two.
     """
 
     words: bool
@@ -80,7 +79,7 @@ class Plan:
 
 
 def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int = BLOCK_M) -> int:
-    """Blocks of tokens, queries, fp8 latents of one block in fp16, and what the system takes."""
+    """Bytes of blocks of tokens, queries, one block's fp8 latents in fp16, and what the system takes."""
     converted = block_t * case.L * BYTES["fp16"] if case.kv else 0
     queries = block_m * (case.L + case.R) * BYTES[case.dtype]
     return buffers * block_t * case.token_bytes + queries + converted + SMEM_RESERVED
@@ -88,9 +87,9 @@ def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int
 
 @cache
 def plan(case: MlaCase, target: Target) -> Plan:
-    """As many buffers as fit, up to four; tcgen05 (sm_100) makes Triton keep two more than it is asked for.
+    """As many buffers as fit, up to four; with tcgen05 (sm_100) Triton keeps two more than it is asked for.
 
-    Two where addresses of a third block, of fp8 latents in pages smaller than a block, would spill on sm_100.
+    On sm_100 there are two buffers for fp8 latents in pages smaller than a block: the addresses of a third would spill.
     """
     smem = target.smem_per_sm or 228 << 10
     words = bool(case.kv) and target.sm != 90
@@ -120,12 +119,13 @@ def plan(case: MlaCase, target: Target) -> Plan:
 
 
 def shape_class(case: MlaCase) -> str:
-    """Alike in how tokens are found, in widths and types."""
+    """Cases of one class are alike in how tokens are found, in widths and in types."""
     return f"{f'page{min(case.page, 64)}' if case.page else 'contiguous'} L{case.L} R{case.R} {case.kv or case.dtype}"
 
 
 def candidates(case: MlaCase, target: Target) -> Iterator[dict[str, int]]:
-    """Blocks and buffers that fill at least half of an SM's shared memory; 64 converted latents would spill."""
+    """Blocks and buffers that fill at least half of an SM's shared memory. Blocks of 64 converted latents would
+    spill."""
     for block_t in (32,) if case.kv else (32, 64):
         for buffers in (2, 3, 4):
             if target.smem_per_sm // 2 <= smem_bytes(case, buffers, block_t) <= target.smem_per_sm:
@@ -169,15 +169,17 @@ def mla_kernel(
     STAGES: tl.constexpr,
     AS_BITS: tl.constexpr,
 ):
-    """Program (row tile, segment): online softmax, scores in log2; O of the segment and its lse go to its slot.
+    """Program (row tile, segment): online softmax, scores in log2. O of the segment and its lse go to its slot.
 
-    AS_BITS: sums go from block to block as bits. As floats, Triton 3.6 leaves the wgmma that adds to them under way
-    from one block to the next on sm_90, and ptxas then waits after each single one of a block's 38. Scores are added
-    from two products: if one went on with the other's sums, Triton would split it among the warps in another way. fp8
-    latents pass through fp32, whose conversions are packed; from fp16 straight to bf16 there is only `F2F`.
+    - AS_BITS: sums go from block to block as bits. If they were floats, Triton 3.6 would leave the wgmma that adds to
+      them in flight from one block to the next on sm_90, and ptxas would then wait after each of a block's 38 wgmmas.
+    - Scores are the sum of two separate products. If one product went on with the sums of the other, Triton would split
+      it among the warps in another way.
+    - fp8 latents are converted to fp32 first, where conversions are packed. From fp16 straight to bf16 there is only
+      `F2F`.
 
-    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read where KV is fp8 alone; `lengths` and
-    the strides between queries, where there are several.
+    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read only if KV is fp8; `lengths` and the
+    strides between queries only if a sequence has several queries.
     """
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -202,7 +204,7 @@ def mla_kernel(
     KEPT: tl.constexpr = tl.int32 if AS_BITS else tl.float32
     acc = tl.zeros([BLOCK_M, L], KEPT)
     for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES):
-        # tokens past the end read the last one, and get no weight
+        # tokens past the end read the last token, and get no weight
         offs_b = tl.minimum(offs_i, t_end - 1 - block)
         page, place = place_of(row, b, block, offs_b, PAGE=PAGE, SCATTERED=SCATTERED)
         first, offs_c = locate(cache, page, place, offs_b, stride_c_page, stride_c_t, SCATTERED=SCATTERED)
@@ -234,13 +236,13 @@ def mla_kernel(
 
 
 def token_strides(name: str, cache: torch.Tensor | None) -> dict[str, int]:
-    """From page to page and from token to token; zeros for what a cache does not have."""
+    """Strides from page to page and from token to token; zeros for a tensor that the cache does not have."""
     page, t = (0, 0) if cache is None else cache.stride()[:2]
     return {f"stride_{name}_page": page, f"stride_{name}_t": t}
 
 
 def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
-    """The lists of segments and the parts are made once."""
+    """The list of segments and the parts are made once."""
     q_latent, q_rope, cached = inputs["q_latent"], inputs["q_rope"], inputs["cache"]
     for name in ("q_latent", "q_rope", "cache", "rope"):
         if inputs[name].stride(-1) != 1:
@@ -298,8 +300,8 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
-    """The cache once from DRAM and, for each further tile of rows, again from the L2; parts through the L2, and the
-    queries of a sequence's further segments."""
+    """The cache comes once from DRAM, and from the L2 again for each further tile of rows. Parts pass through the L2,
+    and so do the queries of a sequence's further segments."""
     p = plan(case, target)
     least = work(case)
     parts = 4 * p.slots * case.rows * (case.L + 1)
@@ -330,7 +332,7 @@ def supports(case: MlaCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
     if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16 or (case.kv and case.L < 32):
-        return f"needs powers of two from 16 as widths, of fp8 latents from 32; these are {case.L} and {case.R}"
+        return f"needs widths that are powers of two from 16, or from 32 for fp8 latents, not {case.L} and {case.R}"
     if target.kind == "interpreter" and case.dtype == "bf16":
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
     return None

@@ -1,9 +1,9 @@
-"""Latent attention over fp8 latents for parts without wgmma: the latents in two halves of even and odd columns.
+"""Latent attention over fp8 latents for parts without wgmma: the latents as two halves, even and odd columns.
 
-Latents are read as 16-bit words of an even and an odd one, which bit operations make two fp16 operands (see
-kernels/attention_decode/triton_attend.py): sm_80 has no conversion from e4m3. Each half of O has sums of its own, so
-that tcgen05 (sm_100), whose sums pass through registers at every rescaling, has 64 registers of them in a thread at a
-time and not 128. Queries are converted to fp16 (|q| < 65,504).
+A 16-bit word holds an even and an odd latent. Bit operations turn the words into two fp16 operands (see
+`kernels/common/triton_kv.py`), since sm_80 has no conversion from e4m3. Each half of O has its own sums: with tcgen05
+(sm_100), sums pass through registers at every rescaling, and so a thread holds 64 registers of them at a time instead
+of 128. Queries are converted to fp16 (|q| < 65,504).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from kernels.common.triton_kv import GAIN, LOG2_E, unpack
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
 
 FP8_GAIN: tl.constexpr = tl.constexpr(GAIN["fp8"])
-"""What unpacked latents are to be multiplied by; it goes to the scales."""
+"""The factor that unpacked latents lack; the scales are multiplied by it instead."""
 
 ODD: tl.constexpr = tl.constexpr(0.5)
-"""A factor of the weights of odd columns, by which their sums are divided, so that Triton has two tiles of weights.
+"""A factor for the weights of odd columns; their sums are divided by it. So Triton makes two tiles of weights.
 
-A tcgen05 with 64 rows reads its weights from the 64 lanes of tensor memory in which its sums are: one tile for both
-halves would put all sums into one half of the lanes, whose 512 columns hold no more than them, and no scores.
+A tcgen05 with 64 rows reads its weights from the 64 lanes of tensor memory that hold its sums. One tile of weights for
+both halves would put all sums into the same lanes. Their 512 columns would then hold the sums and no scores.
 """
 
 
@@ -61,7 +61,7 @@ def words_kernel(
     KV: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """As `mla_kernel`; `cache` and its strides are of 16-bit words."""
+    """Like `mla_kernel`, but `cache` and its strides count 16-bit words."""
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_l = tl.arange(0, L)
@@ -88,9 +88,9 @@ def words_kernel(
     norm = tl.zeros([BLOCK_M], tl.float32)
     acc_even = tl.zeros([BLOCK_M, L // 2], tl.float32)
     acc_odd = tl.zeros([BLOCK_M, L // 2], tl.float32)
-    # a second buffer for scores in tensor memory would let products begin earlier, and registers spill
+    # a second buffer for scores in tensor memory would let products begin earlier, but registers would spill
     for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES, disallow_acc_multi_buffer=True):
-        # tokens past the end read the last one, and get no weight
+        # tokens past the end read the last token, and get no weight
         offs_b = tl.minimum(offs_i, t_end - 1 - block)
         page, place = place_of(row, b, block, offs_b, PAGE=PAGE, SCATTERED=SCATTERED)
         first, offs_c = locate(cache, page, place, offs_b, stride_c_page, stride_c_t, SCATTERED=SCATTERED)

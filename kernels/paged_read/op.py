@@ -1,8 +1,8 @@
 """y[b, c, h] = sum of k and v over the live tokens of chunk c and over D: attention's reads without its arithmetic.
 
-k, v [B, T, H_kv, D] contiguous, [pages, page, H_kv, D] (NHD) or [pages, H_kv, page, D] (HND); a chunk is 64 tokens of
-a sequence, y is fp32, 0 for a chunk without live tokens. Against the contiguous cache, the same tokens in pages in
-order show the cost of the look-up, and in shuffled pages that of scattered rows.
+k, v are [B, T, H_kv, D] contiguous, [pages, page, H_kv, D] (NHD) or [pages, H_kv, page, D] (HND). A chunk is 64 tokens
+of a sequence. y is fp32, and 0 for a chunk without live tokens. Compared with the contiguous cache, the same tokens in
+ordered pages show the cost of the look-up, and in shuffled pages also the cost of scattered rows.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 64
-"""Tokens summed into one output: 64 x 128 bf16 elements of K and of V are 32 KiB for 4 bytes of result."""
+"""Tokens that are summed into one output: 64 x 128 bf16 elements of K and of V are 32 KiB for 4 bytes of result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PagedReadCase(Case):
-    """`T` tokens in the longest sequence; `page` tokens a page, 0 for a contiguous cache. `seed` draws `lengths`."""
+    """`T` tokens in the longest sequence; `page` tokens a page, 0 for a contiguous cache; `seed` draws `lengths`."""
 
     B: int
     H_kv: int
@@ -58,7 +58,7 @@ class PagedReadCase(Case):
 
     @property
     def tokens_per_page(self) -> int:
-        """A contiguous cache is one page of T tokens per sequence."""
+        """Tokens a page; a contiguous cache is one page of T tokens per sequence."""
         return self.page or self.T
 
 
@@ -68,7 +68,7 @@ def lengths(case: PagedReadCase) -> tuple[int, ...]:
 
 
 def kv_bytes(case: PagedReadCase) -> int:
-    """Bytes of the live tokens of K; as many are V's."""
+    """Bytes of K's live tokens; V has as many."""
     return BYTES[case.dtype] * case.H_kv * case.D * sum(lengths(case))
 
 
@@ -78,9 +78,9 @@ def table_bytes(case: PagedReadCase) -> int:
 
 
 def cases(suite: str) -> list[PagedReadCase]:
-    """The KV heads of Llama-3.1-8B. In `full` 131072 tokens are 537 MB in bf16, 0.16 ms at 3.35 TB/s.
+    """The KV heads of Llama-3.1-8B. The 131072 tokens of `full` are 537 MB in bf16, 0.16 ms at 3.35 TB/s.
 
-    `smoke` is fp32: on a host torch would first widen a copy of a bf16 cache.
+    `smoke` is fp32, since on a host torch would first make a wider copy of a bf16 cache.
     """
 
     def pages(sizes: tuple[int, ...], B: int = 16, T: int = 8192, **more: Any) -> Iterator[PagedReadCase]:
@@ -117,8 +117,8 @@ def cases(suite: str) -> list[PagedReadCase]:
 
 
 def inputs(case: PagedReadCase, device: str, seed: int) -> Inputs:
-    """k, v ~ N(0, 1), whatever is not live poisoned. `block_table` is one column wider than needed, `[B, 0]` without
-    pages; `lengths` `[B]` int32.
+    """k, v ~ N(0, 1); everything that is not live is poisoned. `block_table` is one column wider than needed, and
+    `[B, 0]` without pages; `lengths` is `[B]` int32.
     """
     import torch
 
@@ -161,7 +161,7 @@ def reference(case: PagedReadCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: PagedReadCase) -> Work:
-    """Live tokens of K and V, their table entries and the lengths once; one addition per element."""
+    """The live tokens of K and V, their table entries and the lengths once; one addition per element."""
     return Work(
         flops={"fma_fp32": 2 * case.H_kv * case.D * sum(lengths(case))},
         bytes_read=2 * kv_bytes(case) + table_bytes(case) + 4 * case.B,

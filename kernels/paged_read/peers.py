@@ -1,4 +1,4 @@
-"""What torch offers for pages: gather them into a contiguous copy, then reduce that."""
+"""What torch offers for pages: gather them into a contiguous copy, then sum the copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def stages(case: PagedReadCase, target: Target) -> tuple[Stage, ...]:
-    """K and V in turn: pages read, a copy written, the copy read again, from the L2 if it fits there."""
+    """For K and V in turn: pages are read, a copy is written, and the copy is read, from the L2 if it fits there."""
     total = work(case)
     if not case.page:
         return (Stage(name="sum", work=total),)
@@ -39,9 +39,10 @@ def supports(case: PagedReadCase, target: Target) -> str | None:
 
 
 def in_chunks(case: PagedReadCase, tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], torch.Size]:
-    """All tokens in order, in either layout -> a view of their chunks, the dimensions to sum, and what then remains.
+    """All tokens in order, in either layout -> a view of their chunks, the dimensions to sum, and the shape that
+    remains.
 
-    What remains has the elements of `[B, chunks, H_kv]` in that order.
+    The sums have the elements of `[B, chunks, H_kv]` in that order.
     """
     import torch
 
@@ -57,7 +58,7 @@ def in_chunks(case: PagedReadCase, tokens: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def prepare(case: PagedReadCase, inputs: Inputs, target: Target) -> Launch:
-    """`index_select` into one copy for K and V in turn, unless contiguous, and `sum` to fp32."""
+    """`sum` to fp32. A paged cache is first gathered by `index_select` into one copy, for K and V in turn."""
     import torch
 
     caches = [inputs["k"], inputs["v"]]

@@ -1,7 +1,7 @@
-"""One CTA per 64 tokens of one KV head: look up their pages, then 16 KiB of K and 16 KiB of V at once (D = 128, bf16).
+"""One CTA per 64 tokens of a KV head: look up their pages, then load 16 KiB of K and of V at once (D = 128, bf16).
 
-Nothing depends on anything but the table entries, so every load of a tile is independent; several CTAs on an SM hide
-each other's look-ups.
+The loads of a tile depend only on the table entries, not on each other. Several CTAs on an SM hide each other's
+look-ups.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from kernels.paged_read.op import CHUNK, PagedReadCase, table_bytes, work
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Grid (H_kv, chunks, B): the heads of a token lie side by side in NHD, so that they are read together.
+    """Grid (H_kv, chunks, B): in NHD the heads of a token lie side by side, so they are read together.
 
-    Warps are as many as give each thread 8 loads or 4. As compiled for sm_90, 256 threads of up to 48 registers leave
-    room for 5 CTAs in an SM's 65536, of 32 (fp8) for 8; 512 threads (fp32) for 2.
+    The number of warps gives each thread 8 or 4 loads. An SM has 65536 registers. As compiled for sm_90, they hold 5
+    CTAs of 256 threads with up to 48 registers, 8 of 256 threads with 32 (fp8), or 2 of 512 threads (fp32).
     """
 
     grid: tuple[int, int, int]
@@ -39,12 +39,12 @@ def plan(case: PagedReadCase, target: Target) -> Plan:
 
 
 def shape_class(case: PagedReadCase) -> str:
-    """By how a tile's rows are found: pages of 16 tokens and more are alike."""
+    """Cases of one class find the rows of a tile alike; pages of 16 tokens and more are alike."""
     return f"{f'page{min(case.page, 16)}' if case.page else 'contiguous'} D{case.D} {case.dtype}"
 
 
 def candidates(case: PagedReadCase, target: Target) -> Iterator[dict[str, int]]:
-    """Fewer threads with more loads each, or the reverse; CTAs per SM as compiled for sm_90 in bf16."""
+    """Fewer threads with more loads each, or the reverse; CTAs per SM are those compiled for sm_90 in bf16."""
     for num_warps, ctas_per_sm in ((4, 7), (8, 5), (16, 4)):
         yield {"num_warps": num_warps, "ctas_per_sm": ctas_per_sm}
 
@@ -87,7 +87,7 @@ def paged_read_kernel(
 
 
 def few(case: PagedReadCase, target: Target) -> str:
-    """Why a tile has few bytes in flight, where it has."""
+    """The reason why a tile has few bytes in flight; empty if there is none."""
     if case.dtype == "fp32":
         return "fp32 caches are read by the smoke suite, which is for hosts"
     if target.sm == 100 and not case.page:
@@ -126,7 +126,7 @@ def build(case: PagedReadCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: PagedReadCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; the table and the lengths are read again, from the L2, by the other heads and chunks."""
+    """The compulsory bytes. The other heads and chunks read the table and the lengths again, from the L2."""
     chosen = plan(case, target)
     heads, chunks, _ = chosen.grid
     again = (heads - 1) * table_bytes(case) + 4 * case.B * (heads * chunks - 1)

@@ -1,4 +1,4 @@
-"""The memory ceilings, on fp32 arrays: what predictions of every other operation are made from.
+"""The memory ceilings, on fp32 arrays. Predictions of all other operations are made from them.
 
 | kind | computes | moves |
 |---|---|---|
@@ -8,7 +8,7 @@
 | `l2_read` | y[c] = sum over p < `passes` of sum(chunk (c + p) mod C) | `size` from DRAM, all else from L2 |
 | `launch` | y[0] = x[0] | 4 bytes read and written: all its time is the launch |
 
-A chunk is 4096 elements (16 KiB): its sum is 1/4096 of what is read. It is defined by the operation, so that the
+A chunk is 4096 elements (16 KiB), so the sums are 1/4096 of what is read. The operation defines the chunk, so that the
 output is the same whatever grid computes it. The last chunk of a `read` may be short.
 """
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 4096
-"""Elements summed into one output."""
+"""Elements that are summed into one output."""
 
 ALPHA = 2.5
 """The factor of the triad, exact in fp32."""
 
 L2_SIZE = 6 * 132 * 4 * CHUNK
-"""Six chunks for each of an H100's 132 SMs: 13.0 MB, a quarter of its 50 MB L2, and no SM reads more."""
+"""Six chunks for each of an H100's 132 SMs: 13.0 MB, a quarter of its 50 MB L2. No SM reads more than another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamCase(Case):
-    """`size`: bytes of each array, a multiple of 4 up to 4 GiB, so that an element's index fits 32 bits.
+    """`size`: bytes of each array, a multiple of 4 up to 4 GiB, so that an element's index fits in 32 bits.
 
-    `passes`: how often an `l2_read` reads its array, else 1.
+    `passes`: how often an `l2_read` reads its array; 1 for other kinds.
     """
 
     kind: Literal["read", "copy", "triad", "l2_read", "launch"]
@@ -71,7 +71,7 @@ class StreamCase(Case):
 
 
 def cases(suite: str) -> list[StreamCase]:
-    """Reads from 64 KiB, where the launch decides, to far beyond any cache, where the memory does."""
+    """Reads from 64 KiB, where the launch decides the time, to far beyond any cache, where the memory does."""
 
     def several(kind: Literal["read", "copy", "triad"], *sizes: int) -> list[StreamCase]:
         return [StreamCase(kind=kind, size=size) for size in sizes]
@@ -114,14 +114,14 @@ def cases(suite: str) -> list[StreamCase]:
 
 
 def inputs(case: StreamCase, device: str, seed: int) -> Inputs:
-    """x (and for a triad y) `[n]` fp32, |N(0, 1)|: with positive terms no sum cancels."""
+    """x (and y for a triad) `[n]` fp32, drawn from |N(0, 1)|: sums of positive terms do not cancel."""
     draw = RandomInputs(device, seed)
     made = {name: draw.normal((case.n,), "fp32") for name in ("x", "y")[: 1 + (case.kind == "triad")]}
     return made if device == "meta" else {name: values.abs_() for name, values in made.items()}
 
 
 def chunk_sums(x: torch.Tensor) -> torch.Tensor:
-    """x `[n]` fp32 -> its chunks' sums `[C]` fp64, in slices, so that a large x is never held twice."""
+    """x `[n]` fp32 -> the sums of its chunks, `[C]` fp64. It works in slices, so that a large x is never held twice."""
     import torch
 
     sums = []
@@ -132,7 +132,7 @@ def chunk_sums(x: torch.Tensor) -> torch.Tensor:
 
 
 def reference(case: StreamCase, inputs: Inputs) -> torch.Tensor:
-    """Sums in fp64; copies and triads elementwise in fp32, the triad in slices through fp64."""
+    """Sums in fp64; a copy in fp32; a triad in fp32, computed in fp64 slice by slice."""
     import torch
 
     x = inputs["x"]
@@ -148,7 +148,7 @@ def reference(case: StreamCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: StreamCase) -> Work:
-    """The arrays once; one addition per element summed, 2 FLOP per element of a triad."""
+    """Each array once; one addition per element summed, 2 FLOP per element of a triad."""
     arrays_read = 2 if case.kind == "triad" else 1
     summed = case.kind in ("read", "l2_read")
     flops = {"read": case.n, "l2_read": case.passes * case.n, "triad": 2 * case.n}.get(case.kind, 0)

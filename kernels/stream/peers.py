@@ -1,4 +1,4 @@
-"""The same traffic by torch: the only streams a CPU has."""
+"""The same traffic by torch: the only streams that a CPU has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def supports(case: StreamCase, target: Target) -> str | None:
 
 
 def prepare(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
-    """`sum`, `copy_` or `add`, each writing to an output made here."""
+    """`sum`, `copy_` or `add`, which write to an output that is made here."""
     import torch
 
     x = inputs["x"]
@@ -41,7 +41,7 @@ def mv_supports(case: StreamCase, target: Target) -> str | None:
 
 
 def mv(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
-    """The read as a matrix times a vector of ones, which stays in the L1: on a CPU the BLAS reads faster than `sum`."""
+    """The read as a matrix times a vector of ones, which stays in the L1. On a CPU the BLAS reads faster than `sum`."""
     import torch
 
     rows = inputs["x"].view(case.chunks, CHUNK)

@@ -1,13 +1,12 @@
 """Reads, copies and triads at the rate of the memory: 16 bytes a thread and load, many loads in flight.
 
-By Little's law 3.35 TB/s x about 0.7 us of latency keep 2.3 MB in flight, 18 KB on each of an H100's 132 SMs.
-There are three ways to get there for the read, since which is best on a part is known only after measuring; the
-roof is the best of them:
+By Little's law, 3.35 TB/s x about 0.7 us of latency need 2.3 MB in flight: 18 KB on each of an H100's 132 SMs. Only a
+measurement tells which way of reading is best on a part. So there are three, and the best of them is the roof:
 
-- `triton`: one CTA of 128 threads per chunk, 8 independent 16-byte loads a thread, of which the compiler starts 4
-  before it waits; 16 such CTAs keep 128 KB of an SM in flight, and the hardware balances the SMs
-- `triton-async`: persistent CTAs, the next chunks on their way to shared memory by `cp.async`
-- `triton-tma`: the same, brought by the tensor memory accelerator (sm_90)
+- `triton`: one CTA of 128 threads per chunk. Each thread has 8 independent 16-byte loads, and the compiler starts 4 of
+  them before it waits. 16 such CTAs keep 128 KB of an SM in flight, and the hardware balances the SMs
+- `triton-async`: persistent CTAs; `cp.async` brings the next chunks to shared memory
+- `triton-tma`: the same, but the tensor memory accelerator (sm_90) brings the chunks
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from kernels.op import Inputs, Stage, Target, Tuning
 from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
 
 TMA_ROW = 32
-"""Elements of a row of the array as TMA sees it: 128 bytes, the widest swizzle, so that a chunk is one box of 128
-rows (at most 256, CUDA driver API, `cuTensorMapEncodeTiled`), contiguous in memory and brought by one instruction."""
+"""Elements of a row of the array as TMA sees it: 128 bytes, the widest swizzle. A chunk is then one box of 128 rows (at
+most 256, CUDA driver API, `cuTensorMapEncodeTiled`), which is contiguous in memory and comes with one instruction."""
 
 RESIDENT = {
     "read": {2: 32, 4: 16, 8: 8, 16: 4},
@@ -35,13 +34,13 @@ RESIDENT = {
     "triad": {2: 8, 4: 9, 8: 6, 16: 4},
     "l2_read": {2: 24, 4: 12, 8: 6, 16: 4},
 }
-"""CTAs of so many warps that fit an SM's 65536 registers and 2048 threads, as compiled for sm_90: with 4 warps 32, 45,
-54 and 34 registers a thread."""
+"""For each number of warps, the CTAs that fit an SM's 65536 registers and 2048 threads, as compiled for sm_90. With 4
+warps the kinds take 32, 45, 54 and 34 registers a thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`ctas` CTAs, of which `ctas_per_sm` are resident on an SM."""
+    """`ctas` CTAs; `ctas_per_sm` of them are resident on an SM."""
 
     ctas: int
     ctas_per_sm: int
@@ -58,19 +57,19 @@ def plan(case: StreamCase, target: Target) -> Plan:
 
 
 def buffers(num_stages: int) -> int:
-    """Shared memory of a persistent CTA: a chunk for each stage but one, 2 KiB for barriers, sums and the driver."""
+    """Bytes of shared memory of a persistent CTA: a chunk for each stage but one, 2 KiB for barriers, sums, driver."""
     return (num_stages - 1) * 4 * CHUNK + (2 << 10)
 
 
 def plan_persistent(case: StreamCase, target: Target) -> Plan:
-    """As many CTAs as find room, at most 4, each with 4 stages, 3 chunks (48 KiB) on their way: up to 192 KB an SM."""
+    """Up to 4 CTAs per SM, as many as fit. Each has 4 stages, which keep 3 chunks (48 KiB) in flight: up to 192 KB."""
     reasoned = {"ctas_per_sm": max(1, min(4, target.smem_per_sm // buffers(4))), "num_warps": 4, "num_stages": 4}
     fields = reasoned | target.overrides
     return Plan(ctas=min(case.chunks, fields["ctas_per_sm"] * target.sm_count), **fields)
 
 
 def shape_class(case: StreamCase) -> str:
-    """Below 12 MiB an SM of an H100 reads fewer than 6 chunks: latency decides."""
+    """Small cases are apart: below 12 MiB an SM of an H100 reads fewer than 6 chunks, and latency decides."""
     return case.kind if case.size >= 12 * MiB else f"{case.kind} small"
 
 
@@ -82,7 +81,7 @@ def candidates(case: StreamCase, target: Target) -> Iterator[dict[str, int]]:
 
 
 def candidates_persistent(case: StreamCase, target: Target) -> Iterator[dict[str, int]]:
-    """All divisions of an SM's shared memory into CTAs and stages that leave at most half of it unused."""
+    """Ways to divide an SM's shared memory into CTAs and stages that leave at most half of it unused."""
     for ctas_per_sm in (1, 2, 3, 4, 6):
         for num_stages in (3, 4, 5, 6, 8, 12, 14):
             if target.smem_per_sm // 2 <= ctas_per_sm * buffers(num_stages) <= target.smem_per_sm:
@@ -101,7 +100,7 @@ def read_kernel(x, y, n, CHUNK: tl.constexpr):
 
 @triton.jit
 def read_async_kernel(x, y, n, chunks, CHUNK: tl.constexpr, STAGES: tl.constexpr):
-    """The same by persistent CTAs, each taking every `num_programs`-th chunk."""
+    """The same by persistent CTAs; each takes every `num_programs`-th chunk."""
     for chunk in tl.range(tl.program_id(0), chunks, tl.num_programs(0), num_stages=STAGES):
         offs = chunk * CHUNK + tl.arange(0, CHUNK)
         values = tl.load(x + offs, mask=offs < n, other=0.0)
@@ -158,12 +157,12 @@ def launch_kernel(x, y):
 
 
 def few(chosen: Plan, target: Target) -> str:
-    """Why a read of less than a chunk an SM has few bytes in flight; nothing excuses a larger one."""
+    """Why a read of fewer chunks than SMs has few bytes in flight. Nothing excuses a larger read."""
     return f"{chosen.ctas} chunks leave SMs without any" if chosen.ctas < target.sm_count else ""
 
 
 def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
-    """Every kind, a chunk per CTA."""
+    """One CTA per chunk, for every kind."""
     chosen, x = plan(case, target), inputs["x"]
     streams: tuple[str, ...] = ("x",)
     constexprs: dict[str, int | float]
@@ -240,7 +239,7 @@ def build_tma(case: StreamCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; all but the first pass of an `l2_read` come from the L2."""
+    """The compulsory bytes; the L2 serves all passes of an `l2_read` but the first."""
     chosen = plan(case, target)
     return (
         Stage(
