@@ -1,1 +1,1 @@
-"""What is measured: one folder per operation. Nothing here knows of timing, files or screens."""
+"""What is measured? One folder for each operation. Nothing here knows about timing, files or screens."""

@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Dimensions of one decoder, in the terms of its `config.json`; `source` names the file they are
-    published in and where that was read. The tests hold the parameter count against the published one, which
-    tells tied embeddings from untied ones.
+    """Dimensions of one decoder, in the terms of its `config.json`. `source` names the file that publishes them, and
+    where it was read. Tests compare the parameter count with the published one; this also tells whether embeddings are
+    tied.
 
     - MLA (DeepSeek) has `kv_latent` and `rope_dim`; `head_dim` is then the part of a head without position
-    - MoE has `experts`, `experts_per_token`, `expert_ffn`, `shared_experts`, and `dense_layers` leading
-      layers with a dense FFN of width `ffn`
+    - MoE has `experts`, `experts_per_token`, `expert_ffn`, `shared_experts`, and `dense_layers` leading layers with a
+      dense FFN of width `ffn`
     - `window` is the sliding window of `windowed_layers` layers
     """
 
@@ -58,7 +58,7 @@ class ModelShape:
 
 
 class UnknownModel(ValueError):
-    """No model of that name; the message names the nearest ones."""
+    """There is no model of that name; the message gives the nearest names."""
 
 
 DIMS = {
@@ -71,7 +71,7 @@ DIMS = {
     "vocab": ("vocab_size",),
     "max_context": ("max_position_embeddings",),
 }
-"""What every shape has, and the fields of a config.json that hold it; the first one there counts."""
+"""The dimensions of every shape, and the fields of a config.json that hold each; the first field found counts."""
 
 LITGPT = "litgpt/config.py of Lightning-AI/litgpt"
 
@@ -87,7 +87,7 @@ MODELS: dict[str, ModelShape] = {
         #                                                  L   hidden  Hq Hkv  D    ffn   vocab  context
         _shape("llama-3.1-8b", "meta-llama/Llama-3.1-8B", (32, 4096, 32, 8, 128, 14336, 128256, 131072)),
         _shape("llama-3.1-70b", "meta-llama/Llama-3.1-70B", (80, 8192, 64, 8, 128, 28672, 128256, 131072)),
-        # the first version of this file has 16 KV heads; the weights published since, and their count, have 8
+        # the first version of this file has 16 KV heads; the weights published since then, and their count, have 8
         _shape("llama-3.1-405b", "meta-llama/Llama-3.1-405B", (126, 16384, 128, 8, 128, 53248, 128256, 131072)),
         _shape("llama-2-7b", "meta-llama/Llama-2-7b-hf", (32, 4096, 32, 32, 128, 11008, 32000, 4096)),
         _shape("llama-2-70b", "meta-llama/Llama-2-70b-hf", (80, 8192, 64, 8, 128, 28672, 32000, 4096)),
@@ -157,17 +157,17 @@ MODELS: dict[str, ModelShape] = {
         ),
     )
 }
-"""By lowercase name."""
+"""Shapes by lowercase name."""
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """The names of `known` nearest to `name`, or all of them where none is near, as text for an error."""
+    """The names of `known` that are nearest to `name`, or all names if none is near, as text for an error."""
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
     return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
 
 
 def model(name: str) -> ModelShape:
-    """The shape of a known model; upper and lower case are alike. Raises `UnknownModel`."""
+    """The shape of a known model; upper and lower case do not matter. Raises `UnknownModel`."""
     try:
         return MODELS[name.lower()]
     except KeyError:
@@ -177,7 +177,7 @@ def model(name: str) -> ModelShape:
 def attention_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
     """`(N, K)` of each attention weight of one layer, `y[B, N] = x[B, K] W[N, K]^T`.
 
-    MLA: `q_a` and `kv_a` go down to the latents, `q_b` and `kv_b` up; `q` where queries have no latent.
+    MLA: `q_a` and `kv_a` project down to the latents, `q_b` and `kv_b` project up; `q` if queries have no latent.
     """
     if not shape.is_mla:
         return {
@@ -199,7 +199,7 @@ def attention_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
 
 
 def ffn_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """`(N, K)` of gate, up and down: of the dense FFN, or of one expert in a MoE."""
+    """`(N, K)` of gate, up and down of the dense FFN, or of one expert of a MoE."""
     width = shape.expert_ffn if shape.is_moe else shape.ffn
     return {
         "gate": (width, shape.hidden),
@@ -209,7 +209,7 @@ def ffn_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
 
 
 def projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """`(N, K)` of the weights of a decoder layer and of `lm_head`; MoE: one expert's, and the `router`."""
+    """`(N, K)` of the weights of a decoder layer and of `lm_head`. A MoE has those of one expert, and the `router`."""
     router = {"router": (shape.experts, shape.hidden)} if shape.is_moe else {}
     head = {"lm_head": (shape.vocab, shape.hidden)}
     return attention_projections(shape) | router | ffn_projections(shape) | head
@@ -220,15 +220,15 @@ def _elements(matrices: Mapping[str, tuple[int, int]]) -> int:
 
 
 def parameters(shape: ModelShape) -> int:
-    """Elements of all weight matrices: embedding, layers, and `lm_head` where it is not tied.
+    """Elements of all weight matrices: embedding, layers, and `lm_head` if it is not tied.
 
-    Norms, biases and sinks are left out: below 0.1% of any model here.
+    Norms, biases and sinks are not counted: they are below 0.1% of any model here.
     """
     return _parameters(shape, experts=shape.experts)
 
 
 def active_parameters(shape: ModelShape) -> int:
-    """Elements that one token multiplies with: of a MoE its top-k; the embedding is only looked up."""
+    """Elements that one token is multiplied with. A MoE counts its top-k experts; the embedding is only looked up."""
     active = _parameters(shape, experts=shape.experts_per_token)
     return active if shape.tied_embeddings else active - shape.vocab * shape.hidden
 
@@ -244,12 +244,12 @@ def _parameters(shape: ModelShape, *, experts: int) -> int:
 
 
 def kv_elements_per_layer(shape: ModelShape) -> int:
-    """Cached elements per token and layer: 2 H_kv D, or with MLA the latent and one rotary key."""
+    """Cached elements per token and layer: 2 H_kv D, or, with MLA, the latent and one rotary key."""
     return shape.kv_latent + shape.rope_dim if shape.is_mla else 2 * shape.kv_heads * shape.head_dim
 
 
 def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
-    """Bytes that one more token adds to the cache of a request, before any sliding window forgets.
+    """Bytes that one more token adds to the cache of a request, before any sliding window drops tokens.
 
     Llama-3.1-70B in bf16: 80 layers x 2 x 8 x 128 x 2 B = 327,680 B.
     """
@@ -257,7 +257,7 @@ def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
 
 
 def kv_bytes(shape: ModelShape, context: int, bytes_per_element: float) -> float:
-    """Bytes of one request's cache: windowed layers keep at most `window` tokens; no scales or page tails."""
+    """Bytes of one request's cache, without scales and page tails. Windowed layers keep at most `window` tokens."""
     kept = (shape.layers - shape.windowed_layers) * context
     kept += shape.windowed_layers * min(context, shape.window)
     return kept * kv_elements_per_layer(shape) * bytes_per_element

@@ -1,6 +1,6 @@
 """y[B, H] = (silu(x[B, H] W_gate[F, H]^T) * (x W_up[F, H]^T)) W_down[H, F]^T: the SwiGLU block of a decoder layer.
 
-It reads 3 F H weights, at batch B with about 2 B FLOP for each: two thirds to three quarters of a dense layer's bytes.
+It reads 3 F H weights, two thirds to three quarters of a dense layer's bytes, with about 2 B FLOP for each at batch B.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def cases(suite: str) -> list[FfnCase]:
 
 
 def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1), weights ~ N(0, 1 / their columns); W_down 3 times that, since silu(g) u has an rms of about 1/3:
-    y is of order 1."""
+    """x ~ N(0, 1) and weights ~ N(0, 1 / columns). W_down is 3 times as large, since silu(g) u has an rms of about 1/3:
+    so y is of order 1."""
     draw = RandomInputs(device, seed)
     up = (case.ffn, case.hidden)
     return {
@@ -82,7 +82,7 @@ def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
 
 
 def reference(case: FfnCase, inputs: Inputs) -> torch.Tensor:
-    """fp32 throughout, the hidden values included, in slices of ffn, so that no large matrix is held twice."""
+    """Computed in fp32, hidden values included, in slices of ffn, so that no large matrix is held twice."""
     import torch
 
     x = inputs["x"].float()
@@ -95,7 +95,7 @@ def reference(case: FfnCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: FfnCase) -> Work:
-    """Three matrices and x once, y once; 2 FLOP a weight and sequence. The hidden values need not leave the chip."""
+    """Three matrices, x and y once; 2 FLOP per weight and sequence. The hidden values need not leave the chip."""
     size = BYTES[case.dtype]
     weights = 3 * case.ffn * case.hidden
     return Work(

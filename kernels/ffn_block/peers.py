@@ -1,4 +1,4 @@
-"""What a user could call instead of ours: torch, as model code is written."""
+"""What a user could call instead of our kernels: torch, in the way that model code is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def linears(case: FfnCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def five_kernels(case: FfnCase, target: Target) -> tuple[Stage, ...]:
-    """Each matrix once from DRAM; what passes between the kernels is small and comes from the L2."""
+    """Each matrix once from DRAM. What passes between the kernels is small and stays in the L2."""
     size = BYTES[case.dtype]
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
     matrix, narrow, wide = case.ffn * case.hidden * size, case.B * case.hidden * size, case.B * case.ffn * size

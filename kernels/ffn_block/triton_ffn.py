@@ -1,9 +1,9 @@
 """The SwiGLU block in two launches: gate, up and activation fused, then down.
 
-The first kernel reads a tile of W_gate and the same rows of W_up side by side against one tile of x, so that gate and
-up meet in registers and only h = silu(gate) * up is stored: `[B, F]`, B / 3H of the weights' bytes, and served by the
-L2. It runs on the tensor cores at every batch. The second is `ffn_gemv`'s own kernel on h. Both share their weights
-among CTAs as `ffn_gemv/triton_share.py` tells.
+The first kernel multiplies a tile of W_gate and the same rows of W_up with one tile of x. So gate and up meet in
+registers, and only h = silu(gate) * up is stored. h is `[B, F]`, B / 3H of the weights' bytes, and stays in the L2.
+This kernel runs on the tensor cores at every batch. The second launch is `ffn_gemv`'s kernel on h. In both, CTAs share
+the weights as `kernels/common/stream_k.py` tells.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from kernels.op import Inputs, Stage, Target
 
 
 def max_block_b(target: Target) -> int:
-    """Batch columns of a CTA: twice 128 x 128 sums are 128 registers in each of 256 threads, where wgmma needs no more
-    for its operands; half of that elsewhere."""
+    """The most batch columns of a CTA: two times 128 x 128 sums take 128 registers in each of 256 threads. wgmma needs
+    no further registers for its operands; other parts have half as many columns."""
     return 128 if target.sm in (0, 90) else 64
 
 
 def plan(case: FfnCase, target: Target) -> Plan:
-    """Units of 16 KB of both matrices together, of 32 KB for wide batches."""
+    """Units of 16 KB, both matrices together; of 32 KB for wide batches."""
     size = BYTES[case.dtype]
     BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
     BLOCK_N = 64 if BLOCK_B <= 64 else 128
@@ -67,11 +67,11 @@ def plan(case: FfnCase, target: Target) -> Plan:
 
 
 (DOWN,) = triton_gemv.IMPLS
-"""The second launch, configured as `ffn_gemv` runs it."""
+"""The implementation of the second launch, with its own tuned configuration."""
 
 
 def down_case(case: FfnCase) -> GemvCase:
-    """The second launch."""
+    """The case of the second launch."""
     return GemvCase(B=case.B, N=case.hidden, K=case.ffn, dtype=case.dtype, layer="down")
 
 
@@ -96,7 +96,8 @@ def gate_up(
     EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Tiles of W_gate and W_up [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> y [B, N] = silu(gate) * up, the h."""
+    """Tiles of W_gate and W_up [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> y [B, N] = silu(gate) * up, which is
+    h."""
     iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
     offs_b, mask_b, offs_x = own_batch(B, stride_x_b, offs_k, BLOCK_B)
@@ -132,7 +133,7 @@ def build(case: FfnCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: FfnCase, target: Target) -> tuple[Stage, ...]:
-    """Each matrix once from DRAM; h is written and read in the L2, where 512 sequences of it fit on an H100."""
+    """Each matrix once from DRAM. h is written to and read from the L2; an H100's holds the h of 512 sequences."""
     p = plan(case, target)
     size = BYTES[case.dtype]
     weights, x, h = 2 * case.ffn * case.hidden * size, case.B * case.hidden * size, case.B * case.ffn * size

@@ -1,6 +1,6 @@
-"""y[B, N] = x[B, K] W[N, K]^T, B = 1 to 1024: each projection of a decode step, reading every weight once.
+"""y[B, N] = x[B, K] W[N, K]^T, B = 1 to 1024: each projection of a decode step. It reads every weight once.
 
-At batch B the intensity is about 2 B FLOP per weight element: 1 FLOP/B in bf16 at B = 1, whatever N and K.
+At batch B the intensity is about 2 B FLOP per weight: 1 FLOP/B in bf16 at B = 1, whatever N and K are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FP8 = ("fp8", "fp8_block")
 class GemvCase(Case):
     """x `[B, K]` and y `[B, N]` in `dtype`, W `[N, K]` in `weights`; sums in fp32.
 
-    `weights` is `dtype` or a format of `quantization.py`; `activations` is `dtype`, or fp8 (one scale per row) where
-    the weights are fp8. Empty stands for `dtype`. `layer` names the projection of `model` that this is; like `model`,
-    it is not part of the id.
+    `weights` is `dtype` or a format of `quantization.py`. `activations` is `dtype`, or fp8 (one scale per row) if the
+    weights are fp8 too. Empty stands for `dtype`. `layer` names the projection of `model`; like `model`, it is not part
+    of the id.
     """
 
     B: int
@@ -61,7 +61,7 @@ class GemvCase(Case):
 
 
 def of_model(model: str, layers: str, B: int = 1, **more: str) -> list[GemvCase]:
-    """One case for each of the layers, given as words."""
+    """One case for each of the layers, which are given as words of one string."""
     sizes = projections(MODELS[model])
     return [
         GemvCase(model=model, layer=layer, B=B, N=sizes[layer][0], K=sizes[layer][1], **more)
@@ -88,7 +88,7 @@ def quick() -> Iterable[GemvCase]:
 
 
 def full() -> Iterable[GemvCase]:
-    """Every layer size of several models, every batch of one layer to find the knee, every size of a square."""
+    """Every layer size of several models, one layer at every batch (to find the knee), and squares of every size."""
     for B in (1, 2, 3, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024):
         yield from of_model("llama-3.1-70b", "gate", B)
     for model in ("llama-3.1-8b", "llama-3.1-70b"):
@@ -141,7 +141,8 @@ def cases(suite: str) -> list[GemvCase]:
 
 
 def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1), W of order K^-1/2: y is of order 1. Quantized W as `kernels/common/quantization.py` tells.
+    """x ~ N(0, 1) and W of order K^-1/2, so that y is of order 1. `kernels/common/quantization.py` tells how a
+    quantized W is drawn.
 
     `x_scale` is `[B]` for fp8 activations, else empty.
     """
@@ -155,7 +156,7 @@ def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
 
 
 def reference(case: GemvCase, inputs: Inputs) -> torch.Tensor:
-    """fp32, in slices of N, so that a large W is never held twice."""
+    """Computed in fp32, in slices of N, so that a large W is never held twice."""
     import torch
 
     x = inputs["x"].float()
@@ -170,9 +171,9 @@ def reference(case: GemvCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: GemvCase) -> Work:
-    """Weights (codes, scales, zero points) and activations once, outputs once; 2 B N K FLOP.
+    """Weights (codes, scales, zero points), activations and outputs once; 2 B N K FLOP.
 
-    The pipe is the tensor cores' for 16-bit types; an implementation that uses another says so in its stages.
+    For 16-bit types the pipe is the tensor cores. An implementation that uses another pipe says so in its stages.
     """
     size = BYTES[case.dtype]
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_fp8" if case.activations == "fp8" else "mma_bf16"
@@ -185,12 +186,12 @@ def work(case: GemvCase) -> Work:
 
 
 def activation_bytes(case: GemvCase) -> int:
-    """x, and a fp32 scale for each row of x in fp8."""
+    """Bytes of x, and of a fp32 scale for each row of an fp8 x."""
     return case.B * (case.K * BYTES[case.activations] + (4 if case.activations != case.dtype else 0))
 
 
 def tolerance(case: GemvCase) -> Tolerance:
-    why = "one rounding of y to its type; a truncation, which is what Triton's interpreter does, has 2 unit / sqrt(3)"
+    why = "one rounding of y to its type; Triton's interpreter truncates instead, which has an rms of 2 unit / sqrt(3)"
     return rounded(case.dtype, terms="K terms", max_units=4, rms_units=1.5, why=why)
 
 

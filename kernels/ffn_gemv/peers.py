@@ -1,4 +1,4 @@
-"""What a user could call instead of ours: torch."""
+"""What a user could call instead of our kernels: torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
 
 def one_pass(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    """A library call taken to move the compulsory bytes and no more."""
+    """A library call, assumed to move only the compulsory bytes."""
     return (Stage(name="gemm", work=work(case)),)
 
 
@@ -22,7 +22,7 @@ def mm(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
 
 
 INNER_K_TILES = 8
-"""Tiles of 16 columns that tinygemm lays together; its widest choice, and gpt-fast's."""
+"""Tiles of 16 columns that tinygemm lays together. This is its widest choice, and the one of gpt-fast."""
 
 
 def supports(case: GemvCase, target: Target) -> str | None:
@@ -44,7 +44,7 @@ def supports(case: GemvCase, target: Target) -> str | None:
 
 
 def int4(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch._weight_int4pack_mm` (tinygemm): W = (code - 8) * scale + zero, here with zero 0.
+    """`torch._weight_int4pack_mm` (tinygemm): W = (code - 8) * scale + zero, here with a zero of 0.
 
     It wants the even column in the high nibble, and allocates its output.
     """
@@ -57,10 +57,10 @@ def int4(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def fp8(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch._scaled_mm`, scales by row of x and of W.
+    """`torch._scaled_mm` with one scale for each row of x and of W.
 
-    Without fast accumulation, as by default: Hopper's fp8 tensor cores keep 13 bits of a running sum, which over
-    K = 8192 costs more than the roundings that are allowed here.
+    Fast accumulation stays off, as by default: Hopper's fp8 tensor cores keep 13 bits of a running sum, and over
+    K = 8192 this loses more than the tolerance allows.
     """
     import torch
 
@@ -71,7 +71,7 @@ def fp8(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
-    """torch's kernel for these types."""
+    """Torch's kernel for these types."""
     if case.activations != case.dtype:
         return fp8(case, inputs, target)
     return int4(case, inputs, target) if case.quantized else mm(case, inputs, target)

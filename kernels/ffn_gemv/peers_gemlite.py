@@ -1,4 +1,4 @@
-"""gemlite's Triton kernels for 16-bit activations and 4- or 8-bit weights; it tunes itself at a first launch."""
+"""gemlite's Triton kernels for 16-bit activations and 4- or 8-bit weights. It tunes itself at its first launch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ZERO = 8.0
 
 
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    """A library call taken to move the compulsory bytes and no more."""
+    """A library call, assumed to move only the compulsory bytes."""
     return (Stage(name="gemm", work=work(case)),)
 
 
@@ -34,9 +34,9 @@ def supports(case: GemvCase, target: Target) -> str | None:
 def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
     """int8, fp8: `A16W8` with a scale for each row of W. int4: `A16Wn`, W = (code - zero) * scale by groups.
 
-    It takes unpacked codes, packs them itself, and allocates y. Splits of K are added up in fp32 and converted by a
-    kernel more, which gemlite offers for accuracy: its default on sm_90, an atomic addition in bf16 for each of 64 to
-    900 splits, loses more than the one rounding of y that is allowed.
+    It takes unpacked codes, packs them itself, and allocates y. Splits of K are added up in fp32, and a further kernel
+    converts the sum; gemlite offers this for accuracy. Its default on sm_90, an atomic addition in bf16 for each of 64
+    to 900 splits, loses more than the one rounding of y that the tolerance allows.
     """
     import torch
     from gemlite import helper, set_native_atomic_bfp16
@@ -56,7 +56,7 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def version() -> str:
-    """As installed: nothing is imported, so that a record of a failed import has one, too."""
+    """The installed version. Nothing is imported, so a record of a failed import has it too."""
     return f"gemlite {metadata.version('gemlite')}"
 
 

@@ -1,7 +1,7 @@
-"""torch by name: cuBLASLt instead of what torch would pick, and one row under torch.compile.
+"""torch by name: cuBLASLt instead of the library that torch would pick, and torch.compile for one row of x.
 
-The second is what gpt-fast runs, and what torchao's weight-only int8 comes to; torchao's int4 (tinygemm) and
-`_scaled_mm` are in `peers.py`.
+gpt-fast runs the second, and torchao's weight-only int8 amounts to it. torchao's int4 (tinygemm) and `_scaled_mm` are
+in `peers.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kernels.ffn_gemv.peers import one_pass
 from kernels.op import Impl, Inputs, Launch, Target, torch_version
 
 RECOMPILES = 64
-"""Shapes that one compiled function may see: each case of a run is one."""
+"""Shapes that one compiled function may see; each case of a run is one shape."""
 
 
 def lt_supports(case: GemvCase, target: Target) -> str | None:
@@ -24,7 +24,7 @@ def lt_supports(case: GemvCase, target: Target) -> str | None:
 
 
 def lt(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch.mm` with cuBLASLt as the preferred library for this call alone."""
+    """`torch.mm`; cuBLASLt is the preferred library during this call only."""
     import torch
 
     prefer = torch.backends.cuda.preferred_blas_library
@@ -46,7 +46,7 @@ def compiled_supports(case: GemvCase, target: Target) -> str | None:
     if target.kind != "cuda" or target.sm < 80:
         return "is compiled for NVIDIA GPUs of sm_80 or later"
     if case.B > 1:
-        return "becomes one kernel for one row of x; for more, torch calls a library on weights written out in 16 bits"
+        return "is one kernel only for one row of x; for more rows torch writes the weights out in 16 bits"
     if case.weights not in (case.dtype, "int8", "fp8") or case.activations != case.dtype:
         return "is measured with 16-bit, int8 and fp8 weights and 16-bit activations"
     if case.weights == "fp8" and target.sm < 89:
@@ -55,16 +55,16 @@ def compiled_supports(case: GemvCase, target: Target) -> str | None:
 
 
 def scaled_linear(x: Any, w: Any, w_scale: Any) -> Any:
-    """y = (x W^T) * scale with W converted on the way; fp32 scales or None, y in the type of x."""
+    """y = (x W^T) * scale; W is converted on the way. The scales are fp32 or None, y has the type of x."""
     y = x @ w.to(x.dtype).T
     return y if w_scale is None else (y * w_scale).to(x.dtype)
 
 
 @cache
 def compiled_linear() -> Any:
-    """One compiled function for all cases, tuned as torch asks for matrix-vector products: only then is it one kernel.
+    """One compiled function for all cases. It is one kernel only if tuned as torch asks for matrix-vector products.
 
-    `fullgraph` makes what it can't compile an error, not a slow fallback.
+    With `fullgraph`, code that it cannot compile is an error, not a slow fallback.
     """
     import torch
 
@@ -73,7 +73,7 @@ def compiled_linear() -> Any:
 
 
 def compiled(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
-    """Compiled and tuned here; it allocates y."""
+    """The function is compiled and tuned here; it allocates y."""
     import torch
 
     x, w, w_scale, linear = inputs["x"], inputs["w"], inputs.get("w_scale"), compiled_linear()

@@ -1,9 +1,9 @@
 """y[B, N] = x[B, K] W[N, K]^T by the kernel that fits the types: one launch that reads W from DRAM once.
 
-| weights                | activations | kernel                                               |
-|------------------------|-------------|------------------------------------------------------|
-| as the activations     | any         | `triton_gemv_dense.py`: multiplied as they are       |
-| any of `quant.FORMATS` | bf16, fp16  | `triton_gemv_quant.py`: unpacked in registers        |
+| weights                       | activations | kernel                                         |
+|-------------------------------|-------------|------------------------------------------------|
+| same type as the activations  | any         | `triton_gemv_dense.py`: multiplied as they are |
+| any of `quantization.FORMATS` | bf16, fp16  | `triton_gemv_quant.py`: unpacked in registers  |
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from kernels.launch import Built, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 
 LARGE, MEDIUM = 1 << 26, 1 << 24
-"""Sizes of matrices that are tuned apart, in weights: in bf16 134 and 34 MB, 40 and 10 us at 3.35 TB/s."""
+"""Sizes that separate classes of matrices, in weights. In bf16 they are 134 and 34 MB, 40 and 10 us at 3.35 TB/s."""
 
 
 def shape_class(case: GemvCase) -> str:
-    """Alike in types, padded batch, the block that divides K, and whether the weights last for many microseconds."""
+    """Cases of one class are alike in types, in padded batch, in the block that divides K, and in the time that the
+    weights take."""
     batch = case.B if case.B <= 2 else max(16, next_power_of_2(case.B))
     activations = f" x{case.activations}" if case.activations != case.dtype else ""
     divides = f" K%{case.K & -case.K}" if case.K % 1024 else ""
@@ -32,7 +33,7 @@ def shape_class(case: GemvCase) -> str:
 
 
 def kernel_of(case: GemvCase) -> ModuleType:
-    """The module whose `plan`, `build`, `stages` and `supports` are the case's."""
+    """The module whose `plan`, `build`, `stages` and `supports` serve the case."""
     return triton_gemv_quant if case.quantized and case.activations == case.dtype else triton_gemv_dense
 
 

@@ -1,15 +1,15 @@
-"""y[B, N] = x[B, K] W[N, K]^T in one launch that reads W from DRAM once, for W multiplied as it is: bf16, fp16, fp32,
-and fp8 (e4m3) where x is fp8 too.
+"""y[B, N] = x[B, K] W[N, K]^T in one launch that reads W from DRAM once, for a W that is multiplied as it is: bf16,
+fp16, fp32, or fp8 (e4m3) if x is fp8 too.
 
-The CTAs share the weights as `triton_share.py` tells.
+The CTAs share the weights as `kernels/common/stream_k.py` tells.
 
-Up to `FMA_BATCH` sequences the products run on the fp32 pipe: a weight tile goes through registers, where each
-element meets every sequence. Above, they run on the tensor cores with the weight rows on the M side:
+Up to `FMA_BATCH` sequences, the products run on the fp32 pipe: a weight tile goes through registers, where each element
+meets every sequence. Larger batches run on the tensor cores, with the weight rows on the M side:
 `W tile [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B]`, BLOCK_B at least 16.
 
-fp8 runs on the tensor cores at every batch, which take e4m3 itself. Their sums of fp8 products carry fewer bits than
-fp32 on Hopper (14, says DeepSeek-V3's report, arXiv 2412.19437, section 3.3.2), so that every 128 columns are summed
-on their own and added in fp32. There the scale of a 128 x 128 block comes in, at no further cost.
+fp8 runs on the tensor cores at every batch, since they take e4m3 itself. On Hopper their sums of fp8 products have
+fewer bits than fp32 (14, says DeepSeek-V3's report, arXiv 2412.19437, section 3.3.2). So every 128 columns are summed
+on their own, and these sums are added in fp32. The scale of a 128 x 128 block is applied there, at no further cost.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ from kernels.launch import Built
 from kernels.op import Inputs, Stage, Target
 
 FMA_BATCH = 2
-"""Largest batch on the fp32 pipe. Compiled for sm_90, the loop issues 3.8 instructions for each weight and thread at
-B = 1: an H100's SM, which receives 7.5 bf16 weights a cycle (3.35 TB/s, 132 SMs, 1.7 GHz) and issues for 128 lanes,
-spends 22% of its slots. Registers set the limit: they hold a sum for each element of the tile and sequence, so that at
-B = 4 only 36 KB fit in flight, while the tensor cores have 16 columns to fill and need 1.6 instructions a weight."""
+"""Largest batch on the fp32 pipe. Compiled for sm_90, the loop issues 3.8 instructions for each weight and thread at B
+= 1. An H100's SM receives 7.5 bf16 weights a cycle (3.35 TB/s, 132 SMs, 1.7 GHz) and issues for 128 lanes, so the loop
+takes 22% of its slots. Registers set the limit: they hold a sum for each element of the tile and each sequence, so that
+at B = 4 only 36 KB fit in flight. The tensor cores have 16 columns to fill and need 1.6 instructions a weight."""
 
 
 def max_block_b(target: Target) -> int:
-    """Batch columns that one CTA holds: 128 x 256 fp32 sums are 128 registers in each of 256 threads. Only Hopper's
-    wgmma leaves room for that many: on sm_80 operands, on sm_100 copies out of tensor memory take registers too."""
+    """The most batch columns of a CTA: 128 x 256 fp32 sums take 128 registers in each of 256 threads. Only Hopper's
+    wgmma leaves room for so many. On sm_80 operands take registers too, and on sm_100 copies out of tensor memory."""
     return 256 if target.sm == 90 else 128
 
 
 MAX_BLOCK_B_FP8 = 128
-"""The same for fp8: 128 x 128 sums and as many products are 128 registers in each of 256 threads."""
+"""The same for fp8: 128 x 128 sums and as many products take 128 registers in each of 256 threads."""
 
 
 def block_k(K: int, widest: int) -> int:
-    """The widest block that divides K, so that no load needs a mask; where none does, at most 32, since masks and
-    narrow loads take registers."""
+    """The widest block that divides K, so that no load needs a mask. If none divides K, at most 32 columns, since masks
+    and narrow loads take registers."""
     divides = [width for width in (1024, 512, 256, 128, 64) if width <= widest and K % width == 0]
     return divides[0] if divides else max(16, min(32, next_power_of_2(K)))
 
 
 def plan(case: GemvCase, target: Target) -> Plan:
-    """Units of 16 KB of weights; of 8 KB where the sums of two sequences fill the registers. One block of fp8, which
-    has one scale."""
+    """Units of 16 KB of weights; of 8 KB if the sums of two sequences fill the registers. A unit of fp8 is a block,
+    which has one scale."""
     size = BYTES[case.activations]
     use_mma = case.quantized or case.B > FMA_BATCH
     if case.quantized:
@@ -77,7 +77,7 @@ def plan(case: GemvCase, target: Target) -> Plan:
     elif use_mma:
         BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
         BLOCK_K = block_k(case.K, (256 if BLOCK_B <= 32 else 128) // size)
-        # the wider the batch tile, the taller: x crosses the L2 once per BLOCK_N rows of W
+        # a wider batch tile is also taller, since x comes from the L2 once for every BLOCK_N rows of W
         BLOCK_N = 64 if BLOCK_B <= 32 else 128
         num_warps, ctas_per_sm = BLOCK_N // 16, 2 if BLOCK_B <= 32 else 1
     else:
@@ -94,13 +94,13 @@ def plan(case: GemvCase, target: Target) -> Plan:
 
 
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
-    """Tiles of other shapes that divide K (not of fp8), more or fewer threads, CTAs and bytes in flight."""
+    """Tiles of other shapes that divide K (not for fp8); more or fewer threads, CTAs and bytes in flight."""
     if case.quantized:
         yield from more_or_fewer()
         return
     size = BYTES[case.dtype]
     if case.B > FMA_BATCH:
-        # 256 rows for large batches, whose x is a large part of what the L2 gives
+        # 256 rows for large batches, where x is a large part of what the L2 delivers
         for BLOCK_N, width in ((64, 128), (64, 256), (64, 512), (128, 128), (128, 256), (256, 128)):
             if case.K % (width // size) == 0 and (BLOCK_N < 256 or case.B >= 32):
                 tile = {"BLOCK_N": BLOCK_N, "BLOCK_K": width // size, "num_warps": min(8, BLOCK_N // 16)}
@@ -132,7 +132,7 @@ def gemv_fma(
     EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """On the fp32 pipe: one sum per element of the tile and sequence, added across threads once per tile."""
+    """On the fp32 pipe: one sum for each element of the tile and each sequence; threads add theirs up once per tile."""
     iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = (offs_b < B)[:, None, None]
@@ -177,7 +177,7 @@ def gemv_mma(
 ):
     """On the tensor cores: W tile [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> fp32 sums.
 
-    fp8 is scaled by row of x, and by block (BLOCKED) or by row of W; `x_scale` and `w_scale` are None for other types.
+    fp8 is scaled by the row of x, and by the block (BLOCKED) or the row of W. For other types both scales are None.
     """
     iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
@@ -226,7 +226,7 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes, and what tiles read again."""
+    """The compulsory bytes, and what tiles read again from the L2."""
     p = plan(case, target)
     least, activations = work(case), activation_bytes(case)
     (pipe,) = least.flops if p.use_mma else ("fma_fp32",)

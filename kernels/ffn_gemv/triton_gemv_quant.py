@@ -1,11 +1,11 @@
-"""y[B, N] = x[B, K] W[N, K]^T with W in 8 or 4 bits and x in 16: unpacked in registers, multiplied from there.
+"""y[B, N] = x[B, K] W[N, K]^T with W in 8 or 4 bits and x in 16: W is unpacked in registers and multiplied from there.
 
 `kernels/common/triton_unpack.py` tells how the weights are packed and unpacked.
 
-Instructions per weight and thread as compiled for sm_90 at B <= 16, the loop's overhead included: int4, int4_zp and
-mxfp4 2.6, int8 3.8, fp8 4.3, fp8_block 4.6. An H100's SM issues for 4 x 32 lanes a cycle and receives in it 15 8-bit
-or 30 4-bit weights, 28 of mxfp4 with its scales (3.35 TB/s, 132 SMs, 1.7 GHz): 4 bits take 58 to 60% of the issue
-slots, 8 bits 45 to 54%.
+Compiled for sm_90 at B <= 16, a weight takes so many instructions of a thread, the loop's overhead included: int4,
+int4_zp and mxfp4 2.6, int8 3.8, fp8 4.3, fp8_block 4.6. In a cycle, an H100's SM issues for 4 x 32 lanes and receives
+15 8-bit or 30 4-bit weights, 28 of mxfp4 with its scales (3.35 TB/s, 132 SMs, 1.7 GHz). So weights of 4 bits take 58 to
+60% of the issue slots, weights of 8 bits 45 to 54%.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def plan(case: GemvCase, target: Target) -> Plan:
     BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
     unit_bytes = BLOCK_N * WORDS * 4
     if parts == 8 and BLOCK_B == 16 and target.sm in (0, 90):
-        # one warp group for all 128 rows spends a sixth fewer instructions; mxfp4 has no registers for a third CTA
+        # one warp group for all 128 rows needs a sixth fewer instructions; mxfp4 has no registers for a third CTA
         num_warps, ctas_per_sm = 4, 2 if case.weights == "mxfp4" else 3
     else:
-        # unpacking mxfp4 would spill for the second CTA on sm_100
+        # on sm_100, unpacking mxfp4 would spill to make room for a second CTA
         fit_twice = max_block_b(target) > BLOCK_B and not (case.weights == "mxfp4" and target.sm >= 100)
         num_warps, ctas_per_sm = 8, 2 if fit_twice else 1
     chosen = {"num_warps": num_warps, "ctas_per_sm": ctas_per_sm} | target.overrides
@@ -78,7 +78,7 @@ def plan(case: GemvCase, target: Target) -> Plan:
 
 
 def candidates(case: GemvCase, target: Target) -> Iterator[dict[str, int]]:
-    """As many weights a tile as the format packs, more or fewer threads, CTAs and bytes in flight."""
+    """The format sets the tile; more or fewer threads, CTAs and bytes in flight are tried."""
     return more_or_fewer()
 
 
@@ -107,7 +107,8 @@ def gemv_words(
     EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """W words [BLOCK_N, 32] -> parts [BLOCK_N, 32] each, times its slice of x^T [32, BLOCK_B] -> fp32 sums."""
+    """Words of W [BLOCK_N, 32] -> their parts [BLOCK_N, 32]; each part times its slice of x^T [32, BLOCK_B] -> fp32
+    sums."""
     PARTS: tl.constexpr = 32 // BITS
     WIDTH: tl.constexpr = BLOCK_K // PARTS
     GROUPED: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_zp" or FORMAT == "fp8_block"
@@ -160,14 +161,14 @@ def gemv_words(
 
 
 def by_block(values: torch.Tensor, blocks: int) -> torch.Tensor:
-    """16-bit `[N, G]` -> int32 `[blocks, N]`: both groups of a block in one word, which `cp.async` can bring early; it
-    takes no 2 bytes."""
+    """16-bit `[N, G]` -> int32 `[blocks, N]`: one word holds both groups of a block. `cp.async` can bring words early,
+    but no 2 bytes."""
     pairs = by_group(values, 2 * blocks).unflatten(0, (blocks, 2)).transpose(1, 2).contiguous()
     return pairs.view(torch.int32).squeeze(2)
 
 
 def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
-    """One launch over packed words; packing the weights, done once, belongs to `prepare`."""
+    """One launch over packed words. The weights are packed once, which belongs to `prepare`."""
     x, scale = inputs["x"], inputs["w_scale"]
     p = plan(case, target)
     plain = target.kind == "interpreter"
@@ -193,12 +194,12 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
             "MAGIC": magic,
         },
     )
-    # left alone, the compiler spills for CTAs that shared memory has no room for
+    # without a limit, the compiler spills to make room for CTAs that shared memory cannot hold
     return Built(launches=(replace(only, max_registers=only.max_registers or 255),), output=y)
 
 
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    """Packed words (K padded to a block), scales as packed, x and y once, and what tiles read again."""
+    """Packed words (K padded to a block), packed scales, x and y once, and what tiles read again."""
     p = plan(case, target)
     size = BYTES[case.dtype]
     extra = {"int4": size, "int4_zp": 2 * size, "mxfp4": 4}.get(case.weights, 0) * 2 * p.iters * case.N

@@ -1,1 +1,1 @@
-"""Arithmetic ceilings: the tensor cores' through the best library, the ordinary pipe's through a chain of FMAs."""
+"""Arithmetic ceilings: the tensor cores through the best library, the ordinary pipe through chains of FMAs."""

@@ -1,11 +1,12 @@
-"""The arithmetic ceilings: what the pipes give when memory asks for nothing.
+"""The arithmetic ceilings: what the pipes deliver when memory is no limit.
 
 | kind | computes | pipe |
 |---|---|---|
 | `gemm` | C[M, N] = A[M, K] B[N, K]^T | `mma_bf16`, `mma_fp8`; fp32 (no TF32) `fma_fp32` |
 | `fma` | y[M]: K times y <- (1 - 2^-12) y + 2^-12, from y = x | `fma_fp32` |
 
-The values are random normal ones, as in a model: zeros draw less power, let the clock rise, and flatter the peak.
+The values are normally distributed, as in a model. Zeros would draw less power, let the clock rise, and flatter the
+peak.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 FMA_A = 1 - 2**-12
 FMA_B = 2**-12
-"""Each step brings y nearer to 1 by 1/4096: K of them leave 1 + a^K (x - 1), which tells how many there were."""
+"""Each step brings y nearer to 1 by 1/4096. K steps give 1 + a^K (x - 1), which shows how many steps there were."""
 
 FMA_M = 132 * 16 * 1024
-"""Chains: 1024 for each of the 16 CTAs of 128 threads that an H100's 132 SMs hold at once."""
+"""Chains: each of an H100's 132 SMs holds 16 CTAs of 128 threads at once, and each CTA has 1024 chains."""
 
 PIPES = {"fp32": "fma_fp32", "bf16": "mma_bf16", "fp16": "mma_bf16", "fp8": "mma_fp8"}
 
@@ -55,7 +56,7 @@ class PeakCase(Case):
 
 
 def cases(suite: str) -> list[PeakCase]:
-    """Squares large enough to fill the part: at 8192 a GEMM has 2731 FLOP per byte in bf16."""
+    """Squares that are large enough to fill the part: with 8192, a GEMM has 2731 FLOP per byte in bf16."""
 
     def squares(size: int, *dtypes: str) -> list[PeakCase]:
         return [PeakCase(M=size, N=size, K=size, dtype=dtype) for dtype in dtypes]
@@ -77,7 +78,8 @@ def cases(suite: str) -> list[PeakCase]:
 
 
 def inputs(case: PeakCase, device: str, seed: int) -> Inputs:
-    """`gemm`: a ~ N(0, 1), b ~ N(0, 1/K), so that C is of order 1 (fp8: N(0, 1), inside its range). `fma`: x is a."""
+    """`gemm`: a ~ N(0, 1) and b ~ N(0, 1/K), so that C is of order 1 (fp8: b ~ N(0, 1), within its range). `fma`: x is
+    `a`."""
     draw = RandomInputs(device, seed)
     if case.kind == "fma":
         return {"a": draw.normal((case.M,), "fp32")}
@@ -89,7 +91,7 @@ def inputs(case: PeakCase, device: str, seed: int) -> Inputs:
 
 
 def reference(case: PeakCase, inputs: Inputs) -> torch.Tensor:
-    """fp64 for fp32 types, fp32 else, in slices of A; the chains by their closed form in fp64."""
+    """fp64 for fp32, else fp32, in slices of A; the chains in fp64 by their closed form."""
     import torch
 
     if case.kind == "fma":
@@ -100,7 +102,7 @@ def reference(case: PeakCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: PeakCase) -> Work:
-    """2 M N K FLOP; operands once, result once."""
+    """2 M N K FLOP; operands and result once."""
     operands = case.M if case.kind == "fma" else (case.M + case.N) * case.K
     return Work(
         flops={PIPES[case.dtype]: 2 * case.M * case.N * case.K},
@@ -114,8 +116,8 @@ def tolerance(case: PeakCase) -> Tolerance:
         return Tolerance(
             max_rel=3e-4,
             rms_rel=2e-5,
-            why="roundings of 2^-24 that fade by a: 2^-12 = 2.4e-4 if all point one way; one lost step of 8192 "
-            "is an rms of 5e-5",
+            why="roundings of 2^-24 shrink by the factor a in each step: they add up to 2^-12 = 2.4e-4 if all point one "
+            "way; one lost step of 8192 is an rms of 5e-5",
         )
     if case.dtype == "fp8":
         return Tolerance(

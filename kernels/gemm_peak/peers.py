@@ -1,4 +1,4 @@
-"""The tensor cores through the libraries that know them best: cuBLAS and cuBLASLt by torch, oneDNN on a CPU."""
+"""The tensor cores through the libraries that know them best: cuBLAS and cuBLASLt through torch, oneDNN on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
 
 def stages(case: PeakCase, target: Target) -> tuple[Stage, ...]:
-    """One GEMM, its operands read once: a well-tiled one finds every re-read in the L2."""
+    """One GEMM that reads its operands once: if it is tiled well, the L2 serves what it reads again."""
     return (Stage(name="gemm", work=work(case)),)
 
 
@@ -36,7 +36,7 @@ def lt_supports(case: PeakCase, target: Target) -> str | None:
 
 
 def addmm(case: PeakCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch.addmm` with a bias of N zeros, which torch hands to cuBLASLt with the addition fused."""
+    """`torch.addmm` with a bias of N zeros. torch hands this to cuBLASLt, with the addition fused."""
     import torch
 
     a, b_t = inputs["a"], inputs["b"].T
@@ -54,7 +54,7 @@ def scaled_mm_supports(case: PeakCase, target: Target) -> str | None:
 
 
 def scaled_mm(case: PeakCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch._scaled_mm` (cuBLASLt) with unit scales and fast accumulation, as inference uses it."""
+    """`torch._scaled_mm` (cuBLASLt) with scales of 1 and fast accumulation, as in inference."""
     import torch
 
     a, b_t = inputs["a"], inputs["b"].T

@@ -1,8 +1,8 @@
-"""The FMA pipe's ceiling: each thread keeps 8 independent chains of multiply-adds in registers.
+"""The ceiling of the FMA pipe: each thread keeps 8 independent chains of multiply-adds in registers.
 
-An SM of compute capability 8.0 to 10.0 has four schedulers, each of which starts one warp instruction a cycle; a
-multiply-add's result is ready about 4 cycles later. Four warps a scheduler with 8 chains each offer 32 independent
-instructions for those 4 cycles, and one wave of CTAs leaves more.
+An SM of compute capability 8.0 to 10.0 has four schedulers. Each starts one warp instruction a cycle, and the result of
+a multiply-add is ready about 4 cycles later. Four warps per scheduler with 8 chains each offer 32 independent
+instructions for those 4 cycles, and one wave of CTAs offers more.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
 
 UNROLL = 16
-"""Steps between two looks at the loop counter: 128 FMAs a thread to some 3 other instructions."""
+"""Steps between two tests of the loop counter: 128 FMAs a thread for about 3 other instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """CTAs of `num_warps` warps with `BLOCK` chains each."""
+    """`ctas` CTAs of `num_warps` warps, with `BLOCK` chains each."""
 
     ctas: int
     ctas_per_sm: int = 16
@@ -33,7 +33,7 @@ class Plan:
 
 
 def plan(case: PeakCase, target: Target) -> Plan:
-    """8 chains for each of 128 threads; 2048 threads of an SM hold 16 such CTAs."""
+    """8 chains for each of 128 threads; the 2048 threads of an SM are 16 such CTAs."""
     return Plan(ctas=cdiv(case.M, Plan.BLOCK))
 
 

@@ -7,8 +7,8 @@
 | `swap_out` | y[i] = x[table[i]] | pages scattered over a device pool, host |
 | `swap_in` | y[table[i]] = x[i] | host, pages scattered over a device pool |
 
-The plain copies are the link's measured rate, from which the swaps are predicted. They are no ceiling op: nothing of
-decode waits for them, and no other run has to measure them first.
+The plain copies give the link's measured rate, from which the swaps are predicted. This op is no ceiling: nothing in
+decode waits for these copies, and no other run has to measure them first.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     import torch
 
 SPREAD = 2
-"""A pool has this many times the pages that are swapped: the others must be neither read nor written."""
+"""A pool has this many times the pages that are swapped. The other pages must be neither read nor written."""
 
 BLOCK_BYTES = 2 * 16 * 8 * 128 * 2
-"""K and V of one layer of Llama-3.1-8B, 16 tokens a page, 8 heads, 128 wide, in 16 bits: 64 KiB."""
+"""K and V of one layer of Llama-3.1-8B: 16 tokens a page, 8 heads, 128 wide, in 16 bits: 64 KiB."""
 
 BLOCK_BYTES_ALL_LAYERS = 32 * BLOCK_BYTES
-"""The same tokens of all 32 layers laid together, as caches meant for offloading keep them: 2 MiB."""
+"""The same tokens of all 32 layers together, as caches that are made for offloading keep them: 2 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkCase(Case):
-    """`pages` pages of `page_bytes` each cross the link, fp32 values throughout; a plain copy is one page."""
+    """`pages` pages of `page_bytes` bytes each cross the link. All values are fp32. A plain copy is one page."""
 
     kind: Literal["h2d", "d2h", "swap_out", "swap_in"]
     page_bytes: int
@@ -68,7 +68,7 @@ class LinkCase(Case):
 
     @property
     def packed(self) -> tuple[int, int]:
-        """Shape of the pages in host memory, or of a plain copy's either side."""
+        """Shape of the pages in host memory, and of both sides of a plain copy."""
         return self.pages, self.page_bytes // 4
 
     @property
@@ -78,9 +78,9 @@ class LinkCase(Case):
 
 
 def cases(suite: str) -> list[LinkCase]:
-    """Plain copies are the largest of each suite, since the largest case is measured first.
+    """Plain copies are the largest cases of each suite, since the largest case is measured first.
 
-    `smoke` is there for a GPU too: a CPU has no such link and refuses.
+    `smoke` needs a GPU too: a CPU has no such link and refuses.
     """
 
     def plain(*sizes: int) -> list[LinkCase]:
@@ -107,15 +107,15 @@ def cases(suite: str) -> list[LinkCase]:
 
 
 def listed(case: LinkCase) -> list[int]:
-    """The pages of the pool that are swapped: distinct, in no order, the same for every seed of the values."""
+    """The pages of the pool that are swapped: distinct, unordered, the same for every seed of the values."""
     return random.Random(case.pages).sample(range(case.pool[0]), case.pages) if case.swaps else []
 
 
 def inputs(case: LinkCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1) fp32, on the device or in host memory as the kind says, pinned where there is a device to copy to.
+    """x ~ N(0, 1) fp32, on the device or in host memory as the kind says, pinned if there is a device to copy to.
 
-    `table` `[pages]` int64 is `listed`; it stays on the host, like the list that a scheduler hands over, and a launch
-    may rely on it. Pages of x that it does not name are NaN. A plain copy's is empty.
+    `table` `[pages]` int64 is `listed`, empty for a plain copy. It stays on the host, like the list that a scheduler
+    hands over, and a launch may rely on it. Pages of x that it does not name are NaN.
     """
     import torch
 
@@ -130,12 +130,12 @@ def inputs(case: LinkCase, device: str, seed: int) -> Inputs:
 
 
 def to_host(values: torch.Tensor) -> torch.Tensor:
-    """Values of a device in pinned memory; a host's own as they are."""
+    """Values of a device, copied to pinned memory; values of a host as they are."""
     return values.cpu().pin_memory() if values.is_cuda else values
 
 
 def reference(case: LinkCase, inputs: Inputs) -> torch.Tensor:
-    """The values in their new place; NaN, for "left alone", in pages of the pool that the table does not name."""
+    """The values in their new place. Pages of the pool that the table does not name are NaN, for "left alone"."""
     import torch
 
     x, table = inputs["x"], inputs["table"]
@@ -149,7 +149,7 @@ def reference(case: LinkCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: LinkCase) -> Work:
-    """In the device's memory each byte is read once on its way out, or written once on its way in."""
+    """The device's memory reads each byte once on its way out, or writes it once on its way in."""
     return Work(bytes_read=case.size) if case.to_host else Work(bytes_written=case.size)
 
 
@@ -158,7 +158,7 @@ def tolerance(case: LinkCase) -> Tolerance:
 
 
 def poison(case: LinkCase, inputs: Inputs, output: Any) -> None:
-    """As everywhere, but the host must not write to its memory while an earlier copy is still arriving there."""
+    """NaN everywhere. The host must not write to its memory while an earlier copy is still arriving there."""
     import torch
 
     if inputs["x"].is_cuda:

@@ -1,7 +1,8 @@
-"""The copy engines through torch, whose `copy_` from or to pinned memory is one `cudaMemcpyAsync`.
+"""The copy engines through torch: its `copy_` from or to pinned memory is one `cudaMemcpyAsync`.
 
-Pages can cross one by one, as a server does that hands its list to the driver, or be gathered on the device first, so
-that one large copy crosses: a pass over the device's memory against a copy's fixed cost for each page.
+Pages can cross one by one, as in a server that hands its list to the driver. Or they are gathered on the device first,
+and one large copy crosses. The first way costs the fixed time of a copy for each page, the second a pass over the
+device's memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def staged_supports(case: LinkCase, target: Target) -> str | None:
 
 
 def output(case: LinkCase, target: Target) -> torch.Tensor:
-    """Where the values go: pinned host memory or a pool of the device, NaN where nothing is written."""
+    """Where the values go: pinned host memory or a pool of the device. It is NaN where nothing is written."""
     import torch
 
     nan = float("nan")
@@ -40,7 +41,7 @@ def page_stages(case: LinkCase, target: Target) -> tuple[Stage, ...]:
 
 
 def by_page(case: LinkCase, inputs: Inputs, target: Target) -> Launch:
-    """A copy of each page; a plain copy is one."""
+    """One copy for each page; a plain copy is one page."""
     x, y = inputs["x"], output(case, target)
     table = inputs["table"].tolist() or [0]
     froms, tos = (table, range(case.pages)) if case.to_host else (range(case.pages), table)
@@ -55,7 +56,7 @@ def by_page(case: LinkCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def staged_stages(case: LinkCase, target: Target) -> tuple[Stage, ...]:
-    """All pages through a buffer of the device: read or written once more there, from the L2 where they fit it."""
+    """All pages pass through a buffer on the device. It is written and read once more, in the L2 if it fits there."""
     buffered = Work(bytes_read=case.size, bytes_written=case.size)
     fits = case.size <= target.l2_bytes
     gather = Work(bytes_read=case.size) if case.to_host else Work(bytes_written=case.size)

@@ -1,4 +1,4 @@
-"""Tiles of tokens, blocks of weights and what they move: the pure half of the routed experts. Standard library only."""
+"""Plans of the routed experts: tiles of pairs, blocks of weights, and what they move. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Stage, Target, Work
 
 BLOCK_N = 64
-"""Weight rows a CTA multiplies: the M of one `wgmma`."""
+"""Weight rows that a CTA multiplies: the M of one `wgmma`."""
 
 MIN_BLOCK_B = 16
-"""Pairs of the smallest tile: the least N of a `tl.dot`."""
+"""Pairs of the smallest tile: the smallest N of a `tl.dot`."""
 
 MAX_BLOCK_B = 128
-"""Pairs of a tile: gate and up sums of 64 x 128 are 64 registers in each of 256 threads."""
+"""Pairs of the largest tile: gate and up sums of 64 x 128 take 64 registers in each of 256 threads."""
 
 IN_FLIGHT = 96 << 10
-"""Weight bytes to keep in flight per SM: 1.5 times what the hungriest part asks for (codegen/judge.py)."""
+"""Weight bytes to keep in flight per SM: 1.5 times the 64 KiB that sm_100 asks for, the most of all parts."""
 
 COMBINE_COLUMNS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gemm:
-    """One of the two products: `rows` of W per expert (`matrices` times, gate and up), `K` columns."""
+    """One of the two products. An expert has `matrices` matrices (two for gate and up) of `rows` rows and `K`
+    columns."""
 
     rows: int
     K: int
@@ -36,10 +37,10 @@ class Gemm:
     BLOCK_K: int
     num_stages: int
     ctas: int
-    """All that are launched, `ctas_per_sm` on each SM."""
+    """All CTAs that are launched, `ctas_per_sm` for each SM."""
     ctas_per_sm: int
     expert_bytes: int
-    """One expert's share of W as it is read: codes, scales and padding."""
+    """Bytes of one expert as the kernel reads it: codes, scales and padding."""
 
     @property
     def blocks(self) -> int:
@@ -62,39 +63,40 @@ class Plan:
 
 
 def tile_pairs(case: MoeCase) -> int:
-    """Wide enough for the mean number of tokens of an expert and three standard deviations more."""
+    """Pairs of a tile: enough for an expert's mean number of tokens plus three standard deviations."""
     mean = case.pairs / case.E
     return max(MIN_BLOCK_B, min(MAX_BLOCK_B, next_power_of_2(round(mean + 3 * mean**0.5)), next_power_of_2(case.B)))
 
 
 def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
-    """Tiles of the worst routing: every expert that can be hit ends in a tile of its own."""
+    """Tiles in the worst routing, where every expert that can be hit ends in a tile of its own."""
     hit = min(case.E, case.pairs)
     return hit + (case.pairs - hit) // BLOCK_B
 
 
 def shape_class(case: MoeCase) -> str:
-    """One model's experts, as far as their tokens fill tiles of one width."""
+    """Cases of one class have the experts of one model, and tiles of one width."""
     weights = f" w{case.weights}" if case.quantized else ""
     return f"E{case.E}k{case.k} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
 
 
 def gemm_of(target: Target, *, ctas_per_sm: int, unit_bytes: int, unit_smem: int, **shape: int) -> Gemm:
-    """As many stages of `unit_bytes` of weights as `IN_FLIGHT` asks for and shared memory holds, `unit_smem` each."""
+    """A product with as many stages as `IN_FLIGHT` asks for and shared memory holds. A stage is `unit_bytes` of
+    weights, and takes `unit_smem` of shared memory."""
     fit = cta_smem(target, ctas_per_sm) // unit_smem
     num_stages = max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), fit))
     return Gemm(num_stages=num_stages, ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm, **shape)
 
 
 def widths(tile: int, widest: int) -> list[int]:
-    """Half as wide, as wide and twice as wide, for the tuner."""
+    """Tile widths for the tuner: half, the same, and twice."""
     return sorted({max(MIN_BLOCK_B, tile // 2), tile, min(widest, 2 * tile)})
 
 
 def plan_of(
     case: MoeCase, target: Target, gemm: Callable[..., Gemm], *, tile: int, ctas_per_sm: int, num_warps: int
 ) -> Plan:
-    """As reasoned, or as tuned."""
+    """The plan for these reasoned values, or for those that the target asks for."""
     fields = {"BLOCK_B": tile, "ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
     fields |= target.overrides
 
@@ -111,7 +113,8 @@ def plan_of(
 
 
 def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
-    """An expert with several tiles is read once for each: they run far apart, and the experts outgrow the L2."""
+    """An expert with several tiles is read once for each tile, unless the L2 holds all experts hit: its tiles run far
+    apart."""
     size = BYTES[case.dtype]
     tiles = sum(cdiv(count, p.BLOCK_B) for count in tokens_per_expert(case))
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"

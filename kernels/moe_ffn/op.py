@@ -1,8 +1,8 @@
 """y[b] = sum over j of weight[b, j] Wd_e (silu(Wg_e x[b]) * Wu_e x[b]), e = id[b, j]: the routed experts of a MoE.
 
-x [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H] (gate rows, then up rows),
-w_down [E, H, F], y [B, H]. Only the experts that some token of the batch is routed to are read: at batch 1 k of E,
-at large batches all, which is why the bytes of a decode step grow with the batch until E experts are hit.
+x is [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H] (gate rows, then up rows),
+w_down [E, H, F], y [B, H]. Only experts that some token of the batch is routed to are read: k of E at batch 1, all at
+large batches. So the bytes of a decode step grow with the batch until all E experts are hit.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 ROUTINGS = ("uniform", "zipf")
 
 PACKED = ("fp8_block", "mxfp4")
-"""Formats of `kernels/common/quantization.py` that experts are published in: DeepSeek-V3's and gpt-oss's."""
+"""Formats of `kernels/common/quantization.py` in which experts are published: DeepSeek-V3's and gpt-oss's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoeCase(Case):
     """`B` tokens, each routed to `k` of `E` experts of width `F`; `H` is the model's hidden size.
 
-    `routing`: `uniform`, every set of k experts alike, or `zipf`, the r-th expert with a chance of 1 / r; `seed` draws
-    it. The case fixes how many tokens each rank of expert gets; which expert has which rank comes with the inputs.
-    `weights` is `dtype` (empty stands for it) or one of `PACKED`; activations are in `dtype` either way.
+    `routing` is `uniform`, where all sets of k experts are equally likely, or `zipf`, where the r-th expert has a
+    chance of 1 / r; `seed` draws it. The case fixes how many tokens each rank of expert gets. The inputs decide which
+    expert has which rank. `weights` is `dtype` (also if empty) or one of `PACKED`; activations are in `dtype` either
+    way.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"routing": "uniform"}
@@ -77,7 +78,7 @@ class MoeCase(Case):
 
     @property
     def expert_bytes(self) -> int:
-        """Gate, up and down of one expert, scales included."""
+        """Bytes of gate, up and down of one expert, scales included."""
         if self.quantized:
             size = BYTES[self.dtype]
             return weight_bytes(self.weights, 2 * self.F, self.H, size) + weight_bytes(
@@ -103,7 +104,7 @@ def routing(case: MoeCase) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def tokens_per_expert(case: MoeCase) -> tuple[int, ...]:
-    """By rank; 0 for an expert that nobody is routed to."""
+    """Tokens by rank of expert; 0 for an expert that no token is routed to."""
     counts = [0] * case.E
     for experts in routing(case):
         for expert in experts:
@@ -118,20 +119,20 @@ def experts_hit(case: MoeCase) -> int:
 def of_model(
     model: str, batches: Iterable[int], tensor_parallel: int = 1, routing: str = "uniform", weights: str = ""
 ) -> list[MoeCase]:
-    """The routed experts of a model; with tensor parallelism one rank's slice of every expert."""
+    """The routed experts of a model; with tensor parallelism, one GPU's slice of every expert."""
     shape = MODELS[model]
     E, k, H, F = shape.experts, shape.experts_per_token, shape.hidden, shape.expert_ffn // tensor_parallel
     return [MoeCase(model=model, B=B, E=E, k=k, H=H, F=F, routing=routing, weights=weights) for B in batches]
 
 
 def smoke() -> Iterable[MoeCase]:
-    """For a CPU: 48 MB of experts, of which one token reads a quarter and 16 tokens nearly all."""
+    """For a CPU: 48 MB of experts. One token reads a quarter of them, 16 tokens nearly all."""
     for B in (1, 16):
         yield MoeCase(B=B, E=8, k=2, H=1024, F=512, dtype="fp32")
 
 
 def quick() -> Iterable[MoeCase]:
-    """Mixtral and gpt-oss-20b whole, one of eight ranks of DeepSeek-V3: from few experts hit to all."""
+    """Mixtral and gpt-oss-20b whole, DeepSeek-V3 on one GPU of eight: from few experts hit to all."""
     yield from of_model("mixtral-8x7b", (1, 8, 64))
     yield from of_model("gpt-oss-20b", (1, 16, 128))
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8)
@@ -141,10 +142,10 @@ def quick() -> Iterable[MoeCase]:
 
 
 def full() -> Iterable[MoeCase]:
-    """Every batch of four models; DeepSeek-V3 whole (22.5 GB of experts) where few are hit.
+    """Every batch of four models; DeepSeek-V3 whole (22.5 GB of experts) where few experts are hit.
 
-    In fp8 it is 11.3 GB, and as much again as packed for the kernel: two copies of both are 45 GB, and drawing or
-    packing the larger matrices of one takes 15 to 23 GB for a while.
+    In fp8, DeepSeek-V3's experts are 11.3 GB, and the words packed for the kernel are as many again. Two copies of both
+    are 45 GB. To draw or pack the larger matrices of one copy takes another 15 to 23 GB for a while.
     """
     yield from of_model("mixtral-8x7b", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
     yield from of_model("gpt-oss-20b", (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024))
@@ -181,12 +182,12 @@ def cases(suite: str) -> list[MoeCase]:
 
 
 def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1), rows of all weights of length about 1, router weights a softmax over each token's k.
+    """x ~ N(0, 1); rows of weights have a length of about 1; router weights are a softmax over each token's k.
 
-    Packed weights are codes `[E, rows, ...]` and `w_gate_up_scale`, `w_down_scale` as `quantization.py` has them for
-    one matrix of all experts' rows below each other, `[E * 2F, H]` and `[E * H, F]`.
+    Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale` and `w_down_scale` are those that `quantization.py`
+    makes for one matrix of all experts' rows, `[E * 2F, H]` and `[E * H, F]`.
 
-    `seed` also permutes the experts: other experts are hit, but as many, by as many tokens.
+    `seed` also permutes the experts: other experts are hit, but as many of them, by as many tokens.
     """
     draw = RandomInputs(device, seed)
     expert = draw.python.sample(range(case.E), case.E)
@@ -217,7 +218,7 @@ def expert_weights(case: MoeCase, inputs: Inputs, name: str, e: int) -> torch.Te
 
 
 def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
-    """fp32, expert by expert."""
+    """Computed in fp32, expert by expert."""
     import torch
 
     x, ids, weights = inputs["x"].float(), inputs["topk_ids"], inputs["topk_weights"]
@@ -231,7 +232,7 @@ def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: MoeCase) -> Work:
-    """The experts hit once, x, ids and router weights once, y once; 6 H F FLOP per (token, expert) pair."""
+    """The experts hit, x, ids, router weights and y once; 6 H F FLOP per (token, expert) pair."""
     size = BYTES[case.dtype]
     activations = size * case.B * case.H
     return Work(

@@ -1,4 +1,4 @@
-"""What a user could call instead of ours: torch's grouped matrix product, and a gather of the experts hit."""
+"""What a user could call instead of our kernels: torch's grouped matrix product, or a gather of the experts hit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 UNPACKED = "torch multiplies experts in the type of the activations; none of its operators unpacks these weights"
 
 GATHER_BYTES = 4 << 30
-"""The gather is refused beyond this many bytes of copied experts."""
+"""Bytes of copied experts above which the gather refuses."""
 
 
 def grouped_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
-    """Taken to read every expert hit once; the intermediates of all pairs are written and read in between."""
+    """Assumed to read every expert hit once. The intermediates of all pairs are written and read in between."""
     size = BYTES[case.dtype]
     between = size * case.pairs * (case.H + 2 * case.F + 2 * case.F + 2 * case.H)
     return (Stage(name="grouped_mm", work=work(case), l2_bytes=2 * between),)
@@ -32,7 +32,7 @@ def grouped_supports(case: MoeCase, target: Target) -> str | None:
 
 
 def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
-    """`torch.nn.functional.grouped_mm` over the pairs sorted by expert; all on the device, temporaries included."""
+    """`torch.nn.functional.grouped_mm` over the pairs, sorted by expert on the device. It allocates temporaries."""
     import torch
     from torch.nn.functional import grouped_mm, silu
 
@@ -55,7 +55,7 @@ def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def gather_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
-    """Each pair's expert is read, written to a copy, and read again from it."""
+    """Each pair's expert is read, written to a copy, and read again from the copy."""
     copies = case.pairs * case.expert_bytes
     minimum = work(case)
     return (
@@ -78,7 +78,7 @@ def gather_supports(case: MoeCase, target: Target) -> str | None:
 
 
 def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
-    """The naive way that needs no sort: copy each pair's expert, then three batched matrix-vector products."""
+    """The simple way, which needs no sort: copy each pair's expert, then three batched matrix-vector products."""
     import torch
     from torch.nn.functional import silu
 

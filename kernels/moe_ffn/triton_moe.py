@@ -1,10 +1,10 @@
 """Routed experts in four launches: sort the pairs by expert, gate and up, down, combine. Nothing leaves the device.
 
-The (token, expert) pairs are cut into tiles of at most BLOCK_B pairs of one expert; experts that are not hit have no
-tile and are not read. How many tiles there are is known on the device alone, so the grid is fixed and the CTAs share
-all units of work (BLOCK_N weight rows by BLOCK_K columns, for one tile) evenly as contiguous ranges ("stream-K", Osama
-et al., 2023): at batch 1 eight small experts still fill all SMs. An output block whose units lie in several CTAs is
-finished by the last of them to arrive, which adds the partials in order, so that results repeat bit for bit.
+The (token, expert) pairs are cut into tiles of at most BLOCK_B pairs of one expert. Experts that are not hit have no
+tile and are not read. Only the device knows how many tiles there are, so the grid is fixed, and the CTAs share all
+units of work (BLOCK_N weight rows by BLOCK_K columns, for one tile) evenly as contiguous ranges ("stream-K", Osama
+et al., 2023). So at batch 1, eight small experts still fill all SMs. If several CTAs share an output block, the last of
+them to arrive finishes it: it adds the partials in order, so that results repeat bit for bit.
 
 Weights are the M side of the tensor cores (`W [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B]`): 16 pairs a tile suffice.
 """
@@ -39,7 +39,7 @@ from kernels.op import Inputs, Stage, Target, Tuning
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
-    """BLOCK_K of 128 bytes a row (256 for a single matrix), and as many stages as `IN_FLIGHT` asks for and fit."""
+    """A block has 128 bytes of each row; for a single matrix 256, if that divides K."""
     size = BYTES[case.dtype]
     BLOCK_K = 128 // size
     if matrices == 1 and K % (2 * BLOCK_K) == 0:
@@ -59,7 +59,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
-    """Two CTAs an SM where their sums leave them registers; 8 warps where those of 4 could not hold a tile's sums."""
+    """Two CTAs per SM if their sums leave them registers; 8 warps if 4 could not hold a tile's sums."""
     if case.quantized:
         return triton_moe_quant.plan(case, target)
     tile = tile_pairs(case)
@@ -104,10 +104,10 @@ def expert_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """GATED: out[sorted pair] = silu(Wg x[token]) * (Wu x[token]). Else out[pair] = Wd x[sorted pair].
+    """GATED: out[sorted pair] = silu(Wg x[token]) * (Wu x[token]). Else: out[pair] = Wd x[sorted pair].
 
-    W is `[E, 2N, K]` where GATED, else `[E, N, K]`. A CTA shares at most two items, the first and the last of its
-    range: the workspace has two slots for each CTA.
+    W is `[E, 2N, K]` if GATED, else `[E, N, K]`. A CTA shares at most two items, the first and the last of its range,
+    so the workspace has two slots for each CTA.
     """
     iters, blocks, units, ctas, unit, end = own_items(tile_count, N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
@@ -154,7 +154,7 @@ def expert_kernel(
 
 
 def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
-    """The routing's launches and two products with the weights as they are, or packed."""
+    """The launches of the routing, and two products with the weights as they are, or packed."""
     if case.quantized:
         return triton_moe_quant.build(case, inputs, target)
 

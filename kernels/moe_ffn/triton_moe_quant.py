@@ -1,10 +1,10 @@
 """The products of the routed experts with weights in 8 or 4 bits and activations in 16, unpacked in registers.
 
-All experts' rows lie below each other: row `(expert * matrices + matrix) * N + n` of the words that
-`quant.pack_words` makes of the checkpoint's codes, once, in `prepare`. Units, items and their partials are those of
-`triton_moe.py`, with 32 words of a row in the place of BLOCK_K weights; `kernels/common/triton_unpack.py` tells how a
-word becomes 16-bit floats that the tensor cores take from registers. A row is padded to whole words of 32: to 128
-columns of fp8, 256 of mxfp4, which for gpt-oss (2880 columns) makes 3072, 7% more bytes.
+`prepare` packs the checkpoint's codes once with `quantization.pack_words`. The rows of all experts lie below each
+other: row n of a matrix is row `(expert * matrices + matrix) * N + n` of the words. Units, items and partials are those
+of `triton_moe.py`, with 32 words of a row instead of BLOCK_K weights. `kernels/common/triton_unpack.py` tells how a
+word becomes 16-bit floats that the tensor cores take from registers. A row is padded to a multiple of 32 words: 128
+columns of fp8, 256 of mxfp4. The 2880 columns of gpt-oss become 3072, 7% more bytes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from kernels.op import Inputs, Target
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
-    """Units of 64 rows by 32 words; scales as the kernel reads them: 4 bytes for each 128 columns, of a row of mxfp4
-    or of a block of fp8. The down product, with half the sums, leaves an SM's registers room for one CTA more."""
+    """Units of 64 rows by 32 words. The kernel reads 4 bytes of scales for each 128 columns of a row of mxfp4, or of a
+    block of fp8. The down product has half the sums, so an SM's registers have room for one more CTA."""
     ctas_per_sm += matrices == 1 and target.sm in (0, 90)
     BLOCK_K = 32 // FORMATS[case.weights].bits * WORDS
     iters = cdiv(K, BLOCK_K)
@@ -57,8 +57,8 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
-    """4 warps, so that one warp group multiplies all 64 rows and unpacks each weight once. Two CTAs an SM where sums
-    and what is unpacked leave them registers, which on sm_100 they do not for mxfp4."""
+    """4 warps, so that one warp group multiplies all 64 rows and unpacks each weight once. Two CTAs per SM if sums and
+    unpacked weights leave them registers; on sm_100, those of mxfp4 do not."""
     tile = min(tile_pairs(case), max_block_b(target))
     fit_twice = tile <= 32 and not (case.weights == "mxfp4" and target.sm >= 100)
     return plan_of(case, target, gemm, tile=tile, ctas_per_sm=2 if fit_twice else 1, num_warps=4)
@@ -103,8 +103,8 @@ def expert_words(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """As `expert_kernel`, over words `[ROWS, stride_w_n]`; `scale` is `[ROWS / 128, K / 128]` in fp32 for fp8, words
-    of four exponents `[2 iters, ROWS]` for mxfp4."""
+    """Like `expert_kernel`, over words `[ROWS, stride_w_n]`. For fp8 `scale` is fp32 `[ROWS / 128, K / 128]`; for mxfp4
+    it is words of four exponents, `[2 iters, ROWS]`."""
     PARTS: tl.constexpr = 32 // BITS
     WIDTH: tl.constexpr = BLOCK_K // PARTS
     iters, blocks, units, ctas, unit, end = own_items(tile_count, N, K, BLOCK_N, BLOCK_K)
@@ -139,7 +139,7 @@ def expert_words(
                     lo_up, hi_up = of_groups(scale, it, ROWS, N + rows)
                 if not PLAIN:
                     parts_up = unpacked(words_up, lo_up, hi_up, x, FORMAT, PARTS)
-            # a block of fp8 is summed by itself, then scaled
+            # a block of fp8 is summed on its own, then scaled
             block = tl.zeros((BLOCK_N, BLOCK_B), tl.float32) if FORMAT == "fp8_block" else sums
             block_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32) if FORMAT == "fp8_block" else sums_up
             for i in tl.static_range(PARTS):
@@ -186,7 +186,7 @@ def expert_words(
 
 
 def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
-    """The routing's launches and two products; packing the weights, done once, belongs to `prepare`."""
+    """The launches of the routing, and two products. The weights are packed once, which belongs to `prepare`."""
     plain = target.kind == "interpreter"
 
     def weights(g: Gemm, name: str) -> dict[str, Any]:

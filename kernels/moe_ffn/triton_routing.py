@@ -1,8 +1,7 @@
-"""What is around the products of the routed experts: the pairs sorted and tiled before them, their sum after them.
+"""What surrounds the products of the routed experts: pairs are sorted and tiled before them, and summed after them.
 
-`plan_of`, `built` and `stages_of` make a `Plan`, its four launches (sort, gate and up, down, combine) and their
-traffic; the kernel of the two products and its weights are the caller's: as they are (`triton_moe.py`) or packed
-(`triton_moe_quant.py`).
+`built` makes the four launches: sort, gate and up, down, combine. The caller gives the kernel of the two products and
+its weights, which are multiplied as they are (`triton_moe.py`) or unpacked (`triton_moe_quant.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from kernels.moe_ffn.op import MoeCase
 from kernels.op import Inputs
 
 SORT_PAIRS = (128, 1024, 8192)
-"""Sizes of the block that holds all pairs, few of them, so that few kernels are compiled; the last is the limit."""
+"""Sizes of the block that holds all pairs. There are few, so that few kernels are compiled. The last is the limit."""
 
 SORT_BINS = (64, 512)
-"""Bins of the histogram of experts; the last bin is never an expert's."""
+"""Bins of the histogram of experts. The last bin belongs to no expert."""
 
 
 Weights = Callable[[Gemm, str], dict[str, Any]]
@@ -47,7 +46,8 @@ def sort_kernel(
     BINS: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
-    """Program e lists the pairs of expert e behind those of all earlier experts, and its tiles of `tile_pairs`."""
+    """Program e lists the pairs of expert e after those of all earlier experts, and likewise its tiles of
+    `tile_pairs`."""
     e = tl.program_id(0)
     offs = tl.arange(0, BLOCK_PAIRS)
     expert = tl.load(topk_ids + offs, mask=offs < N_PAIRS, other=E)
@@ -71,7 +71,10 @@ def sort_kernel(
 
 @triton.jit
 def own_items(tile_count, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """(units of an item, items of a tile, all units, CTAs that have some, this CTA's first unit and its end)."""
+    """(units of an item, items of a tile, all units, CTAs that have units, this CTA's first unit, their end).
+
+    An item is BLOCK_N rows of weights for one tile of pairs.
+    """
     iters = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N)
     units = tl.load(tile_count) * blocks * iters
@@ -85,7 +88,7 @@ def own_items(tile_count, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
 def pairs_of(
     tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED: tl.constexpr, BLOCK_B: tl.constexpr
 ):
-    """(places of a tile's pairs in the sorted list, which of them it has, the pairs, addresses of their x^T)."""
+    """(places of a tile's pairs in the sorted list, mask of those that exist, the pairs, addresses of their x^T)."""
     offs_p = tl.load(tile_first + tile) + tl.arange(0, BLOCK_B)
     mask_p = offs_p < tl.load(tile_end + tile)
     pair = tl.load(pairs + offs_p, mask=mask_p, other=0)
@@ -95,7 +98,7 @@ def pairs_of(
 
 @triton.jit
 def gather_partials(sums, shares, item, first, last, iters, units, ctas, SLOT: tl.constexpr, PART: tl.constexpr):
-    """`sums` added up over the CTAs `first` to `last` that share an item, in their order."""
+    """The sums of an item, added up over the CTAs `first` to `last` that share it, in their order."""
     ROWS: tl.constexpr = sums.shape[0]
     COLUMNS: tl.constexpr = sums.shape[1]
     offs = PART * ROWS * COLUMNS + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -125,7 +128,8 @@ def finish_item(
     ctas,
     GATED: tl.constexpr,
 ):
-    """Store an item's sums, or leave them as partials unless this CTA is the last to arrive at it."""
+    """Store an item's sums. If CTAs share the item, each leaves its partial sums, and the last to arrive adds them
+    up."""
     BLOCK_N: tl.constexpr = sums.shape[0]
     BLOCK_B: tl.constexpr = sums.shape[1]
     cta = tl.program_id(0)
@@ -140,7 +144,7 @@ def finish_item(
         tl.store(mine + offs, sums)
         if GATED:
             tl.store(mine + BLOCK_N * BLOCK_B + offs, sums_up)
-        # all threads have stored before one of them releases
+        # all threads must have stored before one of them releases
         tl.debug_barrier()
         is_last = tl.atomic_add(arrived + item, 1, sem="acq_rel") == last - first
         if is_last:
@@ -174,9 +178,10 @@ def combine_kernel(parts, topk_weights, y, H, stride_y_b, TOP_K: tl.constexpr, B
 def built(
     case: MoeCase, inputs: Inputs, p: Plan, kernel: Any, weights: Weights, constexprs: Mapping[str, Any]
 ) -> Built:
-    """Four launches; the sorted pairs, the tiles, the workspace and the counters (zero between launches) are theirs.
+    """Four launches. They own the sorted pairs, the tiles, the workspace, and the counters, which are zero between
+    them.
 
-    `kernel` multiplies with what `weights` gives; `constexprs` are those of its own.
+    `kernel` computes both products with what `weights` gives; `constexprs` are those that only this kernel has.
     """
     x, ids = inputs["x"], inputs["topk_ids"]
     for name, tensor in inputs.items():
@@ -189,7 +194,7 @@ def built(
     lists = {"pairs": empty(case.pairs)}
     lists |= {name: empty(p.max_tiles) for name in ("tile_expert", "tile_first", "tile_end")}
     lists["tile_count"] = empty(1)
-    # packed weights come in whole blocks: with zeros beside them, hidden values need no mask
+    # packed weights come in whole blocks; hidden values are padded with zeros to match, so they need no mask
     columns = p.down.iters * p.down.BLOCK_K if case.quantized else case.F
     hidden = torch.zeros(case.pairs, columns, dtype=x.dtype, device=x.device)
     parts = empty(case.pairs, case.H, dtype=torch.float32)
@@ -238,7 +243,7 @@ def built(
             },
             num_warps=p.num_warps,
             num_stages=g.num_stages,
-            # what keeps `ctas_per_sm` CTAs resident
+            # the limit that keeps `ctas_per_sm` CTAs resident
             max_registers=registers(p.num_warps * g.ctas_per_sm) if case.quantized else None,
             streams=("w",),
             why_narrow="" if aligned else "rows of K elements are not 16-byte aligned",

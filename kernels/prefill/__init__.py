@@ -1,1 +1,1 @@
-"""Reading a prompt: the contrast to decode, through the libraries only."""
+"""Reading a prompt: the contrast to decode, measured with libraries only."""

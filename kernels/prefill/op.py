@@ -5,9 +5,9 @@
 | `gemm` | y[T, N] = x[T, K] W[N, K]^T | about T FLOP/B while T is far below N and K |
 | `attention` | O = softmax(Q K^T / sqrt(D) + causal) V, each prompt alone | T / (1 + H_kv / H_q) / 2 FLOP/B |
 
-q, k and v are the heads of one x [B, T, H_q + 2 H_kv, D], as the fused projection leaves them; o [B, T, H_q, D]. Query
-head h reads KV head h // (H_q / H_kv), token t sees tokens 0 to t. Decode does both for one new token: what is bound
-by arithmetic here is bound by memory there.
+q, k and v are the heads of one x [B, T, H_q + 2 H_kv, D], as the fused projection leaves them; o is [B, T, H_q, D].
+Query head h reads KV head h // (H_q / H_kv), and token t sees tokens 0 to t. Decode does both for one new token: what
+is bound by arithmetic here is bound by memory there.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     import torch
 
 SLICE = 1 << 26
-"""Elements that the reference holds in fp32 beside the inputs: 256 MiB of scores, or of widened weights."""
+"""Elements that the reference holds in fp32 beside the inputs: 256 MiB of scores, or of weights in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillCase(Case):
-    """`gemm` has T, N and K (and B = 1: prompts are laid end to end); `attention` has B, T, H_q, H_kv and D.
+    """`gemm` has T, N and K, and B = 1, since prompts are laid end to end; `attention` has B, T, H_q, H_kv and D.
 
-    `layer` names the projection of `model` that a `gemm` is; like `model`, it is not part of the id.
+    For a `gemm`, `layer` names the projection of `model`; like `model`, it is not part of the id.
     """
 
     kind: Literal["gemm", "attention"]
@@ -61,7 +61,7 @@ class PrefillCase(Case):
 
 
 def projection(model: str, layer: str, T: int) -> PrefillCase:
-    """`qkv` as the one matrix that servers make of q, k and v; `gate`, whose shape `up` has too."""
+    """`qkv` is the one matrix that servers make of q, k and v; `gate` has the same shape as `up`."""
     shape = MODELS[model]
     N = {"qkv": (shape.heads + 2 * shape.kv_heads) * shape.head_dim, "gate": shape.ffn}[layer]
     return PrefillCase(kind="gemm", model=model, layer=layer, T=T, N=N, K=shape.hidden)
@@ -73,7 +73,7 @@ def attention(model: str, T: int, B: int = 1) -> PrefillCase:
 
 
 def cases(suite: str) -> list[PrefillCase]:
-    """Prompts of 512 to 8192 tokens. The ridge of an H100 is 295 FLOP/B: only the attention of 512 is below."""
+    """Prompts of 512 to 8192 tokens. The ridge of an H100 is 295 FLOP/B; only attention over 512 tokens is below it."""
     if suite == "smoke":
         return [
             PrefillCase(kind="gemm", T=256, N=1024, K=1024, dtype="fp32"),
@@ -103,7 +103,7 @@ def cases(suite: str) -> list[PrefillCase]:
 
 
 def inputs(case: PrefillCase, device: str, seed: int) -> Inputs:
-    """`gemm`: x ~ N(0, 1), w ~ N(0, 1/K). `attention`: x ~ N(0, 1), its query heads twice that."""
+    """`gemm`: x ~ N(0, 1), w ~ N(0, 1/K). `attention`: x ~ N(0, 1), with query heads multiplied by 2."""
     draw = RandomInputs(device, seed)
     if case.kind == "gemm":
         return {
@@ -116,12 +116,12 @@ def inputs(case: PrefillCase, device: str, seed: int) -> Inputs:
 
 
 def heads(case: PrefillCase, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Views q, k, v `[B, T, heads, D]` of an attention's x."""
+    """Views q, k and v, each `[B, T, heads, D]`, of an attention's x."""
     return x.split((case.H_q, case.H_kv, case.H_kv), dim=2)
 
 
 def reference(case: PrefillCase, inputs: Inputs) -> torch.Tensor:
-    """fp32, in slices of N or of the queries, so that neither weights nor scores are held whole."""
+    """Computed in fp32, in slices of N or of the queries, so that neither weights nor scores are held whole."""
     import torch
 
     if case.kind == "gemm":
@@ -142,7 +142,8 @@ def reference(case: PrefillCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: PrefillCase) -> Work:
-    """Operands once, results once; 2 T N K FLOP, or 4 D per head and (query, seen token) pair of B T (T + 1) / 2."""
+    """Operands and results once. A gemm has 2 T N K FLOP. Attention has 4 D for each head and each of the
+    B T (T + 1) / 2 pairs of a query and a token that it sees."""
     size = BYTES[case.dtype]
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
     if case.kind == "gemm":

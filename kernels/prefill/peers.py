@@ -1,4 +1,4 @@
-"""Prefill is the libraries' home ground: cuBLAS and flash attention through torch. Nothing here is ours."""
+"""Prefill is what libraries do best: cuBLAS and flash attention through torch. Nothing here is ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kernels.prefill.op import PrefillCase, heads, work
 
 
 def stages(case: PrefillCase, target: Target) -> tuple[Stage, ...]:
-    """One library call taken to move the compulsory bytes and to compute no masked pair."""
+    """One library call, assumed to move only the compulsory bytes and to compute no masked pair."""
     return (Stage(name=case.kind, work=work(case)),)
 
 
