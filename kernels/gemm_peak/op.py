@@ -116,8 +116,8 @@ def tolerance(case: PeakCase) -> Tolerance:
         return Tolerance(
             max_rel=3e-4,
             rms_rel=2e-5,
-            why="roundings of 2^-24 shrink by the factor a in each step: they add up to 2^-12 = 2.4e-4 if all point one "
-            "way; one lost step of 8192 is an rms of 5e-5",
+            why="roundings of 2^-24 shrink by the factor a in each step: they add up to 2^-12 = 2.4e-4 if all point "
+            "one way; one lost step of 8192 is an rms of 5e-5",
         )
     if case.dtype == "fp8":
         return Tolerance(

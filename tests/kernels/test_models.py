@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from kernels import models
+from kernels import model_config, models
 from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape, UnknownModel, model
 from tests.support.properties import given, settings, st
@@ -284,6 +284,24 @@ def read_or_refused(config: dict[str, object]) -> ModelShape | str:
         return from_config(config)
     except BadConfig as error:
         return str(error)
+
+
+def test_a_family_is_one_class(monkeypatch):
+    monkeypatch.setattr(model_config, "FAMILIES", dict(model_config.FAMILIES))
+    with pytest.raises(BadConfig, match="model_type 'planted' is not known"):
+        from_config(LLAMA_70B | {"model_type": "planted"})
+
+    class Planted(model_config.Family):
+        model_types = ("planted",)
+        dims: ClassVar = {"layers": ("depth",)}
+        defaults: ClassVar = {"sliding_window": 256}
+
+        @staticmethod
+        def windowed(fields, layers):
+            return layers // 3
+
+    shape = from_config(LLAMA_70B | {"model_type": "planted", "depth": 12})
+    assert (shape.layers, shape.window, shape.windowed_layers, shape.heads) == (12, 256, 4, 64)
 
 
 def test_families_differ_in_their_windows():
