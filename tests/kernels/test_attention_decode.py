@@ -140,7 +140,7 @@ def test_one_token_too_many_or_too_few_is_caught(page: int, target: Target, half
 )
 @pytest.mark.parametrize(("B", "T"), [(1, 20000), (16, 3000), (200, 700)])
 def test_a_full_gpu_agrees(B: int, T: int, more: dict[str, Any], target: Target) -> None:
-    """All SMs at once: parts of many CTAs, counted in and merged across them."""
+    """All SMs work at once: the parts of many CTAs are counted and merged."""
     passes(
         TRITON, AttentionCase(**({"B": B, "H_q": 32, "H_kv": 8, "D": 128, "T": T, "lengths": "ragged"} | more)), target
     )

@@ -1,4 +1,4 @@
-"""The error metrics see what they are there for: noise, one bad element, one bad row, NaN on either side."""
+"""The error metrics see what they are made for: noise, one bad element, one bad row, NaN on either side."""
 
 from __future__ import annotations
 

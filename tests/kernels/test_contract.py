@@ -17,11 +17,11 @@ from tests.support import ROOT
 
 H100 = Target(kind="cuda", name="NVIDIA H100 80GB HBM3", sm=90, sm_count=132)
 KEY = (H100.name, "first", "all")
-"""The one tuned entry: of `first`."""
+"""The key of the only tuned entry, which is for `first`."""
 
 
 def plan(target: Target) -> int:
-    """Warps: 4 as reasoned."""
+    """The number of warps: 4, unless the target asks for another."""
     return ({"num_warps": 4} | target.overrides)["num_warps"]
 
 
@@ -53,7 +53,7 @@ def without_triton(name: str) -> Impl:
 
 
 def seen(impl: Impl, target: Target = H100) -> list[int]:
-    """The warps that each function of an implementation plans with."""
+    """The numbers of warps that the functions of an implementation plan with."""
     warps = [impl.stages("case", target)[0].ctas, impl.prepare("case", {}, target)()]
     warps.append(int((impl.supports("case", target) or "").split()[0]))
     return warps + ([impl.build("case", {}, target).output] if impl.build else [])

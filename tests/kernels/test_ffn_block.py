@@ -1,4 +1,4 @@
-"""ffn_block: fused and library implementations against the reference, and the bytes that are declared."""
+"""ffn_block: the fused and the library implementation against the reference, and the declared bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ H100 = DEVICES["h100-sxm"].target()
 
 
 def passes(case: FfnCase, target: Target, sm_count: int) -> None:
-    """Planned for as few SMs, so that CTAs share tiles of small shapes."""
+    """The plan is for so few SMs that CTAs share tiles even of small shapes."""
     errors = check(OP, TRITON, case, replace(target, sm_count=sm_count))
     assert errors.passed, f"{case.id}: {errors.reason}"
 
@@ -45,7 +45,7 @@ def test_torch_agrees_with_reference(case: FfnCase) -> None:
 
 
 def test_reference_is_the_formula() -> None:
-    """Element by element, on a block small enough."""
+    """Element by element, on a small block."""
     case = FfnCase(B=1, hidden=2, ffn=3, dtype="fp32")
     i = {name: tensor.double() for name, tensor in OP.inputs(case, "cpu", 0).items()}
     want = torch.zeros(1, 2, dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_columns_must_be_contiguous() -> None:
 
 
 def test_shared_tiles_repeat_bit_for_bit(target: Target) -> None:
-    """The last CTA of a tile resets the counter, so that the next launch finds zeros."""
+    """The last CTA of a tile resets the counter, so the next launch finds zeros."""
     case, target = FfnCase(B=3, hidden=320, ffn=70, dtype="fp16"), replace(target, sm_count=5)
     assert triton_ffn.plan(case, target).partials > 0
     built = triton_ffn.build(case, OP.inputs(case, target.device, 3), target)
@@ -113,7 +113,7 @@ def test_bytes_are_those_of_the_tensors_and_each_weight_is_multiplied_by_each_ro
 
 @pytest.mark.parametrize("suite", ["quick", "full"])
 def test_plan_keeps_enough_bytes_in_flight(suite: str) -> None:
-    """Little's law: at least 32 KB per SM on an H100, within its shared memory."""
+    """Little's law asks for at least 32 KB per SM of an H100; its shared memory must hold them."""
     for case in OP.cases(suite):
         p = triton_ffn.plan(case, H100)
         assert 32 << 10 <= p.bytes_in_flight <= 128 << 10, case.id

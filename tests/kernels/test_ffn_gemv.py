@@ -1,4 +1,4 @@
-"""ffn_gemv: every implementation against the reference, the plan's promises, and the bytes that are declared."""
+"""ffn_gemv: every implementation against the reference, the promises of the plan, and the declared bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ H100 = DEVICES["h100-sxm"].target()
 
 
 def passes(case: GemvCase, target: Target, sm_count: int) -> None:
-    """Planned for as few SMs, so that CTAs share tiles of small shapes."""
+    """The plan is for so few SMs that CTAs share tiles even of small shapes."""
     errors = check(OP, TRITON, case, replace(target, sm_count=sm_count))
     assert errors.passed, f"{case.id}: {errors.reason}"
 
@@ -91,7 +91,7 @@ def test_columns_must_be_contiguous() -> None:
     ids=lambda case: case.id,
 )
 def test_shared_tiles_repeat_bit_for_bit(case: GemvCase, target: Target) -> None:
-    """The last CTA of a tile resets the counter, so that the next launch finds zeros."""
+    """The last CTA of a tile resets the counter, so the next launch finds zeros."""
     target = replace(target, sm_count=5)
     assert triton_gemv.plan(case, target).partials > 0
     inputs = OP.inputs(case, target.device, 3)
@@ -165,7 +165,8 @@ def test_plan_covers_everything_once(B: int, N: int, K: int, sm_count: int) -> N
 
 @pytest.mark.parametrize("suite", ["quick", "full"])
 def test_plan_keeps_enough_bytes_in_flight(suite: str) -> None:
-    """Little's law: at least 32 KB per SM on an H100, within its shared memory, and no wave's tail lost."""
+    """Little's law asks for at least 32 KB per SM of an H100. Shared memory must hold them, and no wave may lose its
+    tail."""
     for case in OP.cases(suite):
         p = triton_gemv.plan(case, H100)
         assert 32 << 10 <= p.bytes_in_flight <= 112 << 10, case.id

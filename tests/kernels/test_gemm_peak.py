@@ -27,7 +27,7 @@ def test_everything_imports() -> None:
 
 @pytest.mark.parametrize("suite", [*SUITES, "test"])
 def test_every_case_runs_somewhere(suite: str) -> None:
-    """Each case has exactly the implementations it should have on a Hopper GPU; smoke has one on a CPU."""
+    """On a Hopper GPU each case has exactly the expected implementations; on a CPU smoke cases have one."""
     expected = {
         ("fma", "fp32"): {"triton"},
         ("gemm", "fp32"): {"torch", "torch-addmm"},
@@ -55,7 +55,7 @@ def test_refusals_say_why() -> None:
 
 
 def test_addmm_computes_the_same_product() -> None:
-    """The cuBLASLt peer's call, on the host: the bias of zeros changes nothing."""
+    """The call of the cuBLASLt peer, on the host: a bias of zeros changes nothing."""
     case = PeakCase(M=48, N=80, K=33, dtype="fp32")
     inputs = OP.inputs(case, "cpu", 0)
     output = IMPLS["torch-addmm"].prepare(case, inputs, CPU)()
@@ -74,7 +74,7 @@ def test_closed_form_is_k_steps(K: int) -> None:
 
 @pytest.mark.parametrize("case", [c for c in OP.cases("full") if c.kind == "fma"], ids=lambda c: c.id)
 def test_a_lost_step_is_caught(case) -> None:
-    """Of 8192 steps one too few must fail, and the right number rounded to fp32 each time must pass."""
+    """One step too few of 8192 must fail. The right number of steps, each rounded to fp32, must pass."""
     small = dataclasses.replace(case, M=2048)
     inputs = OP.inputs(small, "cpu", 0)
     y = inputs["a"]
@@ -118,7 +118,7 @@ def test_fma_work_and_grid() -> None:
 
 
 def test_squares_are_bound_by_arithmetic() -> None:
-    """Above 600 FLOP/B, twice the ridge of an H100 in bf16 (989 TFLOP/s over 3.35 TB/s): memory cannot bind."""
+    """Above 600 FLOP/B, twice the ridge of an H100 in bf16 (989 TFLOP/s over 3.35 TB/s), memory cannot be the bound."""
     for suite in ("quick", "full"):
         assert all(work(case).intensity > 600 for case in OP.cases(suite))
 

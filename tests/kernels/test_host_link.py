@@ -1,4 +1,4 @@
-"""The host's link: what crosses, from where to where, and that a host refuses. Copies themselves run everywhere."""
+"""The host's link: what crosses it, from where to where; a host refuses to time it, but its copies run everywhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_everything_imports_and_nothing_is_ours() -> None:
 
 @pytest.mark.parametrize(("impl", "case"), PAIRS, ids=lambda value: getattr(value, "name", None) or value.id)
 def test_gate(impl, case, target) -> None:
-    """On a host the same launches copy within its memory: not a case to be timed, but one to be right in."""
+    """On a host the same launches copy within its memory. Such copies are not timed, but they must be right."""
     errors = check(OP, impl, case, target if target.kind == "cuda" else CPU)
     assert errors.passed, errors
 
@@ -92,7 +92,7 @@ def test_pages_are_distinct_shuffled_and_the_others_poisoned() -> None:
 
 @pytest.mark.parametrize("impl", FOUND, ids=lambda impl: impl.name)
 def test_out_and_back_again(impl) -> None:
-    """What one swap leaves on the host, the other brings to the same pages: the pool is what it was."""
+    """One swap leaves pages on the host, and the other brings them back to the same places: the pool is as before."""
     pool = OP.inputs(OUT, "cpu", 1)
     sent = impl.prepare(OUT, pool, CPU)()
     back = impl.prepare(BACK, {"x": sent, "table": pool["table"]}, CPU)()
@@ -118,7 +118,8 @@ def test_a_page_beyond_the_list_that_is_written_is_refused() -> None:
 
 
 def test_work_and_stages_by_hand() -> None:
-    """160 B leave or enter the device's memory once; the gathered way writes and reads them again, in L2 if small."""
+    """160 B leave or enter the device's memory once. Gathered first, they are written and read again, in the L2 if
+    small."""
     for case, read, written in ((OUT, 160, 0), (BACK, 0, 160)):
         assert (work(case).bytes_read, work(case).bytes_written) == (read, written)
         paged = IMPLS["torch"].stages(case, H100)
@@ -135,7 +136,7 @@ def test_work_and_stages_by_hand() -> None:
 
 
 def test_every_case_is_bound_by_the_link_of_an_h100() -> None:
-    """64 MiB at 64 GB/s: 1.05 ms, where its memory would take 20 us."""
+    """64 MiB at 64 GB/s take 1.05 ms; the device's memory would take 20 us."""
     h100 = find("h100-sxm")
     for case in (case for suite in SUITES for case in OP.cases(suite)):
         prediction = predict_from_datasheet(IMPLS["torch"].stages(case, H100), h100)
@@ -150,7 +151,7 @@ def test_pages_are_those_of_the_model() -> None:
 
 
 def test_a_plain_copy_is_the_largest_of_every_suite() -> None:
-    """The largest case is measured first: it gives the rate that the others are predicted from."""
+    """The largest case is measured first. It gives the rate from which the others are predicted."""
     for suite in SUITES:
         first = max(OP.cases(suite), key=lambda case: work(case).bytes)
         assert not first.swaps

@@ -1,4 +1,4 @@
-"""Appending a token: each slot written, no other one touched, whatever the page, the layout and the strides."""
+"""Appending a token writes each slot and touches no other, whatever the page, the layout and the strides are."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_torch_alone_refuses_idle_sequences(impl, case, target) -> None:
 
 
 def test_test_cases_meet_the_edges() -> None:
-    """First slot of a new page, last slot of a page, an empty sequence and an idle one are all among them."""
+    """They include the first slot of a new page, the last slot of a page, an empty sequence and an idle one."""
     met = set()
     for case in OP.cases("test"):
         for length in tokens_before(case, 0):
@@ -56,7 +56,7 @@ def test_test_cases_meet_the_edges() -> None:
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 def test_strides_are_respected(layout: str, target) -> None:
-    """K and V cut from one fused projection, a cache with padded rows, a table cut from a wider one."""
+    """K and V are cut from one fused projection, the cache has padded rows, the table is cut from a wider one."""
     case = dataclasses.replace(TINY, layout=layout)
     inputs = OP.inputs(case, target.device, 0)
     strided = dict(inputs)
@@ -79,7 +79,7 @@ def test_strides_are_respected(layout: str, target) -> None:
 
 @pytest.mark.parametrize("wrong", ["slot", "page"])
 def test_a_write_to_a_wrong_place_shows(wrong: str, target) -> None:
-    """A slot too early, or another sequence's page (neither outside the cache): the gate must see it."""
+    """The gate must see a write one slot too early, or to another sequence's page; neither is outside the cache."""
     inputs = OP.inputs(TINY, target.device, 0)
     launch = IMPLS["triton"].prepare(TINY, inputs, target)
     expected = OP.reference(TINY, inputs)
@@ -118,7 +118,7 @@ def test_poison_covers_the_slots_and_no_more(dtype: str) -> None:
     seed=st.integers(0, 9),
 )
 def test_slots_are_distinct_and_inside(B, T, page, layout, drawn, idle, seed) -> None:
-    """Every active sequence has a slot of its own; the reference changes those slots and nothing else."""
+    """Every active sequence has its own slot; the reference changes these slots and nothing else."""
     layout, idle = layout if page else "NHD", min(idle, B - 1)
     case = AppendCase(B=B, H_kv=2, D=8, T=T, page=page, layout=layout, lengths=drawn, idle=idle, dtype="fp32")
     inputs = OP.inputs(case, "cpu", seed)

@@ -1,4 +1,4 @@
-"""mla_decode: the reference against unabsorbed attention, bytes by hand, every implementation through the gate."""
+"""mla_decode: the reference against unabsorbed attention, bytes by hand, implementations against the reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_reference_is_attention_with_up_projected_keys_and_values() -> None:
 
 
 def test_work_by_hand() -> None:
-    """3 and 2 tokens of 20 elements, tables of two pages and one, 2 queries of 3 x 20 in, 2 of 3 x 16 out."""
+    """3 and 2 tokens of 20 elements; tables of two pages and one; 2 queries of 3 x 20 in, 2 results of 3 x 16 out."""
     case = MlaCase(B=2, H=3, T=3, L=16, R=4, page=2, lengths="ragged", seed=1)
     work = mla.work(case)
     tokens = sum(lengths(case))
@@ -52,7 +52,7 @@ def test_work_by_hand() -> None:
 
 
 def test_work_of_a_draft_by_hand() -> None:
-    """Two queries see 2 and 3 of 3 tokens, none and 1 of 1, none of none; the cache is read once for both."""
+    """Two queries see 2 and 3 of 3 tokens, 0 and 1 of 1 token, and none of none. The cache is read once for both."""
     case = MlaCase(B=3, H=3, T=3, L=16, R=4, lengths="holes", q_len=2)
     assert lengths(case) == (3, 0, 1)
     plain, work = mla.work(dataclasses.replace(case, q_len=1)), mla.work(case)
@@ -76,7 +76,7 @@ def test_reference_of_a_draft_is_that_of_its_queries_one_by_one() -> None:
 
 
 def test_fp8_tokens_by_hand() -> None:
-    """16 latents of a byte, 4 rotary elements of two and a scale of four bytes make 28 a token."""
+    """16 latents of one byte, 4 rotary elements of two bytes and a scale of four bytes make 28 bytes a token."""
     case = MlaCase(B=2, H=3, T=3, L=16, R=4, dtype="fp16", kv="fp8")
     assert case.token_bytes == 28
     assert MlaCase(B=1, H=128, T=1, kv="fp8").token_bytes == 644
@@ -114,7 +114,7 @@ def passes(impl: Impl, case: MlaCase, target: Target) -> None:
 
 
 def pretending(target: Target, sm: int) -> Target:
-    """What a plan for another part makes of a case runs here, too: whether it is right does not depend on the part."""
+    """A plan for another part runs here too: whether its result is right does not depend on the part."""
     return dataclasses.replace(target, sm=sm)
 
 

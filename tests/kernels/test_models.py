@@ -1,4 +1,4 @@
-"""Shapes against the parameter counts their publishers give, and config.json files against the shapes."""
+"""Shapes against the parameter counts that their publishers give, and config.json files against the shapes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kernels.models import MODELS, ModelShape, UnknownModel, model
 from tests.support.properties import given, settings, st
 
 PUBLISHED_PARAMETERS = {
-    # where exact: the elements of the published weights, as public lists give them; norms and biases are in there,
-    # not in our count, and so are the rotary frequencies of Llama 2
+    # exact numbers are the elements of the published weights, as public lists give them; they include norms, biases
+    # and the rotary frequencies of Llama 2, which our count does not
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.1-70b": 70_553_706_496,
     "llama-3.1-405b": 405_853_388_800,
@@ -170,7 +170,7 @@ CONFIGS = {
         first_k_dense_replace=3,
     ),
 }
-"""What those fields of each published config.json hold, as far as a shape needs them."""
+"""The fields of published config.json files that a shape needs."""
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -239,7 +239,7 @@ def test_nonsense_is_one_line_that_names_the_field(name, changes, message):
     ids=["12b", "4b"],
 )
 def test_gemma_leaves_out_what_its_class_has_by_default(fields, billions, kv_per_token):
-    """Text parameters as KerasHub counts them, less the norms; the width of a head is not hidden size / heads."""
+    """Text parameters as KerasHub counts them, without norms. A head is not as wide as hidden size / heads."""
     text = fields | {"model_type": "gemma3_text", "sliding_window": 1024}
     shape = from_config({"model_type": "gemma3", "text_config": text})
     assert models.parameters(shape) == pytest.approx(billions * 1e9, rel=1e-3)

@@ -1,4 +1,4 @@
-"""moe_ffn: routing and bytes by hand, the reference against a plain loop, every implementation through the gate."""
+"""moe_ffn: routing and bytes by hand, the reference against a plain loop, implementations against the reference."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_seed_moves_the_experts_but_not_their_number() -> None:
 
 
 def test_work_by_hand() -> None:
-    """One token, two of four experts of 3 x 8 x 16 weights: 2 x 384 x 2 B, x and y of 8, two ids and weights."""
+    """One token reads two of four experts of 3 x 8 x 16 weights: 2 x 384 x 2 B; x and y of 8, two ids and weights."""
     work = moe.work(MoeCase(B=1, E=4, k=2, H=8, F=16))
     assert (work.bytes_read, work.bytes_written) == (2 * 384 * 2 + 16 + 2 * 8, 16)
     assert work.flops == {"mma_bf16": 2 * 2 * 384}
 
 
 def test_packed_experts_by_hand() -> None:
-    """mxfp4: half a byte a weight and a scale for 32 columns, those of a row's last 8 too. fp8: 4 B for 128 x 128."""
+    """mxfp4: half a byte a weight, and a scale for 32 columns or for the last 8 of a row. fp8: 4 B for 128 x 128."""
     mxfp4 = MoeCase(B=1, E=4, k=2, H=40, F=16, weights="mxfp4")
     assert mxfp4.id == "B1-E4k2-H40-F16-bf16-wmxfp4"
     assert mxfp4.expert_bytes == 3 * 40 * 16 // 2 + 32 * 2 + 40 * 1
@@ -66,7 +66,7 @@ def test_packed_experts_by_hand() -> None:
 
 
 def test_packed_weights_of_one_expert_one_by_one() -> None:
-    """The last expert's matrices against the formats' definitions, so that no scale of a neighbour is taken."""
+    """The last expert's matrices follow the formats' definitions: no scale is taken from a neighbour."""
     e2m1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     case = MoeCase(B=1, E=3, k=1, H=48, F=8, dtype="fp16", weights="mxfp4")
     inputs = moe.inputs(case, "cpu", 3)
@@ -86,7 +86,7 @@ def test_packed_weights_of_one_expert_one_by_one() -> None:
 
 
 def test_packed_suites_fit_an_80_gb_gpu() -> None:
-    """Two copies of checkpoint and packed words, and while one is drawn its larger matrix in bf16."""
+    """Two copies of the checkpoint and of its packed words, and the larger matrix in bf16 while one copy is drawn."""
     for suite in SUITES:
         for case in moe.cases(suite):
             if case.quantized:
@@ -109,7 +109,7 @@ def test_reference_against_a_loop_over_tokens() -> None:
 
 @pytest.mark.parametrize("weights", ["", *moe.PACKED])
 def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) -> None:
-    """More pairs of one expert than a tile holds, and more CTAs than output blocks, so that blocks are shared."""
+    """An expert has more pairs than a tile holds, and there are more CTAs than output blocks, so CTAs share blocks."""
     case = MoeCase(B=20, E=1, k=1, H=384, F=128, dtype="fp16", weights=weights)
     small = dataclasses.replace(target, sm_count=7, config=(("BLOCK_B", 16),))
     p = plan(case, small)
@@ -146,7 +146,7 @@ def test_stages_read_what_is_hit_and_no_less_than_the_minimum() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_routing_has_more_tiles_than_the_plan_allows(seed: int) -> None:
-    """Buffers of tiles and counters are sized by `max_tiles`: it must hold for every routing, not the case's own."""
+    """Buffers of tiles and counters have the size `max_tiles`, which must suffice for every routing."""
     generator = random.Random(seed)
     for B, E, k in ((1, 256, 8), (64, 8, 2), (200, 8, 2), (1024, 32, 4)):
         case = MoeCase(B=B, E=E, k=k, H=64, F=64)

@@ -1,4 +1,4 @@
-"""Every implementation of every operation against its reference, on every `test` case; and what each op promises."""
+"""Every implementation of every operation against its reference, on every `test` case, and the promises of each op."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def test_nothing_of_an_op_is_missing_here(op: Op) -> None:
 
 
 def home(impl: Impl, target: Target) -> Target:
-    """Without a GPU Triton kernels are interpreted; everything else runs on the host."""
+    """Without a GPU, Triton kernels are interpreted; everything else runs on the host."""
     return target if impl.build or target.kind == "cuda" else HOST
 
 
 def in_bf16(case: Any) -> Any:
-    """The same case with every type that is fp16 (inputs, weights) in bf16."""
+    """The same case with bf16 in the place of fp16, for inputs and weights."""
     return replace(case, **{name: "bf16" for name, value in case.as_dict().items() if value == "fp16"})
 
 
 def in_16_bits(cases: Iterable[Any], where: Target) -> Iterator[Any]:
-    """The cases, and on a GPU those in fp16 in bf16 as well: the interpreter multiplies bf16 operands as integers."""
+    """The cases, and on a GPU the fp16 cases in bf16 too. (The interpreter multiplies bf16 operands as integers.)"""
     for case in cases:
         yield case
         if where.kind == "cuda" and getattr(case, "dtype", "") == "fp16":

@@ -1,4 +1,4 @@
-"""Page reads: every live token once, no dead one, whatever the page, the layout, the order and the strides."""
+"""Page reads: every live token once and no dead one, whatever the page, the layout, the order and the strides are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_torch_alone_refuses_and_says_what_it_needs(impl, case, target) -> None:
 
 
 def test_torch_runs_what_it_can() -> None:
-    """Whole pages of uniform lengths, in every layout; and all of the smoke suite."""
+    """It runs whole pages of uniform lengths in every layout, and the whole smoke suite."""
     ran = {case.id for case in OP.cases("test") if IMPLS["torch"].supports(case, CPU) is None}
     assert ran == {case.id for case in OP.cases("test") if case.T == 128}
     assert all(IMPLS["torch"].supports(case, CPU) is None for case in OP.cases("smoke"))
@@ -51,7 +51,7 @@ def test_refusals_say_why() -> None:
 
 
 def test_strides_are_respected(target) -> None:
-    """K and V as halves of one tensor with a row of padding per head, and a table cut from a wider one."""
+    """K and V are halves of one tensor with padding for each head, and the table is cut from a wider one."""
     inputs = OP.inputs(TINY, target.device, 0)
     pages, page, heads, D = inputs["k"].shape
     both = torch.full((pages, 2, page, heads, D + 16), float("nan"), dtype=inputs["k"].dtype, device=target.device)
@@ -69,7 +69,7 @@ def test_strides_are_respected(target) -> None:
 
 
 def test_the_gate_catches_one_wrong_page(target) -> None:
-    """Two pages of a sequence swapped between chunks: the sums differ, and must be refused."""
+    """Two pages of a sequence are swapped between chunks: the sums differ and must be refused."""
     case = dataclasses.replace(TINY, lengths="uniform", T=128)
     inputs = OP.inputs(case, target.device, 0)
     expected = OP.reference(case, inputs)
@@ -91,7 +91,7 @@ def test_the_gate_catches_one_wrong_page(target) -> None:
     seed=st.integers(0, 5),
 )
 def test_reference_against_plain_indexing(B, T, page, layout, order, drawn, seed) -> None:
-    """The reference finds each live token where the table says, by the definition, token by token."""
+    """The reference finds each live token where the table says; here token by token."""
     layout = layout if page else "NHD"
     case = PagedReadCase(
         B=B, H_kv=2, D=8, T=T, page=page, layout=layout, order=order, lengths=drawn, seed=seed, dtype="fp32"
@@ -122,7 +122,7 @@ def test_work_and_stages(suite: str) -> None:
 
 
 def test_real_tensors_hold_the_bytes() -> None:
-    """With uniform lengths in whole pages the live bytes are those of the tensors, less the spare pages."""
+    """With uniform lengths in whole pages, the live bytes are those of the tensors without the spare pages."""
     case = PagedReadCase(B=3, H_kv=2, D=16, T=128, page=16)
     inputs = OP.inputs(case, "cpu", 0)
     live = inputs["k"].isfinite().all(dim=(1, 2, 3))
@@ -136,7 +136,7 @@ def test_real_tensors_hold_the_bytes() -> None:
 
 
 def test_torch_stages_count_the_copy() -> None:
-    """The gathered copy is written and read again: 3 times the compulsory bytes where it does not fit the L2."""
+    """The gathered copy is written and read again: 3 times the compulsory bytes if the L2 does not hold it."""
     case = next(case for case in OP.cases("full") if case.page == 16)
     moved = total(IMPLS["torch"].stages(case, H100))
     assert moved.bytes == pytest.approx(3 * work(case).bytes, rel=0.01)

@@ -13,9 +13,10 @@ from tests.support.properties import given, settings, st
 
 
 def cache_of(lengths: list[int], page: int, **more: object) -> tuple[torch.Tensor, paging.Paged]:
-    """Every slot numbered, then poisoned where it is dead."""
+    """A cache with numbered slots, poisoned where they are dead."""
     ranges = [((0, n),) for n in lengths]
-    paged = paging.block_table(ranges, page=page, columns=paging.cdiv(max(lengths), page) + 1, **more)  # type: ignore[arg-type]
+    columns = paging.cdiv(max(lengths), page) + 1
+    paged = paging.block_table(ranges, page=page, columns=columns, **more)  # type: ignore[arg-type]
     cache = torch.arange(paged.pages * page, dtype=torch.float32).view(paged.pages, page, 1, 1)
     paging.poison_dead(cache, ranges, page=page, paged=paged)
     return cache, paged

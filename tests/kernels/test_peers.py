@@ -1,5 +1,5 @@
-"""Adapters of libraries that are not here: what they refuse and why, and that a library of the documented meaning,
-given our arguments, computes what the reference does, also after the block table has changed in place."""
+"""Adapters of libraries that are not installed: what they refuse and why. A stand-in with the library's documented
+meaning, given our arguments, computes what the reference does, also after the block table has changed in place."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def passes(op: Op, impl: Impl, case: Case) -> None:
-    """Supported on an H100, and right where the library's stand-in runs: here."""
+    """The case is supported on an H100, and the stand-in gives the right result on this host."""
     assert impl.supports(case, H100) is None
     errors = check(op, impl, case, HOST)
     assert errors.passed, errors.reason
@@ -106,7 +106,8 @@ def test_flashinfer_attention(flashinfer: None, impl: Impl, case: AttentionCase)
 
 
 def test_flashinfer_workspace() -> None:
-    """More than is recommended where a plan asks for it: 8 pieces of 32 sequences, 64 heads, a tile of 64 rows each."""
+    """It exceeds the recommended size if a plan asks for it: 8 pieces of 32 sequences, 64 heads, a tile of 64 rows
+    each."""
     case = attention(B=32, H_q=64, H_kv=1, D=128, T=16384, page=16, dtype="bf16")
     partials = 4 * (32 * 8) * 64 * 64
     assert partials * 128 > flashinfer_needs.WORKSPACE_BYTES
@@ -150,7 +151,7 @@ def test_xformers(xformers: None, case: AttentionCase) -> None:
 
 
 def test_mla_scores_of_16_bits_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounded to bf16 the largest of 4096 would miss the tolerance."""
+    """If scores were rounded to bf16, the largest of 4096 would miss the tolerance."""
     real = torch.baddbmm
 
     def baddbmm(s: Any, a: Any, b: Any, *, out_dtype: Any = None, **more: Any) -> Any:
@@ -173,7 +174,7 @@ def test_mla_scores_of_16_bits_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyP
 )
 @pytest.mark.parametrize("name", ["torch-flash", "torch-math", "torch-flex"])
 def test_torch_attention(name: str, case: AttentionCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backends that a CPU has; FlexAttention not compiled."""
+    """The backends that a CPU has; FlexAttention is not compiled here."""
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(peers_torch, "compiled_flex", lambda: flex_attention)
@@ -197,7 +198,7 @@ def test_copies_by_torchs_math(case: AttentionCase) -> None:
 
 
 def test_grouped_heads_by_every_backend_and_a_window_as_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that a CPU lacks, with `sdpa_kernel` left out: what is called is the same."""
+    """Backends that a CPU lacks run without `sdpa_kernel`; otherwise the same functions are called."""
     asked: list[Any] = []
 
     def note(backend: Any) -> Any:
@@ -223,7 +224,7 @@ def test_flex_caps_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("weights", ["int8", "fp8", "int4", "int4_zp"])
 def test_gemlite(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """128 splits of int4: gemlite's default, to add them in bf16, would miss the tolerance."""
+    """int4 has 128 splits. gemlite's default is to add them in bf16, which would miss the tolerance."""
 
     def set_native_atomic_bfp16(enabled: bool = True) -> None:
         monkeypatch.setattr(FakeLayer, "native", enabled)
@@ -263,7 +264,7 @@ def test_torch_compiled_gemv(weights: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_cublaslt_is_preferred_for_its_own_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the call fails."""
+    """Also if the call fails."""
     seen: list[str] = ["cublas"]
 
     def prefer(library: str | None = None) -> str:
@@ -308,7 +309,7 @@ def test_without_its_package_a_peer_is_refused_by_name(
 
 @pytest.mark.parametrize(("package", "impl"), [(p, i) for p, impls in WITHOUT.items() for i in impls])
 def test_a_version_without_an_import(package: str, impl: Impl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that fails to be imported, as gemlite without a GPU, is still told by its version."""
+    """A library that cannot be imported, such as gemlite without a GPU, still has a version in the record."""
     monkeypatch.setitem(sys.modules, package, None)
     distribution = {"flashinfer": "flashinfer-python"}.get(package, package)
     monkeypatch.setattr(importlib.metadata, "version", {distribution: "1.2.3"}.__getitem__)
@@ -330,7 +331,7 @@ def test_a_version_without_an_import(package: str, impl: Impl, monkeypatch: pyte
 def test_flashinfer_without_its_compilers_is_refused(
     flashinfer: None, home: str, path: list[str], missing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It looks for nvcc in CUDA_HOME and nowhere else if that is set."""
+    """If CUDA_HOME is set, it looks for nvcc there and nowhere else."""
     (tmp_path / "toolkit" / "bin").mkdir(parents=True)
     (tmp_path / "toolkit" / "bin" / "nvcc").touch()
     monkeypatch.setattr(flashinfer_needs, "find_spec", lambda name: None)

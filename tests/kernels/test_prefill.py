@@ -1,4 +1,4 @@
-"""Prefill: the reference by its definition, the work by counting, and torch against both."""
+"""Prefill: the reference against its definition, the work against a count, and torch against both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_nothing_is_ours() -> None:
     rows=st.integers(1, 12),
 )
 def test_attention_by_its_definition(B, T, H_kv, group, seed, rows) -> None:
-    """One query at a time in fp64, whatever the slices are in which the reference takes the queries."""
+    """One query at a time in fp64. The reference takes the queries in slices, whose size must not matter."""
     case = PrefillCase(kind="attention", B=B, T=T, H_q=H_kv * group, H_kv=H_kv, D=4, dtype="fp32")
     inputs = OP.inputs(case, "cpu", seed)
     q, k, v = (part.double() for part in heads(case, inputs["x"]))
@@ -70,7 +70,7 @@ def test_gemm_in_slices_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_work_by_hand() -> None:
-    """Attention: 45 pairs of 9 tokens, 2 prompts, 6 heads, 4 x 8 FLOP; q, o of 6 heads and k, v of 2, 4 B each."""
+    """Attention: 9 tokens are 45 pairs; 2 prompts, 6 heads, 4 x 8 FLOP; 6 heads of q and o, 2 of k and v, 4 B each."""
     found = work(ATTENTION)
     assert found.flops == {"fma_fp32": 45 * 2 * 6 * 4 * 8}
     assert (found.bytes_read, found.bytes_written) == (2 * 9 * 10 * 8 * 4, 2 * 9 * 6 * 8 * 4)
@@ -100,8 +100,8 @@ def test_measured_shapes_are_those_of_the_models() -> None:
 
 
 def test_measured_prompts_are_bound_by_arithmetic_on_an_h100() -> None:
-    """The contrast that the op is for: right of the ridge, where decode is far left of it. 512 tokens are 205 FLOP/B
-    of attention with four query heads a KV head."""
+    """The contrast that the op shows: prefill is right of the ridge, and decode is far left of it. Attention over 512
+    tokens has 205 FLOP/B with four query heads per KV head."""
     measured = {case.id: case for suite in ("quick", "full") for case in OP.cases(suite)}
     left = [case for case in measured.values() if work(case).intensity < find("h100-sxm").ridge("mma_bf16").value]
     assert [(case.kind, case.T) for case in left] == [("attention", 512)]

@@ -1,4 +1,4 @@
-"""Weight formats: packing loses nothing, dequantizing follows the definitions, and the PTX that unpacks is right."""
+"""Weight formats: packing loses nothing, dequantization follows the definitions, and the unpacking PTX is right."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pair(value: float, dtype: torch.dtype) -> int:
 
 
 def unpacked(format: str, dtype: torch.dtype, two_words: list[int], extra: list[int]) -> torch.Tensor:
-    """[parts, 2]: what the PTX makes of two words."""
+    """What the PTX makes of two words: [parts, 2]."""
     parts = 32 // FORMATS[format].bits
     text = unpack_ptx(format, dtype == torch.bfloat16)
     return torch.stack([halves(w, dtype) for w in run_ptx(text, parts, two_words + extra)])
@@ -77,7 +77,7 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_dequantize_follows_the_definition(format: str) -> None:
-    """Against a loop over single elements."""
+    """Compared with a loop over single elements."""
     N, K = 130, 258
     weights = random_weights(RandomInputs("cpu", 1), format, N, K, "fp16")
     got = dequantize(format, weights, 0, N)
@@ -102,7 +102,7 @@ def test_dequantize_follows_the_definition(format: str) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(format=st.sampled_from(list(FORMATS)), N=st.integers(1, 5), K=st.integers(1, 300).map(lambda k: 2 * k))
 def test_packing_keeps_every_code(format: str, N: int, K: int) -> None:
-    """Code i of word j is column 32 i + j of its block; what lies past K is zero."""
+    """Code i of word j is that of column 32 i + j of its block; codes past K are zero."""
     bits = FORMATS[format].bits
     parts = 32 // bits
     codes = random_weights(RandomInputs("cpu", K), format, N, K, "bf16")["w"]

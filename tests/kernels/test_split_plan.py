@@ -1,4 +1,5 @@
-"""Split-KV attention's plans: the work list against every token, the bytes against tensors, the stages against both."""
+"""Plans of split-KV attention: the work list against every token, the bytes against tensors, the stages against
+both."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def test_a_prefix_that_outgrows_the_l2_is_read_from_memory() -> None:
 
 
 def test_a_run_of_many_short_sequences_has_fewer_blocks() -> None:
-    """79 blocks in one sequence, or 40 in as many: with a block for each beginning, 80 both."""
+    """79 blocks in one sequence, or 40 in 40 sequences: with one block charged for each start, both runs count 80."""
     pairs = [(0, 0, [(0, 79 * 64)]), *((b, 0, [(0, 64)]) for b in range(1, 41))]
     _, starts, slots = split(pairs, 64, 2, start_blocks=1)
     assert (starts, slots) == ([0, 1, 41], 0)
@@ -147,7 +148,7 @@ def test_stages_add_lists_padding_and_parts_to_the_work(case: AttentionCase) -> 
 
 
 def test_plan_keeps_enough_bytes_on_their_way() -> None:
-    """Little's law: 18 KB per SM of an H100 at the least, a third buffer or a second CTA above it."""
+    """Little's law asks for at least 18 KB per SM of an H100. A third buffer or a second CTA adds to that."""
     for case in (*OP.cases("quick"), *OP.cases("full")):
         if TRITON.supports(case, H100) is None:
             p = plan(case, H100)
@@ -158,7 +159,7 @@ def test_plan_keeps_enough_bytes_on_their_way() -> None:
 
 @pytest.mark.parametrize("sm", [80, 100])
 def test_threads_may_have_the_registers_that_planned_ctas_leave(sm: int) -> None:
-    """So that the compiler spills none for CTAs that never come; the file of an SM has 65,536."""
+    """Then the compiler does not spill to make room for CTAs that never come. An SM has 65,536 registers."""
     part = replace(H100, sm=sm)
     for case in OP.cases("full"):
         if TRITON.supports(case, part) is None:

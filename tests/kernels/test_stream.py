@@ -51,7 +51,7 @@ def test_smoke_runs_on_a_cpu(kind: str) -> None:
 
 
 def test_the_gate_catches_a_skipped_chunk(target) -> None:
-    """A read that leaves out one element in 4096, or one chunk, must not be timed."""
+    """A read that leaves out one of 4096 elements, or one chunk, must not be timed."""
     case = StreamCase(kind="read", size=8 * 4 * CHUNK)
     inputs = OP.inputs(case, target.device, 0)
     sums = OP.reference(case, inputs)

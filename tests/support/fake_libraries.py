@@ -1,4 +1,4 @@
-"""Stand-ins for FlashInfer, xformers, gemlite and cuBLASLt: the documented meaning of what our adapters call."""
+"""Stand-ins for FlashInfer, xformers, gemlite and cuBLASLt. They do what the documentation of each call says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernels.common.integers import cdiv
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> types.ModuleType:
-    """A module that stands for a library, with what our adapter uses of it."""
+    """Install a module that stands for a library and has what our adapter uses of it."""
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     for key, value in content.items():
@@ -25,7 +25,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> types
 
 
 def attend(q: Any, k: Any, v: Any, scale: float, cap: float = 0.0, seen: Any = None) -> Any:
-    """q [i, H, D], k and v [t, H_kv, D]; fp32."""
+    """Attention in fp32: q [i, H, D], k and v [t, H_kv, D]."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.float().repeat_interleave(group, dim=1) for x in (k, v))
     s = torch.einsum("ihd,thd->hit", q.float(), k) * scale
@@ -59,7 +59,7 @@ class FakeDecode:
         assert indices.shape == (int(indptr[-1]),)
         assert 1 <= int(last_page_len.min()) <= int(last_page_len.max()) <= page_size
         self.indptr, self.last, self.page = indptr.clone(), last_page_len.clone(), page_size
-        self.indices = indices.to(indices.device)  # as the library does: itself, being on its device
+        self.indices = indices.to(indices.device)  # like the library: no copy if it is on its device already
         self.cap, self.shape, self.dtypes = logits_soft_cap or 0.0, (num_qo_heads, num_kv_heads, head_dim), q_data_type
 
     def run(self, q: Any, paged_kv_cache: Any, *, out: Any) -> Any:
@@ -120,7 +120,7 @@ class FakeMla:
 
 
 class FakeBias:
-    """The documented meaning of xformers' causal biases over padded or paged keys; `block_tables` None: padded."""
+    """The documented meaning of xformers' causal biases. Keys are paged, or padded if `block_tables` is None."""
 
     def __init__(self, q: list[int], kv: list[int], page: int, block_tables: Any) -> None:
         self.q, self.kv, self.page, self.block_tables = q, kv, page, block_tables
@@ -160,12 +160,12 @@ def fake_xformers(arguments: Any, *, needs_gradient: bool) -> Any:
 
 
 def without_extension(*arguments: Any, **more: Any) -> None:
-    """What xformers' front door does beside another torch or CUDA than its extension was built for."""
+    """What xformers' main function does with a torch or CUDA that its extension was not built for."""
     raise ValueError("xFormers wasn't build with CUDA support")
 
 
 class FakeLayer:
-    """Sums in fp32, or one split after the other, each added to an output of the type that `native` says."""
+    """y = x W^T, one split of K after the other. With `native`, splits are added in the type of x, else in fp32."""
 
     native = True
 
@@ -205,7 +205,7 @@ class FakeA16Wn:
 def fake_scaled_mm(
     x: Any, w: Any, *, scale_a: Any, scale_b: Any, out_dtype: Any, out: Any, use_fast_accum: bool = False
 ) -> Any:
-    """cuBLASLt's on Hopper: a running sum keeps 13 bits, and without fast accumulation leaves for fp32 each 128 terms.
+    """cuBLASLt on Hopper: a running sum keeps 13 bits; without fast accumulation it goes to fp32 after each 128 terms.
 
     13 bits: SageAttention2 (arXiv:2411.10958), 128 terms: DeepSeek-V3 Technical Report (arXiv:2412.19437), 3.3.2.
     """
@@ -219,7 +219,7 @@ def fake_scaled_mm(
 
 
 class Copies(TorchDispatchMode):
-    """Counts results of `elements` elements in fp32 that share no memory with what they are made from."""
+    """Counts fp32 results of `elements` elements that share no memory with what they are made from."""
 
     def __init__(self, elements: int) -> None:
         super().__init__()
