@@ -1,15 +1,15 @@
 """What each operation of a decode step or a prefill does on each device, before any device is known. Pure.
 
-Devices share the work by tensor parallelism: attention, its weights and the cache by whole heads, other matrices, each
-expert's too, evenly. What is counted is the device that holds most. Activations are 16-bit. (Were experts kept whole, a
-step would wait for the device whose experts are hit most.)
+Devices share the work by tensor parallelism. Attention, its weights and its cache are split by whole heads; all other
+matrices, also those of each expert, are split evenly. The numbers are those of the device that holds most. Activations
+have 16 bits. (If experts were kept whole, a step would wait for the device whose experts are hit most.)
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kernels.models import ModelShape, attention_projections, kv_elements_per_layer
 from kernels.op import Work
@@ -19,7 +19,7 @@ ACTIVATION_BYTES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """How a number is stored, and the pipe that multiplies with it where it is a weight."""
+    """How a number is stored and, for a weight, the pipe that multiplies with it."""
 
     bytes: float
     pipe: str
@@ -35,41 +35,51 @@ PRECISIONS: dict[str, Precision] = {
     "int4": Precision(bytes=0.5, pipe="mma_bf16"),
     "fp4": Precision(bytes=0.5, pipe="mma_fp4"),
 }
-"""`fp8`, `int8` and `fp4` weights multiply in that type; `w8a16` and `int4` are read narrow, multiplied in 16 bits."""
+"""`fp8`, `int8` and `fp4` weights are multiplied in that type. `w8a16` and `int4` weights are read in 8 or 4 bits and
+multiplied in 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """What one operation does on each device, before any device is known."""
+class StepOp:
+    """One operation of a step, all layers together, on one of the devices that share it."""
 
     name: str
     measured_as: str = ""
+    """The operation of `kernels/` that measures this one; empty for none."""
+    joint: bool = False
+    """Whether one record measures all operations with this `measured_as` together, as `moe_ffn` does for experts."""
+    stored: Literal["", "weights", "kv"] = ""
+    """What it reads or writes in the step's precision: weights or KV cache. A case has the type in a field so named."""
     work: Work = field(default_factory=Work)
     weight_bytes: int = 0
-    """Part of `work.bytes_read`, as is `kv_bytes`."""
+    """Part of `work.bytes_read`."""
     kv_bytes: int = 0
+    """Part of `work.bytes_read`."""
     link_bytes: int = 0
+    """Sent by each device, in one direction."""
     calls: int
+    """How often a step runs it, over all layers."""
 
 
 def expected_experts(shape: ModelShape, tokens: int) -> float:
-    """Distinct routed experts that `tokens` tokens hit in one layer: E (1 - (1 - k/E)^tokens).
+    """The number of distinct routed experts that `tokens` tokens hit in one layer: E (1 - (1 - k/E)^tokens).
 
-    Tokens choose independently and every expert is as likely as any other.
+    Tokens choose independently, and all experts are equally likely.
     """
     share = shape.experts_per_token / shape.experts
     return shape.experts * (1 - (1 - share) ** tokens)
 
 
 def kv_share(shape: ModelShape, devices: int) -> float:
-    """Part of the cache on the device that holds most of it: KV heads stay whole, an MLA latent is not cut."""
+    """The part of the cache on the device that holds most of it. KV heads stay whole; an MLA latent is not split."""
     return 1.0 if shape.is_mla else math.ceil(shape.kv_heads / devices) / shape.kv_heads
 
 
 def query_share(shape: ModelShape, devices: int) -> float:
-    """Part of the query heads on the device that holds most of them.
+    """The part of the query heads on the device that holds most of them.
 
-    They stay with their KV head; where devices outnumber KV heads, copies of one KV head share its queries.
+    Query heads stay with their KV head. Where there are more devices than KV heads, several devices hold a copy of one
+    KV head and share its query heads.
     """
     if shape.is_mla:
         return math.ceil(shape.heads / devices) / shape.heads
@@ -80,15 +90,15 @@ def query_share(shape: ModelShape, devices: int) -> float:
 
 
 def shares_evenly(shape: ModelShape, devices: int) -> bool:
-    """Whether heads can be dealt out so that every device has as many as any other."""
+    """Whether every device can hold the same number of heads."""
     return math.isclose(query_share(shape, devices) * devices, 1)
 
 
-def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, tokens: int, precision: Precision) -> Load:
-    """Matrices `(N, K)`, as much of them as one device has, that share their input, times `tokens` rows.
+def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, tokens: int, precision: Precision) -> StepOp:
+    """Matrices `(N, K)` that share one input, times `tokens` rows. N and K are the part that one device has.
 
-    In each of `calls` layers 2 N K tokens FLOP; reads weights and input, writes the output (a partial sum of it where
-    devices share K).
+    Each of `calls` layers computes 2 N K tokens FLOP, reads weights and input, and writes the output. Where devices
+    split K, the output is a partial sum.
     """
     elements = sum(n * k for n, k in matrices)
     n, k = sum(n for n, _ in matrices), matrices[0][1]
@@ -98,12 +108,17 @@ def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, token
         bytes_read=weight_bytes + round(calls * tokens * k * ACTIVATION_BYTES),
         bytes_written=round(calls * tokens * n * ACTIVATION_BYTES),
     )
-    return Load(name=name, measured_as="ffn_gemv", calls=calls, work=work, weight_bytes=weight_bytes)
+    return StepOp(
+        name=name, measured_as="ffn_gemv", stored="weights", calls=calls, work=work, weight_bytes=weight_bytes
+    )
 
 
-def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, precision: Precision) -> Load:
-    """A matrix `(n, k)` of each routed expert, as much of it as one device has: weights of the experts that `tokens`
-    tokens hit, top-k rows each."""
+def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, precision: Precision) -> StepOp:
+    """A matrix of each routed expert, of which one device has `(n, k)`.
+
+    It reads the weights of the experts that `tokens` tokens hit, and computes as many rows per token as the token has
+    experts.
+    """
     calls, rows = shape.moe_layers, tokens * shape.experts_per_token
     weight_bytes = round(calls * expected_experts(shape, tokens) * n * k * precision.bytes)
     work = Work(
@@ -111,15 +126,23 @@ def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, p
         bytes_read=weight_bytes + round(calls * rows * k * ACTIVATION_BYTES),
         bytes_written=round(calls * rows * n * ACTIVATION_BYTES),
     )
-    return Load(name=name, measured_as="moe_ffn", calls=calls, work=work, weight_bytes=weight_bytes)
+    return StepOp(
+        name=name,
+        measured_as="moe_ffn",
+        joint=True,
+        stored="weights",
+        calls=calls,
+        work=work,
+        weight_bytes=weight_bytes,
+    )
 
 
-def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Precision, devices: int) -> list[Load]:
-    """Every weight of the model against `tokens` rows, and `lm_head` against `head_rows`."""
+def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Precision, devices: int) -> list[StepOp]:
+    """All weights of the model times `tokens` rows; `lm_head` times `head_rows`."""
     common: dict[str, Any] = {"tokens": tokens, "precision": precision}
     queries, keys, even = query_share(shape, devices), kv_share(shape, devices), 1 / devices
 
-    def linear(name: str, *matrices: tuple[float, float], calls: int = shape.layers, **more: Any) -> Load:
+    def linear(name: str, *matrices: tuple[float, float], calls: int = shape.layers, **more: Any) -> StepOp:
         return _linear(name, list(matrices), calls=calls, **(common | more))
 
     size = ACTIVATION_BYTES * shape.hidden * tokens
@@ -127,34 +150,34 @@ def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Prec
     shares = {"q": queries, "k": keys, "v": keys, "q_a": even, "kv_a": even, "q_b": queries, "kv_b": queries}
     rows = {name: (n * shares[name], k) for name, (n, k) in whole.items() if name in shares}
     o_rows, o_columns = whole["o"]
-    loads = [
-        Load(name="embedding", calls=1, work=Work(bytes_read=size, bytes_written=size)),
+    ops = [
+        StepOp(name="embedding", calls=1, work=Work(bytes_read=size, bytes_written=size)),
         linear("qkv", *(rows[name] for name in ("q_a", "q", "k", "v", "kv_a") if name in rows)),
         *(linear(name, rows[name]) for name in ("q_b", "kv_b") if name in rows),
         linear("o", (o_rows, o_columns * queries)),
     ]
     dense = shape.dense_layers if shape.is_moe else shape.layers
     if dense:
-        loads.append(linear("gate_up", (2 * shape.ffn * even, shape.hidden), calls=dense))
-        loads.append(linear("down", (shape.hidden, shape.ffn * even), calls=dense))
+        ops.append(linear("gate_up", (2 * shape.ffn * even, shape.hidden), calls=dense))
+        ops.append(linear("down", (shape.hidden, shape.ffn * even), calls=dense))
     if shape.is_moe:
-        loads += [
+        ops += [
             linear("router", (shape.experts * even, shape.hidden), calls=shape.moe_layers),
             _experts("experts_gate_up", shape, 2 * shape.expert_ffn * even, shape.hidden, **common),
             _experts("experts_down", shape, shape.hidden, shape.expert_ffn * even, **common),
         ]
     if shape.shared_experts:
         width, calls = shape.shared_experts * shape.expert_ffn, shape.moe_layers
-        loads.append(linear("shared_gate_up", (2 * width * even, shape.hidden), calls=calls))
-        loads.append(linear("shared_down", (shape.hidden, width * even), calls=calls))
-    return [*loads, linear("lm_head", (shape.vocab * even, shape.hidden), calls=1, tokens=head_rows)]
+        ops.append(linear("shared_gate_up", (2 * width * even, shape.hidden), calls=calls))
+        ops.append(linear("shared_down", (shape.hidden, width * even), calls=calls))
+    return [*ops, linear("lm_head", (shape.vocab * even, shape.hidden), calls=1, tokens=head_rows)]
 
 
 def _attention_dims(shape: ModelShape, *, absorbed: bool) -> tuple[int, int]:
-    """Length of a query-key product and of a value row, per query head.
+    """The lengths of a key and of a value row, as each query head sees them.
 
-    MLA decodes `absorbed`: queries are carried into the latent space, so that the cached latent is key and value
-    at once; the way in and out costs what `kv_b` costs anyway.
+    MLA decodes `absorbed`: it projects queries into the latent space, where the cached latent is key and value at once.
+    Projecting in and out costs as much as `kv_b`, which is counted anyway.
     """
     if not shape.is_mla:
         return shape.head_dim, shape.head_dim
@@ -165,18 +188,20 @@ def _attention_dims(shape: ModelShape, *, absorbed: bool) -> tuple[int, int]:
 
 def _attention(
     shape: ModelShape, *, pairs: float, rows: int, cached: float, kv: Precision, devices: int, absorbed: bool
-) -> Load:
+) -> StepOp:
     """`pairs` query-key pairs and `cached` cached tokens, both summed over layers; `rows` query tokens.
 
-    2 (D_qk + D_v) H FLOP a pair, in 16 bits whatever the cache holds; reads the cache once, Q in and O out.
+    Each pair costs 2 (D_qk + D_v) H FLOP, in 16 bits whatever the cache is stored in. Reads the cache once and Q, and
+    writes O.
     """
     d_qk, d_v = _attention_dims(shape, absorbed=absorbed)
     heads = shape.heads * query_share(shape, devices)
     kv_bytes_read = round(cached * kv_elements_per_layer(shape) * kv.bytes * kv_share(shape, devices))
     row_bytes = ACTIVATION_BYTES * shape.layers * rows * heads
-    return Load(
+    return StepOp(
         name="attention",
         measured_as="mla_decode" if shape.is_mla else "attention_decode",
+        stored="kv",
         calls=shape.layers,
         kv_bytes=kv_bytes_read,
         work=Work(
@@ -187,23 +212,23 @@ def _attention(
     )
 
 
-def _kv_append(shape: ModelShape, tokens: int, kv: Precision, devices: int) -> Load:
-    """New K and V in 16 bits in, cached precision out."""
+def _kv_append(shape: ModelShape, tokens: int, kv: Precision, devices: int) -> StepOp:
+    """Reads new K and V in 16 bits and writes them in the cache's precision."""
     elements = shape.layers * tokens * kv_elements_per_layer(shape) * kv_share(shape, devices)
     work = Work(bytes_read=round(elements * ACTIVATION_BYTES), bytes_written=round(elements * kv.bytes))
-    return Load(name="kv_append", measured_as="kv_append", calls=shape.layers, work=work)
+    return StepOp(name="kv_append", measured_as="kv_append", stored="kv", calls=shape.layers, work=work)
 
 
-def _all_reduce(shape: ModelShape, tokens: int, devices: int) -> list[Load]:
-    """Two per layer, after `o` and `down`: in a ring each device sends 2 (n - 1)/n of `[tokens, hidden]`."""
+def _all_reduce(shape: ModelShape, tokens: int, devices: int) -> list[StepOp]:
+    """Two per layer, after `o` and after `down`. In a ring, each device sends 2 (n - 1)/n of `[tokens, hidden]`."""
     if devices == 1:
         return []
     size = tokens * shape.hidden * ACTIVATION_BYTES
     sent = round(2 * shape.layers * 2 * (devices - 1) / devices * size)
-    return [Load(name="all_reduce", calls=2 * shape.layers, link_bytes=sent)]
+    return [StepOp(name="all_reduce", calls=2 * shape.layers, link_bytes=sent)]
 
 
-def decode_loads(
+def decode_ops(
     shape: ModelShape,
     *,
     weights: Precision,
@@ -212,8 +237,8 @@ def decode_loads(
     context: int,
     devices: int,
     q_len: int,
-) -> list[Load]:
-    """The operations of a step: each request brings `q_len` tokens and attends to `context` cached ones."""
+) -> list[StepOp]:
+    """The operations of a step in which each request brings `q_len` tokens and attends to `context` cached ones."""
     rows = batch * q_len
     cached = batch * cached_tokens(shape, context)
     first, *rest = _projections(shape, rows, rows, weights, devices)
@@ -222,8 +247,8 @@ def decode_loads(
     return [first, rest[0], append, attention, *rest[1:], *_all_reduce(shape, rows, devices)]
 
 
-def prefill_loads(shape: ModelShape, *, weights: Precision, kv: Precision, context: int, devices: int) -> list[Load]:
-    """The operations of reading a prompt of `context` tokens: causal attention, logits of the last one."""
+def prefill_ops(shape: ModelShape, *, weights: Precision, kv: Precision, context: int, devices: int) -> list[StepOp]:
+    """The operations of reading a prompt of `context` tokens, with causal attention and logits of the last token."""
     full = context * (context + 1) / 2
     outside = max(0, context - shape.window)
     windowed = full - outside * (outside + 1) / 2
@@ -236,6 +261,6 @@ def prefill_loads(shape: ModelShape, *, weights: Precision, kv: Precision, conte
 
 
 def cached_tokens(shape: ModelShape, context: int) -> int:
-    """Tokens that a request's step reads, summed over layers: windowed layers look back `window` at most."""
+    """The cached tokens that a request's step reads, summed over layers. Windowed layers read `window` at most."""
     full = (shape.layers - shape.windowed_layers) * context
     return full + shape.windowed_layers * min(context, shape.window)

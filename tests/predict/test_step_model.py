@@ -11,6 +11,7 @@ from bench.errors import BadRequest
 from bench.predict.step_model import NotPublished, step
 from bench.predict.step_work import expected_experts, shares_evenly
 from kernels.models import MODELS, ModelShape, active_parameters, kv_bytes, model, parameters
+from kernels.op import discover
 from tests.support.properties import given, settings, st
 
 LLAMA = model("llama-3.1-70b")
@@ -361,6 +362,16 @@ def test_mla_attention_by_hand():
     attention = at(shape=model("deepseek-v3"), context=100_000).op("attention")
     assert attention.intensity == pytest.approx(2 * 128 * 1088 / 1152, rel=0.01)
     assert attention.measured_as == "mla_decode"
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_what_measures_an_operation_of_a_step_is_in_the_registry(name):
+    ops = at(shape=MODELS[name], context=64, devices=2).ops
+    assert {op.measured_as for op in ops} - {""} <= discover().keys()
+    for op in ops:
+        assert bool(op.stored) == bool(op.measured_as)
+        assert not op.weight_bytes or op.stored == "weights"
+        assert not op.kv_bytes or op.stored == "kv"
 
 
 def test_several_tokens_a_pass_share_the_reads():

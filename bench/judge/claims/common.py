@@ -8,8 +8,8 @@ from functools import cache
 
 from bench.devices import DeviceSpec, Quantity, find
 from bench.judge.claims.base import Comparison, NoPrediction, Published, record_ids
-from bench.predict.step_model import OpPrediction, StepPrediction, step
-from bench.predict.step_work import PRECISIONS, Load, prefill_loads
+from bench.predict.step_model import StepPrediction, step
+from bench.predict.step_work import PRECISIONS, StepOp, prefill_ops
 from bench.records import Record
 from kernels.models import ModelShape, model
 from kernels.op import Work
@@ -125,11 +125,11 @@ def bisect(f: Callable[[float], float], low: float, high: float, within: float =
     return high
 
 
-def total_work(parts: Iterable[OpPrediction | Load]) -> Work:
+def total_work(parts: Iterable[StepOp]) -> Work:
     return sum((part.work for part in parts), Work())
 
 
 def prefill_intensity(prompt: float) -> float:
     """FLOP per byte of reading a prompt of this length, for Llama-3.1-70B in bf16."""
     bf16 = PRECISIONS["bf16"]
-    return total_work(prefill_loads(LLAMA_70B, weights=bf16, kv=bf16, context=round(prompt), devices=1)).intensity
+    return total_work(prefill_ops(LLAMA_70B, weights=bf16, kv=bf16, context=round(prompt), devices=1)).intensity
