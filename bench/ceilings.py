@@ -1,4 +1,4 @@
-"""The roofs that a run measured, read from its records. Pure: no torch, no I/O."""
+"""The ceilings that a run measured, read from its records. Pure: no torch, no I/O."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Points = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What the machine can do, as measured by `stream`, `gemm_peak` and the plain copies of `host_link`."""
+    """What the machine can do, as `stream`, `gemm_peak` and the plain copies of `host_link` measured it."""
 
     read_points: Points
     copy_points: Points = ()
     launch_s: float = 0.0
-    """Seconds from one empty kernel to the next."""
+    """Seconds from the start of one empty kernel to the start of the next."""
     l2_bandwidth: float | None = None
     host_bandwidth: float | None = None
-    """B/s to or from pinned memory of the host, in the faster direction."""
+    """B/s to or from pinned memory of the host, whichever direction is faster."""
     pipes: Mapping[str, float] = field(default_factory=dict)
     """FLOP/s by pipe."""
     best_read: float = 0.0
-    """B/s of the fastest single sample of any read: what no launch's median can exceed."""
+    """B/s of the fastest single sample of any read. No launch's median can be faster."""
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> Ceilings | None:
-        """The best of all implementations at each size; None before any read has been measured.
+        """The fastest implementation at each size; None if no read has been measured yet.
 
-        A time that may be too short makes no roof.
+        Only times that can be trusted count.
         """
         reads: dict[int, float] = {}
         copies: dict[int, float] = {}
@@ -76,17 +76,18 @@ class Ceilings:
 
     @property
     def read_roof(self) -> float:
-        """The highest measured read bandwidth, in B/s: the roof of decode."""
+        """The highest measured read bandwidth in B/s, which is the roof of decode."""
         return max(size / seconds for size, seconds in self.read_points)
 
     def read(self, size: int) -> float:
-        """Read bandwidth in B/s of a stream of `size` bytes, launch and ramp included."""
+        """Read bandwidth in B/s of a stream of `size` bytes, including launch and ramp."""
         return size / time_of(self.read_points, size) if size else self.read_roof
 
     def memory_seconds(self, bytes_read: int, bytes_written: int) -> float:
-        """Time of a stream with this mix: between the read curve (no writes) and the copy curve (half writes).
+        """Seconds of a stream with this mix, between the read curve (no writes) and the copy curve (half writes).
 
-        A copy takes no less than a read of as many bytes: one measured size of it knows neither launch nor ramp.
+        A copy takes at least as long as a read of as many bytes. The rule is needed because copies may be measured at
+        one size only, from which neither launch nor ramp can be told.
         """
         size = bytes_read + bytes_written
         if not size:
@@ -100,9 +101,9 @@ class Ceilings:
 
 
 def time_of(points: Points, size: int) -> float:
-    """Seconds for `size` bytes: linear between measured sizes, at the end points' bandwidth beyond the last.
+    """Seconds for `size` bytes: linear between measured sizes, and at the last point's bandwidth beyond it.
 
-    Below the first, the line through the first two points, never under zero: at those sizes latency decides.
+    Below the first size it follows the line through the first two points, but never below zero: latency decides there.
     """
     sizes = [s for s, _ in points]
     after = bisect_left(sizes, size)

@@ -29,6 +29,11 @@ class Interval:
         return (self.high - self.low) / (2 * self.median) if self.median else float("inf")
 
 
+def resampled_medians(samples: Sequence[float] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The medians of `RESAMPLES` draws with replacement, each of as many values as there are samples."""
+    return np.median(rng.choice(samples, size=(RESAMPLES, len(samples))), axis=1)
+
+
 def median_interval(samples: Sequence[float]) -> Interval:
     """95% percentile bootstrap of the median. ValueError without samples. One sample has an unbounded interval."""
     values = np.asarray(samples, dtype=float)
@@ -37,9 +42,7 @@ def median_interval(samples: Sequence[float]) -> Interval:
     median = float(np.median(values))
     if values.size == 1:
         return Interval(low=0.0, median=median, high=float("inf"))
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, size=(RESAMPLES, values.size)), axis=1)
-    low, high = np.quantile(medians, BOUNDS)
+    low, high = np.quantile(resampled_medians(values, np.random.default_rng(0)), BOUNDS)
     return Interval(low=float(low), median=median, high=float(high))
 
 
@@ -55,7 +58,5 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> 
     if top.size == 1 or bottom.size == 1:
         return Interval(low=0.0, median=ratio, high=float("inf"))
     rng = np.random.default_rng(0)
-    tops = np.median(rng.choice(top, size=(RESAMPLES, top.size)), axis=1)
-    bottoms = np.median(rng.choice(bottom, size=(RESAMPLES, bottom.size)), axis=1)
-    low, high = np.quantile(tops / bottoms, BOUNDS)
+    low, high = np.quantile(resampled_medians(top, rng) / resampled_medians(bottom, rng), BOUNDS)
     return Interval(low=float(low), median=ratio, high=float(high))

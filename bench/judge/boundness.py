@@ -1,4 +1,4 @@
-"""Memory-bound or not, shown by intervention: what the times say, and whether the counters say the same."""
+"""Memory-bound or not, shown by intervention: what the times say, and whether hardware counters agree."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from bench.units import percent, ratio
 HEADING = "Is it memory? Shown by intervention"
 
 REMARK = (
-    "If memory is what a kernel waits for, its time follows the bytes and ignores the arithmetic. So cases are "
-    "compared that differ in one alone: more query heads over the same cache or a larger batch over the same weights "
-    "multiply the FLOPs at equal bytes; a smaller type or fewer KV heads divide the bytes at equal FLOPs. e_bytes says "
-    "by how many percent the time grows when the bytes grow by one percent, e_FLOPs the same of the FLOPs, each with a "
-    "95% interval. Bound by memory: 1 and 0. Bound by arithmetic: 0 and 1. Bound by a launch: 0 and 0. Of cases with a "
-    f"prediction only those are asked that it puts clearly on one side, its largest term at least {CLEAR:g} times the "
-    "next; the headline counts those that it calls memory-bound."
+    "If memory is what a kernel waits for, its time follows the bytes and ignores the arithmetic. So this table "
+    "compares cases that differ only in bytes or only in FLOPs. More query heads over the same cache, or a larger "
+    "batch over the same weights, multiply the FLOPs and keep the bytes. A smaller type, or fewer KV heads, divide "
+    "the bytes and keep the FLOPs. e_bytes says by how many percent the time grows when the bytes grow by one "
+    "percent, and e_FLOPs says the same of the FLOPs, each with a 95% interval. Bound by memory: 1 and 0. Bound by "
+    "arithmetic: 0 and 1. Bound by a launch: 0 and 0. A case with a prediction is used only if the prediction is "
+    f"clear: its largest term is at least {CLEAR:g} times the next. The headline counts the cases that are predicted "
+    "to be memory-bound."
 )
 
 COUNTED = (
-    "Counters: the counted DRAM bytes, and the executed FLOPs, as a share of what the measured roofs allow in the "
-    "measured time; whichever fills more than half of its roof is what the kernel waits for."
+    "Counters: the counted DRAM bytes and the executed FLOPs, each as a share of what its measured roof allows in the "
+    "measured time. The kernel waits for the one that is above one half."
 )
 
 WORDS = {
@@ -36,30 +37,30 @@ WORDS = {
     "not memory": "bytes are free",
     "neither": "neither",
 }
-"""What a reader is told for each verdict of an intervention."""
+"""The words for each verdict of an intervention."""
 
 MEMORY = ("memory", "not compute")
 ARITHMETIC = ("compute", "not memory")
 
 BUSY = 0.5
-"""A unit that the counters see at more than this share of its roof is the one that is waited for."""
+"""If the counters see a unit above this share of its roof, the kernel waits for that unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the groups of cases answered that no prediction calls bound by arithmetic.
-
-    `yes`, `no`, `undecided` count groups in which bytes changed, and any whose FLOPs cost time. `free` counts those in
-    which only FLOPs changed and cost nothing: a launch that decides would do the same, so they prove no yes.
-    Exponents are medians, of the yes if there are any, else of the free.
-    """
+    """What the interventions among decode's cases say. Groups predicted to be bound by arithmetic do not count."""
 
     yes: int
+    """Groups whose time follows the bytes and not the FLOPs."""
     no: int
+    """Groups whose time follows the FLOPs or does not follow the bytes."""
     undecided: int
     free: int
+    """Groups in which only FLOPs changed and cost no time. They prove no yes: launch-bound kernels do the same."""
     e_bytes: float | None
+    """The median over the yes."""
     e_flops: float | None
+    """The median over the yes if there are any, else over the free."""
 
     @property
     def groups(self) -> int:
@@ -67,14 +68,14 @@ class Evidence:
 
 
 def leading(view: View) -> list[Intervention]:
-    """Those that tell most: of ours if there are any; each kind alone only where they were not fitted together."""
+    """The interventions that tell the most: of ours if there are any, and fitted together where that was possible."""
     mine = [i for i in view.interventions if i.ours or not view.ours]
     together = {(i.op, i.impl, i.expected) for i in mine if i.changed == "FLOPs and bytes"}
     return [i for i in mine if i.changed == "FLOPs and bytes" or (i.op, i.impl, i.expected) not in together]
 
 
 def evidence(view: View) -> Evidence | None:
-    """Of the leading groups that are predicted to be bound by memory, or by nothing known; None without any."""
+    """What the leading groups say that are predicted to be memory-bound or not predicted; None if there are none."""
     asked = [i for i in leading(view) if i.expected in ("memory", "") and role(i.op) == "decode"]
     if not asked:
         return None
@@ -94,7 +95,7 @@ def evidence(view: View) -> Evidence | None:
 
 
 def table(view: View, *, leading_only: bool) -> Table:
-    """One row per intervention: `leading` ones, or all the others. The counters' columns only where there are any."""
+    """One row per intervention, either the leading ones or all others. Columns for counters only if there are any."""
     first = leading(view)
     shown = first if leading_only else [i for i in view.interventions if i not in first]
     counted = {r.key: r for r in view.run.records if r.counters and r.seconds}
@@ -103,12 +104,17 @@ def table(view: View, *, leading_only: bool) -> Table:
         row = (i.op, i.impl, i.fixed, i.varied, exponent(i.e_bytes), exponent(i.e_flops), i.expected, WORDS[i.verdict])
         found = next((r for case_id in i.case_ids if (r := counted.get((i.op, i.impl, case_id)))), None)
         rows.append((*row, *(counters(view, i, found) if counted else ())))
-    return Table(headers=(*HEADERS, *(("counters", "do they agree?") if counted else ())), rows=rows, numeric=(4, 5))
-
-
-HEADERS = (
-    "op", "implementation", "smallest case", "what was varied", "e_bytes", "e_FLOPs", "predicted", "bound by",
-)  # fmt: skip
+    headers = [
+        "op",
+        "implementation",
+        "smallest case",
+        "what was varied",
+        "e_bytes",
+        "e_FLOPs",
+        "predicted",
+        "bound by",
+    ]
+    return Table(headers=headers + ["counters", "do they agree?"] * bool(counted), rows=rows, numeric=(4, 5))
 
 
 def exponent(interval: Interval | None) -> str:
@@ -116,7 +122,7 @@ def exponent(interval: Interval | None) -> str:
 
 
 def counters(view: View, intervention: Intervention, record: Record | None) -> tuple[str, str]:
-    """What the counters of one of the cases say, and whether that is what the intervention says."""
+    """What the counters of one of the cases say, and whether the intervention says the same."""
     shares = busy(view, record) if record else None
     if shares is None:
         return "", ""
@@ -133,7 +139,7 @@ def counters(view: View, intervention: Intervention, record: Record | None) -> t
 
 
 def busy(view: View, record: Record) -> tuple[float, float] | None:
-    """Shares of the measured time that counted bytes at the read roof and executed FLOPs at their peak would take."""
+    """The counted bytes' time at the read roof and the executed FLOPs' time at the peak, over the measured time."""
     found, ceilings, seconds = record.counters, view.run.ceilings, record.seconds
     if ceilings is None or not seconds or found["dram_read"] is None or found["intensity"] is None:
         return None
@@ -162,6 +168,6 @@ def sentence(found: Evidence) -> str:
 
 
 def remarks(view: View) -> Sequence[str]:
-    """What must be said before the table."""
+    """What the reader must know before the table."""
     counted = any(r.counters for r in view.run.records)
     return (REMARK, COUNTED) if counted else (REMARK,)

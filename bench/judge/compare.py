@@ -1,7 +1,8 @@
-"""Two runs, case by case: what became faster or slower, and what differs between the runs before any number.
+"""Two runs, case by case: first how their headers differ, then what became faster or slower.
 
-Runs of one part are compared by the ratio of median times. Runs of two parts are compared against the ratio of their
-measured read roofs: a memory-bound case that follows its roof has a ratio of 1 to it. Pure; never imports torch.
+Two runs of one part are compared by the ratio of median times. For runs of two parts, that ratio is compared with the
+ratio of their measured read roofs: a memory-bound case that follows the roof has the same ratio. Pure; never imports
+torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.stats import Interval, median_interval, ratio_interval
 from bench.units import difference, measured, percent, ratio, si
 
 COMPARED = ("device", "target", "suite", "request", "decodebench", "environment")
-"""Parts of a run's header that ought to agree, the weightiest first."""
+"""The parts of a run's header that ought to agree, the most important first."""
 
 PASSING = {
     "environment.time",
@@ -29,7 +30,7 @@ PASSING = {
     "request.argv",
     "request.repeat",
 }
-"""Entries of those parts that differ between any two runs, or that say nothing about a single time."""
+"""Entries that differ between any two runs, or that do not affect a time."""
 
 Verdict = Literal["slower", "undecided", "same", "faster"]
 ORDER: tuple[Verdict, ...] = ("slower", "undecided", "same", "faster")
@@ -37,7 +38,7 @@ ORDER: tuple[Verdict, ...] = ("slower", "undecided", "same", "faster")
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """An entry of the runs' headers that differs; an absent one is empty."""
+    """An entry of the headers that differs between the runs. It is empty where it is absent."""
 
     name: str
     a: str
@@ -46,10 +47,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """One case of one implementation in both runs.
-
-    `ratio` is b's time over a's. `expected` is what it ought to be: 1 on one part, a's read roof over b's on two.
-    """
+    """One case of one implementation in both runs."""
 
     op: str
     impl: str
@@ -57,14 +55,16 @@ class Match:
     a: Interval
     b: Interval
     ratio: Interval
+    """The time in b over the time in a."""
     expected: float
+    """The ratio as it ought to be: 1 on one part; on two parts, a's read roof over b's."""
     flags: tuple[str, ...]
     resolution: float = 0.0
-    """The farthest that two measurements of the same thing may lie apart in either run, in this op."""
+    """How far two measurements of the same thing may differ in either run, in this op."""
 
     @property
     def relative(self) -> Interval:
-        """The ratio over the expected one: above 1 b is slower than it ought to be."""
+        """The ratio over the expected ratio: above 1, b is slower than it ought to be."""
         r, e = self.ratio, self.expected
         return Interval(low=r.low / e, median=r.median / e, high=r.high / e)
 
@@ -72,7 +72,8 @@ class Match:
     def verdict(self) -> Verdict:
         """`same`: the whole interval lies within `SAME` of 1.
 
-        `faster`, `slower`: it lies beyond that, and farther from 1 than the same measured twice. Else `undecided`.
+        `faster`, `slower`: the whole interval lies outside of that, and farther from 1 than the resolution. Else
+        `undecided`.
         """
         relative = self.relative
         if relative.low >= 1 - SAME and relative.high <= 1 + SAME:
@@ -83,21 +84,21 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """b against a."""
+    """Run b compared with run a."""
 
     a: Run
     b: Run
     differences: tuple[Difference, ...]
     matches: tuple[Match, ...]
     only_a: tuple[tuple[str, str, str], ...]
-    """(op, impl, case_id) with a time in a alone."""
+    """(op, impl, case_id) of times that only a has."""
     only_b: tuple[tuple[str, str, str], ...]
     redefined: tuple[tuple[str, str, str], ...]
-    """Cases whose compulsory bytes or FLOPs are not the same in both: another work of the same name, left out."""
+    """Cases that are left out, because their compulsory bytes or FLOPs differ: the same name stands for other work."""
     roofs: tuple[float | None, float | None]
-    """Measured read roofs of a and b, in B/s."""
+    """The measured read roofs of a and b, in B/s."""
     resolutions: Mapping[str, float]
-    """By op: the farthest that two measurements of the same thing may lie apart in either run."""
+    """By op, how far two measurements of the same thing may differ in either run."""
 
     @property
     def one_part(self) -> bool:
@@ -105,14 +106,14 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0: nothing is slower; 1: something is; 2: nothing could be compared. Two parts are never a regression: 0."""
+        """0: nothing is slower; 1: something is slower; 2: nothing could be compared. For two parts never 1."""
         if not self.matches:
             return 2
         return int(self.one_part and any(m.verdict == "slower" for m in self.matches))
 
 
 def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
-    """Match what both runs timed. BadRequest where a comparison would mean nothing."""
+    """Compare what both runs timed; repetitions are pooled. BadRequest where a comparison would mean nothing."""
     a, b = (run if isinstance(run, Run) else load_run(run) for run in (run_a, run_b))
     if a.on_gpu != b.on_gpu:
         which = ("a GPU", "a CPU") if a.on_gpu else ("a CPU", "a GPU")
@@ -169,7 +170,7 @@ def read_roof(run: Run) -> float | None:
 
 
 def header_differences(a: Run, b: Run) -> Iterator[Difference]:
-    """Every entry of the compared parts of the headers that is not the same in both."""
+    """Every entry that differs in the parts of the headers that are compared."""
     for name in COMPARED:
         in_a, in_b = (dict(flatten(name, run.header.get(name))) for run in (a, b))
         for entry in dict.fromkeys([*in_a, *in_b]):
@@ -178,7 +179,7 @@ def header_differences(a: Run, b: Run) -> Iterator[Difference]:
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """What must be read before the table: the two runs, what differs, what is missing, the verdicts counted."""
+    """What must be read before the table: both runs, how they differ, what is missing, and the verdicts counted."""
     c = comparison
     found = [f"a: {c.a.device_name}, {c.a.path}", f"b: {c.b.device_name}, {c.b.path}"]
     for run, name in ((c.a, "a"), (c.b, "b")):
@@ -189,12 +190,12 @@ def lines(comparison: Comparison) -> list[str]:
     if not c.one_part and c.roofs[0] and c.roofs[1]:
         roofs = f"{si(c.roofs[0], 'B/s')} and {si(c.roofs[1], 'B/s')}"
         found.append(
-            f"two parts: times are judged against their measured read roofs, {roofs}: a case that follows the roof "
+            f"two parts: times are compared with the measured read roofs, {roofs}: a case that follows the roof "
             f"takes {c.roofs[0] / c.roofs[1]:.2f} times as long on b"
         )
     for keys, name in ((c.only_a, "a"), (c.only_b, "b")):
         if keys:
-            found.append(f"{len(keys)} times in {name} alone, e.g. {' '.join(keys[0])}")
+            found.append(f"only {name} has a time: {len(keys)} cases, e.g. {' '.join(keys[0])}")
     if c.redefined:
         found.append(f"{len(c.redefined)} redefined cases are left out, e.g. {' '.join(c.redefined[0])}")
     if c.resolutions:
@@ -202,8 +203,8 @@ def lines(comparison: Comparison) -> list[str]:
             f"{op} {percent(by, 1) if math.isfinite(by) else 'unknown'}" for op, by in c.resolutions.items()
         )
         found.append(
-            f"undecided is what may differ by less than {percent(SAME)}, or than the same measured twice within one "
-            f"run: {each}"
+            f"undecided: the difference may be less than {percent(SAME)}, or less than the same thing measured twice "
+            f"in one run differs: {each}"
         )
     if not c.matches:
         return [*found, "cannot compare: no case of one implementation has a time in both runs"]
@@ -212,7 +213,7 @@ def lines(comparison: Comparison) -> list[str]:
 
 
 def main_table(comparison: Comparison) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Headers and rows of strings, what became slower first and the largest change first."""
+    """Headers and rows of strings. Slower cases come first, and larger changes before smaller ones."""
     headers = ["op", "case", "implementation", "a", "b", "b / a", "verdict", "flags"]
     if not comparison.one_part:
         headers.insert(6, "against the roofs")
@@ -226,7 +227,7 @@ def main_table(comparison: Comparison) -> tuple[Sequence[str], list[Sequence[str
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Everything, for JSON. Seconds and B/s; an unbounded interval's end is None."""
+    """Everything, for JSON, in seconds and B/s. The end of an unbounded interval is None."""
     c = comparison
     return {
         "a": str(c.a.path),
@@ -259,5 +260,5 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def bounded(value: float) -> float | None:
-    """For JSON, which has no infinity."""
+    """The value for JSON, which has no infinity."""
     return value if math.isfinite(value) else None

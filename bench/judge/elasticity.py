@@ -1,8 +1,9 @@
-"""Memory-bound or not, shown without hardware counters: how time answers when bytes and FLOPs are changed apart.
+"""Memory-bound or not, shown without hardware counters: how time responds when bytes and FLOPs change independently.
 
-`log t = a + e_b log bytes + e_f log FLOP` over cases of one implementation, some with other bytes at the same FLOPs and
-some the reverse. The elasticity e_b is the percentage that time grows when bytes grow by one percent. A kernel bound
-by memory has e_b = 1 and e_f = 0, one bound by arithmetic the reverse, one bound by its launch has both at 0.
+`log t = a + e_b log bytes + e_f log FLOP` is fitted over cases of one implementation. Some of them differ in bytes at
+the same FLOPs, and some in FLOPs at the same bytes. The elasticity e_b says by how many percent time grows when bytes
+grow by one percent; e_f says the same of FLOPs. Bound by memory: e_b = 1 and e_f = 0. Bound by arithmetic: e_b = 0 and
+e_f = 1. Bound by the launch: both are 0.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Literal
 import numpy as np
 
 from bench.records import Record
-from bench.stats import BOUNDS, RESAMPLES, Interval
+from bench.stats import BOUNDS, Interval, resampled_medians
 
 TOLERANCE = 0.15
-"""How far an elasticity may be from 0 or 1: a launch of 2 us in a kernel of 20 us alone costs 0.1."""
+"""How far an elasticity may be from 0 or 1. A launch of 2 us in a kernel of 20 us alone makes a difference of 0.1."""
 
 CONDITION_LIMIT = 30.0
-"""Largest condition number of the centred design: beyond, bytes and FLOPs vary together and cannot be told apart."""
+"""The largest condition number of the centred design. Beyond it, bytes and FLOPs vary together, so that their effects
+cannot be told apart."""
 
 Bound = Literal["memory", "compute", "neither"]
 
@@ -32,7 +34,7 @@ def near(interval: Interval, value: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One case: bytes and FLOPs of its work, seconds of every sample."""
+    """One case: the bytes and FLOPs of its work, and every sample in seconds."""
 
     bytes: int
     flops: int
@@ -41,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Elasticity:
-    """The two exponents with their 95% intervals, and the largest residual of log t."""
+    """The two exponents with their 95% intervals, and the largest residual of log t in the fit."""
 
     bytes: Interval
     flops: Interval
@@ -50,7 +52,7 @@ class Elasticity:
 
     @property
     def bound(self) -> Bound:
-        """`memory` or `compute` only if both whole intervals are within `TOLERANCE` of what that means."""
+        """`memory` or `compute` only if both intervals lie as a whole within `TOLERANCE` of the values for it."""
         if near(self.bytes, 1.0) and near(self.flops, 0.0):
             return "memory"
         if near(self.bytes, 0.0) and near(self.flops, 1.0):
@@ -59,14 +61,14 @@ class Elasticity:
 
 
 class NotIdentified(ValueError):
-    """The cases cannot tell bytes from FLOPs; the message says which are missing."""
+    """The cases cannot tell bytes from FLOPs; the message says which cases are missing."""
 
 
 def fit(points: Sequence[Point]) -> Elasticity:
-    """Least squares on the logarithms of medians; intervals by resampling every case's samples.
+    """Least squares on the logarithms of medians. Resampling every case's samples gives the intervals.
 
-    Raises `NotIdentified` for fewer than three cases, a case without two samples, or if bytes and FLOPs hardly vary or
-    vary together.
+    Raises `NotIdentified` for fewer than three cases, for a case with fewer than two samples, and where bytes or FLOPs
+    hardly vary or vary together.
     """
     if any(len(p.samples_s) < 2 for p in points):
         raise NotIdentified("an interval needs two samples of every case")
@@ -88,9 +90,7 @@ def fit(points: Sequence[Point]) -> Elasticity:
     medians = np.array([np.median(p.samples_s) for p in points])
     best = exponents(medians)
     rng = np.random.default_rng(0)
-    resampled = np.stack(
-        [np.median(rng.choice(p.samples_s, size=(RESAMPLES, len(p.samples_s))), axis=1) for p in points]
-    )
+    resampled = np.stack([resampled_medians(p.samples_s, rng) for p in points])
     low, high = np.quantile(exponents(resampled), BOUNDS, axis=1)
     return Elasticity(
         bytes=Interval(low=float(low[1]), median=float(best[1]), high=float(high[1])),
@@ -101,7 +101,7 @@ def fit(points: Sequence[Point]) -> Elasticity:
 
 
 def of_records(records: Iterable[Record]) -> Elasticity:
-    """The elasticities of records of one op and one implementation. ValueError if they are of several."""
+    """The elasticities of one op's one implementation. ValueError if the records are of several."""
     used = [r for r in records if r.is_timed and r.bytes and r.flops]
     kinds = {(r.op, r.impl) for r in used}
     if len(kinds) > 1:

@@ -1,7 +1,7 @@
-"""The suite's own targets: ratios within one run, so that they ask the same of every part. Data, then judgement.
+"""The project's own goals: ratios within one run, so that they ask the same of every part. First data, then judgement.
 
-Each target names the cases it is about and the number that each of them has; `over` says whether every case must
-reach what is wanted, or a figure of all cases together. Flags of times that may be too short leave a case out.
+A goal names the cases that it is about and gives a number for each of them. `over` says what must be good enough: every
+single case, or one figure for all cases together. A case whose time may be too short by its flags does not count.
 """
 
 from __future__ import annotations
@@ -18,71 +18,80 @@ from bench.judge import peers
 from bench.judge.view import Point, Table, View
 from bench.units import percent
 
-MB = 1_000_000
+Fields = dict[str, Any]
+"""The fields of a case, as its record holds them."""
+
+Fits = Callable[[Fields], bool]
+"""Whether a goal is about the case."""
 
 Value = tuple[float, str]
-"""A case's number and its name."""
+"""A case's number and the case's name."""
+
+MB = 1_000_000
+LARGE = 256 * MB
+MEDIUM = 20 * MB
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """`wanted` is the least that is good enough or, with `at_most`, the most; of `values`, one per case, over:
-
-    - `every case`: each of them, so the worst is what counts
-    - `geometric mean`, `median`, `90%` (the 90th percentile): of all of them
-    """
+@dataclass(frozen=True)
+class Goal:
+    """`wanted` is the smallest value that is good enough or, with `at_most`, the largest."""
 
     what: str
     wanted: float
     values: Callable[[View], Iterable[Value]]
+    """One value per case."""
     over: Literal["every case", "geometric mean", "median", "90%"] = "every case"
+    """What must be good enough: each value, or one figure of all values; `90%` is the 90th percentile."""
     at_most: bool = False
     ratio: bool = False
     """Shown as `1.05` rather than as a percentage."""
 
+    def met_by(self, value: float) -> bool:
+        return value <= self.wanted if self.at_most else value >= self.wanted
+
+    def written(self, value: float) -> str:
+        return f"{value:.2f}" if self.ratio else percent(value, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """`found` is the number that counts, None if the run has no such case; `worst` the case farthest off."""
+    """A goal and what the run says of it."""
 
-    target: Target
+    goal: Goal
     found: float | None
+    """The figure that is judged; None if the run has no such case."""
     reaching: int
+    """How many cases are good enough on their own."""
     cases: int
     worst: str
+    """The case that is farthest off."""
 
     @property
     def verdict(self) -> Literal["reached", "missed", "not measured"]:
         if self.found is None:
             return "not measured"
-        return "reached" if good(self.target, self.found) else "missed"
+        return "reached" if self.goal.met_by(self.found) else "missed"
 
 
-def good(target: Target, value: float) -> bool:
-    return value <= target.wanted if target.at_most else value >= target.wanted
+# ---- what the goals are about
 
 
-# ---- what the targets are about
+def ours(view: View, op: str, fits: Fits, least: int = 0, most: float = math.inf) -> list[tuple[Point, float]]:
+    """Our fastest for each case that fits and moves at least `least` and less than `most` bytes, with its roof share.
 
-
-def shares(op: str, fits: Callable[[dict[str, Any]], bool], least: int, most: float = math.inf) -> Any:
-    """Shares of the read roof of the best of ours, for cases that fit and move `least` bytes or more, below `most`."""
-
-    def values(view: View) -> list[Value]:
-        return [(p.share or 0.0, p.record.case_id) for p in ours(view, op, fits, least, most)]
-
-    return values
-
-
-def ours(
-    view: View, op: str, fits: Callable[[dict[str, Any]], bool], least: int = 0, most: float = math.inf
-) -> list[Point]:
-    """The fastest of ours for each such case, where a roof was measured."""
+    There are none if the run measured no roof.
+    """
     return [
-        p for p in view.best
-        if p.record.ours and p.record.op == op and p.trusted and p.share is not None
-        and least <= p.record.bytes < most and fits(p.record.case)
-    ]  # fmt: skip
+        (p, p.share)
+        for p in view.best
+        if p.record.op == op and p.record.ours and p.trusted and p.share is not None
+        if least <= p.record.bytes < most and fits(p.record.case)
+    ]
+
+
+def shares(op: str, fits: Fits, least: int, most: float = math.inf) -> Callable[[View], list[Value]]:
+    """The share of the read roof for each case that `ours` gives."""
+    return lambda view: [(share, p.record.case_id) for p, share in ours(view, op, fits, least, most)]
 
 
 def read_of_datasheet(view: View) -> list[Value]:
@@ -92,32 +101,32 @@ def read_of_datasheet(view: View) -> list[Value]:
     return [(view.run.ceilings.read_roof / sheet.value, "stream read")]
 
 
-def gemv_bf16(case: dict[str, Any]) -> bool:
+def gemv_bf16(case: Fields) -> bool:
     return case["dtype"] == "bf16" and case.get("weights") in ("", "bf16", None) and case["B"] <= 64
 
 
-def gemv_int(case: dict[str, Any]) -> bool:
+def gemv_int(case: Fields) -> bool:
     return str(case.get("weights")).startswith(("int8", "int4")) and case["B"] <= 64
 
 
-def attention_bf16(case: dict[str, Any]) -> bool:
-    """A contiguous cache, or pages of 16 tokens and more."""
-    return case["dtype"] == "bf16" and not case.get("kv") and (not case.get("page") or case["page"] >= 16)
+def contiguous_or_paged(case: Fields) -> bool:
+    """A contiguous cache, or pages of at least 16 tokens."""
+    return not case.get("page") or case["page"] >= 16
 
 
-def attention_fp8(case: dict[str, Any]) -> bool:
-    return case.get("kv") == "fp8" and (not case.get("page") or case["page"] >= 16)
+def attention_bf16(case: Fields) -> bool:
+    return case["dtype"] == "bf16" and not case.get("kv") and contiguous_or_paged(case)
 
 
-def any_case(case: dict[str, Any]) -> bool:
-    return True
+def attention_fp8(case: Fields) -> bool:
+    return case.get("kv") == "fp8" and contiguous_or_paged(case)
 
 
 def of_binding_roof(view: View) -> list[Value]:
-    """Multi-head latent attention at 256 MB and more: whichever of bytes and FLOPs takes longer at its roof."""
+    """Multi-head latent attention that moves at least 256 MB: the longer of its times at both roofs, over its time."""
     found = []
     ceilings = view.run.ceilings
-    for p in ours(view, "mla_decode", any_case, 256 * MB):
+    for p, _ in ours(view, "mla_decode", lambda case: True, LARGE):
         assert ceilings
         flops = p.record.work["flops"]
         if all(pipe in ceilings.pipes for pipe in flops):
@@ -126,45 +135,55 @@ def of_binding_roof(view: View) -> list[Value]:
     return found
 
 
-def heads(case: dict[str, Any]) -> tuple[Any, ...]:
-    """What two cases must share for one to be the other's yardstick."""
+def heads(case: Fields) -> tuple[Any, ...]:
+    """What two cases must have in common to be compared."""
     return tuple(case.get(name) for name in ("H_q", "H_kv", "D", "dtype", "kv", "q_len"))
 
 
-def against_contiguous(fits: Callable[[dict[str, Any]], bool], least: int = 0) -> Callable[[View], list[Value]]:
-    """Shares over that of the best contiguous cache of the same heads at batch 16 and more, 256 MB and more."""
+def against_contiguous(fits: Fits, least: int = 0) -> Callable[[View], list[Value]]:
+    """Each case's share of the roof, over the best share of a contiguous cache with the same heads.
 
-    def plain(case: dict[str, Any]) -> bool:
+    The contiguous cache has a batch of at least 16 and moves at least 256 MB.
+    """
+
+    def plain(case: Fields) -> bool:
         return not case.get("window") and not case.get("prefix") and case.get("lengths", "uniform") == "uniform"
 
-    def yardstick(case: dict[str, Any]) -> bool:
+    def contiguous(case: Fields) -> bool:
         return plain(case) and not case.get("page") and case["B"] >= 16
-
-    def asked(case: dict[str, Any]) -> bool:
-        return plain(case) and fits(case)
 
     def values(view: View) -> list[Value]:
         best: dict[tuple[Any, ...], float] = {}
-        for p in ours(view, "attention_decode", yardstick, 256 * MB):
+        for p, share in ours(view, "attention_decode", contiguous, LARGE):
             key = heads(p.record.case)
-            best[key] = max(p.share or 0.0, best.get(key, 0.0))
+            best[key] = max(share, best.get(key, 0.0))
         return [
-            ((p.share or 0.0) / best[key], p.record.case_id)
-            for p in ours(view, "attention_decode", asked, least)
+            (share / best[key], p.record.case_id)
+            for p, share in ours(view, "attention_decode", lambda case: plain(case) and fits(case), least)
             if (key := heads(p.record.case)) in best
         ]
 
     return values
 
 
+def one_long_request(case: Fields) -> bool:
+    return case["B"] == 1 and 32768 <= case["T"] <= 131072
+
+
+def in_pages_of_16(case: Fields) -> bool:
+    return case.get("page") == 16
+
+
 def peer_ratios(view: View) -> list[Value]:
-    """The fastest peer's time over ours, case by case."""
-    return [(p.ratio.median, f"{p.ours.record.op} {p.ours.record.case_id}, {p.peer.record.impl}")
-            for p in peers.fastest(view)]  # fmt: skip
+    """The fastest peer's time over ours, for each case."""
+    return [
+        (p.ratio.median, f"{p.ours.record.op} {p.ours.record.case_id}, {p.peer.record.impl}")
+        for p in peers.fastest(view)
+    ]
 
 
 def errors(view: View) -> list[Value]:
-    """|measured / predicted - 1| of ours at 1 MB and more."""
+    """|measured / predicted - 1| of our cases that move at least 1 MB."""
     return [
         (abs(error), f"{p.record.op} {p.record.impl} {p.record.case_id}")
         for p in view.ours
@@ -172,93 +191,104 @@ def errors(view: View) -> list[Value]:
     ]
 
 
-LARGE = 256 * MB
-MEDIUM = 20 * MB
-
-TARGETS = (
-    Target(what="stream read, of the datasheet's bandwidth", wanted=0.93, values=read_of_datasheet),
-    Target(what="GEMV bf16, batch 1 to 64, 256 MB and more, of the read roof", wanted=0.92,
-           values=shares("ffn_gemv", gemv_bf16, LARGE)),
-    Target(what="GEMV bf16, batch 1 to 64, 20 to 256 MB, of the read roof", wanted=0.80,
-           values=shares("ffn_gemv", gemv_bf16, MEDIUM, LARGE)),
-    Target(what="GEMV int8 and int4, batch 1 to 64, 100 MB and more, of the read roof", wanted=0.85,
-           values=shares("ffn_gemv", gemv_int, 100 * MB)),
-    Target(what="attention bf16, contiguous or pages of 16 and more, 256 MB and more, of the read roof", wanted=0.92,
-           values=shares("attention_decode", attention_bf16, LARGE)),
-    Target(what="attention bf16, contiguous or pages of 16 and more, 20 to 256 MB, of the read roof", wanted=0.80,
-           values=shares("attention_decode", attention_bf16, MEDIUM, LARGE)),
-    Target(what="attention with an fp8 cache, 256 MB and more, of the read roof", wanted=0.90,
-           values=shares("attention_decode", attention_fp8, LARGE)),
-    Target(what="MLA, 256 MB and more, of the roof that binds", wanted=0.88, values=of_binding_roof),
-    Target(what="attention of one request, 32K to 128K tokens, over a large contiguous batch", wanted=0.97, ratio=True,
-           values=against_contiguous(lambda case: case["B"] == 1 and 32768 <= case["T"] <= 131072)),
-    Target(what="attention in pages of 16 tokens, 256 MB and more, over a large contiguous batch", wanted=0.97,
-           ratio=True, values=against_contiguous(lambda case: case.get("page") == 16, LARGE)),
-    Target(what="fastest peer's time over ours, all cases together", wanted=1.05, values=peer_ratios, ratio=True,
-           over="geometric mean"),
-    Target(what="fastest peer's time over ours, case by case", wanted=0.97, values=peer_ratios, ratio=True),
-    Target(what="error of the predictions at 1 MB and more, median", wanted=0.05, values=errors, over="median",
-           at_most=True),
-    Target(what="error of the predictions at 1 MB and more, for 90% of cases", wanted=0.12, values=errors, over="90%",
-           at_most=True),
-)  # fmt: skip
+GOALS = (
+    Goal("stream read, of the datasheet's bandwidth", 0.93, read_of_datasheet),
+    Goal(
+        "GEMV bf16, batch 1 to 64, 256 MB and more, of the read roof",
+        0.92,
+        shares("ffn_gemv", gemv_bf16, LARGE),
+    ),
+    Goal(
+        "GEMV bf16, batch 1 to 64, 20 to 256 MB, of the read roof",
+        0.80,
+        shares("ffn_gemv", gemv_bf16, MEDIUM, LARGE),
+    ),
+    Goal(
+        "GEMV int8 and int4, batch 1 to 64, 100 MB and more, of the read roof",
+        0.85,
+        shares("ffn_gemv", gemv_int, 100 * MB),
+    ),
+    Goal(
+        "attention bf16, contiguous or pages of 16 and more, 256 MB and more, of the read roof",
+        0.92,
+        shares("attention_decode", attention_bf16, LARGE),
+    ),
+    Goal(
+        "attention bf16, contiguous or pages of 16 and more, 20 to 256 MB, of the read roof",
+        0.80,
+        shares("attention_decode", attention_bf16, MEDIUM, LARGE),
+    ),
+    Goal(
+        "attention with an fp8 cache, 256 MB and more, of the read roof",
+        0.90,
+        shares("attention_decode", attention_fp8, LARGE),
+    ),
+    Goal("MLA, 256 MB and more, of the roof that binds", 0.88, of_binding_roof),
+    Goal(
+        "attention of one request, 32K to 128K tokens, over a large contiguous batch",
+        0.97,
+        against_contiguous(one_long_request),
+        ratio=True,
+    ),
+    Goal(
+        "attention in pages of 16 tokens, 256 MB and more, over a large contiguous batch",
+        0.97,
+        against_contiguous(in_pages_of_16, LARGE),
+        ratio=True,
+    ),
+    Goal("fastest peer's time over ours, all cases together", 1.05, peer_ratios, over="geometric mean", ratio=True),
+    Goal("fastest peer's time over ours, case by case", 0.97, peer_ratios, ratio=True),
+    Goal("error of the predictions at 1 MB and more, median", 0.05, errors, over="median", at_most=True),
+    Goal("error of the predictions at 1 MB and more, for 90% of cases", 0.12, errors, over="90%", at_most=True),
+)
 
 
 # ---- judgement
 
 
-def judge(target: Target, view: View) -> Judged:
-    values = list(target.values(view))
+def judge(goal: Goal, view: View) -> Judged:
+    values = list(goal.values(view))
     if not values:
-        return Judged(target=target, found=None, reaching=0, cases=0, worst="")
+        return Judged(goal=goal, found=None, reaching=0, cases=0, worst="")
     numbers = [value for value, _ in values]
-    sign = -1 if target.at_most else 1
+    sign = -1 if goal.at_most else 1
     worst, name = min(values, key=lambda value: sign * value[0])
-    found = {
+    figures: dict[str, Callable[[], float]] = {
         "every case": lambda: worst,
         "geometric mean": lambda: statistics.geometric_mean(numbers),
         "median": lambda: statistics.median(numbers),
         "90%": lambda: float(np.quantile(numbers, 0.9)),
-    }[target.over]()
-    return Judged(
-        target=target, found=found, reaching=sum(good(target, n) for n in numbers), cases=len(numbers), worst=name
-    )
+    }
+    reaching = sum(map(goal.met_by, numbers))
+    return Judged(goal=goal, found=figures[goal.over](), reaching=reaching, cases=len(numbers), worst=name)
 
 
 def judged(view: View) -> list[Judged]:
-    """Every target. Nothing on a host: the targets are about kernels that only a GPU runs."""
-    return [judge(target, view) for target in TARGETS] if view.run.on_gpu else []
+    """Every goal; none on a host, since the goals are about kernels that only a GPU runs."""
+    return [judge(goal, view) for goal in GOALS] if view.run.on_gpu else []
 
 
 def table(found: Sequence[Judged]) -> Table:
-    rows = []
-    for j in found:
-        bound = "at most" if j.target.at_most else "at least"
-        shown = written(j.target, j.found) if j.found is not None else ""
-        rows.append(
-            (
-                j.target.what,
-                f"{bound} {written(j.target, j.target.wanted)}",
-                shown,
-                f"{j.reaching} of {j.cases}" if j.cases else "",
-                j.verdict,
-                j.worst,
-            )
+    rows = [
+        (
+            j.goal.what,
+            f"at {'most' if j.goal.at_most else 'least'} {j.goal.written(j.goal.wanted)}",
+            j.goal.written(j.found) if j.found is not None else "",
+            f"{j.reaching} of {j.cases}" if j.cases else "",
+            j.verdict,
+            j.worst,
         )
-    return Table(
-        headers=("target", "wanted", "found", "cases that reach it", "verdict", "worst case"), rows=rows, numeric=(2, 3)
-    )
-
-
-def written(target: Target, value: float) -> str:
-    return f"{value:.2f}" if target.ratio else percent(value, 1)
+        for j in found
+    ]
+    headers = ("goal", "wanted", "found", "cases that reach it", "verdict", "worst case")
+    return Table(headers=headers, rows=rows, numeric=(2, 3))
 
 
 def tally(found: Sequence[Judged]) -> str:
-    """How many were reached, and what the columns mean."""
+    """How many goals were reached, and what the columns mean."""
     counts = {v: sum(j.verdict == v for j in found) for v in ("reached", "missed", "not measured")}
     parts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     return (
-        f"Of {len(found)} targets: {parts}. What is found is the worst case's number, unless the target speaks of all "
-        "cases together; a case flagged as possibly too fast is not counted."
+        f"Of {len(found)} goals: {parts}. The number found is the one of the worst case, or one figure for all cases "
+        "where the goal says so. A case does not count if a flag says that its time may be too short."
     )

@@ -1,15 +1,16 @@
-"""Memory-bound, shown by intervention: what the time of a kernel does when only its FLOPs, or only its bytes, change.
+"""Memory-bound or not, shown by intervention: how a kernel's time responds when only FLOPs or only bytes change.
 
 Two cases that differ in one field are an intervention. More query heads over the same KV cache, or a larger batch over
-the same weights, multiply the FLOPs at the same bytes; fewer KV heads or a smaller type of cache or weights divide the
-bytes at the same FLOPs. Nobody lists these pairs: they are found among the cases of a run, for every op alike.
+the same weights, multiply the FLOPs and keep the bytes. Fewer KV heads, or a smaller type for the cache or the weights,
+divide the bytes and keep the FLOPs. Nobody lists these pairs: they are found among the cases of a run, in the same way
+for every op.
 
-The slope of log t over log FLOP at fixed bytes is the elasticity e_f, over log bytes at fixed FLOPs e_b: 0 where time
-does not care, 1 where it follows. A smaller type also changes how values are unpacked, which is no FLOP of the op:
-where that costs time, e_b falls below 1.
+The elasticity e_f is the slope of log t over log FLOP at fixed bytes, and e_b is the slope over log bytes at fixed
+FLOPs. An elasticity is 0 where time does not respond and 1 where time is proportional. A smaller type also changes how
+values are unpacked, which is no FLOP of the op. Where unpacking costs time, e_b falls below 1.
 
-A prediction says beforehand which cases are clearly bound by memory and which clearly by arithmetic; only those are
-asked, each kind on its own, since around the ridge both limits show.
+A prediction says beforehand which cases are clearly bound by memory and which clearly by arithmetic. Only these two
+kinds are used, each on its own, because both limits show in cases near the ridge.
 """
 
 from __future__ import annotations
@@ -25,57 +26,56 @@ import numpy as np
 from bench.judge import elasticity
 from bench.judge.elasticity import NotIdentified, Point, near
 from bench.records import Record
-from bench.stats import RESAMPLES, Interval
+from bench.stats import BOUNDS, Interval, resampled_medians
 
 LABELS = ("model", "layer")
-"""Fields that say where a shape comes from and change nothing about it."""
+"""Fields that say where a shape comes from. They change nothing about the work."""
 
 CHANGED = 1.5
-"""The least factor that counts as an intervention, as `elasticity.fit` asks for."""
+"""The smallest factor that counts as an intervention; `elasticity.fit` asks for the same."""
 
-LEAK = 0.1
-"""What is held may vary by at most this power of what is changed: queries beside a cache, activations beside weights.
+MAX_CONFOUNDING = 0.1
+"""The quantity that is held may vary by at most this power of the quantity that is changed.
 
-If time followed it alone, the elasticity would still come out below `LEAK`.
+Queries beside a cache, or activations beside weights, vary a little. Even if time followed them alone, the elasticity
+would be at most `MAX_CONFOUNDING`.
 """
 
 CLEAR = 2.0
-"""The largest term of a prediction must exceed every other by this factor: B <= 64 or B >= 512 for a bf16 GEMV on an
-H100, whose ridge is near 295."""
+"""A prediction is clear if its largest term is at least this factor above every other: B <= 64 or B >= 512 for a bf16
+GEMV on an H100, whose ridge is near B = 295."""
 
 Changed = Literal["FLOPs", "bytes", "both", "FLOPs and bytes"]
-"""`both`: one field that changes them in proportion. `FLOPs and bytes`: several interventions fitted together."""
+"""`both`: one field changes them in proportion. `FLOPs and bytes`: several interventions are fitted together."""
 
 Verdict = Literal["memory", "compute", "not memory", "not compute", "neither"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
-    """Cases of one implementation that are alike but for what is `varied`, and how their time answers.
-
-    `verdict`: what e_b and e_f together say; FLOPs alone can only show `compute` or `not compute`, bytes alone
-    `memory` or `not memory`. `neither` where an interval fits no such answer.
-    """
+    """Cases of one implementation that differ only in the fields that `varied` names, and how their time responds."""
 
     op: str
     impl: str
     ours: bool
     changed: Changed
     varied: str
-    """The field and its values in order of the work: `H_q 8, 16, 32, 64`; of several, all."""
+    """Each field that varies with its values, in the order of the work: `H_q 8, 16, 32, 64`."""
     fixed: str
-    """The id of the case with the least work, which has everything that does not vary."""
+    """The id of the case with the least work. It shows the fields that do not vary."""
     expected: str
-    """What the predictions say bounds these cases: `memory`, a pipe, `launch`; empty without predictions."""
+    """What bounds these cases by their predictions: `memory`, a pipe, `launch`; empty without predictions."""
     e_bytes: Interval | None
     e_flops: Interval | None
     verdict: Verdict
+    """What the elasticities say together. Where only FLOPs change, they can only show `compute` or `not compute`; where
+    only bytes change, only `memory` or `not memory`. `neither`: the intervals fit no answer."""
     case_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Records that differ in one field only, in order of bytes and FLOPs."""
+    """Records that differ in one field only, in the order of FLOPs and bytes."""
 
     field: str
     changed: Changed
@@ -87,7 +87,7 @@ class Group:
 
 
 def interventions(records: Iterable[Record]) -> list[Intervention]:
-    """All interventions of a run: those of several kinds fitted together first, then each on its own."""
+    """All interventions of a run. Those fitted together come before those of one field."""
     found: list[Intervention] = []
     for (op, impl, expected), alike in by(usable(records), lambda r: (r.op, r.impl, regime(r))).items():
         if expected is None:
@@ -100,12 +100,12 @@ def interventions(records: Iterable[Record]) -> list[Intervention]:
 
 
 def usable(records: Iterable[Record]) -> list[Record]:
-    """Times that can be trusted, of cases with both bytes and FLOPs, in the first repetition."""
+    """The trusted records of the first repetition whose cases have both bytes and FLOPs."""
     return [r for r in records if r.is_trusted and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat]
 
 
 def regime(record: Record) -> str | None:
-    """The term that clearly bounds the case by its prediction; "" without a prediction, None if two are close."""
+    """The term that clearly bounds the case by its prediction; "" without a prediction; None if two terms are close."""
     prediction = record.prediction.get("measured") or record.prediction.get("datasheet")
     if not prediction:
         return ""
@@ -121,7 +121,7 @@ def by(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, lis
 
 
 def one_field_groups(records: Sequence[Record]) -> list[Group]:
-    """All sets of records that differ in one field, and by it in bytes, FLOPs or both in proportion."""
+    """All groups of records that differ in one field, which changes bytes, FLOPs, or both in proportion."""
     found = []
     fields = dict.fromkeys(name for r in records for name in r.case if name not in LABELS)
     for field in fields:
@@ -138,7 +138,10 @@ def one_field_groups(records: Sequence[Record]) -> list[Group]:
 
 
 def longest_clean(records: Sequence[Record]) -> tuple[Changed, tuple[Record, ...]] | None:
-    """The most records in a row that are an intervention: at a large batch the activations' bytes begin to count."""
+    """The longest run of consecutive records that are an intervention, and what changes in it.
+
+    Not all records need to be: at a large batch, for example, the activations' bytes begin to count.
+    """
     for count in range(len(records), 1, -1):
         for first in range(len(records) - count + 1):
             row = tuple(records[first : first + count])
@@ -148,26 +151,26 @@ def longest_clean(records: Sequence[Record]) -> tuple[Changed, tuple[Record, ...
 
 
 def change(records: Sequence[Record]) -> Changed | None:
-    """What varies over the records; None if nothing does by enough, or not cleanly."""
+    """What varies over the records; None if nothing varies by enough, or if it does not vary alone."""
     size, flops, ratio = (
         math.log(max(values) / min(values))
         for values in ([r.bytes for r in records], [r.flops for r in records], [r.flops / r.bytes for r in records])
     )
     least = math.log(CHANGED)
-    if flops >= least and size <= LEAK * flops:
+    if flops >= least and size <= MAX_CONFOUNDING * flops:
         return "FLOPs"
-    if size >= least and flops <= LEAK * size:
+    if size >= least and flops <= MAX_CONFOUNDING * size:
         return "bytes"
-    if size >= least and ratio <= LEAK * size:
+    if size >= least and ratio <= MAX_CONFOUNDING * size:
         return "both"
     return None
 
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that share a record, directly or through others, with both FLOPs and bytes among their changes.
+    """Groups that share records, directly or through other groups, and together change both FLOPs and bytes.
 
-    A group of kind `both` joins only where bytes are not changed otherwise: FLOPs that cost nothing and a time in
-    proportion to both together leave the bytes.
+    A group of kind `both` joins only where no other group changes bytes. If FLOPs alone cost no time, and time is
+    proportional where both change, then the time follows the bytes.
     """
     found = connected([g for g in groups if g.changed in ("FLOPs", "bytes")])
     families = []
@@ -183,7 +186,7 @@ def families(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def connected(groups: Sequence[Group]) -> list[list[Group]]:
-    """The groups in components that have no record in common."""
+    """The groups, collected so that no record is in two collections."""
     components: list[tuple[set[str], list[Group]]] = []
     for group in groups:
         ids, members = {r.case_id for r in group.records}, [group]
@@ -198,7 +201,7 @@ def connected(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def fitted_together(family: Sequence[Group], base: dict[str, Any]) -> Intervention | None:
-    """Both elasticities from all records of a family; None where `elasticity.fit` cannot tell them apart."""
+    """Both elasticities, from all records of a family; None where `elasticity.fit` cannot tell them apart."""
     records = list({r.case_id: r for g in family for r in g.records}.values())
     records.sort(key=lambda r: (r.bytes, r.flops))
     try:
@@ -219,13 +222,13 @@ def fitted_together(family: Sequence[Group], base: dict[str, Any]) -> Interventi
 
 
 def values_of(field: str, records: Sequence[Record]) -> list[str]:
-    """The distinct values of a field: numbers ascending, then words."""
+    """The distinct values of a field: first numbers, ascending, then words."""
     values = dict.fromkeys(r.case[field] for r in records)
     return [str(v) or "none" for v in sorted(values, key=lambda v: (isinstance(v, str), v))]
 
 
 def alone(group: Group, base: dict[str, Any]) -> Intervention:
-    """One elasticity, the other quantity held."""
+    """The elasticity of the quantity that changes, while the other is held."""
     flops_change = group.changed == "FLOPs"
     slope = elasticity_of([r.flops if flops_change else r.bytes for r in group.records], group.records)
     verdict: Verdict = "neither"
@@ -250,13 +253,11 @@ def point(record: Record) -> Point:
 
 
 def elasticity_of(amounts: Sequence[int], records: Sequence[Record]) -> Interval:
-    """Least-squares slope of log median time over log amount; the interval by resampling every record's samples."""
+    """The least-squares slope of log median time over log amount. Resampling every record gives the interval."""
     logs = np.log(np.asarray(amounts, dtype=float))
     weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
     rng = np.random.default_rng(0)
-    resampled = np.stack(
-        [np.median(rng.choice(r.samples_s, size=(RESAMPLES, len(r.samples_s))), axis=1) for r in records]
-    )
-    low, high = np.quantile(weights @ np.log(resampled), [0.025, 0.975])
+    resampled = np.stack([resampled_medians(r.samples_s, rng) for r in records])
+    low, high = np.quantile(weights @ np.log(resampled), BOUNDS)
     best = weights @ np.log([np.median(r.samples_s) for r in records])
     return Interval(low=float(low), median=float(best), high=float(high))

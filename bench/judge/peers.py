@@ -1,4 +1,4 @@
-"""Ours against peers: case by case, by peer, and against the fastest peer of each case."""
+"""Ours beside peers: case by case, by peer, and beside the fastest peer of each case."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ import numpy as np
 from bench.judge.resolution import SAME, resolutions, side
 from bench.judge.view import Peer, Table, View
 from bench.run import fastest as fastest_of
-from bench.stats import BOUNDS, RESAMPLES, Interval
+from bench.stats import BOUNDS, Interval, resampled_medians
 from bench.units import percent, ratio
 
 REMARK = (
-    "Ratio of a peer's median time to that of our fastest implementation of the same case, measured in the same run, "
-    "with a 95% bootstrap interval: above 1 ours is faster. Faster is who is so with the whole interval, by more than "
-    f"{percent(SAME)} and than the op's resolution in this run; anything less is undecided."
+    "A peer's median time over the median time of our fastest implementation of the same case in the same run, with a "
+    "95% bootstrap interval: above 1, ours is faster. One side counts as faster if the whole interval lies on its side "
+    f"by more than {percent(SAME)} and by more than the op's resolution in this run. Otherwise the case is undecided."
 )
 
 STANDING = (
-    "Against peers: the fastest peer's time over ours, as the geometric mean over all cases with its 95% interval, and "
-    "the case in which ours stands worst."
+    "Beside peers: the fastest peer's time over ours, as the geometric mean over all cases with its 95% interval, and "
+    "the case that is worst for ours."
 )
 
 
 def fastest(view: View, op: str | None = None) -> list[Peer]:
-    """The fastest peer of each case that ours and at least one peer timed; flags of too short a time leave it out."""
+    """The fastest peer of each case that both ours and a peer timed. Times that may be too short do not count."""
     asked = [p for p in view.peers if op in (None, p.ours.record.op) and p.ours.trusted and p.peer.trusted]
     return fastest_of(asked, case=lambda p: p.ours.case, seconds=lambda p: p.ratio.median)
 
 
 def geometric_mean(peers: Sequence[Peer]) -> Interval:
-    """Of the ratios, with the 95% bootstrap interval that resampling both sides' samples of every case gives."""
+    """The geometric mean of the ratios. Resampling both sides' samples of every case gives its 95% interval."""
     rng = np.random.default_rng(0)
-
-    def logs(samples: Sequence[float]) -> np.ndarray:
-        return np.log(np.median(rng.choice(samples, size=(RESAMPLES, len(samples))), axis=1))
-
     pairs = [(p.peer.record.samples_s, p.ours.record.samples_s) for p in peers]
-    resampled = np.mean([logs(theirs) - logs(ours) for theirs, ours in pairs], axis=0)
+    ratios = [resampled_medians(theirs, rng) / resampled_medians(ours, rng) for theirs, ours in pairs]
+    resampled = np.mean(np.log(ratios), axis=0)
     low, high = np.exp(np.quantile(resampled, BOUNDS))
     mean = np.exp(np.mean([np.log(p.ratio.median) for p in peers]))
     if any(len(samples) == 1 for pair in pairs for samples in pair):
@@ -51,7 +48,7 @@ def name(peer: Peer) -> str:
 
 
 def standing(view: View, op: str) -> tuple[str, str]:
-    """An op against the fastest peers: the geometric mean with its interval, and the worst case by name."""
+    """An op beside the fastest peers: the geometric mean with its interval, and the worst case with its name."""
     found = fastest(view, op)
     if not found:
         return "", ""
@@ -63,14 +60,14 @@ def standing(view: View, op: str) -> tuple[str, str]:
 
 
 def faster(view: View) -> list[str]:
-    """Of each of the view's peers: `ours` or `peer`, `undecided` where the run can't tell."""
+    """Who is faster, for each of the view's peers: `ours`, `peer`, or `undecided` where the run cannot tell."""
     apart = resolutions(view.run)
     words = {"above": "ours", "below": "peer", None: "undecided"}
     return [words[side(p.ratio, apart.get(p.ours.record.op, 0.0))] for p in view.peers]
 
 
 def by_case(view: View) -> Table:
-    """Peers' times over ours, case by case."""
+    """The peers' times over ours, case by case."""
     rows = [
         (
             p.ours.record.op,
@@ -79,7 +76,7 @@ def by_case(view: View) -> Table:
             p.ours.record.impl,
             ratio(p.ratio),
             who,
-            ", ".join(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
+            ", ".join(p.flags),
         )
         for p, who in zip(view.peers, faster(view), strict=True)
     ]
@@ -89,7 +86,7 @@ def by_case(view: View) -> Table:
 
 
 def by_peer(view: View) -> Table:
-    """One row per op and peer: how often ours is faster, the geometric mean and the range of the ratios."""
+    """One row per op and peer: how often each side is faster, and the geometric mean and the range of the ratios."""
     groups: dict[tuple[str, str], list[tuple[Peer, str]]] = {}
     for p, who in zip(view.peers, faster(view), strict=True):
         groups.setdefault((p.ours.record.op, p.peer.record.impl), []).append((p, who))

@@ -1,4 +1,4 @@
-"""What a run can tell apart: the same thing measured twice at once (A/A), and what that leaves of a difference.
+"""Which differences a run can resolve: it measures the same thing twice at once (A/A), and those times differ too.
 
 Never imports torch.
 """
@@ -13,11 +13,11 @@ from bench.run import Run
 from bench.stats import Interval, ratio_interval
 
 SAME = 0.01
-"""Two times are the same if the whole interval of their ratio is within this of 1."""
+"""Two times are the same if the whole interval of their ratio lies within this distance of 1."""
 
 
 def pairs(run: Run) -> Iterator[tuple[dict[str, Any], Interval]]:
-    """Everything that the run measured twice on purpose: its note, and the second's time over the first's."""
+    """Every A/A pair of the run: its note, and the time of the second over the time of the first."""
     for note in run.notes:
         if note.get("note") == "aa":
             first, second = note["samples_s"]
@@ -25,15 +25,15 @@ def pairs(run: Run) -> Iterator[tuple[dict[str, Any], Interval]]:
 
 
 def reach(ratio: Interval) -> float:
-    """How far from 1 the interval of a ratio reaches: of a pair, the largest difference that may mean nothing.
+    """How far from 1 the interval of a ratio reaches. For an A/A pair, a smaller difference may mean nothing.
 
-    Half the time and twice the time are equally far.
+    Half the time and twice the time are equally far from 1.
     """
     return max(1 / ratio.low if ratio.low > 0 else math.inf, ratio.high, ratio.low, 1.0) - 1
 
 
 def resolutions(*runs: Run) -> dict[str, float]:
-    """By op, the farthest that a pair of any of the runs reaches. An op without a pair has none."""
+    """For each op, how far its A/A pairs reach in any of the runs. An op without a pair is not in it."""
     found: dict[str, float] = {}
     for run in runs:
         for note, ratio in pairs(run):
@@ -42,7 +42,7 @@ def resolutions(*runs: Run) -> dict[str, float]:
 
 
 def side(ratio: Interval, resolution: float) -> Literal["below", "above"] | None:
-    """On which side of 1 the whole interval lies, by more than `SAME` and than the resolution; None if on neither."""
+    """The side of 1 on which the whole interval lies, farther than `SAME` and the resolution; None for neither side."""
     margin = 1 + max(SAME, resolution)
     if ratio.high < 1 / margin:
         return "below"

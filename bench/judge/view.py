@@ -1,4 +1,4 @@
-"""What a report is made of: a run's records with the numbers derived from them. Never imports torch."""
+"""A run as a report sees it: its records and the numbers that are derived from them. Never imports torch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bench.stats import Interval, ratio_interval
 from bench.units import percent
 from kernels.op import Op, Role, discover, precision
 
-WITHIN = 0.12
-"""How far from its prediction a time may be and still count as predicted."""
+PREDICTION_BAND = 0.12
+"""A time counts as predicted if it differs from its prediction by at most this share of it."""
 
 SAME_BATCH = 0.10
-"""A larger batch is free while it costs at most this much more than batch 1."""
+"""A larger batch is free as long as it takes at most this much longer than the smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Headers and rows of strings; the columns of `numeric` are right-aligned."""
+    """Headers and rows of strings. The columns in `numeric` are aligned to the right."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -34,18 +34,16 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measured case of one implementation.
-
-    `share` is the compulsory bytes over the time, as a fraction of the read roof; None without a measured roof.
-    """
+    """One measured case of one implementation."""
 
     record: Record
     time: Interval
     share: float | None
+    """Compulsory bytes over time, as a fraction of the read roof; None without a measured roof."""
 
     @property
     def case(self) -> tuple[str, str]:
-        """Operation and case, whoever ran it."""
+        """Operation and case id, which all implementations of the case share."""
         return self.record.op, self.record.case_id
 
     @property
@@ -63,12 +61,12 @@ class Point:
         return self.record.flops / self.record.bytes if self.record.bytes else 0.0
 
     def predicted(self, basis: str) -> float | None:
-        """Seconds expected from the `measured` ceilings or the `datasheet`."""
+        """Seconds that the `measured` ceilings or the `datasheet` predict."""
         found = self.record.prediction.get(basis)
         return found["seconds"] if found else None
 
     def error(self, basis: str) -> float | None:
-        """(measured - predicted) / predicted: +0.1 is 10% slower than predicted."""
+        """(measured - predicted) / predicted: +0.1 means 10% slower than predicted."""
         expected = self.predicted(basis)
         return self.seconds / expected - 1 if expected else None
 
@@ -79,7 +77,7 @@ class Point:
 
     @property
     def bound(self) -> str:
-        """What the prediction says limits the case: `memory`, `l2`, `launch`, a pipe, or nothing known."""
+        """What bounds the case by its prediction: `memory`, `l2`, `link`, `launch` or a pipe; empty without one."""
         for basis in ("measured", "datasheet"):
             if found := self.record.prediction.get(basis):
                 return str(found["bound"])
@@ -87,26 +85,34 @@ class Point:
 
     @property
     def precision(self) -> str:
-        """The types of a case, as its fields name them: `bf16`, `bf16 int4`."""
+        """The element types of the case: `bf16`, `bf16 int4`."""
         return precision(self.record.case) or "other"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A peer's time over the time of our fastest implementation of the same case: above 1 ours is faster."""
+    """A peer beside our fastest implementation of the same case."""
 
     ours: Point
     peer: Point
     ratio: Interval
+    """The peer's time over ours: above 1, ours is faster."""
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of both times, each once."""
+        return list(dict.fromkeys([*self.ours.record.flags, *self.peer.record.flags]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """How well measured times follow predictions: over `cases`, the median of |error| and the share `WITHIN`."""
+    """How well measured times follow predictions."""
 
     cases: int
     median: float
+    """The median of |error|."""
     within: float
+    """The share of cases whose |error| is at most `PREDICTION_BAND`."""
 
     @classmethod
     def of(cls, points: Iterable[Point], basis: str) -> Accuracy | None:
@@ -116,25 +122,25 @@ class Accuracy:
         return cls(
             cases=len(errors),
             median=statistics.median(errors),
-            within=sum(error <= WITHIN for error in errors) / len(errors),
+            within=sum(error <= PREDICTION_BAND for error in errors) / len(errors),
         )
 
 
 def role(op: str) -> Role:
-    """What an operation is measured for; one that this version does not know is a part of decode."""
+    """What an operation is measured for. An operation that this version does not know counts as a part of decode."""
     known = discover().get(op)
     return known.role if known else "decode"
 
 
 class View:
-    """A run with what every part of a report needs, computed once."""
+    """A run and what every part of a report needs of it, computed once."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     @cached_property
     def all_points(self) -> list[Point]:
-        """Every case with a time, ceilings included."""
+        """Every case with a time, also those of ceilings."""
         roof = self.run.ceilings.read_roof if self.run.ceilings else None
         return [
             Point(record=r, time=r.interval, share=r.bytes / r.interval.median / roof if roof else None)
@@ -144,7 +150,7 @@ class View:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Every case of a decode op with a time."""
+        """Every case with a time, without those of ceilings."""
         return [p for p in self.all_points if role(p.record.op) != "ceiling"]
 
     @cached_property
@@ -153,11 +159,11 @@ class View:
 
     @cached_property
     def best(self) -> list[Point]:
-        """The fastest of ours for each case; the fastest of all in a run without ours (a CPU's)."""
+        """For each case, our fastest implementation. In a run without ours (on a CPU), the fastest of all."""
         return fastest(self.ours or self.points, case=lambda p: p.case, seconds=lambda p: p.seconds)
 
     def of(self, op: str) -> list[Point]:
-        """An op's points in the order of tables: by size, ours before the peers."""
+        """An op's points in the order of tables: by size, and ours before peers."""
         found = [p for p in self.points if p.record.op == op]
         return sorted(found, key=lambda p: (p.record.bytes, p.record.case_id, not p.record.ours, p.record.impl))
 
@@ -167,7 +173,7 @@ class View:
 
     @cached_property
     def peers(self) -> list[Peer]:
-        """Each peer against ours, in the order of the records; none in a run without ours."""
+        """Each peer beside ours, in the order of the records. There are none in a run without ours."""
         if not self.ours:
             return []
         best = {p.case: p for p in self.best}
@@ -179,13 +185,13 @@ class View:
 
     @property
     def ops(self) -> list[str]:
-        """Decode ops with at least one time, in the order of the records."""
+        """The ops with at least one time, without ceilings, in the order of the records."""
         return list(dict.fromkeys(p.record.op for p in self.points))
 
     def is_large(self, point: Point) -> bool:
-        """At least twice the cache, so that neither it nor the launch decides the time.
+        """Whether neither cache nor launch decides the time: the case moves at least twice the cache's size.
 
-        On a host, whose caches are of any size: whatever found them cold.
+        The caches of hosts have any size, so on a host a case is large if it found the caches cold.
         """
         if not self.run.on_gpu:
             return bool(point.record.rotation.get("cold"))
@@ -193,56 +199,60 @@ class View:
         return point.record.bytes >= 2 * cache
 
     def large(self, op: str) -> list[Point]:
-        """The best of an op's large cases, from the farthest from the read roof to the closest."""
+        """The best points of an op's large cases, the one farthest from the read roof first."""
         found = [p for p in self.best if p.record.op == op and p.share is not None and p.trusted and self.is_large(p)]
         return sorted(found, key=lambda p: p.share or 0.0)
 
     @cached_property
     def decode(self) -> list[Point]:
-        """The best of every case of decode itself."""
+        """The best point of every case that is a part of decode."""
         return [p for p in self.best if role(p.record.op) == "decode"]
 
     @cached_property
     def leading_ops(self) -> list[Op]:
-        """The two decode operations with most measured cases: a headline speaks of them."""
+        """The two decode operations with the most measured cases, which the headline is about."""
         known = discover()
         cases = Counter(p.record.op for p in self.decode if p.record.op in known)
         return [known[name] for name, _ in cases.most_common(2)]
 
     @cached_property
     def memory_bound(self) -> list[Point]:
-        """Those that are predicted to be bound by memory."""
+        """The points of `decode` that are predicted to be bound by memory."""
         return [p for p in self.decode if p.bound == "memory"]
 
     @cached_property
     def as_predicted(self) -> list[Point]:
-        """Those of them that ran within `WITHIN` of the prediction from measured ceilings."""
-        return [p for p in self.memory_bound if (e := p.error("measured")) is not None and abs(e) <= WITHIN]
+        """The points of `memory_bound` whose time is within `PREDICTION_BAND` of the prediction from ceilings."""
+        errors = ((p, p.error("measured")) for p in self.memory_bound)
+        return [p for p, error in errors if error is not None and abs(error) <= PREDICTION_BAND]
 
     @cached_property
     def interventions(self) -> list[Intervention]:
-        """How times answer when only bytes or only FLOPs change, among the decode ops' cases."""
+        """How times respond where only bytes or only FLOPs change, among all cases but those of ceilings."""
         return interventions(p.record for p in self.points)
 
     @cached_property
     def noisy(self) -> float:
-        """The share of the decode ops' times whose interval stayed wider than the aim."""
+        """The share of times whose interval stayed wider than the aim, without ceilings."""
         return sum("noisy" in p.record.flags for p in self.points) / len(self.points) if self.points else 0.0
 
 
 def batches(points: Sequence[Point]) -> dict[tuple[int, int, str, str], dict[int, Point]]:
-    """`ffn_gemv` points by (N, K, precision, impl), then by batch, where there are at least three batches."""
+    """Decode's products of a weight [N, K] with B rows: points by (N, K, precision, impl), then by B.
+
+    A series has at least three batches.
+    """
     series: dict[tuple[int, int, str, str], dict[int, Point]] = {}
     for point in points:
         case = point.record.case
-        if point.record.op == "ffn_gemv" and all(name in case for name in ("B", "N", "K")):
+        if role(point.record.op) == "decode" and {"B", "N", "K"} <= case.keys():
             key = (case["N"], case["K"], point.precision, point.record.impl)
             series.setdefault(key, {})[case["B"]] = point
     return {key: dict(sorted(found.items())) for key, found in series.items() if len(found) >= 3}
 
 
 def free_batch(series: dict[int, Point]) -> int:
-    """The largest batch up to which every time stays within `SAME_BATCH` of the smallest batch's."""
+    """The largest batch up to which no batch takes more than `SAME_BATCH` longer than the smallest."""
     first = next(iter(series.values())).seconds
     free = next(iter(series))
     for batch, point in series.items():
@@ -253,7 +263,7 @@ def free_batch(series: dict[int, Point]) -> int:
 
 
 def left_of_ridge(point: Point, ceilings: Ceilings) -> bool | None:
-    """Do the bytes take longer at the read roof than the FLOPs at their pipes' peaks? None where a peak is unknown."""
+    """Whether the bytes take longer at the read roof than the FLOPs at their pipes' peaks; None without a peak."""
     flops = point.record.work["flops"]
     if not any(flops.values()) or any(pipe not in ceilings.pipes for pipe in flops):
         return None
@@ -262,7 +272,7 @@ def left_of_ridge(point: Point, ceilings: Ceilings) -> bool | None:
 
 
 def gap(point: Point, ceilings: Ceilings) -> str:
-    """Why a case is not at the read roof, by the sizes of the three parts that its time splits into."""
+    """Why a case does not reach the read roof: the largest of the parts that make up the lost time."""
     ideal = point.record.bytes / ceilings.read_roof
     expected = point.predicted("measured")
     if expected is None:

@@ -1,4 +1,4 @@
-"""Behind `decodebench predict`: a model on one or more parts -> rows for JSON, a table for the screen, a plot."""
+"""`decodebench predict`: a model on one or more parts -> rows for JSON, a table for the screen, a plot."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ from bench.units import percent, tick
 from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape
 
-HEADERS = (
-    "part", "batch", "ms/token", "weights ms", "KV ms", "token/s/user", "token/s", "fits", "max batch",
-    "J/token at rated power", "$/M out", "$/M in", "out:in", "bound", "FFN compute-bound from",
-)  # fmt: skip
-"""Of the table on the screen."""
-
 COPIED = (
-    "model", "device", "devices", "weights", "kv", "batch", "context", "basis", "seconds", "weight_seconds",
-    "kv_seconds", "tokens_per_second_per_user", "tokens_per_second", "fits", "max_batch", "weight_bytes",
-    "kv_bytes_per_token", "kv_bytes_per_request", "kv_copies", "capacity_bytes", "reserve_bytes", "bound",
-)  # fmt: skip
-"""Keys of a row that are taken from `StepPrediction` as they are, in SI units."""
+    "model",
+    "device",
+    "devices",
+    "weights",
+    "kv",
+    "batch",
+    "context",
+    "basis",
+    "seconds",
+    "weight_seconds",
+    "kv_seconds",
+    "tokens_per_second_per_user",
+    "tokens_per_second",
+    "fits",
+    "max_batch",
+    "weight_bytes",
+    "kv_bytes_per_token",
+    "kv_bytes_per_request",
+    "kv_copies",
+    "capacity_bytes",
+    "reserve_bytes",
+    "bound",
+)
+"""The keys of a row whose values come from `StepPrediction` as they are, in SI units."""
 
 ROW = (
     *COPIED,
@@ -43,11 +56,11 @@ ROW = (
     "ops",
     "measured",
 )
-"""All keys of a row; `measured` is None for a prediction without a run."""
+"""All keys of a row. `measured` is None for a prediction without a run."""
 
 
 def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:
-    """A known model by name, or the shape in a Hugging Face config.json, called `model`. Raises `BadRequest`."""
+    """A known model by its name, or the shape in a Hugging Face config.json, named `model`. Raises `BadRequest`."""
     if config is not None and model is not None and model.lower() in MODELS:
         raise BadRequest(f"{model} is a known model and {config} describes one: give --model or --config, not both")
     if config is None:
@@ -84,9 +97,9 @@ def rows(
     dollars_per_hour: float | None = None,
     run: Run | None = None,
 ) -> list[dict[str, Any]]:
-    """One plain dict per part and batch, SI units, ready for JSON. Raises `BadRequest`.
+    """One plain dict per part and batch, in SI units, ready for JSON. Raises `BadRequest`.
 
-    With a `run` its machine takes the place of `parts`, with what was measured there.
+    With a `run`, its machine replaces `parts`, and the prediction uses what the run measured.
     """
     if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
         raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
@@ -94,16 +107,11 @@ def rows(
     check_split(shape, devices)
     machine = Machine.of(run) if run else None
     specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
+    common: dict[str, Any] = {"weights": weights, "kv": kv, "context": context, "devices": devices}
     found = []
     for spec in specs:
         for batch in batches:
-            asked: dict[str, Any] = {
-                "devices": devices,
-                "weights": weights,
-                "kv": kv,
-                "batch": batch,
-                "context": context,
-            }
+            asked = common | {"batch": batch}
             try:
                 predicted = step(shape, device=spec, **asked)
             except NotPublished as error:
@@ -119,7 +127,7 @@ def rows(
 
 
 def check_split(shape: ModelShape, devices: int) -> None:
-    """Raises `BadRequest` for tensor parallelism over devices that cannot have whole heads alike."""
+    """Raises `BadRequest` if tensor parallelism cannot give every device the same number of whole heads."""
     if devices < 1 or shares_evenly(shape, devices):
         return
     has = f"{shape.heads} query heads" + ("" if shape.is_mla else f" and {shape.kv_heads} KV heads")
@@ -130,9 +138,9 @@ def check_split(shape: ModelShape, devices: int) -> None:
 def as_row(
     predicted: StepPrediction, dollars_per_hour: float | None = None, reached: Sequence[Reached] | None = None
 ) -> dict[str, Any]:
-    """The prediction as plain values under the keys of `ROW`; None for what is not known or not priced.
+    """The prediction as plain values under the keys of `ROW`; None for what is unknown or has no price.
 
-    Beside a step at measured shares of the roofs nothing is said of prefill, which is always predicted at the roofs.
+    A row with measured shares leaves prefill out, because prefill is always predicted at the roofs.
     """
     prefill_known = reached is None and not any(op.missing for op in predicted.prefill_ops)
     row = dict.fromkeys(ROW) | {key: getattr(predicted, key) for key in COPIED}
@@ -180,14 +188,14 @@ def as_row(
 
 
 def table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells for the screen; columns that are empty in every row (prices, say) are dropped."""
+    """Headers and cells for the screen. A column that is empty in every row, such as a price, is left out."""
     cells = [_cells(row) for row in predictions]
-    kept = [i for i in range(len(HEADERS)) if any(line[i] for line in cells)]
-    return [HEADERS[i] for i in kept], [[line[i] for i in kept] for line in cells]
+    kept = [header for header in cells[0] if any(line[header] for line in cells)]
+    return kept, [[line[header] for header in kept] for line in cells]
 
 
 def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of what each operation is taken to reach of its roof, and by which record of the run."""
+    """Headers and cells: the share of its roof that each operation is taken to reach, and the record that says so."""
     headers = ["batch", "operation", "of its roof", "as measured in", "implementation", "bytes of it", "flags"]
     lines = []
     for row in predictions:
@@ -203,28 +211,29 @@ def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     return headers, lines
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [
-        _part(row),
-        f"{row['batch']:,}",
-        _number(row["seconds"], 1e3),
-        _number(row["weight_seconds"], 1e3),
-        _number(row["kv_seconds"], 1e3),
-        _number(row["tokens_per_second_per_user"]),
-        _number(row["tokens_per_second"]),
-        {True: "yes", False: "no", None: "?"}[row["fits"]],
-        "?" if row["max_batch"] is None else f"{row['max_batch']:,}",
-        _number(row["joules_per_token_at_rated_power"]),
-        _number(row["dollars_per_million_tokens"]),
-        _number(row["dollars_per_million_input_tokens"]),
-        _number(row["output_to_input_ratio"]),
-        row["bound"] or "",
-        ffn_crossing(row),
-    ]
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a row by their headers."""
+    return {
+        "part": _part(row),
+        "batch": f"{row['batch']:,}",
+        "ms/token": _number(row["seconds"], 1e3),
+        "weights ms": _number(row["weight_seconds"], 1e3),
+        "KV ms": _number(row["kv_seconds"], 1e3),
+        "token/s/user": _number(row["tokens_per_second_per_user"]),
+        "token/s": _number(row["tokens_per_second"]),
+        "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
+        "max batch": "?" if row["max_batch"] is None else f"{row['max_batch']:,}",
+        "J/token at rated power": _number(row["joules_per_token_at_rated_power"]),
+        "$/M out": _number(row["dollars_per_million_tokens"]),
+        "$/M in": _number(row["dollars_per_million_input_tokens"]),
+        "out:in": _number(row["output_to_input_ratio"]),
+        "bound": row["bound"] or "",
+        "FFN compute-bound from": ffn_crossing(row),
+    }
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:
-    """Three digits; empty for None."""
+    """The number with three digits; empty for None."""
     if value is None:
         return ""
     scaled = value * scale
@@ -232,22 +241,25 @@ def _number(value: float | None, scale: float = 1.0) -> str:
 
 
 def ffn_crossing(row: Mapping[str, Any]) -> str:
-    """The batch from which gate and up (of the experts, in a MoE) are bound by arithmetic."""
+    """The batch from which arithmetic bounds gate and up (in a MoE, those of the experts)."""
     ops = {op["name"]: op for op in row["ops"]}
     gate_up = ops.get("experts_gate_up", ops.get("gate_up"))
     return "" if gate_up is None else _crossing(gate_up)
 
 
 def _crossing(op: Mapping[str, Any]) -> str:
-    """The batch from which an operation is bound by arithmetic; `?` where a roof is not published."""
+    """The batch from which arithmetic bounds an operation; `?` where a roof is not published."""
     if op["missing"]:
         return "?"
     return "never" if op["crossing_batch"] is None else f"batch {op['crossing_batch']:,}"
 
 
 def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is predicted and what all parts share; then per part: what weights and KV cache take and whether they fit,
-    its notes, and what its vendor does not publish."""
+    """First what is predicted and the notes that all parts share.
+
+    Then for each part: the size and time of weights and KV cache, whether they fit, its own notes, and the numbers that
+    its vendor does not publish.
+    """
     first: dict[str, Mapping[str, Any]] = {}
     for row in predictions:
         first.setdefault(row["device"], row)
@@ -288,10 +300,10 @@ def _part(row: Mapping[str, Any]) -> str:
 
 
 def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Left: throughput against latency, a line per part, hollow where it does not fit. Right: ridge crossings by op.
+    """Left: throughput over latency, one line per part, hollow where the batch does not fit. Right: ridge crossings.
 
-    The format follows the suffix (png, svg, pdf). Raises `BadRequest` for one that matplotlib does not write, and
-    where nothing can be written.
+    The suffix gives the format (png, svg, pdf). Raises `BadRequest` for a format that matplotlib does not write, and
+    where the file cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter

@@ -1,13 +1,13 @@
-"""Work x ceilings -> predicted seconds. Pure: no torch, no I/O, and never a look at the operation's own time.
+"""Work x ceilings -> predicted seconds. Pure: no torch, no I/O, and it never looks at the operation's own time.
 
-Two predictions of the same stages:
+It makes two predictions of the same stages:
 
-- from the datasheet: each stage takes max(bytes / bandwidth, FLOPs / peak), nothing else costs anything; bytes that
-  cross to the host or back have the link's bandwidth
-- from ceilings measured in the same run by `stream` and `gemm_peak`: memory time is read off the measured time of a
-  stream of as many bytes, so that launch, ramp and size are in it; FLOPs and L2 bytes come on top of a launch; a last
-  wave that leaves SMs idle can draw no more than those SMs' share of the measured L2 bandwidth; the link to the host
-  has the rate of the fastest plain copy that `host_link` has measured so far
+- From the datasheet: each stage takes max(bytes / bandwidth, FLOPs / peak), and nothing else costs time. Bytes to or
+  from the host move at the link's bandwidth.
+- From the ceilings that `stream` and `gemm_peak` measured in the same run: the memory time is the measured time of a
+  stream of as many bytes, so it includes launch, ramp and size. FLOPs and L2 bytes take their time in addition to a
+  launch. If the last wave leaves SMs idle, it can draw only the busy SMs' share of the measured L2 bandwidth. The link
+  to the host has the rate of the fastest plain copy that `host_link` has measured so far.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from kernels.op import Stage, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Expected seconds of one launch, the terms it was made from (seconds by name) and the one that bounds."""
+    """Expected seconds of one launch, the terms behind them, and the term that bounds."""
 
     seconds: float
     terms: dict[str, float] = field(default_factory=dict)
+    """Seconds by name, summed over stages."""
     bound: str
-    """`memory`, `l2`, `link`, `launch`, or the name of a pipe: the largest term of the stages that take most of the
-    time; with measured ceilings, `launch` where launches are more than half of it."""
+    """`memory`, `l2`, `link`, `launch`, or the name of a pipe. Each stage is spent under its largest term; the bound is
+    the term under which most time is spent. With measured ceilings, it is `launch` where launches take over half."""
     basis: str
-    """What it was made from: a device's datasheet, or the ceilings measured in the same run."""
+    """The device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
-    """Ceilings that were needed and not known; their terms are left out."""
+    """Ceilings that are needed and not known. Their terms are left out."""
 
 
 def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Prediction:
@@ -108,10 +109,10 @@ def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: T
 
 
 def _tail_seconds(stage: Stage, ceilings: Ceilings, target: Target) -> float:
-    """What the last wave costs beyond its share of a full stream, because it leaves SMs idle.
+    """The time that the last wave takes beyond its share of a full stream, because it leaves SMs idle.
 
-    A wave is `sm_count x ctas_per_sm` CTAs. In the last one only some SMs are busy; each can draw at most
-    `l2_bandwidth / sm_count`, so the wave's bytes move at min(read roof, busy SMs x that).
+    A wave is `sm_count x ctas_per_sm` CTAs. In the last wave only some SMs are busy. Each of them can draw at most
+    `l2_bandwidth / sm_count`, so the wave's bytes move at min(read roof, busy SMs x l2_bandwidth / sm_count).
     """
     if not stage.ctas or ceilings.l2_bandwidth is None:
         return 0.0
@@ -126,7 +127,7 @@ def _tail_seconds(stage: Stage, ceilings: Ceilings, target: Target) -> float:
 
 
 def _largest(terms: Mapping[str, float]) -> dict[str, float]:
-    """The term that a stage's time is spent under; empty where no term is known."""
+    """The term under which a stage's time is spent; empty where no term is known."""
     return {name: terms[name] for name in [max(terms, key=terms.__getitem__)]} if terms else {}
 
 

@@ -1,4 +1,4 @@
-"""Records -> figures, Markdown, HTML. Works from `records.jsonl` alone; never imports torch."""
+"""What does a person see? Records -> figures, Markdown, HTML, from `records.jsonl` alone. Never imports torch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from pathlib import Path
 
 DRAWS = ("matplotlib",)
 PAGES = ("plotly", "jinja2")
-"""What figures and the page are made with. A machine that only measures has neither."""
+"""The libraries that draw the figures and make the page. A machine that only measures has neither."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What `write` wrote, and in `notes` what it could not write and why; iterates over the paths."""
+    """What `write` wrote; iterates over the paths."""
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    """What `write` could not make, and why."""
 
     def __iter__(self) -> Iterator[Path]:
         return iter(self.paths)
 
 
 def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Written:
-    """Rebuild `report.md` of a run; with `draw`, `figures/*.png`; with `html`, `report.html`.
+    """Rebuild `report.md` of a run, with `draw` also `figures/*.png`, and with `html` also `report.html`.
 
-    Nothing stays of an earlier report. Where a library is missing, what is made with it is left out and a note says
-    so. Raises `bench.errors.BadRequest` where there is no run. Plotting libraries are imported here, for they are slow.
+    An earlier report is deleted first. If a library is missing, a note says what was left out. Plotting libraries are
+    slow to import, so they are imported here. Raises `bench.errors.BadRequest` where there is no run.
     """
     from bench.judge.claims import scorecard
     from bench.judge.view import View
@@ -42,26 +43,26 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     folder, page, interactive = directory / "figures", directory / "report.md", directory / "report.html"
     for old in (*folder.glob("*.png"), interactive):
         old.unlink(missing_ok=True)
-    if draw and there("the figures", DRAWS, notes):
+    if draw and can_make("the figures", DRAWS, notes):
         from bench.report import figures
 
         drawn = figures.draw_all(view, folder)
     page.write_text(markdown.render(view, verdicts, drawn, directory), encoding="utf-8")
     written = [page]
-    if html and there(interactive.name, PAGES, notes):
-        from bench.report import html as interactive_page
+    if html and can_make(interactive.name, PAGES, notes):
+        from bench.report.html import render
 
-        interactive.write_text(interactive_page.render(view, verdicts), encoding="utf-8")
+        interactive.write_text(render(view, verdicts), encoding="utf-8")
         written.append(interactive)
     return Written(paths=(*written, *drawn.values()), notes=tuple(notes))
 
 
-def there(what: str, libraries: tuple[str, ...], notes: list[str]) -> bool:
-    """Can it be made here? If not, a note says why and how to get it."""
+def can_make(what: str, libraries: tuple[str, ...], notes: list[str]) -> bool:
+    """Whether the libraries are installed. If not, adds a note that says why and what to do."""
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         notes.append(
             f"{what} left out: {' and '.join(missing)} not installed here; "
-            "`decodebench report` on this directory makes up for it anywhere else"
+            "run `decodebench report` on this directory where they are"
         )
     return not missing

@@ -1,9 +1,9 @@
 """What the figures share: colours, axes, points, titles, labels.
 
-Colours are Okabe and Ito's without their yellow, which is faint on white, and with their black as a grey, and two dark
-ones of Tol's: however the cones are, any two of them are at least 16 apart in CIELAB (ΔE of 1976, colour blindness as
-simulated by Machado, Oliveira and Fernandes, 2009). Every op has a marker of its own as well, so that nothing hangs on
-colour alone.
+The colours are those of Okabe and Ito without their yellow, which is faint on white, with a grey instead of their
+black, and with two dark colours of Tol's. Any two of them are at least 16 apart in CIELAB (ΔE of 1976), also as
+colour-blind people see them (as simulated by Machado, Oliveira and Fernandes, 2009). Every op has its own marker too,
+so that no reader depends on colour alone.
 """
 
 from __future__ import annotations
@@ -27,19 +27,27 @@ INK = "#1f2328"
 PALE = "#6e7781"
 GRID = "#d8dee4"
 PEERS = "#8c959f"
-"""Peers' colour where ours stand out."""
+"""The colour of peers where our points are to stand out."""
+
+FILLED: dict[str, Any] = {"s": 26, "alpha": 0.9, "zorder": 3}
+HOLLOW: dict[str, Any] = {"s": 20, "alpha": 0.8, "zorder": 2, "facecolors": "none"}
+LEGEND: dict[str, Any] = {"frameon": False, "labelcolor": INK}
 
 
-def place(op: str) -> int:
-    """The op's place in the registry, ceilings left out: the same in every run. Unknown ops come last."""
+def style_numbers(op: str) -> tuple[int, int]:
+    """The numbers of an op's colour and marker, by its place in the registry, so that they are the same in every run.
+
+    Where the colours start again, they are combined with other markers. Unknown ops come last.
+    """
     drawn = [name for name, known in discover().items() if not known.is_ceiling]
-    return drawn.index(op) if op in drawn else len(drawn)
+    place = drawn.index(op) if op in drawn else len(drawn)
+    return place % len(COLOURS), (place + place // len(COLOURS)) % len(MARKERS)
 
 
 def style(op: str) -> tuple[str, str]:
-    """Colour and marker of an op. Where the colours begin again, they meet other markers."""
-    n = place(op)
-    return COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
+    """The colour and the marker of an op."""
+    colour, marker = style_numbers(op)
+    return COLOURS[colour], MARKERS[marker]
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -50,7 +58,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def panels(count: int, finding: str, note: str) -> tuple[Figure, list[Axes]]:
-    """Small multiples of equal axes, up to three in a row, under one title."""
+    """Equal axes side by side, up to three in a row, under one title."""
     columns = min(3, count)
     rows = math.ceil(count / columns)
     height = 1.0 + 2.3 * rows
@@ -99,7 +107,7 @@ def logarithmic(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> N
 
 
 def log_ticks(axis: Axis, low: float, high: float, write: Callable[[float], str]) -> None:
-    """Labelled powers of ten; 1, 2 and 5 of each where there are few of them; the rest as unlabelled ticks."""
+    """Label the powers of ten, and 2 and 5 times each if the axis has few of them. Other ticks have no label."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=100))
@@ -116,15 +124,12 @@ def scatter(
     hollow: bool = False,
     label: str = "",
 ) -> None:
-    """Points, flagged ones with a dot of ink in them; markers at the edge of the axes stay whole."""
+    """Draw points, with a dot inside each flagged one. Markers at the edge of the axes are not cut."""
     if not points:
         return
     xs, ys = zip(*map(place, points), strict=True)
-    axes.scatter(
-        xs, ys, s=20 if hollow else 26, marker=marker, label=label or None, alpha=0.8 if hollow else 0.9,
-        facecolors="none" if hollow else colour, edgecolors=colour, linewidths=1.1, zorder=2 if hollow else 3,
-        clip_on=False,
-    )  # fmt: skip
+    look = HOLLOW if hollow else {**FILLED, "facecolors": colour}
+    axes.scatter(xs, ys, marker=marker, label=label or None, edgecolors=colour, linewidths=1.1, clip_on=False, **look)
     if flagged := [place(p) for p in points if p.record.flags]:
         xs, ys = zip(*flagged, strict=True)
         axes.scatter(xs, ys, s=4, color=INK, lw=0, zorder=4, clip_on=False)
@@ -133,7 +138,7 @@ def scatter(
 def scatter_op(
     axes: Axes, op: str, points: Sequence[Point], place: Callable[[Point], tuple[float, float]], *, peers: str = ""
 ) -> None:
-    """An op's points, ours filled over the hollow peers; `peers` is their colour where it is not the op's."""
+    """Draw an op's points: peers hollow, ours filled and above them. `peers` is the peers' colour, if not the op's."""
     colour, marker = style(op)
     mine = [p for p in points if p.record.op == op and p.record.ours]
     others = [p for p in points if p.record.op == op and not p.record.ours]
@@ -142,16 +147,13 @@ def scatter_op(
 
 
 def legend(figure: Figure, axes: Axes, view: View) -> None:
-    """The ops' markers in rows below the axes."""
+    """Show the ops' markers in rows of up to five below the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        rows = math.ceil(len(handles) / 5)
-        found = figure.legend(
-            handles, labels, loc="outside lower center", ncols=math.ceil(len(handles) / rows), fontsize=8.5,
-            frameon=False, labelcolor=INK, title=key(view), title_fontproperties={"size": 8.5}, handletextpad=0.2,
-            columnspacing=1.4,
-        )  # fmt: skip
-        found.get_title().set_color(PALE)
+        columns = math.ceil(len(handles) / math.ceil(len(handles) / 5))
+        look = {**LEGEND, "fontsize": 8.5, "ncols": columns, "handletextpad": 0.2, "columnspacing": 1.4}
+        found = figure.legend(handles, labels, loc="outside lower center", title=key(view), **look)
+        found.get_title().set(size=8.5, color=PALE)
 
 
 def key(view: View) -> str:
@@ -162,9 +164,10 @@ def key(view: View) -> str:
 
 
 def roof_labels(axes: Axes, points: Sequence[tuple[float, float]], lines: Sequence[tuple[float, str, str]]) -> None:
-    """(bandwidth, text, colour), the lower roof first: texts along and above the upper roof, where points are rare.
+    """Write the texts of `lines` (bandwidth, text, colour; the lower roof first) along and above the upper roof.
 
-    They start at the place along the roof that is farthest from any point; call it once the layout is settled.
+    They start at the first place along the roof where no point is near, or else where the nearest point is farthest
+    away. The layout must be settled before, since it decides the roof's angle.
     """
     (low, high), (floor, top) = axes.get_xlim(), axes.get_ylim()
     roof = max(bandwidth for bandwidth, _, _ in lines)
@@ -179,24 +182,23 @@ def roof_labels(axes: Axes, points: Sequence[tuple[float, float]], lines: Sequen
     room, depth = 0.55 * size * max(len(text) for _, text, _ in lines), 1.25 * size * len(lines)
 
     def clearance(at: float) -> float:
-        """How far the closest point is from the middle line of the texts."""
+        """The distance of the nearest point from the middle line of the texts."""
         spots = [a + along * (at + room * i / 8) + [0.5 * depth * c for c in across] for i in range(9)]
         return min((math.dist(spot, dot) for spot in spots for dot in dots), default=math.inf)
 
     tries = [0.02 * length + step * max(0.0, 0.9 * length - room) / 40 for step in range(41)]
     clear = next((at for at in tries if clearance(at) > depth + size), max(tries, key=clearance))
     x, y = axes.transData.inverted().transform(a + along * clear)
+    angle = math.degrees(math.atan2(along[1], along[0]))
     for i, (_, text, colour) in enumerate(lines):
         above = 4 + 11 * i
-        axes.annotate(
-            text, (x, y), xytext=(across[0] * above, across[1] * above), textcoords="offset points", size=8.5,
-            color=colour, rotation=math.degrees(math.atan2(along[1], along[0])), rotation_mode="anchor", ha="left",
-            va="bottom",
-        )  # fmt: skip
+        place: dict[str, Any] = {"xytext": [c * above for c in across], "textcoords": "offset points"}
+        turn: dict[str, Any] = {"rotation": angle, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
+        axes.annotate(text, (x, y), size=8.5, color=colour, **place, **turn)
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]], step: float) -> None:
-    """(y, x, text, colour): names right of the axes at their heights, at least `step` of the height apart."""
+    """Write the texts of `ends` (y, x, text, colour) to the right of the axes, `step` of the height apart or more."""
     low, high = (math.log(v) for v in axes.get_ylim())
     last = -math.inf
     for y, x, text, colour in sorted(ends):

@@ -1,18 +1,20 @@
-"""The pictures of a report as PNG, drawn for a light page of about 850 px. Each title states the finding."""
+"""The figures of a report as PNG, for a light page of about 850 px. Each title states what the figure shows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from bench.judge.view import SAME_BATCH, WITHIN, Accuracy, Point, View, batches, free_batch, left_of_ridge
+from bench.judge.view import PREDICTION_BAND, SAME_BATCH, Accuracy, Point, View, batches, free_batch, left_of_ridge
 from bench.report.drawing import (
     COLOURS,
     INK,
+    LEGEND,
     PALE,
     PEERS,
     canvas,
@@ -33,7 +35,7 @@ DPI = 200
 
 
 def draw_all(view: View, directory: Path) -> dict[str, Path]:
-    """Draw what the run has data for; returns the files by figure name."""
+    """Draw every figure that the run has data for. Returns the files by the figures' names."""
     directory.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Callable[[View], Figure | None]] = {
         "roofline": roofline,
@@ -52,16 +54,16 @@ def draw_all(view: View, directory: Path) -> dict[str, Path]:
 
 
 def roofline(view: View) -> Figure | None:
-    """Achieved FLOP/s over intensity under the measured and the published roofs; ops without FLOPs have no place."""
+    """Achieved FLOP/s over intensity, under the measured and the published roofs. Ops without FLOPs are left out."""
     points = [p for p in view.points if p.intensity > 0]
     ceilings = view.run.ceilings
     if not points or ceilings is None:
         return None
     figure, axes = canvas(8.5, 5.4)
     sheet = view.run.published("memory_bandwidth")
-    shown = {pipe for p in points for pipe in p.record.work["flops"]}
+    shown = sorted({pipe for p in points for pipe in p.record.work["flops"]})
     claims = {pipe: claimed.value for pipe in shown if (claimed := view.run.published(pipe))}
-    peaks = {pipe: ceilings.pipes[pipe] for pipe in sorted(shown) if pipe in ceilings.pipes}
+    peaks = {pipe: ceilings.pipes[pipe] for pipe in shown if pipe in ceilings.pipes}
     low = min(p.intensity for p in points) / 2
     ridges = [peak / ceilings.read_roof for peak in peaks.values()]
     high = 4 * max([*ridges, *(p.intensity for p in points)])
@@ -111,13 +113,13 @@ def roofline(view: View) -> Figure | None:
 
 
 def prediction(view: View) -> Figure | None:
-    """Measured over predicted time: 1 is a prediction that came true."""
+    """Measured over predicted time: at 1 the prediction came true."""
     points = [p for p in view.points if p.predicted("measured")]
     accuracy = Accuracy.of(view.ours or view.points, "measured")
     if not points or accuracy is None:
         return None
     figure, axes = canvas(8.5, 4.6)
-    axes.axhspan(1 - WITHIN, 1 + WITHIN, color="#dbe9f6", zorder=0)
+    axes.axhspan(1 - PREDICTION_BAND, 1 + PREDICTION_BAND, color="#dbe9f6", zorder=0)
     axes.axhline(1, color=INK, lw=1.2, zorder=1)
     for op in view.ops:
         scatter_op(axes, op, points, measured_over_predicted)
@@ -131,17 +133,15 @@ def prediction(view: View) -> Figure | None:
     ticks = [t for t in ticks if low <= t <= high]
     axes.set_yticks(ticks, [f"{t:g}×" for t in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.text(
-        0.995, 1 + WITHIN, f"±{percent(WITHIN)}", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
-        size=8.5, color=COLOURS[0],
-    )  # fmt: skip
+    corner: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+    axes.text(0.995, 1 + PREDICTION_BAND, f"±{percent(PREDICTION_BAND)}", size=8.5, color=COLOURS[0], **corner)
     axes.set_xlabel("predicted time of one launch, from the ceilings measured in this run")
     log_ticks(axes.xaxis, left, right, lambda x: tick(x, "s"))
     axes.set_ylabel("measured / predicted time")
     legend(figure, axes, view)
     whose = "of our times" if view.ours else "times"
     finding = (
-        f"{percent(accuracy.within)} of {accuracy.cases} {whose} lie within {percent(WITHIN)} "
+        f"{percent(accuracy.within)} of {accuracy.cases} {whose} lie within {percent(PREDICTION_BAND)} "
         f"of their prediction (median error {percent(accuracy.median, 1)})"
     )
     title(axes, finding, view)
@@ -149,14 +149,14 @@ def prediction(view: View) -> Figure | None:
 
 
 LITTLE = 0.05
-"""Ops that stay below this share of the read roof are named in their panel: at its foot they are easily overlooked."""
+"""If an op stays below this share of the read roof, its panel says so: such points are easily overlooked."""
 
 TOP = 1.2
-"""Shares above this stand at the upper edge with their number: they carry a flag, or the roof was measured too low."""
+"""A larger share is drawn at the upper edge with its number: it carries a flag, or the roof was measured too low."""
 
 
 def efficiency(view: View) -> Figure | None:
-    """Share of the read roof over compulsory bytes, one panel per op, with a plain read of the same size as a line."""
+    """The share of the read roof over compulsory bytes, one panel per op. A line shows a plain read of each size."""
     ceilings = view.run.ceilings
     points = [p for p in view.points if p.record.bytes]
     if ceilings is None or not points:
@@ -176,8 +176,7 @@ def efficiency(view: View) -> Figure | None:
     for axes, op in zip(grid, ops, strict=True):
         axes.axhline(1, color=INK, lw=1.0)
         axes.plot(line, [ceilings.read(round(x)) / ceilings.read_roof for x in line], color=PALE, lw=1.2)
-        scatter_op(axes, op, points, lambda p: (p.record.bytes, min(p.share or 0.0, TOP)),
-                   peers=PEERS if view.ours else "")  # fmt: skip
+        scatter_op(axes, op, points, size_and_share, peers=PEERS if view.ours else "")
         shares = [p.share or 0.0 for p in view.best if p.record.op == op and p.trusted]
         reached = f": up to {share(max(shares))}" if shares else ""
         axes.set_title(f"{op}{reached}", size=10, color=INK, loc="left")
@@ -196,15 +195,19 @@ def efficiency(view: View) -> Figure | None:
             axes.text(0.96, 0.17, said, transform=axes.transAxes, size=8.5, color=PALE, ha="right")
         for p in mine:
             if (p.share or 0.0) > TOP:
-                axes.annotate(percent(p.share or 0.0), (p.record.bytes, TOP), xytext=(-5, 0), size=8.5, color=INK,
-                              textcoords="offset points", ha="right", va="center")  # fmt: skip
+                left: dict[str, Any] = {"xytext": (-5, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+                axes.annotate(percent(p.share or 0.0), size_and_share(p), size=8.5, color=INK, **left)
     figure.supxlabel("compulsory bytes of one launch", size=9.5, color=INK)
     figure.supylabel("of the read roof", size=9.5, color=INK)
     return figure
 
 
+def size_and_share(point: Point) -> tuple[float, float]:
+    return point.record.bytes, min(point.share or 0.0, TOP)
+
+
 def batch_knee(view: View) -> Figure | None:
-    """Time of one projection over the batch, a panel per precision for its largest weight: ours, predicted, peers."""
+    """The time of a projection over the batch, one panel for the largest weight of each precision."""
     series = batches(view.points)
     if not series:
         return None
@@ -240,7 +243,7 @@ def batch_knee(view: View) -> Figure | None:
         n, k = largest[kind]
         axes.set_title(f"{kind}, {n} × {k}", size=10, color=INK, loc="left")
         logarithmic(axes, (all_batches[0] / 1.3, all_batches[-1] * 1.3), (min(times) / 1.3, max(times) * 1.6))
-        axes.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6)
+        axes.legend(loc="upper left", fontsize=8, handlelength=1.6, **LEGEND)
         axes.xaxis.set_major_locator(FixedLocator([b for b in all_batches if math.log2(b) % 3 == 0]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,7 +1,7 @@
-"""`report.html`: one self-contained interactive page; Plotly, styles and data are inside, nothing is fetched.
+"""`report.html`: one interactive page that fetches nothing. Plotly, styles and data are inside.
 
-The Python package brings Plotly as one bundle of 5 MB. It is in the page compressed, 2 MB, and the browser unpacks it
-(`DecompressionStream`, in every browser since 2023).
+The Python package brings Plotly as one bundle of 5 MB. The page holds it compressed (2 MB), and the browser unpacks it
+with `DecompressionStream`, which every browser has since 2023.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from bench.judge import boundness, peers
-from bench.judge import goals as targets
+from bench.judge import boundness, goals, peers
 from bench.judge.claims import Verdict
-from bench.judge.view import WITHIN, Point, Table, View, batches
+from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View, batches
 from bench.report import drawing, tables, text
 from bench.units import percent
 
@@ -33,7 +32,7 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
     )
     header = view.run.header
     cases = [tables.cases(view, op) for op in view.ops]
-    judged = targets.judged(view)
+    judged = goals.judged(view)
     return environment.get_template("report.html.j2").render(
         device=view.run.device_name,
         subtitle=", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)),
@@ -42,7 +41,7 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
         verdict=text.verdict(view),
         scorecard=tables.scorecard(verdicts),
         tally=text.tally(verdicts),
-        places={op: drawing.place(op) for op in view.ops},
+        styles={op: drawing.style_numbers(op) for op in view.ops},
         impls=list(dict.fromkeys(p.record.impl for p in view.points)),
         any_ours=bool(view.ours),
         precisions=sorted({p.precision for p in view.points}),
@@ -50,7 +49,7 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
         has_predictions=any(p.predicted("measured") for p in view.points),
         has_roof=view.run.ceilings is not None and bool(view.points),
         has_peers=bool(view.peers),
-        within=percent(WITHIN),
+        within=percent(PREDICTION_BAND),
         shapes=shapes(view),
         cards=[card(row) for row in tables.summary(view).rows],
         peer_summary=peers.by_peer(view),
@@ -61,8 +60,8 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
         interventions=boundness.table(view, leading_only=True),
         other_interventions=boundness.table(view, leading_only=False),
         text_interventions=(boundness.HEADING, *boundness.remarks(view)),
-        targets=targets.table(judged),
-        text_targets=targets.tally(judged),
+        goals=goals.table(judged),
+        text_goals=goals.tally(judged),
         cases=Table(
             headers=("op", *cases[0].headers),
             rows=[(op, *row) for op, table in zip(view.ops, cases, strict=True) for row in table.rows],
@@ -70,6 +69,7 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
         )
         if cases
         else Table(headers=(), rows=()),
+        text_cases=text.CASES,
         keys=["/".join((p.record.op, p.record.impl, p.record.case_id)) for op in view.ops for p in view.of(op)],
         ceilings=tables.ceilings(view),
         failed=tables.unmeasured(view, refused=False),
@@ -92,42 +92,40 @@ def render(view: View, verdicts: Sequence[Verdict]) -> str:
 
 
 def contents(view: View) -> list[tuple[str, str]]:
-    """Anchors of the page's parts that are there."""
+    """The anchors and names of those parts of the page that this run has."""
     parts = (
         ("claims", "Claims", True),
         ("measurements", "Measurements", True),
         ("interventions", "Is it memory?", bool(view.interventions)),
-        ("targets", "Targets", view.run.on_gpu),
+        ("goals", "Goals", view.run.on_gpu),
         ("ops", "By op", bool(view.points)),
         ("about-peers", "Peers", bool(view.peers)),
         ("environment", "Environment", bool(view.run.header)),
     )
-    return [(anchor, name) for anchor, name, there in parts if there]
+    return [(anchor, name) for anchor, name, shown in parts if shown]
 
 
 def asset(name: str) -> Markup:
-    """A file of ours that goes into the page as it is."""
+    """One of our own files, which goes into the page as it is."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def card(row: Sequence[str]) -> dict[str, str]:
-    """An op's row of `tables.summary` under the names that its card uses."""
-    op, count, best, median, worst, why, error, peers, worst_peer = row
-    share, _, case = best.partition(" ")
-    return {
-        "op": op, "cases": count, "best_share": share, "best_case": case.strip("()"), "median": median,
-        "worst": worst, "why": why, "error": error, "peers": peers, "worst_peer": worst_peer,
-    }  # fmt: skip
+    """An op's row of `tables.summary`, under the names that the template uses."""
+    names = ("op", "cases", "best", "median", "worst", "why", "error", "peers", "worst_peer")
+    found = dict(zip(names, row, strict=True))
+    share, _, case = found["best"].partition(" ")
+    return found | {"best_share": share, "best_case": case.strip("()")}
 
 
 def shapes(view: View) -> list[str]:
-    """Weights that were measured at several batches, the largest first."""
+    """The weights that were measured at several batches, the largest first."""
     found = {(n * k, f"{n} × {k}") for n, k, _, _ in batches(view.points)}
     return [name for _, name in sorted(found, reverse=True)]
 
 
 def data(view: View) -> dict[str, Any]:
-    """What the page's script draws."""
+    """What the script of the page draws."""
     ceilings = view.run.ceilings
     series = {
         id(point): {"series": f"{kind} {impl}", "shape": f"{n} × {k}", "batch": batch}
@@ -144,18 +142,10 @@ def data(view: View) -> dict[str, Any]:
             bandwidths.append({"name": "L2", "kind": "measured", "bandwidth": ceilings.l2_bandwidth})
     pipes = {pipe for p in view.points for pipe in p.record.work["flops"]}
     return {
-        "ops": {op: drawing.place(op) for op in view.ops},
-        "within": WITHIN,
+        "ops": {op: drawing.style_numbers(op) for op in view.ops},
+        "within": PREDICTION_BAND,
         "points": [point(p) | series.get(id(p), {}) for p in view.points],
-        "peers": [
-            {
-                "op": p.ours.record.op, "id": p.ours.record.case_id, "ours": p.ours.record.impl,
-                "peer": p.peer.record.impl, "ratio": p.ratio.median, "low": p.ratio.low,
-                "high": finite(p.ratio.high, p.ratio.median),
-                "flags": list(dict.fromkeys([*p.ours.record.flags, *p.peer.record.flags])),
-            }
-            for p in view.peers
-        ],
+        "peers": [peer(p) for p in view.peers],
         "roofs": {
             "bandwidths": bandwidths,
             "pipes": {
@@ -164,21 +154,44 @@ def data(view: View) -> dict[str, Any]:
             },
             "read": [[size, size / s / ceilings.read_roof] for size, s in ceilings.read_points] if ceilings else [],
         },
-    }  # fmt: skip
+    }
 
 
 def point(p: Point) -> dict[str, Any]:
     stages = p.record.stages
     return {
-        "op": p.record.op, "impl": p.record.impl, "ours": p.record.ours, "id": p.record.case_id,
-        "precision": p.precision, "bytes": p.record.bytes, "flops": p.record.flops, "seconds": p.seconds,
-        "low": p.time.low or p.seconds, "high": finite(p.time.high, p.seconds), "share": p.share,
-        "expected": p.predicted("measured"), "sheet": p.predicted("datasheet"), "bound": p.bound,
+        "op": p.record.op,
+        "impl": p.record.impl,
+        "ours": p.record.ours,
+        "id": p.record.case_id,
+        "precision": p.precision,
+        "bytes": p.record.bytes,
+        "flops": p.record.flops,
+        "seconds": p.seconds,
+        "low": p.time.low or p.seconds,
+        "high": finite(p.time.high, p.seconds),
+        "share": p.share,
+        "expected": p.predicted("measured"),
+        "sheet": p.predicted("datasheet"),
+        "bound": p.bound,
         "flags": p.record.flags,
         "moved": sum(s["work"]["bytes_read"] + s["work"]["bytes_written"] + s["l2_bytes"] for s in stages),
-    }  # fmt: skip
+    }
+
+
+def peer(p: Peer) -> dict[str, Any]:
+    return {
+        "op": p.ours.record.op,
+        "id": p.ours.record.case_id,
+        "ours": p.ours.record.impl,
+        "peer": p.peer.record.impl,
+        "ratio": p.ratio.median,
+        "low": p.ratio.low,
+        "high": finite(p.ratio.high, p.ratio.median),
+        "flags": p.flags,
+    }
 
 
 def finite(value: float, otherwise: float) -> float:
-    """JSON has no infinity: a single sample's interval is drawn without a bar."""
+    """The value, or `otherwise` for infinity, which JSON lacks: a single sample is drawn without a bar."""
     return otherwise if value == float("inf") else value

@@ -1,4 +1,4 @@
-"""`report.md`: the report as GitHub shows it."""
+"""`report.md`: the report in Markdown, as GitHub shows it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.judge import boundness, peers
-from bench.judge import goals as targets
+from bench.judge import boundness, goals, peers
 from bench.judge.claims import Verdict
 from bench.judge.view import Table, View
 from bench.report import tables, text
 
 CAPTIONS = {
-    "roofline": "Each op's cases under the roofs. Solid: measured in this run. Dashed: published. "
-    "Ops that compute nothing (cache writes, copies) have no place in it.",
-    "prediction": "Measured over predicted time; the prediction was on disk before the measurement began. "
-    "Points with a dot inside carry a flag.",
-    "efficiency": "Compulsory bytes over time as a share of the measured read roof. The grey line is a plain read of "
-    "that many bytes: below it lies what the kernel loses, above it what the size costs anyone.",
-    "batch": "The largest weight of each precision that was measured at three batches or more. While a line is flat, "
+    "roofline": "The cases of each op under the roofs. Solid lines were measured in this run, dashed lines are "
+    "published. Ops that compute nothing (cache writes, copies) are left out.",
+    "prediction": "Measured over predicted time. The prediction was on disk before the measurement began. A point with "
+    "a dot inside carries a flag.",
+    "efficiency": "Compulsory bytes over time, as a share of the measured read roof. The grey line is a plain read of "
+    "as many bytes. The kernel loses the distance up to the line; at this size, everyone loses the rest.",
+    "batch": "For each precision, the largest weight that was measured at three or more batches. Where a line is flat, "
     "a larger batch is free.",
 }
 
 
 def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path], directory: Path) -> str:
-    """The whole report; figures are linked relative to `directory`."""
+    """The whole report. Links to figures are relative to `directory`."""
     return "\n\n".join(part for part in _parts(view, verdicts, figures, directory) if part) + "\n"
 
 
@@ -42,8 +41,8 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
     yield from _section(boundness.HEADING, boundness.table(view, leading_only=True), *boundness.remarks(view))
     yield from _folded("Every other intervention", boundness.table(view, leading_only=False))
     yield from _section("By op", tables.summary(view), *([peers.STANDING] if view.peers else []))
-    if judged := targets.judged(view):
-        yield from _section("Targets", targets.table(judged), targets.tally(judged))
+    if judged := goals.judged(view):
+        yield from _section("Goals", goals.table(judged), goals.tally(judged))
     yield "## Published claims"
     yield escape(text.tally(verdicts))
     yield from _folded("Every claim", tables.scorecard(verdicts))
@@ -52,10 +51,7 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
     yield from _section("Ceilings", tables.ceilings(view))
     if view.ops:
         yield "## Every case"
-        yield (
-            "Median of cold launches with the half-width of its 95% interval. GB/s counts the compulsory bytes only "
-            "(1 GB = 1e9 B). Behind each prediction stands how far the measured time is from it."
-        )
+        yield text.CASES
     for op in view.ops:
         yield from _folded(op, tables.cases(view, op))
     if view.unmeasured:
@@ -99,5 +95,5 @@ def markdown_table(table: Table) -> str:
 
 
 def escape(value: str) -> str:
-    """One line that Markdown shows as it is."""
+    """The text on one line, so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_|\[\]<>])", r"\\\1", " ".join(value.split()))

@@ -1,4 +1,4 @@
-"""The tables of a report, as plain strings that Markdown and HTML both show."""
+"""The tables of a report, as plain strings for both Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from math import isfinite
 from bench.judge import peers
 from bench.judge.claims import Verdict, main_table
 from bench.judge.resolution import pairs, reach
-from bench.judge.view import Accuracy, Point, Table, View, gap
+from bench.judge.view import Accuracy, Point, Table, View, gap, role
 from bench.records import FLAGS
 from bench.run import flatten
 from bench.units import difference, digits, duration, measured, percent, si, signed
 
 
 def summary(view: View) -> Table:
-    """One row per op: best and worst case by share of the read roof, why the worst is there, the fastest peers."""
+    """One row per op: the best and the worst case by share of the read roof, and the fastest peers."""
     rows = []
     for op in view.ops:
         found = sorted(
@@ -43,18 +43,25 @@ def summary(view: View) -> Table:
 
 
 SUMMARY = (
-    "op", "cases", "best of the read roof", "median", "worst of the read roof", "why the worst is there",
-    "prediction's median error", "fastest peer's time / ours", "worst against a peer",
-)  # fmt: skip
+    "op",
+    "cases",
+    "best of the read roof",
+    "median",
+    "worst of the read roof",
+    "why the worst is there",
+    "prediction's median error",
+    "fastest peer's time / ours",
+    "worst against a peer",
+)
 
 
 def share(of_roof: float | None) -> str:
-    """Of the read roof; a cache write's 0.3% is not 0%."""
+    """A share of the read roof. Below 10% it has a decimal, so that a cache write's 0.3% does not become 0%."""
     return percent(of_roof or 0.0, 0 if (of_roof or 0.0) >= 0.1 else 1)
 
 
 def cases(view: View, op: str) -> Table:
-    """Every timed case of an op, whoever ran it."""
+    """Every case of an op with a time, of ours and of peers."""
     rows = []
     for p in view.of(op):
         rows.append(
@@ -70,43 +77,49 @@ def cases(view: View, op: str) -> Table:
                 ", ".join(p.record.flags),
             )
         )
-    return Table(
-        headers=(
-            "case", "implementation", "median time", "GB/s", "of read roof", "predicted from ceilings",
-            "predicted from datasheet", "bound", "flags",
-        ),
-        rows=rows,
-        numeric=(2, 3, 4, 5, 6),
-    )  # fmt: skip
+    return Table(headers=CASES, rows=rows, numeric=(2, 3, 4, 5, 6))
+
+
+CASES = (
+    "case",
+    "implementation",
+    "median time",
+    "GB/s",
+    "of read roof",
+    "predicted from ceilings",
+    "predicted from datasheet",
+    "bound",
+    "flags",
+)
 
 
 def expected(point: Point, basis: str) -> str:
-    """A predicted time and how far the measured one is from it."""
+    """A predicted time, and how far the measured time is from it."""
     seconds, error = point.predicted(basis), point.error(basis)
     return f"{duration(seconds)} ({signed(error)})" if seconds and error is not None else ""
 
 
 def ceilings(view: View) -> Table:
-    """Measured ceilings beside the datasheet's, with the flags of the times that they were read from."""
+    """The measured ceilings beside the published ones, with the flags of the records that they were read from."""
     found = view.run.ceilings
     if found is None:
         return Table(headers=(), rows=())
-    rows = [_ceiling(view, "DRAM read", found.read_roof, "memory_bandwidth", "stream")]
+    rows = [_ceiling(view, "DRAM read", found.read_roof, "memory_bandwidth")]
     if found.copy_points:
         copy = max(map(rate, found.copy_points))
-        rows.append(_ceiling(view, "DRAM copy", copy, "memory_bandwidth", "stream"))
+        rows.append(_ceiling(view, "DRAM copy", copy, "memory_bandwidth"))
     if found.l2_bandwidth:
-        rows.append(_ceiling(view, "L2 read", found.l2_bandwidth, "on_chip_bandwidth", "stream"))
+        rows.append(_ceiling(view, "L2 read", found.l2_bandwidth, "on_chip_bandwidth"))
     if found.host_bandwidth:
-        rows.append(_ceiling(view, "to or from the host", found.host_bandwidth, "host_bandwidth", "host_link"))
+        rows.append(_ceiling(view, "to or from the host", found.host_bandwidth, "host_bandwidth"))
     for pipe, flops in sorted(found.pipes.items()):
-        rows.append(_ceiling(view, pipe, flops, pipe, "gemm_peak"))
+        rows.append(_ceiling(view, pipe, flops, pipe))
     if found.launch_s:
-        said = flagged(view, "stream", found.launch_s)
+        said = flagged(view, found.launch_s)
         rows.append(("launch, one empty kernel to the next", duration(found.launch_s), "", "", said))
     for point in found.read_points:
         size, seconds = point
-        said = flagged(view, "stream", seconds)
+        said = flagged(view, seconds)
         rows.append((f"read of {si(size, 'B')}", f"{si(rate(point), 'B/s')} ({duration(seconds)})", "", "", said))
     headers = ("ceiling", "measured", "datasheet", "measured of datasheet", "flags")
     return Table(headers=headers, rows=rows, numeric=(1, 2, 3))
@@ -117,19 +130,19 @@ def rate(point: tuple[int, float]) -> float:
     return point[0] / point[1]
 
 
-def flagged(view: View, op: str, number: float) -> str:
-    """Flags of the ceiling that was read from this time or, in FLOP/s or B/s, from this rate."""
+def flagged(view: View, ceiling: float) -> str:
+    """The flags of the records that a ceiling was read from: seconds, B/s or FLOP/s."""
     found = []
-    for r in view.run.records:
-        if r.op == op and r.seconds:
+    for r in view.run.timed:
+        if role(r.op) != "decode" and r.seconds:
             amounts = (r.bytes, sum(s["l2_bytes"] for s in r.stages), *r.work["flops"].values())
-            if number in (r.seconds, *(amount / r.seconds for amount in amounts)):
+            if ceiling in (r.seconds, *(amount / r.seconds for amount in amounts)):
                 found += r.flags
     return ", ".join(dict.fromkeys(found))
 
 
-def _ceiling(view: View, name: str, value: float, published: str, op: str) -> tuple[str, ...]:
-    said = flagged(view, op, value)
+def _ceiling(view: View, name: str, value: float, published: str) -> tuple[str, ...]:
+    said = flagged(view, value)
     unit = "B/s" if published.endswith("bandwidth") else "FLOP/s"
     sheet = view.run.published(published)
     if sheet is None:
@@ -139,7 +152,7 @@ def _ceiling(view: View, name: str, value: float, published: str, op: str) -> tu
 
 
 def unmeasured(view: View, *, refused: bool) -> Table:
-    """Cases without a time, grouped by the reason: those an implementation refused, or all others."""
+    """Cases without a time, grouped by reason: either those that an implementation refused, or all others."""
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for r in view.unmeasured:
         if (r.status == "refused") == refused:
@@ -152,7 +165,7 @@ def unmeasured(view: View, *, refused: bool) -> Table:
 
 
 def flags(view: View) -> Table:
-    """Every flag that occurs, what it means and where it occurs."""
+    """Every flag that occurs, with its meaning and where it occurs."""
     where: dict[str, list[str]] = {}
     for p in view.all_points:
         for flag in p.record.flags:
@@ -165,11 +178,11 @@ def flags(view: View) -> Table:
 
 
 OF_A_GPU = ("sm", "sm_count", "l2_bytes", "smem_per_sm")
-"""What a target says of a GPU alone; a CPU's cores and cache stand in the environment."""
+"""Entries of a target that are only about GPUs. The cores and the cache of a CPU are in the environment."""
 
 
 def environment(view: View) -> Table:
-    """The header's device, target and environment as name and value."""
+    """The header's device, target and environment, as names and values."""
     header = view.run.header
     rows: list[tuple[str, str]] = []
     for part in ("suite", "started", "decodebench", "device", "target", "environment"):
@@ -182,7 +195,7 @@ def environment(view: View) -> Table:
 
 
 def while_measuring(view: View) -> Iterator[tuple[str, str]]:
-    """What the telemetry of all cases together saw: clocks, power, temperature, slowdowns."""
+    """The telemetry of all cases together: clocks, power, temperature, slowdowns."""
     seen = [r.telemetry for r in view.run.records if r.telemetry]
     for name, words in (("sm_clock_hz", "SM clock"), ("memory_clock_hz", "memory clock")):
         if clocks := [s[name] for s in seen if s.get(name)]:
@@ -198,7 +211,7 @@ def while_measuring(view: View) -> Iterator[tuple[str, str]]:
 
 
 def counters(view: View) -> Table:
-    """DRAM bytes counted against those declared, L2 hits, executed intensity, occupancy."""
+    """Counted DRAM bytes beside the declared ones, L2 hits, occupancy, executed intensity."""
     rows = []
     for r in view.run.records:
         if found := r.counters:
@@ -237,7 +250,7 @@ def counted(found: float | None, declared: float) -> str:
 
 
 def repetitions(view: View) -> Table:
-    """Run-to-run variation by op, where the run was repeated."""
+    """How much repeated measurements differ, by op."""
     spreads: dict[str, list[float]] = {}
     for (op, _, _), records in view.run.repetitions().items():
         medians = [r.seconds for r in records if r.seconds]
@@ -248,7 +261,7 @@ def repetitions(view: View) -> Table:
 
 
 def same_against_same(view: View) -> Table:
-    """A/A: what the difference between two measurements of the same thing reaches is what this run can resolve."""
+    """Every A/A pair: how much two measurements of the same thing differ, and so what this run can resolve."""
     rows = []
     for note, ratio in pairs(view.run):
         by = percent(reach(ratio), 1) if isfinite(reach(ratio)) else "unknown"

@@ -1,4 +1,4 @@
-"""The sentences of a report, as plain strings that Markdown and HTML both show."""
+"""The sentences of a report, as plain strings for both Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from typing import get_args
 from bench.judge.boundness import evidence, sentence
 from bench.judge.claims import Verdict
 from bench.judge.claims.base import Status as ClaimStatus
-from bench.judge.view import WITHIN, Accuracy, View
+from bench.judge.view import PREDICTION_BAND, Accuracy, View
 from bench.run import flatten
 from bench.units import percent, si
 
-COUNTERS = (
-    "Read from the hardware during one cold launch, beside what the implementation declares that it moves: the "
-    "prediction stands on the declared bytes."
+CASES = (
+    "Each time is the median of cold launches, with the half-width of its 95% interval. GB/s counts only the "
+    "compulsory bytes (1 GB = 1e9 B). The percentage behind a prediction says how far the measured time is from it."
 )
 
-REPETITIONS = "The same cases measured again in the same run: largest over smallest median, less one."
+COUNTERS = (
+    "The hardware counted these during one cold launch. In brackets is the difference from the bytes that the "
+    "implementation declares, which the prediction is made from."
+)
+
+REPETITIONS = "The run measured these cases several times. The spread is the largest median over the smallest, minus 1."
 
 RESOLUTION = (
-    "One case of each op measured twice at once. As far as the interval of their difference reaches, that is the op's "
-    "resolution: a smaller difference between two of its times means nothing."
+    "The run measured one case of each op twice, side by side. The resolution of the op is how far the interval of "
+    "the difference reaches: a smaller difference between two times of the op means nothing."
 )
 
 
 def notices(view: View) -> list[str]:
-    """What a reader must know before any number: a run cut short, a run on a CPU, damaged lines."""
+    """What the reader must know before any number: that the run stopped early, was on a CPU, or has damaged lines."""
     run = view.run
     found = []
     if not run.on_gpu:
@@ -39,13 +44,13 @@ def notices(view: View) -> list[str]:
     if not view.points:
         found.append("No decode case has a time; the reasons are listed below.")
     if view.run.ceilings is None:
-        found.append("No read was measured, so there is no measured roof and nothing can be compared with it.")
+        found.append("No read was measured, so there is no measured roof to compare with.")
     found += [f"Damaged line: {warning}." for warning in run.warnings]
     return found
 
 
 def verdict(view: View) -> list[str]:
-    """The answer in three lines: the roof and who comes close, whether decode is memory-bound, the predictions."""
+    """The answer in three lines: the roof and how close decode comes, whether it is memory-bound, the predictions."""
     return [_roof(view), _memory(view), _accuracy(view)]
 
 
@@ -68,7 +73,7 @@ def _roof(view: View) -> str:
 
 
 def _memory(view: View) -> str:
-    """Interventions where the run has any: they test what the predictions only say."""
+    """Interventions come first if the run has any, since they test what predictions only say."""
     question = "Is decode memory-bound here?"
     if not view.decode:
         return f"{question} Nothing was measured."
@@ -77,9 +82,10 @@ def _memory(view: View) -> str:
     if not any(p.predicted("measured") for p in view.decode):
         predicted = "no prediction was stored" + ("" if found else ", so nothing was tested")
     else:
-        predicted = f"{bound} of {every} cases ({percent(bound / every)}) are predicted to be by what they move"
+        predicted = f"by prediction, {bound} of {every} cases ({percent(bound / every)}) are"
         if bound:
-            predicted += f", and {held} of those ({percent(held / bound)}) ran within {percent(WITHIN)} of it"
+            near = f"within {percent(PREDICTION_BAND)} of the predicted time"
+            predicted += f", and {held} of those ({percent(held / bound)}) ran {near}"
     answer = f"{sentence(found)}; {predicted}" if found else predicted
     return f"{question} {answer[0].upper()}{answer[1:]}."
 
@@ -91,36 +97,36 @@ def _accuracy(view: View) -> str:
     else:
         line = (
             f"The predictions, made before measuring, miss by {percent(accuracy.median, 1)} in the median and lie "
-            f"within {percent(WITHIN)} for {percent(accuracy.within)} of {accuracy.cases} times"
+            f"within {percent(PREDICTION_BAND)} for {percent(accuracy.within)} of {accuracy.cases} times"
         )
     if view.noisy > 0.5:
         return f"{line}; but {percent(view.noisy)} of all times are noisy: measure again on an idle machine."
     sheet = Accuracy.of(view.ours or view.points, "datasheet")
     if accuracy and sheet:
-        line += f"; from the datasheet alone {percent(sheet.median, 1)} and {percent(sheet.within)}"
+        line += f"; predictions from the datasheet alone: {percent(sheet.median, 1)} and {percent(sheet.within)}"
     return f"{line}."
 
 
 def notes(view: View) -> list[str]:
-    """What the run found out about itself, one line each; the A/A differences apart."""
+    """What the run noted about itself, one line each. A/A pairs and counters have their own tables."""
     return [
         "; ".join(f"{name}: {said}" for name, said in flatten("", note))
         for note in view.run.notes
-        if note.get("note") not in ("aa", "counters")  # both have a table of their own
+        if note.get("note") not in ("aa", "counters")
     ]
 
 
 def reproduce(view: View) -> list[str]:
-    """The command lines that made the run, one per process that wrote to it."""
+    """The commands that made the run, one per process that wrote to it."""
     commands = [header["argv"] for header in view.run.headers if header.get("argv")]
     return list(dict.fromkeys(shlex.join(["uv", "run", "decodebench", *arguments]) for arguments in commands))
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
-    """How many claims got which verdict, and what the words mean."""
+    """How many claims got which verdict, and what the verdicts mean."""
     counts = Counter(v.status for v in verdicts)
     parts = ", ".join(f"{counts[status]} {status}" for status in get_args(ClaimStatus) if counts[status])
     return (
-        f"Of {len(verdicts)} published claims: {parts}. DEPENDS names the settings at which a claim holds; a claim "
-        "that needs a measurement which this run does not have is NOT MEASURED, whatever is predicted."
+        f"Of {len(verdicts)} published claims: {parts}. DEPENDS: the claim holds at the settings that are named. NOT "
+        "MEASURED: the claim needs a measurement that this run does not have, whatever is predicted."
     )

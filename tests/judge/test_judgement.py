@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.judge import boundness, peers
-from bench.judge import goals as targets
+from bench.judge import boundness, goals, peers
 from bench.judge.view import View
 from bench.records import Record, Writer
 from bench.report import text
@@ -172,8 +171,8 @@ def test_without_counters_there_is_no_column_for_them(tmp_path: Path) -> None:
 
 
 def test_the_remark_says_who_is_asked() -> None:
-    assert "its largest term at least 2 times the next" in boundness.REMARK
-    assert "headline counts those that it calls memory-bound" in boundness.REMARK
+    assert "its largest term is at least 2 times the next" in boundness.REMARK
+    assert "headline counts the cases that are predicted to be memory-bound" in boundness.REMARK
 
 
 # ---- peers
@@ -246,9 +245,9 @@ def test_what_the_run_cannot_resolve_makes_nobody_faster(tmp_path: Path) -> None
 # ---- targets
 
 
-def judged(found: View, what: str) -> targets.Judged:
+def judged(found: View, what: str) -> goals.Judged:
     """The verdict on the one target whose words begin so."""
-    (one,) = [j for j in targets.judged(found) if j.target.what.startswith(what)]
+    (one,) = [j for j in goals.judged(found) if j.goal.what.startswith(what)]
     return one
 
 
@@ -312,12 +311,12 @@ def test_what_lies_beside_a_target_is_not_counted(tmp_path: Path) -> None:
         heads(0.1, dtype="fp16"), heads(0.1, page=8), heads(0.1, kv="fp8", page=8), heads(0.1, kv="int8"),
         heads(0.1, B=1, T=32767, dtype="fp16"), heads(0.1, B=1, T=131073, dtype="fp16"), heads(0.9, B=16, dtype="fp16"),
     ]  # fmt: skip
-    counted = {j.target.what for j in targets.judged(view(tmp_path, records)) if j.cases}
+    counted = {j.goal.what for j in goals.judged(view(tmp_path, records)) if j.cases}
     assert counted == {"stream read, of the datasheet's bandwidth"}
 
 
 def test_every_target_of_an_empty_run_is_not_measured_but_the_read(tmp_path: Path) -> None:
-    verdicts = {j.target.what: j.verdict for j in targets.judged(view(tmp_path, []))}
+    verdicts = {j.goal.what: j.verdict for j in goals.judged(view(tmp_path, []))}
     read = verdicts.pop("stream read, of the datasheet's bandwidth")
     assert read == "missed"
     assert set(verdicts.values()) == {"not measured"}
@@ -349,9 +348,7 @@ def test_sizes_and_types_go_to_their_own_target(tmp_path: Path) -> None:
         heads(0.91, kv="fp8"), heads(0.1, page=8),
     ]  # fmt: skip
     found = view(tmp_path, records)
-    shown = {
-        j.target.what: (j.verdict, j.cases) for j in targets.judged(found) if j.cases and "read roof" in j.target.what
-    }
+    shown = {j.goal.what: (j.verdict, j.cases) for j in goals.judged(found) if j.cases and "read roof" in j.goal.what}
     assert shown == {
         "GEMV bf16, batch 1 to 64, 20 to 256 MB, of the read roof": ("reached", 1),
         "GEMV int8 and int4, batch 1 to 64, 100 MB and more, of the read roof": ("reached", 1),
@@ -410,15 +407,15 @@ def test_predictions_by_median_and_by_the_90th_percentile(tmp_path: Path) -> Non
 
 
 def test_the_table_says_what_was_wanted_and_found(tmp_path: Path) -> None:
-    found = targets.judged(view(tmp_path, [gemv(0.95), gemv(0.9, B=2)]))
-    rows = {row[0]: row[1:] for row in targets.table(found).rows}
+    found = goals.judged(view(tmp_path, [gemv(0.95), gemv(0.9, B=2)]))
+    rows = {row[0]: row[1:] for row in goals.table(found).rows}
     assert rows["GEMV bf16, batch 1 to 64, 256 MB and more, of the read roof"] == (
         "at least 92.0%", "90.0%", "1 of 2", "missed", "B2-N28672-K8192-bf16"
     )  # fmt: skip
     assert rows["error of the predictions at 1 MB and more, median"] == ("at most 5.0%", "", "", "not measured", "")
-    assert targets.tally(found).startswith("Of 14 targets: 2 missed, 12 not measured.")
+    assert goals.tally(found).startswith("Of 14 goals: 2 missed, 12 not measured.")
 
 
 def test_a_host_has_no_targets(tmp_path: Path) -> None:
     torch = record("ffn_gemv", "torch", "x", read=MB, seconds=1e-3)
-    assert targets.judged(view(tmp_path, [torch], target={"kind": "cpu", "name": "a CPU"})) == []
+    assert goals.judged(view(tmp_path, [torch], target={"kind": "cpu", "name": "a CPU"})) == []

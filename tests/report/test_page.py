@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -58,6 +59,15 @@ def test_reasons_cannot_become_markup(tmp_path: Path) -> None:
     timed = gemv(4e-4, case_id=nasty)
     report.write(write_run(tmp_path, [*ceiling_records(), refused, timed]))
     assert nasty not in (tmp_path / "report.html").read_text()
+
+
+def test_an_op_of_another_version_has_a_colour_and_a_marker(tmp_path: Path) -> None:
+    report.write(
+        write_run(tmp_path, [*ceiling_records(), dataclasses.replace(gemv(4e-4), op="of_tomorrow")]), draw=False
+    )
+    colour, marker = json.loads(page_data(tmp_path))["ops"]["of_tomorrow"]
+    assert f"--c{colour}:" in (tmp_path / "report.html").read_text()
+    assert marker < len("●■▲◆▼✚✖◀★")
 
 
 class Browser:

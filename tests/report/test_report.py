@@ -82,8 +82,8 @@ def test_verdict_by_hand(tmp_path: Path) -> None:
     assert "Synthetic GPU reads at most 3.00 TB/s (89% of its datasheet's 3.35 TB/s)" in lines[0]
     assert "our large GEMV reaches at best 351% of that (median 291%)." in lines[0]
     assert "attention" not in lines[0]
-    predicted = "here? 3 of 4 cases (75%) are predicted to be by what they move, and 2 of those (67%)"
-    assert f"{predicted} ran within 12% of it." in lines[1]
+    predicted = "here? By prediction, 3 of 4 cases (75%) are, and 2 of those (67%)"
+    assert f"{predicted} ran within 12% of the predicted time." in lines[1]
     assert "miss by 15.0% in the median and lie within 12% for 50% of 4 times" in lines[2]
 
 
@@ -172,7 +172,7 @@ def test_prefill_and_copies_to_the_host_say_nothing_about_decode(tmp_path: Path)
     prompt = dataclasses.replace(gemv(9e-4, expected=9e-4, bound="mma_bf16"), op="prefill")
     found = view(tmp_path, [*ceiling_records(), gemv(4e-4, expected=4e-4), prompt])
     assert found.ops == ["ffn_gemv", "prefill"]
-    assert "1 of 1 cases (100%) are predicted to be" in text.verdict(found)[1]
+    assert "By prediction, 1 of 1 cases (100%) are" in text.verdict(found)[1]
 
 
 def test_the_link_to_the_host_is_a_ceiling(tmp_path: Path) -> None:
@@ -243,12 +243,12 @@ def test_every_record_is_in_the_report(full: Path) -> None:
 
 def test_sections_of_judgement_are_in_both_forms(full: Path) -> None:
     markdown, page = ((full / name).read_text() for name in ("report.md", "report.html"))
-    for heading in ("Is it memory? Shown by intervention", "Targets"):
+    for heading in ("Is it memory? Shown by intervention", "Goals"):
         assert f"## {heading}" in markdown
         assert re.search(rf"<h2 id=[^>]*>{re.escape(heading)}", page)
     assert "If memory is what a kernel waits for" in markdown
     assert "If memory is what a kernel waits for" in page
-    assert "Of 14 targets: " in markdown
+    assert "Of 14 goals: " in markdown
     assert "| ffn\\_gemv | triton\\_ours | B1-N28672-K8192-bf16 | B 1, 4, 16, 64 |" in markdown
     assert re.search(r"<dt>peers</dt><dd>1\.\d\d \[1\.\d\d, 1\.\d\d\] over 24 cases</dd>", page)
 

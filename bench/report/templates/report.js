@@ -4,8 +4,8 @@ const report = JSON.parse(document.getElementById("data").textContent);
 const form = document.querySelector("form.filters");
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star"];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-const opColour = (op) => colour("c" + report.ops[op]);
-const opSymbol = (op) => SYMBOLS[report.ops[op]];
+const opColour = (op) => colour("c" + report.ops[op][0]);
+const opSymbol = (op) => SYMBOLS[report.ops[op][1]];
 
 const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"]];
 function si(value, unit) {
