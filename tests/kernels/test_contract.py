@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def seen(impl: Impl, target: Target = H100) -> list[int]:
 
 @pytest.mark.parametrize("make", [with_triton, without_triton])
 def test_what_was_tuned_for_one_implementation_leaves_another_with_the_same_plan_alone(
-    make: type[Impl], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Impl], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = {"toy": {KEY: {"config": {"num_warps": 8}}}}
     monkeypatch.setattr(tuned, "entries", lambda op: entries.get(op, {}))
@@ -72,7 +73,9 @@ def test_what_was_tuned_for_one_implementation_leaves_another_with_the_same_plan
 
 
 @pytest.mark.parametrize("make", [with_triton, without_triton])
-def test_what_is_asked_for_goes_before_what_was_tuned(make: type[Impl], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_for_goes_before_what_was_tuned(
+    make: Callable[..., Impl], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tuned, "entries", lambda op: {KEY: {"config": {"num_warps": 8}}})
     first, asked = make(name="first"), (("num_warps", 16),)
     assert set(seen(first, replace(H100, config=asked))) == {16}
