@@ -1,1 +1,1 @@
-"""Decode attention: a few query tokens per sequence against a long KV cache."""
+"""Decode attention: what do a few query tokens per sequence cost against a long KV cache?"""

@@ -1,1 +1,1 @@
-"""What the kernels of several operations share."""
+"""What do the kernels of several operations share?"""

@@ -1,1 +1,1 @@
-"""y[B, H] = W_down (silu(x W_gate^T) * (x W_up^T)): the dense FFN block of a decoder layer."""
+"""The dense FFN block of a decoder layer: what does it cost, fused or product by product?"""

@@ -1,1 +1,1 @@
-"""y[B, N] = x[B, K] W[N, K]^T: the matrix-vector products of a decode step."""
+"""The matrix-vector products of a decode step: how near do they come to the rate of the memory?"""

@@ -1,1 +1,1 @@
-"""Arithmetic ceilings: the tensor cores through the best library, the ordinary pipe through chains of FMAs."""
+"""Arithmetic ceilings: what do the tensor cores deliver, and the ordinary pipe?"""

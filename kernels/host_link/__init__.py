@@ -1,1 +1,1 @@
-"""The link between the host's memory and the device's: plain copies, and pages of a KV cache sent out and back."""
+"""The link between the host's memory and the device's: what do copies and swapped KV pages cost?"""

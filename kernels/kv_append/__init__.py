@@ -1,1 +1,1 @@
-"""Cache writes: one token per sequence into the KV cache."""
+"""Cache writes: what does it cost to write one token per sequence into the KV cache?"""

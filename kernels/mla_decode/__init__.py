@@ -1,1 +1,1 @@
-"""y[B, N] = x[B, K] W[N, K]^T: the matrix-vector products of a decode step."""
+"""Latent attention of a decode step: what does it cost when all heads share one latent per token?"""

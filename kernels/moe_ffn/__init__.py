@@ -1,1 +1,1 @@
-"""y[B, N] = x[B, K] W[N, K]^T: the matrix-vector products of a decode step."""
+"""The routed experts of a decode step: what does it cost to read only the experts that are hit?"""

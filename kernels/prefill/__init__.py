@@ -1,1 +1,1 @@
-"""Reading a prompt: the contrast to decode, measured with libraries only."""
+"""Reading a prompt: how does it contrast with decode? It is measured with libraries only."""

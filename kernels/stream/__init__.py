@@ -1,1 +1,1 @@
-"""Memory ceilings: what the memory, the L2 and a launch deliver when nothing else is asked of them."""
+"""Memory ceilings: what do the memory, the L2 and a launch deliver when nothing else is asked of them?"""
