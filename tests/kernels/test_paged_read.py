@@ -109,10 +109,7 @@ def test_reference_against_plain_indexing(B, T, page, layout, order, drawn, seed
 
 @pytest.mark.parametrize("suite", ["smoke", "quick", "full", "test"])
 def test_work_and_stages(suite: str) -> None:
-    cases = OP.cases(suite)
-    assert len({case.id for case in cases}) == len(cases)
-    for case in cases:
-        assert OP.case_from_dict(case.as_dict()) == case
+    for case in OP.cases(suite):
         row = case.H_kv * case.D * {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}[case.dtype]
         assert kv_bytes(case) == row * sum(lengths(case))
         pages = sum(len(range(0, n, case.page)) for n in lengths(case)) if case.page else 0
