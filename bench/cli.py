@@ -65,6 +65,7 @@ def run(
     """Measure the ceilings and the operations, and write a report."""
     from bench import report
     from bench.measure import runner
+    from bench.measure.counting import count_into
     from bench.terminal import listing
     from bench.terminal.progress import Live
 
@@ -84,7 +85,8 @@ def run(
     with Live.on(stderr=as_json) as live:
         outcome = runner.run(request, out, resume, live)
     if counters and not outcome.interrupted:
-        complain(*runner.count_into(outcome.directory, request))
+        found = count_into(outcome.directory, ops=request.ops, impls=request.impls, case=request.case)
+        complain(*found.lines())
     written = report.write(outcome.directory, html=html)
     complain(*written.notes)
     if as_json:

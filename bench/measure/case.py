@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import describe
+from bench.measure.flags import allocates, flags_of, waits
 from bench.measure.gate import check_copies, check_prepared, volatile_part
 from bench.measure.telemetry import Sampler
 from bench.measure.timing import (
@@ -42,17 +41,8 @@ from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
 THROTTLE_RETRIES = 2
 """A throttled case is measured again at most this often."""
 
-IMPOSSIBLE_MARGIN = {"cuda": 1.02, "cpu": 1.5}
-"""By kind of target: compulsory bytes over time may exceed the fastest read that was seen by this factor, not by more.
-
-A GPU's clocks move by a percent or two; a host's memory is shared with whatever else runs on it meanwhile.
-"""
-
-MIN_CACHEABLE = 4096
-"""Launches that move fewer bytes (an empty kernel) have no cache to be warm in that matters."""
-
-MAX_IDLE_CALL_S = 0.01
-"""A launch call on the host may not last longer than this beyond its device time: it would be waiting or sleeping."""
+MAX_SEEDS = 1 << 20
+"""Seeds of fresh inputs start this far beyond those of the copies."""
 
 
 class Broken(Exception):
@@ -66,6 +56,10 @@ class Listener(Protocol):
     def prediction(self, line: dict[str, Any]) -> None: ...
     def record(self, record: Record) -> None: ...
     def note(self, line: dict[str, Any]) -> None: ...
+
+
+def unwatched() -> Sampler:
+    return Sampler(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +77,9 @@ class Settings:
     """Enter the first implementation twice: the difference is the resolution of the run."""
     spec: DeviceSpec | None = None
     ceilings: Ceilings | None = None
-    telemetry: Callable[[], Sampler] = lambda: Sampler(None)
+    timed: bool = True
+    """False: the gate alone; what passes it gets a record without times."""
+    telemetry: Callable[[], Sampler] = unwatched
     """Watches the sampling of a case, all its implementations in turn, spin kernels included."""
 
 
@@ -128,6 +124,10 @@ class Measurement:
             for entrant in entrants:
                 self.fail(entrant, f"inputs: {describe(error)}", error)
             return
+        if not self.settings.timed:
+            for entrant in entrants:
+                self.survives(entrant, self.check)
+            entrants = []
         ready = [entrant for entrant in entrants if self.survives(entrant, self.gate)]
         timed = [entrant for entrant in ready if self.survives(entrant, self.make_timer)]
         if self.settings.aa and timed and not self.survives(timed[0], self.make_twin):
@@ -152,7 +152,9 @@ class Measurement:
         except Exception as error:
             self.emit(impl, status="failed", reason=describe(error))
             return None
-        self.listener.prediction({"op": self.op.name, "impl": impl.name, "case_id": self.case.id, **prediction})
+        names = {"op": self.op.name, "impl": impl.name, "case_id": self.case.id}
+        run = {"run_id": self.settings.run_id, "repeat": self.settings.repeat}
+        self.listener.prediction({**run, **names, **prediction})
         return Entrant(impl=impl, stages=stages, prediction=prediction)
 
     def predict(self, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -178,7 +180,8 @@ class Measurement:
         first = self.op.inputs(self.case, self.target.device, self.settings.seed)
         touched = self.op.work(self.case).bytes
         self.rotation = plan_rotation(tensor_bytes(first), touched, self.target, self.settings.memory_bytes)
-        seeds = range(self.settings.seed + 1, self.settings.seed + self.rotation.copies)
+        count = self.rotation.copies if self.settings.timed else 1
+        seeds = range(self.settings.seed + 1, self.settings.seed + count)
         self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
 
     def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
@@ -203,6 +206,14 @@ class Measurement:
         elif allocates(entrant.launches[0], self.target):
             entrant.flags.append("allocates")
         return errors.reason
+
+    def check(self, entrant: Entrant) -> str | None:
+        """The gate alone: a record of its verdict, and nothing of what it prepared is kept."""
+        wrong = self.gate(entrant)
+        if wrong is None:
+            self.emit(entrant.impl, entrant, status="ok")
+        entrant.launches = []
+        return wrong
 
     def make_timer(self, entrant: Entrant) -> None:
         entrant.timer = self.timer_of(entrant)
@@ -288,22 +299,16 @@ class Measurement:
     def flags(self, entrant: Entrant, sampling: Sampling, telemetry: Mapping[str, Any]) -> list[str]:
         """What a reader must know of this number."""
         assert self.rotation
-        found = []
-        if not sampling.converged:
-            found.append("noisy")
-        if telemetry.get("throttled"):
-            found.append("throttled")
-        if telemetry.get("power_capped"):
-            found.append("power-capped")
-        if not self.rotation.cold and self.rotation.touched_bytes >= MIN_CACHEABLE:
-            found.append("warm")
-        if getattr(entrant.timer, "idle", False) or self.waits(entrant, sampling):
-            found.append("idle")
-        roof = self.memory_roof()
-        median = statistics.median(sampling.samples_s)
-        if roof and self.op.work(self.case).bytes / median > IMPOSSIBLE_MARGIN[self.target.kind] * roof:
-            found.append("impossible")
-        return found
+        idle = getattr(entrant.timer, "idle", False) or waits(entrant.launches[0], sampling.samples_s, self.target)
+        return flags_of(
+            sampling,
+            telemetry,
+            self.rotation,
+            self.target,
+            work_bytes=self.op.work(self.case).bytes,
+            fastest_read=self.fastest_read(),
+            idle=idle,
+        )
 
     def config(self, impl: Impl, launches: Sequence[Launch]) -> dict[str, Any]:
         """How a kernel of ours is launched, and what of that was tuned offline for this part."""
@@ -314,7 +319,7 @@ class Measurement:
             tuned_fields = tuned.lookup(self.op.name, impl.name, self.target.name, impl.tuning.shape_class(self.case))
         return {"tuned": tuned_fields, "launches": [launch.config for launch in launches[0].launches]}
 
-    def memory_roof(self) -> float | None:
+    def fastest_read(self) -> float | None:
         """B/s that compulsory traffic can't exceed: the fastest read seen; for the ceilings, the datasheet's."""
         settings = self.settings
         if not self.op.is_ceiling:
@@ -322,15 +327,6 @@ class Measurement:
         if settings.spec and settings.spec.memory_bandwidth:
             return settings.spec.memory_bandwidth.value
         return None
-
-    def waits(self, entrant: Entrant, sampling: Sampling) -> bool:
-        """On a GPU: does the launch call hold up the host although the device needs no such time?"""
-        if self.target.kind != "cuda":
-            return False
-        start = time.perf_counter()
-        entrant.launches[0]()
-        called = time.perf_counter() - start
-        return called > MAX_IDLE_CALL_S + min(sampling.samples_s)
 
     def fail(self, entrant: Entrant, reason: str, error: Exception) -> None:
         self.emit(entrant.impl, entrant, status="failed", reason=reason)
@@ -362,10 +358,6 @@ class Measurement:
         )
 
 
-MAX_SEEDS = 1 << 20
-"""Seeds of fresh inputs start this far beyond those of the copies."""
-
-
 def version(impl: Impl) -> str:
     """What the record says of the library behind an implementation; one without metadata still has its time."""
     try:
@@ -392,20 +384,6 @@ def error_dict(errors: Errors) -> dict[str, Any]:
 def tensor_bytes(inputs: Inputs) -> int:
     """Bytes of all tensors among the inputs."""
     return sum(value.numel() * value.element_size() for value in inputs.values() if hasattr(value, "numel"))
-
-
-def allocates(launch: Launch, target: Target) -> bool:
-    """Does a warm launch take memory from the GPU's allocator?"""
-    if target.kind != "cuda":
-        return False
-    import torch
-
-    def taken() -> int:
-        return torch.cuda.memory_stats().get("allocation.all.allocated", 0)
-
-    before = taken()
-    launch()
-    return taken() > before
 
 
 def recover_device(error: Exception) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,16 +19,13 @@ from typing import Any, Protocol
 from bench import __version__, machine
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
-from bench.errors import BadRequest, unknown
+from bench.errors import BadRequest, require
 from bench.measure.precompile import precompile
 from bench.measure.schedule import Request, check_names, plan, settle
-from bench.measure.worker import MARKER_BYTES, Job, main
+from bench.measure.worker import Job, Receiver, Worker
 from bench.records import Record, Status, Writer, as_line, now
 from bench.run import Run, load_run
 from kernels.op import Op, Target
-
-START_S = 180.0
-"""A worker imports torch and opens the device; on a cold disk that takes its time."""
 
 
 class Display(Protocol):
@@ -55,64 +51,6 @@ class Outcome:
         return [r for r in self.records if r.status in ("wrong", "failed", "timeout") or "impossible" in r.flags]
 
 
-class Worker:
-    """One worker process and the line to it."""
-
-    def __init__(self, request: Request) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, far_end = context.Pipe()
-        self._marker = context.Array("c", MARKER_BYTES, lock=False)
-        self._process = context.Process(
-            target=main, args=(far_end, self._marker, request.device, request.catalogue), daemon=True
-        )
-        self._process.start()
-        far_end.close()
-        self.hang_s = request.hang_s
-
-    @property
-    def marker(self) -> tuple[str, str]:
-        """The implementation at work and its phase."""
-        _, _, rest = self._marker.value.decode(errors="replace").partition("\t")
-        impl, _, phase = rest.partition("\t")
-        return impl, phase
-
-    def send(self, content: Any) -> bool:
-        """False where the worker has died; `receive` then tells how."""
-        try:
-            self._connection.send(content)
-        except (BrokenPipeError, ConnectionResetError):
-            return False
-        return True
-
-    def receive(self, patience_s: float | None = None) -> tuple[str, Any]:
-        """The next message; `("died", reason)` or `("hangs", reason)` when none will come."""
-        limit = patience_s or self.hang_s
-        seen, since = self._marker.value, time.monotonic()
-        while True:
-            try:
-                if self._connection.poll(0.2):
-                    return self._connection.recv()
-            except (EOFError, ConnectionResetError):
-                self._process.join(5)
-                return "died", f"the worker process died ({exit_text(self._process.exitcode)})"
-            if self._marker.value != seen:
-                seen, since = self._marker.value, time.monotonic()
-            if time.monotonic() - since > limit:
-                return "hangs", f"no progress for {limit:.0f} s"
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join(5)
-        self._connection.close()
-
-
-def exit_text(code: int | None) -> str:
-    """`signal 9`, `exit code 1`."""
-    if code is None:
-        return "still running"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
 def run(request: Request, out: Path, resume: Path | None, display: Display) -> Outcome:
     """Measure what is asked for into a new directory below `out`, or go on in `resume`.
 
@@ -121,78 +59,35 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
     ops: dict[str, Op] = importlib.import_module(request.catalogue).discover()
     check_names(request, ops)
     earlier = load_run(resume) if resume else None
-    worker, ready = start_worker(request)
+    worker = Worker(device=request.device, catalogue=request.catalogue, hang_s=request.hang_s, tell=display.note)
     writer = None
     try:
-        target: Target = ready["target"]
+        ready = worker.ready
+        require("implementation", request.impls, sorted({name for names in ready.impls.values() for name in names}))
+        target, environment = ready.target, ready.environment
         request = settle(request, target, earlier)
-        spec = machine.device_spec(target, ready["environment"]["gpu"] or {}) if target.kind == "cuda" else None
+        spec = machine.device_spec(target, environment["gpu"] or {}) if target.kind == "cuda" else None
         if earlier:
-            refuse_changes(earlier, ready["environment"])
-        code = ready["environment"]["git"]["sha"] or ready["environment"]["source_digest"]
-        directory = resume or new_directory(out, ready["slug"], code)
+            refuse_changes(earlier, environment)
+        code = environment["git"]["sha"] or environment["source_digest"]
+        directory = resume or new_directory(out, ready.slug, code)
         run_id = earlier.header["run_id"] if earlier else directory.name
-        jobs, done = plan(request, ops, ready["impls"], earlier, run_id, spec)
+        jobs, done = plan(request, ops, ready.impls, earlier, run_id, spec)
         writer = Writer(directory)
-        writer.append("run", header(request, run_id, target, spec, ready["environment"]))
-        for name, missing in ready["missing"].items():
+        writer.append("run", header(request, run_id, target, spec, environment))
+        for name, missing in ready.missing.items():
             for module in missing if not request.ops or name in request.ops else ():
                 writer.append("note", {"note": "missing", "op": name, **asdict(module)})
         display.begin(target, directory, len(jobs) + done, done)
-        session = Session(request, ops, ready["impls"], worker, writer, display, earlier)
+        session = Session(request, ops, worker, writer, display, earlier)
         session.serve(jobs, target)
         if not session.outcome.interrupted:
             writer.append("end", {"at": now()})
-        session.outcome.directory = directory
-        worker = session.worker
         return session.outcome
     finally:
         worker.kill()
         if writer:
             writer.close()
-
-
-def count_into(directory: Path, request: Request) -> list[str]:
-    """Read hardware counters and add them to the run; returns what to tell the user. Denied counters are a line."""
-    from bench.inspection import counters
-
-    suite = load_run(directory).header["suite"]
-    found = counters.count(counters.Choice(suite=suite, ops=request.ops, impls=request.impls, case=request.case))
-    writer = Writer(directory)
-    if isinstance(found, counters.CountersDenied):
-        writer.append("note", {"note": "counters denied", "reason": found.reason})
-    else:
-        for counted in found.counted:
-            writer.append("note", {"note": "counters", **counted.as_dict()})
-    writer.close()
-    return found.lines()
-
-
-def start_worker(request: Request) -> tuple[Worker, dict[str, Any]]:
-    worker = Worker(request)
-    kind, content = worker.receive(START_S)
-    if kind != "ready":
-        worker.kill()
-        raise BadRequest(str(content))
-    known = {name for names in content["impls"].values() for name in names}
-    for name in request.impls:
-        if name not in known:
-            worker.kill()
-            raise unknown("implementation", name, sorted(known))
-    return worker, content
-
-
-def hand_over(job: Job, worker: Worker, request: Request) -> Worker:
-    """The worker that has the job: this one or, if it died while it had nothing to do, a fresh one.
-
-    Compilers beside it may have taken the memory; no implementation is to blame.
-    """
-    if worker.send(job):
-        return worker
-    worker.kill()
-    fresh, _ = start_worker(request)
-    fresh.send(job)
-    return fresh
 
 
 def refuse_changes(earlier: Run, environment: dict[str, Any]) -> None:
@@ -247,20 +142,19 @@ def device_facts(target: Target, spec: DeviceSpec | None) -> dict[str, Any]:
     return facts
 
 
-class Session:
-    """The loop over jobs: keeps the worker alive, the file written, and the ceilings known."""
+class Session(Receiver):
+    """The loop over jobs: keeps the file written, and the ceilings known."""
 
     def __init__(
         self,
         request: Request,
         ops: Mapping[str, Op],
-        impls: Mapping[str, Mapping[str, bool]],
         worker: Worker,
         writer: Writer,
         display: Display,
         earlier: Run | None,
     ) -> None:
-        self.request, self.ops, self.impls = request, ops, impls
+        self.request, self.ops = request, ops
         self.worker, self.writer, self.display = worker, writer, display
         self.outcome = Outcome(directory=writer.path.parent)
         before = [*earlier.records, *earlier.repeats] if earlier else []
@@ -276,18 +170,20 @@ class Session:
             while queue and time.monotonic() <= self._deadline:
                 job = queue.popleft()
                 self.display.working(job.op, job.case.id)
-                rest = self.do(job, aa=self.pairs(job, queue))
-                if rest.impls:
-                    queue.appendleft(rest)
+                ceilings = Ceilings.from_records(self.outcome.records)
+                settings = dataclasses.replace(job.settings, ceilings=ceilings, aa=self.pairs(job, queue))
+                if left := self.worker.do(dataclasses.replace(job, settings=settings), self):
+                    queue.appendleft(left)
             self.skip(queue)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self.writer.append("note", {"note": "interrupted", "at": now()})
 
     def pairs(self, job: Job, later: Iterable[Job]) -> bool:
-        """Is this the case of its op of which one implementation is entered twice?
+        """Is one implementation of this case entered twice, for the A/A difference?
 
-        The first of which that succeeds; of a ceiling none before its largest: it begins with an empty launch.
+        That is so once per op: in the first case that succeeds. A ceiling begins with an empty launch, so there it is
+        not done before its largest case.
         """
         if job.op in self._paired:
             return False
@@ -298,74 +194,44 @@ class Session:
 
         return not op.is_ceiling or all(size(job) >= size(each) for each in later if each.op == job.op)
 
-    def do(self, job: Job, *, aa: bool) -> Job:
-        """Run one job; returns what is left of it after a fault, with no implementations if nothing is."""
-        ceilings = Ceilings.from_records(self.outcome.records)
-        worker = hand_over(dataclasses.replace(job, ceilings=ceilings, aa=aa), self.worker, self.request)
-        if worker is not self.worker:
-            self.worker = worker
-            self.display.note("the worker process died while it waited; going on with a fresh worker")
-        left = list(job.impls)
-        while True:
-            kind, content = self.worker.receive()
-            if kind == "prediction":
-                self.writer.append("prediction", {"run_id": job.run_id, "repeat": job.repeat, **content})
-                self.worker.send("on disk")
-            elif kind == "record":
-                self.keep(content)
-                left.remove(content.impl)
-            elif kind == "note":
-                self._paired.add(job.op)
-                self.writer.append("note", content)
-            elif kind == "done":
-                return dataclasses.replace(job, impls=())
-            else:
-                return dataclasses.replace(job, impls=tuple(self.blame(job, left, kind, content)))
-
-    def blame(self, job: Job, left: list[str], kind: str, reason: str) -> list[str]:
-        """The worker is lost: record whose fault it was, start another; returns who is still to be measured."""
-        guilty, phase = self.worker.marker
-        self.worker.kill()
-        nobody_yet = left == list(job.impls)
-        blamed = [guilty] if guilty in left else list(left) if nobody_yet else []
-        for name in blamed:
-            status: Status = "timeout" if kind == "hangs" else "failed"
-            self.keep(self.lost_record(job, name, status, f"{reason} during {phase or 'the start'}"))
-            left.remove(name)
-        self.display.note(f"{job.op} {job.case.id}: {reason}; going on with a fresh worker")
-        self.worker, _ = start_worker(self.request)
-        return left
-
-    def keep(self, record: Record) -> None:
-        self.writer.append("record", as_line(record))
-        self.outcome.records.append(record)
-        self.display.record(record)
-
     def skip(self, jobs: Collection[Job]) -> None:
         """Record what there was no time for, and tell how many cases, and how to go on."""
         for job in jobs:
             for name in job.impls:
-                self.keep(self.lost_record(job, name, "skipped", "the time budget was used up"))
+                self.lost(job, name, "skipped", "the time budget was used up")
         if cases := len({(job.op, job.case.id) for job in jobs}):
             self.display.note(
                 f"time was up: {cases} case{'s are' if cases > 1 else ' is'} not measured; "
                 f"go on with: decodebench run --resume {self.outcome.directory}"
             )
 
-    def lost_record(self, job: Job, impl: str, status: Status, reason: str) -> Record:
-        """A record made by the parent, for what the worker could not report itself."""
-        op = self.ops[job.op]
-        return Record(
+    # ---- what the worker reports
+
+    def prediction(self, job: Job, line: dict[str, Any]) -> None:
+        self.writer.append("prediction", line)
+
+    def note(self, job: Job, line: dict[str, Any]) -> None:
+        self._paired.add(job.op)
+        self.writer.append("note", line)
+
+    def record(self, job: Job, record: Record) -> None:
+        self.writer.append("record", as_line(record))
+        self.outcome.records.append(record)
+        self.display.record(record)
+
+    def lost(self, job: Job, name: str, status: Status, reason: str) -> None:
+        record = Record(
             op=job.op,
-            impl=impl,
-            ours=self.impls[job.op][impl],
+            impl=name,
+            ours=self.worker.ready.impls[job.op][name],
             case_id=job.case.id,
             case=job.case.as_dict(),
             status=status,
             reason=reason,
-            work=asdict(op.work(job.case)),
-            seed=job.seed,
-            repeat=job.repeat,
+            work=asdict(self.ops[job.op].work(job.case)),
+            seed=job.settings.seed,
+            repeat=job.settings.repeat,
             measured_at=now(),
-            run_id=job.run_id,
+            run_id=job.settings.run_id,
         )
+        self.record(job, record)

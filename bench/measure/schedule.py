@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
+from bench.measure.case import Settings
 from bench.measure.worker import Job
 from bench.run import Run
 from kernels.op import SUITES, Op, Target
@@ -99,6 +100,7 @@ def plan(
         (*r.key, r.repeat)
         for r in (*earlier.records, *earlier.repeats) if r.status != "skipped"
     } if earlier else set()  # fmt: skip
+    cap_s = request.cap_s or CAPS[request.suite or "smoke"]
     jobs: list[Job] = []
     done = 0
     for repeat in range(request.repeat):
@@ -113,13 +115,7 @@ def plan(
                         op=op.name,
                         case=case,
                         impls=left,
-                        cap_s=request.cap_s or CAPS[request.suite or "smoke"],
-                        seed=1000 * repeat,
-                        repeat=repeat,
-                        run_id=run_id,
-                        aa=False,
-                        spec=spec,
-                        ceilings=None,
+                        settings=Settings(cap_s=cap_s, seed=1000 * repeat, repeat=repeat, run_id=run_id, spec=spec),
                     )
                 )
     asked = any(request.case in job.case.id and (not request.ops or job.op in request.ops) for job in jobs)

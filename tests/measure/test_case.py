@@ -14,7 +14,8 @@ import torch
 import bench.measure.case
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec, Quantity
-from bench.measure.case import Broken, Measurement, Settings, allocates, measure, recover_device
+from bench.measure.case import Broken, Measurement, Settings, measure, recover_device
+from bench.measure.flags import allocates
 from bench.measure.gate import late_write
 from bench.measure.timing import HostTimer, Rotation, Sampling, SpoiltCapture
 from kernels.common.compare import Errors, compare

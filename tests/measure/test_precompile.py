@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -66,9 +65,7 @@ compile_case("kernels.op", H100, Path(sys.argv[1]), jobs_of("stream", "quick")[0
 
 
 def jobs_of(op: str, suite: str) -> list[Job]:
-    fixed: dict[str, Any] = {"cap_s": 1.0, "seed": 0, "repeat": 0, "run_id": "", "aa": False, "spec": None}
-    fixed |= {"ceilings": None}
-    return [Job(op=op, case=case, impls=("triton",), **fixed) for case in discover()[op].cases(suite)]
+    return [Job(op=op, case=case, impls=("triton",)) for case in discover()[op].cases(suite)]
 
 
 def python(code: str, cache: Path, *arguments: str) -> str:

@@ -117,10 +117,7 @@ def test_one_case_of_each_op_is_entered_twice_a_ceilings_largest_too(tmp_path: P
 
 
 def job(op: str, K: int) -> Job:
-    return Job(
-        op=op, case=planted_ceiling.planted.ToyCase(K=K), impls=("honest",), cap_s=1.0, seed=0, repeat=0, run_id="",
-        aa=False, spec=None, ceilings=None,
-    )  # fmt: skip
+    return Job(op=op, case=planted_ceiling.planted.ToyCase(K=K), impls=("honest",))
 
 
 def test_where_the_largest_ceiling_failed_the_next_is_entered_twice(tmp_path: Path) -> None:
@@ -128,7 +125,7 @@ def test_where_the_largest_ceiling_failed_the_next_is_entered_twice(tmp_path: Pa
     anything: Any = SimpleNamespace(path=tmp_path / FILE)
     begun: Any = SimpleNamespace(records=[], repeats=[], notes=[{"note": "aa", "op": "roof"}])
     resumed, session = (
-        runner.Session(planted(), planted_ceiling.discover(), {}, anything, anything, Silent(), earlier)
+        runner.Session(planted(), planted_ceiling.discover(), anything, anything, Silent(), earlier)
         for earlier in (begun, None)
     )
     assert not resumed.pairs(job("roof", 16384), [])

@@ -1,24 +1,25 @@
-"""The gate of a campaign: every implementation checked in several processes, a fault costing one entry.
+"""The gate of a campaign: several worker processes check every implementation, and a fault costs one entry.
 
-The entries and the check itself are in `bench/operate/campaign/child.py`; verdicts are lines of `gate.jsonl`.
+An entry is an implementation with a case that it supports. Its verdict is a line of `gate.jsonl`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from bench import machine
-from bench.errors import BadRequest
-from bench.measure import runner
-from bench.operate.campaign import child
+from bench.measure.case import Settings
+from bench.measure.worker import POLL_S, Job, Receiver, Worker
+from bench.records import Record, Status, mend_tail
+from kernels.op import Case, Op
 
 FILE = "gate.jsonl"
 
@@ -41,63 +42,70 @@ class Asked(Protocol):
 
 def check_all(directory: Path, asked: Asked, limit_s: float) -> bool:
     """Check what has no verdict yet. False where the time was up before the end."""
-    shares = max(1, min(PROCESSES, machine.usable_cores() // 2))
     ends = time.monotonic() + limit_s
+    gate = Gate(directory / FILE, asked.hang_s)
+    shares = max(1, min(PROCESSES, machine.usable_cores() // 2))
     with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
-        running = {n: Share(directory, asked, n, shares, Path(folder)) for n in range(shares)}
+        workers = [
+            Worker(device=asked.device, catalogue=asked.catalogue, hang_s=asked.hang_s, output=Path(folder) / str(n))
+            for n in range(shares)
+        ]
         try:
-            while running and time.monotonic() < ends:
-                time.sleep(0.1)
-                for n in [n for n, share in running.items() if share.ended()]:
-                    del running[n]
+            waiting = deque(jobs(asked, workers[0].ready.impls, verdicts(directory)))
+            while time.monotonic() < ends:
+                for worker in workers:
+                    if waiting and not worker.busy:
+                        worker.begin(waiting.popleft(), gate)
+                busy = [worker for worker in workers if worker.busy]
+                if not busy:
+                    return True
+                wait([worker.fileno() for worker in busy], POLL_S)
+                waiting.extendleft(left for worker in busy if (left := worker.step(0.0)))
         finally:
-            for share in running.values():
-                share.child.kill()
-    return not running
+            for worker in workers:
+                worker.kill()
+    return False
 
 
-class Share:
-    """One share of the entries, checked to its end, with a fresh process after each fault."""
+def jobs(asked: Asked, impls: Mapping[str, Mapping[str, bool]], done: list[dict[str, Any]]) -> Iterator[Job]:
+    """All implementations of all `gate_cases`, but for those in `done`."""
+    known = {(verdict["op"], verdict["impl"], verdict["case_id"]) for verdict in done}
+    ops: dict[str, Op] = importlib.import_module(asked.catalogue).discover()
+    for op in ops.values():
+        for case in gate_cases(op, asked.suite):
+            left = tuple(impl for impl in impls[op.name] if (op.name, impl, case.id) not in known)
+            if left:
+                yield Job(op=op.name, case=case, impls=left, settings=Settings(timed=False))
 
-    def __init__(self, directory: Path, asked: Asked, share: int, shares: int, folder: Path) -> None:
-        self._answer = directory / FILE
-        self._hang_s = asked.hang_s
-        self._folder = folder / str(share)
-        self._folder.mkdir()
-        self._marker = self._folder / "marker"
-        self._task = {
-            "step": "gate",
-            "device": asked.device,
-            "catalogue": asked.catalogue,
-            "suite": asked.suite,
-            "answer": str(self._answer.resolve()),
-            "marker": str(self._marker),
-            "share": share,
-            "of": shares,
-            "hang_s": asked.hang_s,
-        }
-        self.child = self._start()
 
-    def _start(self) -> Child:
-        self._before = verdicts(self._answer.parent)
-        self._marker.write_text("")
-        done = [[v["op"], v["impl"], v["case_id"]] for v in self._before]
-        return Child(self._folder, {**self._task, "done": done})
+def gate_cases(op: Op, suite: str) -> list[Case]:
+    """The small edgy `test` cases, and of every kind (types, layouts, lengths) in the suite its smallest case."""
+    smallest: dict[tuple[str, ...], Case] = {}
+    for case in sorted(op.cases(suite), key=lambda case: op.work(case).bytes):
+        kind = tuple(v for k, v in case.as_dict().items() if isinstance(v, str) and k not in ("model", "layer"))
+        smallest.setdefault(kind, case)
+    found = [*op.cases("test"), *smallest.values()]
+    return list({case.id: case for case in found}.values())
 
-    def ended(self) -> bool:
-        """Is all checked? Whoever took the process with it gets its verdict, and the others a new process."""
-        status = self.child.status
-        if status is None or status == 0:
-            return status == 0
-        words, at_work = self.child.words, self._marker.read_text()
-        if at_work:
-            hung = words.startswith("Timeout")
-            reason = f"no verdict within {self._hang_s:.0f} s" if hung else f"its process ended ({self.child.end()})"
-            child.append(self._answer, child.verdict(json.loads(at_work), "failed", reason))
-        elif len(verdicts(self._answer.parent)) == len(self._before):
-            raise BadRequest(f"the gate ended ({self.child.end()})")
-        self.child = self._start()
-        return False
+
+class Gate(Receiver):
+    """Writes a line for each verdict; an implementation that does not support a case gets none."""
+
+    def __init__(self, path: Path, hang_s: float) -> None:
+        self._path, self._hang_s = path, hang_s
+        mend_tail(path)
+
+    def record(self, job: Job, record: Record) -> None:
+        if record.status != "refused":
+            self.write(job, record.impl, record.status, record.reason)
+
+    def lost(self, job: Job, name: str, status: Status, reason: str) -> None:
+        self.write(job, name, "failed", f"no verdict within {self._hang_s:.0f} s" if status == "timeout" else reason)
+
+    def write(self, job: Job, impl: str, status: Status, reason: str | None) -> None:
+        line = {"op": job.op, "impl": impl, "case_id": job.case.id, "status": status, "reason": reason}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def verdicts(directory: Path) -> list[dict[str, Any]]:
@@ -105,47 +113,3 @@ def verdicts(directory: Path) -> list[dict[str, Any]]:
     path = directory / FILE
     lines = path.read_text().splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-class Child:
-    """One task of `bench/operate/campaign/child.py` in a process group of its own."""
-
-    def __init__(self, folder: Path, task: dict[str, Any]) -> None:
-        path, self._output = folder / "task.json", folder / "output"
-        path.write_text(json.dumps(task))
-        with self._output.open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.operate.campaign.child", str(path)],
-                cwd=machine.ROOT, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, process_group=0,
-            )  # fmt: skip
-
-    @property
-    def status(self) -> int | None:
-        """The exit status, None while it runs."""
-        return self._process.poll()
-
-    @property
-    def words(self) -> str:
-        """All that it printed."""
-        return self._output.read_text(errors="replace").strip()
-
-    def wait(self, limit_s: float) -> bool:
-        """Did it end by itself in time? Otherwise, and where this process is interrupted, it is ended."""
-        try:
-            self._process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            self.kill()
-        return True
-
-    def kill(self) -> None:
-        """End it with all that it started, if it runs."""
-        if self.status is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def end(self) -> str:
-        """How it ended: `exit code 1: <its last words>`."""
-        last = self.words.splitlines()[-1:] or ["it said nothing"]
-        return f"{runner.exit_text(self.status)}: {last[0].strip()[:300]}"

@@ -31,11 +31,14 @@ from typing import Any
 
 from bench import machine
 from bench.errors import BadRequest, require
+from bench.inspection import counters
 from bench.measure import runner
+from bench.measure.counting import count_into
 from bench.measure.schedule import HANG_S
 from bench.operate.campaign import gate, tuning
+from bench.operate.campaign.child import Child
 from bench.operate.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
-from bench.records import FILE, Writer, now
+from bench.records import FILE, now
 from bench.run import load_run
 from kernels.common import tuned
 from kernels.op import SUITES
@@ -203,7 +206,7 @@ class Campaign:
         with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
             answer = Path(folder) / "answer.json"
             task = {"step": step, "device": self.request.device, "hang_s": self.request.hang_s, "answer": str(answer)}
-            child = gate.Child(Path(folder), task | more)
+            child = Child(Path(folder), task | more)
             if not child.wait(limit_s):
                 raise BadRequest(f"{step} was not done after its {limit_s:.0f} s")
             if not answer.is_file():
@@ -257,27 +260,18 @@ class Campaign:
     def counters(self, progress: Progress, limit_s: float) -> None:
         """Into the run's records, as `run --counters` does. What is denied is denied for good, but where a GPU's ncu is
         not installed yet; where the time was up, the next call, which has more of it, begins anew."""
-        from bench.inspection import counters
-
         directory = self.run_directory()
         if directory is None:
             progress.found = ["waits for the measurement"]
             return
-        found = counters.count(counters.Choice(suite=quick_of(self.request.suite)), timeout_s=limit_s)
-        writer = Writer(directory)
+        found = count_into(directory, suite=quick_of(self.request.suite), timeout_s=limit_s)
         if isinstance(found, counters.CountersDenied):
             progress.state = "open" if self.request.device != "cpu" and counters.find_ncu() is None else "done"
-            said = [f"denied: {found.reason}"]
-            if progress.found != said:
-                writer.append("note", {"note": "counters denied", "reason": found.reason})
-            progress.found = said
+            progress.found = [f"denied: {found.reason}"]
         else:
-            for counted in found.counted:
-                writer.append("note", {"note": "counters", **counted.as_dict()})
             progress.state = "open" if NO_TIME in found.failed.values() else "done"
             progress.found = [f"{len(found.counted)} launches counted, {len(found.failed)} not"]
             progress.result = {"failed": [f"{' '.join(key)}: {why}" for key, why in found.failed.items()]}
-        writer.close()
 
     # ---- the end of a call
 
