@@ -1,4 +1,4 @@
-"""Drive the worker process through a plan, and keep every line that it earns.
+"""A run: have the worker do job after job of a schedule, and write down all that it reports.
 
 The parent process: imports neither torch nor triton, owns the run file, survives whatever happens in the worker.
 """
@@ -21,7 +21,7 @@ from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
 from bench.measure.precompile import precompile
-from bench.measure.schedule import Request, check_names, plan, settle
+from bench.measure.schedule import Request, check_names, resolve_request, schedule_jobs
 from bench.measure.worker import Job, Receiver, Worker
 from bench.records import Record, Status, Writer, as_line, now
 from bench.run import Run, load_run
@@ -65,14 +65,14 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
         ready = worker.ready
         require("implementation", request.impls, sorted({name for names in ready.impls.values() for name in names}))
         target, environment = ready.target, ready.environment
-        request = settle(request, target, earlier)
+        request = resolve_request(request, target, earlier)
         spec = machine.device_spec(target, environment["gpu"] or {}) if target.kind == "cuda" else None
         if earlier:
             refuse_changes(earlier, environment)
         code = environment["git"]["sha"] or environment["source_digest"]
         directory = resume or new_directory(out, ready.slug, code)
         run_id = earlier.header["run_id"] if earlier else directory.name
-        jobs, done = plan(request, ops, ready.impls, earlier, run_id, spec)
+        jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec)
         writer = Writer(directory)
         writer.append("run", header(request, run_id, target, spec, environment))
         for name, missing in ready.missing.items():

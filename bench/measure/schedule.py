@@ -1,4 +1,4 @@
-"""What a run is to measure, and in which order. Pure: no process, no file, no clock."""
+"""What a run measures, and in which order. Pure: no process, no file, no clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kernels.op import SUITES, Op, Target
 T = TypeVar("T")
 
 HANG_S = 180.0
-"""Without a step for this long, the worker hangs: no compile, reference or sample of ours takes that long."""
+"""A worker that takes no step for this long hangs: no compilation, reference or sample of ours takes that long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,11 @@ def check_names(request: Request, ops: Mapping[str, Op]) -> None:
         raise BadRequest("--repeat counts passes: 1 or more")
 
 
-def settle(request: Request, target: Target, earlier: Run | None) -> Request:
-    """Fill in what the user left open: the suite by device, or all of it by the run that is resumed."""
+def resolve_request(request: Request, target: Target, earlier: Run | None) -> Request:
+    """Fill in what the user left open: from the run that is resumed, else the suite that fits the device.
+
+    BadRequest where the user asks for something else than the resumed run did.
+    """
     if earlier:
         asked = earlier.header["request"]
         for name, option in (("suite", "--suite"), ("ops", "--op"), ("impls", "--impl"), ("case", "--case")):
@@ -79,7 +82,7 @@ def as_words(asked: str | Sequence[str] | None) -> str:
     return asked if isinstance(asked, str) else ",".join(asked or ())
 
 
-def plan(
+def schedule_jobs(
     request: Request,
     ops: Mapping[str, Op],
     impls: Mapping[str, Mapping[str, bool]],
@@ -87,19 +90,17 @@ def plan(
     run_id: str,
     spec: DeviceSpec | None,
 ) -> tuple[list[Job], int]:
-    """Jobs still to be done, in order, and how many (op, case, repetition) are done already.
+    """The jobs that are left, in order, and how many (op, case, repetition) an earlier process of the run has done.
 
-    Ceilings come first, since predictions are made from them; in `full` then the cases of `quick`. The ops take turns,
-    each beginning with what tells most: its largest case, its smallest, the one in the middle, and so on by halves; so
-    that a run that is cut short has covered the range.
+    Ceilings come first, because predictions are made from them. In `full`, the cases of `quick` follow. The ops take
+    turns. Each begins with its largest case, then takes its smallest, the middle one, and so on by halves, so that a
+    run that is cut short has covered the range.
     """
     chosen = [op for name, op in ops.items() if not request.ops or name in request.ops]
     if request.ops and not all(op.is_ceiling for op in chosen):
         chosen = [op for op in ops.values() if op.is_ceiling and op not in chosen] + chosen
-    finished = {
-        (*r.key, r.repeat)
-        for r in (*earlier.records, *earlier.repeats) if r.status != "skipped"
-    } if earlier else set()  # fmt: skip
+    before = (*earlier.records, *earlier.repeats) if earlier else ()
+    finished = {(*r.key, r.repeat) for r in before if r.status != "skipped"}
     cap_s = request.cap_s or CAPS[request.suite or "smoke"]
     jobs: list[Job] = []
     done = 0
@@ -127,19 +128,19 @@ def plan(
 
 
 def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
-    """(op, case) of one pass in measuring order."""
+    """Each (op, case) of one repetition, in the order of measuring."""
     suite = request.suite or "smoke"
     found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, suite)]
     for of_quick in (True, False):
         queues = []
         for op in ops:
+            if op.is_ceiling:
+                continue
             quick = {case.id for case in op.cases("quick")} if suite == "full" else set()
-            wanted = [
-                case for case in cases_of(op, suite) if request.case in case.id and (case.id in quick) is of_quick
-            ]
-            by_size = sorted(range(len(wanted)), key=[-op.work(case).bytes for case in wanted].__getitem__)
-            if not op.is_ceiling:
-                queues.append([(op, wanted[by_size[i]]) for i in halving(len(wanted))])
+            wanted = [case for case in cases_of(op, suite) if request.case in case.id]
+            wanted = [case for case in wanted if (case.id in quick) is of_quick]
+            by_size = sorted(wanted, key=lambda case: -op.work(case).bytes)
+            queues.append([(op, by_size[i]) for i in halving(len(by_size))])
         found += round_robin(queues)
     return found
 
@@ -164,7 +165,7 @@ def cases_of(op: Op, suite: str) -> list[Any]:
 
 
 def halving(count: int) -> list[int]:
-    """Indices 0, last, middle, quarters...: each next one in the middle of the widest gap.
+    """Indices 0, last, middle, quarters...: each next one lies in the middle of the widest gap.
 
     >>> halving(5)
     [0, 4, 2, 1, 3]

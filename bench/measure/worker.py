@@ -118,6 +118,7 @@ class Worker:
     ) -> None:
         self._device, self._catalogue, self._output = device, catalogue, output
         self._hang_s, self._tell = hang_s, tell
+        self._ready: Ready | None = None
         self._job: Job | None = None
         self._start()
 
@@ -129,7 +130,7 @@ class Worker:
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         far_end.close()
-        self._ready: Ready | None = None
+        self._up = False
         self._progressed()
 
     def _progressed(self) -> None:
@@ -137,7 +138,7 @@ class Worker:
 
     @property
     def ready(self) -> Ready:
-        """What the process has found; waits until it is up. BadRequest where it cannot serve."""
+        """What the process found; waits until the first one is up. BadRequest where it cannot serve."""
         while self._ready is None:
             self._receive(POLL_S)
         return self._ready
@@ -212,7 +213,7 @@ class Worker:
 
         Hears before that that the process is up. BadRequest where it is not fit to serve.
         """
-        limit = START_S if self._ready is None else self._hang_s
+        limit = self._hang_s if self._up else START_S
         message = None
         try:
             if self._connection.poll(patience_s):
@@ -225,13 +226,13 @@ class Worker:
             self._progressed()
         if message is None and time.monotonic() - self._since > limit:
             message = "hangs", f"no progress for {limit:.0f} s"
-        if message is None or self._ready is not None:
+        if message is None or self._up:
             return message
         kind, content = message
         if kind != "ready":
             self.kill()
             raise BadRequest(content)
-        self._ready = content
+        self._ready, self._up = content, True
         return None
 
     def fileno(self) -> int:

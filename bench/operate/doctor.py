@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bench import machine
-from bench.devices import DeviceSpec, driver
-from bench.devices import lookup as devices
+from bench.devices import DEVICES, DeviceSpec, driver
 from bench.errors import describe
 from bench.inspection.ncu import counters_problem, find_ncu
 from bench.measure.telemetry import Sampler
@@ -202,7 +201,7 @@ def check_part(facts: Facts) -> Check:
     if facts.spec is None:
         why = facts.failed.get("part", f"{name!r} is not in the table of parts: {shape}")
         return Check(name="part", level="warning", found=why, advice="predict from measured ceilings only")
-    if facts.spec.key not in devices.DEVICES:
+    if facts.spec.key not in DEVICES:
         found = f"{name!r} is not in the table of parts, its numbers are the driver's: {shape}"
         return Check(name="part", level="warning", found=found, advice="add it to the table, with a source")
     if facts.spec.sm_count and facts.target.sm_count != facts.spec.sm_count:

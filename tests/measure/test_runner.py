@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bench.errors import BadRequest
 from bench.measure import runner
-from bench.measure.schedule import Request, halving, plan
+from bench.measure.schedule import Request, halving, schedule_jobs
 from bench.measure.worker import Job
 from bench.records import FILE, Record
 from bench.run import load_run
@@ -297,8 +297,8 @@ def test_ceilings_alone_answer_no_question_about_something_else(fields: dict[str
     ops = discover()
     impls = {name: {"torch": False} for name in ops}
     with pytest.raises(BadRequest, match=message):
-        plan(Request(suite="smoke", **fields), ops, impls, None, "", None)
-    jobs, _ = plan(Request(suite="smoke", case="read"), ops, impls, None, "", None)
+        schedule_jobs(Request(suite="smoke", **fields), ops, impls, None, "", None)
+    jobs, _ = schedule_jobs(Request(suite="smoke", case="read"), ops, impls, None, "", None)
     assert {job.op for job in jobs} >= {"stream", "gemm_peak"}
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from bench import machine
-from bench.devices import driver
-from bench.devices import lookup as devices
+from bench.devices import driver, identify
 from bench.measure import timing
 from bench.operate import doctor
 from bench.operate.doctor import Bandwidth, Facts, judge
@@ -39,7 +38,7 @@ def facts(nvml: FakeNvml | None = None, **changes: Any) -> Facts:
         torch_cuda="13.0",
         torch_archs=("sm_80", "sm_90", "sm_100"),
         target=H100,
-        spec=devices.identify(H100.name),
+        spec=identify(H100.name),
         gpu=gpu.read(readings, failed),
         bandwidth=Bandwidth(bytes_per_s=3.05e12, impl="triton (stream)", telemetry=READING),
         failed=failed,
@@ -56,7 +55,7 @@ def test_a_part_in_order_is_fit() -> None:
     assert [check.name for check in found.checks if check.level != "ok"] == []
     assert found.exit_code == 0
     assert "FIT" in found.verdict
-    assert found.part == devices.identify("NVIDIA H100 80GB HBM3").name
+    assert found.part == identify("NVIDIA H100 80GB HBM3").name
     assert found.lines()[-1] == found.verdict
     assert len(found.lines()) == len(found.checks) + 1
     json.dumps(found.as_dict())
