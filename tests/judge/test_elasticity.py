@@ -7,6 +7,7 @@ import pytest
 
 from bench.judge.elasticity import NotIdentified, Point, fit, of_records
 from bench.records import Record
+from tests.support.synthetic_run import record
 
 GRID = [(size, flops) for size in (1e8, 2e8, 4e8) for flops in (1e9, 4e9, 1.6e10)]
 
@@ -99,18 +100,15 @@ def test_cases_that_cannot_tell_bytes_from_flops_are_refused() -> None:
         fit(of([(1e8, 1e9), (2e8, 2e9)]))
 
 
-def record(impl: str, size: int, flops: int, status: str = "ok") -> Record:
-    return Record(
-        op="ffn_gemv", impl=impl, ours=True, case_id=f"{size}-{flops}", case={}, status=status,  # type: ignore[arg-type]
-        work={"flops": {"mma_bf16": flops}, "bytes_read": size, "bytes_written": 0},
-        samples_s=[size / 3e12] * 5 if status == "ok" else [],
-    )  # fmt: skip
+def timed(impl: str, size: int, flops: int, status: str = "ok") -> Record:
+    given = {"seconds": size / 3e12} if status == "ok" else {}
+    return record("ffn_gemv", impl, f"{size}-{flops}", read=size, flops={"mma_bf16": flops}, status=status, **given)
 
 
 def test_records_of_one_implementation_are_fitted_and_failed_ones_left_out() -> None:
-    records = [record("ours", int(size), int(flops)) for size, flops in GRID]
-    result = of_records([*records, record("ours", 10**8, 10**9, status="wrong")])
+    records = [timed("ours", int(size), int(flops)) for size, flops in GRID]
+    result = of_records([*records, timed("ours", 10**8, 10**9, status="wrong")])
     assert result.points == len(GRID)
     assert result.bytes.median == pytest.approx(1)
     with pytest.raises(ValueError, match="several implementations"):
-        of_records([*records, record("torch", 10**8, 10**9)])
+        of_records([*records, timed("torch", 10**8, 10**9)])

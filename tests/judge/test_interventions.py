@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from bench.judge.interventions import Intervention, change, interventions
 from bench.records import MAY_BE_TOO_SHORT, Record
-from tests.support.synthetic_run import case_record, samples
+from tests.support.synthetic_run import ROOF, Clock, by_arithmetic, samples, timed
 
-READ, PEAK = 3e12, 7e14
 GEMV = {"N": 28672, "K": 8192}
 CACHE = {"B": 64, "T": 4096, "H_kv": 8, "D": 128}
 
-Clock = Callable[[Record], float]
-
 
 def by_memory(record: Record) -> float:
-    return record.bytes / READ
-
-
-def by_arithmetic(record: Record) -> float:
-    return record.flops / PEAK
-
-
-def timed(op: str, fields: dict[str, Any], clock: Clock, impl: str = "triton", **changes: Any) -> Record:
-    found = case_record(op, impl, fields, seconds=1.0, **changes)
-    return dataclasses.replace(found, samples_s=samples(clock(found), seed=len(found.case_id)))
+    return record.bytes / ROOF
 
 
 def bounded(record: Record, memory: float, pipe: float) -> Record:

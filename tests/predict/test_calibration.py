@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.errors import BadRequest
-from bench.predict import command as predict
+from bench.predict import command
 from bench.predict.calibration import Machine
 from bench.predict.step_model import step
 from bench.records import Record
@@ -41,7 +41,7 @@ def shares(tmp_path: Path, records: list[Record], **asked: Any) -> dict[str, tup
 def rows(tmp_path: Path, records: list[Record], **asked: Any) -> list[dict[str, Any]]:
     run = write_run(tmp_path / "run", [*ceiling_records(), *records])
     given = {"model": "llama-3.1-70b", "parts": [], "batches": [1], "context": 4096} | asked
-    return predict.rows(run=load_run(run), **given)
+    return command.rows(run=load_run(run), **given)
 
 
 def test_a_measured_operation_takes_the_measured_time_and_the_others_the_measured_roof(tmp_path):
@@ -127,14 +127,18 @@ def test_both_matrices_of_the_experts_are_one_record(tmp_path):
 def test_rows_say_what_was_measured_and_the_table_what_was_not(tmp_path):
     found = rows(tmp_path, [gemv(DOWN_SECONDS, flags=("noisy",))], batches=[1, 2], dollars_per_hour=2.0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert all(set(row) == set(predict.ROW) for row in found)
+    assert all(set(row) == set(command.ROW) for row in found)
     by_name = {each["name"]: each for each in found[0]["measured"]}
     assert by_name["gate_up"] == {
-        "name": "gate_up", "op": "ffn_gemv", "impl": "triton_gemv", "case_id": "B1-N8192-K28672-bf16",
-        "efficiency": by_name["down"]["efficiency"], "flags": ["noisy"],
+        "name": "gate_up",
+        "op": "ffn_gemv",
+        "impl": "triton_gemv",
+        "case_id": "B1-N8192-K28672-bf16",
+        "efficiency": by_name["down"]["efficiency"],
+        "flags": ["noisy"],
         "bytes_over_those_predicted": pytest.approx(0.5, rel=1e-3),
-    }  # fmt: skip
-    headers, lines = predict.measured_table(found)
+    }
+    headers, lines = command.measured_table(found)
     assert all(len(line) == len(headers) for line in lines)
     assert len(lines) == 2 * len(found[0]["ops"])
     cells = {tuple(line[:2]): line[2:] for line in lines}
@@ -146,12 +150,12 @@ def test_nothing_is_said_of_prefill_beside_measured_steps(tmp_path):
     (row,) = rows(tmp_path, [gemv(DOWN_SECONDS)], dollars_per_hour=2.0)
     assert row["dollars_per_million_tokens"] == pytest.approx(2.0 / 3600 * row["seconds"] * 1e6)
     assert row["output_to_input_ratio"] is row["dollars_per_million_input_tokens"] is None
-    assert predict.rows(model="llama-2-7b", parts=["h100-sxm"], batches=[1], context=9)[0]["measured"] is None
+    assert command.rows(model="llama-2-7b", parts=["h100-sxm"], batches=[1], context=9)[0]["measured"] is None
 
 
 def test_a_part_that_no_table_holds_has_what_was_measured_alone(tmp_path):
     run = write_run(tmp_path, [*ceiling_records(), gemv(DOWN_SECONDS)], device={"key": None, "name": "Some CPU"})
-    row = predict.rows(run=load_run(run), model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
+    row = command.rows(run=load_run(run), model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
     assert (row["device"], row["max_batch"], row["missing"]) == ("Some CPU", None, ["memory_capacity", "power"])
     assert row["weight_bytes"] > 100 * GB
 

@@ -6,11 +6,10 @@ import dataclasses
 
 import pytest
 
-from bench.ceilings import Ceilings, time_of
+from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec, Quantity
 from bench.measure.case import usable
 from bench.predict.roofline import predict_from_ceilings, predict_from_datasheet
-from bench.records import MAY_BE_TOO_SHORT, Record
 from kernels.op import Stage, Target, Work
 
 GPU = Target(kind="cuda", name="a part of 100 SMs", sm=90, sm_count=100, l2_bytes=50 << 20)
@@ -163,21 +162,6 @@ def test_a_link_that_nobody_knows_is_named_and_the_prediction_not_used() -> None
     assert (usable(predict_from_datasheet(sent, SPEC)) or {})["bound"] == "link"
 
 
-def test_the_links_rate_is_that_of_the_fastest_plain_copy() -> None:
-    found = Ceilings.from_records(
-        [
-            record("stream", {"kind": "read"}, 1e-6),
-            record("host_link", {"kind": "h2d"}, 25e-6),
-            record("host_link", {"kind": "d2h"}, 20e-6),
-            record("host_link", {"kind": "swap_out"}, 1e-6),
-            record("host_link", {"kind": "h2d"}, 1e-6, status="wrong"),
-        ]
-    )
-    assert found is not None
-    assert found.host_bandwidth == pytest.approx(5e10)
-    assert CEILINGS.host_bandwidth is None
-
-
 def test_the_last_wave_of_one_cta_draws_one_sms_share() -> None:
     """101 CTAs on 100 SMs: the last holds 1 MB and moves it at 4 TB/s / 100 = 40 GB/s: 25 us instead of its 1 us.
 
@@ -204,73 +188,3 @@ def test_a_full_wave_and_a_half_wave_that_still_saturates_cost_nothing() -> None
     assert predict_from_ceilings([stage(read=10**8, ctas=150)], CEILINGS, GPU).seconds == pytest.approx(full)
     two_an_sm = stage(read=10**8, ctas=301, ctas_per_sm=2)
     assert predict_from_ceilings([two_an_sm], CEILINGS, GPU).seconds == pytest.approx(full)
-
-
-def test_beyond_the_measured_sizes() -> None:
-    points = ((1000, 3e-6), (2000, 4e-6))
-    assert time_of(points, 4000) == pytest.approx(8e-6)
-    assert time_of(points, 500) == pytest.approx(2.5e-6)
-    assert time_of(((1000, 3e-6),), 500) == pytest.approx(1.5e-6)
-
-
-def record(op: str, case: dict[str, object], seconds: float, **fields: object) -> Record:
-    base = {
-        "impl": "triton",
-        "ours": True,
-        "case_id": str(case),
-        "status": "ok",
-        "work": {"flops": {}, "bytes_read": 10**6, "bytes_written": 0},
-        "samples_s": [seconds] * 3,
-    }
-    return Record(op=op, case=case, **{**base, **fields})  # type: ignore[arg-type]
-
-
-def test_ceilings_are_the_best_of_the_right_records() -> None:
-    gemm = {"flops": {"mma_bf16": 10**9}, "bytes_read": 1, "bytes_written": 0}
-    ceilings = Ceilings.from_records(
-        [
-            record("stream", {"kind": "read"}, 2e-6),
-            record("stream", {"kind": "read"}, 1e-6, impl="torch", samples_s=[1.2e-6, 1e-6, 0.8e-6]),
-            record("stream", {"kind": "read"}, 1e-9, status="wrong"),
-            record("stream", {"kind": "read"}, 1e-9, flags=["impossible"]),
-            record("stream", {"kind": "launch"}, 4e-6, impl="torch"),
-            record("stream", {"kind": "launch"}, 3e-6),
-            record("gemm_peak", {}, 1e-3, work=gemm),
-            record("ffn_gemv", {}, 1e-9),
-        ]
-    )
-    assert ceilings is not None
-    assert ceilings.read_points == ((10**6, 1e-6),)
-    assert ceilings.best_read == pytest.approx(10**6 / 0.8e-6)
-    assert ceilings.launch_s == 3e-6
-    assert ceilings.pipes == {"mma_bf16": pytest.approx(1e12)}
-
-
-@pytest.mark.parametrize("flag", sorted(MAY_BE_TOO_SHORT))
-def test_a_time_that_may_be_too_short_makes_no_roof(flag: str) -> None:
-    """3 TB/s as measured, 9 TB/s out of a warm cache."""
-    doubtful = record("stream", {"kind": "read"}, 1e6 / 9e12, flags=[flag, "noisy"])
-    ceilings = Ceilings.from_records([record("stream", {"kind": "read"}, 1e6 / 3e12, flags=["noisy"]), doubtful])
-    assert ceilings is not None
-    assert ceilings.read_roof == pytest.approx(3e12)
-    assert ceilings.best_read == pytest.approx(3e12)
-    assert Ceilings.from_records([doubtful]) is None
-
-
-def test_a_read_of_the_l2_is_warm_by_intent() -> None:
-    """4 MB in 1 us; the one that is faster than possible counts for nothing."""
-    stages = [{"l2_bytes": 4 * 10**6}]
-    ceilings = Ceilings.from_records(
-        [
-            record("stream", {"kind": "read"}, 1e-6),
-            record("stream", {"kind": "l2_read"}, 2e-6, stages=stages, flags=["warm"], impl="torch"),
-            record("stream", {"kind": "l2_read"}, 1e-6, stages=stages, flags=["warm"]),
-            record("stream", {"kind": "l2_read"}, 1e-9, stages=stages, flags=["warm", "impossible"]),
-        ]
-    )
-    assert ceilings is not None
-    assert ceilings.l2_bandwidth == pytest.approx(4e12)
-
-
-def test_no_ceilings_without_a_read() -> None:
-    assert Ceilings.from_records([record("ffn_gemv", {}, 1e-6)]) is None

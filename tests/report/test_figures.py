@@ -13,7 +13,7 @@ from bench.records import Record
 from bench.report import figures
 from bench.report.drawing import COLOURS, MARKERS, style
 from kernels.op import discover
-from tests.support.synthetic_run import SWEPT, gemv, record, view
+from tests.support.synthetic_run import ON_A_CPU, SWEPT, gemv, record, stream, view
 
 
 def swept_gemv(name: str, share: float, *, size: int = 1 << 24, intensity: float = 1.0, **changes: Any) -> Record:
@@ -24,10 +24,9 @@ def swept_gemv(name: str, share: float, *, size: int = 1 << 24, intensity: float
 
 
 def host(tmp_path: Path, records: list[Record]) -> View:
-    read = record("stream", "torch", "read", case={"kind": "read"}, read=1 << 28, seconds=(1 << 28) / 2e10)
+    read = stream("read", impl="torch", read=1 << 28, seconds=(1 << 28) / 2e10)
     peak = record("gemm_peak", "torch", "fp32", flops={"fma_fp32": 10**10}, seconds=0.1)
-    cpu = {"device": {"key": None, "name": "Some CPU"}, "target": {"kind": "cpu", "name": "Some CPU"}}
-    return view(tmp_path, [read, peak, *records], **cpu)
+    return view(tmp_path, [read, peak, *records], **ON_A_CPU)
 
 
 def words(axes: Any) -> dict[str, Any]:

@@ -23,20 +23,10 @@ from tests.support.synthetic_run import (
     GB,
     case_record,
     ceiling_records,
-    decode_records,
-    extras,
     gemv,
     page_data,
     write_run,
 )
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic run of every kind of record, with its report."""
-    run = write_run(tmp_path_factory.mktemp("synthetic"), [*ceiling_records(), *decode_records(), *extras()])
-    report.write(run)
-    return run
 
 
 def test_the_page_fetches_nothing_and_holds_every_point(full: Path) -> None:
@@ -99,6 +89,10 @@ class Browser:
     def run(self, script: str) -> Any:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
+    def command(self, name: str, parameters: dict[str, Any]) -> None:
+        """A command of Chromium's own protocol."""
+        self.call("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
+
     def errors(self) -> list[str]:
         log = self.call("POST", "/se/log", {"type": "browser"})
         return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
@@ -115,10 +109,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         port = probe.getsockname()[1]
     process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     profile = tmp_path_factory.mktemp("profile")
-    arguments = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        f"--user-data-dir={profile}", "--window-size=1280,1000",
-    ]  # fmt: skip
+    options = "headless no-sandbox disable-gpu no-first-run disable-background-networking window-size=1280,1000"
+    arguments = [f"--{option}" for option in (*options.split(), f"user-data-dir={profile}")]
     try:
         for _ in range(100):
             with contextlib.suppress(OSError):
@@ -168,20 +160,16 @@ def test_the_page_in_a_browser(browser: Browser, full: Path) -> None:
 
 def test_no_part_is_wider_than_a_phone(browser: Browser, full: Path) -> None:
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.call(
-        "POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
-    )  # fmt: skip
+    browser.command("Emulation.setDeviceMetricsOverride", metrics)
     browser.open(full / "report.html")
     assert browser.run("return document.documentElement.scrollWidth") <= 390
-    browser.call("POST", "/goog/cdp/execute", {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})
+    browser.command("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_paper_is_light_and_narrow_even_from_a_dark_screen(browser: Browser, full: Path) -> None:
     def scheme(value: str) -> None:
         features = [{"name": "prefers-color-scheme", "value": value}]
-        browser.call(
-            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
-        )
+        browser.command("Emulation.setEmulatedMedia", {"features": features})
 
     page = "return getComputedStyle(document.documentElement).getPropertyValue('--page').trim()"
     width = "return document.querySelector('#efficiency .main-svg').getBoundingClientRect().width"

@@ -15,26 +15,21 @@ from bench import report
 from bench.ceilings import Ceilings
 from bench.devices import DEVICES
 from bench.errors import BadRequest
-from bench.judge import peers
-from bench.judge.view import Accuracy, View, batches, free_batch, gap
-from bench.records import MAY_BE_TOO_SHORT, Writer, as_line
+from bench.judge.view import View
 from bench.report import tables, text
 from bench.run import load_run
 from bench.units import si
-from kernels.op import precision
 from tests.support import ROOT
 from tests.support.synthetic_run import (
     GB,
-    LAUNCH,
-    ROOF,
+    MEASURED_ROOF,
+    ON_A_CPU,
     SWEPT,
     case_record,
     ceiling_records,
-    decode_records,
-    extras,
     gemv,
-    header,
     page_data,
+    pair,
     predicted,
     record,
     samples,
@@ -42,27 +37,17 @@ from tests.support.synthetic_run import (
     write_run,
 )
 
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic run of every kind of record, with its report."""
-    run = write_run(tmp_path_factory.mktemp("synthetic"), [*ceiling_records(), *decode_records(), *extras()])
-    report.write(run)
-    return run
-
-
 # ---- numbers
 
 
 def test_share_of_the_roof_and_error_by_hand(tmp_path: Path) -> None:
     """1 GB in 400 µs is 2.5 TB/s; the largest read of the fixture reaches 2^32 B / (2 µs + 2^32 B / 3 TB/s)."""
     found = view(tmp_path, [*ceiling_records(), gemv(400e-6, expected=320e-6)])
-    roof = 2**32 / (LAUNCH + 2**32 / ROOF)
     assert found.run.ceilings is not None
-    assert found.run.ceilings.read_roof == pytest.approx(roof)
+    assert found.run.ceilings.read_roof == pytest.approx(MEASURED_ROOF)
     point = found.points[0]
     assert point.rate == pytest.approx(2.5e12)
-    assert point.share == pytest.approx(2.5e12 / roof)
+    assert point.share == pytest.approx(2.5e12 / MEASURED_ROOF)
     assert point.error("measured") == pytest.approx(0.25)
     row = tables.cases(found, "ffn_gemv").rows[0]
     assert row[2:7] == ("400 µs ±0.1%", "2500", "83%", "320 µs (+25.0%)", "")
@@ -87,43 +72,6 @@ def test_verdict_by_hand(tmp_path: Path) -> None:
     assert "miss by 15.0% in the median and lie within 12% for 50% of 4 times" in lines[2]
 
 
-def test_only_the_fastest_of_ours_stands_for_a_case(tmp_path: Path) -> None:
-    same = {"case_id": "one", "expected": 1e-4}
-    records = [
-        gemv(3e-4, impl="triton_a", **same),
-        gemv(2e-4, impl="triton_b", **same),
-        gemv(1e-4, impl="torch", **same),
-    ]
-    found = view(tmp_path, [*ceiling_records(), *records])
-    assert [p.record.impl for p in found.best] == ["triton_b"]
-    peer = found.peers[0]
-    assert (peer.ours.record.impl, peer.peer.record.impl) == ("triton_b", "torch")
-    assert peer.ratio.median == pytest.approx(0.5)
-    assert peers.by_case(found).rows[0][5] == "peer"
-
-
-@pytest.mark.parametrize("flag", sorted(MAY_BE_TOO_SHORT))
-def test_headlines_leave_out_times_that_may_be_too_short(tmp_path: Path, flag: str) -> None:
-    found = view(tmp_path, [*ceiling_records(), gemv(200e-6, flags=[flag]), gemv(500e-6, read=GB)])
-    assert max(p.share or 0 for p in found.points) > 1.6
-    assert [p.seconds for p in found.large("ffn_gemv")] == [pytest.approx(500e-6)]
-    assert tables.summary(found).rows[0][2].startswith("67% ")
-
-
-def test_small_cases_are_not_large(tmp_path: Path) -> None:
-    """The fixture's cache holds 50 MB: a case of 99 MB may not stand for the roof, one of 100 MB may."""
-    small, large = gemv(33e-6, read=99_000_000), gemv(50e-6, read=100_000_000)
-    found = view(tmp_path, [*ceiling_records(), small, large])
-    assert [p.record.bytes for p in found.large("ffn_gemv")] == [100_000_000]
-
-
-def test_on_a_host_whatever_was_swept_is_large(tmp_path: Path) -> None:
-    """Its cache holds 480 MB, so that no case is twice that; it is swept between launches all the same."""
-    swept, unswept = gemv(4e-3, case_id="a", rotation=SWEPT), gemv(3e-3, case_id="b", rotation={"flush_bytes": 0})
-    cpu = view(tmp_path, [*ceiling_records(), swept, unswept], target={"kind": "cpu", "name": "Some CPU"})
-    assert [p.record.case_id for p in cpu.large("ffn_gemv")] == ["a"]
-
-
 def test_a_run_of_noisy_times_says_what_to_do(tmp_path: Path) -> None:
     loud = [gemv(4e-4, expected=4e-4, case_id=f"c{n}", flags=["noisy"] if n else []) for n in range(4)]
     line = text.verdict(view(tmp_path, [*ceiling_records(), *loud]))[2]
@@ -138,34 +86,6 @@ def test_the_headline_fits_on_two_lines_each(full: Path) -> None:
     run.header["device"]["name"] = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
     for line in text.verdict(View(run)):
         assert len(line) <= 240, line
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected", "terms", "extra", "want"),
-    [
-        (340e-6, 335e-6, {"memory": 335e-6}, 0, "within 5% of the roof"),
-        (600e-6, 340e-6, {"memory": 340e-6}, 0, "the model does not explain it"),
-        (700e-6, 690e-6, {"memory": 340e-6, "mma_bf16": 690e-6}, 0, "bound by mma_bf16"),
-        (700e-6, 690e-6, {"memory": 690e-6}, GB, "it moves more than the compulsory bytes"),
-        (700e-6, 690e-6, {"memory": 690e-6}, 0, "a stream of this size is itself below the roof"),
-        (
-            500e-6,
-            690e-6,
-            {"memory": 690e-6},
-            0,
-            "a stream of this size is itself below the roof (launch, ramp, writes): all ",
-        ),
-    ],
-)
-def test_the_reason_for_a_gap(
-    tmp_path: Path, seconds: float, expected: float, terms: dict[str, float], extra: int, want: str
-) -> None:
-    bound = max(terms, key=terms.__getitem__)
-    found = gemv(seconds)
-    stage = {"name": "all", "work": {"flops": {}, "bytes_read": GB + extra, "bytes_written": 0}, "l2_bytes": 0}
-    prediction = {"measured": {"seconds": expected, "terms": terms, "bound": bound}}
-    shown = view(tmp_path, [dataclasses.replace(found, stages=[stage], prediction=prediction)])
-    assert gap(shown.points[0], Ceilings(read_points=((GB, GB / ROOF),))).startswith(want)
 
 
 def test_prefill_and_copies_to_the_host_say_nothing_about_decode(tmp_path: Path) -> None:
@@ -194,27 +114,6 @@ def test_a_ceiling_carries_the_flags_of_the_time_it_was_read_from(tmp_path: Path
     hot.append(dataclasses.replace(peak, flags=["throttled"]))
     pipe = next(iter(peak.work["flops"]))
     assert {row[0]: row[-1] for row in tables.ceilings(view(tmp_path / "hot", hot)).rows}[pipe] == "throttled"
-
-
-def test_free_batch(tmp_path: Path) -> None:
-    """Times 1.0, 1.05, 1.09, 1.2, 1.0: the run of batches within 10% ends at the third."""
-    records = [
-        dataclasses.replace(gemv(t * 1e-4, case_id=f"B{b}"), case={"B": b, "N": 8, "K": 8, "dtype": "bf16"})
-        for b, t in ((1, 1.0), (2, 1.05), (4, 1.09), (8, 1.2), (16, 1.0))
-    ]
-    (series,) = batches(view(tmp_path, records).points).values()
-    assert list(series) == [1, 2, 4, 8, 16]
-    assert free_batch(series) == 4
-
-
-def test_precision_names_every_type_once() -> None:
-    assert precision({"dtype": "bf16", "kv": "fp8", "layout": "NHD", "B": 1}) == "bf16 fp8"
-    assert precision({"dtype": "bf16", "weights": "int4_zp", "activations": "bf16"}) == "bf16 int4_zp"
-    assert precision({"B": 1}) == ""
-
-
-def test_accuracy_without_predictions_is_none() -> None:
-    assert Accuracy.of([], "measured") is None
 
 
 # ---- whole reports
@@ -281,9 +180,9 @@ class Blocker:
         if name.split(".")[0] in ("torch", "triton"):
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
-from bench import report; from bench.judge import compare as compare_runs
+from bench import report; from bench.judge.compare import compare
 report.write(sys.argv[1])
-assert compare_runs.compare(sys.argv[1], sys.argv[1]).exit_code == 0
+assert compare(sys.argv[1], sys.argv[1]).exit_code == 0
 assert not {"torch", "triton"} & set(sys.modules)
 """
     done = subprocess.run(
@@ -302,14 +201,13 @@ def test_a_partial_run_says_so(tmp_path: Path) -> None:
 
 
 def test_a_cpu_run_says_so_and_shows_its_numbers(tmp_path: Path) -> None:
-    cpu = {"device": {"key": None, "name": "Some CPU"}, "target": {"kind": "cpu", "name": "Some CPU"}}
     roof = Ceilings(read_points=((1 << 28, (1 << 28) / 2e10),))
     read = record("stream", "torch", "read", case={"kind": "read"}, read=1 << 28, seconds=(1 << 28) / 2e10)
     torch = case_record(
         "ffn_gemv", "torch", {"B": 1, "N": 4096, "K": 4096, "dtype": "fp32"}, seconds=5e-3, rotation=SWEPT
     )
     refused = case_record("ffn_gemv", "triton_gemv", {"B": 1, "N": 64, "K": 64}, status="refused", reason="needs a GPU")
-    run = write_run(tmp_path, [read, predicted(torch, roof), refused], **cpu)
+    run = write_run(tmp_path, [read, predicted(torch, roof), refused], **ON_A_CPU)
     paths = report.write(run)
     page = (run / "report.md").read_text()
     assert "Measured on a CPU with the torch reference path; says nothing about GPUs." in page
@@ -397,10 +295,8 @@ def test_the_environment_has_units_and_nothing_of_a_gpu_on_a_cpu(tmp_path: Path)
         "environment.gpu.power_cap_w": "700 W",
     }
     assert rows("cpu", "cpu") == {"target.kind": "cpu", **shared}
-    of_a_gpu = {"sm": "0", "sm_count": "2", "l2_bytes": "503 MB", "smem_per_sm": "0 B"}
-    assert rows("gpu", "cuda") == {
-        "target.kind": "cuda", **shared, **{f"target.{name}": value for name, value in of_a_gpu.items()}
-    }  # fmt: skip
+    of_a_gpu = {"target.sm": "0", "target.sm_count": "2", "target.l2_bytes": "503 MB", "target.smem_per_sm": "0 B"}
+    assert rows("gpu", "cuda") == {"target.kind": "cuda", **shared, **of_a_gpu}
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
@@ -428,14 +324,8 @@ def test_a_single_sample_has_no_interval(tmp_path: Path) -> None:
 
 
 def test_the_resolution_is_shown(tmp_path: Path) -> None:
-    writer = Writer(tmp_path)
-    writer.append("run", header())
-    writer.append("record", as_line(gemv(4e-4)))
-    twice = {"op": "ffn_gemv", "impl": "triton_gemv", "case_id": "x", "samples_s": [samples(1e-4), samples(1.02e-4)]}
-    writer.append("note", {"note": "aa", **twice})
-    writer.append("note", {"note": "missing", "module": "gemlite", "reason": "not installed"})
-    writer.close()
-    report.write(tmp_path)
+    missing = {"note": "missing", "module": "gemlite", "reason": "not installed"}
+    report.write(write_run(tmp_path, [gemv(4e-4)], notes=[pair(samples(1e-4), samples(1.02e-4)), missing]))
     page = (tmp_path / "report.md").read_text()
     assert re.search(r"\| ffn\\_gemv \| triton\\_gemv \| x \| \+2\.0% ", page)
     assert "note: missing; module: gemlite; reason: not installed" in page
@@ -443,17 +333,11 @@ def test_the_resolution_is_shown(tmp_path: Path) -> None:
 
 def test_counters_stand_beside_what_was_declared(tmp_path: Path) -> None:
     """1.1 GB read where 1 GB was declared: 10% more; nothing declared as written, so no share of it."""
-    writer = Writer(tmp_path)
-    writer.append("run", header())
     found = gemv(4e-4)
-    writer.append("record", as_line(found))
-    counters = {
-        "op": found.op, "impl": found.impl, "case_id": found.case_id, "declared_read": GB, "declared_written": 0,
-        "dram_read": 1.1e9, "dram_written": 5e4, "l2_hit_rate": 0.25, "occupancy": None, "intensity": 1.5,
-    }  # fmt: skip
-    writer.append("note", {"note": "counters", **counters})
-    writer.close()
-    report.write(tmp_path)
+    counters = {"note": "counters", "op": found.op, "impl": found.impl, "case_id": found.case_id}
+    counters |= {"declared_read": GB, "declared_written": 0, "dram_read": 1.1e9, "dram_written": 5e4}
+    counters |= {"l2_hit_rate": 0.25, "occupancy": None, "intensity": 1.5}
+    report.write(write_run(tmp_path, [found], notes=[counters]))
     page = (tmp_path / "report.md").read_text()
     assert "| 1.10 GB (+10.0%) | 50.0 kB | 25% |  | 1.50 |" in page
     assert "note: counters" not in page

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench.devices import identify
 from bench.judge.claims import Verdict
-from bench.records import FILE, Record, as_line
+from bench.records import Record
 from bench.run import Run, load_run
+from tests.support import synthetic_run
+from tests.support.synthetic_run import write_run
 
 H100 = "NVIDIA H100 80GB HBM3"
 READ = 3.0e12
@@ -18,17 +19,10 @@ READ = 3.0e12
 
 
 def record(op: str, case: dict[str, Any], seconds: float, *, size: int, flops: float, **more: Any) -> Record:
-    pipe = more.pop("pipe", "mma_bf16")
-    fields = {"impl": "ours", "ours": True, "run_id": "r1"} | more
-    return Record(
-        op=op,
-        case_id="-".join(f"{k}{v}" for k, v in case.items()),
-        case=case,
-        status="ok",
-        work={"flops": {pipe: int(flops)}, "bytes_read": int(size), "bytes_written": 0},
-        samples_s=[0.99 * seconds, seconds, 1.01 * seconds],
-        **fields,
-    )
+    impl, pipe = more.pop("impl", "ours"), more.pop("pipe", "mma_bf16")
+    name = "-".join(f"{field}{value}" for field, value in case.items())
+    fields = {"ours": True, "run_id": "r1", "samples_s": [0.99 * seconds, seconds, 1.01 * seconds]} | more
+    return synthetic_run.record(op, impl, name, case=case, read=int(size), flops={pipe: int(flops)}, **fields)
 
 
 def read(bandwidth: float = READ) -> Record:
@@ -83,14 +77,11 @@ def prompt(T: int, *, peak: float = 700e12, attention: float = 350e12) -> list[R
 
 
 def run(*records: Record, device: str = H100, kind: str = "cuda") -> Run:
-    """A run as read back from the lines that these records make."""
+    """A run of these records, as read back from its file."""
     part = identify(device)
     facts = {"name": device, "key": part.key if part else None}
-    header = {"kind": "run", "run_id": "r1", "device": facts, "target": {"kind": kind}}
-    lines = [header, *({"kind": "record", **as_line(r)} for r in records)]
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return load_run(directory)
+        return load_run(write_run(Path(directory), list(records), device=facts, target={"kind": kind}))
 
 
 def values(verdict: Verdict, what: str, **setting: str) -> list[float]:

@@ -7,17 +7,18 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.errors import BadRequest
 from bench.judge.compare import as_dict, compare, lines, main_table
 from bench.judge.resolution import reach, side
-from bench.records import Record, Writer, as_line
-from bench.run import Run
+from bench.records import Record
+from bench.run import load_run
 from bench.stats import Interval, ratio_interval
 from bench.units import percent
-from tests.support.synthetic_run import ceiling_records, header, record, samples, write_run
+from tests.support.synthetic_run import ceiling_records, header, pair, record, samples, write_run
 
 MB = 10**6
 
@@ -27,7 +28,7 @@ def timed(case_id: str, seconds: float, spread: float = 0.002, **changes: object
     return dataclasses.replace(found, samples_s=samples(seconds, spread=spread), **changes)  # type: ignore[arg-type]
 
 
-def two(tmp_path: Path, a: list[Record], b: list[Record], **changes: object) -> tuple[Path, Path]:
+def two(tmp_path: Path, a: list[Record], b: list[Record], **changes: Any) -> tuple[Path, Path]:
     return write_run(tmp_path / "a", a), write_run(tmp_path / "b", b, **changes)
 
 
@@ -36,9 +37,7 @@ def test_verdicts(tmp_path: Path) -> None:
     before = [timed(name, 1e-4) for name in steady] + [timed("undecided", 1e-4, spread=0.2)]
     after = [timed(name, t) for name, t in steady.items()] + [timed("undecided", 1.02e-4, spread=0.2)]
     comparison = compare(*two(tmp_path, before, after))
-    assert {m.case_id: m.verdict for m in comparison.matches} == {
-        "faster": "faster", "slower": "slower", "same": "same", "undecided": "undecided"
-    }  # fmt: skip
+    assert {m.case_id: m.verdict for m in comparison.matches} == {name: name for name in (*steady, "undecided")}
     slower = next(m for m in comparison.matches if m.case_id == "slower")
     assert slower.ratio.median == pytest.approx(1.1)
     assert slower.ratio.low > 1.09
@@ -68,41 +67,32 @@ def test_only_what_lies_beyond_one_percent_as_a_whole_is_another_time(tmp_path: 
     assert verdicts(a, b) == {"near": "same", "edge": "undecided", "far": word}
 
 
-def paired(run: Path, first: list[float], second: list[float], op: str = "ffn_gemv") -> None:
-    """Adds what a run notes of the same measured twice at once."""
-    writer = Writer(run)
-    note = {"note": "aa", "op": op, "impl": "triton_gemv", "case_id": "x", "samples_s": [first, second]}
-    writer.append("note", note)
-    writer.close()
-
-
 def test_what_the_runs_cannot_resolve_is_undecided(tmp_path: Path) -> None:
     """ffn_gemv measured twice differed by 5%: 4% more is no regression there, 6% is, and so is 4% of another op."""
     steady = {"near": 1.04e-4, "far": 1.06e-4}
     before = [*(timed(name, 1e-4) for name in steady), dataclasses.replace(timed("other", 1e-4), op="moe_ffn")]
     after = [*(timed(name, t) for name, t in steady.items())]
     after.append(dataclasses.replace(timed("other", 1.04e-4), op="moe_ffn"))
-    a, b = two(tmp_path, before, after)
-    paired(b, samples(1e-4), samples(1.05e-4))
+    a, b = two(tmp_path, before, after, notes=[pair(samples(1e-4), samples(1.05e-4))])
     assert verdicts(a, b) == {"near": "undecided", "far": "slower", "other": "slower"}
 
 
 def test_a_lucky_draw_of_a_noisy_pair_resolves_nothing(tmp_path: Path) -> None:
     """Both medians of the pair are the same, but its interval reaches to about 10%: 4% mean nothing, 20% do."""
-    a, b = two(tmp_path, [timed("near", 1e-4), timed("far", 1e-4)], [timed("near", 1.04e-4), timed("far", 1.2e-4)])
-    paired(a, samples(1e-4, seed=1, spread=0.2), samples(1e-4, seed=2, spread=0.2))
+    noisy = pair(samples(1e-4, seed=1, spread=0.2), samples(1e-4, seed=2, spread=0.2))
+    after = [timed("near", 1.04e-4), timed("far", 1.2e-4)]
+    a, b = two(tmp_path, [timed("near", 1e-4), timed("far", 1e-4)], after, notes=[noisy])
     comparison = compare(a, b)
     assert 0.05 < comparison.resolutions["ffn_gemv"] < 0.19
     assert verdicts(a, b) == {"near": "undecided", "far": "slower"}
 
 
 def test_the_wider_of_both_runs_pairs_counts_and_one_sample_resolves_nothing(tmp_path: Path) -> None:
-    a, b = two(tmp_path, [timed("x", 1e-4)], [timed("x", 1.04e-4)])
-    paired(a, samples(1e-4), samples(1.05e-4))
-    paired(b, samples(1e-4), samples(1e-4))
+    narrow, wide = pair(samples(1e-4), samples(1e-4)), pair(samples(1e-4), samples(1.05e-4))
+    a = write_run(tmp_path / "a", [timed("x", 1e-4)], notes=[wide])
+    b = write_run(tmp_path / "b", [timed("x", 1.04e-4)], notes=[narrow])
     assert compare(a, b).resolutions["ffn_gemv"] == pytest.approx(0.05, abs=0.005)
-    paired(b, [1e-4], [1e-4])
-    comparison = compare(a, b)
+    comparison = compare(a, write_run(tmp_path / "c", [timed("x", 1.04e-4)], notes=[narrow, pair([1e-4], [1e-4])]))
     assert comparison.matches[0].verdict == "undecided"
     assert as_dict(comparison)["resolutions"] == {"ffn_gemv": None}
     json.dumps(as_dict(comparison), allow_nan=False)
@@ -182,14 +172,10 @@ def test_a_redefined_case_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_partial_runs_flags_and_the_resolution_are_named(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", [timed("x", 1e-4, flags=["noisy"])])
-    writer = Writer(tmp_path / "b")
-    writer.append("run", header())
-    writer.append("record", as_line(timed("x", 1e-4)))
-    pair = [samples(1e-4), samples(1.03e-4)]
-    writer.append("note", {"note": "aa", "op": "ffn_gemv", "impl": "triton_gemv", "case_id": "x", "samples_s": pair})
-    writer.close()
-    comparison = compare(a, tmp_path / "b")
-    found = ratio_interval(*reversed(pair))
+    first, second = samples(1e-4), samples(1.03e-4)
+    b = write_run(tmp_path / "b", [timed("x", 1e-4)], notes=[pair(first, second)], end=False)
+    comparison = compare(a, b)
+    found = ratio_interval(second, first)
     assert comparison.resolutions == {"ffn_gemv": found.high - 1}
     assert found.high > 1.03
     assert any("undecided" in line and f"ffn_gemv {percent(found.high - 1, 1)}" in line for line in lines(comparison))
@@ -208,9 +194,7 @@ def test_repetitions_are_pooled(tmp_path: Path) -> None:
 
 
 def test_a_loaded_run_will_do(tmp_path: Path) -> None:
-    from bench.run import load_run
-
-    run: Run = load_run(write_run(tmp_path / "a", [timed("x", 1e-4)]))
+    run = load_run(write_run(tmp_path / "a", [timed("x", 1e-4)]))
     assert compare(run, run).exit_code == 0
 
 

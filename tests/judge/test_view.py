@@ -1,0 +1,102 @@
+"""A run as a report sees it, with numbers worked by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bench.ceilings import Ceilings
+from bench.judge import peers
+from bench.judge.view import Accuracy, batches, free_batch, gap
+from bench.records import MAY_BE_TOO_SHORT
+from bench.report import tables
+from kernels.op import precision
+from tests.support.synthetic_run import GB, ROOF, SWEPT, gemv, measured_view, view
+
+
+def test_only_the_fastest_of_ours_stands_for_a_case(tmp_path: Path) -> None:
+    same = {"case_id": "one", "expected": 1e-4}
+    records = [
+        gemv(3e-4, impl="triton_a", **same),
+        gemv(2e-4, impl="triton_b", **same),
+        gemv(1e-4, impl="torch", **same),
+    ]
+    found = measured_view(tmp_path, records)
+    assert [p.record.impl for p in found.best] == ["triton_b"]
+    peer = found.peers[0]
+    assert (peer.ours.record.impl, peer.peer.record.impl) == ("triton_b", "torch")
+    assert peer.ratio.median == pytest.approx(0.5)
+    assert peers.by_case(found).rows[0][5] == "peer"
+
+
+@pytest.mark.parametrize("flag", sorted(MAY_BE_TOO_SHORT))
+def test_headlines_leave_out_times_that_may_be_too_short(tmp_path: Path, flag: str) -> None:
+    found = measured_view(tmp_path, [gemv(200e-6, flags=[flag]), gemv(500e-6, read=GB)])
+    assert max(p.share or 0 for p in found.points) > 1.6
+    assert [p.seconds for p in found.large("ffn_gemv")] == [pytest.approx(500e-6)]
+    assert tables.summary(found).rows[0][2].startswith("67% ")
+
+
+def test_small_cases_are_not_large(tmp_path: Path) -> None:
+    """The fixture's cache holds 50 MB: a case of 99 MB may not stand for the roof, one of 100 MB may."""
+    small, large = gemv(33e-6, read=99_000_000), gemv(50e-6, read=100_000_000)
+    found = measured_view(tmp_path, [small, large])
+    assert [p.record.bytes for p in found.large("ffn_gemv")] == [100_000_000]
+
+
+def test_on_a_host_whatever_was_swept_is_large(tmp_path: Path) -> None:
+    """Its cache holds 480 MB, so that no case is twice that; it is swept between launches all the same."""
+    swept, unswept = gemv(4e-3, case_id="a", rotation=SWEPT), gemv(3e-3, case_id="b", rotation={"flush_bytes": 0})
+    cpu = measured_view(tmp_path, [swept, unswept], target={"kind": "cpu", "name": "Some CPU"})
+    assert [p.record.case_id for p in cpu.large("ffn_gemv")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected", "terms", "extra", "want"),
+    [
+        (340e-6, 335e-6, {"memory": 335e-6}, 0, "within 5% of the roof"),
+        (600e-6, 340e-6, {"memory": 340e-6}, 0, "the model does not explain it"),
+        (700e-6, 690e-6, {"memory": 340e-6, "mma_bf16": 690e-6}, 0, "bound by mma_bf16"),
+        (700e-6, 690e-6, {"memory": 690e-6}, GB, "it moves more than the compulsory bytes"),
+        (700e-6, 690e-6, {"memory": 690e-6}, 0, "a stream of this size is itself below the roof"),
+        (
+            500e-6,
+            690e-6,
+            {"memory": 690e-6},
+            0,
+            "a stream of this size is itself below the roof (launch, ramp, writes): all ",
+        ),
+    ],
+)
+def test_the_reason_for_a_gap(
+    tmp_path: Path, seconds: float, expected: float, terms: dict[str, float], extra: int, want: str
+) -> None:
+    bound = max(terms, key=terms.__getitem__)
+    found = gemv(seconds)
+    stage = {"name": "all", "work": {"flops": {}, "bytes_read": GB + extra, "bytes_written": 0}, "l2_bytes": 0}
+    prediction = {"measured": {"seconds": expected, "terms": terms, "bound": bound}}
+    shown = view(tmp_path, [dataclasses.replace(found, stages=[stage], prediction=prediction)])
+    assert gap(shown.points[0], Ceilings(read_points=((GB, GB / ROOF),))).startswith(want)
+
+
+def test_free_batch(tmp_path: Path) -> None:
+    """Times 1.0, 1.05, 1.09, 1.2, 1.0: the run of batches within 10% ends at the third."""
+    records = [
+        dataclasses.replace(gemv(t * 1e-4, case_id=f"B{b}"), case={"B": b, "N": 8, "K": 8, "dtype": "bf16"})
+        for b, t in ((1, 1.0), (2, 1.05), (4, 1.09), (8, 1.2), (16, 1.0))
+    ]
+    (series,) = batches(view(tmp_path, records).points).values()
+    assert list(series) == [1, 2, 4, 8, 16]
+    assert free_batch(series) == 4
+
+
+def test_precision_names_every_type_once() -> None:
+    assert precision({"dtype": "bf16", "kv": "fp8", "layout": "NHD", "B": 1}) == "bf16 fp8"
+    assert precision({"dtype": "bf16", "weights": "int4_zp", "activations": "bf16"}) == "bf16 int4_zp"
+    assert precision({"B": 1}) == ""
+
+
+def test_accuracy_without_predictions_is_none() -> None:
+    assert Accuracy.of([], "measured") is None
