@@ -20,9 +20,10 @@ BLOCK = re.compile(r"^```python\n# (\S+?)(?:, in (\w+))?\n(.*?)^```$", re.MULTIL
 
 
 def insert(text: str, table: str, row: str) -> str:
-    """Put a row at the top of a table, which is a dict, a tuple or a comprehension over one."""
-    start = re.search(rf"^{table}\b.*[{{(]\n(?:.*\n    for .* in \(\n)?", text, re.MULTILINE)
+    """Put a row at the top of a table: a tuple, a dict or a comprehension over a tuple."""
+    start = re.search(rf"^{table}\b.*[({{]\n(?:.*\n    for .* in \(\n)?", text, re.MULTILINE)
     assert start, f"there is no table {table}"
+    row = row.strip().removeprefix("{").removesuffix("}")
     return f"{text[: start.end()]}{row.rstrip()},\n{text[start.end() :]}"
 
 

@@ -48,6 +48,14 @@ def test_code_in_pages_compiles(path: Path) -> None:
         compile(code, str(path), "exec")
 
 
+def test_the_frame_of_the_readme_is_that_of_a_committed_run() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (committed,) = ROOT.glob("reports/cpu-intel-xeon-processor/*-b07ce18")
+    names: dict[str, Any] = {}
+    exec(code.replace("reports/<device>/<run>", str(committed)), names)
+    assert len(names["frame"]) > 10
+
+
 @pytest.mark.parametrize("path", FORMS, ids=lambda p: p.name)
 def test_forms_can_be_read(path: Path) -> None:
     """By a YAML reader if there is one, else by eye: no tab, and spaces in pairs."""
