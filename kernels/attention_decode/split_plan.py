@@ -35,8 +35,9 @@ class Plan:
     There are `runs` runs. Each has one CTA for each of the `row_tiles` tiles of `block_m` query rows.
 
     `num_stages` is Triton's number of pipeline steps. With pages it is 2 buffers - 1, since page ids and the loads that
-    wait for them share the steps. `ptx`: PTX unpacks an 8-bit cache. `merge` says who merges the parts of cut pairs:
-    `last`, the CTA that finishes last; `kernel`, a second kernel; `none`, if no pair is cut.
+    wait for them share the steps. `sm`: the part that an 8-bit cache is unpacked for, 0 for the interpreter. `merge`
+    says who merges the parts of cut pairs: `last`, the CTA that finishes last; `kernel`, a second kernel; `none`, if no
+    pair is cut.
     """
 
     block_t: int
@@ -48,7 +49,7 @@ class Plan:
     num_warps: int
     max_registers: int | None
     v_columns: bool
-    ptx: bool
+    sm: int
     runs: int
     ctas_per_sm: int
     segments: tuple[Segment, ...]
@@ -167,7 +168,7 @@ def make_plan(
         blocks=blocks,
         num_stages=2 * buffers - 1 if case.page else buffers,
         v_columns=bool(case.kv) or target.sm < 90,
-        ptx=bool(case.kv) and target.kind == "cuda" and target.sm == 90,
+        sm=target.sm if target.kind == "cuda" else 0,
         # without a limit the compiler makes room for more CTAs than are planned: on sm_80 and sm_100 it spills scalars
         # for them; on sm_90 nothing spills, but an 8-bit cache takes more registers than three CTAs have
         max_registers=None

@@ -4,7 +4,14 @@ The KV tokens are the M side of both products: S^T [BLOCK_T, rows] = K Q^T and O
 64 rows of M, and the 1 to 16 query heads of a KV head would fill a quarter of them at best. As the N side, query heads
 need only be padded to 16, and 16-bit K and V go from shared memory to the tensor cores without passing through
 registers. K and V arrive by 16-byte `cp.async`. Paged loads read the block's page ids one step earlier: one id if a
-page holds whole blocks, else one per token. `kernels/common/triton_kv.py` tells how an 8-bit cache is read.
+page holds whole blocks, else one per token.
+
+`kernels/common/triton_kv.py` tells how an 8-bit cache is read. K becomes fp16, which holds every 8-bit value. V and the
+probabilities become bf16: fp16 would lose a probability 18 nats below the largest, times the scale of its token, and
+many such tokens together are not small.
+
+The sums of probabilities stay apart for each token of a block until the loop has ended. Adding them up across threads
+in every step would take an eighth of all instructions.
 """
 
 from __future__ import annotations
@@ -15,21 +22,22 @@ import triton.language as tl
 
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.paging import nhd
-from kernels.common.triton_kv import LOG2_E, unpack
+from kernels.common.triton_kv import LOG2_E, P_EXPONENT, P_EXPONENT_FP16, unpack, unpacked_exponent
 from kernels.op import Inputs
 
 
 @triton.jit
-def load_query(q, offs_q, mask_m, D: tl.constexpr, KV: tl.constexpr):
+def load_query(q, offs_q, mask_m, D: tl.constexpr, KV: tl.constexpr, SM: tl.constexpr):
     """Q^T [D, BLOCK_M]; for an 8-bit cache its even and its odd dims, each [D / 2, BLOCK_M] in fp16 (|q| < 65,504)."""
     if KV == "":
         offs_d = tl.arange(0, D)
         even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0)
         odd = even
     else:
+        TYPE: tl.constexpr = tl.float16 if SM > 0 else tl.float32
         offs_d = 2 * tl.arange(0, D // 2)
-        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(tl.float16)
-        odd = tl.load(q + 1 + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(tl.float16)
+        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(TYPE)
+        odd = tl.load(q + 1 + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(TYPE)
     return even, odd
 
 
@@ -57,7 +65,7 @@ def attend(
     BLOCK_M: tl.constexpr,
     PAGE: tl.constexpr,
     KV: tl.constexpr,
-    PTX: tl.constexpr,
+    SM: tl.constexpr,
     V_COLUMNS: tl.constexpr,
     SCALE_GROUP: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -68,6 +76,7 @@ def attend(
     """Online softmax over tokens [t_begin, t_end), scores in log2.
 
     -> O^T [D, BLOCK_M] unnormalised (or its even and odd dims), the row maxima and sums [BLOCK_M], all fp32.
+    SM: the compute capability times ten, 0 if the kernel is interpreted.
     V_COLUMNS: V is addressed as [D, BLOCK_T], instead of as [BLOCK_T, D] and then transposed. Unless wgmma reads V
     straight from shared memory, Triton prefetches only this form. For wgmma it would address K and V separately.
     """
@@ -75,7 +84,12 @@ def attend(
     offs_d = tl.arange(0, D_WORDS)
     offs_i = tl.arange(0, BLOCK_T)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    norm = tl.zeros([BLOCK_M], tl.float32)
+    norm = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)
+    # what is multiplied in for the sake of the 16-bit types is divided out behind the loop
+    K_FACTOR: tl.constexpr = 2.0 ** -unpacked_exponent(KV, "fp16", SM) * (1.0 if SOFTCAP > 0 else LOG2_E)
+    V_EXPONENT: tl.constexpr = unpacked_exponent(KV, "bf16", SM)
+    P_FACTOR: tl.constexpr = 2.0**P_EXPONENT if V_EXPONENT < 0 else 1.0
+    P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if v.dtype.element_ty == tl.float16 else 0
     acc_even = tl.zeros([D_WORDS, BLOCK_M], tl.float32)
     acc_odd = acc_even
     for block in range(t_begin // BLOCK_T * BLOCK_T, t_end, BLOCK_T):
@@ -94,27 +108,25 @@ def attend(
         offs_v = page * stride_v_page + slot * stride_v_t
         k_tile = tl.load(k + offs_k[:, None] + offs_d[None, :], mask=mask_t[:, None], other=0)
         if KV == "":
-            s = tl.dot(k_tile, even)
+            s = tl.dot(k_tile, even) * (scale * K_FACTOR)
         else:
-            k_even, k_odd = unpack(k_tile, KV, PTX)
-            s = tl.dot(k_odd, odd, tl.dot(k_even, even))
-        s *= scale
-        if KV != "":
+            k_even, k_odd = unpack(k_tile, KV, "fp16", SM)
             offs_s = page * stride_s_page + slot // SCALE_GROUP * stride_s_group
-            s *= tl.load(k_scale + offs_s, mask=mask_t, other=0.0)[:, None]
+            factor = tl.load(k_scale + offs_s, mask=mask_t, other=0.0) * (scale * K_FACTOR)
+            s = tl.dot(k_odd, odd, tl.dot(k_even, even)) * factor[:, None]
         if SOFTCAP > 0:
-            s = SOFTCAP * (2 * tl.sigmoid(2 * s / SOFTCAP) - 1)
+            s = (SOFTCAP * LOG2_E) * (2 * tl.sigmoid(2 * s / SOFTCAP) - 1)
         seen = mask_t[:, None]
         if CAUSAL:
             seen = seen & (offs_t[:, None] <= last[None, :])
         if WINDOW > 0:
             seen = seen & ((offs_t[:, None] > last[None, :] - WINDOW) | (offs_t[:, None] < SINKS))
-        s = tl.where(seen, s * LOG2_E, float("-inf"))
+        s = tl.where(seen, s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 0))
         m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.exp2(s - m_finite[None, :])
+        p = tl.exp2(s - (m_finite - P_SHIFT)[None, :])
         alpha = tl.exp2(m - m_finite)
-        norm = norm * alpha + tl.sum(p, 0)
+        norm = norm * alpha[None, :] + p
         m = m_new
         acc_even *= alpha[None, :]
         if V_COLUMNS:
@@ -124,17 +136,18 @@ def attend(
         if KV == "":
             acc_even = tl.dot(v_t, p.to(v_t.dtype), acc_even)
         else:
-            p *= tl.load(v_scale + offs_s, mask=mask_t, other=0.0)[:, None]
-            v_even, v_odd = unpack(v_t, KV, PTX)
-            acc_even = tl.dot(v_even, p.to(tl.float16), acc_even)
-            acc_odd = tl.dot(v_odd, p.to(tl.float16), acc_odd * alpha[None, :])
-    return acc_even, acc_odd, m, norm
+            p *= (tl.load(v_scale + offs_s, mask=mask_t, other=0.0) * P_FACTOR)[:, None]
+            v_even, v_odd = unpack(v_t, KV, "bf16", SM)
+            acc_even = tl.dot(v_even, p.to(v_even.dtype), acc_even)
+            acc_odd = tl.dot(v_odd, p.to(v_odd.dtype), acc_odd * alpha[None, :])
+    UNDO: tl.constexpr = 2.0 ** -(V_EXPONENT + (P_EXPONENT if V_EXPONENT < 0 else P_SHIFT))
+    return acc_even * UNDO, acc_odd * UNDO, m, tl.sum(norm, 0) * 2.0**-P_SHIFT
 
 
 @triton.jit
-def normalise(acc_even, acc_odd, norm, gain, KV: tl.constexpr):
+def normalise(acc_even, acc_odd, norm, KV: tl.constexpr):
     """O [BLOCK_M, head dim] in fp32; zeros for rows that saw nothing."""
-    factor = gain / tl.where(norm > 0, norm, 1.0)[None, :]
+    factor = 1.0 / tl.where(norm > 0, norm, 1.0)[None, :]
     out = tl.trans(acc_even * factor)
     if KV != "":
         out = tl.interleave(out, tl.trans(acc_odd * factor))

@@ -20,7 +20,7 @@ from kernels.attention_decode.triton_attend import (
     merge_parts,
     normalise,
 )
-from kernels.common.triton_kv import GAIN, Parts, merge_launch, new_parts, strides, table
+from kernels.common.triton_kv import Parts, merge_launch, new_parts, strides, table
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Target, Tuning
 
@@ -45,7 +45,6 @@ def split_kv_kernel(
     o,
     B,
     scale,
-    gain,
     stride_q_b,
     stride_q_i,
     stride_q_h,
@@ -69,7 +68,7 @@ def split_kv_kernel(
     BLOCK_M: tl.constexpr,
     PAGE: tl.constexpr,
     KV: tl.constexpr,
-    PTX: tl.constexpr,
+    SM: tl.constexpr,
     V_COLUMNS: tl.constexpr,
     SCALE_GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -110,7 +109,7 @@ def split_kv_kernel(
         mask_m = (offs_m < SEQS * ROWS) & (seq < B)
         heads = h * GROUP + offs_r % GROUP
         offs_q = seq * stride_q_b + offs_i * stride_q_i + heads * stride_q_h
-        even, odd = load_query(q, offs_q, mask_m, D=D, KV=KV)
+        even, odd = load_query(q, offs_q, mask_m, D=D, KV=KV, SM=SM)
         page_0 = b.to(tl.int64) if PAGE == 0 else 0
         kv_head = h.to(tl.int64)
         acc_even, acc_odd, m, norm = attend(
@@ -136,7 +135,7 @@ def split_kv_kernel(
             BLOCK_M=BLOCK_M,
             PAGE=PAGE,
             KV=KV,
-            PTX=PTX,
+            SM=SM,
             V_COLUMNS=V_COLUMNS,
             SCALE_GROUP=SCALE_GROUP,
             CAUSAL=Q_LEN > 1,
@@ -144,7 +143,7 @@ def split_kv_kernel(
             SINKS=SINKS,
             SOFTCAP=SOFTCAP,
         )
-        out = normalise(acc_even, acc_odd, norm, gain, KV=KV)
+        out = normalise(acc_even, acc_odd, norm, KV=KV)
         lse = m + tl.log2(tl.where(norm > 0, norm, 1.0))
         if PREFIX_SEQS > 0:  # noqa: SIM102 (the first is known at compile time, the second is not)
             if slot == first_slot:
@@ -206,7 +205,6 @@ def split_launch(
 ) -> KernelLaunch:
     """`prefix`: its parts, their slots, the sequences of a tile, and how many parts are merged at a time."""
     q = inputs["q"]
-    gain = 1.0 if p.ptx else GAIN[case.kv]
     prefix_parts, prefix_slots, prefix_sequences, prefix_tile = prefix or (parts, inputs["lengths"], 0, 0)
     return KernelLaunch(
         kernel=split_kv_kernel,
@@ -225,8 +223,7 @@ def split_launch(
             "prefix_slots": prefix_slots,
             "o": o,
             "B": case.B,
-            "scale": gain * case.D**-0.5,
-            "gain": gain,
+            "scale": case.D**-0.5,
             **strides("q", q),
             **cache_strides(case, inputs),
             "stride_table_b": inputs["block_table"].stride(0),
@@ -240,7 +237,7 @@ def split_launch(
             "BLOCK_M": p.block_m,
             "PAGE": case.page,
             "KV": case.kv,
-            "PTX": p.ptx,
+            "SM": p.sm,
             "V_COLUMNS": p.v_columns,
             "SCALE_GROUP": SCALE_GROUP,
             "WINDOW": case.window,

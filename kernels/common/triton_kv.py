@@ -1,11 +1,8 @@
 """What Triton kernels over a KV cache share: unpacking of 8-bit elements, and the merge of partial results.
 
 An 8-bit cache is read as 16-bit words, each with dims 2c and 2c + 1, because shared memory has a transposing load for
-words but none for bytes. The low and the high bytes of the words become two fp16 operands of D / 2 dims. A few bit
-operations convert them: an fp8 (e4m3) byte shifted into an fp16 is its value / 256; 0x6400 with an int8 + 128 in the
-mantissa is 1024 + 128 + its value. On sm_90, PTX does this for two words at a time, and for fp8 it has a conversion.
-Triton's code works word by word and takes 8 to 10 instructions for each, which fill 80 to 100% of the slots in which an
-SM can issue while it receives a block.
+words but none for bytes. The low and the high bytes of the words become two 16-bit operands of D / 2 dims. Inline PTX
+converts two words at a time: Triton's own code works word by word and takes twice as many instructions.
 """
 
 from __future__ import annotations
@@ -22,14 +19,36 @@ from kernels.launch import KernelLaunch
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
-GAIN = {"": 1.0, "fp8": 256.0, "int8": 1.0}
-"""Unpacked values must be multiplied by this factor, by the type of the cache. Values that PTX unpacks need none."""
+P_EXPONENT: tl.constexpr = tl.constexpr(100)
+"""Probabilities that are multiplied with fp8 values times 2^-120 are themselves multiplied by two to this power. The
+probabilities are then normal numbers of bf16 down to 2^-226, and the products are normal numbers of fp32."""
+
+P_EXPONENT_FP16: tl.constexpr = tl.constexpr(15)
+"""Probabilities that are rounded to fp16 are multiplied by two to this power, the most that 1 allows: they keep all
+their digits down to 2^-29, 20 nats below the largest, instead of 2^-14."""
 
 
 @triton.constexpr_function
-def unpack_ptx(kv: str) -> str:
-    """Two words in $2 -> their low bytes in $0 and their high bytes in $1, as fp16. 0xE480 is -1152."""
-    if kv == "fp8":
+def unpacked_exponent(kv: str, to: str, sm: int) -> int:
+    """`unpack` gives values times two to this power."""
+    if kv != "fp8" or not sm:
+        return 0
+    if to == "bf16":
+        return -120
+    return 0 if sm >= 89 else -8
+
+
+@triton.constexpr_function
+def unpack_ptx(kv: str, to: str, sm: int) -> str:
+    """PTX that makes two words in $2 into their low bytes in $0 and their high bytes in $1, as fp16 or bf16.
+
+    - fp8 (e4m3): from sm_89 on an instruction converts to fp16. Else the exponent and the mantissa of each byte are
+      shifted to their places in a 16-bit float. Its exponent has another bias: see `unpacked_exponent`. NaN is 480
+    - int8 to fp16: 0x6400 with the byte + 128 in the mantissa is 1024 + 128 + its value; 0xE480 is -1152
+    - int8 to bf16: 0x4300 with the low seven bits in the mantissa is 128 + their value; 0xC300 is -128, and with the
+      sign bit in its exponent -256
+    """
+    if kv == "fp8" and to == "fp16" and sm >= 89:
         return """{
             .reg .b32 x;
             .reg .b16 low, high;
@@ -38,32 +57,66 @@ def unpack_ptx(kv: str) -> str:
             cvt.rn.f16x2.e4m3x2 $0, low;
             cvt.rn.f16x2.e4m3x2 $1, high;
         }"""
+    if kv == "fp8":
+        right, mask = (1, "0x3F803F80") if to == "fp16" else (4, "0x07F007F0")
+        return f"""{{
+            .reg .b32 sign, rest;
+            shl.b32 sign, $2, 8;
+            shl.b32 rest, $2, {8 - right};
+            and.b32 rest, rest, {mask};
+            lop3.b32 $0, sign, 0x80008000, rest, 0xEA;
+            shr.u32 rest, $2, {right};
+            and.b32 rest, rest, {mask};
+            lop3.b32 $1, $2, 0x80008000, rest, 0xEA;
+        }}"""
+    if to == "fp16":
+        return """{
+            .reg .b32 x, magic, less, one;
+            mov.b32 magic, 0x64646464;
+            mov.b32 less, 0xE480E480;
+            mov.b32 one, 0x3C003C00;
+            xor.b32 x, $2, 0x80808080;
+            prmt.b32 $0, x, magic, 0x4240;
+            prmt.b32 $1, x, magic, 0x4341;
+            fma.rn.f16x2 $0, $0, one, less;
+            fma.rn.f16x2 $1, $1, one, less;
+        }"""
     return """{
-        .reg .b32 x, magic, less;
-        mov.b32 magic, 0x64646464;
-        mov.b32 less, 0xE480E480;
-        xor.b32 x, $2, 0x80808080;
-        prmt.b32 $0, x, magic, 0x4240;
-        prmt.b32 $1, x, magic, 0x4341;
-        add.rn.f16x2 $0, $0, less;
-        add.rn.f16x2 $1, $1, less;
+        .reg .b32 x, y, high, one;
+        mov.b32 one, 0x3F803F80;
+        lop3.b32 x, $2, 0x007F007F, 0x43004300, 0xEA;
+        lop3.b32 y, $2, 0x00800080, 0xC300C300, 0xEA;
+        shr.u32 high, $2, 8;
+        fma.rn.bf16x2 $0, x, one, y;
+        lop3.b32 x, high, 0x007F007F, 0x43004300, 0xEA;
+        lop3.b32 y, high, 0x00800080, 0xC300C300, 0xEA;
+        fma.rn.bf16x2 $1, x, one, y;
     }"""
 
 
 @triton.jit
-def unpack(words, KV: tl.constexpr, PTX: tl.constexpr):
-    """16-bit words -> their low and high bytes as fp16. Without PTX they lack the factor GAIN, and an fp8 NaN is
-    480."""
+def unpack(words, KV: tl.constexpr, TO: tl.constexpr, SM: tl.constexpr):
+    """16-bit words -> their low and high bytes, times 2^unpacked_exponent, as fp16 or bf16.
+
+    Where kernels are interpreted (SM 0) they are fp32: the interpreter multiplies bf16 as integers.
+    """
     w = words.to(tl.uint16, bitcast=True)
-    if PTX:
-        CODE: tl.constexpr = unpack_ptx(KV)
-        return tl.inline_asm_elementwise(CODE, "=&r,=&r,r", [w], (tl.float16, tl.float16), is_pure=True, pack=2)
-    if KV == "fp8":
-        low = (((w & 0x80) << 8) | ((w & 0x7F) << 7)).to(tl.float16, bitcast=True)
-        high = ((w & 0x8000) | ((w >> 1) & 0x3F80)).to(tl.float16, bitcast=True)
+    if SM > 0:
+        CODE: tl.constexpr = unpack_ptx(KV, TO, SM)
+        if TO == "fp16":
+            low, high = tl.inline_asm_elementwise(
+                CODE, "=&r,=&r,r", [w], (tl.float16, tl.float16), is_pure=True, pack=2
+            )
+        else:
+            low, high = tl.inline_asm_elementwise(
+                CODE, "=&r,=&r,r", [w], (tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+            )
+    elif KV == "fp8":
+        low = (((w & 0x80) << 8) | ((w & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        high = ((w & 0x8000) | ((w >> 1) & 0x3F80)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
     else:
-        low = (((w & 0xFF) ^ 0x80) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
-        high = (((w >> 8) ^ 0x80) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+        low = ((w & 0xFF) ^ 0x80).to(tl.float32) - 128.0
+        high = ((w >> 8) ^ 0x80).to(tl.float32) - 128.0
     return low, high
 
 

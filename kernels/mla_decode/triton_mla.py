@@ -29,7 +29,7 @@ import triton.language as tl
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES
 from kernels.common.split_kv import LONG, MERGE_WARPS_PER_SM, Segment, block_count, merge_shape, split
-from kernels.common.triton_kv import LOG2_E, merge_launch, new_parts, table
+from kernels.common.triton_kv import LOG2_E, P_EXPONENT_FP16, merge_launch, new_parts, table
 from kernels.launch import SMEM_RESERVED, Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
@@ -53,10 +53,6 @@ products of the last block, so no copy would be in flight during the products. T
 START_TOKENS = 64
 """What a further piece costs its SM, in tokens. No other CTA works there while the queries (as many bytes as 64 tokens)
 and the first block of the piece are on their way."""
-
-FP8_GAIN: tl.constexpr = tl.constexpr(256.0)
-"""The scales of fp8 latents are multiplied by this, and O is divided by it. Latents of order 1 that use the range of
-e4m3, up to 448, have scales of order 1 / 448. Times such a scale, fp16 probabilities would become subnormal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +164,7 @@ def mla_kernel(
     KV: tl.constexpr,
     STAGES: tl.constexpr,
     AS_BITS: tl.constexpr,
+    SM: tl.constexpr,
 ):
     """Program (row tile, segment): online softmax, scores in log2. O of the segment and its lse go to its slot.
 
@@ -195,6 +192,9 @@ def mla_kernel(
     offs_qr = query_rows(offs_m, H, stride_qr_i, stride_qr_h, Q_LEN=Q_LEN)[:, None] + offs_r[None, :]
     ql = tl.load(q_latent + b * stride_ql_b + offs_ql, mask=mask_m[:, None], other=0.0)
     qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_m[:, None], other=0.0)
+    if KV == "fp8":
+        ql = ql.to(tl.bfloat16 if SM > 0 else tl.float32)
+    P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if ql.dtype == tl.float16 else 0
     row = block_table + b * stride_table_b
     newest = t_end
     if Q_LEN > 1:
@@ -212,22 +212,21 @@ def mla_kernel(
             first_r, offs_k = locate(rope, page, place, offs_b, stride_r_page, stride_r_t, SCATTERED=SCATTERED)
             first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
             r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
-            s_t = tl.load(first_s + offs_s) * FP8_GAIN
+            s_t = tl.load(first_s + offs_s)
             c = tl.load(first + (offs_c[:, None] + offs_l[None, :])).to(tl.float32).to(ql.dtype)
-            scores = tl.dot(ql, tl.trans(c)) * (s_t * (scale * LOG2_E / FP8_GAIN))[None, :]
+            scores = tl.dot(ql, tl.trans(c)) * (s_t * (scale * LOG2_E))[None, :]
         else:
             r = tl.load(first + L + (offs_c[:, None] + offs_r[None, :]))
             c = tl.load(first + (offs_c[:, None] + offs_l[None, :]))
             scores = tl.dot(ql, tl.trans(c)) * (scale * LOG2_E)
         scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
-        p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN)
+        p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN, SHIFT=P_SHIFT)
         if KV == "fp8":
             p *= s_t[None, :]
         scaled = acc.to(tl.float32, bitcast=True) * alpha[:, None]
         acc = tl.dot(p.to(c.dtype), c, scaled).to(KEPT, bitcast=True)
-    total = tl.where(norm > 0, norm, 1.0)
-    if KV == "fp8":
-        total *= FP8_GAIN
+    norm *= 2.0**-P_SHIFT
+    total = tl.where(norm > 0, norm, 1.0) * 2.0**P_SHIFT
     out = acc.to(tl.float32, bitcast=True) / total[:, None]
     slot = tl.load(segments + 8 * s + 4)
     first_row = slot.to(tl.int64) * (Q_LEN * H)
@@ -289,6 +288,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "KV": case.kv,
             "STAGES": p.num_stages,
             **({} if p.words else {"AS_BITS": target.sm == 90}),
+            "SM": target.sm if target.kind == "cuda" else 0,
         },
         num_warps=8,
         num_stages=p.num_stages,

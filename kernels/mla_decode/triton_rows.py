@@ -42,8 +42,10 @@ def place_of(row, b, block, offs_b, PAGE: tl.constexpr, SCATTERED: tl.constexpr)
 
 
 @triton.jit
-def weigh(scores, m, norm, block, t_end, newest, BLOCK_T: tl.constexpr, Q_LEN: tl.constexpr):
+def weigh(scores, m, norm, block, t_end, newest, BLOCK_T: tl.constexpr, Q_LEN: tl.constexpr, SHIFT: tl.constexpr):
     """Scores in log2 [BLOCK_M, BLOCK_T] -> their weights, the factor for earlier sums, the new maxima and sums.
+
+    The weights and their sums are multiplied by 2^SHIFT.
 
     Tokens from `t_end` on get no weight; in a draft, tokens after `newest` [BLOCK_M] get none either.
     """
@@ -55,6 +57,6 @@ def weigh(scores, m, norm, block, t_end, newest, BLOCK_T: tl.constexpr, Q_LEN: t
     m_new = tl.maximum(m, tl.max(scores, 1))
     # a block holds at least one token, so the maximum is finite; but a query of a draft may see none of them
     m_finite = m_new if Q_LEN == 1 else tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(scores - m_finite[:, None])
+    p = tl.exp2(scores - (m_finite - SHIFT)[:, None])
     alpha = tl.exp2(m - m_finite)
     return p, alpha, m_new, norm * alpha + tl.sum(p, 1)

@@ -1,9 +1,10 @@
 """Latent attention over fp8 latents for parts without wgmma: the latents as two halves, even and odd columns.
 
-A 16-bit word holds an even and an odd latent. Bit operations turn the words into two fp16 operands (see
-`kernels/common/triton_kv.py`), since sm_80 has no conversion from e4m3. Each half of O has its own sums: with tcgen05
-(sm_100), sums pass through registers at every rescaling, and so a thread holds 64 registers of them at a time instead
-of 128. Queries are converted to fp16 (|q| < 65,504).
+A 16-bit word holds an even and an odd latent. A few instructions turn the words into two bf16 operands, times 2^-120
+(see `kernels/common/triton_kv.py`), since sm_80 has no conversion from e4m3. The queries, in bf16, are multiplied by
+2^60 and the probabilities by 2^100, so no product or sum leaves the range of fp32. Each half of O has its own sums:
+with tcgen05 (sm_100), sums pass through registers at every rescaling, and so a thread holds 64 registers of them at a
+time instead of 128.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.common.triton_kv import GAIN, LOG2_E, unpack
+from kernels.common.triton_kv import LOG2_E, P_EXPONENT, unpack, unpacked_exponent
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
 
-FP8_GAIN: tl.constexpr = tl.constexpr(GAIN["fp8"])
-"""The factor that unpacked latents lack; the scales are multiplied by it instead."""
+Q_EXPONENT: tl.constexpr = tl.constexpr(60)
+"""Queries are multiplied by two to this power if latents are multiplied by 2^-120."""
 
 ODD: tl.constexpr = tl.constexpr(0.5)
 """A factor for the weights of odd columns; their sums are divided by it. So Triton makes two tiles of weights.
@@ -60,6 +61,7 @@ def words_kernel(
     PAGE: tl.constexpr,
     KV: tl.constexpr,
     STAGES: tl.constexpr,
+    SM: tl.constexpr,
 ):
     """Like `mla_kernel`, but `cache` and its strides count 16-bit words."""
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
@@ -77,8 +79,13 @@ def words_kernel(
     ql = q_latent + b * stride_ql_b
     offs_ql = query_rows(offs_m, H, stride_ql_i, stride_ql_h, Q_LEN=Q_LEN)[:, None] + 2 * offs_w[None, :]
     offs_qr = query_rows(offs_m, H, stride_qr_i, stride_qr_h, Q_LEN=Q_LEN)[:, None] + offs_r[None, :]
-    q_even = tl.load(ql + offs_ql, mask=mask_m[:, None], other=0.0).to(tl.float16)
-    q_odd = tl.load(ql + 1 + offs_ql, mask=mask_m[:, None], other=0.0).to(tl.float16)
+    EXPONENT: tl.constexpr = unpacked_exponent(KV, "bf16", SM)
+    Q_FACTOR: tl.constexpr = 2.0**Q_EXPONENT if EXPONENT < 0 else 1.0
+    P_FACTOR: tl.constexpr = 2.0**P_EXPONENT if EXPONENT < 0 else 1.0
+    S_FACTOR: tl.constexpr = LOG2_E * 2.0**-EXPONENT / Q_FACTOR
+    TYPE: tl.constexpr = tl.bfloat16 if SM > 0 else tl.float32
+    q_even = (tl.load(ql + offs_ql, mask=mask_m[:, None], other=0.0).to(tl.float32) * Q_FACTOR).to(TYPE)
+    q_odd = (tl.load(ql + 1 + offs_ql, mask=mask_m[:, None], other=0.0).to(tl.float32) * Q_FACTOR).to(TYPE)
     qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_m[:, None], other=0.0)
     row = block_table + b * stride_table_b
     newest = t_end
@@ -97,15 +104,15 @@ def words_kernel(
         first_r, offs_k = locate(rope, page, place, offs_b, stride_r_page, stride_r_t, SCATTERED=SCATTERED)
         first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
         r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
-        s_t = tl.load(first_s + offs_s) * FP8_GAIN
-        even, odd = unpack(tl.load(first + (offs_c[:, None] + offs_w[None, :])), KV, False)
-        scores = tl.dot(q_odd, tl.trans(odd), tl.dot(q_even, tl.trans(even))) * (s_t * (scale * LOG2_E))[None, :]
+        s_t = tl.load(first_s + offs_s)
+        even, odd = unpack(tl.load(first + (offs_c[:, None] + offs_w[None, :])), KV, "bf16", SM)
+        scores = tl.dot(q_odd, tl.trans(odd), tl.dot(q_even, tl.trans(even))) * (s_t * (scale * S_FACTOR))[None, :]
         scores += tl.dot(qr, tl.trans(r)) * (scale * LOG2_E)
-        p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN)
-        p *= s_t[None, :]
+        p, alpha, m, norm = weigh(scores, m, norm, block, t_end, newest, BLOCK_T=BLOCK_T, Q_LEN=Q_LEN, SHIFT=0)
+        p *= (s_t * P_FACTOR)[None, :]
         acc_even = tl.dot(p.to(even.dtype), even, acc_even * alpha[:, None])
         acc_odd = tl.dot((p * ODD).to(odd.dtype), odd, acc_odd * alpha[:, None])
-    total = tl.where(norm > 0, norm, 1.0)[:, None]
+    total = (tl.where(norm > 0, norm, 1.0) * (2.0**EXPONENT * P_FACTOR))[:, None]
     out = tl.interleave(acc_even / total, acc_odd / (total * ODD))
     first_row = slot.to(tl.int64) * (Q_LEN * H)
     tl.store(partial_o + first_row * L + ((offs_m * L)[:, None] + offs_l[None, :]), out, mask=mask_m[:, None])

@@ -16,7 +16,7 @@ from kernels.attention_decode import peers, triton_cascade, triton_split_kv
 from kernels.attention_decode.op import OP, AttentionCase, lengths
 from kernels.attention_decode.split_plan import plan
 from kernels.common.compare import compare
-from kernels.common.triton_kv import GAIN, unpack, unpack_ptx
+from kernels.common.triton_kv import unpack, unpack_ptx, unpacked_exponent
 from kernels.op import Impl, Target
 from tests.support.attention_cases import CASCADES, COUNTED, SHAPES, TILED, VARIANTS, small
 from tests.support.properties import given, settings, st
@@ -80,38 +80,42 @@ def test_triton_agrees_on_drawn_variants(target: Target, half: str, window: int,
 
 
 @triton.jit
-def unpack_kernel(words, low, high, N: tl.constexpr, KV: tl.constexpr, PTX: tl.constexpr):
+def unpack_kernel(words, low, high, N: tl.constexpr, KV: tl.constexpr, TO: tl.constexpr, SM: tl.constexpr):
     offs = tl.arange(0, N)
-    first, second = unpack(tl.load(words + offs), KV, PTX)
-    tl.store(low + offs, first)
-    tl.store(high + offs, second)
+    first, second = unpack(tl.load(words + offs), KV, TO, SM)
+    tl.store(low + offs, first.to(tl.float32))
+    tl.store(high + offs, second.to(tl.float32))
 
 
-@pytest.mark.parametrize("ptx", [False, True])
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
 @pytest.mark.parametrize("kv", ["fp8", "int8"])
-def test_every_byte_unpacks_to_its_value(kv: str, ptx: bool, target: Target) -> None:
-    if ptx and (target.kind, target.sm) != ("cuda", 90):
-        pytest.skip("PTX unpacks on sm_90 alone")
+def test_every_byte_unpacks_to_its_value(kv: str, to: str, target: Target) -> None:
+    sm = target.sm if target.kind == "cuda" else 0
     every = torch.arange(256, dtype=torch.uint8, device=target.device)
     pairs = torch.stack([every, every.flip(0)], dim=1).contiguous()
-    low, high = (torch.empty(256, dtype=torch.float16, device=target.device) for _ in range(2))
-    unpack_kernel[(1,)](pairs.view(torch.int16).flatten(), low, high, N=256, KV=kv, PTX=ptx)
-    values = every.view(torch.float8_e4m3fn if kv == "fp8" else torch.int8).float()
+    low, high = (torch.empty(256, dtype=torch.float32, device=target.device) for _ in range(2))
+    unpack_kernel[(1,)](pairs.view(torch.int16).flatten(), low, high, N=256, KV=kv, TO=to, SM=sm)
+    values = every.view(torch.float8_e4m3fn if kv == "fp8" else torch.int8).double()
     known = ~values.isnan()
-    gain = 1.0 if ptx else GAIN[kv]
-    assert torch.equal((low.float() * gain)[known], values[known])
-    assert torch.equal((high.float() * gain).flip(0)[known], values[known])
+    gain = 2.0 ** -unpacked_exponent(kv, to, sm)
+    assert torch.equal((low.double() * gain)[known], values[known])
+    assert torch.equal((high.double() * gain).flip(0)[known], values[known])
 
 
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
 @pytest.mark.parametrize("kv", ["fp8", "int8"])
-def test_ptx_unpacks_every_byte_in_every_place(kv: str) -> None:
+def test_ptx_unpacks_every_byte_in_every_place(kv: str, to: str, sm: int) -> None:
     every = torch.arange(256, dtype=torch.uint8)
     values = every.view(torch.float8_e4m3fn if kv == "fp8" else torch.int8).double()
+    dtype = torch.float16 if to == "fp16" else torch.bfloat16
+    known = ~values.isnan()
     for first in range(256):
         octets = [(first + 67 * place) % 256 for place in range(4)]
-        low, high = run_ptx(unpack_ptx(kv), 2, [int.from_bytes(bytes(octets), "little")])
-        got = torch.stack([halves(low, torch.float16), halves(high, torch.float16)], dim=1).flatten()
-        assert torch.equal(got.nan_to_num(7.5), values[octets].nan_to_num(7.5))
+        low, high = run_ptx(unpack_ptx(kv, to, sm), 2, [int.from_bytes(bytes(octets), "little")])
+        got = torch.stack([halves(low, dtype), halves(high, dtype)], dim=1).flatten()
+        got *= 2.0 ** -unpacked_exponent(kv, to, sm)
+        assert torch.equal(got[known[octets]], values[octets][known[octets]])
 
 
 @pytest.mark.parametrize("page", [0, 16])
