@@ -79,6 +79,12 @@ class Ceilings:
         """The highest measured read bandwidth in B/s, which is the roof of decode."""
         return max(size / seconds for size, seconds in self.read_points)
 
+    def arithmetic_seconds(self, flops: Mapping[str, int]) -> float | None:
+        """Seconds of FLOPs at their pipes' peaks; None if the peak of a pipe was not measured."""
+        if any(pipe not in self.pipes for pipe in flops):
+            return None
+        return sum(count / self.pipes[pipe] for pipe, count in flops.items())
+
     def read(self, size: int) -> float:
         """Read bandwidth in B/s of a stream of `size` bytes, including launch and ramp."""
         return size / time_of(self.read_points, size) if size else self.read_roof

@@ -124,15 +124,14 @@ def attention_fp8(case: Fields) -> bool:
 
 def of_binding_roof(view: View) -> list[Value]:
     """Multi-head latent attention that moves at least 256 MB: the longer of its times at both roofs, over its time."""
-    found = []
     ceilings = view.run.ceilings
-    for p, _ in ours(view, "mla_decode", lambda case: True, LARGE):
-        assert ceilings
-        flops = p.record.work["flops"]
-        if all(pipe in ceilings.pipes for pipe in flops):
-            arithmetic = sum(count / ceilings.pipes[pipe] for pipe, count in flops.items())
-            found.append((max(p.record.bytes / ceilings.read_roof, arithmetic) / p.seconds, p.record.case_id))
-    return found
+    if ceilings is None:
+        return []
+    return [
+        (max(p.record.bytes / ceilings.read_roof, arithmetic) / p.seconds, p.record.case_id)
+        for p, _ in ours(view, "mla_decode", lambda case: True, LARGE)
+        if (arithmetic := ceilings.arithmetic_seconds(p.record.work["flops"])) is not None
+    ]
 
 
 def heads(case: Fields) -> tuple[Any, ...]:

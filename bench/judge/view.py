@@ -264,11 +264,8 @@ def free_batch(series: dict[int, Point]) -> int:
 
 def left_of_ridge(point: Point, ceilings: Ceilings) -> bool | None:
     """Whether the bytes take longer at the read roof than the FLOPs at their pipes' peaks; None without a peak."""
-    flops = point.record.work["flops"]
-    if not any(flops.values()) or any(pipe not in ceilings.pipes for pipe in flops):
-        return None
-    arithmetic = sum(count / ceilings.pipes[pipe] for pipe, count in flops.items())
-    return bool(point.record.bytes / ceilings.read_roof > arithmetic)
+    arithmetic = ceilings.arithmetic_seconds(point.record.work["flops"])
+    return bool(point.record.bytes / ceilings.read_roof > arithmetic) if arithmetic else None
 
 
 def gap(point: Point, ceilings: Ceilings) -> str:

@@ -28,7 +28,7 @@ COUNTERS = (
 REPETITIONS = "The run measured these cases several times. The spread is the largest median over the smallest, minus 1."
 
 RESOLUTION = (
-    "The run measured one case of each op twice, side by side. The resolution of the op is how far the interval of "
+    "The run measured one case of each op twice, interleaved. The resolution of the op is how far the interval of "
     "the difference reaches: a smaller difference between two times of the op means nothing."
 )
 

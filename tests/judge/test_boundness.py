@@ -23,14 +23,14 @@ def attention(clock: Clock, impl: str = "triton") -> list[Record]:
 
 
 def counted(r: Record, *, dram: float, flops: float, written: float = 0.0) -> Record:
-    """Counters that saw this many bytes, of which some were written, and FLOPs."""
+    """The record with counters that saw these bytes and FLOPs; `written` of the bytes were written."""
     declared = {"declared_read": r.work["bytes_read"], "declared_written": r.work["bytes_written"]}
     seen = {"dram_read": dram - written, "dram_written": written, "intensity": flops / dram}
     return dataclasses.replace(r, counters={**declared, **seen, "l2_hit_rate": 0.1, "occupancy": 0.5})
 
 
 def with_counters(found: View, r: Record) -> View:
-    """The run as it reads once counters have been added to one of its records."""
+    """A view of the run after counters have been added to one of its records."""
     records = [r if old.key == r.key else old for old in found.run.records]
     return View(dataclasses.replace(found.run, records=records))
 
@@ -118,7 +118,7 @@ FOLLOWING: dict[str, Clock] = {"memory": at_share(0.9), "arithmetic": by_arithme
 def test_counters_agree_or_not(
     tmp_path: Path, followed: str, dram: float, flops: float, said: str, agree: str, written: float
 ) -> None:
-    """Counted amounts are chosen as shares of what the roofs allow in the measured time; written bytes count, too."""
+    """Counted amounts are shares of what the roofs allow in the measured time. Written bytes count too."""
     records = attention(FOLLOWING[followed])
     seconds = records[0].seconds
     assert seconds

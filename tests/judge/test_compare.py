@@ -54,8 +54,8 @@ def verdicts(a: Path, b: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("sign", "word"), [(1, "slower"), (-1, "faster")])
-def test_only_what_lies_beyond_one_percent_as_a_whole_is_another_time(tmp_path: Path, sign: int, word: str) -> None:
-    """The same while all of the interval is within 1%, undecided while some of it is: 1.02% may be a half percent."""
+def test_a_time_differs_only_if_its_whole_interval_is_beyond_one_percent(tmp_path: Path, sign: int, word: str) -> None:
+    """`same` if the whole interval is within 1%. `undecided` if a part of it is: 1.02% may really be half a percent."""
     before = [timed(name, 1e-4, spread=0.0005) for name in ("near", "edge", "far")]
     after = [
         timed(name, (1 + sign * change) * 1e-4, spread=spread)
@@ -68,7 +68,7 @@ def test_only_what_lies_beyond_one_percent_as_a_whole_is_another_time(tmp_path: 
 
 
 def test_what_the_runs_cannot_resolve_is_undecided(tmp_path: Path) -> None:
-    """ffn_gemv measured twice differed by 5%: 4% more is no regression there, 6% is, and so is 4% of another op."""
+    """ffn_gemv measured twice differed by 5%. So 4% more is no regression of it, but 6% is, and 4% of another op is."""
     steady = {"near": 1.04e-4, "far": 1.06e-4}
     before = [*(timed(name, 1e-4) for name in steady), dataclasses.replace(timed("other", 1e-4), op="moe_ffn")]
     after = [*(timed(name, t) for name, t in steady.items())]
@@ -78,7 +78,7 @@ def test_what_the_runs_cannot_resolve_is_undecided(tmp_path: Path) -> None:
 
 
 def test_a_lucky_draw_of_a_noisy_pair_resolves_nothing(tmp_path: Path) -> None:
-    """Both medians of the pair are the same, but its interval reaches to about 10%: 4% mean nothing, 20% do."""
+    """Both medians of the pair are equal, but its interval reaches to about 10%. So 4% mean nothing and 20% do."""
     noisy = pair(samples(1e-4, seed=1, spread=0.2), samples(1e-4, seed=2, spread=0.2))
     after = [timed("near", 1.04e-4), timed("far", 1.2e-4)]
     a, b = two(tmp_path, [timed("near", 1e-4), timed("far", 1e-4)], after, notes=[noisy])
@@ -87,7 +87,7 @@ def test_a_lucky_draw_of_a_noisy_pair_resolves_nothing(tmp_path: Path) -> None:
     assert verdicts(a, b) == {"near": "undecided", "far": "slower"}
 
 
-def test_the_wider_of_both_runs_pairs_counts_and_one_sample_resolves_nothing(tmp_path: Path) -> None:
+def test_the_pair_with_the_widest_interval_counts_and_one_sample_resolves_nothing(tmp_path: Path) -> None:
     narrow, wide = pair(samples(1e-4), samples(1e-4)), pair(samples(1e-4), samples(1.05e-4))
     a = write_run(tmp_path / "a", [timed("x", 1e-4)], notes=[wide])
     b = write_run(tmp_path / "b", [timed("x", 1.04e-4)], notes=[narrow])
@@ -114,8 +114,8 @@ def test_differences_come_first_and_name_both_sides(tmp_path: Path) -> None:
     assert lines(comparison).index(said[0]) < len(lines(comparison)) - 1
 
 
-def test_two_parts_are_judged_against_their_roofs(tmp_path: Path) -> None:
-    """b's reads take twice as long, so its roof is half: a case that takes twice as long there is as it should be."""
+def test_two_parts_are_compared_with_their_roofs(tmp_path: Path) -> None:
+    """Reads take twice as long in b, so its roof is half of a's. A case should take twice as long there too."""
     a = [*ceiling_records(), timed("follows", 1e-4), timed("lags", 1e-4)]
     slow = [dataclasses.replace(r, samples_s=[2 * s for s in r.samples_s]) for r in ceiling_records()]
     b = [*slow, timed("follows", 2e-4), timed("lags", 2.4e-4)]
@@ -184,7 +184,7 @@ def test_partial_runs_flags_and_the_resolution_are_named(tmp_path: Path) -> None
 
 
 def test_repetitions_are_pooled(tmp_path: Path) -> None:
-    """Medians 1.0 and 1.2 in two repetitions: the pooled interval spans both."""
+    """The medians of two repetitions are 1.0 and 1.2. The pooled interval covers both."""
     a = write_run(tmp_path / "a", [timed("x", 1.0e-4), timed("x", 1.2e-4, repeat=1)])
     b = write_run(tmp_path / "b", [timed("x", 1.1e-4)])
     match = compare(a, b).matches[0]

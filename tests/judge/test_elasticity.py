@@ -81,7 +81,7 @@ def test_a_factor_of_one_and_a_half_is_enough_to_tell() -> None:
 
 
 def test_how_much_bytes_and_flops_vary_is_no_sign_of_varying_together() -> None:
-    """By 2 and by 2^10, but each alone; and by as much, but nearly in step."""
+    """Bytes vary by 2 and FLOPs by 2^10, each alone. Then both vary by much, but almost in proportion."""
     assert fit(of([(1e8, 1e9), (2e8, 1e9), (1e8, 1.024e12), (2e8, 1.024e12)])).bound == "memory"
     with pytest.raises(NotIdentified, match="vary together"):
         fit(of([(1e8, 1e9), (1e9, 1e10), (1e10, 1.1e11), (1e11, 1e12)]))

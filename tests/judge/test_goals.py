@@ -16,7 +16,7 @@ from tests.support.synthetic_run import MEASURED_ROOF, SHEET, at_share, gate, me
 
 
 def judged(found: View, what: str) -> goals.Judged:
-    """The verdict on the one goal whose words begin so."""
+    """The verdict on the one goal that begins with these words."""
     (one,) = [j for j in goals.judged(found) if j.goal.what.startswith(what)]
     return one
 
@@ -27,7 +27,7 @@ def heads(share: float, *, impl: str = "triton", **fields: Any) -> Record:
 
 
 def off(error: float, B: int = 1) -> Record:
-    """Took longer than the prediction said, by this share of it."""
+    """A case that took longer than predicted, by this share of the prediction."""
     found = gate(0.9, B=B)
     assert found.seconds
     terms = {"memory": found.seconds / (1 + error)}
@@ -36,7 +36,7 @@ def off(error: float, B: int = 1) -> Record:
 
 
 def mla(share: float) -> Record:
-    """256 heads: arithmetic takes longer than bytes, and is at this share of its peak."""
+    """With 256 heads, arithmetic takes longer than bytes. It reaches this share of its peak."""
     return timed("mla_decode", {"B": 128, "H": 256, "T": 4096}, lambda r: r.flops / 700e12 / share)
 
 
@@ -62,7 +62,7 @@ AT_LARGE_BATCH = ("attention of one", "attention in pages")
 
 
 @pytest.mark.parametrize("what", MEETING)
-def test_what_is_wanted_parts_reached_from_missed(tmp_path: Path, what: str) -> None:
+def test_the_wanted_number_separates_reached_from_missed(tmp_path: Path, what: str) -> None:
     wanted, records = MEETING[what]
     yardstick = [heads(0.9, B=16)] if what.startswith(AT_LARGE_BATCH) else []
     for name, factor in {"over": 1.02, "under": 0.98}.items():
@@ -74,8 +74,8 @@ def test_what_is_wanted_parts_reached_from_missed(tmp_path: Path, what: str) -> 
         assert one.found == pytest.approx(wanted * factor, rel=1e-2)
 
 
-def test_what_lies_beside_a_goal_is_not_counted(tmp_path: Path) -> None:
-    """A batch of 65, fp16, pages of 8, an fp8 cache in bf16's place, contexts of 32K less one and 128K and one."""
+def test_a_case_outside_every_goal_does_not_count(tmp_path: Path) -> None:
+    """A batch of 65, fp16, other formats, pages of 8, and contexts of one token under 32K and one over 128K."""
     projections: list[dict[str, Any]] = [{"B": 65}, {"B": 65, "weights": "int8"}, {"dtype": "fp16"}, {"weights": "fp8"}]
     caches: list[dict[str, Any]] = [{"dtype": "fp16"}, {"page": 8}, {"kv": "fp8", "page": 8}, {"kv": "int8"}]
     caches += [{"B": 1, "T": T, "dtype": "fp16"} for T in (32767, 131073)]
@@ -85,14 +85,14 @@ def test_what_lies_beside_a_goal_is_not_counted(tmp_path: Path) -> None:
     assert counted == {"stream read, of the datasheet's bandwidth"}
 
 
-def test_every_goal_of_an_empty_run_is_not_measured_but_the_read(tmp_path: Path) -> None:
+def test_a_run_of_ceilings_measures_only_the_goal_of_the_read(tmp_path: Path) -> None:
     verdicts = {j.goal.what: j.verdict for j in goals.judged(measured_view(tmp_path, []))}
     read = verdicts.pop("stream read, of the datasheet's bandwidth")
     assert read == "missed"
     assert set(verdicts.values()) == {"not measured"}
 
 
-def test_the_read_is_held_against_a_datasheet_and_nothing_else(tmp_path: Path) -> None:
+def test_the_read_is_compared_only_with_a_datasheet(tmp_path: Path) -> None:
     one = judged(measured_view(tmp_path, []), "stream read")
     assert one.found == pytest.approx(MEASURED_ROOF / SHEET)
     derived = {"value": SHEET, "unit": "B/s", "kind": "derived", "source": "driver"}
@@ -112,7 +112,7 @@ def test_the_worst_case_decides_and_is_named(tmp_path: Path) -> None:
 
 
 def test_sizes_and_types_go_to_their_own_goal(tmp_path: Path) -> None:
-    """134 MB of bf16, 17 MB of bf16 (no goal), 235 MB of int8, 537 MB of an fp8 cache, pages of 8 (no goal)."""
+    """134 MB of bf16, 235 MB of int8 and 537 MB of an fp8 cache have a goal. 17 MB of bf16 and pages of 8 have none."""
     projections = [gate(0.81, N=8192, K=8192), gate(0.1, N=1024, K=8192), gate(0.86, weights="int8")]
     records = [*projections, heads(0.91, kv="fp8"), heads(0.1, page=8)]
     found = measured_view(tmp_path, records)
@@ -124,7 +124,7 @@ def test_sizes_and_types_go_to_their_own_goal(tmp_path: Path) -> None:
     }
 
 
-def test_mla_is_held_against_the_roof_that_binds(tmp_path: Path) -> None:
+def test_mla_is_compared_with_the_roof_that_binds(tmp_path: Path) -> None:
     arithmetic = mla(0.9)
     assert arithmetic.flops / 700e12 > arithmetic.bytes / MEASURED_ROOF
     one = judged(measured_view(tmp_path, [arithmetic]), "MLA")
@@ -132,7 +132,7 @@ def test_mla_is_held_against_the_roof_that_binds(tmp_path: Path) -> None:
     assert one.verdict == "reached"
 
 
-def test_one_long_request_and_pages_are_held_against_a_contiguous_batch(tmp_path: Path) -> None:
+def test_one_long_request_and_pages_are_compared_with_a_contiguous_batch(tmp_path: Path) -> None:
     contiguous = [heads(0.96), heads(0.90, B=32), heads(0.92, B=1, T=131072), heads(0.5, B=1, T=4096)]
     paged = [heads(0.94, page=16), heads(0.80, page=1)]
     apart = [heads(0.1, page=16, window=1024), heads(0.5, page=16, H_kv=4)]
@@ -158,7 +158,7 @@ def test_peers_by_mean_and_by_worst_case(tmp_path: Path) -> None:
 
 
 def test_predictions_by_median_and_by_the_90th_percentile(tmp_path: Path) -> None:
-    """Errors of 1% nine times and 50% once: the median is reached, and at the 90th percentile 5.9% too."""
+    """Nine errors of 1% and one of 50%: the median is 1% and the 90th percentile is 5.9%, so both goals are reached."""
     found = measured_view(tmp_path, [*(off(0.01, B) for B in range(1, 10)), off(0.5, 10)])
     middle = judged(found, "error of the predictions at 1 MB and more, median")
     assert (middle.verdict, middle.reaching, middle.cases) == ("reached", 9, 10)

@@ -25,7 +25,7 @@ def bounded(record: Record, memory: float, pipe: float) -> Record:
 
 
 def attention(clock: Clock) -> list[Record]:
-    """H_q at one cache, draft lengths at one cache, precision and sharing of the cache at the same FLOPs."""
+    """Several H_q and draft lengths over one cache, then other precisions and H_kv of the cache at equal FLOPs."""
     cases = [
         *({**CACHE, "H_q": heads} for heads in (8, 16, 32, 64)),
         *({**CACHE, "H_q": 32, "q_len": drafted} for drafted in (2, 4)),
@@ -48,7 +48,7 @@ def only(found: list[Intervention], changed: str) -> Intervention:
         ((1.0, 1.6), (1.0, 1.6), "both"),
         ((1.0, 1.0), (1.0, 1.4), None),  # by too little
         ((1.0, 1.0, 1.0), (1.2, 1.0, 1.6), "FLOPs"),
-        ((1.0, 2**0.09), (1.0, 2.0), "FLOPs"),  # what is held leaks
+        ((1.0, 2**0.09), (1.0, 2.0), "FLOPs"),  # the held quantity varies with the changed one
         ((1.0, 2**0.11), (1.0, 2.0), None),
         ((1.0, 2.0), (1.0, 2**0.11), None),
         ((1.0, 2.0), (1.0, 2**0.88), None),
@@ -74,7 +74,7 @@ def test_query_heads_drafts_cache_types_and_sharing_are_found_and_fitted_togethe
     assert ("FLOPs", "H_q 8, 16, 32, 64") in varied
     assert ("bytes", "kv fp8, none") in varied or ("bytes", "kv none, fp8") in varied
     assert ("bytes", "H_kv 8, 32") in varied
-    # at one token fewer FLOPs are counted per query of a draft, so that they grow a little less than q_len
+    # a causal draft attends to a few tokens less per query, so FLOPs grow a little less than q_len
     assert any(changed == "FLOPs" and text.startswith("q_len 1, 2, 4") for changed, text in varied)
 
 
@@ -107,7 +107,7 @@ def test_weight_types_move_bytes_and_batches_flops() -> None:
     assert joint.varied == "B 1, 16; weights int4, int8"
 
 
-def test_rows_of_weights_stand_in_where_no_field_changes_bytes_alone() -> None:
+def test_weights_with_more_rows_serve_where_no_field_changes_bytes_alone() -> None:
     records = [timed("ffn_gemv", {**GEMV, "B": B}, by_memory) for B in (1, 4, 16)]
     assert not [i for i in interventions(records) if i.changed == "FLOPs and bytes"]
     wider = timed("ffn_gemv", {"N": 8192, "K": 8192, "B": 1}, by_memory)
@@ -124,7 +124,7 @@ def test_implementations_are_never_mixed_and_their_own_verdicts_are_kept() -> No
     ]
 
 
-def test_only_cases_that_a_prediction_is_clear_about_are_asked_and_each_kind_on_its_own() -> None:
+def test_only_clearly_predicted_cases_are_used_and_each_kind_on_its_own() -> None:
     def predicted(B: int) -> Record:
         def clock(record: Record) -> float:
             return max(by_memory(record), by_arithmetic(record))

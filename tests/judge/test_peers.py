@@ -13,7 +13,7 @@ from tests.support.synthetic_run import gate, measured_view, pair, samples
 
 
 def test_the_fastest_peer_of_each_case_counts_and_the_mean_is_geometric(tmp_path: Path) -> None:
-    """Ours at 80%: peers at 40% and 20% (ratios 2 and 4) in one case, at 160% (ratio 0.5) in the other: mean 1."""
+    """Ours is at 80%. Peers are at 40% and 20% in one case (ratios 2 and 4), and at 160% in the other (0.5): mean 1."""
     one = [gate(0.8), gate(0.4, "torch"), gate(0.2, "slow")]
     records = [*one, gate(0.8, B=2), gate(1.6, "torch", B=2)]
     found = measured_view(tmp_path, records)
@@ -50,7 +50,7 @@ def test_one_sample_has_no_interval(tmp_path: Path) -> None:
 
 
 def test_what_the_run_cannot_resolve_makes_nobody_faster(tmp_path: Path) -> None:
-    """Ours ahead by 10%, 4% and half a percent, and behind by 4%; the same measured twice differed by 5%."""
+    """Ours is ahead by 10%, 4% and 0.5%, and behind by 4%. The same thing measured twice differed by 5%."""
     leads = {1: 1.10, 2: 1.04, 3: 1.005, 4: 1 / 1.04}
     records = [r for B, lead in leads.items() for r in (gate(0.8, B=B), gate(0.8 / lead, "torch", B=B))]
 

@@ -40,14 +40,14 @@ def test_headlines_leave_out_times_that_may_be_too_short(tmp_path: Path, flag: s
 
 
 def test_small_cases_are_not_large(tmp_path: Path) -> None:
-    """The fixture's cache holds 50 MB: a case of 99 MB may not stand for the roof, one of 100 MB may."""
+    """The cache holds 50 MB, so a case of 99 MB is not large and one of 100 MB is."""
     small, large = gemv(33e-6, read=99_000_000), gemv(50e-6, read=100_000_000)
     found = measured_view(tmp_path, [small, large])
     assert [p.record.bytes for p in found.large("ffn_gemv")] == [100_000_000]
 
 
-def test_on_a_host_whatever_was_swept_is_large(tmp_path: Path) -> None:
-    """Its cache holds 480 MB, so that no case is twice that; it is swept between launches all the same."""
+def test_on_a_host_a_case_that_found_cold_caches_is_large(tmp_path: Path) -> None:
+    """The cache holds 480 MB, so no case is twice as large, but the cache is swept between launches."""
     swept, unswept = gemv(4e-3, case_id="a", rotation=SWEPT), gemv(3e-3, case_id="b", rotation={"flush_bytes": 0})
     cpu = measured_view(tmp_path, [swept, unswept], target={"kind": "cpu", "name": "Some CPU"})
     assert [p.record.case_id for p in cpu.large("ffn_gemv")] == ["a"]
@@ -82,7 +82,7 @@ def test_the_reason_for_a_gap(
 
 
 def test_free_batch(tmp_path: Path) -> None:
-    """Times 1.0, 1.05, 1.09, 1.2, 1.0: the run of batches within 10% ends at the third."""
+    """The times are 1.0, 1.05, 1.09, 1.2, 1.0: the first three are within 10%, and the last does not count."""
     records = [
         dataclasses.replace(gemv(t * 1e-4, case_id=f"B{b}"), case={"B": b, "N": 8, "K": 8, "dtype": "bf16"})
         for b, t in ((1, 1.0), (2, 1.05), (4, 1.09), (8, 1.2), (16, 1.0))

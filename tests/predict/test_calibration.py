@@ -1,4 +1,4 @@
-"""`predict --from`: which record stands for which operation of a step, and that measured times come out again."""
+"""`predict --from`: which record gives which operation of a step its share, and that measured times come out again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.synthetic_run import GB, case_record, ceiling_records, write_
 LLAMA = model("llama-3.1-70b")
 DOWN = {"B": 1, "N": 8192, "K": 28672}
 DOWN_SECONDS = 0.2e-3
-"""2.35 TB/s of the synthetic 3."""
+"""This is 2.35 TB/s; the roof is 3 TB/s."""
 
 
 def gemv(seconds: float, impl: str = "triton_gemv", flags: tuple[str, ...] = (), **fields: Any) -> Record:
@@ -57,7 +57,7 @@ def test_a_measured_operation_takes_the_measured_time_and_the_others_the_measure
     assert row["seconds"] == pytest.approx(sum(op["seconds"] for op in row["ops"]))
 
 
-def test_of_like_cases_the_nearest_in_bytes_and_then_the_fastest_counts(tmp_path):
+def test_of_similar_cases_the_nearest_in_bytes_counts_and_then_the_fastest(tmp_path):
     small = gemv(5e-6, N=1024, K=8192)
     found = shares(tmp_path, [gemv(DOWN_SECONDS), gemv(DOWN_SECONDS / 1.1, impl="torch"), small])
     assert found["down"][1:] == ("torch", "B1-N8192-K28672-bf16")
@@ -66,7 +66,7 @@ def test_of_like_cases_the_nearest_in_bytes_and_then_the_fastest_counts(tmp_path
 
 
 def test_the_intensity_counts_before_the_bytes(tmp_path):
-    """Batch 16 is four octaves from batch 1, however much alike the matrices are."""
+    """Batch 16 is four octaves from batch 1, even if the matrices are the same."""
     records = [gemv(DOWN_SECONDS, N=1024, K=1024), gemv(DOWN_SECONDS, B=16)]
     assert shares(tmp_path / "1", records)["down"][2] == "B1-N1024-K1024-bf16"
     assert shares(tmp_path / "16", records, batch=20)["down"][2] == "B16-N8192-K28672-bf16"
@@ -97,7 +97,7 @@ def test_precisions_are_kept_apart(tmp_path):
     assert shares(tmp_path / "e", caches, kv="fp8")["attention"][1] == "fp8"
 
 
-def test_cases_of_another_kind_stand_for_nothing(tmp_path):
+def test_cases_that_are_not_plain_are_not_used(tmp_path):
     attention = {"B": 1, "T": 4096, "H_q": 64, "H_kv": 8, "D": 128, "page": 16}
     odd = [attention | more for more in ({"lengths": "ragged"}, {"window": 128}, {"q_len": 2})]
     records = [case_record("attention_decode", "ours", fields, seconds=1e-5) for fields in odd]
@@ -146,14 +146,14 @@ def test_rows_say_what_was_measured_and_the_table_what_was_not(tmp_path):
     assert cells["1", "kv_append"] == ["100%", "not measured", "", "", ""]
 
 
-def test_nothing_is_said_of_prefill_beside_measured_steps(tmp_path):
+def test_measured_steps_say_nothing_about_prefill(tmp_path):
     (row,) = rows(tmp_path, [gemv(DOWN_SECONDS)], dollars_per_hour=2.0)
     assert row["dollars_per_million_tokens"] == pytest.approx(2.0 / 3600 * row["seconds"] * 1e6)
     assert row["output_to_input_ratio"] is row["dollars_per_million_input_tokens"] is None
     assert command.rows(model="llama-2-7b", parts=["h100-sxm"], batches=[1], context=9)[0]["measured"] is None
 
 
-def test_a_part_that_no_table_holds_has_what_was_measured_alone(tmp_path):
+def test_a_part_outside_the_table_has_only_measured_numbers(tmp_path):
     run = write_run(tmp_path, [*ceiling_records(), gemv(DOWN_SECONDS)], device={"key": None, "name": "Some CPU"})
     row = command.rows(run=load_run(run), model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
     assert (row["device"], row["max_batch"], row["missing"]) == ("Some CPU", None, ["memory_capacity", "power"])
@@ -174,7 +174,7 @@ def test_a_run_without_a_roof_is_refused(tmp_path):
 
 
 def test_a_small_operation_is_not_faster_than_a_launch(tmp_path: Path) -> None:
-    """Its share of the roof comes from a case many times its size, whose launch does not show."""
+    """Its share of the roof comes from a much larger case, in which the launch takes no visible time."""
     run = [*ceiling_records(), gemv(0.16e-3)]
     machine = Machine.of(load_run(write_run(tmp_path / "run", run)))
     assert machine.launch_s == 2e-6

@@ -121,7 +121,7 @@ def test_errors_are_one_clear_line(changes, message):
         ("deepseek-v3", 6, "128 query heads", "1, 2, 4, 8, 16, 32, 64, 128"),
     ],
 )
-def test_a_split_that_no_engine_makes_is_refused_with_those_that_are(model, devices, heads, fitting):
+def test_an_uneven_split_is_refused_and_the_even_ones_are_named(model, devices, heads, fitting):
     with pytest.raises(BadRequest) as caught:
         rows(**ASKED | {"model": model, "devices": devices})
     assert str(caught.value) == f"{model} has {heads}: {devices} devices cannot share them evenly; try {fitting}"

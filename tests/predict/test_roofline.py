@@ -49,8 +49,10 @@ def test_datasheet_compute_bound_and_stages_add() -> None:
 
 
 def test_the_bound_is_the_roof_under_which_most_time_is_spent() -> None:
-    """Two stages of 100 us under their pipe and 60 us of memory, one of 150 us of memory: memory sums to 270 us, but
-    200 of the 350 us are spent under the pipe."""
+    """Two stages take 100 us under their pipe, with 60 us of memory; a third takes 150 us of memory.
+
+    The memory terms sum to 270 us, but 200 of the 350 us are spent under the pipe.
+    """
     stages = [*[stage(read=60 * 10**6, flops=10**10)] * 2, stage(read=150 * 10**6)]
     by_datasheet = predict_from_datasheet(stages, SPEC)
     assert by_datasheet.seconds == pytest.approx(350e-6)
@@ -69,7 +71,7 @@ def test_a_peak_that_nobody_published_is_named() -> None:
 
 
 def test_measured_memory_time_is_read_off_the_stream() -> None:
-    """8 MB between measured sizes: 2 us + 8 us, launch in it once."""
+    """8 MB lie between measured sizes and take 2 us + 8 us, which includes the launch once."""
     prediction = predict_from_ceilings([stage(read=8 * 10**6)], CEILINGS, GPU)
     assert prediction.seconds == pytest.approx(10e-6, rel=1e-6)
 
@@ -143,7 +145,7 @@ def test_the_link_to_the_host_by_the_datasheet() -> None:
 
 
 def test_the_link_to_the_host_as_measured() -> None:
-    """1 MB at 40 GB/s: 25 us and a launch, whatever the 1 us of its memory."""
+    """1 MB at 40 GB/s takes 25 us and a launch. The 1 us of its memory does not matter."""
     linked = dataclasses.replace(CEILINGS, host_bandwidth=4e10)
     prediction = predict_from_ceilings([stage(written=10**6, link_bytes=10**6)], linked, GPU)
     assert prediction.seconds == pytest.approx(2e-6 + 25e-6)

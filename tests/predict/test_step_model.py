@@ -17,7 +17,7 @@ from tests.support.properties import given, settings, st
 LLAMA = model("llama-3.1-70b")
 H100 = find("h100-sxm")
 READ_PER_STEP = 69_501_714_432
-"""Weights of Llama-3.1-70B but its embedding table: 80 x (2 x 8192 x 8192 + 2 x 1024 x 8192 + 3 x 28672 x 8192)
+"""All weights of Llama-3.1-70B without its embedding table: 80 x (2 x 8192 x 8192 + 2 x 1024 x 8192 + 3 x 28672 x 8192)
 + 128256 x 8192."""
 
 
@@ -137,7 +137,7 @@ def test_every_request_gets_one_token_a_step():
 
 
 def test_the_step_is_bound_by_what_most_of_it_waits_for():
-    """At a batch of 2048 and short contexts the projections wait for the tensor cores, attention for its cache."""
+    """At batch 2048 and short contexts, projections wait for the tensor cores and attention for its cache."""
     assert at().bound == "memory"
     crowded = at(batch=2048, context=64)
     assert crowded.op("attention").bound == "memory"
@@ -175,7 +175,7 @@ def test_bytes_of_a_row_split_matrix_by_hand():
 
 
 def test_append_and_attention_bytes_follow_the_cache_precision():
-    """A token is 80 x 2048 elements: in from 16 bits, out and read again in the cache's."""
+    """A token has 80 x 2048 elements. They are read in 16 bits, and written and read again in the cache's precision."""
     for kv, size in (("bf16", 2), ("fp8", 1)):
         predicted = at(batch=3, kv=kv)
         append = predicted.op("kv_append").work
@@ -216,7 +216,7 @@ def test_the_step_waits_for_the_device_with_most_heads():
 
 
 def test_more_devices_than_kv_heads_hold_copies_of_them():
-    """16 devices: each KV head twice, so 1 of 8 and 4 of 64 query heads on each; 12: some head has one device only."""
+    """16 devices hold each KV head twice: each has 1 of 8 and 4 of 64 query heads. With 12, some hold a head alone."""
     alone, sixteen, twelve = at(), at(devices=16), at(devices=12)
     for predicted in (sixteen, twelve):
         assert predicted.kv_seconds == pytest.approx(alone.kv_seconds / 8)
@@ -226,7 +226,7 @@ def test_more_devices_than_kv_heads_hold_copies_of_them():
 
 
 def test_each_expert_is_cut_evenly():
-    """Every device has a part of each expert, whichever are hit; what would come of whole ones is said."""
+    """Every device has a part of each expert, whichever are hit. A note says what whole experts would change."""
     mixtral = model("mixtral-8x7b")
     alone, four = at(shape=mixtral, batch=2), at(shape=mixtral, batch=2, devices=4)
     for name, width in (("experts_gate_up", 2 * 14336), ("experts_down", 14336)):

@@ -55,7 +55,7 @@ def test_every_op_has_a_colour_and_a_marker_of_its_own() -> None:
 
 
 def test_an_ops_colour_is_the_same_in_every_run(tmp_path: Path) -> None:
-    """Alone in its run or after another, known to this version or not."""
+    """Also if the op is alone in its run, or if this version does not know it."""
     from matplotlib.colors import to_hex
 
     one = dataclasses.replace(swept_gemv("a", 0.5), op="prefill")
@@ -75,7 +75,7 @@ def test_the_roofline_says_whose_work_it_counts(tmp_path: Path) -> None:
 
 
 def test_the_roofs_label_keeps_away_from_points(tmp_path: Path) -> None:
-    """Points lie on the roof from 0.5 to 1 FLOP/B: the label, which would start there, starts beyond them."""
+    """Points lie on the roof from 0.5 to 1 FLOP/B. The label would start there, but starts beyond them."""
     crowd = [swept_gemv(f"c{n}", 1.1, intensity=0.5 + n / 10) for n in range(6)]
     label = "measured 20.0 GB/s"
     near = figures.roofline(host(tmp_path, [*crowd, swept_gemv("last", 0.5, intensity=1.0)]))
@@ -87,7 +87,7 @@ def test_the_roofs_label_keeps_away_from_points(tmp_path: Path) -> None:
 
 
 def test_the_roofline_ends_where_its_data_ends(tmp_path: Path) -> None:
-    """The ridge lies at 1e11 / 2e10 = 5 FLOP/B: four times that is enough room."""
+    """The ridge is at 1e11 / 2e10 = 5 FLOP/B, and the axis ends at four times that."""
     figure = figures.roofline(host(tmp_path, [swept_gemv("a", 0.5)]))
     assert figure
     assert figure.axes[0].get_xlim() == pytest.approx((0.5, 20.0))

@@ -54,7 +54,7 @@ def test_share_of_the_roof_and_error_by_hand(tmp_path: Path) -> None:
 
 
 def test_verdict_by_hand(tmp_path: Path) -> None:
-    """Four cases: three bound by memory, two of them within 12%; errors 10%, 5%, 30%, 20%: median 15%, half within."""
+    """Three of four cases are memory-bound, two of them within 12%. Errors are 10%, 5%, 30%, 20%: the median is 15%."""
     records = [
         gemv(110e-6, expected=100e-6),
         gemv(95e-6, expected=100e-6),
@@ -230,7 +230,7 @@ def test_a_small_rate_keeps_its_digits_and_one_row_is_one(tmp_path: Path) -> Non
 def test_a_machine_without_plotting_libraries_still_gets_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None in sys.modules is what Python itself takes for a module that is not there."""
+    """Python takes None in sys.modules for a module that is not there."""
     run = write_run(tmp_path, [*ceiling_records(), gemv(4e-4)])
     complete = report.write(run)
     assert complete.notes == ()
@@ -332,7 +332,7 @@ def test_the_resolution_is_shown(tmp_path: Path) -> None:
 
 
 def test_counters_stand_beside_what_was_declared(tmp_path: Path) -> None:
-    """1.1 GB read where 1 GB was declared: 10% more; nothing declared as written, so no share of it."""
+    """1.1 GB were read and 1 GB was declared: 10% more. No written bytes were declared, so they have no percentage."""
     found = gemv(4e-4)
     counters = {"note": "counters", "op": found.op, "impl": found.impl, "case_id": found.case_id}
     counters |= {"declared_read": GB, "declared_written": 0, "dram_read": 1.1e9, "dram_written": 5e4}

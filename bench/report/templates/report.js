@@ -1,5 +1,5 @@
 "use strict";
-/* Draws every figure from one list of points, again whenever a filter or the colour scheme changes. */
+/* Draws every figure from one list of points, and draws them again when a filter or the colour scheme changes. */
 const report = JSON.parse(document.getElementById("data").textContent);
 const form = document.querySelector("form.filters");
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star"];
@@ -62,7 +62,7 @@ function traces(points, place, errors) {
   return found;
 }
 
-/* Ticks at powers of ten with units: Plotly's own prefixes call 1e9 a B. */
+/* Ticks at powers of ten with our own units, because Plotly writes 1e9 as B. */
 function decades(low, high, unit, step = 1) {
   const tickvals = [];
   for (let n = Math.floor(Math.log10(low)); n <= Math.ceil(Math.log10(high)); n++) if (n % step === 0) tickvals.push(10 ** n);
