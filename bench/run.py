@@ -102,7 +102,8 @@ class Run:
 
     def fastest(self, op: str, **fields: object) -> list[Record]:
         """Of the records that `find` gives, the fastest implementation of each case."""
-        return fastest(self.find(op, **fields), case=lambda r: r.case_id, seconds=lambda r: r.seconds or math.inf)
+        found = self.find(op, **fields)
+        return fastest_of_each(found, case=lambda r: r.case_id, seconds=lambda r: r.seconds or math.inf)
 
     def repetitions(self) -> dict[tuple[str, str, str], list[Record]]:
         """Every record with a time, by (op, impl, case): the first repetition, then the others."""
@@ -113,7 +114,7 @@ class Run:
         return found
 
 
-def fastest(timed: Iterable[T], *, case: Callable[[T], Hashable], seconds: Callable[[T], float]) -> list[T]:
+def fastest_of_each(timed: Iterable[T], *, case: Callable[[T], Hashable], seconds: Callable[[T], float]) -> list[T]:
     """The fastest of each case, in the order in which the cases first appear."""
     best: dict[Hashable, T] = {}
     for each in timed:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.judge.resolution import SAME, resolutions, side
 from bench.judge.view import Peer, Table, View
-from bench.run import fastest as fastest_of
+from bench.run import fastest_of_each
 from bench.stats import BOUNDS, Interval, resampled_medians
 from bench.units import percent, ratio
 
@@ -27,7 +27,7 @@ STANDING = (
 def fastest(view: View, op: str | None = None) -> list[Peer]:
     """The fastest peer of each case that both ours and a peer timed. Times that may be too short do not count."""
     asked = [p for p in view.peers if op in (None, p.ours.record.op) and p.ours.trusted and p.peer.trusted]
-    return fastest_of(asked, case=lambda p: p.ours.case, seconds=lambda p: p.ratio.median)
+    return fastest_of_each(asked, case=lambda p: p.ours.case, seconds=lambda p: p.ratio.median)
 
 
 def geometric_mean(peers: Sequence[Peer]) -> Interval:

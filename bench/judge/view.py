@@ -11,7 +11,7 @@ from functools import cached_property
 from bench.ceilings import Ceilings
 from bench.judge.interventions import Intervention, interventions
 from bench.records import Record
-from bench.run import Run, fastest
+from bench.run import Run, fastest_of_each
 from bench.stats import Interval, ratio_interval
 from bench.units import percent
 from kernels.op import Op, Role, discover, precision
@@ -160,7 +160,7 @@ class View:
     @cached_property
     def best(self) -> list[Point]:
         """For each case, our fastest implementation. In a run without ours (on a CPU), the fastest of all."""
-        return fastest(self.ours or self.points, case=lambda p: p.case, seconds=lambda p: p.seconds)
+        return fastest_of_each(self.ours or self.points, case=lambda p: p.case, seconds=lambda p: p.seconds)
 
     def of(self, op: str) -> list[Point]:
         """An op's points in the order of tables: by size, and ours before peers."""

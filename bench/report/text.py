@@ -10,7 +10,7 @@ from typing import get_args
 
 from bench.judge.boundness import evidence, sentence
 from bench.judge.claims import Verdict
-from bench.judge.claims.base import Status as ClaimStatus
+from bench.judge.claims.base import Status
 from bench.judge.view import PREDICTION_BAND, Accuracy, View
 from bench.run import flatten
 from bench.units import percent, si
@@ -125,7 +125,7 @@ def reproduce(view: View) -> list[str]:
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many claims got which verdict, and what the verdicts mean."""
     counts = Counter(v.status for v in verdicts)
-    parts = ", ".join(f"{counts[status]} {status}" for status in get_args(ClaimStatus) if counts[status])
+    parts = ", ".join(f"{counts[status]} {status}" for status in get_args(Status) if counts[status])
     return (
         f"Of {len(verdicts)} published claims: {parts}. DEPENDS: the claim holds at the settings that are named. NOT "
         "MEASURED: the claim needs a measurement that this run does not have, whatever is predicted."
