@@ -280,15 +280,16 @@ def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _memory_remark(row: Mapping[str, Any]) -> str:
     text = (
-        f"weights take {tick(row['weight_bytes'], 'B')}, and reading those of batch {row['batch']:,} "
-        f"{_number(row['weight_seconds'], 1e3)} ms by itself; each request's KV cache "
+        f"weights take {tick(row['weight_bytes'], 'B')}; reading those that a step of batch {row['batch']:,} needs "
+        f"takes {_number(row['weight_seconds'], 1e3)} ms; each request's KV cache "
         f"({tick(row['kv_bytes_per_request'], 'B')} at "
         f"{row['context']:,} tokens{_copies(row)}) adds {_number(row['kv_seconds'] / row['batch'], 1e3)} ms; "
     )
     if row["capacity_bytes"] is None:
         return text + "its memory is not published"
     held = f"{tick(row['capacity_bytes'], 'B')} less {tick(row['reserve_bytes'], 'B')} of reserve"
-    return text + (f"{row['max_batch']:,} fit in {held}" if row["max_batch"] else f"not one fits in {held}")
+    room = f"a batch of up to {row['max_batch']:,} fits" if row["max_batch"] else "no request fits"
+    return f"{text}{room} in {held}"
 
 
 def _copies(row: Mapping[str, Any]) -> str:

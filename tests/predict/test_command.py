@@ -62,12 +62,12 @@ def test_remarks_say_what_kv_adds_what_fits_and_what_is_not_published():
         "a floor: launches, norms, sampling and the latency of links are not counted"
     )
     assert lines[1] == (
-        "h100-sxm: weights take 141 GB, and reading those of batch 1 41.5 ms by itself; each request's KV cache "
-        "(1.34 GB at 4,096 tokens) adds 0.401 ms; not one fits in 80 GB less 8 GB of reserve"
+        "h100-sxm: weights take 141 GB; reading those that a step of batch 1 needs takes 41.5 ms; each request's KV "
+        "cache (1.34 GB at 4,096 tokens) adds 0.401 ms; no request fits in 80 GB less 8 GB of reserve"
     )
-    assert "15 fit in 180 GB less 18 GB of reserve" in lines[2]
+    assert "a batch of up to 15 fits in 180 GB less 18 GB of reserve" in lines[2]
     groq = remarks(rows(**ASKED | {"parts": ["groq-lpu"]}))[1]
-    assert groq.endswith("not one fits in 230 MB less 23 MB of reserve")
+    assert groq.endswith("no request fits in 230 MB less 23 MB of reserve")
     assert lines[4].startswith("rubin-cpx: no memory bandwidth of NVIDIA Rubin CPX is published")
     assert lines[-1] == "r200: not published: power"
 
