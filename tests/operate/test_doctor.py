@@ -11,8 +11,9 @@ import pytest
 from bench import machine
 from bench.devices import driver, identify
 from bench.measure import timing
-from bench.operate import doctor
-from bench.operate.doctor import Bandwidth, Facts, judge
+from bench.operate import examination
+from bench.operate.doctor import judge
+from bench.operate.examination import Bandwidth, Facts
 from tests.support.fake_nvml import FakeNvml, fake_properties
 
 READING = {
@@ -154,11 +155,11 @@ def test_what_half_is_known_of_is_not_judged(name: str, reading: str) -> None:
 
 
 def test_the_quick_read_is_its_bytes_over_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(examination, "READ_BYTES", 1 << 20)
     sampled = timing.Sampling(samples_s=[1.0, 2e-3, 1e-9])
     monkeypatch.setattr(timing, "sample_interleaved", lambda timers, cap_s: dict.fromkeys(timers, sampled))
     host = machine.Target(kind="cpu", name="host")
-    reached = doctor.read_bandwidth(host, None)
+    reached = examination.read_bandwidth(host, None)
     assert (reached.bytes_per_s, reached.impl, reached.telemetry) == ((1 << 20) / 2e-3, "torch (stream)", {})
 
 
@@ -203,18 +204,18 @@ def test_gathering_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> No
     def fail(*arguments: Any) -> Any:
         raise RuntimeError("broken\nin two lines")
 
-    monkeypatch.setattr(doctor, "package_clash", fail)
-    monkeypatch.setattr(doctor, "find_ncu", fail)
+    monkeypatch.setattr(examination, "package_clash", fail)
+    monkeypatch.setattr(examination, "find_ncu", fail)
     monkeypatch.setattr(driver, "cuda_problem", lambda: None)
     monkeypatch.setattr(driver, "open_gpu", fail)
     monkeypatch.setattr(machine, "gpu_target", lambda: machine.Target(kind="cuda", name="x", sm=90))
-    monkeypatch.setattr(doctor, "read_bandwidth", fail)
-    gathered = doctor.gather()
+    monkeypatch.setattr(examination, "read_bandwidth", fail)
+    gathered = examination.gather()
     assert gathered.failed["bandwidth"] == "RuntimeError: broken"
     found = judge(gathered)
     assert found.exit_code in (1, 2)
     monkeypatch.setattr(driver, "cuda_problem", fail)
-    assert judge(doctor.gather()).exit_code == 2
+    assert judge(examination.gather()).exit_code == 2
 
 
 def test_gathering_on_a_gpu_reads_all_that_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +223,8 @@ def test_gathering_on_a_gpu_reads_all_that_is_judged(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(machine, "gpu_target", lambda: H100)
     monkeypatch.setattr(driver, "open_gpu", lambda: driver.GpuSession(healthy_ecc(), 0))
     reached = Bandwidth(bytes_per_s=3.1e12, impl="triton (stream)", telemetry=READING)
-    monkeypatch.setattr(doctor, "read_bandwidth", lambda target, gpu: reached if gpu else None)
-    gathered = doctor.gather()
+    monkeypatch.setattr(examination, "read_bandwidth", lambda target, gpu: reached if gpu else None)
+    gathered = examination.gather()
     assert gathered.failed == {}
     assert set(gathered.gpu) == {*driver.FACTS, *driver.LIVE, *driver.TOTALS}
     levels = {check.name: check.level for check in judge(gathered).checks}
@@ -231,17 +232,17 @@ def test_gathering_on_a_gpu_reads_all_that_is_judged(monkeypatch: pytest.MonkeyP
 
 
 def test_the_package_kernels_is_ours() -> None:
-    assert doctor.package_clash() is None
-    assert "another package" in (doctor.package_clash("/site-packages/kernels/__init__.py") or "")
+    assert examination.package_clash() is None
+    assert "another package" in (examination.package_clash("/site-packages/kernels/__init__.py") or "")
 
 
 def test_this_machine_gets_a_diagnosis() -> None:
-    found = judge(doctor.gather(quick_read=False))
+    found = judge(examination.gather(quick_read=False))
     assert found.exit_code in (0, 1, 2)
     assert str(machine.ROOT) not in json.dumps(found.as_dict())
 
 
 @pytest.mark.cuda
 def test_a_gpu_reaches_a_bandwidth() -> None:
-    reached = doctor.read_bandwidth(machine.gpu_target(), driver.open_gpu_or_none())
+    reached = examination.read_bandwidth(machine.gpu_target(), driver.open_gpu_or_none())
     assert reached.bytes_per_s > 1e11

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from bench import machine
-from bench.operate import selfcheck
-from bench.operate.selfcheck import OURS, Missing, SelfCheck, Subject, compare
+from bench.operate import clocks, selfcheck
+from bench.operate.clocks import OURS, Missing, Subject
+from bench.operate.selfcheck import SelfCheck, compare
 from kernels.op import discover
 
 
@@ -142,7 +143,7 @@ def test_nvbench_is_named_as_missing_where_it_is_not_installed(monkeypatch: pyte
 
     monkeypatch.setitem(sys.modules, "cuda", None)
     with pytest.raises(Missing, match="pip install cuda-bench"):
-        selfcheck.NVBench()(subject("long"))
+        clocks.NVBench()(subject("long"))
 
 
 def test_cases_are_chosen_by_size_and_refused_where_nothing_supports_them() -> None:
@@ -162,8 +163,8 @@ def test_real_clocks_of_the_host_time_the_same_sleep() -> None:
     from bench.measure.timing import HostTimer
 
     napping = Subject(name="nap", turn=nap, timer=HostTimer([nap]))
-    found = compare([napping], selfcheck.CPU_CLOCKS, rounds=1)
-    assert {row.clock for row in found} == set(selfcheck.CPU_CLOCKS)
+    found = compare([napping], clocks.CPU_CLOCKS, rounds=1)
+    assert {row.clock for row in found} == set(clocks.CPU_CLOCKS)
     for row in found:
         assert row.theirs_s == pytest.approx(row.ours_s, rel=0.5)
         assert row.theirs_s == pytest.approx(0.005, rel=1.0)
@@ -174,7 +175,7 @@ def test_a_subject_takes_turns_over_its_copies() -> None:
     made = selfcheck.make_subject(stream, stream.case_type(kind="copy", size=1 << 16), machine.cpu_target())
     first, second, third = made.turn(), made.turn(), made.turn()
     assert first.data_ptr() == third.data_ptr() != second.data_ptr()
-    assert selfcheck.ours(made) > 0
+    assert clocks.ours(made) > 0
 
 
 @pytest.mark.cuda
@@ -182,7 +183,7 @@ def test_clocks_of_a_gpu_agree_on_a_long_read() -> None:
     stream = discover()["stream"]
     target = machine.gpu_target()
     made = selfcheck.make_subject(stream, stream.case_type(kind="read", size=1 << 30), target)
-    found = compare([made], selfcheck.GPU_CLOCKS)
+    found = compare([made], clocks.GPU_CLOCKS)
     assert any(row.theirs_s is not None for row in found)
     for row in found:
         assert row.clock != OURS

@@ -1,0 +1,156 @@
+"""The clocks that `selfcheck` compares: ours, and those that others wrote."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import timeit
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.measure.timing import Timer, sample_interleaved
+from kernels.op import Launch
+
+OURS = "decodebench"
+CAP_S = 0.3
+"""Seconds a clock spends on a subject in one round, where it can be told."""
+
+
+class Missing(RuntimeError):
+    """A clock that cannot be used here; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is timed: `turn` launches on the next copy of the inputs, `timer` is ours over the same copies."""
+
+    name: str
+    turn: Launch
+    timer: Timer
+    floor: bool = False
+    """An empty kernel: its time is what a clock adds to each launch."""
+
+
+Clock = Callable[[Subject], float]
+"""Seconds per launch."""
+
+
+def ours(subject: Subject) -> float:
+    samples = sample_interleaved({OURS: subject.timer}, cap_s=CAP_S)[OURS].samples_s
+    return statistics.median(samples)
+
+
+def triton_do_bench(subject: Subject) -> float:
+    import triton.testing
+
+    return triton.testing.do_bench(subject.turn, warmup=10, rep=50, return_mode="median") / 1e3
+
+
+def triton_cudagraph(subject: Subject) -> float:
+    import triton.testing
+
+    return triton.testing.do_bench_cudagraph(subject.turn, rep=20, return_mode="median") / 1e3
+
+
+def torch_profiler(subject: Subject, launches: int = 24) -> float:
+    """Durations of all device events over the number of launches."""
+    import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    subject.turn()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(launches):
+            subject.turn()
+        torch.cuda.synchronize()
+    spans = [e.time_range.elapsed_us() for e in profiled.events() if e.device_type == DeviceType.CUDA]
+    if not spans:
+        raise Missing("the profiler saw no kernel")
+    return sum(spans) / 1e6 / launches
+
+
+class NVBench:
+    """NVBench's own loop: an L2 flush, a blocking kernel, one launch between two events; the median of its samples.
+
+    Its registry keeps every benchmark for good, so what is registered only borrows the subject.
+    """
+
+    def __init__(self) -> None:
+        self._borrowed: dict[str, Launch] = {}
+        self._numbers = itertools.count()
+
+    def __call__(self, subject: Subject) -> float:
+        try:
+            from cuda import bench
+            from cuda.bench.results import BenchmarkResult
+        except ImportError as error:
+            raise Missing(f"{error}; pip install cuda-bench") from None
+        import torch
+
+        name = f"decodebench_{next(self._numbers)}"
+        self._borrowed[name] = subject.turn
+
+        def benchmark(state: Any) -> None:
+            def launch(given: Any) -> None:
+                with torch.cuda.stream(torch.cuda.ExternalStream(given.get_stream().addressof())):
+                    self._borrowed[name]()
+
+            state.exec(launch, batched=False)
+
+        bench.register(benchmark).set_name(name)
+        device = str(torch.cuda.current_device())
+        try:
+            with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
+                file = str(Path(folder) / "nvbench.json")
+                options = ["--devices", device, "--timeout", "5", "--benchmark", name, "--jsonbin", file]
+                bench.run_all_benchmarks(["decodebench", "--quiet", *options])
+                medians = BenchmarkResult.from_json(file)[name].centers(statistics.median)
+        finally:
+            del self._borrowed[name]
+        found = [seconds for seconds in medians.values() if seconds is not None]
+        if not found:
+            raise Missing("NVBench kept no sample (it discards throttled ones)")
+        return float(found[0])
+
+
+def torch_timer(subject: Subject) -> float:
+    import torch
+    from torch.utils.benchmark import Timer as TorchTimer
+
+    timer = TorchTimer("turn()", globals={"turn": subject.turn}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=CAP_S).median
+
+
+def python_timeit(subject: Subject) -> float:
+    timer = timeit.Timer(subject.turn)
+    count = min(10_000, max(5, int(CAP_S / max(1e-6, timer.timeit(1)))))
+    return statistics.median(timer.repeat(repeat=count, number=1))
+
+
+GPU_CLOCKS: dict[str, tuple[Clock, str]] = {
+    "do_bench": (
+        triton_do_bench,
+        "two events around each launch, whose latency counts (its floor); it clears the L2 by writing, "
+        "so that dirty lines are written back while the kernel runs",
+    ),
+    "do_bench_cudagraph": (
+        triton_cudagraph,
+        "a graph of launches like ours, with the start of the graph in it; events a replay apart",
+    ),
+    "torch profiler": (
+        torch_profiler,
+        "device timestamps of the kernels alone: ramp and gaps between kernels are not in it",
+    ),
+    "NVBench": (
+        NVBench(),
+        "one launch between events behind a blocking kernel, the L2 cleared by writing as with do_bench",
+    ),
+}
+CPU_CLOCKS: dict[str, tuple[Clock, str]] = {
+    "torch Timer": (torch_timer, "blocks of launches: what interrupts one of them is in it"),
+    "timeit": (python_timeit, "one launch at a time, as ours, without Python's garbage collector"),
+}

@@ -1,0 +1,116 @@
+"""What `doctor` looks at on a machine: drivers, packages, settings, and a quick read. Nothing here raises."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench import machine
+from bench.devices import DeviceSpec, driver
+from bench.errors import describe
+from bench.inspection.ncu import counters_problem, find_ncu
+from bench.measure.telemetry import Sampler
+from kernels.op import Target, discover, implementations
+
+READ_BYTES = 1 << 30
+READ_CAP_S = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandwidth:
+    """What a quick read reached, and the telemetry while it ran."""
+
+    bytes_per_s: float
+    impl: str
+    telemetry: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """Everything the checks look at. None where it could not be learnt; `failed` then says why."""
+
+    problem: str | None
+    """Why torch can use no GPU; None where it can."""
+    packages: dict[str, str | None] = field(default_factory=dict)
+    torch_cuda: str | None = None
+    torch_archs: tuple[str, ...] = ()
+    wanted_triton: str | None = None
+    """The version that torch was released with."""
+    target: Target | None = None
+    spec: DeviceSpec | None = None
+    gpu: dict[str, Any] = field(default_factory=dict)
+    """`driver.FACTS`, `LIVE` and `TOTALS`; None where NVML refuses."""
+    counters: str | None = None
+    """Why hardware counters can't be read; None where they can."""
+    bandwidth: Bandwidth | None = None
+    clash: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def gather(*, quick_read: bool = True) -> Facts:
+    """Look at this machine. What fails is kept by name in `failed` and costs only its own check."""
+    facts = Facts(problem=None)
+
+    def attempt(name: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except Exception as error:
+            facts.failed[name] = describe(error)
+            return None
+
+    facts.clash = attempt("packages", package_clash)
+    facts.packages = {package: machine.installed(package) for package in machine.PACKAGES}
+    facts.wanted_triton = attempt("triton", machine.torch_wants_triton)
+    facts.problem = attempt("gpu", driver.cuda_problem)
+    facts.problem = facts.problem or facts.failed.get("gpu")
+    facts.counters = attempt(
+        "counters",
+        lambda: counters_problem(find_ncu(), machine.driver_parameters(), machine.may_administrate()),
+    )
+    facts.torch_cuda = attempt("torch", lambda: driver.torch_module().version.cuda)
+    if facts.problem:
+        return facts
+    facts.torch_archs = tuple(attempt("torch", lambda: driver.torch_module().cuda.get_arch_list()) or ())
+    facts.target = attempt("target", machine.gpu_target)
+    if facts.target is None:
+        return facts
+    target = facts.target
+    gpu = attempt("telemetry", driver.open_gpu)
+    if gpu:
+        readings = {**driver.FACTS, **driver.LIVE, **driver.TOTALS}
+        facts.gpu = gpu.read(readings, facts.failed)
+    facts.spec = attempt("part", lambda: machine.device_spec(target, facts.gpu))
+    if quick_read:
+        facts.bandwidth = attempt("bandwidth", lambda: read_bandwidth(target, gpu))
+    return facts
+
+
+def package_clash(origin: str | None = None) -> str | None:
+    """None if the import name `kernels` is this project's, else a sentence; a Hugging Face package bears it too."""
+    import kernels
+
+    found = Path(origin or kernels.__file__ or "").resolve()
+    if found.parent.parent == machine.ROOT:
+        return None
+    return "the import name `kernels` belongs to another package: use this project's own environment"
+
+
+def read_bandwidth(target: Target, gpu: driver.GpuSession | None) -> Bandwidth:
+    """Read 1 GiB with the Triton stream kernel (torch's where there is none), timed as a run would time it."""
+    from bench.measure.timing import GraphTimer, HostTimer, sample_interleaved
+
+    op = discover()["stream"]
+    case = op.case_type(kind="read", size=READ_BYTES)
+    impl = next(impl for impl in implementations(op.name)[0] if impl.supports(case, target) is None)
+    launches = [impl.prepare(case, op.inputs(case, target.device, seed), target) for seed in range(2)]
+    timer = GraphTimer(launches) if target.kind == "cuda" else HostTimer(launches)
+    with Sampler(gpu, interval_s=0.02) as sampler:
+        sampling = sample_interleaved({impl.name: timer}, cap_s=READ_CAP_S)[impl.name]
+    timer.close()
+    median_s = statistics.median(sampling.samples_s)
+    return Bandwidth(bytes_per_s=case.size / median_s, impl=f"{impl.name} ({op.name})", telemetry=sampler.summary())
