@@ -51,7 +51,9 @@ def _alone_on_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "exhaustive" not in config.getoption("markexpr"):
+        items[:] = [item for item in items if item.get_closest_marker("exhaustive") is None]
     if torch.cuda.is_available():
         return
     for item in items:

@@ -21,7 +21,7 @@ from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
 from bench.measure.precompile import precompile
-from bench.measure.schedule import Request, check_names, resolve_request, schedule_jobs
+from bench.measure.schedule import DEFAULT_SUITES, Request, check_names, resolve_request, schedule_jobs
 from bench.measure.worker import Job, Receiver, Worker
 from bench.records import Record, Status, Writer, as_line, now
 from bench.run import Run, load_run
@@ -59,13 +59,15 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
     ops: dict[str, Op] = importlib.import_module(request.catalogue).discover()
     check_names(request, ops)
     earlier = load_run(resume) if resume else None
+    if earlier:
+        request = resolve_request(request, earlier)
     worker = Worker(device=request.device, catalogue=request.catalogue, hang_s=request.hang_s, tell=display.note)
     writer = None
     try:
         ready = worker.ready
         require("implementation", request.impls, sorted({name for names in ready.impls.values() for name in names}))
         target, environment = ready.target, ready.environment
-        request = resolve_request(request, target, earlier)
+        request = dataclasses.replace(request, suite=request.suite or DEFAULT_SUITES[target.kind])
         spec = machine.device_spec(target, environment["gpu"] or {}) if target.kind == "cuda" else None
         if earlier:
             refuse_changes(earlier, environment)

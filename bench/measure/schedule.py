@@ -13,7 +13,7 @@ from bench.errors import BadRequest, require
 from bench.measure.case import Settings
 from bench.measure.worker import Job
 from bench.run import Run
-from kernels.op import SUITES, Op, Target
+from kernels.op import SUITES, Op
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Request:
 
     device: str = "auto"
     suite: str | None = None
-    """None: `quick` on a GPU, `smoke` on a CPU."""
+    """None: that of `DEFAULT_SUITES`."""
     ops: tuple[str, ...] = ()
     impls: tuple[str, ...] = ()
     case: str = ""
@@ -42,6 +42,9 @@ class Request:
     """The module that knows ops and implementations."""
 
 
+DEFAULT_SUITES = {"cuda": "quick", "cpu": "smoke"}
+"""By kind of target, the suite of a run where the user names none."""
+
 CAPS = {"smoke": 0.3, "quick": 0.5, "full": 1.0}
 """Default sampling seconds per implementation and case."""
 
@@ -53,28 +56,22 @@ def check_names(request: Request, ops: Mapping[str, Op]) -> None:
         raise BadRequest("--repeat counts passes: 1 or more")
 
 
-def resolve_request(request: Request, target: Target, earlier: Run | None) -> Request:
-    """Fill in what the user left open: from the run that is resumed, else the suite that fits the device.
-
-    BadRequest where the user asks for something else than the resumed run did.
-    """
-    if earlier:
-        asked = earlier.header["request"]
-        for name, option in (("suite", "--suite"), ("ops", "--op"), ("impls", "--impl"), ("case", "--case")):
-            given, kept = as_words(getattr(request, name)), as_words(asked[name])
-            if given and given != kept:
-                began = f"with {option} {kept}" if kept else f"without {option}"
-                raise BadRequest(f"the run began {began}: with {option} {given} it would be another run")
-        return dataclasses.replace(
-            request,
-            suite=asked["suite"],
-            ops=tuple(asked["ops"]),
-            impls=tuple(asked["impls"]),
-            case=asked["case"],
-            repeat=max(request.repeat, asked["repeat"]),
-        )
-    suite = request.suite or ("quick" if target.kind == "cuda" else "smoke")
-    return dataclasses.replace(request, suite=suite)
+def resolve_request(request: Request, earlier: Run) -> Request:
+    """Fill in what the user left open from the run that is resumed. BadRequest where he asks for something else."""
+    asked = earlier.header["request"]
+    for name, option in (("suite", "--suite"), ("ops", "--op"), ("impls", "--impl"), ("case", "--case")):
+        given, kept = as_words(getattr(request, name)), as_words(asked[name])
+        if given and given != kept:
+            began = f"with {option} {kept}" if kept else f"without {option}"
+            raise BadRequest(f"the run began {began}: with {option} {given} it would be another run")
+    return dataclasses.replace(
+        request,
+        suite=asked["suite"],
+        ops=tuple(asked["ops"]),
+        impls=tuple(asked["impls"]),
+        case=asked["case"],
+        repeat=max(request.repeat, asked["repeat"]),
+    )
 
 
 def as_words(asked: str | Sequence[str] | None) -> str:

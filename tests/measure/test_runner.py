@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from rich.console import Console
 from bench.errors import BadRequest
 from bench.measure import runner
 from bench.measure.schedule import Request, halving, schedule_jobs
-from bench.measure.worker import Job
+from bench.measure.worker import Job, Ready
 from bench.records import FILE, Record
 from bench.run import load_run
 from bench.terminal.progress import Live
@@ -167,47 +169,41 @@ def test_a_worker_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None
     process.communicate(timeout=60)
 
 
+EXHAUSTIVE = pytest.param(20, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1500)])
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_killed_at_twenty_random_moments_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", [4, EXHAUSTIVE])
+def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> None:
+    """Once while it starts, and then a moment after it has written some more lines."""
     script = run_script(tmp_path, 'impls=("honest", "steady"), repeat=4')
     out = tmp_path / "reports"
-    expected = {
-        ("toy", impl, f"B8-K{k}", repeat)
-        for impl in ("honest", "steady") for k in (4096, 8192, 16384) for repeat in range(4)
-    }  # fmt: skip
+    cases = ("B8-K4096", "B8-K8192", "B8-K16384")
+    expected = set(itertools.product(["toy"], ["honest", "steady"], cases, range(4)))
     whole = subprocess.run([sys.executable, script, tmp_path / "whole"], check=True, capture_output=True, text=True)
     assert keys(Path(whole.stdout.strip())) == expected
     rng = random.Random(20)
     kills = 0
-    finished = None
-    for _ in range(60):
-        before, more = lines_written(out), rng.randint(0, 5)
+    while True:
+        before, more = lines_written(out), rng.randint(1, 5) if kills else 0
         process = subprocess.Popen([sys.executable, script, out, *out.glob("*/*")], stdout=subprocess.PIPE, text=True)
-        if kills < 20:
-            # while it starts, or a moment after some more lines: how fast the machine is must not matter
+        if kills < moments:
+            # lines are waited for and not seconds: how fast the machine is must not matter
             while more and process.poll() is None and lines_written(out) < before + more:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0.0, 0.05 if more else 2.0))
-        if kills < 20 and process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-            process.wait()
-            continue
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                process.wait()
+                continue
         printed, _ = process.communicate()
         assert process.returncode == 0
-        if kills < 20:
-            # it finished before it could be killed: the same again from the start
-            assert keys(Path(printed.strip())) == expected
-            for path in out.glob("*/*/*"):
-                path.unlink()
-            for path in out.glob("*/*"):
-                path.rmdir()
-            continue
         finished = Path(printed.strip())
-        break
-    assert finished is not None
-    assert keys(finished) == expected
+        assert keys(finished) == expected
+        if kills == moments:
+            break
+        shutil.rmtree(out)  # it finished before it could be killed: the same again from the start
     lines = [json.loads(line) for line in (finished / FILE).read_text().splitlines() if line.endswith("}")]
     done = [(r["op"], r["impl"], r["case_id"], r["repeat"]) for r in lines if r["kind"] == "record"]
     assert len(done) == len(set(done)), "something was measured twice"
@@ -267,18 +263,43 @@ def test_left_stands_behind_the_time_that_is_left(tmp_path: Path) -> None:
     assert "0:00:00 -:--:-- left" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
+class Idle:
+    """A worker that is ready and is never given a job."""
+
+    ready = Ready(
+        target=Target(kind="cpu", name="host"),
+        environment={"gpu": None, "git": {"sha": None}, "source_digest": "feedbeef0000"},
+        slug="host",
+        impls={"toy": {"honest": False}},
+        missing={},
+    )
+
+    def __init__(self, **_: Any) -> None: ...
+    def kill(self) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"suite": "smok"}, "unknown suite 'smok'; did you mean smoke"),
         ({"ops": ("toi",)}, "unknown op 'toi'; did you mean toy"),
         ({"impls": ("honst",)}, "unknown implementation 'honst'; did you mean honest"),
-        ({"device": "tpu"}, "tpu"),
         ({"case": "B9"}, "nothing to measure"),
         ({"repeat": 0}, "--repeat"),
     ],
 )
-def test_bad_requests_are_one_line(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_bad_requests_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(runner, "Worker", Idle)
+    refused(tmp_path, fields, message)
+
+
+def test_what_a_worker_refuses_is_one_line(tmp_path: Path) -> None:
+    refused(tmp_path, {"device": "tpu"}, "tpu")
+
+
+def refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest, match=message) as caught:
         runner.run(planted(**fields), tmp_path, None, Silent())
     assert "\n" not in str(caught.value)

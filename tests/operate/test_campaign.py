@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tests.support import ROOT
 
 TESTS = ROOT / "tests"
 WRONG = ("killed", "hangs", "raises")
+ALL_BUT_MEASURE = tuple(name for name in steps.NAMES if name != "measure")
 
 
 @pytest.fixture(autouse=True)
@@ -194,25 +196,40 @@ def test_what_does_not_fit_is_said_and_left(tmp_path: Path) -> None:
 
 def test_a_measurement_cut_short_goes_on_in_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that say "skipped" keep the step open, and the next call measures them."""
-    asked = {"skip": ("doctor", "gate", "tune", "selfcheck", "counters"), "case": "K4096"}
-    begun: list[float] = []
+    asked = {"skip": ALL_BUT_MEASURE, "case": "K4096"}
 
     def in_no_time(self: steps.Campaign, progress: outcomes.Progress, limit_s: float) -> None:
-        begun.append(limit_s)
         steps.Campaign.measure(self, progress, 1e-6)
 
     with monkeypatch.context() as patched:
         patched.setattr(steps, "MEASURE", steps.replace(steps.MEASURE, act=in_no_time))
-        patched.setattr(steps, "STEPS", (steps.MEASURE,))
+        patched.setattr(steps, "STEPS", ())
         outcome = steps.run(planted(**asked), tmp_path, Silent())
-    assert len(begun) == 2
-    assert begun[0] < 0.8 * begun[1]
     assert outcome.steps["measure"].state == "open"
     assert outcome.exit_code == 3
     run = outcome.run
     outcome = steps.run(planted(**asked), tmp_path, Silent())
     assert outcome.run == run
     assert outcome.steps["measure"].state == "done"
+
+
+def test_measuring_goes_on_at_the_end_with_all_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once with its share of 280 s, of which it uses 100, and once with the rest."""
+    now = [0.0]
+    limits: list[float] = []
+
+    def act(self: steps.Campaign, progress: outcomes.Progress, limit_s: float) -> None:
+        limits.append(limit_s)
+        now[0] += 100.0
+
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(steps, "MEASURE", steps.replace(steps.MEASURE, act=act))
+    monkeypatch.setattr(steps, "STEPS", (steps.MEASURE,))
+    outcome = steps.run(planted(budget_s=steps.FINISH_S + 280.0), tmp_path, Silent())
+    assert limits == [0.75 * 280.0, 180.0]
+    assert outcome.steps["measure"].seconds == 200.0
 
 
 def test_another_request_and_another_code_need_another_directory(tmp_path: Path) -> None:
@@ -323,7 +340,7 @@ def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None
 
 def test_measuring_is_not_begun_where_it_would_have_no_time(tmp_path: Path) -> None:
     """A worker takes some of it to come up: what is left is said, and nothing is skipped case by case."""
-    outcome = steps.run(planted(budget_s=steps.FINISH_S + 12.0, skip=("gate",)), tmp_path, Silent())
+    outcome = steps.run(planted(budget_s=steps.FINISH_S + 12.0, skip=ALL_BUT_MEASURE), tmp_path, Silent())
     assert outcome.run is None
     assert outcome.steps["measure"].state == "open"
     assert "not begun" in outcome.steps["measure"].found[0]

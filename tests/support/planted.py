@@ -1,6 +1,6 @@
 """A catalogue with one honest implementation and every way of cheating or failing that the suite must catch.
 
-Given to the runner in the place of `kernels.op`: y[b] = sum over k of x[b, k] * w[k].
+It takes the place of `kernels.op` in a run: y[b] = sum over k of x[b, k] * w[k]. As there, only a worker loads torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import bench.measure.case
 from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Impl, Inputs, Launch, Missing, Op, Stage, Target, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
 
 # toys need no cold cache, and sweeping a large one would take most of the time
 bench.measure.case.host_flush = lambda size: lambda: None
@@ -62,11 +63,11 @@ OP = Op(
 
 
 def write(inputs: Inputs, y: torch.Tensor) -> torch.Tensor:
-    return torch.mm(inputs["x"], inputs["w"][:, None], out=y)
+    return y.addmm_(inputs["x"], inputs["w"][:, None], beta=0)
 
 
 def output(case: ToyCase, inputs: Inputs) -> torch.Tensor:
-    return torch.zeros(case.B, 1, device=inputs["x"].device)
+    return inputs["x"].new_zeros(case.B, 1)
 
 
 def honest(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
@@ -143,6 +144,8 @@ def idle_when_timed(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
 
 def late_writer(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
     """Returns before its work on another stream is done."""
+    import torch
+
     y, side = output(case, inputs), torch.cuda.Stream()
 
     def launch() -> torch.Tensor:
@@ -184,7 +187,7 @@ def killed(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def out_of_memory(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
-    torch.empty(1 << 60, device=inputs["x"].device)
+    inputs["x"].new_empty(1 << 60)
     raise AssertionError("unreachable")
 
 

@@ -115,18 +115,21 @@ class Campaign:
         except OSError as error:
             why = "it is a file" if directory.is_file() else error.strerror or error
             raise BadRequest(f"cannot write to {directory}: {why}") from error
-        kept = {"device": request.device, "suite": request.suite, "case": request.case,
-                "source_digest": machine.source_digest(tuned=False)}  # fmt: skip
-        self.asked: dict[str, Any] = kept
+        self.asked: dict[str, Any] = {
+            "device": request.device,
+            "suite": request.suite,
+            "case": request.case,
+            "source_digest": machine.source_digest(tuned=False),
+        }
         self.calls: list[dict[str, Any]] = []
         self.steps = {name: Progress() for name in NAMES}
         if (directory / STATE).exists():
-            self.load(kept)
+            self.load()
         tuning.put_back(directory / tuning.FILE, request.root)
         self.calls.append({"began": now(), "budget_s": request.budget_s, "argv": list(request.argv)})
         self.save()
 
-    def load(self, kept: dict[str, Any]) -> None:
+    def load(self) -> None:
         """Take up an earlier call's state. BadRequest where it was of another request or other code."""
         try:
             found = json.loads((self.directory / STATE).read_text())
@@ -136,12 +139,12 @@ class Campaign:
             raise BadRequest(
                 f"{self.directory / STATE} is damaged ({error}); bring it along again, or choose another directory"
             ) from None
-        if changed := [name for name in kept if asked.get(name) != kept[name]]:
-            name = changed[0]
-            raise BadRequest(
-                f"{self.directory} holds a campaign whose {name.replace('_', ' ')} is {asked.get(name)!r}, "
-                f"not {kept[name]!r}; choose another directory"
-            )
+        for name, value in self.asked.items():
+            if asked.get(name) != value:
+                raise BadRequest(
+                    f"{self.directory} holds a campaign whose {name.replace('_', ' ')} is {asked.get(name)!r}, "
+                    f"not {value!r}; choose another directory"
+                )
         self.calls = calls
         self.steps |= steps
 
@@ -277,17 +280,15 @@ class Campaign:
 
     def finish(self) -> CampaignOutcome:
         """Report, summary, and the files to bring home."""
-        from bench import report
-
         self.save()
         tuning.gather(self.directory / tuning.FILE, self.request.root)
         directory = self.run_directory()
         (self.directory / SUMMARY).unlink(missing_ok=True)  # until it is true again
-        faults = [
-            f"gate: {v['op']} {v['case_id']} {v['impl']}: {v['status']}: {v['reason']}"
-            for v in gate.verdicts(self.directory) if v["status"] != "ok"
-        ]  # fmt: skip
+        wrong = [v for v in gate.verdicts(self.directory) if v["status"] != "ok"]
+        faults = [f"gate: {v['op']} {v['case_id']} {v['impl']}: {v['status']}: {v['reason']}" for v in wrong]
         if directory:
+            from bench import report
+
             pack(directory / FILE)
             report.write(directory, draw=False)
             faulty = runner.Outcome(directory=directory, records=load_run(directory).records).faults
