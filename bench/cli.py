@@ -263,12 +263,12 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find the best configurations for this part, and store them with their evidence for later runs."""
-    from bench.operate.tune import race
+    from bench.operate.tune import search
     from bench.terminal import listing
     from bench.terminal.progress import Live
 
     listing.check(op or [], suite)
-    request = race.Request(
+    request = search.Request(
         device=device,
         suite=suite,
         ops=tuple(op or ()),
@@ -278,7 +278,7 @@ def tune(
         sms=tuple(sm or ()),
     )
     with Live.on(stderr=True) as live:
-        found = race.tune(request, live)
+        found = search.tune(request, live)
     say(found, as_json=as_json)
 
 

@@ -26,7 +26,7 @@ KEY = ("part", "impl", "shape_class")
 SCHEMA = 1
 
 EVIDENCE = ("case_id", "seconds", "default", "gain", "driver", "torch", "triton", "date", "git")
-"""What an entry must tell about how it was found; `bench/operate/tune/race.py` says what each field holds."""
+"""What an entry must tell about how it was found; `bench/operate/tune/search.py` says what each field holds."""
 
 Key = tuple[str, str, str]
 

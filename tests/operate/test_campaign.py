@@ -19,7 +19,7 @@ from bench import machine
 from bench.errors import BadRequest
 from bench.operate.campaign import gate, steps, tuning
 from bench.operate.campaign import outcome as outcomes
-from bench.operate.tune import race
+from bench.operate.tune import search
 from bench.records import FILE
 from bench.run import load_run
 from kernels.common import tuned
@@ -297,14 +297,14 @@ def test_configurations_travel_home_and_to_the_next_machine(tmp_path: Path) -> N
 
 def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one race, until the time is up; operations that are not finished are named."""
-    asked: list[race.Request] = []
+    asked: list[search.Request] = []
 
-    def fake(request: race.Request, display: race.Display) -> race.TuneReport:
+    def fake(request: search.Request, display: search.Display) -> search.TuneReport:
         asked.append(request)
-        return race.TuneReport(part="h100")
+        return search.TuneReport(part="h100")
 
     monkeypatch.setattr(machine, "gpu_target", lambda: Target(kind="cuda", name=ENTRY["part"], sm=90, sm_count=132))
-    monkeypatch.setattr(race, "tune", fake)
+    monkeypatch.setattr(search, "tune", fake)
     task = {"step": "tune", "device": "cuda", "suite": "quick", "hang_s": 9.0, "budget_s": 60.0}
     lacking = tuning.lacking("quick")
     assert lacking

@@ -17,7 +17,7 @@ FILE = "tuned.json"
 
 
 class Printed:
-    """A `race.Display`: what is printed ends up in the campaign's words only where the process fails."""
+    """A `search.Display`: what is printed ends up in the campaign's words only where the process fails."""
 
     def working(self, op: str, case_id: str) -> None: ...
     def note(self, text: str) -> None:
@@ -27,7 +27,7 @@ class Printed:
 def lacking(suite: str) -> list[str]:
     """Operations with a shape class of the suite that has no entry for the part that is here. Loads torch."""
     from bench import machine
-    from bench.operate.tune.sift import shape_classes, tunable
+    from bench.operate.tune.prune import shape_classes, tunable
 
     target = machine.gpu_target()
     return list(
@@ -42,12 +42,12 @@ def lacking(suite: str) -> list[str]:
 def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
     """Tune what lacks a configuration until the time is up, in one race: a worker and a pool of compilers are started
     once. Runs in a child process; its answer is returned."""
-    from bench.operate.tune import race
+    from bench.operate.tune import search
 
     waiting = lacking(task["suite"])
     if not waiting or task["budget_s"] <= 0:
         return {"left": waiting, "lines": []}
-    request = race.Request(
+    request = search.Request(
         device=task["device"],
         suite=task["suite"],
         ops=tuple(waiting),
@@ -55,8 +55,8 @@ def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
         hang_s=task["hang_s"],
         only_new=True,
     )
-    outcomes = race.tune(request, Printed()).outcomes
-    unreached = {o.sifted.shape_class.op for o in outcomes if o.status == "not reached"}
+    outcomes = search.tune(request, Printed()).outcomes
+    unreached = {o.pruned.shape_class.op for o in outcomes if o.status == "not reached"}
     return {"left": [op for op in waiting if op in unreached], "lines": [o.lines()[0] for o in outcomes]}
 
 

@@ -1,1 +1,1 @@
-"""Offline tuning: `sift.py` drops candidates on the host, `race.py` times the others, `track.py` is its clock."""
+"""Offline tuning: `prune.py` drops candidates on the host; `search.py` times the others on a GPU through `track.py`."""

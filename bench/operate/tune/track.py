@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.measure.case import Settings
 from bench.measure.worker import Job, Receiver, Worker
-from bench.operate.tune.sift import ShapeClass
+from bench.operate.tune.prune import ShapeClass
 from bench.records import Record, Status
 from kernels.op import Config
 

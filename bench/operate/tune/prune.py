@@ -1,9 +1,12 @@
-"""Which configurations are worth GPU time: found by compiling them on the host, no GPU needed.
+"""Which configurations are worth GPU time. The host finds out by compiling them; no GPU is needed.
 
-For every tunable implementation, the cases of a suite fall into shape classes. A class is represented by the case with
-the most bytes. Its reasoned configuration and all candidates are compiled for the part. A candidate falls if it cannot
-be planned or compiled, does not fit an SM as often as its plan counts on, spills, compiles to what one before it does,
-or has fewer bytes in flight than both the part needs and the reasoned configuration has.
+For every tunable implementation, the cases of a suite fall into shape classes. The case with the most bytes stands for
+its class. Its reasoned configuration and all candidates are compiled for the part. A candidate falls if
+
+- it cannot be planned or compiled, or spills registers;
+- fewer of its CTAs fit on an SM than its plan counts on;
+- it compiles to the same binaries as a candidate before it;
+- it has fewer bytes in flight than the part needs, and fewer than the reasoned configuration has.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from bench.inspection.targets import compile_targets
 from kernels.op import SUITES, Config, Impl, Op, Target, config_text
 
 DEFAULT: Config = ()
-"""Nothing overridden: what the plan reasons."""
+"""Nothing is overridden: the plan reasons every field."""
 
 SAME = "the same as"
 
@@ -56,26 +59,26 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler made of a trial: a report per kernel launched, or the reason why there is none."""
+    """What the compiler made of a trial: a report for each launch, or the reason why there is none."""
 
     reports: tuple[KernelReport, ...] = ()
     binaries: tuple[str, ...] = ()
-    """Equal for launches of the same binary over the same grid."""
+    """One text for each launch; equal texts mean the same binary over the same grid."""
     declared: tuple[int, ...] = ()
-    """CTAs per SM that the implementation's stages count on, one for each launch."""
+    """For each launch, the CTAs per SM that the implementation's stages count on."""
     error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sifted:
-    """A shape class on one part: who may race, and why the others may not."""
+class Pruned:
+    """A shape class on one part: which configurations are worth timing, and why the others are not."""
 
     shape_class: ShapeClass
     sm: int
     survivors: tuple[Config, ...]
     fallen: tuple[tuple[Config, str], ...]
     error: str = ""
-    """Why not even the reasoned configuration can run; then nobody survives."""
+    """Why even the reasoned configuration cannot run; then no configuration survives."""
 
     def lines(self) -> list[str]:
         head = f"{self.shape_class.label} sm_{self.sm}, {self.shape_class.cases[0].id}: "
@@ -99,7 +102,7 @@ class Sifted:
 
 
 def fallen_lines(fallen: Sequence[tuple[Config, str]]) -> list[str]:
-    """One line for each reason; those that compile to what another does are only counted."""
+    """One line for each candidate; those that compile to what another one does are only counted."""
     told = [f"    {config_text(config)}: {why}" for config, why in fallen if not why.startswith(SAME)]
     same = len(fallen) - len(told)
     return told + ([f"    {same} more compile to what another does"] if same else [])
@@ -110,15 +113,12 @@ def config_of(fields: Iterable[tuple[str, int]]) -> Config:
 
 
 def tunable(catalogue: str, ops: Sequence[str], impls: Sequence[str]) -> list[tuple[Op, Impl]]:
-    """What can be tuned of what is asked for. BadRequest for names that are not there or have nothing to tune."""
+    """The tunable implementations among those asked for. BadRequest for an unknown name, or where there are none."""
     registry = importlib.import_module(catalogue)
     known: dict[str, Op] = registry.discover()
     require("op", ops, known)
-    found = [
-        (op, impl)
-        for op in known.values() if not ops or op.name in ops
-        for impl in registry.implementations(op.name)[0] if impl.tuning
-    ]  # fmt: skip
+    asked = [op for op in known.values() if not ops or op.name in ops]
+    found = [(op, impl) for op in asked for impl in registry.implementations(op.name)[0] if impl.tuning]
     require("tunable implementation", impls, dict.fromkeys(impl.name for _, impl in found))
     chosen = [(op, impl) for op, impl in found if not impls or impl.name in impls]
     if not chosen:
@@ -127,7 +127,7 @@ def tunable(catalogue: str, ops: Sequence[str], impls: Sequence[str]) -> list[tu
 
 
 def shape_classes(chosen: Iterable[tuple[Op, Impl]], suite: str, target: Target) -> list[ShapeClass]:
-    """All classes of the suite that the part supports and that have anything to try."""
+    """All shape classes of the suite that the part supports and that have a candidate."""
     require("suite", [suite], SUITES)
     reasoned = dataclasses.replace(target, config=DEFAULT)
     found = []
@@ -147,7 +147,7 @@ def shape_classes(chosen: Iterable[tuple[Op, Impl]], suite: str, target: Target)
 
 
 def compile_trial(trial: Trial) -> Compiled:
-    """In a process of the pool: build with `meta` inputs, compile every launch, read the listings."""
+    """In a process of the pool: build with `meta` inputs, compile every launch, and read the listings."""
     refuse_interpreter()
     registry = importlib.import_module(trial.catalogue)
     op = registry.discover()[trial.op]
@@ -176,18 +176,18 @@ def compile_all(
     return found
 
 
-def sift(
+def prune(
     classes: Sequence[ShapeClass],
     target: Target,
     catalogue: str,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Sifted]:
-    """All classes on one part. BadRequest for a part whose limits are not known."""
+) -> list[Pruned]:
+    """Compile and judge all classes on one part. BadRequest for a part whose limits are not known."""
     if target.sm not in compile_targets():
         known = ", ".join(f"sm_{sm}" for sm in compile_targets())
         raise BadRequest(
-            f"what an SM of sm_{target.sm} holds is not known here, so nothing can be sifted; known: {known}"
+            f"what an SM of sm_{target.sm} holds is not known here, so nothing can be pruned; known: {known}"
         )
     try:
         refuse_interpreter()
@@ -208,11 +208,11 @@ def sift(
     return [judge(c, target.sm, {config: compiled[trials[c.label, config]] for config in c.configs}) for c in classes]
 
 
-def judge(shape_class: ShapeClass, sm: int, compiled: dict[Config, Compiled]) -> Sifted:
-    """Pure: from what the compiler made to who survives."""
+def judge(shape_class: ShapeClass, sm: int, compiled: dict[Config, Compiled]) -> Pruned:
+    """Which configurations survive, given what the compiler made of each. Pure."""
     default = compiled[DEFAULT]
     if default.error:
-        return Sifted(shape_class=shape_class, sm=sm, survivors=(), fallen=(), error=default.error)
+        return Pruned(shape_class=shape_class, sm=sm, survivors=(), fallen=(), error=default.error)
     survivors, fallen = [DEFAULT], []
     seen = {default.binaries: DEFAULT}
     for config in shape_class.configs[1:]:
@@ -224,7 +224,7 @@ def judge(shape_class: ShapeClass, sm: int, compiled: dict[Config, Compiled]) ->
         else:
             survivors.append(config)
             seen[made.binaries] = config
-    return Sifted(shape_class=shape_class, sm=sm, survivors=tuple(survivors), fallen=tuple(fallen))
+    return Pruned(shape_class=shape_class, sm=sm, survivors=tuple(survivors), fallen=tuple(fallen))
 
 
 FATAL = ("does not fit", "spills")
@@ -233,8 +233,10 @@ CROWDED = "too many CTAs"
 
 
 def worse(made: Compiled, default: Compiled) -> str:
-    """What rules a candidate out, empty if nothing does: spills and misfits always, all else if the default is free
-    of it. Few bytes in flight count only if they are fewer than the default's.
+    """What rules a candidate out; empty if nothing does.
+
+    Spills and misfits always do. Any other problem does if the default does not have it. Few bytes in flight do unless
+    the default has as few.
     """
     excused = {kind(p) for p in wrong_with(default)} - set(FATAL)
     if in_flight(made) < in_flight(default):
@@ -243,7 +245,7 @@ def worse(made: Compiled, default: Compiled) -> str:
 
 
 def wrong_with(made: Compiled) -> list[str]:
-    """The problems of all launches, and CTAs that a plan counts on and that do not fit."""
+    """The problems of all launches, and each launch of which fewer CTAs fit than its plan counts on."""
     found = [p for r in made.reports for p in problems(r)]
     if len(made.declared) == len(made.reports):
         found += [
@@ -259,5 +261,5 @@ def kind(problem: str) -> str:
 
 
 def in_flight(made: Compiled) -> int:
-    """Bytes in flight per SM of the launch that has the most: the one that streams."""
+    """Bytes in flight per SM of the launch that streams: the one that has the most."""
     return max((r.bytes_in_flight for r in made.reports), default=0)

@@ -1,9 +1,9 @@
 """Offline tuning: find configurations that beat the reasoned ones on this part, and write them down with the evidence.
 
-`sift.py` drops on the host what need not be timed. The survivors race on the GPU, through the same gate,
-rotating copies and interleaved timer as a measured run: first in heats, the default in each of them, then the best of
-all heats and the default again with fresh samples. A winner must beat the default by more than `GAIN` with the whole
-interval, and must not lose to it on other cases of its class. A measured run only reads what is written here.
+`prune.py` drops on the host what need not be timed. The survivors race on the GPU, through the same gate, rotating
+copies and interleaved timer as in a measured run. First come heats of a few candidates and the default, then a final of
+the best of all heats and the default, with fresh samples. A winner must beat the default by more than `GAIN` with its
+whole interval, and must not lose to it on other cases of its class. A measured run only reads what is written here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.devices.driver import cuda_problem
 from bench.errors import BadRequest
 from bench.inspection.targets import compile_targets
 from bench.measure.schedule import HANG_S, halving, round_robin
-from bench.operate.tune.sift import DEFAULT, ShapeClass, Sifted, fallen_lines, shape_classes, sift, tunable
+from bench.operate.tune.prune import DEFAULT, Pruned, ShapeClass, fallen_lines, prune, shape_classes, tunable
 from bench.operate.tune.track import Times, Track
 from bench.records import Record
 from bench.stats import Interval, ratio_interval
@@ -31,17 +31,17 @@ GAIN = 0.01
 """The least gain that is worth a line in a file: twice the half-width that sampling aims at."""
 
 HEAT = 6
-"""Candidates timed together with the default; more would hold more outputs and graphs at once."""
+"""So many candidates are timed together with the default; more would hold more outputs and graphs at once."""
 
 FINALISTS = 3
 CHECKED = 2
-"""Further cases of the class on which a winner must hold its own."""
+"""On so many further cases of the class, a winner must not be slower than the default."""
 
 HEAT_CAP_S = 0.15
-"""Sampling seconds per candidate in a heat: a median to about 1%, enough to leave the slow ones behind."""
+"""Sampling seconds per candidate in a heat. The median is then known to about 1%, enough to drop the slow ones."""
 
 VOID = {"impossible"}
-"""Flags of times that are no times."""
+"""A time with one of these flags does not count."""
 
 
 class Display(Protocol):
@@ -60,16 +60,16 @@ class Request:
     ops: tuple[str, ...] = ()
     impls: tuple[str, ...] = ()
     budget_s: float | None = None
-    """No class is begun after this long."""
+    """After this long no further class is begun."""
     cap_s: float = 0.5
     """Sampling seconds per finalist and case."""
     dry_run: bool = False
-    """Only compile, for every part of `sms` or for all; needs no GPU."""
+    """Only compile, for the parts of `sms` or for all that are known; needs no GPU."""
     sms: tuple[int, ...] = ()
     only_new: bool = False
     """Leave out classes that have an entry for this part."""
     workers: int = 0
-    """Processes that compile; 0 for one per usable core."""
+    """So many processes compile; 0: one per usable core."""
     hang_s: float = HANG_S
     catalogue: str = "kernels.op"
     root: Path = tuned.ROOT
@@ -77,30 +77,30 @@ class Request:
 
 
 Race = Callable[[ShapeClass, Any, Sequence[Config], float], Times]
-"""(class, case, configurations, sampling seconds each) -> a record each, or why there is none."""
+"""(class, case, configurations, sampling seconds of each) -> for each its record, or why there is none."""
 
 Status = Literal["tuned", "default stands", "failed", "not reached"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one shape class. `config` and `evidence` are what is written; empty unless it was timed."""
+    """What came of one shape class. `config` and `evidence` get written down; they are empty unless it was timed."""
 
-    sifted: Sifted
+    pruned: Pruned
     status: Status
     config: Config = DEFAULT
     evidence: dict[str, Any] = field(default_factory=dict)
     why: str = ""
     wrong: tuple[tuple[Config, str], ...] = ()
-    """Candidates that compiled and then failed the gate or crashed."""
+    """Candidates that compiled, and then failed the gate or crashed, and why."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """Implementation and class, within an op and a part."""
-        return self.sifted.shape_class.impl, self.sifted.shape_class.name
+        """Implementation and class: what names an entry among those of an op and a part."""
+        return self.pruned.shape_class.impl, self.pruned.shape_class.name
 
     def lines(self) -> list[str]:
-        head = f"{self.sifted.shape_class.label}: {self.status}"
+        head = f"{self.pruned.shape_class.label}: {self.status}"
         if self.evidence:
             head += f" {config_text(self.config)}" if self.status == "tuned" else ""
             head += f", {gain_text(self.evidence)} on {self.evidence['case_id']}"
@@ -108,11 +108,11 @@ class Outcome:
             head += f"; runner-up {config_text(tuple(runner_up['config'].items()))}" if runner_up else ""
         if self.why:
             head += f" ({self.why})"
-        return [head, *fallen_lines((*self.sifted.fallen, *self.wrong))]
+        return [head, *fallen_lines((*self.pruned.fallen, *self.wrong))]
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **self.sifted.as_dict(),
+            **self.pruned.as_dict(),
             "status": self.status,
             "config": dict(self.config),
             "evidence": self.evidence,
@@ -123,24 +123,24 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneReport:
-    """What a tuning came to: outcomes on a GPU, or what a dry run sifted for each part."""
+    """What a tuning came to: outcomes on a GPU, or, of a dry run, what was pruned for each part."""
 
     part: str
     outcomes: tuple[Outcome, ...] = ()
-    sifted: tuple[Sifted, ...] = ()
+    pruned: tuple[Pruned, ...] = ()
     files: tuple[Path, ...] = ()
     interrupted: bool = False
 
     def lines(self) -> list[str]:
         written = [f"written: {path}" for path in self.files]
-        rows: list[Outcome | Sifted] = [*self.outcomes, *self.sifted]
+        rows: list[Outcome | Pruned] = [*self.outcomes, *self.pruned]
         return [line for row in rows for line in row.lines()] + written
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "part": self.part,
             "outcomes": [outcome.as_dict() for outcome in self.outcomes],
-            "sifted": [row.as_dict() for row in self.sifted],
+            "sifted": [row.as_dict() for row in self.pruned],
             "files": [str(path) for path in self.files],
             "interrupted": self.interrupted,
         }
@@ -156,30 +156,30 @@ def tune(request: Request, display: Display) -> TuneReport:
     chosen = tunable(request.catalogue, request.ops, request.impls)
     if request.dry_run:
         return dry_run(request, chosen, display)
-    without = "`--dry-run` compiles and sifts the candidates without one"
+    without = "`--dry-run` compiles and prunes the candidates without one"
     if request.device == "cpu":
         raise BadRequest(f"tuning times kernels on an NVIDIA GPU; {without}")
     if reason := cuda_problem():
         raise BadRequest(f"tuning needs an NVIDIA GPU: {reason}; {without}")
     track = Track(request.catalogue, request.hang_s)
     try:
-        return campaign(request, chosen, track.target, track.environment, track.race, display)
+        return search(request, chosen, track.target, track.environment, track.race, display)
     finally:
         track.close()
 
 
 def dry_run(request: Request, chosen: Sequence[tuple[Op, Impl]], display: Display) -> TuneReport:
-    """Sift for every part of `request.sms`, none of which need be here."""
+    """Prune for every part of `request.sms`. The parts need not be here."""
     known = compile_targets()
     unknown = [sm for sm in request.sms if sm not in known]
     if unknown:
         raise BadRequest(f"sm_{unknown[0]} is unknown; known: {', '.join(map(str, known))}")
     targets = [known[sm] for sm in request.sms or known]
-    found = [row for target in targets for row in sifted(request, chosen, target, display)]
-    return TuneReport(part=", ".join(target.name for target in targets), sifted=tuple(found))
+    found = [row for target in targets for row in pruned(request, chosen, target, display)]
+    return TuneReport(part=", ".join(target.name for target in targets), pruned=tuple(found))
 
 
-def sifted(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target, display: Display) -> list[Sifted]:
+def pruned(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target, display: Display) -> list[Pruned]:
     classes = shape_classes(chosen, request.suite, target)
     if request.only_new:
         classes = [c for c in classes if (target.name, c.impl, c.name) not in tuned.entries(c.op, request.root)]
@@ -187,10 +187,10 @@ def sifted(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target, 
     def progress(done: int, total: int) -> None:
         display.working("compiling", f"for sm_{target.sm}, {done} of {total}")
 
-    return sift(classes, target, request.catalogue, request.workers or machine.usable_cores(), progress)
+    return prune(classes, target, request.catalogue, request.workers or machine.usable_cores(), progress)
 
 
-def campaign(
+def search(
     request: Request,
     chosen: Sequence[tuple[Op, Impl]],
     target: Target,
@@ -199,24 +199,24 @@ def campaign(
     display: Display,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneReport:
-    """Sift, race class after class until the budget is used up; every outcome is on disk before the next begins."""
+    """Prune, then race class after class until the budget is used up. An outcome is on disk before the next begins."""
     deadline = clock() + request.budget_s if request.budget_s else None
     outcomes: list[Outcome] = []
     files: dict[Path, None] = {}
-    waiting = in_turns(sifted(request, chosen, target, display))
+    waiting = in_turns(pruned(request, chosen, target, display))
     interrupted = False
     for row in waiting:
         late = deadline is not None and clock() > deadline
         if interrupted or late:
             why = "interrupted" if interrupted else "the budget was used up"
-            outcomes.append(Outcome(sifted=row, status="not reached", why=why))
+            outcomes.append(Outcome(pruned=row, status="not reached", why=why))
             continue
         display.working(row.shape_class.op, f"{row.shape_class.impl} [{row.shape_class.name}]")
         try:
-            outcome = settle(row, request.cap_s, race)
+            outcome = search_class(row, request.cap_s, race)
         except KeyboardInterrupt:
             interrupted = True
-            outcome = Outcome(sifted=row, status="not reached", why="interrupted")
+            outcome = Outcome(pruned=row, status="not reached", why="interrupted")
         outcomes.append(outcome)
         display.note(outcome.lines()[0])
         if outcome.evidence:
@@ -224,26 +224,26 @@ def campaign(
     return TuneReport(part=target.name, outcomes=tuple(outcomes), files=tuple(files), interrupted=interrupted)
 
 
-def in_turns(rows: Sequence[Sifted]) -> list[Sifted]:
-    """One class of each operation, then the next of each: where the time ends early, every operation has some."""
-    of_op: dict[str, list[Sifted]] = {}
+def in_turns(rows: Sequence[Pruned]) -> list[Pruned]:
+    """One class of each operation, then the next of each, so that every operation has some if the time ends early."""
+    of_op: dict[str, list[Pruned]] = {}
     for row in rows:
         of_op.setdefault(row.shape_class.op, []).append(row)
     return round_robin(of_op.values())
 
 
-def settle(row: Sifted, cap_s: float, race: Race) -> Outcome:
-    """Heats, final, and the check on other cases of one class."""
+def search_class(row: Pruned, cap_s: float, race: Race) -> Outcome:
+    """Heats, the final, and the check on other cases, for one class."""
     if row.error:
-        return Outcome(sifted=row, status="failed", why=row.error)
+        return Outcome(pruned=row, status="failed", why=row.error)
     if not row.survivors[1:]:
-        return Outcome(sifted=row, status="default stands", why="no candidate survived the compiler")
+        return Outcome(pruned=row, status="default stands", why="no candidate survived the compiler")
     shape_class = row.shape_class
     first, *others = shape_class.cases
     wrong: dict[Config, str] = {}
 
     def run(case: Any, configs: Sequence[Config], seconds: float) -> dict[Config, Record]:
-        """Those that have a time; the others are remembered."""
+        """The records that have a time; the others are added to `wrong`."""
         times = race(shape_class, case, configs, seconds)
         wrong.update({config: reason for config, found in times.items() if (reason := untimed(found))})
         return {c: found for c, found in times.items() if isinstance(found, Record) and c not in wrong}
@@ -258,7 +258,7 @@ def settle(row: Sifted, cap_s: float, race: Race) -> Outcome:
     finalists = sorted(ratios, key=ratios.__getitem__)[:FINALISTS]
     final = run(first, [DEFAULT, *finalists], cap_s) if DEFAULT not in wrong else {}
     if DEFAULT not in final:
-        return Outcome(sifted=row, status="failed", why=f"the default: {wrong[DEFAULT]}", wrong=tuple(wrong.items()))
+        return Outcome(pruned=row, status="failed", why=f"the default: {wrong[DEFAULT]}", wrong=tuple(wrong.items()))
     ranked = sorted(final, key=lambda config: seconds(final[config]))
     winner = ranked[0]
     gain = ratio_interval(final[DEFAULT].samples_s, final[winner].samples_s)
@@ -277,7 +277,7 @@ def settle(row: Sifted, cap_s: float, race: Race) -> Outcome:
             break
     config = DEFAULT if why else winner
     return Outcome(
-        sifted=row,
+        pruned=row,
         status="default stands" if config == DEFAULT else "tuned",
         config=config,
         evidence=evidence(first.id, final, config, checks if config != DEFAULT else {}, len(candidates)),
@@ -316,7 +316,7 @@ def evidence(
 ) -> dict[str, Any]:
     """What the final showed. Times are intervals in seconds; gains are time of the default / time - 1.
 
-    `launches` is what ran, as `Record.config` has it, so that a later change of the plan is seen.
+    `launches` says what ran, as `Record.config` does, so that a later change of the plan shows.
     """
 
     def timing(of: Config) -> dict[str, Any]:
@@ -347,13 +347,13 @@ def evidence(
 
 
 def write(outcome: Outcome, target: Target, environment: Mapping[str, Any], root: Path) -> Path:
-    """Put an outcome and where it was found into its op's file."""
+    """Write an outcome, and where it was found, into its op's file."""
     git = environment["git"]
     packages = environment["packages"]
     entry = {
         "part": target.name,
-        "impl": outcome.sifted.shape_class.impl,
-        "shape_class": outcome.sifted.shape_class.name,
+        "impl": outcome.pruned.shape_class.impl,
+        "shape_class": outcome.pruned.shape_class.name,
         "config": dict(outcome.config),
         "evidence": {
             **outcome.evidence,
@@ -364,5 +364,5 @@ def write(outcome: Outcome, target: Target, environment: Mapping[str, Any], root
             "git": f"{git['sha']}{'+' if git['dirty'] else ''}" if git["sha"] else environment["source_digest"],
         },
     }
-    op = outcome.sifted.shape_class.op
+    op = outcome.pruned.shape_class.op
     return tuned.write(op, {(target.name, *outcome.key): entry}, root)
