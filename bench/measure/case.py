@@ -1,7 +1,7 @@
-"""One case, all its implementations: inputs -> gate -> prediction -> interleaved timing -> gate again -> Records.
+"""One case, all its implementations: prediction -> inputs -> gate -> interleaved timing -> gate again -> Records.
 
-Runs inside a worker process (`worker.py`); raises nothing that one implementation did wrong: that becomes its
-record. A fault that poisons the CUDA context is reported through `Broken`, so that the worker can be replaced.
+This runs inside a worker process (`worker.py`). What one implementation does wrong is not raised; it becomes the
+record of that implementation. A fault that spoils the process raises `Broken`, so that the worker can be replaced.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from kernels.launch import Built
 from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
 
 THROTTLE_RETRIES = 2
-"""A throttled case is measured again at most this often."""
+"""A case in which the GPU throttled is measured again at most so many times."""
 
 MAX_SEEDS = 1 << 20
-"""Seeds of fresh inputs start this far beyond those of the copies."""
+"""The seeds of the inputs that the gate changes to begin this far beyond the seeds of the copies."""
 
 
 class Broken(Exception):
-    """The process can't be used any more; the records made so far are with the listener."""
+    """The process cannot be used any more. The listener has the records made so far."""
 
 
 class Listener(Protocol):
-    """What a measurement reports as it goes."""
+    """Hears what a measurement reports."""
 
     def entering(self, impl: str, phase: str) -> None: ...
     def prediction(self, line: dict[str, Any]) -> None: ...
@@ -67,20 +67,20 @@ class Settings:
     """How a case is measured."""
 
     cap_s: float = 1.0
-    """Sampling time per implementation."""
+    """Sampling seconds per implementation."""
     seed: int = 0
     repeat: int = 0
     memory_bytes: int = 8 << 30
-    """What rotating copies may draw on."""
+    """Free memory, of which rotating copies take a part."""
     run_id: str = ""
     aa: bool = False
-    """Enter the first implementation twice: the difference is the resolution of the run."""
+    """Time the first implementation twice: the difference is the resolution of the run."""
     spec: DeviceSpec | None = None
     ceilings: Ceilings | None = None
     timed: bool = True
-    """False: the gate alone; what passes it gets a record without times."""
+    """False: only the gate. What passes it gets a record without times."""
     telemetry: Callable[[], Sampler] = unwatched
-    """Watches the sampling of a case, all its implementations in turn, spin kernels included."""
+    """Watches while a case is sampled: all its implementations in turn, and the spin kernels between them."""
 
 
 @dataclass(kw_only=True)
@@ -94,11 +94,11 @@ class Entrant:
     flags: list[str] = field(default_factory=list)
     timer: Timer | None = None
     twin: Timer | None = None
-    """A second timer of the same launches, of the implementation that is entered twice."""
+    """A second timer of the same launches, for the implementation that is timed twice."""
 
 
 def measure(op: Op, case: Any, impls: Sequence[Impl], target: Target, settings: Settings, listener: Listener) -> None:
-    """Measure one case with every given implementation; each ends in exactly one record at the listener."""
+    """Measure one case with every given implementation. The listener gets exactly one record of each."""
     Measurement(op, case, target, settings, listener).run(impls)
 
 
@@ -140,7 +140,7 @@ class Measurement:
             raise Broken("a spoilt capture keeps torch from freeing memory")
 
     def admit(self, impl: Impl) -> Entrant | None:
-        """Supported here? Then its prediction goes out before anything is measured."""
+        """Refuse what is not supported here; report the prediction of the others before anything is measured."""
         self.listener.entering(impl.name, "support")
         try:
             refusal = impl.supports(self.case, self.target)
@@ -158,9 +158,10 @@ class Measurement:
         return Entrant(impl=impl, stages=stages, prediction=prediction)
 
     def predict(self, stages: Sequence[Stage]) -> dict[str, Any]:
-        """Both predictions; the measured one is None for the ceilings themselves and before they are known.
+        """The predictions from the datasheet and from the measured ceilings.
 
-        Either is None where bytes cross to the host and the link's rate is not known.
+        The second is None for the ceilings themselves and while no ceilings are known. Both are None where bytes cross
+        to the host and the link's rate is not known.
         """
         settings = self.settings
         datasheet = predict_from_datasheet(stages, settings.spec) if settings.spec else None
@@ -170,9 +171,9 @@ class Measurement:
         return {"datasheet": usable(datasheet), "measured": usable(measured), "at": now()}
 
     def draw_inputs(self) -> None:
-        """Rotating copies, each from a seed of its own, and what the gate changes the first one to.
+        """Draw the rotating copies, each from its own seed, and the values to which the gate changes the first one.
 
-        That one comes first, so that what is not kept of it is free again when the copies need it.
+        Those values are drawn first. Most of the memory that they take is free again when the copies need it.
         """
         self.listener.entering("", "inputs")
         changed = self.settings.seed + MAX_SEEDS + self.settings.repeat
@@ -185,7 +186,7 @@ class Measurement:
         self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
 
     def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
-        """Run one step; a wrong result or an exception ends the entrant with its record, and frees what it holds."""
+        """Run one step. A wrong result or an exception ends the entrant with its record, and frees what it holds."""
         self.listener.entering(entrant.impl.name, step.__name__)
         try:
             wrong = step(entrant)
@@ -198,7 +199,7 @@ class Measurement:
         return wrong is None
 
     def gate(self, entrant: Entrant) -> str | None:
-        """Prepare all copies and check the first; a wrong result stores its error and gets no time."""
+        """Prepare all copies and check the first. A wrong result is recorded with its error and without a time."""
         entrant.launches = [entrant.impl.prepare(self.case, copy, self.target) for copy in self.copies]
         errors = check_prepared(self.op, self.case, self.copies[0], self.fresh, entrant.launches[0], self.target)
         if not errors.passed:
@@ -208,7 +209,7 @@ class Measurement:
         return errors.reason
 
     def check(self, entrant: Entrant) -> str | None:
-        """The gate alone: a record of its verdict, and nothing of what it prepared is kept."""
+        """The gate alone: record the verdict, and keep nothing of what was prepared."""
         wrong = self.gate(entrant)
         if wrong is None:
             self.emit(entrant.impl, entrant, status="ok")
@@ -228,9 +229,9 @@ class Measurement:
         return HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
 
     def time(self, entrants: list[Entrant]) -> None:
-        """Interleaved sampling under telemetry, again if throttled; then every copy's output is checked.
+        """Sample all in turns under telemetry, again if the GPU throttled, then check the output of every copy.
 
-        Telemetry is of the whole case: of all its implementations in turn and of the spin kernels between them.
+        Telemetry is of the whole case: all its implementations in turn, and the spin kernels between them.
         """
         timers = {e.impl.name: e.timer for e in entrants if e.timer}
         at_fault = {name: name for name in timers}
@@ -238,7 +239,7 @@ class Measurement:
         if first.twin:
             timers[f"{first.impl.name} again"] = first.twin
             at_fault[f"{first.impl.name} again"] = first.impl.name
-        # after the last launch outside a sample, and none until the check: what no sample wrote must show
+        # from here to the check only samples launch, so what none of them writes stays poisoned and shows
         for entrant in entrants:
             assert entrant.timer
             for copy, output in zip(self.copies, entrant.timer.outputs, strict=True):
@@ -297,7 +298,7 @@ class Measurement:
         )
 
     def flags(self, entrant: Entrant, sampling: Sampling, telemetry: Mapping[str, Any]) -> list[str]:
-        """What a reader must know of this number."""
+        """What a reader must know of this time."""
         assert self.rotation
         idle = getattr(entrant.timer, "idle", False) or waits(entrant.launches[0], sampling.samples_s, self.target)
         return flags_of(
@@ -311,7 +312,7 @@ class Measurement:
         )
 
     def config(self, impl: Impl, launches: Sequence[Launch]) -> dict[str, Any]:
-        """How a kernel of ours is launched, and what of that was tuned offline for this part."""
+        """How a kernel of ours is launched, and which fields of that were tuned offline for this part."""
         if not isinstance(launches[0], Built):
             return {}
         tuned_fields = None
@@ -320,7 +321,7 @@ class Measurement:
         return {"tuned": tuned_fields, "launches": [launch.config for launch in launches[0].launches]}
 
     def fastest_read(self) -> float | None:
-        """B/s that compulsory traffic can't exceed: the fastest read seen; for the ceilings, the datasheet's."""
+        """B/s that compulsory traffic cannot exceed: the fastest read seen, or for a ceiling the datasheet's number."""
         settings = self.settings
         if not self.op.is_ceiling:
             return settings.ceilings.best_read if settings.ceilings else None
@@ -334,7 +335,7 @@ class Measurement:
             recover_device(error)
 
     def emit(self, impl: Impl, entrant: Entrant | None = None, **fields: Any) -> None:
-        """One record, with all that is known of the entrant."""
+        """Report one record, with all that is known of the entrant."""
         stages = [dataclasses.asdict(stage) for stage in entrant.stages] if entrant else []
         self.listener.record(
             Record(
@@ -359,7 +360,7 @@ class Measurement:
 
 
 def version(impl: Impl) -> str:
-    """What the record says of the library behind an implementation; one without metadata still has its time."""
+    """The library behind an implementation, for a record. A library without metadata still gets its time."""
     try:
         return impl.version() if impl.version else ""
     except Exception as error:
@@ -367,14 +368,14 @@ def version(impl: Impl) -> str:
 
 
 def usable(prediction: Prediction | None) -> dict[str, Any] | None:
-    """For a record. Without the link's term a copy to the host would be predicted at the rate of the memory."""
+    """A prediction for a record, None without the link's term: a copy to the host would be predicted at DRAM's rate."""
     if prediction is None or "host_bandwidth" in prediction.missing:
         return None
     return dataclasses.asdict(prediction)
 
 
 def error_dict(errors: Errors) -> dict[str, Any]:
-    """Metrics for a record; what is not finite (a NaN's error) has no number in JSON and becomes None."""
+    """Metrics for a record. What is not finite (the error of a NaN) has no number in JSON and becomes None."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in vars(errors).items()
@@ -387,7 +388,7 @@ def tensor_bytes(inputs: Inputs) -> int:
 
 
 def recover_device(error: Exception) -> None:
-    """After a fault on a GPU: free what can be freed; if the context is lost, say so by raising `Broken`."""
+    """After a fault on a GPU, free what can be freed. Raises `Broken` if the context is lost."""
     import torch
 
     gc.collect()

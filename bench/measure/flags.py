@@ -1,4 +1,4 @@
-"""What a reader must know of a time: how the flags of a record are found; `bench.records.FLAGS` says what they mean."""
+"""What a reader must know of a time: which flags its record gets. `bench.records.FLAGS` says what each means."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from bench.measure.timing import Rotation, Sampling
 from kernels.op import Launch, Target
 
 IMPOSSIBLE_MARGIN = {"cuda": 1.02, "cpu": 1.5}
-"""By kind of target: compulsory bytes over time may exceed the fastest read that was seen by this factor, not by more.
+"""By kind of target: compulsory bytes over time may be at most this many times the fastest read that was seen.
 
 A GPU's clocks move by a percent or two. A host shares its memory with whatever else runs on it.
 """
 
 MIN_CACHEABLE = 4096
-"""Launches that move fewer bytes (an empty kernel) are never called warm: no cache matters to them."""
+"""A launch that moves fewer bytes (an empty kernel) is never called warm: no cache matters to it."""
 
 MAX_IDLE_CALL_S = 0.01
-"""A launch call on the host may not last longer than this beyond its device time: it would be waiting or sleeping."""
+"""A launch call on the host that lasts longer than its device time and this must be waiting or sleeping."""
 
 
 def flags_of(
@@ -33,7 +33,7 @@ def flags_of(
     fastest_read: float | None,
     idle: bool,
 ) -> list[str]:
-    """`fastest_read` in B/s: compulsory traffic can't exceed it; None where it is not known."""
+    """The names of all flags that apply. `fastest_read` in B/s is what compulsory traffic cannot exceed, if known."""
     rate = work_bytes / statistics.median(sampling.samples_s)
     found = {
         "noisy": not sampling.converged,
@@ -47,7 +47,7 @@ def flags_of(
 
 
 def waits(launch: Launch, samples_s: Sequence[float], target: Target) -> bool:
-    """On a GPU: does the launch call hold up the host although the device needs no such time?"""
+    """On a GPU, does the launch call hold up the host for longer than the device needs?"""
     if target.kind != "cuda":
         return False
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The correctness gate: what an implementation must survive before its clock starts, and after it has stopped."""
+"""The correctness gate: the checks before an implementation's clock starts and after it has stopped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from kernels.common.compare import Errors, compare
 from kernels.op import Impl, Inputs, Launch, Op, Target
 
 STACK_ELEMENTS = 1 << 20
-"""Small outputs are compared together, up to this many elements at once."""
+"""Small outputs are compared together, up to so many elements at once."""
 
 
 def volatile_part(op: Op, inputs: Inputs) -> Inputs:
-    """What `exchange` needs of fresh inputs: the rest, often nearly all of their memory, need not be kept."""
+    """The part of fresh inputs that `exchange` needs. The rest, often nearly all of their memory, need not be kept."""
     return {name: inputs[name] for name in op.volatile}
 
 
 def exchange(inputs: Inputs, fresh: Inputs) -> None:
-    """Swap contents in place: a prepared launch must see the new values, and the next one has others to be shown."""
+    """Swap contents in place. A prepared launch must see the new values; the next launch can be shown the old ones."""
     for name, other in fresh.items():
         before = inputs[name].clone()
         inputs[name].copy_(other)
@@ -27,13 +27,13 @@ def exchange(inputs: Inputs, fresh: Inputs) -> None:
 
 
 def poisoned_run(op: Op, case: Any, inputs: Inputs, launch: Launch) -> Any:
-    """Run once to learn where the output is, poison it, run again: what is left unwritten shows."""
+    """Run once to learn where the output is, poison it, and run again, so that whatever is left unwritten shows."""
     op.poison(case, inputs, launch())
     return launch()
 
 
 def late_write(output: Any, target: Target) -> str | None:
-    """On a GPU: does the output still change after the current stream has finished?"""
+    """On a GPU, the reason to refuse an output that still changes after the current stream has finished."""
     if target.kind != "cuda":
         return None
     import torch
@@ -47,10 +47,10 @@ def late_write(output: Any, target: Target) -> str | None:
 
 
 def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Launch, target: Target) -> Errors:
-    """Run on a poisoned output, compare; then change the volatile inputs in place, run and compare again.
+    """Run on a poisoned output and compare, then change the volatile inputs in place, run and compare again.
 
-    A result computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. `fresh` is the
-    volatile part of inputs of another seed; afterwards each holds the other's values.
+    A result that was computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. `fresh`
+    is the volatile part of inputs of another seed. Afterwards `inputs` and `fresh` hold each other's values.
     """
     tolerance = op.tolerance(case)
     for changed in (False, True):
@@ -69,17 +69,17 @@ def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Lau
 
 
 def check(op: Op, impl: Impl, case: Any, target: Target) -> Errors:
-    """The gate for one implementation on its own: draw inputs, prepare, `check_prepared`."""
+    """The gate for one implementation on its own: draw inputs, prepare, and `check_prepared`."""
     fresh = volatile_part(op, op.inputs(case, target.device, 1))
     inputs = op.inputs(case, target.device, 0)
     return check_prepared(op, case, inputs, fresh, impl.prepare(case, inputs, target), target)
 
 
 def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[Sequence[Any]]) -> list[Errors]:
-    """After timing: every copy's output against its own reference, for several implementations at once.
+    """After timing, compare every copy's output with its own reference, for several implementations at once.
 
-    `outputs[i][k]` is what implementation i left for copy k. The inputs of all copies differ, so that a result kept
-    from one of them is wrong for the others. Each implementation's worst errors are returned.
+    `outputs[i][k]` is what implementation i left for copy k. The inputs of all copies differ, so a result that was kept
+    from one copy is wrong for the others. Returns the worst errors of each implementation.
     """
     import torch
 

@@ -1,6 +1,7 @@
-"""A run: have the worker do job after job of a schedule, and write down all that it reports.
+"""A run: a worker does job after job of a schedule, and all that it reports is written down.
 
-The parent process: imports neither torch nor triton, owns the run file, survives whatever happens in the worker.
+This is the parent process. It imports neither torch nor triton, owns the run file, and survives whatever happens in the
+worker.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Outcome:
 
     @property
     def faults(self) -> list[Record]:
-        """Records that a run must not end well with: wrong, broken, or faster than possible."""
+        """Records with which a run must not count as a success: wrong, broken, or faster than possible."""
         return [r for r in self.records if r.status in ("wrong", "failed", "timeout") or "impossible" in r.flags]
 
 
@@ -93,7 +94,7 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
 
 
 def refuse_changes(earlier: Run, environment: dict[str, Any]) -> None:
-    """A run is resumed on the same machine with the same software and code, or not at all."""
+    """BadRequest unless machine, software and code are those with which the run began."""
     before, after = facts(earlier.header["environment"]), facts(environment)
     changed = [
         f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
@@ -105,7 +106,7 @@ def refuse_changes(earlier: Run, environment: dict[str, Any]) -> None:
 
 
 def facts(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an environment on which measurements depend, flat."""
+    """The part of an environment on which measurements depend, as one flat dict."""
     gpu = environment.get("gpu") or {}
     return {
         **{name: environment.get(name) for name in ("cpu", "cores", "python", "cuda", "source_digest")},
@@ -115,7 +116,7 @@ def facts(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_directory(out: Path, slug: str, code: str) -> Path:
-    """`<out>/<device>/<UTC>-<git sha>`; outside a checkout, the sources' digest."""
+    """`<out>/<device>/<UTC>-<git sha>`; outside a checkout, the digest of the sources stands for the sha."""
     return out / slug / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{code[:7]}"
 
 
@@ -136,7 +137,7 @@ def header(
 
 
 def device_facts(target: Target, spec: DeviceSpec | None) -> dict[str, Any]:
-    """The part and the published numbers that predictions of this run were made from."""
+    """The part, and the published numbers from which this run predicts."""
     facts: dict[str, Any] = {"key": spec.key if spec else None, "name": target.name}
     if spec:
         facts["memory_bandwidth"] = asdict(spec.memory_bandwidth) if spec.memory_bandwidth else None
@@ -145,7 +146,7 @@ def device_facts(target: Target, spec: DeviceSpec | None) -> dict[str, Any]:
 
 
 class Session(Receiver):
-    """The loop over jobs: keeps the file written, and the ceilings known."""
+    """The loop over jobs. It writes the file, and predicts from the ceilings measured so far."""
 
     def __init__(
         self,
@@ -182,10 +183,10 @@ class Session(Receiver):
             self.writer.append("note", {"note": "interrupted", "at": now()})
 
     def pairs(self, job: Job, later: Iterable[Job]) -> bool:
-        """Is one implementation of this case entered twice, for the A/A difference?
+        """Is one implementation of this case timed twice, for the A/A difference?
 
-        That is so once per op: in the first case that succeeds. A ceiling begins with an empty launch, so there it is
-        not done before its largest case.
+        Once per op, in the first case in which it succeeds. A ceiling begins with an empty launch, so it is not done
+        there before its largest case.
         """
         if job.op in self._paired:
             return False
@@ -197,7 +198,7 @@ class Session(Receiver):
         return not op.is_ceiling or all(size(job) >= size(each) for each in later if each.op == job.op)
 
     def skip(self, jobs: Collection[Job]) -> None:
-        """Record what there was no time for, and tell how many cases, and how to go on."""
+        """Record the jobs for which there was no time, and tell how many cases they are and how to go on."""
         for job in jobs:
             for name in job.impls:
                 self.lost(job, name, "skipped", "the time budget was used up")

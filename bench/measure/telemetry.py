@@ -12,9 +12,9 @@ from bench.devices.driver import LIVE, POWER_CAP, SLOWDOWNS, TOTALS, GpuSession,
 
 
 class Sampler:
-    """Polls NVML from a thread while a case runs: `with Sampler(gpu) as sampler: ...`, `sampler.summary()`.
+    """Polls NVML from a thread while a case runs: `with Sampler(gpu) as sampler: ...`, then `sampler.summary()`.
 
-    Without a GPU it starts nothing and its summary is `{}`.
+    Without a GPU no thread is started, and the summary is `{}`.
     """
 
     def __init__(self, gpu: GpuSession | None, interval_s: float = 0.03) -> None:
@@ -48,11 +48,11 @@ class Sampler:
             self._after = self.gpu.read(TOTALS, self.unavailable)
 
     def summary(self) -> dict[str, Any]:
-        """Hz, W, J, degrees Celsius. None and an entry in `unavailable` where NVML refused.
+        """Hz, W, J, degrees Celsius. Where NVML refuses, the value is None and `unavailable` says why.
 
-        `clock_reasons` are all that were seen; `throttled` is True if one of them is a slowdown, `power_capped` if
-        the power cap was. ECC counts are new errors; `energy_j` is the board's while the sampler was open, idle gaps
-        included.
+        `clock_reasons` lists every reason that was seen. `throttled` is True if one of them is a slowdown,
+        `power_capped` if one of them is the power cap. ECC counts are the errors that were new. `energy_j` is the
+        board's energy while the sampler was open, idle gaps included.
         """
         if self._thread is None:
             return {}

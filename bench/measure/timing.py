@@ -1,12 +1,12 @@
-"""The only user of CUDA events and graphs, cache rotation, and of the host's clock.
+"""Timers: CUDA events and graphs, rotation against warm caches, and the host's clock. No other file uses these.
 
 A timer owns prepared launches over rotating copies of the inputs. One `sample()` is seconds per launch:
 
-- GPU: all copies are captured in one CUDA graph, repeated until a replay lasts `GRAPH_SECONDS`; a sample is one replay
-  between two events, over the number of launches in it. A spin kernel ahead of the first event keeps the device busy
-  until everything is queued, so that no launch gap of the host is in the number.
-- CPU: a sample is one launch on the next copy, between two readings of the host's clock; where the copies do not
-  exceed the last-level cache `COLD_FACTOR` times, a buffer of its size is swept before it, outside the time.
+- GPU: one CUDA graph holds a launch on every copy, repeated until a replay lasts `GRAPH_SECONDS`. A sample is the time
+  of one replay between two events, divided by its number of launches. A spin kernel ahead of the first event keeps the
+  device busy until everything is queued, so that no launch gap of the host is in the time.
+- CPU: a sample is one launch on the next copy, between two readings of the host's clock. Where the copies together are
+  smaller than `COLD_FACTOR` last-level caches, a buffer of the cache's size is swept before it, outside the time.
 """
 
 from __future__ import annotations
@@ -23,39 +23,41 @@ from bench.stats import median_interval
 from kernels.op import Launch, Target
 
 COLD_FACTOR = 4
-"""Copies together must exceed the last-level cache this many times, so that none is left when its turn comes again."""
+"""Copies together must be so many times larger than the last-level cache; then nothing of a copy is left in it when its
+turn comes again."""
 
 HOST_COPIES = 3
-"""Copies on a host, whose cache is swept where they do not suffice."""
+"""So many copies on a host. Where they are too small, its cache is swept."""
 
 MAX_COPIES = 4096
 GRAPH_SECONDS = 4e-3
-"""One replay lasts at least this long: the microseconds around a graph launch stay under 0.1% of it."""
+"""One replay lasts at least this long, so that the microseconds around a graph launch stay under 0.1% of it."""
 
 SPIN_HZ = 2e9
-"""Cycles a second of the spin kernel, at most: no part's SM clock is higher, so that a spin is never too short."""
+"""At most so many cycles a second for the spin kernel. No part's SM clock is higher, so a spin is never too short."""
 
 SPIN_MARGIN_S = 2e-4
-"""Spun beyond twice the time that the host was seen to need for queueing."""
+"""A spin lasts this much longer than twice the time that the host needed for queueing."""
 
 AIM = 0.005
-"""Sampling stops when half the interval of the median is within this share of it."""
+"""Sampling stops when the half-width of the median's interval is at most this share of the median."""
 
 MIN_SAMPLES = 12
-"""The interval is first looked at after so many, or when the time is up."""
+"""The interval is first looked at after so many samples, or when the time is up."""
 
 FEWEST_SAMPLES = 6
-"""Taken whatever the cap: of fewer, not even the whole range would hold the median with 95% (1 - 2 / 2^6 = 97%)."""
+"""So many samples are taken whatever the cap. The range of 6 holds the median with 1 - 2 / 2^6 = 97%; that of 5, with
+under 95%."""
 
 MAX_SAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rotation:
-    """How many copies of the inputs take turns, and whether their data can still be cached when their turn comes.
+    """How many copies of the inputs take turns, and whether a copy can still be cached when its turn comes again.
 
-    `touched_bytes` are those of a copy that any launch must move: what lies in it unread (experts not hit, tokens out
-    of the window, a cache to which one token is written) drives nothing out of a cache.
+    `touched_bytes` are the bytes of a copy that any launch must move. What no launch reads (experts that are not hit,
+    tokens outside the window, a cache to which one token is appended) drives nothing out of a cache.
     """
 
     copies: int
@@ -63,7 +65,7 @@ class Rotation:
     touched_bytes: int
     cache_bytes: int
     flush_bytes: int = 0
-    """Swept between two launches, outside the time (hosts only)."""
+    """Bytes swept between two launches, outside the time (hosts only)."""
 
     @property
     def total_bytes(self) -> int:
@@ -71,7 +73,7 @@ class Rotation:
 
     @property
     def cold(self) -> bool:
-        """False where the cache's size is not known: nothing can be said then."""
+        """Is nothing of a copy cached when its turn comes? False where the cache's size is not known."""
         if not self.cache_bytes:
             return False
         if self.flush_bytes:
@@ -91,10 +93,10 @@ class Rotation:
 
 
 def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memory_bytes: int) -> Rotation:
-    """Enough copies for a cold cache, never more than half of the free memory or `MAX_COPIES`, never fewer than two.
+    """Enough copies for a cold cache, but at most half of the free memory and `MAX_COPIES`, and at least two.
 
-    Where no number of copies is enough, as many as exceed the cache with all that they hold; the case is warm then. A
-    host has `HOST_COPIES` at most, and its cache is swept where they are not enough.
+    Where that is too few, as many copies as exceed the cache with all their bytes, touched or not; the case is warm
+    then. A host has at most `HOST_COPIES`, and its cache is swept where they are too small.
     """
     size, touched = max(1, bytes_per_copy), max(1, touched_bytes)
     affordable = max(2, min(MAX_COPIES, memory_bytes // 2 // size))
@@ -108,7 +110,7 @@ def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memor
 
 
 class Timer(Protocol):
-    """`sample()` gives seconds per launch; `outputs` are the tensors that the timed launches wrote, one per copy."""
+    """`sample()` gives seconds per launch. `outputs` are the tensors that the timed launches write, one per copy."""
 
     outputs: list[Any]
 
@@ -118,14 +120,14 @@ class Timer(Protocol):
 
 
 class SpoiltCapture(RuntimeError):
-    """What a launch did cannot be captured, and has invalidated the capture; the message is the launch's own error.
+    """A launch did what cannot be captured, and invalidated the capture. The message is the launch's own error.
 
-    torch's allocator then takes the capture for unfinished and frees no cached memory any more.
+    torch's allocator then takes the capture for unfinished, and frees no cached memory any more.
     """
 
 
 class GraphTimer:
-    """Replays a CUDA graph of all copies."""
+    """Replays a CUDA graph that launches on all copies."""
 
     def __init__(self, launches: Sequence[Launch]) -> None:
         import torch
@@ -137,17 +139,17 @@ class GraphTimer:
         self._capture(launches, rounds)
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
-        self._graph.replay()  # the first uploads the graph
+        self._graph.replay()  # the first replay uploads the graph
         self._spin = spin_cycles(self._graph.replay)
 
     def _capture(self, launches: Sequence[Launch], rounds: int) -> None:
         import torch
 
         refused: Exception | None = None
-        # a collection during capture may unload a dead kernel's module, which invalidates the graph
+        # a garbage collection during capture may unload a dead kernel's module, which invalidates the graph
         gc.disable()
         try:
-            # where a capture ends in an error, torch leaves its stream current: the outer context goes back
+            # where a capture ends in an error, torch leaves its stream current; the outer context restores the old one
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
                 try:
                     for _ in range(rounds):
@@ -165,7 +167,7 @@ class GraphTimer:
 
     @staticmethod
     def _estimate(launches: Sequence[Launch]) -> float:
-        """Rough seconds per launch, after one warm-up of each copy on a side stream, as capture wants it."""
+        """Rough seconds per launch, after one warm-up launch on each copy. Capture wants it on a side stream."""
         import torch
 
         side = torch.cuda.Stream()
@@ -199,9 +201,9 @@ class GraphTimer:
 
 
 def spin_cycles(queue: Callable[[], Any]) -> int:
-    """How long to spin on the device so that the host has queued this before the spin ends.
+    """How many cycles the device must spin so that the host has called `queue` before the spin ends.
 
-    Queueing a graph of thousands of kernels takes the host milliseconds: without the spin they would be in the time.
+    The host needs milliseconds to queue a graph of thousands of kernels. Without the spin they would be in the time.
     """
     import torch
 
@@ -214,7 +216,7 @@ def spin_cycles(queue: Callable[[], Any]) -> int:
 
 
 class HostTimer:
-    """One launch at a time on the host, each on the next copy, after a sweep of the cache where one is needed."""
+    """Times one launch on the host, each on the next copy, after a sweep of the cache where one is needed."""
 
     def __init__(
         self,
@@ -242,9 +244,9 @@ class HostTimer:
 
     @property
     def idle(self) -> bool:
-        """The process used less than half a core while its launches ran: it slept, waited, or was kept waiting.
+        """Did the process use less than half a core while its launches ran? Then it slept, waited, or was kept waiting.
 
-        Launches under a millisecond are not judged: handing work to threads takes its share of those.
+        Launches under a millisecond are not judged, because handing work to threads takes part of such a time.
         """
         return self._busy < 0.5 * self._wall and self._wall > 1e-3 * self._next
 
@@ -253,7 +255,7 @@ class HostTimer:
 
 
 def host_flush(size: int) -> Callable[[], None]:
-    """A sweep that reads and writes `size` bytes, so that nothing else of that size stays in the caches."""
+    """A function that reads and writes `size` bytes, so that a cache of that size holds nothing else."""
     if not size:
         return lambda: None
     import torch
@@ -267,14 +269,14 @@ def host_flush(size: int) -> Callable[[], None]:
 
 
 ISOLATED = 20
-"""Single launches timed of each implementation."""
+"""So many single launches are timed of each implementation."""
 
 
 def isolated_times(launches: Sequence[Launch], turn: int = 0) -> list[float]:
     """Seconds of `ISOLATED` single cold launches on a GPU, one event pair each, rotating over the copies.
 
-    `turn` counts those that went before, of other implementations too: started anew at the first copy, each would
-    find there what the last one has left in the cache.
+    `turn` counts the calls before this one, also for other implementations. If every call began at the first copy, it
+    would find there what the last call left in the cache.
     """
     import torch
 
@@ -294,7 +296,7 @@ def isolated_times(launches: Sequence[Launch], turn: int = 0) -> list[float]:
 
 @dataclass(kw_only=True)
 class Sampling:
-    """All samples of one timer and why sampling ended."""
+    """All samples of one timer, and why sampling ended."""
 
     samples_s: list[float] = field(default_factory=list)
     stop: str = "time cap"
@@ -311,11 +313,11 @@ def sample_interleaved(
     entering: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sampling]:
-    """Take turns until each timer's median is known within `AIM`, or it has used `cap_s` and has `FEWEST_SAMPLES`.
+    """Let the timers take turns, each until its median is known within `AIM`, or it used `cap_s` for `FEWEST_SAMPLES`.
 
-    Interleaving makes drift of clocks and temperature hit all alike. `entering(name)` is called before each sample, so
-    that a fault can be laid at the right door. Whenever sampling ends, the interval has been looked at: only a median
-    that is not known within `AIM` has `stop` other than `converged`.
+    Because they take turns, drift of clocks and temperature hits all alike. `entering(name)` is called before each
+    sample, so that the right one is blamed for a fault. The interval is looked at whenever sampling ends, so `stop` is
+    `converged` for every median that is known within `AIM`.
     """
     results = {name: Sampling() for name in timers}
     active = list(timers)
@@ -324,7 +326,7 @@ def sample_interleaved(
         for name in list(active):
             entering(name)
             result = results[name]
-            # a quarter more between two looks at the interval: looking costs more than sampling a short kernel
+            # between two looks at the interval a quarter more: a look costs more than a sample of a short kernel
             for _ in range(max(1, len(result.samples_s) // 4) if len(result.samples_s) >= MIN_SAMPLES else 1):
                 start = clock()
                 result.samples_s.append(timers[name].sample())
