@@ -16,7 +16,7 @@ from kernels.op import Launch
 
 OURS = "decodebench"
 CAP_S = 0.3
-"""Seconds a clock spends on a subject in one round, where it can be told."""
+"""Seconds that a clock spends on a subject in one round, if the clock takes such a limit."""
 
 
 class Missing(RuntimeError):
@@ -25,7 +25,7 @@ class Missing(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is timed: `turn` launches on the next copy of the inputs, `timer` is ours over the same copies."""
+    """What is timed. `turn` launches on the next copy of the inputs; `timer` is our own timer over the same copies."""
 
     name: str
     turn: Launch
@@ -56,7 +56,7 @@ def triton_cudagraph(subject: Subject) -> float:
 
 
 def torch_profiler(subject: Subject, launches: int = 24) -> float:
-    """Durations of all device events over the number of launches."""
+    """The durations of all device events, divided by the number of launches."""
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
@@ -74,9 +74,10 @@ def torch_profiler(subject: Subject, launches: int = 24) -> float:
 
 
 class NVBench:
-    """NVBench's own loop: an L2 flush, a blocking kernel, one launch between two events; the median of its samples.
+    """NVBench's own loop: an L2 flush, a blocking kernel, one launch between two events. Gives the median sample.
 
-    Its registry keeps every benchmark for good, so what is registered only borrows the subject.
+    NVBench keeps every registered benchmark for good. What is registered here therefore holds the subject only for the
+    time of a call.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Is this machine fit to measure on? Facts are gathered, then judged by pure functions; nothing here raises.
 
-What can be wrong without any error being raised: a part throttled, capped, sliced or shared with others, a link or
-a driver that does not match, a memory that does not reach what its datasheet says.
+Many faults raise no error: the part is throttled, power-capped, sliced or shared with others; the link or the driver
+does not match; the memory does not reach what the datasheet says.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from bench.devices import DEVICES, driver
 from bench.operate.examination import Facts, gather
 
 FIT_SHARE = 0.85
-"""Demanded of a read of 1 GiB, against the datasheet's bandwidth. Refresh, ECC and row changes take some of it on a
-part in order; below this share something else does."""
+"""A read of 1 GiB must reach this share of the datasheet's bandwidth. On a healthy part, refresh, ECC and row changes
+take the rest; where more is missing, something else takes it."""
 
 Level = Literal["ok", "note", "warning", "bad"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at. `note` is worth knowing and changes no verdict; `advice` says what to do about it."""
+    """The result of one check. The level `note` changes no verdict; `advice` says what to do."""
 
     name: str
     level: Level
@@ -99,7 +99,7 @@ def check_part(facts: Facts) -> Check:
 
 
 def check_versions(facts: Facts) -> Check:
-    """The driver must know the CUDA that torch was built with: at least its major version."""
+    """The driver must support at least the major version of the CUDA that torch was built with."""
     driver, supported = facts.gpu.get("driver"), facts.gpu.get("driver_cuda")
     torch_version, wanted = facts.packages.get("torch"), facts.torch_cuda
     found = f"driver {driver} (CUDA {supported}), torch {torch_version} (CUDA {wanted})"
@@ -114,7 +114,7 @@ def check_versions(facts: Facts) -> Check:
 
 
 def check_architecture(facts: Facts) -> Check:
-    """torch runs its own code of the same major capability and no higher minor, or compiles embedded PTX."""
+    """torch needs code for the same major compute capability and no higher minor one, or PTX for the driver."""
     assert facts.target
     sm = facts.target.sm
     native = [int(a[3:].rstrip("af")) for a in facts.torch_archs if a.startswith("sm_")]
@@ -163,7 +163,7 @@ def check_ecc(facts: Facts) -> Check:
 
 
 def check_sharing(facts: Facts) -> Check:
-    """Our own process is on the list too, and inside a container under another number: so one is always ours."""
+    """One process on the list is ours. Inside a container its number is another one, so it is only counted."""
     listed, used = facts.gpu.get("processes"), facts.gpu.get("memory_used_bytes")
     taken = "" if used is None else f", {used / 1e9:.1f} GB of its memory in use"
     if listed is None:
@@ -186,7 +186,7 @@ def check_power(facts: Facts) -> Check:
 
 
 def check_clocks(facts: Facts) -> Check:
-    """Under the load of the quick read where there was one, else as they are now."""
+    """The clocks while the quick read ran, or as they are now if there was none."""
     load = facts.bandwidth.telemetry if facts.bandwidth else {}
     sm = (load.get("sm_clock_hz") or {}).get("median") or facts.gpu.get("sm_clock_hz")
     memory = (load.get("memory_clock_hz") or {}).get("max") or facts.gpu.get("memory_clock_hz")
@@ -207,7 +207,7 @@ def check_clocks(facts: Facts) -> Check:
 
 
 def check_link(facts: Facts) -> Check:
-    """Generation falls when idle, to save power; a narrower width is a fault. Kernels do not use the link."""
+    """An idle link lowers its generation to save power; a narrower width is a fault. Kernels do not use the link."""
     names = ("pcie_generation", "pcie_generation_max", "pcie_width", "pcie_width_max")
     generation, generation_max, width, width_max = (facts.gpu.get(name) for name in names)
     if width is None or width_max is None:
@@ -231,11 +231,11 @@ def check_bandwidth(facts: Facts) -> Check:
         return Check(name="bandwidth", level="warning" if "bandwidth" in facts.failed else "note", found=why)
     found = f"read {reached.bytes_per_s / 1e12:.3f} TB/s with {reached.impl}"
     if expected is None:
-        return Check(name="bandwidth", level="note", found=f"{found}; nothing is known to hold it against")
+        return Check(name="bandwidth", level="note", found=f"{found}; nothing is known to compare it with")
     share = reached.bytes_per_s / expected.value
     found += f", {share:.0%} of {expected.value / 1e12:.3f} ({expected.kind})"
     if share < FIT_SHARE:
-        advice = f"a part in order reaches {FIT_SHARE:.0%}: look at clocks, sharing and slices above"
+        advice = f"a healthy part reaches {FIT_SHARE:.0%}: look at clocks, sharing and slices above"
         return Check(name="bandwidth", level="warning", found=found, advice=advice)
     return Check(name="bandwidth", level="ok", found=found)
 
@@ -271,7 +271,7 @@ def without_gpu(facts: Facts) -> list[Check]:
 
 
 def judge(facts: Facts) -> Diagnosis:
-    """Facts -> verdict. Pure."""
+    """All checks of the facts. Pure."""
     checks = [check_clash(facts)]
     if facts.target is None:
         return Diagnosis(part="this machine", checks=(*checks, *without_gpu(facts)))

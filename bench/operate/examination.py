@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Bandwidth:
-    """What a quick read reached, and the telemetry while it ran."""
+    """What a quick read reached, and telemetry of the GPU while it ran."""
 
     bytes_per_s: float
     impl: str
@@ -32,28 +32,28 @@ class Bandwidth:
 
 @dataclass(kw_only=True)
 class Facts:
-    """Everything the checks look at. None where it could not be learnt; `failed` then says why."""
+    """Everything that the checks look at. A value is None where it could not be read; `failed` then says why."""
 
     problem: str | None
-    """Why torch can use no GPU; None where it can."""
+    """Why torch can use no GPU; None if it can use one."""
     packages: dict[str, str | None] = field(default_factory=dict)
     torch_cuda: str | None = None
     torch_archs: tuple[str, ...] = ()
     wanted_triton: str | None = None
-    """The version that torch was released with."""
+    """The version of Triton that torch was released with."""
     target: Target | None = None
     spec: DeviceSpec | None = None
     gpu: dict[str, Any] = field(default_factory=dict)
     """`driver.FACTS`, `LIVE` and `TOTALS`; None where NVML refuses."""
     counters: str | None = None
-    """Why hardware counters can't be read; None where they can."""
+    """Why hardware counters cannot be read; None if they can."""
     bandwidth: Bandwidth | None = None
     clash: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
 
 def gather(*, quick_read: bool = True) -> Facts:
-    """Look at this machine. What fails is kept by name in `failed` and costs only its own check."""
+    """Look at this machine. A reading that fails is named in `failed`, and only the check that needs it suffers."""
     facts = Facts(problem=None)
 
     def attempt(name: str, read: Callable[[], T]) -> T | None:
@@ -91,7 +91,7 @@ def gather(*, quick_read: bool = True) -> Facts:
 
 
 def package_clash(origin: str | None = None) -> str | None:
-    """None if the import name `kernels` is this project's, else a sentence; a Hugging Face package bears it too."""
+    """None if the import name `kernels` is this project's; a Hugging Face package has that name too."""
     import kernels
 
     found = Path(origin or kernels.__file__ or "").resolve()

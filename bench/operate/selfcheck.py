@@ -1,9 +1,9 @@
-"""Is our timer right? The same launches timed by clocks that others wrote, and how far each is from ours.
+"""Is our timer right? Clocks that others wrote time the same launches, and each is compared with ours.
 
 On a GPU: Triton's `do_bench` and `do_bench_cudagraph`, torch's profiler, and NVBench where `cuda-bench` is installed.
-On a CPU: `torch.utils.benchmark.Timer` and `timeit`. All clocks take turns over the same rotating copies. The time
-each of them gives for an empty kernel (its floor) is what it adds to every launch: what is left of a disagreement
-without it is the part that nobody has explained.
+On a CPU: `torch.utils.benchmark.Timer` and `timeit`. All clocks take turns over the same rotating copies. The time that
+a clock gives for an empty kernel is its floor: what it adds to every launch. A disagreement that remains after the
+floors are subtracted is not explained.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from bench.operate.clocks import CPU_CLOCKS, GPU_CLOCKS, OURS, Clock, Missing, S
 from kernels.op import Op, Target, discover, implementations
 
 AIM = 0.02
-"""Clocks should agree within this share on kernels of at least `JUDGED_S`."""
+"""Clocks should agree within this share, on kernels that take at least `JUDGED_S`."""
 JUDGED_S = 20e-6
-"""Shorter ones are shown and not judged: there a clock's own floor decides."""
+"""Shorter kernels are shown and not judged: there the floor of a clock decides."""
 
 ROUNDS = 3
-"""Every clock times every subject this often, taking turns; medians are compared."""
+"""Every clock times every subject so many times, in turns. Medians are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class Row:
     theirs_s: float | None
     disagreement: float | None
     without_floor: float | None
-    """The same after what each of the two clocks adds to an empty kernel is taken off; None without a floor."""
+    """The disagreement after the floors of the two clocks are subtracted; None without a floor."""
     resolution: float
-    """How far ours differed from itself between the rounds: (largest - smallest) / median."""
+    """How much ours varied between the rounds: (largest - smallest) / median."""
     within: bool | None
-    """Within `AIM`; None where it is not judged: the kernel is too short, or ours itself varied by more."""
+    """Within `AIM`? None if it is not judged: the kernel is too short, or ours varied by more than `AIM`."""
     note: str
     """Why the clock gave no time, or the known cause of its disagreement."""
 
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheck:
-    """All rows. Exit code 0: every clock that could be judged agrees; 1: one does not, or none could be judged."""
+    """All rows. Exit code 0: every clock that could be judged agrees. 1: one does not, or none could be judged."""
 
     device: str
     rows: tuple[Row, ...]
@@ -111,7 +111,7 @@ class SelfCheck:
 
 
 def furthest(rows: Iterable[Row]) -> str:
-    """The largest disagreement, and where it was found."""
+    """The largest disagreement, and its clock and subject."""
     row = max(rows, key=lambda row: abs(row.disagreement or 0.0))
     return f"{row.disagreement:+.1%} ({row.clock} on {row.subject})"
 
@@ -126,7 +126,7 @@ def compare(
     our_clock: Clock = ours,
     rounds: int = ROUNDS,
 ) -> list[Row]:
-    """Time each subject with ours and each other clock in turn. A clock that fails is named with its reason."""
+    """Time each subject with ours and with each other clock in turn. A clock that fails gets a row with the reason."""
     times: dict[str, dict[str, list[float]]] = {}
     gone: dict[tuple[str, str], str] = {}
     floor: str | None = None
@@ -208,15 +208,15 @@ def row(
 
 
 def make_subject(op: Op, case: Any, target: Target, floor: bool = False) -> Subject:
-    """The first implementation that supports the case, ours before peers, over rotating copies."""
+    """The first implementation that supports the case, ours before peers, launched on rotating copies."""
     found, _ = implementations(op.name)
     impl = next((impl for impl in found if impl.supports(case, target) is None), None)
     if impl is None:
         raise Missing(f"no implementation of {op.name} supports {case.id} here")
     copies = [op.inputs(case, target.device, 0)]
-    # half of what a run may take: the other clocks need buffers too
+    # half the memory of a run: the other clocks need buffers too
     rotation = plan_rotation(tensor_bytes(copies[0]), op.work(case).bytes, target, free_memory(target) // 2)
-    # an empty kernel has nothing to keep cold, and on a CPU every clock finds the caches alike
+    # an empty kernel has nothing to keep cold, and on a CPU the caches are the same for every clock
     count = 2 if floor or target.kind != "cuda" else rotation.copies
     copies += [op.inputs(case, target.device, seed) for seed in range(1, count)]
     launches = [impl.prepare(case, copy, target) for copy in copies]
@@ -226,7 +226,7 @@ def make_subject(op: Op, case: Any, target: Target, floor: bool = False) -> Subj
 
 
 def nearest(op: Op, suite: str, size: float, target: Target) -> Any:
-    """The supported case of a suite whose compulsory bytes are nearest to `size`, in ratio."""
+    """The supported case of a suite whose compulsory bytes have the ratio to `size` that is nearest to 1."""
     found, _ = implementations(op.name)
     cases = [
         case
@@ -239,7 +239,7 @@ def nearest(op: Op, suite: str, size: float, target: Target) -> Any:
 
 
 def subjects(target: Target, skipped: dict[str, str]) -> Iterator[Subject]:
-    """An empty kernel, two reads, one projection, one attention; smaller on a CPU. Made one at a time."""
+    """An empty kernel, two reads, one projection, one attention; smaller ones on a CPU. Made one at a time."""
     ops = discover()
     gpu = target.kind == "cuda"
     sizes = (64 << 20, 1 << 30) if gpu else (4 << 20, 64 << 20)
