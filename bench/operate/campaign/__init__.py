@@ -1,1 +1,1 @@
-"""A rented hour in one command: `steps.py` goes through them; what loads torch is a process of its own, `child.py`."""
+"""A rented hour in one command: `steps.py` goes through the steps, and what loads torch runs in other processes."""

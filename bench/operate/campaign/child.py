@@ -1,7 +1,7 @@
 """A step of a campaign that loads torch, in a process of its own: `doctor`, `tune`, `selfcheck`.
 
-The parent starts a `Child` with a task as a JSON file. What was found is in the file that the task names, so that
-whatever libraries print does not get between.
+The parent starts a `Child` with a task as a JSON file. The child writes what it found into the file that the task
+names, so that the output of libraries does not mix with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Child:
             )
 
     def wait(self, limit_s: float) -> bool:
-        """Did it end by itself in time? Otherwise, and where this process is interrupted, it is ended."""
+        """Did it end by itself in time? If not, or on an interrupt here, it is killed with all that it started."""
         try:
             self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -48,7 +48,7 @@ class Child:
         return True
 
     def end(self) -> str:
-        """How it ended: `exit code 1: <its last words>`."""
+        """How it ended: `exit code 1: <the last line that it printed>`."""
         return ending(self._process.poll(), self._output)
 
 
@@ -68,8 +68,11 @@ def look(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def end_with_parent() -> None:
-    """End this process and what it started when its parent ends. A killed campaign cannot do it, and they would hold
-    the GPU beside the next one. Nothing is ever sent through standard input; it ends with the parent."""
+    """End this process, and what it started, when its parent ends.
+
+    A killed campaign cannot end them, and they would hold the GPU beside the next call. Nothing is ever sent through
+    standard input; it ends when the parent does.
+    """
     os.read(sys.stdin.fileno(), 1)
     os.killpg(0, signal.SIGKILL)
 

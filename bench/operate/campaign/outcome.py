@@ -10,14 +10,14 @@ from typing import Any, Literal
 SUMMARY = "summary.md"
 MAX_FILES = 8
 MAX_BYTES = 16_000_000
-"""What can be brought home from a machine that nothing else leaves: 8 files of 16 MB (megabytes, to be under MiB)."""
+"""Some rented machines let nothing leave but 8 files of 16 MiB each. MB is used, which is a little less."""
 
 State = Literal["done", "open", "failed", "skipped"]
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """One step as `campaign.json` keeps it; `found` is what it came to, in words, `result` as data."""
+    """One step as `campaign.json` keeps it. `found` says in words what it came to, `result` as data."""
 
     state: State = "open"
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class CampaignOutcome:
     """The directory of the run, once measuring has begun."""
     steps: dict[str, Progress]
     files: dict[str, int]
-    """What there is to be brought home, in bytes."""
+    """The files to bring home, and their bytes."""
     faults: list[str]
     unfit: bool = False
     interrupted: bool = False
@@ -67,7 +67,7 @@ class CampaignOutcome:
         }
 
     def lines(self) -> list[str]:
-        """For a terminal: the steps, what is wrong, what is left, what to bring home."""
+        """For a terminal: the steps, what is wrong, what is left, and what to bring home."""
         shown = []
         for name, step in self.steps.items():
             first, *more = step.found or [""]
@@ -87,7 +87,7 @@ class CampaignOutcome:
 
 
 def summary(outcome: CampaignOutcome, calls: Sequence[dict[str, Any]]) -> str:
-    """`summary.md`: the steps as a table, then what is wrong, what is left and what there is to bring home."""
+    """The text of `summary.md`: the steps as a table, then what is wrong, what is left, and the files to bring home."""
     rows = [
         f"| {name} | {step.state} | {step.seconds:.0f} s | {'; '.join(step.found).replace('|', '/')} |"
         for name, step in outcome.steps.items()

@@ -1,21 +1,21 @@
-"""One command for a rented hour: everything that one part can be asked, in the order of what decides most.
+"""One command for a rented hour: everything that one part can be asked, what decides most first.
 
-    doctor      is the machine fit? in every call, since the next may reach another machine
+    doctor      is the machine fit? in every call, because the next may reach another machine
     gate        every implementation on the small edgy cases and on one of every kind, in several processes
-    tune        configurations that are not committed yet; never once measuring has begun, so that a run has one set
-    measure     one run of the suite: ceilings, then every operation's cases by what tells most, peers interleaved
+    tune        configurations that are not committed yet; not once measuring has begun: a run has one set of them
+    measure     one run of the suite: ceilings, then every operation's cases, peers interleaved
     selfcheck   our clock beside others
-    counters    ncu, into the run's records
-    measure     once more with whatever time is left
+    counters    from ncu, into the run's records
+    measure     once more, with whatever time is left
 
-A call takes `--budget`; each step gets a share of what is left of it, is cut off at its end, and goes on in the next
-call with the same directory, where `campaign.json` holds what is finished. A call that is killed loses the case in
-flight. All that is to be brought home is at most `MAX_FILES` files of under `MAX_BYTES` in two levels of folders:
+A call takes `--budget`. Each step gets a share of the time that is left, is cut off when that is used up, and goes on
+in the next call with the same directory, where `campaign.json` says what is finished. A call that is killed loses the
+case in flight. What is to be brought home is at most `MAX_FILES` files of under `MAX_BYTES`, in two levels of folders:
 
     campaign.json  gate.jsonl  tuned.json  summary.md         the steps, and what each found
-    <device>/<run>/records.jsonl  report.md  report.html      as under reports/; figures are drawn at home, by `report`
+    <device>/<run>/records.jsonl  report.md  report.html      as under reports/; `report` draws the figures at home
 
-The process of the campaign never loads torch: whatever does is a child of it.
+The process of the campaign never loads torch. Whatever does is a child of it.
 """
 
 from __future__ import annotations
@@ -46,23 +46,24 @@ from kernels.op import SUITES
 STATE = "campaign.json"
 PACKED = f"{FILE}.gz"
 OVERRUN_S = 20.0
-"""A run's budget begins when its worker is up, and the case in flight at its end is finished."""
+"""A run may take so much longer than its budget: the budget begins when the worker is up, and the case in flight at its
+end is finished."""
 
 NO_TIME = "no time left"
-"""Why `bench/inspection/counters_child.py` left a launch out, if that was the reason."""
+"""The reason that `bench/inspection/counters_child.py` gives for a launch which it had no time to count."""
 
 FINISH_S = 20.0
-"""Kept back for the report and the summary."""
+"""Seconds of a call that are kept back for the report and the summary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a campaign is to go through. `catalogue` and `hang_s` are those of `runner.Request`."""
+    """What a campaign is to do. `catalogue` and `hang_s` mean what they mean in `runner.Request`."""
 
     device: str = "cuda"
     suite: str = "full"
     budget_s: float = 540.0
-    """Seconds of this call; the job in flight at its end may take some more."""
+    """Seconds of this call. The job in flight at its end may take some more."""
     skip: tuple[str, ...] = ()
     """Names of steps that are left out for good."""
     case: str = ""
@@ -76,8 +77,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`share` of the time left is its own; with less than `least_s` (on a CPU `least_cpu_s`) it is not begun. `act`
-    does what it can in time."""
+    """A step gets `share` of the time that is left. It is not begun if that is less than `least_s`, on a CPU
+    `least_cpu_s`. `act` does what it can in time."""
 
     name: str
     share: float
@@ -87,7 +88,7 @@ class Step:
 
 
 def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome:
-    """Go through the steps, or on with those that an earlier call left. BadRequest for what the user can mend."""
+    """Go through the steps that no earlier call has finished. BadRequest for what the user can mend."""
     require("step", request.skip, NAMES)
     require("suite", [request.suite], SUITES)
     if request.device not in ("auto", "cuda", "cpu"):
@@ -130,7 +131,7 @@ class Campaign:
         self.save()
 
     def load(self) -> None:
-        """Take up an earlier call's state. BadRequest where it was of another request or other code."""
+        """Take over the state of an earlier call. BadRequest if that had another request or other code."""
         try:
             found = json.loads((self.directory / STATE).read_text())
             asked, calls = found["asked"], found["calls"]
@@ -149,7 +150,7 @@ class Campaign:
         self.steps |= steps
 
     def save(self) -> None:
-        """Written whole and renamed, so that a kill leaves the old or the new one."""
+        """Write the state to a new file and rename it, so that a kill leaves either the old or the new state."""
         steps = {name: asdict(step) for name, step in self.steps.items()}
         fresh = self.directory / f"{STATE}.new"
         fresh.write_text(json.dumps({"asked": self.asked, "calls": self.calls, "steps": steps}, indent=1))
@@ -159,7 +160,7 @@ class Campaign:
         return self._ends - time.monotonic()
 
     def go(self, step: Step) -> None:
-        """One step within its share of the time that is left; what it raises is its result."""
+        """Do one step within its share of the time that is left. What it raises becomes its result."""
         progress = self.steps[step.name]
         if progress.state in ("done", "skipped") and step.name != "doctor":
             return
@@ -183,7 +184,7 @@ class Campaign:
         self.display.note("; ".join([f"{step.name}: {progress.state}", *progress.found[:1]]))
 
     def run_directory(self) -> Path | None:
-        """Where the run is, once it has begun; what only its packed form was brought along of is unpacked."""
+        """Where the run is, once it has begun. If only the packed records were brought along, unpack them."""
         for packed in self.directory.glob(f"*/*/{PACKED}"):
             records = packed.with_name(FILE)
             if not records.exists():
@@ -205,7 +206,7 @@ class Campaign:
         progress.result = answer["found"]
 
     def ask(self, step: str, limit_s: float, **more: Any) -> dict[str, Any]:
-        """What a child found. BadRequest with its last words where it found nothing."""
+        """What a child process found. BadRequest with the last line that it printed, if it found nothing."""
         with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
             answer = Path(folder) / "answer.json"
             task = {"step": step, "device": self.request.device, "hang_s": self.request.hang_s, "answer": str(answer)}
@@ -224,14 +225,14 @@ class Campaign:
         progress.found = [f"{right} of {len(verdicts)} are right" + ("" if finished else "; the time was up")]
 
     def tune(self, progress: Progress, limit_s: float) -> None:
-        """What has no configuration for this part, in the suite's short form."""
+        """Tune the classes of the suite's short form that have no configuration for this part."""
         if self.request.device == "cpu":
             progress.state, progress.found = "skipped", ["kernels are tuned on a GPU"]
         elif self.run_directory():
             progress.state = "done"
             progress.found.append("ended where measuring began: a run has one set of configurations")
         else:
-            # the last class is begun with time left for it
+            # the rest is for the class that is begun last
             answer = self.ask("tune", limit_s, budget_s=0.7 * limit_s, suite=quick_of(self.request.suite))
             progress.state = "open" if answer["left"] else "done"
             count = tuning.gather(self.directory / tuning.FILE, self.request.root)
@@ -261,8 +262,11 @@ class Campaign:
         progress.found = [", ".join(f"{n} {status}" for status, n in count.items())]
 
     def counters(self, progress: Progress, limit_s: float) -> None:
-        """Into the run's records, as `run --counters` does. What is denied is denied for good, but where a GPU's ncu is
-        not installed yet; where the time was up, the next call, which has more of it, begins anew."""
+        """Count into the run's records, as `run --counters` does.
+
+        A denial ends the step for good, unless the reason is that ncu is not installed beside a GPU. If the time was
+        up, the next call begins anew: it has more time.
+        """
         directory = self.run_directory()
         if directory is None:
             progress.found = ["waits for the measurement"]
@@ -279,11 +283,11 @@ class Campaign:
     # ---- the end of a call
 
     def finish(self) -> CampaignOutcome:
-        """Report, summary, and the files to bring home."""
+        """Write the report and the summary, and list the files to bring home."""
         self.save()
         tuning.gather(self.directory / tuning.FILE, self.request.root)
         directory = self.run_directory()
-        (self.directory / SUMMARY).unlink(missing_ok=True)  # until it is true again
+        (self.directory / SUMMARY).unlink(missing_ok=True)  # it is not true before it is written again
         wrong = [v for v in gate.verdicts(self.directory) if v["status"] != "ok"]
         faults = [f"gate: {v['op']} {v['case_id']} {v['impl']}: {v['status']}: {v['reason']}" for v in wrong]
         if directory:
@@ -311,13 +315,13 @@ class Campaign:
 
 
 def pack(records: Path) -> None:
-    """Where the records have outgrown what can be brought home, a packed copy beside them; it shrinks to a quarter."""
+    """If the records are too large to be brought home, put a packed copy beside them: about a quarter of the size."""
     if records.stat().st_size >= MAX_BYTES:
         records.with_name(PACKED).write_bytes(gzip.compress(records.read_bytes()))
 
 
 def quick_of(suite: str) -> str:
-    """The suite whose cases are counted: ncu replays every launch many times."""
+    """The suite to tune and to count: its short form, because ncu replays every launch many times."""
     return "quick" if suite == "full" else suite
 
 
@@ -330,6 +334,6 @@ STEPS = (
     Step(name="selfcheck", share=0.5, least_s=40.0, act=Campaign.selfcheck),
     Step(name="counters", share=1.0, least_s=100.0, act=Campaign.counters),
 )
-"""The least times: torch takes 10 s to load from a cold disk, the clocks' turns 18 s and their kernels' compilation as
-long, ncu some tens of launches that it replays, the tuner compiles before it times."""
+"""What the least times are made of: torch takes 10 s to load from a cold disk. The clocks' turns take 18 s, and the
+compilation of their kernels as long. ncu replays each of some tens of launches. The tuner compiles before it times."""
 NAMES = tuple(step.name for step in STEPS)

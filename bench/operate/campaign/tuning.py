@@ -1,7 +1,7 @@
-"""The tuning of a campaign: operations that lack a configuration for this part, and bringing home what was found.
+"""The tuning of a campaign: tune what lacks a configuration for this part, and bring home what was found.
 
-Configurations are in `kernels/<op>/tuned.json` of a checkout that is lost with a rented machine: `gather` copies them
-to the campaign's directory, `put_back` puts them into the checkout of the machine that the next call reaches.
+Configurations are in `kernels/<op>/tuned.json` of a checkout that is lost with the rented machine. `gather` copies them
+to the campaign's directory; `put_back` puts them into the checkout of the machine that the next call reaches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE = "tuned.json"
 
 
 class Printed:
-    """A `search.Display`: what is printed ends up in the campaign's words only where the process fails."""
+    """A `search.Display` that prints. The campaign shows the last line only if the process fails."""
 
     def working(self, op: str, case_id: str) -> None: ...
     def note(self, text: str) -> None:
@@ -25,7 +25,7 @@ class Printed:
 
 
 def lacking(suite: str) -> list[str]:
-    """Operations with a shape class of the suite that has no entry for the part that is here. Loads torch."""
+    """Operations that have a shape class of the suite without an entry for this part. Loads torch."""
     from bench import machine
     from bench.operate.tune.prune import shape_classes, tunable
 
@@ -40,8 +40,10 @@ def lacking(suite: str) -> list[str]:
 
 
 def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
-    """Tune what lacks a configuration until the time is up, in one race: a worker and a pool of compilers are started
-    once. Runs in a child process; its answer is returned."""
+    """Tune what lacks a configuration until the time is up, in one search: one worker and one pool of compilers.
+
+    This runs in a child process; what it returns is the child's answer.
+    """
     from bench.operate.tune import search
 
     waiting = lacking(task["suite"])
@@ -61,7 +63,7 @@ def tune_lacking(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def gather(path: Path, root: Path = tuned.ROOT) -> int:
-    """Copy the entries of all operations into one file, if there are any; returns how many."""
+    """Copy the entries of all operations into one file, if there are any. Returns how many there are."""
     tuned.entries.cache_clear()  # another process may have written
     found = {op: list(tuned.entries(op, root).values()) for op in discover()}
     found = {op: entries for op, entries in found.items() if entries}
@@ -71,7 +73,7 @@ def gather(path: Path, root: Path = tuned.ROOT) -> int:
 
 
 def put_back(path: Path, root: Path = tuned.ROOT) -> None:
-    """Write gathered entries into the checkout, where it has none of the same part, implementation and class."""
+    """Write gathered entries into the checkout, except those whose part, implementation and class have one there."""
     gathered = json.loads(path.read_text()) if path.is_file() else {}
     for op, entries in gathered.items():
         known = tuned.entries(op, root)
