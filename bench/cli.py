@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from bench.inspection.targets import compile_targets, emulate_targets
 from bench.terminal.arguments import comma_separated, duration, seconds, whole_numbers
 from bench.terminal.options import AsJson, Case, Device, Html, Impls, Ops, RunDirectory, Suite, examples, names
 from bench.terminal.screen import busy, complain, read_run, say, show, show_json
+from kernels.model_config import FAMILIES
 
 app = typer.Typer(
     name="decodebench",
@@ -25,8 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CONFIGS = """a Hugging Face config.json of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3 MoE, Gemma 3, gpt-oss or
-DeepSeek V2 or V3 families"""
+CONFIGS = f"a Hugging Face config.json with one of these as its model_type: {', '.join(FAMILIES)}"
 ARCHITECTURES, EMULATED = (", ".join(map(str, known())) for known in (compile_targets, emulate_targets))
 PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
@@ -377,11 +376,6 @@ def list_command(
 def main() -> None:
     """Run the command line. An error that the user can mend becomes one line and exit code 2."""
     try:
-        if importlib.util.find_spec("kernels.op") is None:
-            raise BadRequest(
-                "the package `kernels` that Python finds is another one (Hugging Face has one of that name); "
-                "run from decodebench's own environment: uv run decodebench"
-            )
         app()
     except BadRequest as error:
         message = str(error)

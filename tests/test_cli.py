@@ -119,6 +119,13 @@ def test_a_package_that_is_not_there_is_one_line_and_exit_code_2(module: str, ar
     )
 
 
+def test_another_package_of_the_name_kernels_is_one_line_and_exit_code_2() -> None:
+    done = without("kernels.op", "list", "ops")
+    assert done.returncode == 2
+    assert done.stderr.startswith("decodebench: the package `kernels` that Python finds is another one")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_module_of_our_own_that_is_not_there_keeps_its_traceback() -> None:
     done = without("bench.errors")
     assert done.returncode == 1
