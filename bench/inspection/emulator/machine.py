@@ -46,6 +46,12 @@ class Deferred:
     happen: Step
     size: np.ndarray | int = 0
     """Bytes that it brings to each thread."""
+    bits: int = 0
+    """`mask` as one number, in which another mask is found faster."""
+
+
+def as_bits(mask: Mask) -> int:
+    return int.from_bytes(np.packbits(mask).tobytes())
 
 
 class Groups:
@@ -56,10 +62,15 @@ class Groups:
         self.closed = np.zeros(lanes, dtype=np.int64)
 
     def begin(self, mask: Mask, happen: Step, size: np.ndarray | int = 0) -> None:
-        self.begun.append(Deferred(mask.copy(), self.closed.copy(), happen, size))
+        self.begun.append(Deferred(mask.copy(), self.closed.copy(), happen, size, as_bits(mask)))
 
     def close(self, mask: Mask) -> None:
         self.closed[mask] += 1
+
+    def of(self, mask: Mask) -> list[Deferred]:
+        """What threads in `mask` have begun."""
+        bits = as_bits(mask)
+        return [each for each in self.begun if each.bits & bits]
 
     def wait(self, mask: Mask, left: int | None, together: int = 1) -> None:
         """Let all groups of the threads in `mask` happen except for the last `left`.
@@ -67,7 +78,7 @@ class Groups:
         With None everything happens, also what is in no group yet. `together` neighbouring threads count as one: what
         one of them waits for happens for all.
         """
-        for each in self.begun:
+        for each in self.of(mask):
             ready = each.mask & mask
             if left is not None:
                 ready &= each.group < self.closed - left
@@ -75,11 +86,12 @@ class Groups:
             if ready.any():
                 each.happen(ready)
                 each.mask &= ~ready
-        self.begun = [each for each in self.begun if each.mask.any()]
+                each.bits = as_bits(each.mask)
+        self.begun = [each for each in self.begun if each.bits]
 
     def bytes_left(self, mask: Mask) -> int:
         """Bytes that are still on their way to the threads in `mask`."""
-        return sum(int((each.size * (each.mask & mask)).sum()) for each in self.begun)
+        return sum(int((each.size * (each.mask & mask)).sum()) for each in self.of(mask))
 
 
 class Machine:
@@ -223,12 +235,14 @@ class Machine:
         if not here:
             return None
         at = min(here)
-        mask = self.places.pop((unit, at))
+        mask: Mask = np.zeros(self.lanes, dtype=bool)
+        warps = 0
         while at < len(code):
             if (unit, at) in self.places:
                 mask = mask | self.places.pop((unit, at))
+                warps = int(np.count_nonzero(mask.reshape(-1, WARP).any(axis=1)))
             ins = code[at]
-            self.executed[ins.opcode] += int(np.count_nonzero(mask.reshape(-1, WARP).any(axis=1)))
+            self.executed[ins.opcode] += warps
             active = mask if ins.guard is None else mask & self.guard(ins)
             match ins.opcode:
                 case "bra" | "bra.uni":
@@ -282,7 +296,7 @@ class Machine:
         """Let the CTAs go on in which all threads that have not returned wait at a barrier."""
         held = (self.waiting | ~self.alive).reshape(-1, self.listing.threads).all(axis=1)
         free = self.waiting & np.repeat(held, self.listing.threads)
-        for unit, at in {(int(u), int(a)) for u, a in zip(units[free], self.resume[free], strict=True)}:
+        for unit, at in np.unique(np.stack([units[free], self.resume[free]]), axis=1).T.tolist():
             self.put(unit, at, free & (units == unit) & (self.resume == at))
         self.waiting[free] = False
 

@@ -9,7 +9,10 @@ from typing import Any
 
 LINE_COMMENT = re.compile(r"//[^\n]*")
 NOT_CODE = re.compile(r"^[ \t]*\.loc[^\n]*$", re.MULTILINE)
-LABEL = re.compile(r"([$\w]+):")
+TOKEN = re.compile(r"\s*([{}]|[$\w]+:(?!:)|[^;]*;)")
+BRACKET = re.compile(r"[\[{(]")
+NUMBER = re.compile(r"-?\d")
+FLOAT = re.compile(r"0[fF][0-9A-Fa-f]{8}$|0[dD][0-9A-Fa-f]{16}$")
 
 
 class NotEmulated(Exception):
@@ -62,6 +65,9 @@ def listed(operand: Operand) -> tuple[Any, ...]:
 
 def split(text: str, mark: str = ",") -> list[str]:
     """The parts of `text` between marks that are outside of brackets."""
+    if not BRACKET.search(text):
+        parts = [part.strip() for part in text.split(mark)]
+        return parts if parts[-1] else parts[:-1]
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "[{(") - (c in "]})")
@@ -86,34 +92,20 @@ def operand(text: str, scopes: list[dict[str, str]]) -> Operand:
         return Address(at, int(offset.strip() or "0", 0), coordinates)
     if "|" in text:
         return tuple(operand(part, scopes) for part in split(text, "|"))
-    if re.match(r"0[fF][0-9A-Fa-f]{8}$", text):
-        return int(text[2:], 16)
-    if re.match(r"0[dD][0-9A-Fa-f]{16}$", text):
-        return int(text[2:], 16)
-    if re.match(r"-?\d", text):
-        return int(text.removesuffix("U"), 0)
+    if NUMBER.match(text):
+        return int(text[2:], 16) if FLOAT.match(text) else int(text.removesuffix("U"), 0)
     return next((names[text] for names in reversed(scopes) if text in names), text)
 
 
 def statements(body: str) -> Iterator[str]:
     """Yield `{`, `}`, `label:` and statements without their semicolon, in order."""
-    at = 0
-    while True:
-        while at < len(body) and body[at].isspace():
-            at += 1
-        if at == len(body):
-            return
-        label = LABEL.match(body, at)
-        if body[at] in "{}":
-            yield body[at]
-            at += 1
-        elif label and body[label.end() : label.end() + 1] != ":":
-            yield label[0]
-            at = label.end()
-        else:
-            end = body.index(";", at)
-            yield " ".join(body[at:end].split())
-            at = end + 1
+    at, body = 0, body.rstrip()
+    while at < len(body):
+        token = TOKEN.match(body, at)
+        if not token:
+            raise ValueError(f"PTX ends in an unfinished statement: {body[at:].strip()[:80]}")
+        yield " ".join(token[1].removesuffix(";").split())
+        at = token.end()
 
 
 def parse(text: str, registers: dict[str, str] | None = None) -> Listing:
