@@ -152,12 +152,12 @@ def test() -> Iterable[MlaCase]:
     for kv in ("", "fp8"):
         yield small(1, 16, 1, kv=kv)
         yield small(2, 5, 70, lengths="ragged", kv=kv)
-        yield small(1, 80, 130, kv=kv)
-        yield small(3, 16, 150, page=64, lengths="holes", kv=kv)
-        yield small(2, 32, 200, page=16, lengths="ragged", kv=kv)
+        yield small(1, 80, 70, kv=kv)
+        yield small(3, 16, 100, page=64, lengths="holes", kv=kv)
+        yield small(2, 32, 80, page=16, lengths="ragged", kv=kv)
         if not kv:
-            yield small(1, 16, 300, page=128)
-    yield small(2, 40, 129, page=64, q_len=2, lengths="holes")
+            yield small(1, 16, 150, page=128)
+    yield small(2, 40, 65, page=64, q_len=2, lengths="holes")
     yield small(3, 16, 66, q_len=4, lengths="holes")
     yield small(2, 16, 70, page=16, q_len=3, lengths="holes", kv="fp8")
 
