@@ -19,6 +19,19 @@ LINE = 128
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
+def begins_run(values: np.ndarray) -> np.ndarray:
+    """True where a value differs from the one before it."""
+    begins = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    return begins
+
+
+def place_in_run(values: np.ndarray) -> np.ndarray:
+    """The position of each value in its run of equal values: of threads by warp, the place in the warp."""
+    places = np.arange(len(values))
+    return places - np.maximum.accumulate(np.where(begins_run(values), places, 0))
+
+
 class Fault(Exception):
     """An access or an instruction that a GPU refuses, or whose result is undefined."""
 
@@ -114,23 +127,15 @@ class SharedMemory:
         lanes_at_once = max(1, min(32, LINE // size))
         if not len(offsets):
             return
-        parts = warps * 32 + self.lanes_of(warps) // lanes_at_once
+        parts = warps * 32 + place_in_run(warps) // lanes_at_once
         words = (offsets[:, None] // 4 + np.arange(max(1, size // 4))).ravel()
         distinct = np.unique(np.repeat(parts, max(1, size // 4)) << 32 | words)
         part, bank = distinct >> 32, distinct & 31
         per_bank = np.unique(part << 5 | bank, return_counts=True)
-        owner = per_bank[0] >> 5
-        worst = np.maximum.reduceat(per_bank[1], np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]))
+        worst = np.maximum.reduceat(per_bank[1], np.flatnonzero(begins_run(per_bank[0] >> 5)))
         self.counts[f"{kind} cycles"] += int(worst.sum())
         self.counts[f"{kind} least cycles"] += len(worst)
         self.counts[f"{kind} bytes"] += len(offsets) * size
-
-    @staticmethod
-    def lanes_of(warps: np.ndarray) -> np.ndarray:
-        """The place of each thread among the threads of its warp that take part."""
-        first = np.r_[True, warps[1:] != warps[:-1]]
-        starts = np.flatnonzero(first)
-        return np.arange(len(warps)) - np.repeat(starts, np.diff(np.r_[starts, len(warps)]))
 
     def load(self, ctas: np.ndarray, addresses: np.ndarray, warps: np.ndarray, size: int, count: int) -> np.ndarray:
         """`count` words of `size` bytes at each address -> (threads, count)."""
