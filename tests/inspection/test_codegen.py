@@ -1,6 +1,7 @@
-"""Listings are read right (short snippets), verdicts are right (made-up reports), and our kernels compile well.
+"""Listings are read right (short snippets) and verdicts are right (made-up reports, toy kernels).
 
-Kernels cannot be compiled where they are interpreted, so compilation happens in processes of its own.
+Kernels are interpreted in this process and so cannot be compiled in it: another process does that. That our own kernels
+compile well is not repeated here: `decodebench codegen` compiles all of them, and .ci/run looks at its verdicts.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def test_refuses_to_run_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @triton.jit
 def toy_gemv(x, w, y, K, stride_w_n, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):
-    """y = W x, for the tests of the inspection alone."""
+    """y = W x, only for these tests."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -225,7 +226,7 @@ def toy_launch(stages: int, row: int, block_k: int = 256) -> KernelLaunch:
 
 
 def toy_reports() -> list[KernelReport]:
-    """In a process of its own: good, too few stages, rows that are not aligned, a block that is no power of two."""
+    """In the other process: good, too few stages, rows that are not aligned, a block that is no power of two."""
     toys = {
         "good": toy_launch(5, 4096),
         "shallow": toy_launch(1, 4096),
@@ -240,13 +241,13 @@ def toy_reports() -> list[KernelReport]:
 
 
 def compile_elsewhere(expression: str) -> list[KernelReport]:
-    """The reports that `expression` makes there."""
+    """The reports that `expression` makes in the other process."""
     found = elsewhere("tests.inspection.test_codegen", f"[t.dataclasses.asdict(r) for r in {expression}]")
     return [KernelReport(**{**r, "streams": tuple(Stream(**s) for s in r["streams"])}) for r in found]
 
 
 def layouts_of_mxfp4(sm: int) -> list[str]:
-    """Which element of the packed words is where, of each place where bf16 kernels unpack mxfp4: TTGIR's words."""
+    """The TTGIR layouts of the packed words, at each place where bf16 kernels unpack mxfp4."""
     case = GemvCase(N=256, K=1024, B=1, dtype="bf16", weights="mxfp4")
     part = compile_targets()[sm]
     (gemv,) = triton_gemv_quant.build(case, ffn_gemv.inputs(case, "meta", 0), part).launches
@@ -258,7 +259,7 @@ def layouts_of_mxfp4(sm: int) -> list[str]:
 
 @pytest.mark.slow
 def test_neighbouring_words_of_mxfp4_meet_in_one_thread() -> None:
-    """As `arranged` takes for granted: a thread's first step from element to element is one word along a row."""
+    """`arranged` relies on it: the second word of each thread is the next one along a row."""
     for sm in compile_targets():
         found = elsewhere("tests.inspection.test_codegen", f"t.layouts_of_mxfp4({sm})")
         assert found, f"sm_{sm} unpacks nothing"

@@ -1,4 +1,6 @@
-"""Our kernels as the compiler made them, executed without a GPU: the gate in bf16, orders of warps, bytes asked for."""
+"""Our compiled kernels, executed without a GPU: they pass the gate in bf16, in any order of warps, and ask for the
+bytes that are predicted.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from tests.support.uninterpreted import elsewhere
 
 HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
 SMS = 4
-"""A part so small that tiny shapes are split among its SMs."""
+"""So few SMs that even tiny shapes are split among them."""
 OURS = [(op.name, impl.name) for op in discover().values() for impl in implementations(op.name)[0] if impl.ours]
 
 
@@ -37,13 +39,13 @@ def found(op: str, impl: str) -> tuple[Op, Impl]:
 
 
 def launches(impl: Impl, case: Any, inputs: Inputs, where: Target | None = None) -> tuple[KernelLaunch, ...]:
-    """For the small part with sm_90, where it is not said where."""
+    """What an implementation launches, on the small part of sm_90 unless another is given."""
     assert impl.build is not None
     return impl.build(case, inputs, where or part(90)).launches
 
 
 def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None, without: str = "nothing") -> Errors:
-    """The gate of a measured run, with the launches executed by the emulator, instructions of one name left out."""
+    """The gate of a measured run on the emulator, which skips the instructions whose opcode begins with `without`."""
     fresh = volatile_part(op, op.inputs(case, "cpu", 1))
     inputs = op.inputs(case, "cpu", 0)
     assert impl.build is not None
@@ -63,7 +65,7 @@ def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None, without: str 
 
 
 def gated(name: str, impl_name: str, sm: int, seed: int | None, most: int = 1000) -> dict[str, str]:
-    """What the gate says of the small cases, in bf16 where they are in fp16; "" for a pass."""
+    """What the gate says about the small cases, with bf16 for fp16; "" for a pass."""
     op, impl = found(name, impl_name)
     cases = [c for c in dict.fromkeys(map(in_bf16, op.cases("test"))) if impl.supports(c, part(sm)) is None]
     return {case.id: gate(op, impl, case, sm, seed).reason or "" for case in cases[:most]}
@@ -91,11 +93,11 @@ def test_they_pass_in_whatever_order_warps_go(op: str, impl: str) -> None:
     assert not any(said.values()), said
 
 
-# The emulator's teeth: code that is wrong on a GPU fails here
+# ---- code that is wrong on a GPU fails in the emulator
 
 
 def without(opcode: str, seed: int | None, case: Any, op: str) -> str:
-    """What the gate says of a kernel compiled for sm_90 without its instructions of a name."""
+    """What the gate says about a kernel for sm_90 without the instructions whose opcode begins with `opcode`."""
     try:
         return gate(*found(op, "triton"), case, 90, seed, opcode).reason or ""
     except Fault as fault:
@@ -107,7 +109,7 @@ SPLIT = AttentionCase(B=1, H_q=16, H_kv=2, D=64, T=300, page=64, dtype="bf16")
 
 
 def sabotage() -> dict[str, str]:
-    """What is said of kernels without what orders their steps."""
+    """What is said about kernels that lack an instruction which orders their steps."""
     return {
         "whole": without("nothing", 1, GEMV, "ffn_gemv") + without("nothing", 1, SPLIT, "attention_decode"),
         "copies are not waited for": without("cp.async.wait_group", None, GEMV, "ffn_gemv"),
@@ -125,7 +127,7 @@ def test_kernels_without_what_orders_their_steps_fail() -> None:
 
 
 def fault(change: Callable[[dict[str, Any]], None]) -> str:
-    """What is raised after the inputs of a paged attention were changed."""
+    """What is raised after `change` was made to the inputs of a paged attention."""
     op, impl = found("attention_decode", "triton")
     inputs = op.inputs(SPLIT, "cpu", 0)
     change(inputs)
@@ -144,7 +146,7 @@ def test_a_page_that_does_not_exist_is_a_fault() -> None:
     assert elsewhere("tests.inspection.test_compiled_kernels", "t.fault(lambda inputs: None)") == ""
 
 
-# What the prediction says of bytes is what the compiled code asks for
+# ---- the compiled code asks for the bytes that are predicted
 
 STREAMED: dict[str, Any] = {
     "gemv by products and sums": ("ffn_gemv", GemvCase(N=1024, K=1024, B=1)),
@@ -159,7 +161,7 @@ STREAMED: dict[str, Any] = {
 
 
 def traffic() -> dict[str, dict[str, float]]:
-    """Bytes: touched at least once, asked for, compulsory by the op's own count, and through the L2 again."""
+    """Bytes: touched at least once, asked for, compulsory, predicted, and served again by the L2."""
     said = {}
     for name, (op_name, case) in STREAMED.items():
         op, impl = found(op_name, "triton")
@@ -177,7 +179,7 @@ def traffic() -> dict[str, dict[str, float]]:
 
 @pytest.mark.slow
 def test_compiled_code_asks_for_the_bytes_that_are_predicted() -> None:
-    """DRAM can't be asked for less than was touched, nor for more than was asked; the L2 is in between."""
+    """DRAM delivers at least what was touched and at most what was asked for; the L2 makes the difference."""
     for name, said in elsewhere("tests.inspection.test_compiled_kernels", "t.traffic()").items():
         assert said["compulsory"] <= said["touched"] <= 1.01 * said["predicted"] + said["l2"], (name, said)
         assert 0.999 <= said["asked"] / (said["predicted"] + said["l2"]) <= 1.05, (name, said)
@@ -192,7 +194,7 @@ def test_survey_names_each_launch_and_what_it_asked_for() -> None:
 
 
 def left_on_the_way(buffers: int) -> float:
-    """Bytes under way while blocks of 64 tokens are multiplied."""
+    """Bytes that are under way while blocks of 64 tokens are multiplied."""
     op, impl = found("mla_decode", "triton")
     case = MlaCase(B=1, H=16, L=64, R=16, T=2048)
     where = replace(part(90), config=(("block_t", 64), ("buffers", buffers)))
@@ -202,5 +204,5 @@ def left_on_the_way(buffers: int) -> float:
 
 @pytest.mark.slow
 def test_two_buffers_leave_nothing_under_way_during_products() -> None:
-    """Triton starts a copy behind the products of a block: with two buffers DRAM waits for them."""
+    """Triton starts a copy after the products of a block, so with two buffers DRAM waits for the products."""
     assert elsewhere("tests.inspection.test_compiled_kernels", "[t.left_on_the_way(n) for n in (2, 3)]") == [0, 10240]

@@ -1,4 +1,4 @@
-"""The emulator of PTX: single instructions against the ISA's definitions, threads that part, meet and wait, faults."""
+"""The emulator of PTX: instructions by the ISA's definitions; threads that part, meet and wait; faults."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_nan_compares_as_the_suffix_says(how: str, want: list[int]) -> None:
 
 
 def machine(text: str, threads: int = 64, shared: int = 1024, data: torch.Tensor | None = None) -> Machine:
-    """A machine with `%r0` to `%r9` and the address of `data` in `%d`, not started yet."""
+    """A machine that has not started, with registers `%r0` to `%r9` and the address of `data` in `%d`."""
     listing = parse(text, {**{f"%r{i}": "b32" for i in range(10)}, "%p": "pred", "%d": "b64", "%q": "b64"})
     listing.threads = threads
     memory = GlobalMemory([] if data is None else [data])
@@ -211,7 +211,7 @@ def test_tensors_that_share_a_storage_share_their_place() -> None:
 
 
 def test_shares_are_of_the_time_that_dram_needs() -> None:
-    """An H100's SM in one second: 1/132 of 3.35 TB and of 989.4 TFLOP, and 1.83e9 cycles of its banks."""
+    """What an H100's SM does in one second: 1/132 of 3.35 TB and of 989.4 TFLOP, and 1.83e9 cycles of its banks."""
     counts = Counts(
         touched={"load": int(3.35e12 / 132), "store": 0},
         memory=Counter({"load sectors": int(3.35e12 / 132 / 16)}),

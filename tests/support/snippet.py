@@ -1,4 +1,4 @@
-"""A few lines of inline PTX executed by the emulator, on 32-bit registers."""
+"""A few lines of inline PTX, executed by the emulator on 32-bit registers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def register(pair: torch.Tensor, dtype: torch.dtype) -> int:
 
 
 def run_ptx(text: str, outputs: int, inputs: list[int], kind: str = "b32") -> list[int]:
-    """`$0` to `$<outputs - 1>` after executing the text, whose following `$` are the inputs."""
+    """Execute the text. Its first `outputs` names `$0`, `$1`, ... are returned; the following ones are the inputs."""
     names = [f"%arg{i}" for i in range(outputs + len(inputs))]
     for i in reversed(range(len(names))):
         text = text.replace(f"${i}", names[i])
