@@ -1,4 +1,4 @@
-"""A timer that can't be fooled: each planted cheat is caught, and would get a time without the guard."""
+"""The measurement cannot be fooled: each planted cheat is caught, and without the guard it would get a time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_wrong_result_gets_no_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["in prepare", "last call"])
 def test_each_implementation_sees_its_inputs_change(name: str) -> None:
-    """The second one too, whose inputs already are what those of the first were changed to."""
+    """Also one that is not first: its inputs begin with the values to which the gate of the first one changed them."""
     records = measured(planted.HONEST, planted.impl(name, planted.CHEATS[name]), HONEST_TOO).records
     assert [records[n].status for n in ("honest", name, "honest too")] == ["ok", "wrong", "ok"]
 
@@ -146,7 +146,7 @@ def test_an_exception_costs_its_implementation_only(prepare: Any) -> None:
 
 
 def test_a_version_that_cannot_be_told_costs_no_record() -> None:
-    """Neither of a success nor of a failure, which writes its record the same way."""
+    """The same for a success and for a failure, whose records are written in the same way."""
 
     def untold() -> str:
         raise PackageNotFoundError("nameless")
@@ -218,7 +218,7 @@ def test_each_doubt_has_its_flag(what: dict[str, Any], expected: list[str]) -> N
 
 @pytest.mark.parametrize(("target", "margin"), [(CPU, 1.5), (GPU, 1.02)])
 def test_impossible_is_what_exceeds_the_fastest_read_by_more_than_a_margin(target: Target, margin: float) -> None:
-    """The fastest read, not the roof; a ceiling is held against the datasheet, and what knows neither is not judged."""
+    """The fastest read counts, not the roof; for a ceiling, the datasheet. Without these, nothing is judged."""
     seen = Ceilings(read_points=((1 << 20, 1.0),), best_read=1e6)
     ceiling = replace(planted.OP, role="ceiling")
     for share, expected in ((0.99, []), (1.01, ["impossible"])):
@@ -231,7 +231,7 @@ def test_impossible_is_what_exceeds_the_fastest_read_by_more_than_a_margin(targe
 
 
 def test_a_call_that_outlasts_its_launch_on_a_gpu_is_idle() -> None:
-    """By more than 10 ms; on a host the timer itself sees who sleeps."""
+    """By more than 10 ms. On a host the timer itself sees a launch that sleeps."""
     assert flags(target=GPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == ["idle"]
     assert flags(target=GPU, seconds=1.0, launch=lambda: time.sleep(0.02)) == []
     assert flags(target=CPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == []
@@ -292,7 +292,7 @@ def test_the_same_launch_entered_twice_is_noted() -> None:
 
 
 def test_a_fault_of_the_twin_is_that_of_its_own_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends in one record, and the marker names it meanwhile, should the process die."""
+    """It ends in one record. The marker names it while its twin is made, in case the process dies."""
     made: list[Any] = []
     at_work: list[str] = []
 

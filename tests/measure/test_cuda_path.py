@@ -1,4 +1,4 @@
-"""A GPU's way through a measurement, on a pretended one: capture, replay, rotation, and who is caught by it."""
+"""A measurement on a pretended GPU: capture, replay, rotation, and the cheats that they catch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_twin_is_at_work_under_the_name_of_its_implementation() -> None:
 
 
 def outside_the_graph(case: planted.ToyCase, inputs: Inputs, target: Target) -> Launch:
-    """Computes on the host, where a capture does not see it: replays would do nothing."""
+    """Computes on the host, which a capture does not see, so that replays do nothing."""
     y = planted.output(case, inputs)
 
     def launch() -> torch.Tensor:

@@ -15,7 +15,7 @@ COPIES = [{"x": torch.full((2, 3), float(k + 1))} for k in range(5)]
 
 
 class Doubling:
-    """y = 2 x, within 1%; notes how many copies each comparison holds."""
+    """y = 2 x, within 1%. Keeps how many copies each comparison held."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compared: list[int] = []
@@ -35,7 +35,7 @@ class Doubling:
 
 
 def outputs(**wrong: float) -> list[torch.Tensor]:
-    """Of all copies, those named `copy<k>` off by that share in their first element."""
+    """Right outputs of all copies, except that the first element of `copy<k>` is off by that share."""
     found = [2.0 * copy["x"] for copy in COPIES]
     for name, share in wrong.items():
         found[int(name.removeprefix("copy"))][0, 0] *= 1 + share
@@ -59,7 +59,7 @@ def test_copies_are_compared_by_as_many_as_may_be_held_at_once(
 
 
 def test_the_worst_of_all_copies_counts_and_the_first_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half too much of an element of its row's size: 0.5 / (1 + 1) of both, in two of six elements alike."""
+    """The worst element is too large by half of its value, which is its row's size too: max_rel is 0.5 / (1 + 1)."""
     monkeypatch.setattr(gate, "STACK_ELEMENTS", 1)
     op: Any = Doubling(monkeypatch)
     for off, first in (({"copy1": 0.5, "copy3": 0.1}, "copy 1"), ({"copy1": 0.1, "copy3": 0.5}, "copy 1")):

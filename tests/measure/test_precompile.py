@@ -1,4 +1,4 @@
-"""What is compiled ahead is what a launch finds: in other processes, since kernels are interpreted in this one."""
+"""A launch finds what was compiled ahead. Shown in other processes, because this one interprets kernels."""
 
 from __future__ import annotations
 

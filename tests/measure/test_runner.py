@@ -1,4 +1,4 @@
-"""Faults cost one implementation of one case; a run killed at any moment is resumed without loss."""
+"""A fault costs one implementation of one case. A run that is killed at any moment is resumed without loss."""
 
 from __future__ import annotations
 
@@ -23,24 +23,12 @@ from bench.errors import BadRequest
 from bench.measure import runner
 from bench.measure.schedule import Request, halving, schedule_jobs
 from bench.measure.worker import Job, Ready
-from bench.records import FILE, Record
+from bench.records import FILE
 from bench.run import load_run
 from bench.terminal.progress import Live
 from kernels.op import Target, discover
 from tests.support import ROOT, planted_ceiling
-
-
-class Silent:
-    """A display that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, *_: Any) -> None: ...
-    def working(self, *_: Any) -> None: ...
-    def record(self, record: Record) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+from tests.support.heard import Silent
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +77,7 @@ def test_a_killed_and_a_hanging_worker_cost_one_record_each(tmp_path: Path) -> N
 
 
 def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while kernels are compiled beside it, which may take the memory."""
+    """It is killed while kernels are compiled beside it; in real runs that may take all memory."""
     worker: list[int] = []
 
     def starve(*_: Any) -> None:
@@ -108,7 +96,7 @@ def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path: Path, monkeyp
 
 
 def test_one_case_of_each_op_is_entered_twice_a_ceilings_largest_too(tmp_path: Path) -> None:
-    """Not the ceiling's first: that is an empty launch in real ones."""
+    """Not in the ceiling's first case: in real ceilings that is an empty launch."""
     request = planted(catalogue="tests.support.planted_ceiling", repeat=2)
     outcome = runner.run(request, tmp_path, None, Silent())
     run = load_run(outcome.directory)
@@ -123,7 +111,7 @@ def job(op: str, K: int) -> Job:
 
 
 def test_where_the_largest_ceiling_failed_the_next_is_entered_twice(tmp_path: Path) -> None:
-    """And a resumed run enters none of an op twice that was before."""
+    """And a resumed run does not do it again for an op."""
     anything: Any = SimpleNamespace(path=tmp_path / FILE)
     begun: Any = SimpleNamespace(records=[], repeats=[], notes=[{"note": "aa", "op": "roof"}])
     resumed, session = (
@@ -142,7 +130,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.measure.test_runner import Silent, planted
+from tests.measure.test_runner import planted
+from tests.support.heard import Silent
 from bench.measure import runner
 if __name__ == "__main__":
     resume = Path(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -151,14 +140,14 @@ if __name__ == "__main__":
 
 
 def run_script(directory: Path, request: str) -> Path:
-    """A program that runs the planted request into its first argument, or resumes its second."""
+    """A program that runs the planted request into the directory of its first argument, or resumes its second."""
     script = directory / "run.py"
     script.write_text(SCRIPT.format(root=str(ROOT), request=request))
     return script
 
 
 def test_a_worker_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None:
-    """It would hold the GPU for ever. Its standard output is the parent's: the end of that is the end of both."""
+    """Else it would hold the GPU for ever. It shares its standard output with the parent, so that ends with both."""
     script = run_script(tmp_path, 'impls=("hangs",), hang_s=600.0')
     process = subprocess.Popen([sys.executable, script, tmp_path / "reports"], stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -175,7 +164,7 @@ EXHAUSTIVE = pytest.param(20, marks=[pytest.mark.exhaustive, pytest.mark.timeout
 @pytest.mark.slow
 @pytest.mark.parametrize("moments", [4, EXHAUSTIVE])
 def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> None:
-    """Once while it starts, and then a moment after it has written some more lines."""
+    """Once while it starts, and then each time a moment after it has written some more lines."""
     script = run_script(tmp_path, 'impls=("honest", "steady"), repeat=4')
     out = tmp_path / "reports"
     cases = ("B8-K4096", "B8-K8192", "B8-K16384")
@@ -188,7 +177,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> N
         before, more = lines_written(out), rng.randint(1, 5) if kills else 0
         process = subprocess.Popen([sys.executable, script, out, *out.glob("*/*")], stdout=subprocess.PIPE, text=True)
         if kills < moments:
-            # lines are waited for and not seconds: how fast the machine is must not matter
+            # wait for lines, not for seconds: how fast the machine is must not matter
             while more and process.poll() is None and lines_written(out) < before + more:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0.0, 0.05 if more else 2.0))
@@ -203,7 +192,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> N
         assert keys(finished) == expected
         if kills == moments:
             break
-        shutil.rmtree(out)  # it finished before it could be killed: the same again from the start
+        shutil.rmtree(out)  # it finished before it could be killed, so begin again
     lines = [json.loads(line) for line in (finished / FILE).read_text().splitlines() if line.endswith("}")]
     done = [(r["op"], r["impl"], r["case_id"], r["repeat"]) for r in lines if r["kind"] == "record"]
     assert len(done) == len(set(done)), "something was measured twice"
@@ -237,7 +226,7 @@ def test_resume_refuses_another_environment_and_another_request(tmp_path: Path) 
 
 
 def test_a_budget_says_what_it_left_out(tmp_path: Path) -> None:
-    """In one line, with what to type; a resumed run counts its own records."""
+    """In one line, with the command that goes on. A resumed run counts its own records."""
     screen = Console(file=StringIO(), width=300)
     outcome = runner.run(planted(impls=("honest", "steady"), budget_s=1e-6), tmp_path, None, Live(screen))
     assert [r.status for r in outcome.records] == ["skipped"] * 6
@@ -251,7 +240,7 @@ def test_a_budget_says_what_it_left_out(tmp_path: Path) -> None:
 
 
 def test_left_stands_behind_the_time_that_is_left(tmp_path: Path) -> None:
-    """And nowhere while there is none, as before the cases are counted."""
+    """It is not shown before the cases are counted, while no time is known."""
     screen = Console(file=StringIO(), width=200, force_terminal=True, color_system=None)
     with Live(screen) as live:
         live.working("toy", "B8")
@@ -264,7 +253,7 @@ def test_left_stands_behind_the_time_that_is_left(tmp_path: Path) -> None:
 
 
 class Idle:
-    """A worker that is ready and is never given a job."""
+    """A worker that is ready and never gets a job."""
 
     ready = Ready(
         target=Target(kind="cpu", name="host"),

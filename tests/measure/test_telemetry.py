@@ -1,4 +1,4 @@
-"""NVML's values reach us in our units: the fake replays what real machines printed, see `data/README.md`."""
+"""NVML's values arrive in our units. The fake replays what real machines printed, see `data/README.md`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(nvml: FakeNvml, readings: dict[str, driver.Reading]) -> tuple[dict[str,
 
 
 def test_the_fake_has_the_shape_of_the_module() -> None:
-    """Its names, its constants, as many arguments, and the words of its refusal."""
+    """The same names, constants, numbers of arguments, and words of refusal."""
     for name in dir(FakeNvml):
         if name.startswith("nvml") and name != "nvmlMemory_v2":
             fake, real = (inspect.signature(getattr(owner, name)) for owner in (FakeNvml, pynvml))
@@ -101,7 +101,7 @@ def test_what_a_recorded_geforce_refuses_is_none_and_named() -> None:
 
 @pytest.mark.parametrize("line", REASONS)
 def test_each_recorded_line_of_reasons_is_one_bit(line: str) -> None:
-    """The H100's recording says `Active` for idle alone; here another line does."""
+    """In the H100's recording only the line `Idle` says `Active`; here another line does instead."""
     text = H100.read_text()
     idle = next(recorded for recorded in text.splitlines() if recorded.strip().startswith("Idle "))
     swapped = text.replace(idle, idle.replace("Active", "Not Active"))
@@ -113,7 +113,7 @@ def test_each_recorded_line_of_reasons_is_one_bit(line: str) -> None:
 
 
 def test_a_recorded_load_is_summarised() -> None:
-    """A server's start and first requests on an H200, as `nvidia-smi` sampled them."""
+    """`nvidia-smi` sampled an H200 while a server started on it and answered its first requests."""
     with (DATA / "nvidia_smi_samples_h200.csv").open(newline="") as file:
         rows = [{name.strip(): value.strip() for name, value in row.items()} for row in csv.DictReader(file)]
     nvml = FakeNvml()
@@ -184,7 +184,7 @@ def test_the_device_is_found_by_uuid_then_by_pci_address() -> None:
 
 
 def sampled(nvml: FakeNvml, act: list[dict]) -> dict:
-    """A sampler's summary while the part goes through the given states, each held until polled."""
+    """The summary of a sampler while the part goes through these states. Each is held until it was polled."""
     with telemetry.Sampler(driver.GpuSession(nvml, "handle"), interval_s=0.001) as sampler:
         for state in act:
             for name, value in state.items():

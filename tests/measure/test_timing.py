@@ -1,11 +1,10 @@
-"""Rotation, sampling and the timers, with clocks that the test turns by hand and events that replay a recording."""
+"""Sampling and the timers, with clocks that the test moves by hand and events that replay a recording."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,75 +18,13 @@ from bench.measure.timing import (
     MIN_SAMPLES,
     GraphTimer,
     HostTimer,
-    Rotation,
     SpoiltCapture,
     host_flush,
     isolated_times,
-    plan_rotation,
     sample_interleaved,
     spin_cycles,
 )
-from kernels.op import Target
 from tests.support import DATA, fake_cuda
-
-GPU = Target(kind="cuda", name="gpu", sm=90, sm_count=132, l2_bytes=50 << 20)
-HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=32 << 20)
-PLENTY = 64 << 30
-
-
-def test_copies_exceed_the_l2_four_times() -> None:
-    rotation = plan_rotation(1 << 20, 1 << 20, GPU, PLENTY)
-    assert rotation.copies == 200
-    assert rotation.cold
-    assert rotation.total_bytes >= 4 * GPU.l2_bytes
-
-
-def test_a_large_case_still_takes_turns() -> None:
-    assert plan_rotation(1 << 30, 1 << 30, GPU, PLENTY).copies == 2
-
-
-def test_too_little_memory_for_a_cold_cache_is_told() -> None:
-    rotation = plan_rotation(10 << 20, 10 << 20, GPU, 60 << 20)
-    assert rotation.copies == 3
-    assert not rotation.cold
-
-
-def test_what_no_launch_touches_keeps_nothing_cold() -> None:
-    """One token written to each of 64 caches of 320 KiB, 4 KiB of them: 800 copies of that exceed the L2 four times."""
-    rotation = plan_rotation(20 << 20, 256 << 10, GPU, PLENTY)
-    assert rotation.copies == 800
-    assert rotation.cold
-    single = plan_rotation(320 << 10, 4 << 10, GPU, PLENTY)
-    assert single.copies == 640
-    assert single.total_bytes >= 4 * GPU.l2_bytes
-    assert not single.cold
-    assert plan_rotation(32 << 20, 1 << 20, HOST, PLENTY).flush_bytes == HOST.l2_bytes
-
-
-def test_a_host_whose_copies_fit_its_cache_is_swept() -> None:
-    small, large = (plan_rotation(size, size, HOST, PLENTY) for size in (1 << 20, 64 << 20))
-    assert small.flush_bytes == HOST.l2_bytes
-    assert large.flush_bytes == 0
-    assert large.total_bytes > 4 * HOST.l2_bytes
-
-
-@pytest.mark.parametrize("memory", [PLENTY, 256 << 20], ids=["three copies", "two copies"])
-def test_a_host_is_cold_whatever_the_size(memory: int) -> None:
-    """Around four thirds and twice the cache as well, where three copies or two begin to suffice without a sweep."""
-    for size in (1 << 20, 21 << 20, 24 << 20, 32 << 20, 42 << 20, 43 << 20, 63 << 20, 64 << 20, 65 << 20):
-        rotation = plan_rotation(size, size, HOST, memory)
-        assert rotation.cold, rotation
-        enough = rotation.copies * size >= 4 * HOST.l2_bytes
-        assert rotation.flush_bytes == (0 if enough else HOST.l2_bytes), rotation
-
-
-def test_a_rotation_in_between_is_not_cold() -> None:
-    assert not Rotation(copies=3, bytes_per_copy=100, touched_bytes=100, cache_bytes=100).cold
-
-
-@pytest.mark.parametrize("target", [HOST, GPU], ids=["host", "gpu"])
-def test_a_cache_of_unknown_size_is_not_cold(target: Target) -> None:
-    assert not plan_rotation(1 << 20, 1 << 20, replace(target, l2_bytes=0), PLENTY).cold
 
 
 class Clock:
@@ -121,7 +58,7 @@ def test_a_sample_is_one_launch_on_the_next_copy_without_the_sweep() -> None:
 
 def test_a_process_that_does_not_compute_is_idle() -> None:
     wall, busy = Clock(), Clock()
-    wall.now = busy.now = 10.0  # what the process did before is no part of it
+    wall.now = busy.now = 10.0  # what the process did before does not count
 
     def launch() -> None:
         wall.now += 1.0
@@ -155,7 +92,7 @@ RECORDED = [
 
 
 class Events:
-    """In the place of torch's events and spin: tells what was queued in which order, and replays recorded times."""
+    """Stands for torch's events and spin: keeps what was queued in order, and replays recorded times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queued: list[Any] = []
@@ -189,9 +126,7 @@ class Events:
 
 
 def test_recorded_event_times_are_milliseconds_in_steps_of_32_ns() -> None:
-    """On that GPU: there a single launch of 3 µs is known to a percent, a replay of milliseconds to 1e-5. CUDA gives
-    float32.
-    """
+    """So on that GPU a launch of 3 µs is known to 1%, and a replay of milliseconds to 1e-5. CUDA gives float32."""
     assert len(RECORDED) == 20
     for value in RECORDED:
         ticks = value * 1e6 / 32
@@ -218,7 +153,7 @@ def test_isolated_launches_are_each_between_two_events(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("copies", [2, 3, 50, 200])
 def test_isolated_launches_of_all_implementations_rotate_as_one(monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
-    """No copy is read again before all others were: 21 of 50 copies could lie in the cache when the next one starts."""
+    """A copy is read again only after all others. Else the next implementation could find 21 of 50 copies cached."""
     queued: list[int] = []
     launches = [lambda k=k: queued.append(k) for k in range(copies)]
     for turn in range(4):
@@ -242,7 +177,7 @@ def test_a_sample_of_a_graph_is_the_time_between_events_over_its_launches(monkey
 def test_a_graph_lasts_four_milliseconds_and_holds_every_copy_as_often(
     monkeypatch: pytest.MonkeyPatch, estimate: float, rounds: int
 ) -> None:
-    """3 copies of 0.1 ms: 14 rounds are 4.2 ms; a single round of longer ones is enough."""
+    """14 rounds of 3 copies at 0.1 ms last 4.2 ms. Of long launches one round is enough."""
     fake_cuda.pretend(monkeypatch)
     monkeypatch.setattr(GraphTimer, "_estimate", staticmethod(lambda launches: estimate))
     seen: list[int] = []
@@ -268,7 +203,7 @@ def test_a_launch_is_estimated_from_up_to_eight_after_all_were_warmed_up(
 
 
 def test_a_spin_outlasts_queueing_twice_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host took 1 ms: 2 ms and 0.2 ms at 2 GHz."""
+    """The host took 1 ms, so the spin is 2 ms and 0.2 ms at 2 GHz."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: setattr(clock, "now", clock.now + 5.0))
@@ -276,7 +211,7 @@ def test_a_spin_outlasts_queueing_twice_over(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Streams:
-    """torch's current stream and its capture, whose end raises where a launch has invalidated it, as torch's does."""
+    """Stands for torch's current stream and its capture. As in torch, the end of an invalidated capture raises."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.current, self.valid = "default", True
@@ -339,7 +274,7 @@ def test_a_launch_that_spoils_its_capture_without_a_word_is_told_by_the_capture(
 
 
 class Scripted:
-    """A timer whose samples are given, and which takes a second of the test's clock for each."""
+    """A timer with given samples, each of which takes a second of the test's clock."""
 
     def __init__(self, clock: Clock, samples: list[float], takes: float = 1.0) -> None:
         self.clock, self.samples, self.takes, self.taken = clock, samples, takes, 0
@@ -363,7 +298,7 @@ def test_sampling_stops_when_the_median_is_known() -> None:
 
 @pytest.mark.parametrize(("spread", "stop"), [(0.004, "converged"), (0.006, "time cap")])
 def test_a_median_is_known_when_it_is_known_within_half_a_percent(spread: float, stop: str) -> None:
-    """Of two values in turn, the median of any drawing of them is one of both, or between."""
+    """The samples are two values in turn. The median of any resample is one of them, or between them."""
     clock = Clock()
     timer = Scripted(clock, [1 - spread, 1 + spread])
     assert sample_interleaved({"timer": timer}, cap_s=40.0, clock=clock)["timer"].stop == stop

@@ -1,4 +1,4 @@
-"""A campaign goes through its steps, says what did not fit, and goes on after a kill; what is brought home is small."""
+"""A campaign goes through its steps, says which did not fit, and goes on after a kill. What it brings home is small."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bench.records import FILE
 from bench.run import load_run
 from kernels.common import tuned
 from kernels.op import Target
-from tests.measure.test_runner import Silent
 from tests.support import ROOT
+from tests.support.heard import Silent
 
 TESTS = ROOT / "tests"
 WRONG = ("killed", "hangs", "raises")
@@ -41,16 +41,13 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planted(**fields: Any) -> steps.Request:
-    return steps.Request(
-        **{
-            "device": "cpu", "suite": "smoke", "catalogue": "tests.support.planted", "cap_s": 0.01, "hang_s": 6.0,
-            "budget_s": 300.0, "skip": ("doctor", "selfcheck"), "root": TESTS, **fields,
-        }
-    )  # fmt: skip
+    asked = {"device": "cpu", "suite": "smoke", "catalogue": "tests.support.planted", "skip": ("doctor", "selfcheck")}
+    limits = {"cap_s": 0.01, "hang_s": 6.0, "budget_s": 300.0}
+    return steps.Request(**{**asked, **limits, "root": TESTS, **fields})
 
 
 def run_begun(out: Path, lines: int = 1) -> Path:
-    """The records of a run in a campaign's directory."""
+    """Put the records of a run into a campaign's directory."""
     records = out / "part" / "run" / FILE
     records.parent.mkdir(parents=True)
     records.write_text('{"kind": "run"}\n' * lines)
@@ -64,10 +61,10 @@ def keys(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
 SCRIPT = """
 import signal, sys
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it from the start
 sys.path.insert(0, {root!r})
 from tests.operate.test_campaign import planted
-from tests.measure.test_runner import Silent
+from tests.support.heard import Silent
 from bench.operate.campaign import steps
 if __name__ == "__main__":
     print(steps.run(planted(), Path(sys.argv[1]), Silent()).exit_code)
@@ -77,7 +74,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> None:
-    """Killed once in the gate and once while measuring: each entry is checked once, each case measured once."""
+    """It is killed once in the gate and once while measuring. Each entry is checked once, each case measured once."""
     script, out = tmp_path / "campaign.py", tmp_path / "out"
     script.write_text(SCRIPT.format(root=str(ROOT)))
     for path in (gate.FILE, f"*/*/{FILE}"):
@@ -99,14 +96,14 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
         "selfcheck": "skipped",
         "counters": "done",
     }
-    # the gate: every implementation of every case that it supports, once; who killed or hung its process is named
+    # the gate checked every implementation on every case that it supports, once, and names the one that killed or hung
     verdicts = gate.verdicts(out)
     assert len(verdicts) == len(set(keys(verdicts))) == 13
     wrong = {key: v["reason"] for key, v in zip(keys(verdicts), verdicts, strict=True) if v["status"] != "ok"}
     assert {impl for impl, _ in wrong} == set(WRONG)
     assert wrong["hangs", "B8-K16384"] == "no verdict within 6 s"
     assert "signal 9" in wrong["killed", "B8-K8192"]
-    # the measurement: as the gate, but for what is refused
+    # the measurement has the same, and what is refused
     run = load_run(outcome.run or out)
     lines = [json.loads(line) for line in (run.path / FILE).read_text().splitlines()]
     measured = keys([line for line in lines if line["kind"] == "record"])
@@ -114,9 +111,9 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
     assert run.complete
     assert any("denied" in note["note"] for note in run.notes)
     assert len(run.headers) == 2
-    # what is said of it, and what there is to bring home
+    # what is said of it, and what is to be brought home
     assert outcome.exit_code == 1
-    # a busy machine may add others: times that are impossible, or no progress for a while
+    # on a busy machine there may be others: impossible times, or no progress for a while
     planted_faults = [fault for fault in outcome.faults if any(f" {impl}: " in fault for impl in WRONG)]
     assert len(planted_faults) == 10, "\n".join(outcome.faults)
     assert "| gate | done |" in (out / steps.SUMMARY).read_text()
@@ -133,7 +130,7 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_an_interrupt_ends_its_children_and_is_said(tmp_path: Path) -> None:
-    """In the gate, while an implementation hangs that would do so for another minute."""
+    """It comes in the gate, while an implementation hangs that would hang for another minute."""
     script, out = tmp_path / "campaign.py", tmp_path / "out"
     asked = SCRIPT.replace("planted()", "planted(hang_s=60.0)")
     script.write_text(asked.format(root=str(ROOT)))
@@ -165,12 +162,12 @@ time.sleep(600)
 def runs(pid: int) -> bool:
     try:
         return "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it is gone, perhaps between the opening and the reading
+    except OSError:  # it may vanish between the opening and the reading
         return False
 
 
 def test_a_child_that_hangs_ends_with_its_killed_parent(tmp_path: Path) -> None:
-    """Else it would hold the GPU beside the next call of the campaign. This one waits for a reader of its answer."""
+    """Else it would hold the GPU beside the next call. This child hangs, because nobody reads its answer."""
     os.mkfifo(tmp_path / "answer")
     task = {"step": "doctor", "answer": str(tmp_path / "answer")}
     command = [sys.executable, "-c", PARENT, str(tmp_path), json.dumps(task)]
@@ -195,7 +192,7 @@ def test_what_does_not_fit_is_said_and_left(tmp_path: Path) -> None:
 
 
 def test_a_measurement_cut_short_goes_on_in_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records that say "skipped" keep the step open, and the next call measures them."""
+    """Records that say "skipped" keep the step open, and the next call measures these cases."""
     asked = {"skip": ALL_BUT_MEASURE, "case": "K4096"}
 
     def in_no_time(self: steps.Campaign, progress: outcomes.Progress, limit_s: float) -> None:
@@ -216,7 +213,7 @@ def test_a_measurement_cut_short_goes_on_in_the_next_call(tmp_path: Path, monkey
 def test_measuring_goes_on_at_the_end_with_all_the_time_that_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once with its share of 280 s, of which it uses 100, and once with the rest."""
+    """First with its share of 280 s, of which it uses 100 s, then with the rest."""
     now = [0.0]
     limits: list[float] = []
 
@@ -255,7 +252,7 @@ def test_the_process_of_a_campaign_does_not_load_torch() -> None:
 
 
 def test_an_unfit_machine_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here, where there is no GPU, the real doctor; where there is one, its answer."""
+    """The doctor's answer is pretended, so that it is the same with and without a GPU."""
 
     def unfit(self: steps.Campaign, step: str, limit_s: float) -> dict[str, Any]:
         return {"exit_code": 2, "verdict": "this machine: NOT FIT", "found": {}, "lines": []}
@@ -296,7 +293,7 @@ def test_configurations_travel_home_and_to_the_next_machine(tmp_path: Path) -> N
 
 
 def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one race, until the time is up; operations that are not finished are named."""
+    """In one search, until the time is up. Operations that are not finished are named."""
     asked: list[search.Request] = []
 
     def fake(request: search.Request, display: search.Display) -> search.TuneReport:
@@ -319,7 +316,7 @@ def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypat
 def test_what_a_campaign_tunes_into_its_own_checkout_does_not_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code alone says whether the next call is of the same campaign, and not `kernels/*/tuned.json`."""
+    """Only the code decides whether the next call belongs to the campaign, and not `kernels/*/tuned.json`."""
     asked: list[bool] = []
 
     def digest(*, tuned: bool = True) -> str:
@@ -339,7 +336,7 @@ def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None
 
 
 def test_measuring_is_not_begun_where_it_would_have_no_time(tmp_path: Path) -> None:
-    """A worker takes some of it to come up: what is left is said, and nothing is skipped case by case."""
+    """A worker needs some of it to start. The campaign says what is left, and records no case as skipped."""
     outcome = steps.run(planted(budget_s=steps.FINISH_S + 12.0, skip=ALL_BUT_MEASURE), tmp_path, Silent())
     assert outcome.run is None
     assert outcome.steps["measure"].state == "open"
@@ -375,7 +372,7 @@ def test_tuning_ends_where_measuring_began(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["doctor", "selfcheck"])
 def test_what_a_child_finds_or_that_it_found_nothing(tmp_path: Path, step: str) -> None:
-    """A child that finds nothing, here for an impossible device or no time, is a line and no end of the campaign."""
+    """A child may find nothing, here for want of the device or of time. That is a line, and the campaign goes on."""
     begun = steps.Campaign(planted(device="tpu"), tmp_path, Silent())
     if step == "doctor":
         answer = begun.ask(step, 120.0)

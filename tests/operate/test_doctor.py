@@ -1,4 +1,4 @@
-"""Each thing that can be wrong with a machine changes the verdict as it should, and nothing is ever raised."""
+"""Each fault that a machine can have changes the verdict as it should, and nothing is raised."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ H100 = machine.gpu_target(fake_properties())
 
 
 def facts(nvml: FakeNvml | None = None, **changes: Any) -> Facts:
-    """An H100 SXM in order, but for the changes."""
+    """A healthy H100 SXM, but for the changes."""
     gpu = driver.GpuSession(nvml or FakeNvml(pids=[1]), 0)
     failed: dict[str, str] = {}
     readings = {**driver.FACTS, **driver.LIVE, **driver.TOTALS}

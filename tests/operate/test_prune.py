@@ -1,4 +1,4 @@
-"""Which candidates are worth a clock, by what the compiler makes of them."""
+"""Pruning: which candidates are worth timing, judged by what the compiler makes of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from bench.inspection.codegen.judge import Stream
 from bench.operate.tune.prune import Compiled, judge, shape_classes, tunable
 from bench.operate.tune.search import DEFAULT, Request, tune
 from tests.support import planted_tuning
-from tests.support.tuning_cases import H100, A, Quiet, compiled, toy_class
+from tests.support.heard import Silent
+from tests.support.tuning_cases import H100, A, compiled, toy_class
 from tests.support.uninterpreted import elsewhere
 
 
@@ -70,7 +71,7 @@ def test_names_are_checked() -> None:
 def dry() -> dict[str, Any]:
     return tune(
         Request(dry_run=True, sms=(90,), impls=("compiled",), catalogue="tests.support.planted_tuning", workers=1),
-        Quiet(),
+        Silent(),
     ).as_dict()
 
 

@@ -1,4 +1,4 @@
-"""Races: who wins and what is written down, with a fake for a GPU's clock and once in a real worker."""
+"""Searching: which configuration wins and what is written down. Times are pretended, and real once in a worker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from bench.records import Record
 from kernels.common import tuned
 from kernels.op import Config
 from tests.support import ROOT, planted_tuning
+from tests.support.heard import Silent
 from tests.support.planted import ToyCase
 from tests.support.synthetic_run import record, samples
-from tests.support.tuning_cases import H100, LARGE, SMALL, A, B, C, Quiet, compiled, entry, toy_class
+from tests.support.tuning_cases import H100, LARGE, SMALL, A, B, C, compiled, entry, toy_class
 
 ENVIRONMENT = {
     "git": {"sha": "0123456789ab", "dirty": True},
@@ -32,7 +33,7 @@ ENVIRONMENT = {
 
 
 def test_every_operation_gets_its_turn() -> None:
-    """Where the time ends early, no operation has all of it."""
+    """If the time ends early, no operation has used all of it."""
     classes = (("stream", "a"), ("stream", "b"), ("stream", "c"), ("ffn", "d"), ("moe", "e"), ("moe", "f"))
     rows = [
         Pruned(
@@ -56,7 +57,7 @@ def timed(case: ToyCase, seconds: float, seed: int = 0, **changes: Any) -> Recor
 
 
 class FakeTrack:
-    """Gives each configuration the seconds of `clock(case, config)`, or the record or reason that it is."""
+    """Gives each configuration what `clock(case, config)` is: seconds, a record, or a reason why there is none."""
 
     def __init__(self, clock: Callable[[ToyCase, Config], Any]) -> None:
         self.clock = clock
@@ -103,7 +104,7 @@ def test_the_default_is_in_every_heat_and_the_final_has_fresh_samples() -> None:
     assert final[1][0] == DEFAULT
     assert (("num_warps", 9),) in final[1]
     assert final[2] == 0.5 > heats[0][2]
-    # one percent is within doubt
+    # one percent is not beyond doubt
     assert outcome.status == "default stands"
 
 
@@ -188,7 +189,7 @@ def test_every_class_is_on_disk_before_the_next_and_the_budget_ends_it(
         return 1e-4 if config == DEFAULT else 0.8e-4
 
     request = Request(budget_s=13.0, root=tmp_path, catalogue="tests.support.planted_tuning")
-    display: Display = Quiet()
+    display: Display = Silent()
     report = search(request, [], H100, ENVIRONMENT, FakeTrack(clock).race, display, clock=lambda: now[0])
     assert [o.status for o in report.outcomes] == ["tuned", "tuned", "not reached"]
     assert report.outcomes[2].why == "the budget was used up"
@@ -216,7 +217,7 @@ def test_only_classes_without_an_entry_for_this_part_are_tried_where_that_is_ask
     chosen = [(planted_tuning.TOY, planted_tuning.HOST)]
     for only_new, part in ((False, H100), (True, H100), (True, dataclasses.replace(H100, name="NVIDIA H200"))):
         request = Request(only_new=only_new, root=tmp_path)
-        search(request, chosen, part, ENVIRONMENT, never, Quiet())
+        search(request, chosen, part, ENVIRONMENT, never, Silent())
     assert asked == [["small", "large"], ["large"], ["small", "large"]]
 
 
@@ -229,7 +230,7 @@ def test_an_interruption_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch, t
             raise KeyboardInterrupt
         return 1e-4 if config == DEFAULT else 0.8e-4
 
-    report = search(Request(root=tmp_path), [], H100, ENVIRONMENT, FakeTrack(clock).race, Quiet())
+    report = search(Request(root=tmp_path), [], H100, ENVIRONMENT, FakeTrack(clock).race, Silent())
     assert report.interrupted
     assert [o.status for o in report.outcomes] == ["tuned", "not reached", "not reached"]
     assert len(tuned.entries("toy", tmp_path)) == 1
@@ -265,10 +266,10 @@ def test_configurations_race_in_a_worker_and_a_crash_costs_one(monkeypatch: pyte
 
 def test_without_a_gpu_one_line_says_what_can_be_done() -> None:
     with pytest.raises(BadRequest, match="--dry-run"):
-        tune(Request(device="cpu", catalogue="tests.support.planted_tuning"), Quiet())
+        tune(Request(device="cpu", catalogue="tests.support.planted_tuning"), Silent())
     if not torch.cuda.is_available():
         with pytest.raises(BadRequest, match=r"needs an NVIDIA GPU: .*--dry-run") as caught:
-            tune(Request(catalogue="tests.support.planted_tuning"), Quiet())
+            tune(Request(catalogue="tests.support.planted_tuning"), Silent())
         assert "\n" not in str(caught.value)
     with pytest.raises(BadRequest, match="sm_75 is unknown"):
-        tune(Request(dry_run=True, sms=(75,), catalogue="tests.support.planted_tuning"), Quiet())
+        tune(Request(dry_run=True, sms=(75,), catalogue="tests.support.planted_tuning"), Silent())

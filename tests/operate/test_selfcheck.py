@@ -1,4 +1,4 @@
-"""Clocks are compared with ours fairly, and a wrong timer would be found."""
+"""Clocks are compared with ours fairly, and a wrong timer is found."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_cases_are_chosen_by_size_and_refused_where_nothing_supports_them() -> N
 
 
 def test_real_clocks_of_the_host_time_the_same_sleep() -> None:
-    """Sleeping is steady where computing on a shared host is not."""
+    """They time a sleep, which is steady also on a shared host."""
 
     def nap() -> None:
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""What plans read of a tuning, and how a configuration reaches a launch, the declared traffic and a record."""
+"""Tuned configurations: the file that plans read, and how one reaches a launch, the declared traffic and a record."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""torch.cuda's events, streams and graphs pretended on CPU tensors, so that what uses them is tested without a GPU.
+"""Stands for torch.cuda's events, streams and graphs, with CPU tensors: what uses them is tested without a GPU.
 
-A capture runs the launches once, as no real one does, and notes torch's operators; a replay repeats them, with results
-where the first had its own. What a real GPU does at the same time as its host happens here one after the other.
+Unlike a real capture, this one runs the launches once, and keeps torch's operators. A replay repeats the operators, and
+writes their results where the first ones are. What a GPU does beside its host happens here one after the other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Event:
     def synchronize(self) -> None: ...
 
     def elapsed_time(self, end: Event) -> float:
-        """In ms, as torch gives it."""
+        """Milliseconds, as in torch."""
         return (end._at - self._at) * 1e3
 
 
@@ -94,7 +94,7 @@ def on(stream: Stream) -> Iterator[None]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put all of it in the place of torch's."""
+    """Put all of these in the place of torch's own."""
     here = Stream()
     pretended = {
         "Event": Event,

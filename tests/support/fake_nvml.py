@@ -1,6 +1,6 @@
-"""A stand-in of the module `pynvml`: the same names, arguments, units and errors, with the values of a recording.
+"""Stands for the module `pynvml`: the same names, arguments, units and errors, with the values of a recording.
 
-A recording is what `nvidia-smi -q` printed, which asks NVML for each value: `data/README.md` says where it is from.
+A recording is the output of `nvidia-smi -q`, which asks NVML for each value. `data/README.md` says where it is from.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ REASONS = {
     "HW Power Brake Slowdown": 0x080,
     "Display Clock Setting": 0x100,
 }
-"""nvml.h's `nvmlClocksEventReason*` by the words of `nvidia-smi -q`."""
+"""The bits `nvmlClocksEventReason*` of nvml.h, by what `nvidia-smi -q` calls them."""
 
 
 def smi_values(text: str) -> dict[tuple[str, ...], str]:
-    """`nvidia-smi -q` of one GPU: values by the headings over them, which are indented less."""
+    """The values that `nvidia-smi -q` printed for one GPU, by the less indented headings over them and their names."""
     values: dict[tuple[str, ...], str] = {}
     path: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -46,7 +46,7 @@ def smi_values(text: str) -> dict[tuple[str, ...], str]:
 
 
 def recorded_values(text: str) -> dict[str, Any]:
-    """What NVML must have given: None where `nvidia-smi` prints N/A, which is how it shows `Not Supported`."""
+    """What NVML must have returned. None stands for `Not Supported`, which `nvidia-smi` prints as N/A."""
     values = smi_values(text)
 
     def first(*paths: tuple[str, ...]) -> str:
@@ -102,10 +102,10 @@ def recorded_values(text: str) -> dict[str, Any]:
 
 
 class FakeNvml:
-    """The recorded H100 under a driver that runs today's torch, where `fake_properties` say that it is.
+    """The recorded H100 with a driver that runs today's torch, at the PCI address that `fake_properties` has.
 
-    Values are attributes that a test changes; None is refused as `Not Supported`, and `refuse` maps a function's name
-    to the error it raises. What `nvidia-smi` does not print is no recording: the bus width and the energy.
+    Values are attributes that a test changes. None is refused as `Not Supported`. `refuse` maps a function's name to
+    the error that it raises. The bus width and the energy are made up, because `nvidia-smi` does not print them.
     """
 
     class NVMLError(Exception):
@@ -125,7 +125,7 @@ class FakeNvml:
 
     @classmethod
     def recorded(cls, path: Path) -> FakeNvml:
-        """Everything as recorded, the driver too."""
+        """Everything as recorded, also the driver."""
         return cls(**recorded_values(path.read_text()))
 
     def __getattribute__(self, name: str) -> Any:
@@ -191,7 +191,7 @@ class FakeNvml:
         return self._given(self.ecc_counts[kind])
 
     def nvmlDeviceGetMemoryInfo(self, handle: Any, version: int | None = None) -> Any:
-        """The second version, as `nvidia-smi` prints it; in the first `used` is all that is not free."""
+        """The second version is what `nvidia-smi` prints. In the first one, `used` is all that is not free."""
         memory = SimpleNamespace(**self.memory)
         if version == self.nvmlMemory_v2:
             return memory

@@ -1,4 +1,4 @@
-"""A `bench.measure.case.Listener` that keeps what it hears."""
+"""A listener of a measurement and a display of a run that keep what they hear."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from typing import Any
 from bench.records import Record
 
 
+class Silent:
+    """A display that shows nothing, and keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, *_: Any) -> None: ...
+    def working(self, *_: Any) -> None: ...
+    def record(self, record: Record) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 class Heard:
-    """Keeps what a measurement reports, in order."""
+    """A `bench.measure.case.Listener` that keeps what it hears, in order."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, Any]] = []
@@ -36,5 +49,5 @@ class Heard:
 
     @property
     def notes(self) -> list[str]:
-        """What each note is called."""
+        """The name of each note."""
         return [content["note"] for kind, content in self.lines if kind == "note"]

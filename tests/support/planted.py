@@ -1,4 +1,4 @@
-"""A catalogue with one honest implementation and every way of cheating or failing that the suite must catch.
+"""A catalogue with an honest implementation, and with every way of cheating or failing that must be caught.
 
 It takes the place of `kernels.op` in a run: y[b] = sum over k of x[b, k] * w[k]. As there, only a worker loads torch.
 """
@@ -19,7 +19,7 @@ from kernels.op import Case, Impl, Inputs, Launch, Missing, Op, Stage, Target, T
 if TYPE_CHECKING:
     import torch
 
-# toys need no cold cache, and sweeping a large one would take most of the time
+# toys need no cold cache; sweeping a large cache would take most of the time
 bench.measure.case.host_flush = lambda size: lambda: None
 
 
@@ -110,7 +110,7 @@ def computed_in_prepare(case: ToyCase, inputs: Inputs, target: Target) -> Launch
 
 
 def last_calls_result(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
-    """Right as long as the inputs stay: a result kept by the identity of its inputs."""
+    """Keeps the first result. That is right as long as the inputs do not change."""
     y, kept = output(case, inputs), []
 
     def launch() -> torch.Tensor:
@@ -132,7 +132,7 @@ def warm_copy(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def idle_when_timed(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
-    """Honest for the gate's launches, lazy afterwards."""
+    """Computes in the launches of the gate, and does nothing afterwards."""
     y, calls = output(case, inputs), []
 
     def launch() -> torch.Tensor:

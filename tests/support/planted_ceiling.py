@@ -1,4 +1,4 @@
-"""A catalogue with a ceiling, whose largest case comes in the middle, and an op that is none; both are `planted`'s."""
+"""A catalogue with a ceiling, whose largest case is in the middle, and an ordinary op. Both are made of `planted`'s."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A catalogue to tune: a matrix product on the CPU whose configurations are fast, slow, wrong or deadly, and a Triton
-kernel with configurations that the compiler or the part does not like.
+"""A catalogue to tune. A matrix product on the CPU has configurations that are fast, slow, wrong or deadly. A Triton
+kernel has configurations that cannot be planned or compiled, spill, or keep few bytes in flight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.planted import ToyCase, one_pass, output, work, write
 
 
 def configurable(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
-    """`repeats` times the work, `wrong` results, or `dies`."""
+    """Its configuration says whether it does the work `repeats` times, gives `wrong` results, or `dies`."""
     config = dict(target.config or (("repeats", 4),))
     y = output(case, inputs)
 

@@ -18,19 +18,8 @@ LARGE, SMALL = ToyCase(K=16384), ToyCase(K=4096)
 A, B, C = (("num_warps", 8),), (("num_warps", 16),), (("num_warps", 2),)
 
 
-class Quiet:
-    """A display that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def working(self, op: str, case_id: str) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def entry(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Of a tuned.json, with evidence that says nothing."""
+    """An entry of a tuned.json; its evidence says nothing."""
     evidence = dict.fromkeys(tuned.EVIDENCE, "x")
     key = {"part": H100.name, "impl": "triton", "shape_class": "read"}
     return {**key, "config": config, "evidence": evidence, **changes}
