@@ -240,7 +240,9 @@ def emulate(
     import dataclasses
 
     from bench.inspection import emulate as emulation
+    from bench.terminal import listing
 
+    listing.check(op or [], suite, case)
     with busy("executing") as status:
         rows = emulation.survey(op, impl or [], suite, case, sm, ctas, status.update)
     if as_json:

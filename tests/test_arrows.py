@@ -50,6 +50,62 @@ def imports(path: Path, *, only_at_import: bool = False) -> set[str]:
     return found
 
 
+GROUND = ("records", "run", "ceilings", "stats", "units", "errors", "machine")
+"""Files of `bench/` that every room may import. `cli`, at the top, is not among them."""
+
+ARROWS = {
+    "terminal": {"devices"},
+    "devices": set(),
+    "predict": {"devices"},
+    "inspection": {"devices"},
+    "measure": {"inspection", "predict", "devices"},
+    "judge": {"predict", "devices"},
+    "report": {"judge", "predict", "devices"},
+    "operate": {"measure", "inspection", "report", "judge", "predict", "devices"},
+}
+"""The rooms of `bench/`, and which other rooms each may import."""
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Names below `bench` that a file imports, at its top or inside functions."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("bench.")}
+
+
+@pytest.mark.parametrize("path", modules("bench"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_arrow_runs_back_up(path: Path) -> None:
+    room = path.relative_to(ROOT / "bench").parts[0]
+    below = set(GROUND) | {"__version__"}
+    if room in ARROWS:
+        assert rooms_imported(path) <= below | ARROWS[room] | {room}
+    elif path.stem in GROUND:
+        assert rooms_imported(path) <= below | {"devices"}
+
+
+def test_every_room_is_known_and_says_its_question() -> None:
+    folders = {p.parent.name: p for p in (ROOT / "bench").glob("*/__init__.py")}
+    assert set(folders) == set(ARROWS)
+    for name, path in folders.items():
+        said = ast.get_docstring(ast.parse(path.read_text()))
+        assert said, f"bench/{name}/__init__.py says nothing"
+        assert "?" in said, f"bench/{name}/__init__.py asks no question: {said}"
+
+
+def test_the_ground_is_small() -> None:
+    assert len(list((ROOT / "bench").glob("*.py"))) <= 12
+
+
+@pytest.mark.parametrize("path", modules("bench/inspection/emulator"), ids=lambda p: p.stem)
+def test_the_emulator_knows_nothing_of_the_rest_of_bench(path: Path) -> None:
+    outside = {name for name in imports(path) if name.startswith("bench.")}
+    assert all(name.startswith("bench.inspection.emulator") for name in outside - {"bench.inspection"}), outside
+
+
+@pytest.mark.parametrize("room", ["judge", "report", "predict"])
+def test_judgement_imports_neither_torch_nor_triton(room: str) -> None:
+    for path in modules(f"bench/{room}"):
+        assert not HEAVY & roots(imports(path)), path
+
+
 def roots(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
@@ -107,7 +163,11 @@ assert not heavy, heavy
 
 
 def test_files_fit_in_the_head() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in (*modules("kernels"), *modules("bench")) if (n := lines(p)) > 450}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in (*modules("kernels"), *modules("bench"), *modules("tests"))
+        if (n := lines(p)) > 400
+    }
     assert not long
 
 

@@ -20,7 +20,6 @@ from bench.inspection.emulator.execute import Counts, Program, execute
 from bench.inspection.emulator.memory import SECTOR, Fault
 from bench.inspection.emulator.tensor_maps import TensorMap
 from bench.inspection.targets import emulate_targets
-from bench.terminal import listing
 from kernels.launch import KernelLaunch
 from kernels.op import discover, implementations
 
@@ -117,7 +116,6 @@ def survey(
 
     Raises `BadRequest` if no kernel of ours has such a case.
     """
-    listing.check(list(ops or []), suite, case)
     require("architecture", [str(sm)], [str(known) for known in emulate_targets()])
     refuse_interpreter()
     found: list[Row] = []
