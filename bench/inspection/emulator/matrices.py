@@ -182,8 +182,10 @@ class Descriptor:
 def wgmma(m: Machine, ins: Instruction) -> Step:
     """`wgmma.mma_async.sync.aligned.m64n<N>k<K>.f32.<t>.<t> d, a, b, scale-d, 1, 1[, transposed a][, transposed b]`.
 
-    It is executed when its group is waited for, as late as it may be. A kernel that changes the operands or reads the
-    sums before gets wrong results.
+    Descriptors and scale-d are read when it is issued. The product happens when its group is waited for, as late as it
+    may. Until then only the sums, a left matrix in registers and the shared memory that descriptors name must stay as
+    they are (PTX ISA, "Asynchronous wgmma.mma_async"): a kernel that changes them or reads the sums before gets wrong
+    results.
     """
     found = re.match(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)$", ins.opcode)
     ins.must(found)
@@ -212,7 +214,7 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
         """The left matrix if it is held in registers."""
         return left_words([r[lanes].reshape(4, WARP) for r in lefts]).reshape(64, 8).view(UNSIGNED[size])
 
-    def step(mask: Mask) -> None:
+    def product(mask: Mask, named: list[np.ndarray], scaled: np.ndarray) -> None:
         groups = mask.reshape(-1, WARPGROUP)
         if not (groups.all(axis=1) | ~groups.any(axis=1)).all():
             raise Fault("a warpgroup's instruction is executed by part of one")
@@ -220,21 +222,25 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
         for group in np.flatnonzero(groups[:, 0]):
             lanes = np.arange(group * WARPGROUP, (group + 1) * WARPGROUP)
             cta = int(m.cta[lanes[0]])
-            right, *left = (Descriptor.of(one(x, lanes)) for x in descriptors)
+            right, *left = (Descriptor.of(one(x, lanes)) for x in named)
             there = right.read(m.shared, cta, columns, depth, size, transposed_b)
             here = left[0].read(m.shared, cta, 64, depth, size, transposed_a) if left else fragments(lanes)
             m.flop += 2 * 64 * columns * depth
             read = (columns + (64 if left else 0)) * depth * size
             m.shared.counts.update({f"product {what}": read // LINE for what in ("cycles", "least cycles")})
-            product = (decode(here) @ decode(there).T).reshape(4, 16, columns)
-            kept = one(keep, lanes)
+            summed = (decode(here) @ decode(there).T).reshape(4, 16, columns)
+            kept = one(scaled, lanes)
             for i, start in enumerate(sums):
-                value = sum_of(product, i).ravel()
+                value = sum_of(summed, i).ravel()
                 results[i, lanes] = value + start[lanes] if kept else value
         for write, result in zip(writes, results, strict=True):
             write(result, mask)
 
-    return lambda mask: m.products.begin(mask, step)
+    def issue(mask: Mask) -> None:
+        named, scaled = [x.copy() for x in descriptors], keep.copy()
+        m.products.begin(mask, lambda ready: product(ready, named, scaled))
+
+    return issue
 
 
 def close_products(m: Machine, ins: Instruction) -> Step:
