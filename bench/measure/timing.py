@@ -15,7 +15,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from bench.errors import describe
@@ -81,15 +81,7 @@ class Rotation:
         return self.copies * self.touched_bytes >= COLD_FACTOR * self.cache_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "copies": self.copies,
-            "bytes_per_copy": self.bytes_per_copy,
-            "touched_bytes": self.touched_bytes,
-            "total_bytes": self.total_bytes,
-            "cache_bytes": self.cache_bytes,
-            "flush_bytes": self.flush_bytes,
-            "cold": self.cold,
-        }
+        return {**asdict(self), "total_bytes": self.total_bytes, "cold": self.cold}
 
 
 def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memory_bytes: int) -> Rotation:

@@ -39,13 +39,13 @@ class Row:
     subject: str
     clock: str
     ours_s: float
-    theirs_s: float | None
-    disagreement: float | None
-    without_floor: float | None
+    theirs_s: float | None = None
+    disagreement: float | None = None
+    without_floor: float | None = None
     """The disagreement after the floors of the two clocks are subtracted; None without a floor."""
     resolution: float
     """How much ours varied between the rounds: (largest - smallest) / median."""
-    within: bool | None
+    within: bool | None = None
     """Within `AIM`? None if it is not judged: the kernel is too short, or ours varied by more than `AIM`."""
     note: str
     """Why the clock gave no time, or the known cause of its disagreement."""
@@ -178,17 +178,7 @@ def row(
 ) -> Row:
     own, theirs = medians[OURS], medians.get(clock)
     if missing is not None or theirs is None:
-        return Row(
-            subject=subject,
-            clock=clock,
-            ours_s=own,
-            theirs_s=None,
-            disagreement=None,
-            without_floor=None,
-            resolution=resolution,
-            within=None,
-            note=missing or "no time",
-        )
+        return Row(subject=subject, clock=clock, ours_s=own, resolution=resolution, note=missing or "no time")
     difference = theirs - own
     added = floors[clock] - floors[OURS] if clock in floors and OURS in floors else None
     return Row(

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.measure.case import Settings
@@ -21,26 +21,16 @@ from bench.measure.worker import POLL_S, Job, Receiver, Worker
 from bench.records import Record, Status, mend_tail
 from kernels.op import Case, Op
 
+if TYPE_CHECKING:
+    from bench.operate.campaign.steps import Request
+
 FILE = "gate.jsonl"
 
 PROCESSES = 8
-"""At most as many check at once: each holds its own context on the part, about half a GB."""
+"""At most so many check at once: each holds its own context on the part, about half a GB."""
 
 
-class Asked(Protocol):
-    """What the gate needs of a campaign's request."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def suite(self) -> str: ...
-    @property
-    def catalogue(self) -> str: ...
-    @property
-    def hang_s(self) -> float: ...
-
-
-def check_all(directory: Path, asked: Asked, limit_s: float) -> bool:
+def check_all(directory: Path, asked: Request, limit_s: float) -> bool:
     """Check what has no verdict yet. False where the time was up before the end."""
     ends = time.monotonic() + limit_s
     gate = Gate(directory / FILE, asked.hang_s)
@@ -67,7 +57,7 @@ def check_all(directory: Path, asked: Asked, limit_s: float) -> bool:
     return False
 
 
-def jobs(asked: Asked, impls: Mapping[str, Mapping[str, bool]], done: list[dict[str, Any]]) -> Iterator[Job]:
+def jobs(asked: Request, impls: Mapping[str, Mapping[str, bool]], done: list[dict[str, Any]]) -> Iterator[Job]:
     """All implementations of all `gate_cases`, but for those in `done`."""
     known = {(verdict["op"], verdict["impl"], verdict["case_id"]) for verdict in done}
     ops: dict[str, Op] = importlib.import_module(asked.catalogue).discover()

@@ -195,15 +195,16 @@ class Campaign:
     # ---- steps
 
     def doctor(self, progress: Progress, limit_s: float) -> None:
-        answer = self.ask("doctor", limit_s)
-        progress.state, progress.found = "done", [answer["verdict"]]
-        progress.result = answer["found"]
-        self.unfit = answer["exit_code"] == 2 and self.request.device != "cpu"
+        self.unfit = self.look("doctor", progress, limit_s) == 2 and self.request.device != "cpu"
 
     def selfcheck(self, progress: Progress, limit_s: float) -> None:
-        answer = self.ask("selfcheck", limit_s)
-        progress.state, progress.found = "done", [answer["verdict"]]
-        progress.result = answer["found"]
+        self.look("selfcheck", progress, limit_s)
+
+    def look(self, step: str, progress: Progress, limit_s: float) -> int:
+        """Keep what a child process said. Returns the exit code that the step's own command would have."""
+        answer = self.ask(step, limit_s)
+        progress.state, progress.found, progress.result = "done", [answer["verdict"]], answer["found"]
+        return answer["exit_code"]
 
     def ask(self, step: str, limit_s: float, **more: Any) -> dict[str, Any]:
         """What a child process found. BadRequest with the last line that it printed, if it found nothing."""

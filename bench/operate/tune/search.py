@@ -103,7 +103,8 @@ class Outcome:
         head = f"{self.pruned.shape_class.label}: {self.status}"
         if self.evidence:
             head += f" {config_text(self.config)}" if self.status == "tuned" else ""
-            head += f", {gain_text(self.evidence)} on {self.evidence['case_id']}"
+            gain = percent(self.evidence["gain"], *self.evidence["gain_interval"])
+            head += f", {gain} over the default on {self.evidence['case_id']}"
             runner_up = self.evidence["runner_up"]
             head += f"; runner-up {config_text(tuple(runner_up['config'].items()))}" if runner_up else ""
         if self.why:
@@ -146,9 +147,8 @@ class TuneReport:
         }
 
 
-def gain_text(evidence: Mapping[str, Any]) -> str:
-    low, high = evidence["gain_interval"]
-    return f"{100 * evidence['gain']:+.1f}% [{100 * low:+.1f}%, {100 * high:+.1f}%] over the default"
+def percent(gain: float, low: float, high: float) -> str:
+    return f"{gain:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def tune(request: Request, display: Display) -> TuneReport:
@@ -307,8 +307,7 @@ def seconds(record: Record) -> float:
 
 
 def signed(gain: Interval) -> str:
-    low, middle, high = (100 * (value - 1) for value in (gain.low, gain.median, gain.high))
-    return f"{middle:+.1f}% [{low:+.1f}%, {high:+.1f}%]"
+    return percent(gain.median - 1, gain.low - 1, gain.high - 1)
 
 
 def evidence(
