@@ -18,7 +18,7 @@ import pytest
 from bench import machine
 from bench.errors import BadRequest
 from bench.operate.campaign import gate, steps, tuning
-from bench.operate.campaign import outcome as outcomes
+from bench.operate.campaign.outcome import MAX_FILES, Progress
 from bench.operate.tune import search
 from bench.records import FILE
 from bench.run import load_run
@@ -120,7 +120,7 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
     assert len(planted_faults) == 10, "\n".join(outcome.faults)
     assert "| gate | done |" in (out / steps.SUMMARY).read_text()
     assert {Path(name).name for name in outcome.files} >= {steps.STATE, steps.SUMMARY, FILE, "report.md"}
-    assert len(outcome.files) <= outcomes.MAX_FILES
+    assert len(outcome.files) <= MAX_FILES
     assert all(name.count("/") <= 2 and size < steps.MAX_BYTES for name, size in outcome.files.items())
     assert "left" not in outcome.lines()[-2]
     assert json.loads(json.dumps(outcome.as_dict()))["left"] == []
@@ -197,7 +197,7 @@ def test_a_measurement_cut_short_goes_on_in_the_next_call(tmp_path: Path, monkey
     """Records that say "skipped" keep the step open, and the next call measures these cases."""
     asked = {"skip": ALL_BUT_MEASURE, "case": "K4096"}
 
-    def in_no_time(self: steps.Campaign, progress: outcomes.Progress, limit_s: float) -> None:
+    def in_no_time(self: steps.Campaign, progress: Progress, limit_s: float) -> None:
         steps.Campaign.measure(self, progress, 1e-6)
 
     with monkeypatch.context() as patched:
@@ -219,7 +219,7 @@ def test_measuring_goes_on_at_the_end_with_all_the_time_that_is_left(
     now = [0.0]
     limits: list[float] = []
 
-    def act(self: steps.Campaign, progress: outcomes.Progress, limit_s: float) -> None:
+    def act(self: steps.Campaign, progress: Progress, limit_s: float) -> None:
         limits.append(limit_s)
         now[0] += 100.0
 
