@@ -79,8 +79,8 @@ class Stage:
     """What one kernel of a launch really does. An implementation declares its traffic in these units.
 
     `work` counts the bytes that must come from or reach DRAM (re-reads that miss the L2 included) and the FLOPs
-    executed (padding included). `l2_bytes` are the further bytes that the L2 serves: split partials, repeated
-    activations. `link_bytes` cross the link between the host's memory and the device's.
+    executed (padding included). `l2_bytes` are the further bytes that the L2 serves: parts that are read again,
+    repeated activations. `link_bytes` cross the link between the host's memory and the device's.
     `ctas` is the size of the grid, 0 where a library does not tell it; an SM holds `ctas_per_sm` of them at once.
     """
 
@@ -90,6 +90,19 @@ class Stage:
     link_bytes: int = 0
     ctas: int = 0
     ctas_per_sm: int = 1
+    pieces: tuple[tuple[int, int], ...] = ()
+    """(how many CTAs, the size of each) in the order in which they start, where CTAs differ in size. Any unit will do.
+    Empty where all CTAs are equal."""
+    loads_before: Mapping[str, int] = field(default_factory=dict)
+    """Loads that a CTA does one after the other before its stream begins, because each needs the result of the last:
+    a list, then a page id. By the level that answers: `dram`, `l2`. The first load of the stream itself does not
+    count: a plain read has it too."""
+    loads_after: Mapping[str, int] = field(default_factory=dict)
+    """The same behind the stream: a CTA counts its arrival, then reads the parts of the others. Atomics and fences
+    count as loads."""
+    instructions: int = 0
+    """Instructions of threads that the main loop issues, 0 where they are not declared. `slots` in `KernelLaunch` says
+    how many there are for each byte."""
 
 
 def total(stages: Iterable[Stage]) -> Work:

@@ -52,6 +52,12 @@ class RandomInputs:
             return torch.empty(shape, dtype=wanted, device="meta")
         return torch.randint(low, high, shape, generator=self._generator, device=self.device, dtype=wanted)
 
+    def permutation(self, n: int) -> torch.Tensor:
+        """The numbers from 0 to n - 1 in random order, int64."""
+        import torch
+
+        return torch.randperm(n, generator=self._generator, device=self.device)
+
     def table(self, values: Any, dtype: str = "int32") -> torch.Tensor:
         """A host-side list as a tensor on this device (on `meta` its shape only)."""
         import torch

@@ -1,4 +1,4 @@
-"""The memory ceilings, on fp32 arrays. Predictions of all other operations are made from them.
+"""The memory ceilings. Predictions of all other operations are made from them. Arrays are fp32; a `chase` has int32.
 
 | kind | computes | moves |
 |---|---|---|
@@ -6,10 +6,20 @@
 | `copy` | y = x | `size` read, `size` written |
 | `triad` | z = x + 2.5 y | 2 `size` read, `size` written |
 | `l2_read` | y[c] = sum over p < `passes` of sum(chunk (c + p) mod C) | `size` from DRAM, all else from L2 |
+| `chase` | `loads` times a_c = x[a_c], from a_c = the first element of line c; y[c] = a_c | a sector of 32 bytes a load |
 | `launch` | y[0] = x[0] | 4 bytes read and written: all its time is the launch |
 
 A chunk is 4096 elements (16 KiB), so the sums are 1/4096 of what is read. The operation defines the chunk, so that the
 output is the same whatever grid computes it. The last chunk of a `read` may be short.
+
+A `chase` tells how long one load takes when it must wait for the load before it: each line of 128 bytes begins with the
+place of the next line. There are `chains` such chains at once, as many as a part has SMs, so that few copies of the
+array suffice to keep the caches cold. They do not slow each other down: 128 loads of 32 bytes in 0.7 us are 6 GB/s. The
+lines of all chains are drawn from the whole array. The first pass over a chain brings its lines from the memory; in
+later passes a cache answers if it holds the array. So the price of a load is
+
+- in the memory: the time of a chase with no second pass, over its loads;
+- in a cache: the difference of the times of two chases over the same array, over the difference of their loads.
 """
 
 from __future__ import annotations
@@ -30,6 +40,15 @@ CHUNK = 4096
 ALPHA = 2.5
 """The factor of the triad, exact in fp32."""
 
+LINE = 32
+"""Elements of a line of a `chase`: 128 bytes, what the caches of NVIDIA's parts keep track of."""
+
+SECTOR = 32
+"""Bytes that one load of a `chase` moves: the L1 and the L2 ask for sectors, not for whole lines."""
+
+CHAINS = 128
+"""Chains of a `chase`, each in a CTA of its own: an H100 has an SM for each."""
+
 L2_SIZE = 6 * 132 * 4 * CHUNK
 """Six chunks for each of an H100's 132 SMs: 13.0 MB, a quarter of its 50 MB L2. No SM reads more than another."""
 
@@ -39,11 +58,16 @@ class StreamCase(Case):
     """`size`: bytes of each array, a multiple of 4 up to 4 GiB, so that an element's index fits in 32 bits.
 
     `passes`: how often an `l2_read` reads its array; 1 for other kinds.
+    Only for a `chase`: `chains`, the `loads` of each chain, and whether the loads may find lines in the L1 (`l1`) or go
+    past it.
     """
 
-    kind: Literal["read", "copy", "triad", "l2_read", "launch"]
+    kind: Literal["read", "copy", "triad", "l2_read", "chase", "launch"]
     size: int
     passes: int = 1
+    chains: int = 0
+    loads: int = 0
+    l1: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= 4 * GiB or self.size % 4:
@@ -54,6 +78,12 @@ class StreamCase(Case):
             raise ValueError("a launch moves one element of 4 bytes")
         if self.passes < 1 or (self.kind != "l2_read" and self.passes != 1):
             raise ValueError(f"{self.passes} passes of a {self.kind}")
+        if (self.kind == "chase") != (self.chains > 0) or (self.kind == "chase") != (self.loads > 0):
+            raise ValueError(f"{self.chains} chains of {self.loads} loads of a {self.kind}")
+        if self.kind == "chase" and self.size % (4 * LINE * self.chains):
+            raise ValueError(f"a chase over {self.size} bytes is not made of {self.chains} chains of whole lines")
+        if self.kind == "chase" and self.loads % (self.lines // self.chains) == 0:
+            raise ValueError(f"after {self.loads} loads each chain is back where it began: the result would show nothing")
 
     @property
     def n(self) -> int:
@@ -66,7 +96,19 @@ class StreamCase(Case):
         return cdiv(self.n, CHUNK)
 
     @property
+    def lines(self) -> int:
+        """Lines of a chase."""
+        return self.size // (4 * LINE)
+
+    @property
+    def lines_met(self) -> int:
+        """Different lines that the loads of all chains of a chase meet."""
+        return min(self.chains * self.loads, self.lines)
+
+    @property
     def id(self) -> str:
+        if self.kind == "chase":
+            return f"chase-{size_text(self.size)}-{self.chains}x{self.loads}" + ("-l1" if self.l1 else "")
         return f"{self.kind}-{size_text(self.size)}" + (f"-x{self.passes}" if self.kind == "l2_read" else "")
 
 
@@ -78,6 +120,14 @@ def cases(suite: str) -> list[StreamCase]:
 
     def l2(*passes: int) -> list[StreamCase]:
         return [StreamCase(kind="l2_read", size=L2_SIZE, passes=p) for p in passes]
+
+    def chase(size: int, *passes: int, l1: bool = False) -> list[StreamCase]:
+        """All passes but the last load, which would lead back to where a chain began."""
+        each = size // (4 * LINE * CHAINS)
+        return [StreamCase(kind="chase", size=size, chains=CHAINS, loads=p * each - 1, l1=l1) for p in passes]
+
+    # 16,384 of a chain's 262,144 lines: 12 ms; four copies are met in 268 MB, four times the L2 of an H200
+    far = StreamCase(kind="chase", size=4 * GiB, chains=CHAINS, loads=16384)
 
     launch = StreamCase(kind="launch", size=4)
     if suite == "smoke":
@@ -94,6 +144,8 @@ def cases(suite: str) -> list[StreamCase]:
             *several("copy", 256 * MiB),
             *several("triad", 256 * MiB),
             *l2(128),
+            *chase(16 * MiB, 1, 5),
+            far,
         ]
     if suite == "full":
         return [
@@ -102,6 +154,12 @@ def cases(suite: str) -> list[StreamCase]:
             *several("copy", 16 * MiB, 256 * MiB, GiB),
             *several("triad", 256 * MiB, GiB),
             *l2(32, 128),
+            # 16 KiB for each chain, which an L1 holds; from 2 to 16 MiB for all of them, which an L2 holds
+            *chase(CHAINS * 16 * KiB, 1, 17, l1=True),
+            *chase(2 * MiB, 1, 5),
+            *chase(16 * MiB, 1, 5),
+            *chase(256 * MiB, 1),
+            far,
         ]
     return [
         launch,
@@ -110,12 +168,35 @@ def cases(suite: str) -> list[StreamCase]:
         *several("triad", 4, 8 * CHUNK, 12 * CHUNK + 4 * 37),
         StreamCase(kind="l2_read", size=3 * 4 * CHUNK, passes=1),
         StreamCase(kind="l2_read", size=3 * 4 * CHUNK, passes=5),
+        StreamCase(kind="chase", size=4 * LINE * 8, chains=1, loads=1),
+        StreamCase(kind="chase", size=4 * LINE * 21, chains=3, loads=5),
+        StreamCase(kind="chase", size=4 * LINE * 21, chains=3, loads=17, l1=True),
     ]
 
 
+def chained(case: StreamCase, draw: RandomInputs) -> torch.Tensor:
+    """x `[n]` int32 of a chase: the first element of a line is the place of the first element of the next line.
+
+    Chain c begins at line c, meets as many lines as every other chain in random order, and then begins again.
+    """
+    import torch
+
+    if draw.device == "meta":
+        return torch.empty(case.n, dtype=torch.int32, device="meta")
+    starts = torch.arange(case.chains, device=draw.device)[:, None]
+    others = draw.permutation(case.lines - case.chains) + case.chains
+    order = torch.cat([starts, others.view(case.chains, -1)], dim=1)
+    x = torch.zeros(case.n, dtype=torch.int32, device=draw.device)
+    x.view(-1, LINE)[order.flatten(), 0] = LINE * order.roll(-1, dims=1).flatten().int()
+    return x
+
+
 def inputs(case: StreamCase, device: str, seed: int) -> Inputs:
-    """x (and y for a triad) `[n]` fp32, drawn from |N(0, 1)|: sums of positive terms do not cancel."""
+    """x (and y for a triad) `[n]` fp32, drawn from |N(0, 1)|: sums of positive terms do not cancel. For a chase, x is
+    `chained`."""
     draw = RandomInputs(device, seed)
+    if case.kind == "chase":
+        return {"x": chained(case, draw)}
     made = {name: draw.normal((case.n,), "fp32") for name in ("x", "y")[: 1 + (case.kind == "triad")]}
     return made if device == "meta" else {name: values.abs_() for name, values in made.items()}
 
@@ -131,11 +212,28 @@ def chunk_sums(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(sums)
 
 
+def ends(case: StreamCase, x: torch.Tensor) -> torch.Tensor:
+    """Where the chains of a chase end, `[chains]` int64: the map from line to next line, raised to the power `loads` by
+    squaring."""
+    import torch
+
+    step = x.view(-1, LINE)[:, 0].long() // LINE
+    at = torch.arange(case.chains, device=x.device)
+    left = case.loads
+    while left:
+        at = step[at] if left % 2 else at
+        left //= 2
+        step = step[step] if left else step
+    return LINE * at
+
+
 def reference(case: StreamCase, inputs: Inputs) -> torch.Tensor:
-    """Sums in fp64; a copy in fp32; a triad in fp32, computed in fp64 slice by slice."""
+    """Sums in fp64; a copy in fp32; a triad in fp32, computed in fp64 slice by slice; places in int64."""
     import torch
 
     x = inputs["x"]
+    if case.kind == "chase":
+        return ends(case, x)
     if case.kind in ("copy", "launch"):
         return x.clone()
     if case.kind == "triad":
@@ -148,7 +246,10 @@ def reference(case: StreamCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: StreamCase) -> Work:
-    """Each array once; one addition per element summed, 2 FLOP per element of a triad."""
+    """Each array once; one addition per element summed, 2 FLOP per element of a triad. A chase reads a sector of each
+    line that it meets."""
+    if case.kind == "chase":
+        return Work(bytes_read=SECTOR * case.lines_met, bytes_written=4 * case.chains)
     arrays_read = 2 if case.kind == "triad" else 1
     summed = case.kind in ("read", "l2_read")
     flops = {"read": case.n, "l2_read": case.passes * case.n, "triad": 2 * case.n}.get(case.kind, 0)
@@ -160,8 +261,8 @@ def work(case: StreamCase) -> Work:
 
 
 def tolerance(case: StreamCase) -> Tolerance:
-    if case.kind in ("copy", "launch"):
-        return Tolerance(max_rel=0.0, rms_rel=0.0, why="a copy is exact")
+    if case.kind in ("copy", "launch", "chase"):
+        return Tolerance(max_rel=0.0, rms_rel=0.0, why="a copy is exact, and so is a place in an array")
     if case.kind == "triad":
         return Tolerance(max_rel=2**-23, rms_rel=2**-23, why="one or two fp32 roundings of positive terms")
     return Tolerance(
@@ -175,8 +276,8 @@ OP = Op(
     name="stream",
     title="memory streams",
     role="ceiling",
-    about="memory ceilings: read, copy, triad, L2 and launch",
-    formula="y[c] = sum(x[chunk c]); y = x; z = x + 2.5 y",
+    about="memory ceilings: read, copy, triad, L2, dependent loads and launch",
+    formula="y[c] = sum(x[chunk c]); y = x; z = x + 2.5 y; y[c] = x[x[...x[line c]]]",
     case_type=StreamCase,
     cases=cases,
     inputs=inputs,

@@ -14,6 +14,8 @@ def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
 def supports(case: StreamCase, target: Target) -> str | None:
     if case.kind == "l2_read":
         return "needs a kernel that reads one array several times in one launch; torch has none"
+    if case.kind == "chase":
+        return "needs a kernel whose loads wait for each other in one launch; torch has none"
     if case.kind == "read" and case.n % CHUNK:
         return f"needs whole chunks of {CHUNK} elements to sum with one torch call, {case.n} is no multiple"
     return None

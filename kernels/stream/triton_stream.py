@@ -1,4 +1,5 @@
-"""Reads, copies and triads at the rate of the memory: 16 bytes a thread and load, many loads in flight.
+"""Reads, copies and triads at the rate of the memory: 16 bytes a thread and load, many loads in flight. And a chase,
+whose loads come one after the other.
 
 By Little's law, 3.35 TB/s x about 0.7 us of latency need 2.3 MB in flight: 18 KB on each of an H100's 132 SMs. Only a
 measurement tells which way of reading is best on a part. So there are three, and the best of them is the roof:
@@ -22,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from kernels.common.integers import MiB
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
-from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
+from kernels.stream.op import ALPHA, CHUNK, LINE, SECTOR, StreamCase, work
 
 TMA_ROW = 32
 """Elements of a row of the array as TMA sees it: 128 bytes, the widest swizzle. A chunk is then one box of 128 rows (at
@@ -49,9 +50,11 @@ class Plan:
 
 
 def plan(case: StreamCase, target: Target) -> Plan:
-    """One CTA of 4 warps per chunk."""
+    """One CTA of 4 warps per chunk; one of a single warp per chain."""
     if case.kind == "launch":
         return Plan(ctas=1, ctas_per_sm=1, num_warps=1)
+    if case.kind == "chase":
+        return Plan(ctas=case.chains, ctas_per_sm=1, num_warps=1)
     fields = {"num_warps": 4} | target.overrides
     return Plan(ctas=case.chunks, ctas_per_sm=RESIDENT[case.kind][fields["num_warps"]], **fields)
 
@@ -75,7 +78,7 @@ def shape_class(case: StreamCase) -> str:
 
 def candidates(case: StreamCase, target: Target) -> Iterator[dict[str, int]]:
     """Fewer threads with more loads each, or the reverse."""
-    if case.kind != "launch":
+    if case.kind in RESIDENT:
         for num_warps in RESIDENT[case.kind]:
             yield {"num_warps": num_warps}
 
@@ -156,16 +159,25 @@ def launch_kernel(x, y):
     tl.store(y, tl.load(x))
 
 
+@triton.jit
+def chase_kernel(x, y, loads, LINE: tl.constexpr, CACHE: tl.constexpr):
+    """y[c] = where `loads` steps at <- x[at] lead from the first element of line c. x [n], y [C], int32."""
+    at = tl.program_id(0) * LINE
+    for _ in range(loads):
+        at = tl.load(x + at, cache_modifier=CACHE)
+    tl.store(y + tl.program_id(0), at)
+
+
 def few(chosen: Plan, target: Target) -> str:
     """Why a read of fewer chunks than SMs has few bytes in flight. Nothing excuses a larger read."""
     return f"{chosen.ctas} chunks leave SMs without any" if chosen.ctas < target.sm_count else ""
 
 
 def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
-    """One CTA per chunk, for every kind."""
+    """One CTA per chunk or chain, for every kind."""
     chosen, x = plan(case, target), inputs["x"]
     streams: tuple[str, ...] = ("x",)
-    constexprs: dict[str, int | float]
+    constexprs: dict[str, int | float | str]
     if case.kind == "launch":
         out = torch.empty_like(x)
         kernel, args, constexprs, streams = launch_kernel, {"x": x, "y": out}, {}, ()
@@ -182,6 +194,10 @@ def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
         columns = 4 * 32 * chosen.num_warps
         constexprs = {"PASSES": case.passes, "ROWS": CHUNK // columns, "COLUMNS": columns}
         kernel = l2_read_kernel
+    elif case.kind == "chase":
+        out = torch.empty(case.chains, dtype=x.dtype, device=x.device)
+        args = {"x": x, "y": out, "loads": case.loads}
+        kernel, constexprs = chase_kernel, {"LINE": LINE, "CACHE": "" if case.l1 else ".cg"}
     else:
         out = torch.empty(case.chunks, device=x.device)
         kernel, args, constexprs = read_kernel, {"x": x, "y": out, "n": case.n}, {"CHUNK": CHUNK}
@@ -193,8 +209,10 @@ def build(case: StreamCase, inputs: Inputs, target: Target) -> Built:
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
         streams=streams,
+        why_narrow="a chain needs one element of a line, the place of the next" if case.kind == "chase" else "",
         why_few_in_flight={
             "launch": "it moves one element",
+            "chase": "each load waits for the load before it",
             "l2_read": "the L2 answers sooner than the memory for which the need is computed",
         }.get(case.kind, few(chosen, target)),
     )
@@ -239,13 +257,14 @@ def build_tma(case: StreamCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; the L2 serves all passes of an `l2_read` but the first."""
+    """The compulsory bytes; a cache serves all passes of an `l2_read` or a `chase` but the first."""
     chosen = plan(case, target)
+    again = SECTOR * (case.chains * case.loads - case.lines_met)
     return (
         Stage(
             name=case.kind,
             work=work(case),
-            l2_bytes=(case.passes - 1) * case.size,
+            l2_bytes=again if case.kind == "chase" else (case.passes - 1) * case.size,
             ctas=chosen.ctas,
             ctas_per_sm=chosen.ctas_per_sm,
         ),

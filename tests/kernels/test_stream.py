@@ -11,7 +11,7 @@ from bench.devices import DEVICES
 from bench.measure.gate import check, poisoned_run
 from kernels.common.compare import compare
 from kernels.op import Target, implementations, total
-from kernels.stream.op import CHUNK, L2_SIZE, OP, GiB, StreamCase, chunk_sums, work
+from kernels.stream.op import CHUNK, L2_SIZE, LINE, OP, GiB, StreamCase, chunk_sums, work
 from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
@@ -37,7 +37,7 @@ def test_what_each_refuses(target) -> None:
     assert refused["triton"] == set()
     assert refused["triton-async"] == ids - reads
     assert refused["triton-tma"] == ids - reads | ragged
-    assert refused["torch"] == {i for i in ids if i.startswith("l2_read")} | ragged
+    assert refused["torch"] == {i for i in ids if i.startswith(("l2_read", "chase"))} | ragged
     assert refused["torch-mv"] == ids - reads | ragged
 
 
@@ -83,7 +83,7 @@ def test_l2_reference_reads_other_chunks_each_pass() -> None:
 
 @pytest.mark.parametrize("suite", ["quick", "full", "test"])
 def test_work_counts_real_tensors(suite: str) -> None:
-    for case in OP.cases(suite):
+    for case in (case for case in OP.cases(suite) if case.kind != "chase"):
         inputs = OP.inputs(case, "meta", 0)
         read = sum(t.numel() * t.element_size() for t in inputs.values())
         built = IMPLS["triton"].build(case, inputs, H100)
@@ -97,6 +97,76 @@ def test_work_counts_real_tensors(suite: str) -> None:
                 assert total(stages) == work(case)
                 assert stages[0].l2_bytes == (case.passes - 1) * case.size
         assert built.launches[0].grid == (IMPLS["triton"].stages(case, H100)[0].ctas,)
+
+
+CHASES = [case for case in OP.cases("test") if case.kind == "chase"]
+
+
+def walk(case: StreamCase, x: torch.Tensor) -> list[list[int]]:
+    """The places that the loads of each chain find, one step after the other."""
+    walked = []
+    for chain in range(case.chains):
+        at, found = LINE * chain, []
+        for _ in range(case.loads):
+            at = int(x[at])
+            found.append(at)
+        walked.append(found)
+    return walked
+
+
+@pytest.mark.parametrize("case", CHASES, ids=lambda case: case.id)
+def test_a_chase_meets_every_line_of_its_chain_before_any_comes_again(case: StreamCase) -> None:
+    x = OP.inputs(case, "cpu", 0)["x"]
+    walked = walk(case, x)
+    each = case.size // 128 // case.chains
+    for chain, found in enumerate(walked):
+        assert len({LINE * chain, *found[: each - 1]}) == min(each, 1 + case.loads)
+        assert all(at % LINE == 0 for at in found)
+        assert found[each : 2 * each] == found[: max(0, min(each, case.loads - each))]
+    assert len({at for found in walked for at in found}) == sum(len(set(found)) for found in walked), "no line in two"
+    assert [found[-1] for found in walked] == OP.reference(case, {"x": x}).tolist()
+    assert [found[-1] for found in walked] != [LINE * chain for chain in range(case.chains)]
+
+
+@pytest.mark.parametrize("case", CHASES, ids=lambda case: case.id)
+def test_a_chase_counts_a_sector_for_each_load(case: StreamCase) -> None:
+    """32 bytes of DRAM for a line that is met for the first time, 32 bytes of a cache for one that was met before."""
+    walked = walk(case, OP.inputs(case, "cpu", 0)["x"])
+    # a chain reads the line where it stands, so of the places that it finds it does not read the last
+    read = [[LINE * chain, *found[:-1]] for chain, found in enumerate(walked)]
+    different = len({at for places in read for at in places})
+    (stage,) = IMPLS["triton"].stages(case, H100)
+    assert work(case).bytes_read == stage.work.bytes_read == 32 * different
+    assert stage.l2_bytes == 32 * (case.chains * case.loads - different)
+    assert work(case).bytes_written == 4 * case.chains
+    assert stage.ctas == case.chains
+
+
+def test_a_chase_that_skips_a_load_or_reads_another_copy_fails_the_gate(target) -> None:
+    case = CHASES[1]
+    inputs, other = (OP.inputs(case, target.device, seed) for seed in (0, 1))
+    ends = OP.reference(case, inputs)
+    fewer = dataclasses.replace(case, loads=case.loads - 1)
+    for wrong in (IMPLS["triton"].build(fewer, inputs, target), IMPLS["triton"].build(case, other, target)):
+        assert not compare(poisoned_run(OP, case, inputs, wrong), ends, OP.tolerance(case)).passed
+
+
+def test_chases_of_the_suites_take_caches_and_memory_apart() -> None:
+    """Two over 16 MiB, which the L2 of every part of 40 MB holds, one of them without any second pass; and one over 4
+    GiB without any."""
+    quick = [case for case in OP.cases("quick") if case.kind == "chase"]
+    assert [(case.size >> 20, case.loads / (case.lines / case.chains) > 1) for case in quick] == [
+        (16, False),
+        (16, True),
+        (4096, False),
+    ]
+    full = [case for case in OP.cases("full") if case.kind == "chase"]
+    assert {case.size // case.chains for case in full if case.l1} == {16 << 10}
+    assert {case.id for case in quick} <= {case.id for case in full}
+    for case in full:
+        # four copies of the largest, and hundreds of the smallest, exceed the L2 of an H100 four times
+        assert 4096 * work(case).bytes > 4 * H100.l2_bytes
+        assert case.loads * 1e-6 < 0.02, "at most 20 ms a launch"
 
 
 def test_persistent_grid_is_one_wave() -> None:
@@ -125,10 +195,14 @@ def test_l2_case_fits_an_h100_evenly() -> None:
         {"kind": "read", "size": 4, "passes": 2},
         {"kind": "l2_read", "size": 4 * CHUNK + 4, "passes": 2},
         {"kind": "l2_read", "size": 4 * CHUNK, "passes": 0},
+        {"kind": "chase", "size": 1024, "chains": 1},
+        {"kind": "read", "size": 1024, "chains": 1, "loads": 1},
+        {"kind": "chase", "size": 1024 + 64, "chains": 1, "loads": 1},
+        {"kind": "chase", "size": 1024, "chains": 1, "loads": 16},
     ],
 )
 def test_senseless_cases_raise(fields) -> None:
-    with pytest.raises(ValueError, match=r"bytes|passes|element"):
+    with pytest.raises(ValueError, match=r"bytes|passes|element|chain"):
         StreamCase(**fields)
 
 
@@ -137,3 +211,5 @@ def test_ids() -> None:
     assert StreamCase(kind="read", size=64 << 10).id == "read-64KiB"
     assert StreamCase(kind="copy", size=20).id == "copy-20B"
     assert StreamCase(kind="l2_read", size=4 * CHUNK, passes=3).id == "l2_read-16KiB-x3"
+    assert StreamCase(kind="chase", size=GiB, chains=128, loads=5).id == "chase-1GiB-128x5"
+    assert StreamCase(kind="chase", size=4096, chains=2, loads=5, l1=True).id == "chase-4KiB-2x5-l1"

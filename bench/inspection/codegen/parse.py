@@ -188,6 +188,8 @@ class PtxAccess:
     parameters: frozenset[int]
     how: How
     width: int
+    at: int = 0
+    """Its position in the listing."""
 
 
 def _names(operand: Operand) -> tuple[str, ...]:
@@ -218,10 +220,10 @@ def ptx_accesses(listing: Listing, pointers: Iterable[int]) -> list[PtxAccess]:
     sources: dict[str, frozenset[int]] = defaultdict(frozenset)
     sources |= {listing.parameters[i]: frozenset({i}) for i in pointers}
     flows: list[tuple[str, tuple[str, ...]]] = []
-    accesses: list[tuple[How, int, Operand]] = []
+    accesses: list[tuple[int, How, int, Operand]] = []
     handed: tuple[str, ...] = ()
     taken = False
-    for ins in listing.code:
+    for at, ins in enumerate(listing.code):
         parts = [part.split("::")[0] for part in ins.opcode.split(".")]
         first, rest = ins.operands[:1], ins.operands[1:]
         places = [operand.base for operand in ins.operands if isinstance(operand, Address)]
@@ -229,12 +231,12 @@ def ptx_accesses(listing: Listing, pointers: Iterable[int]) -> list[PtxAccess]:
         if parts[:3] == ["cp", "async", "bulk"]:
             if "global" in parts and "shared" in parts and len(places) > 1:
                 loads = parts.index("shared") < parts.index("global")
-                accesses.append(("tma" if loads else "store", 0, places[1 if loads else 0]))
+                accesses.append((at, "tma" if loads else "store", 0, places[1 if loads else 0]))
         elif parts[:2] == ["cp", "async"]:
             if len(places) > 1 and isinstance(ins.operands[2], int):
-                accesses.append(("cp.async", ins.operands[2], places[1]))
+                accesses.append((at, "cp.async", ins.operands[2], places[1]))
         elif moves and "global" in parts:
-            accesses.append(("load" if parts[0] == "ld" else "store", _width(parts), places[0]))
+            accesses.append((at, "load" if parts[0] == "ld" else "store", _width(parts), places[0]))
         elif moves and parts[1] == "shared" and parts[-1] in ("b64", "u64"):
             if parts[0] == "ld":
                 flows += [(name, handed) for name in _names(first)]
@@ -252,10 +254,10 @@ def ptx_accesses(listing: Listing, pointers: Iterable[int]) -> list[PtxAccess]:
             changed |= merged != sources[target]
             sources[target] = merged
     found = []
-    for how, width, address in accesses:
+    for at, how, width, address in accesses:
         origin = frozenset().union(*(sources[name] for name in _names(address)))
         if origin:
-            found.append(PtxAccess(parameters=origin, how=how, width=width))
+            found.append(PtxAccess(parameters=origin, how=how, width=width, at=at))
     return found
 
 
@@ -278,9 +280,14 @@ def sass_spills(sass: str) -> int:
     return sum(opcode.split(".")[0] in ("LDL", "STL") for opcode, _ in sass_instructions(sass))
 
 
+def is_mma(opcode: str) -> bool:
+    """Whether an instruction of SASS multiplies on tensor cores."""
+    return bool(_MMA.fullmatch(opcode.split(".")[0]))
+
+
 def sass_mma(sass: str) -> str:
     """The tensor-core instruction with its shape, of several the newest kind; empty if there is none."""
-    found = {opcode for opcode, _ in sass_instructions(sass) if _MMA.fullmatch(opcode.split(".")[0])}
+    found = {opcode for opcode, _ in sass_instructions(sass) if is_mma(opcode)}
     return max(found, key=lambda opcode: (opcode.startswith("UTC"), "GMMA" in opcode, opcode), default="")
 
 
