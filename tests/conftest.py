@@ -43,12 +43,18 @@ def half() -> str:
 @pytest.fixture(autouse=True)
 def _alone_on_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests that time a GPU or count its work run one at a time, also when pytest runs in several processes."""
-    if request.node.get_closest_marker("cuda") is None:
+    if not only_on_a_gpu(request.node):
         yield
         return
     with (Path(tempfile.gettempdir()) / "decodebench-tests-gpu.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def only_on_a_gpu(item: pytest.Item) -> bool:
+    """`cuda(interpreted=True)` marks a test that a GPU must run too, and that is interpreted where there is none."""
+    mark = item.get_closest_marker("cuda")
+    return mark is not None and not mark.kwargs.get("interpreted", False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,5 +63,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if torch.cuda.is_available():
         return
     for item in items:
-        if item.get_closest_marker("cuda"):
+        if only_on_a_gpu(item):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

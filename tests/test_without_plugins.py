@@ -42,3 +42,9 @@ def test_property_tests_alone_are_skipped() -> None:
     assert "1 skipped" in said
     assert "needs the package hypothesis" in said
     assert "passed" in said
+
+
+def test_pytest_m_cuda_selects_the_gate_of_every_kernel() -> None:
+    said = run("--collect-only", "-m", "cuda", "tests/kernels/test_ops.py")
+    for gate in ("ffn_gemv-triton", "attention_decode-triton", "stream-torch"):
+        assert f"test_implementations_pass_the_gate[{gate}" in said

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.devices import find
 from bench.measure.case import tensor_bytes
 from bench.measure.gate import check
 from kernels.op import SUITES, Impl, Op, Target, discover, implementations, total
@@ -16,6 +17,7 @@ from kernels.op import SUITES, Impl, Op, Target, discover, implementations, tota
 OPS = discover()
 PAIRS = [(op, impl) for op in OPS.values() for impl in implementations(op.name)[0]]
 HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
+H200 = find("h200").target()
 
 
 def named(value: Any) -> str:
@@ -55,11 +57,25 @@ def gates() -> Iterator[Any]:
             yield pytest.param(op, impl, cases, id="-".join([op.name, impl.name, *(c.id for c in cases if impl.build)]))
 
 
-@pytest.mark.parametrize(("op", "impl", "cases"), gates())
+def measured_if_none_is_small(op: Op, impl: Impl, where: Target) -> list[Any]:
+    """The smallest case that is measured on a GPU, for a peer that refuses every small case (it takes no lengths)."""
+    if supported(op, impl, where, "test"):
+        return []
+    return sorted(supported(op, impl, where, "smoke", "quick"), key=lambda case: op.work(case).bytes)[:1]
+
+
+def supported(op: Op, impl: Impl, where: Target, *suites: str) -> list[Any]:
+    cases = in_16_bits([case for suite in suites for case in op.cases(suite)], where)
+    return [case for case in cases if impl.supports(case, where) is None]
+
+
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize(("op", "impl", "cases"), list(gates()))
 def test_implementations_pass_the_gate(op: Op, impl: Impl, cases: list[Any], target: Target) -> None:
     where = home(impl, target)
     reasons, passed = set(), 0
-    for case in in_16_bits(cases, where):
+    large = [] if impl.build or where.kind != "cuda" else measured_if_none_is_small(op, impl, where)
+    for case in [*in_16_bits(cases, where), *large]:
         refusal = impl.supports(case, where)
         if refusal:
             reasons.add(refusal)
@@ -69,6 +85,33 @@ def test_implementations_pass_the_gate(op: Op, impl: Impl, cases: list[Any], tar
         passed += 1
     if not passed:
         pytest.skip(f"refuses here: {'; '.join(sorted(reasons))}")
+
+
+def test_every_gate_is_checked_by_pytest_m_cuda() -> None:
+    """Without a GPU the same tests are interpreted, so the mark alone skips none of them."""
+    (mark,) = [m for m in test_implementations_pass_the_gate.pytestmark if m.name == "cuda"]
+    assert mark.kwargs == {"interpreted": True}
+    covered = {(p.values[0].name, p.values[1].name) for p in gates()}
+    assert covered == {(op.name, impl.name) for op, impl in PAIRS}
+
+
+@pytest.mark.parametrize(("op", "impl"), [pair for pair in PAIRS if pair[1].build], ids=named)
+def test_each_kernel_of_ours_is_checked_in_bf16_on_a_gpu(op: Op, impl: Impl) -> None:
+    """Where an operation has a 16-bit type at all, one of the cases that a GPU checks is in bf16."""
+    checked = supported(op, impl, H200, "test")
+    assert checked
+    types = {getattr(case, "dtype", "") for case in checked}
+    if types & {"fp16", "bf16"}:
+        assert "bf16" in types
+
+
+@pytest.mark.parametrize("name", ["torch-flash", "torch-efficient", "torch-math"])
+def test_a_peer_that_takes_no_lengths_is_checked_on_a_case_that_is_measured(name: str) -> None:
+    op = OPS["attention_decode"]
+    impl = next(impl for impl in implementations(op.name)[0] if impl.name == name)
+    (case,) = measured_if_none_is_small(op, impl, H200)
+    assert case.dtype == "bf16"
+    assert impl.supports(case, H200) is None
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=named)
