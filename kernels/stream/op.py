@@ -6,7 +6,7 @@
 | `copy` | y = x | `size` read, `size` written |
 | `triad` | z = x + 2.5 y | 2 `size` read, `size` written |
 | `l2_read` | y[c] = sum over p < `passes` of sum(chunk (c + p) mod C) | `size` from DRAM, all else from L2 |
-| `chase` | `loads` times a_c = x[a_c], from a_c = the first element of line c; y[c] = a_c | a sector of 32 bytes a load |
+| `chase` | y[c] = a_c after `loads` times a_c = x[a_c], from the first element of line c | 32 bytes a load |
 | `launch` | y[0] = x[0] | 4 bytes read and written: all its time is the launch |
 
 A chunk is 4096 elements (16 KiB), so the sums are 1/4096 of what is read. The operation defines the chunk, so that the
@@ -83,7 +83,9 @@ class StreamCase(Case):
         if self.kind == "chase" and self.size % (4 * LINE * self.chains):
             raise ValueError(f"a chase over {self.size} bytes is not made of {self.chains} chains of whole lines")
         if self.kind == "chase" and self.loads % (self.lines // self.chains) == 0:
-            raise ValueError(f"after {self.loads} loads each chain is back where it began: the result would show nothing")
+            raise ValueError(
+                f"after {self.loads} loads each chain is back where it began: the result would show nothing"
+            )
 
     @property
     def n(self) -> int:
