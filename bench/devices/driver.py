@@ -76,14 +76,28 @@ def clock_reasons(mask: int) -> list[str]:
 
 Reading = Callable[[Any, Any], Any]
 
+
+def _instant_power(nvml: Any, handle: Any) -> float | None:
+    """Watts at this moment, None where the driver or the part does not offer the field."""
+    try:
+        (field,) = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])
+    except (nvml.NVMLError, AttributeError):
+        return None
+    return field.value.uiVal / 1e3 if field.nvmlReturn == nvml.NVML_SUCCESS else None
+
+
 LIVE: dict[str, Reading] = {
     "sm_clock_hz": lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM) * 10**6,
     "memory_clock_hz": lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM) * 10**6,
     "power_w": lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1e3,
+    "power_instant_w": _instant_power,
     "temperature_c": lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU),
     "clock_reasons": lambda n, h: n.nvmlDeviceGetCurrentClocksEventReasons(h),
 }
-"""Read again and again while a case runs. NVML gives MHz and mW."""
+"""Read again and again while a case runs. NVML gives MHz and mW.
+
+`power_w` is the average of the last second on Ampere and later parts, except the A100 (nvml.h on
+`nvmlDeviceGetPowerUsage`). A case is over sooner, so `power_instant_w` tells more where the driver offers it."""
 
 
 def _ecc_errors(kind: str) -> Reading:

@@ -10,6 +10,9 @@ from typing import Any
 
 from bench.devices.driver import LIVE, POWER_CAP, SLOWDOWNS, TOTALS, GpuSession, clock_reasons
 
+ENERGY_WINDOW_S = 0.5
+"""Energy over a shorter window is not taken for power, because the driver's counter moves in steps of up to 0.1 s."""
+
 
 class Sampler:
     """Polls NVML from a thread while a case runs: `with Sampler(gpu) as sampler: ...`, then `sampler.summary()`.
@@ -52,11 +55,11 @@ class Sampler:
 
         `clock_reasons` lists every reason that was seen. `throttled` is True if one of them is a slowdown,
         `power_capped` if one of them is the power cap. ECC counts are the errors that were new. `energy_j` is the
-        board's energy while the sampler was open, idle gaps included.
+        board's energy while the sampler was open, idle gaps included. `power_w` is the mean power, and `power_from`
+        says how it was found: `instant` readings, `energy` over the window, or the driver's `average` of a second.
         """
         if self._thread is None:
             return {}
-        power = self._column("power_w")
         masks = self._column("clock_reasons")
         mask = 0
         for seen in masks:
@@ -65,12 +68,14 @@ class Sampler:
             name: None if self._before[name] is None or after is None else after - self._before[name]
             for name, after in self._after.items()
         }
+        power, power_from = self._power(gained.get("energy_j"))
         return {
             "samples": len(self.samples),
             "duration_s": self._took,
             "sm_clock_hz": spread(self._column("sm_clock_hz")),
             "memory_clock_hz": spread(self._column("memory_clock_hz")),
-            "power_w": statistics.fmean(power) if power else None,
+            "power_w": power,
+            "power_from": power_from,
             "temperature_c": max(self._column("temperature_c"), default=None),
             "clock_reasons": clock_reasons(mask) if masks else None,
             "throttled": any(mask & bit for bit in SLOWDOWNS) if masks else None,
@@ -78,6 +83,16 @@ class Sampler:
             **gained,
             "unavailable": dict(self.unavailable),
         }
+
+    def _power(self, energy_j: float | None) -> tuple[float | None, str | None]:
+        """The mean power in W and how it was found, from the most telling source that the driver offers."""
+        if instant := self._column("power_instant_w"):
+            return statistics.fmean(instant), "instant"
+        if energy_j and self._took >= ENERGY_WINDOW_S:
+            return energy_j / self._took, "energy"
+        if average := self._column("power_w"):
+            return statistics.fmean(average), "average"
+        return None, None
 
     def _column(self, name: str) -> list[Any]:
         return [sample[name] for sample in self.samples if sample[name] is not None]

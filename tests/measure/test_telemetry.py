@@ -70,6 +70,7 @@ def test_the_live_values_of_a_recorded_h100_that_idles() -> None:
         "sm_clock_hz": 345_000_000,
         "memory_clock_hz": 2_619_000_000,
         "power_w": pytest.approx(72.02),
+        "power_instant_w": None,
         "temperature_c": 33,
         "clock_reasons": 1,
     }
@@ -95,7 +96,7 @@ def test_what_a_recorded_geforce_refuses_is_none_and_named() -> None:
     summary = sampler.summary()
     assert summary["unavailable"] == {"ecc_corrected": "Not Supported", "ecc_uncorrected": "Not Supported"}
     assert (summary["ecc_corrected"], summary["ecc_uncorrected"]) == (None, None)
-    assert summary["power_w"] == pytest.approx(5.11)
+    assert (summary["power_w"], summary["power_from"]) == (pytest.approx(5.20), "instant")
     assert (summary["sm_clock_hz"]["median"], summary["temperature_c"]) == (210e6, 34)
 
 
@@ -227,6 +228,25 @@ def test_a_clock_that_someone_set_is_not_throttling() -> None:
 def test_the_power_cap_is_told_apart_from_throttling() -> None:
     summary = sampled(FakeNvml(), [{"reasons": 0x4}])
     assert (summary["throttled"], summary["power_capped"]) == (False, True)
+
+
+def test_power_is_the_instant_value_where_the_driver_offers_it() -> None:
+    """On Hopper the other reading is the average of a second, which a short case leaves before it gets there."""
+    nvml = FakeNvml(power_mw=180_000, instant_mw=640_000)
+    summary = sampled(nvml, [{"celsius": 50}, {"celsius": 51}])
+    assert (summary["power_w"], summary["power_from"]) == (pytest.approx(640.0), "instant")
+    summary = sampled(FakeNvml(power_mw=180_000), [{"celsius": 50}])
+    assert (summary["power_w"], summary["power_from"]) == (pytest.approx(180.0), "average")
+
+
+@pytest.mark.parametrize("lacks", ["nvmlDeviceGetFieldValues", "NVML_FI_DEV_POWER_INSTANT"])
+def test_without_the_instant_value_power_is_energy_over_the_window(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FakeNvml, lacks)
+    monkeypatch.setattr(telemetry, "ENERGY_WINDOW_S", 0.0)
+    nvml = FakeNvml(power_mw=180_000, instant_mw=640_000, energy_mj=1_000_000)
+    summary = sampled(nvml, [{"celsius": 50}, {"energy_mj": 1_300_000}])
+    assert summary["power_from"] == "energy"
+    assert summary["power_w"] == pytest.approx(300.0 / summary["duration_s"])
 
 
 def test_refused_readings_are_none_and_named() -> None:

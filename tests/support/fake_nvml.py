@@ -83,6 +83,9 @@ def recorded_values(text: str) -> dict[str, Any]:
         "power_mw": whole(
             *((heading, kind) for heading in power for kind in ("Power Draw", "Average Power Draw")), times=1000
         ),
+        "instant_mw": whole((power[0], "Instantaneous Power Draw"), times=1000)
+        if (power[0], "Instantaneous Power Draw") in values
+        else None,
         "cap_mw": whole((power[0], "Current Power Limit"), (*ceiling, "Current Power Limit"), times=1000),
         "default_mw": whole((power[0], "Default Power Limit"), (*ceiling, "Default Power Limit"), times=1000),
         "celsius": whole(("Temperature", "GPU Current Temp")),
@@ -113,6 +116,7 @@ class FakeNvml:
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
     nvmlMemory_v2 = 0x2000028
+    NVML_SUCCESS, NVML_ERROR_NOT_SUPPORTED, NVML_FI_DEV_POWER_INSTANT = 0, 3, 186
     NVML_MEMORY_ERROR_TYPE_CORRECTED, NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 0, 1, 0
 
     def __init__(self, **values: Any) -> None:
@@ -177,6 +181,13 @@ class FakeNvml:
 
     def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:
         return self._given(self.power_mw)
+
+    def nvmlDeviceGetFieldValues(self, handle: Any, fieldIds: list[int]) -> list[Any]:
+        """Only the instant power. NVML refuses a field in the field's own return code, and raises nothing."""
+        assert fieldIds == [self.NVML_FI_DEV_POWER_INSTANT]
+        refused = self.instant_mw is None
+        code = self.NVML_ERROR_NOT_SUPPORTED if refused else self.NVML_SUCCESS
+        return [SimpleNamespace(nvmlReturn=code, value=SimpleNamespace(uiVal=0 if refused else self.instant_mw))]
 
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int:
         return self._given(self.celsius)
