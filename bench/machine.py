@@ -76,6 +76,12 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Memory that programs can still take without swapping; all of it where Linux does not tell."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
+    return int(found[1]) << 10 if found else memory_bytes()
+
+
 def operating_system() -> str:
     try:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
@@ -231,6 +237,31 @@ def device_slug(target: Target) -> str:
     return "-".join([*(["cpu"] if target.kind == "cpu" else []), *words]) or target.kind
 
 
+# ---- torch's settings
+
+PRODUCTS = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+"""Settings of `torch.backends.cuda.matmul`: may cuBLAS add the partial sums of a split K in 16 bits?"""
+
+
+def keep_products_exact() -> None:
+    """Let the libraries behind torch add partial sums in fp32, as our kernels do. torch's default is 16 bits.
+
+    With 16 bits a peer's error grows with the number of its splits, which the gate may refuse. The bytes are the same.
+    """
+    import torch
+
+    for name in PRODUCTS:
+        setattr(torch.backends.cuda.matmul, name, False)
+
+
+def precision() -> dict[str, Any]:
+    """The settings that decide how exactly torch multiplies matrices. Plain JSON values."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    return {name: getattr(matmul, name) for name in (*PRODUCTS, "allow_tf32")}
+
+
 # ---- all of it
 
 
@@ -272,6 +303,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpu": {**gpu.read(FACTS, unavailable), "unavailable": unavailable} if gpu else None,
         "torch_threads": torch.get_num_threads(),
+        "precision": precision(),
         "variables": recorded_variables(),
         "git": git_state(),
         "source_digest": source_digest(),

@@ -43,6 +43,13 @@ def test_last_level_cache_counts_each_instance_once(tmp_path: Path) -> None:
     assert machine.last_level_cache_bytes({9}, tmp_path) == 0
 
 
+def test_available_memory_is_what_linux_calls_available(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16000000 kB\nMemFree:          500000 kB\nMemAvailable:    2000000 kB\n")
+    assert machine.available_bytes(meminfo) == 2_000_000 << 10
+    assert machine.available_bytes(tmp_path / "none") == machine.memory_bytes()
+
+
 def test_a_host_that_does_not_tell_its_cache_is_swept_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "last_level_cache_bytes", lambda: 0)
     assert machine.cpu_target().l2_bytes == machine.ASSUMED_CACHE_BYTES

@@ -64,6 +64,7 @@ def child(plan: Path) -> None:
     fields = given["choice"]
     choice = Choice(**{**fields, "ops": tuple(fields["ops"]), "impls": tuple(fields["impls"])})
     target = machine.gpu_target()
+    machine.keep_products_exact()
     chosen = [
         (op, impl, case)
         for op in discover().values()

@@ -18,6 +18,7 @@ from bench.devices import DeviceSpec
 from bench.errors import describe
 from bench.measure.flags import allocates, flags_of, waits
 from bench.measure.gate import check_copies, check_prepared, volatile_part
+from bench.measure.memory import collect_if_memory_is_short
 from bench.measure.telemetry import Sampler
 from bench.measure.timing import (
     GraphTimer,
@@ -135,7 +136,7 @@ class Measurement:
         if timed:
             self.time(timed)
         self.copies, self.fresh = [], {}
-        gc.collect()
+        collect_if_memory_is_short(self.target)
         if self.spoilt:
             raise Broken("a spoilt capture keeps torch from freeing memory")
 

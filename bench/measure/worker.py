@@ -8,6 +8,7 @@ bytes of shared memory, so that the parent can tell whose fault a crash or a han
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from bench import machine
 from bench.devices.driver import open_gpu_or_none
 from bench.errors import BadRequest, describe
 from bench.measure.case import Broken, Settings, measure
+from bench.measure.memory import free_memory
 from bench.measure.telemetry import Sampler
 from bench.records import Record, Status
 from kernels.op import Case, Config, Impl, Missing, Target, config_text
@@ -288,6 +290,7 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
     try:
         registry = importlib.import_module(catalogue)
         target = machine.detect(device)
+        machine.keep_products_exact()
         ops = registry.discover()
         impls = {name: registry.implementations(name) for name in ops}
         ready = Ready(
@@ -300,6 +303,9 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
     except Exception as error:
         connection.send(("unfit", str(error) if isinstance(error, BadRequest) else describe(error)))
         return
+    # a collection then leaves out the hundreds of thousands of objects that torch's modules hold for good
+    gc.collect()
+    gc.freeze()
     connection.send(("ready", ready))
     gpu = open_gpu_or_none() if target.kind == "cuda" else None
     pipe = Pipe(connection, marker)
@@ -327,13 +333,3 @@ def next_job(connection: Connection) -> Job | None:
         return connection.recv()
     except EOFError:
         return None
-
-
-def free_memory(target: Target) -> int:
-    """Bytes that a case's inputs may take: what the GPU has free, or half of what the host has."""
-    if target.kind != "cuda":
-        return machine.memory_bytes() // 2
-    import torch
-
-    free, _total = torch.cuda.mem_get_info()
-    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

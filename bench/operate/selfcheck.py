@@ -18,8 +18,8 @@ from typing import Any
 from bench import machine
 from bench.errors import describe
 from bench.measure.case import tensor_bytes
+from bench.measure.memory import free_memory
 from bench.measure.timing import GraphTimer, HostTimer, Timer, plan_rotation
-from bench.measure.worker import free_memory
 from bench.operate.clocks import CPU_CLOCKS, GPU_CLOCKS, OURS, Clock, Missing, Subject, ours
 from kernels.op import Op, Target, discover, implementations
 

@@ -66,6 +66,9 @@ def test_a_killed_and_a_hanging_worker_cost_one_record_each(tmp_path: Path) -> N
     assert "no progress for 6 s during gate" in reasons["B8-K16384", "hangs"]
     assert len(display.notes) == 2
     assert run.complete
+    precision = run.header["environment"]["precision"]
+    assert precision["allow_bf16_reduced_precision_reduction"] is False, "torch's default is True"
+    assert precision["allow_fp16_reduced_precision_reduction"] is False
     assert {n["module"] for n in run.notes if n["note"] == "missing"} == {"absent"}
     assert len(outcome.faults) == 5
     # every measurement's prediction was on disk before its record

@@ -106,6 +106,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
         "synchronize": lambda: None,
         "empty_cache": lambda: None,
         "_sleep": lambda cycles: None,
+        "memory_allocated": lambda: 0,
+        "mem_get_info": lambda: (1 << 30, 1 << 30),
         "memory_stats": lambda: {"allocation.all.allocated": 0},
     }
     for name, value in pretended.items():
