@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.measure.timing import Rotation, Sampling
+from bench.measure.timing import MIN_CACHEABLE, Rotation, Sampling
 from kernels.op import Launch, Target
 
 IMPOSSIBLE_MARGIN = {"cuda": 1.02, "cpu": 1.5}
@@ -15,9 +15,6 @@ IMPOSSIBLE_MARGIN = {"cuda": 1.02, "cpu": 1.5}
 
 A GPU's clocks move by a percent or two. A host shares its memory with whatever else runs on it.
 """
-
-MIN_CACHEABLE = 4096
-"""A launch that moves fewer bytes (an empty kernel) is never called warm: no cache matters to it."""
 
 MAX_IDLE_CALL_S = 0.01
 """A launch call on the host that lasts longer than its device time and this must be waiting or sleeping."""

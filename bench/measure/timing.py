@@ -30,6 +30,13 @@ HOST_COPIES = 3
 """So many copies on a host. Where they are too small, its cache is swept."""
 
 MAX_COPIES = 4096
+
+MIN_CACHEABLE = 4096
+"""A launch that moves fewer bytes (an empty kernel) is never called warm: no cache matters to it."""
+
+UNCACHEABLE_COPIES = 16
+"""So many copies of such a launch on a GPU. The launch decides its time, so more of them would only cost time to draw."""
+
 GRAPH_SECONDS = 4e-3
 """One replay lasts at least this long, so that the microseconds around a graph launch stay under 0.1% of it."""
 
@@ -93,6 +100,8 @@ def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memor
     size, touched = max(1, bytes_per_copy), max(1, touched_bytes)
     affordable = max(2, min(MAX_COPIES, memory_bytes // 2 // size))
     known = {"bytes_per_copy": size, "touched_bytes": touched, "cache_bytes": target.l2_bytes}
+    if target.kind == "cuda" and touched < MIN_CACHEABLE:
+        return Rotation(copies=min(affordable, UNCACHEABLE_COPIES), **known)
     if target.kind == "cuda":
         cold, least = (max(2, math.ceil(COLD_FACTOR * target.l2_bytes / each)) for each in (touched, size))
         return Rotation(copies=cold if cold <= affordable else min(affordable, least), **known)

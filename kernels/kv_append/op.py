@@ -98,8 +98,9 @@ def background(shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
 
     if device == "meta":
         return torch.empty(shape, dtype=torch_dtype(dtype), device=device)
-    elements = torch.arange(torch.Size(shape).numel(), device=device)
-    return elements.remainder_(BACKGROUND).to(torch_dtype(dtype)).view(shape)
+    count = torch.Size(shape).numel()
+    values = torch.arange(BACKGROUND, device=device).to(torch_dtype(dtype))
+    return values.repeat(cdiv(count, BACKGROUND))[:count].view(shape)
 
 
 def tokens_before(case: AppendCase, seed: int) -> list[int]:
@@ -121,52 +122,52 @@ def inputs(case: AppendCase, device: str, seed: int) -> Inputs:
     import torch
 
     draw = RandomInputs(device, seed)
-    before = tokens_before(case, seed)
+    before = torch.tensor(tokens_before(case, seed))
     shape = cache_shape(case)
     table = torch.empty(case.B, 0, dtype=torch.int32)
     if case.page:
-        every = [((0, case.T),)] * case.B
-        columns = cdiv(case.T, case.page) + 1
-        table = paging.block_table(every, page=case.page, columns=columns, seed=seed).table
-        for b, length in enumerate(before):
-            table[b, length // case.page + 1 :] = paging.GARBAGE[0]
+        columns = cdiv(case.T, case.page)
+        order = torch.randperm(shape[1], generator=torch.Generator().manual_seed(seed))
+        table = torch.full((case.B, columns + 1), paging.GARBAGE[0], dtype=torch.int32)
+        table[:, :columns] = order[: case.B * columns].view(case.B, columns)
+        last = before.div(case.page, rounding_mode="floor")
+        table[torch.arange(columns + 1) > last[:, None]] = paging.GARBAGE[0]
     return {
         "k": draw.normal((case.B, case.H_kv, case.D), case.dtype),
         "v": draw.normal((case.B, case.H_kv, case.D), case.dtype),
         "kv": background(shape, case.dtype, device),
         "block_table": table.to(device),
-        "lengths": draw.table(before),
+        "lengths": before.int().to(device),
     }
 
 
-def slots(case: AppendCase, inputs: Inputs) -> list[tuple[int, int, int]]:
-    """(sequence, physical page, slot) of every token to be written."""
-    page, table = case.tokens_per_page, inputs["block_table"].tolist()
-    return [
-        (b, table[b][length // page] if case.page else b, length % page)
-        for b, length in enumerate(inputs["lengths"].tolist())
-        if length >= 0
-    ]
+def slots(case: AppendCase, inputs: Inputs) -> torch.Tensor:
+    """[n, 3] int64: sequence, physical page and slot of every token to be written."""
+    import torch
+
+    lengths = inputs["lengths"].long()
+    (b,) = torch.nonzero(lengths >= 0, as_tuple=True)
+    length = lengths[b]
+    physical = inputs["block_table"].long()[b, length // case.page] if case.page else b
+    return torch.stack([b, physical, length % case.tokens_per_page], dim=1)
 
 
 def reference(case: AppendCase, inputs: Inputs) -> torch.Tensor:
-    """The cache as it was, with each new token put in its place, one at a time."""
+    """The cache as it was, with each new token put in its place."""
     kv = background(cache_shape(case), case.dtype, inputs["k"].device)
+    b, physical, slot = slots(case, inputs).T
     for half, name in enumerate(("k", "v")):
-        stored = paging.nhd(kv[half], case.layout)
-        for b, physical, slot in slots(case, inputs):
-            stored[physical, slot] = inputs[name][b]
+        stored, _ = paging.poisonable(paging.nhd(kv[half], case.layout))  # fp8 as bytes, which torch indexes
+        stored[physical, slot] = paging.poisonable(inputs[name])[0][b]
     return kv
 
 
 def poison_slots(case: AppendCase, inputs: Inputs, output: torch.Tensor) -> None:
     """NaN in the slots that must be written, and nowhere else: a write to a wrong place must stay, so that it shows."""
-    import torch
-
-    written = torch.tensor(slots(case, inputs), dtype=torch.int64).view(-1, 3).T.to(output.device)
+    _, physical, slot = slots(case, inputs).T
     for half in range(2):
         stored, poison = paging.poisonable(paging.nhd(output[half], case.layout))
-        stored[written[1], written[2]] = poison
+        stored[physical, slot] = poison
 
 
 def work(case: AppendCase) -> Work:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bench.devices import DEVICES
+from kernels.common import paging
 from kernels.common.compare import compare
+from kernels.common.integers import cdiv
 from kernels.kv_append.op import (
     OP,
     AppendCase,
@@ -103,7 +105,7 @@ def test_poison_covers_the_slots_and_no_more(dtype: str) -> None:
     poisoned = inputs["kv"].float().isnan()
     assert int(poisoned.sum()) == 2 * case.B * case.H_kv * case.D
     assert torch.equal(inputs["kv"].float()[~poisoned], before[~poisoned])
-    for b, physical, slot in slots(case, inputs):
+    for b, physical, slot in slots(case, inputs).tolist():
         assert poisoned[:, physical, :, slot].all(), b
 
 
@@ -122,7 +124,7 @@ def test_slots_are_distinct_and_inside(B, T, page, layout, drawn, idle, seed) ->
     layout, idle = layout if page else "NHD", min(idle, B - 1)
     case = AppendCase(B=B, H_kv=2, D=8, T=T, page=page, layout=layout, lengths=drawn, idle=idle, dtype="fp32")
     inputs = OP.inputs(case, "cpu", seed)
-    found = slots(case, inputs)
+    found = slots(case, inputs).tolist()
     places = {(physical, slot) for _, physical, slot in found}
     assert len(found) == len(places) == B - idle
     reference = OP.reference(case, inputs)
@@ -161,3 +163,36 @@ def test_senseless_cases_raise() -> None:
         dataclasses.replace(TINY, idle=3)
     with pytest.raises(ValueError, match="NHD"):
         dataclasses.replace(TINY, page=0, layout="HND")
+
+
+@pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
+def test_inputs_and_reference_do_as_loops_over_sequences_do(case: AppendCase) -> None:
+    inputs, columns = OP.inputs(case, "cpu", 3), cdiv(case.T, case.page) if case.page else 0
+    before = tokens_before(case, 3)
+    assert inputs["lengths"].tolist() == before
+    expected = background(cache_shape(case), case.dtype, "cpu").float()
+    if case.page:
+        every = [((0, case.T),)] * case.B
+        table = paging.block_table(every, page=case.page, columns=columns + 1, seed=3).table
+        for b, length in enumerate(before):
+            table[b, length // case.page + 1 :] = paging.GARBAGE[0]
+        assert torch.equal(inputs["block_table"], table)
+    for half, name in enumerate("kv"):
+        for b, length in enumerate(before):
+            if length >= 0:
+                page = table[b, length // case.page] if case.page else b
+                paging.nhd(expected[half], case.layout)[page, length % case.tokens_per_page] = inputs[name][b].float()
+    assert torch.equal(OP.reference(case, inputs).float(), expected)
+
+
+def test_no_python_loop_over_sequences_draws_inputs() -> None:
+    """A run draws them for hundreds of copies. With a loop, 512 sequences made more than 2,000 torch calls."""
+    (case,) = [c for c in OP.cases("full") if c.B == 512]
+    small = dataclasses.replace(case, B=4, T=1)
+    calls = []
+    for given_case in (small, dataclasses.replace(small, B=512)):
+        with torch.profiler.profile() as profile:
+            inputs = OP.inputs(given_case, "cpu", 0)
+            OP.reference(given_case, inputs)
+        calls.append(sum(event.count for event in profile.key_averages()))
+    assert calls[0] == calls[1]

@@ -31,6 +31,12 @@ def test_too_little_memory_for_a_cold_cache_is_told() -> None:
     assert not rotation.cold
 
 
+def test_a_launch_that_moves_nothing_has_few_copies() -> None:
+    """4,096 copies of four bytes were drawn for an empty kernel, whose time no cache changes."""
+    assert plan_rotation(4, 8, GPU, PLENTY).copies == 16
+    assert plan_rotation(4, 4096, GPU, PLENTY).copies == 4096
+
+
 def test_what_no_launch_touches_keeps_nothing_cold() -> None:
     """A copy is 64 caches of 320 KiB, and 4 KiB are written to each. The touched bytes of 800 copies are four L2s."""
     rotation = plan_rotation(20 << 20, 256 << 10, GPU, PLENTY)
