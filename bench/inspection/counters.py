@@ -35,6 +35,12 @@ from kernels.op import discover, implementations
 
 TIMEOUT_S = 600.0
 
+TIMED_OUT = 124
+"""The exit status that `machine.execute` gives a program which it ended."""
+
+NO_TIME = "no time left"
+"""Why a launch was not counted where the time was up first. A later call can count it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CountersDenied:
@@ -104,10 +110,18 @@ class Counts:
 
     counted: tuple[Counted, ...] = ()
     failed: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    timed_out: bool = False
+    """ncu was ended when the time was up, perhaps before it wrote anything."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left that more time could count."""
+        return not self.timed_out and NO_TIME not in self.failed.values()
 
     def lines(self) -> list[str]:
         missing = [f"{op} {case_id} {impl}: {why}" for (op, impl, case_id), why in self.failed.items()]
-        return [*(found.line() for found in self.counted), *missing]
+        late = ["ncu was ended when the time was up"] if self.timed_out else []
+        return [*(found.line() for found in self.counted), *missing, *late]
 
     def as_dict(self) -> dict[str, Any]:
         failed = [
@@ -119,13 +133,15 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What to count: one case per operation, implementation and precision of a suite."""
+    """What to count: one case per operation, implementation, kind and precision of a suite."""
 
     suite: str = "quick"
     ops: tuple[str, ...] = ()
     impls: tuple[str, ...] = ()
     case: str = ""
     """Only cases whose id contains this."""
+    done: tuple[tuple[str, str, str], ...] = ()
+    """(op, implementation, case id) of what was counted before and is left out."""
 
 
 def check(choice: Choice) -> None:
@@ -185,7 +201,7 @@ def weighted(rows: Sequence[Row], metric: str, weight: str) -> float | None:
 
 
 def count(choice: Choice, *, ncu: str | None = None, timeout_s: float = TIMEOUT_S) -> Counts | CountersDenied:
-    """Count the chosen cases in one child process under ncu."""
+    """Count the chosen cases in one child process under ncu. A time-out is no denial."""
     ncu = ncu or find_ncu()
     problem = counters_problem(ncu, machine.driver_parameters(), machine.may_administrate())
     if problem or ncu is None:
@@ -199,19 +215,21 @@ def count(choice: Choice, *, ncu: str | None = None, timeout_s: float = TIMEOUT_
         text = log.read_text() if log.exists() else ""
         entries = [json.loads(line) for line in answer.read_text().splitlines()] if answer.exists() else []
     rows = parse(text)
-    if not rows:
+    timed_out = status == TIMED_OUT
+    if not rows and not timed_out and (entries or status):
         return CountersDenied(reason=complaint(text + "\n" + output, status))
-    return collate(entries, rows)
+    return collate(entries, rows, timed_out=timed_out)
 
 
-def collate(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Counts:
+def collate(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row], *, timed_out: bool = False) -> Counts:
     """Join what the child launched with what ncu saw."""
     counted, failed = [], {}
+    unseen = NO_TIME if timed_out else "ncu saw no kernel of this launch"
     for entry in entries:
         key = (entry["op"], entry["impl"], entry["case_id"])
         mine = [row for row in rows if row.index == entry["index"]]
         if entry["error"] or not mine:
-            failed[key] = entry["error"] or "ncu saw no kernel of this launch"
+            failed[key] = entry["error"] or unseen
         else:
             counted.append(summarise(mine, entry))
-    return Counts(counted=tuple(counted), failed=failed)
+    return Counts(counted=tuple(counted), failed=failed, timed_out=timed_out)

@@ -6,12 +6,13 @@ import gc
 import json
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bench import machine
 from bench.errors import describe
-from bench.inspection.counters import Choice
+from bench.inspection.counters import NO_TIME, Choice
 from bench.inspection.ncu import MARK
 from kernels.op import Impl, Op, Target, Work, discover, implementations, total
 
@@ -20,16 +21,36 @@ LARGEST = 1 << 30
 
 
 def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
-    """For each precision, the supported case with the most compulsory bytes up to `LARGEST`."""
-    best: dict[str, Any] = {}
+    """For each kind and precision, the supported case with the most compulsory bytes up to `LARGEST`.
+
+    Operations without element types, such as `stream`, tell their cases apart by `kind`.
+    """
+    best: dict[tuple[str, str], Any] = {}
     for case in op.cases(choice.suite):
         size = op.work(case).bytes
         if choice.case not in case.id or size > LARGEST or impl.supports(case, target) is not None:
             continue
-        known = best.get(case.precision)
+        key = (str(case.as_dict().get("kind", "")), case.precision)
+        known = best.get(key)
         if known is None or size > op.work(known).bytes:
-            best[case.precision] = case
+            best[key] = case
     return list(best.values())
+
+
+def choose(choice: Choice, target: Target) -> list[tuple[Op, Impl, Any]]:
+    """What is counted: the ops take turns, so that each has some if the time ends early."""
+    groups = [
+        [
+            (op, impl, case)
+            for impl in implementations(op.name)[0]
+            if not choice.impls or impl.name in choice.impls
+            for case in pick(op, impl, choice, target)
+            if (op.name, impl.name, case.id) not in choice.done
+        ]
+        for op in discover().values()
+        if not choice.ops or op.name in choice.ops
+    ]
+    return [launch for turn in zip_longest(*groups) for launch in turn if launch]
 
 
 def launch_profiled(op: Op, impl: Impl, case: Any, target: Target, index: int) -> str | None:
@@ -62,20 +83,14 @@ def child(plan: Path) -> None:
     began = time.monotonic()
     given = json.loads(plan.read_text())
     fields = given["choice"]
-    choice = Choice(**{**fields, "ops": tuple(fields["ops"]), "impls": tuple(fields["impls"])})
+    lists = {"ops": tuple(fields["ops"]), "impls": tuple(fields["impls"]), "done": tuple(map(tuple, fields["done"]))}
+    choice = Choice(**{**fields, **lists})
     target = machine.gpu_target()
     machine.keep_products_exact()
-    chosen = [
-        (op, impl, case)
-        for op in discover().values()
-        if not choice.ops or op.name in choice.ops
-        for impl in implementations(op.name)[0]
-        if not choice.impls or impl.name in choice.impls
-        for case in pick(op, impl, choice, target)
-    ]
+    chosen = choose(choice, target)
     with (plan.parent / f"{plan.name}.done").open("a") as done:
         for index, (op, impl, case) in enumerate(chosen):
-            error: str | None = "no time left"
+            error: str | None = NO_TIME
             declared = Work()
             if time.monotonic() - began < given["budget_s"]:
                 error = launch_profiled(op, impl, case, target, index)

@@ -18,9 +18,13 @@ def count_into(
     case: str = "",
     timeout_s: float = counters.TIMEOUT_S,
 ) -> counters.Counts | counters.CountersDenied:
-    """Read counters, of the run's suite unless another is asked for, and add them as notes; a denial is noted once."""
+    """Read counters, of the run's suite unless another is asked for, and add them as notes; a denial is noted once.
+
+    What the run's notes hold already is not counted again.
+    """
     run = load_run(directory)
-    choice = counters.Choice(suite=suite or run.header["suite"], ops=ops, impls=impls, case=case)
+    done = tuple((n["op"], n["impl"], n["case_id"]) for n in run.notes if n["note"] == "counters")
+    choice = counters.Choice(suite=suite or run.header["suite"], ops=ops, impls=impls, case=case, done=done)
     found = counters.count(choice, timeout_s=timeout_s)
     if isinstance(found, counters.CountersDenied):
         denied = {"note": "counters denied", "reason": found.reason}

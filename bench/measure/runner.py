@@ -93,6 +93,10 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
             writer.close()
 
 
+def why_not_again(record: Record) -> str:
+    return f"not tried: it hung in {record.case_id}: {record.reason}"
+
+
 def refuse_changes(earlier: Run, environment: dict[str, Any]) -> None:
     """BadRequest unless machine, software and code are those with which the run began."""
     before, after = facts(earlier.header["environment"]), facts(environment)
@@ -163,6 +167,8 @@ class Session(Receiver):
         before = [*earlier.records, *earlier.repeats] if earlier else []
         self.outcome.records = [record for record in before if record.status != "skipped"]
         self._paired = {note["op"] for note in earlier.notes if note["note"] == "aa"} if earlier else set()
+        self._hanging = {(op, impl): why for op, impl, why in request.hanging}
+        self._hanging |= {(r.op, r.impl): why_not_again(r) for r in self.outcome.records if r.status == "timeout"}
         self._deadline = time.monotonic() + (request.budget_s or math.inf)
 
     def serve(self, jobs: Sequence[Job], target: Target) -> None:
@@ -171,7 +177,9 @@ class Session(Receiver):
             request = self.request
             precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
             while queue and time.monotonic() <= self._deadline:
-                job = queue.popleft()
+                job = self.without_hanging(queue.popleft())
+                if job is None:
+                    continue
                 self.display.working(job.op, job.case.id)
                 ceilings = Ceilings.from_records(self.outcome.records)
                 settings = dataclasses.replace(job.settings, ceilings=ceilings, aa=self.pairs(job, queue))
@@ -181,6 +189,13 @@ class Session(Receiver):
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self.writer.append("note", {"note": "interrupted", "at": now()})
+
+    def without_hanging(self, job: Job) -> Job | None:
+        """The job without what hung before. The others are recorded as refused: each hang would cost `hang_s` again."""
+        hung = [name for name in job.impls if (job.op, name) in self._hanging]
+        for name in hung:
+            self.lost(job, name, "refused", self._hanging[job.op, name])
+        return job.only([name for name in job.impls if name not in hung])
 
     def pairs(self, job: Job, later: Iterable[Job]) -> bool:
         """Is one implementation of this case timed twice, for the A/A difference?
@@ -218,6 +233,8 @@ class Session(Receiver):
         self.writer.append("note", line)
 
     def record(self, job: Job, record: Record) -> None:
+        if record.status == "timeout":
+            self._hanging[record.op, record.impl] = why_not_again(record)
         self.writer.append("record", as_line(record))
         self.outcome.records.append(record)
         self.display.record(record)

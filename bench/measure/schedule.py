@@ -37,6 +37,8 @@ class Request:
     cap_s: float | None = None
     """Sampling seconds per implementation and case; None: by suite."""
     hang_s: float = HANG_S
+    hanging: tuple[tuple[str, str, str], ...] = ()
+    """(op, implementation, why) of what is known to hang. It is recorded as refused and not tried."""
     argv: tuple[str, ...] = ()
     catalogue: str = "kernels.op"
     """The module that knows ops and implementations."""

@@ -187,15 +187,28 @@ class Worker:
                 return self._blame(job, "timeout" if kind == "hangs" else "failed", content)
         return None
 
+    def give_up(self, stalled_s: float) -> None:
+        """End the process now. An entry that was at work and took no step for `stalled_s` is reported as a hang."""
+        silent_s = time.monotonic() - self._since
+        if self._job and self._up and silent_s >= stalled_s and self._marker.value == self._seen:
+            self._guilty(self._job, "timeout", f"no progress for {silent_s:.0f} s when the time was up")
+        self._job = None
+        self.kill()
+
     def _blame(self, job: Job, status: Status, reason: str) -> Job | None:
         """Report whose fault it was, and replace the process. Returns the job with all others that have no record."""
-        _, guilty, phase = (*self._marker.value.decode(errors="replace").split("\t"), "", "")[:3]
-        untouched = self._left == list(job.entries)
-        blamed = [guilty] if guilty in self._left else self._left if untouched else []
-        for name in blamed:
-            self._receiver.lost(job, name, status, f"{reason} during {phase or 'the start'}")
+        blamed = self._guilty(job, status, reason)
         self._replace(f"{job.op} {job.case.id}: {reason}")
         return job.only([name for name in self._left if name not in blamed])
+
+    def _guilty(self, job: Job, status: Status, reason: str) -> list[str]:
+        """Report the entry at work, or all if none had begun, and return their names."""
+        _, guilty, phase = (*self._marker.value.decode(errors="replace").split("\t"), "", "")[:3]
+        untouched = self._left == list(job.entries)
+        blamed = [guilty] if guilty in self._left else list(self._left) if untouched else []
+        for name in blamed:
+            self._receiver.lost(job, name, status, f"{reason} during {phase or 'the start'}")
+        return blamed
 
     def _replace(self, reason: str) -> None:
         self.kill()

@@ -65,7 +65,23 @@ sys.exit(1)
 """
 
 
-def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Counts | CountersDenied:
+NOTHING = """
+open(str(plan) + ".done", "w").close()
+pathlib.Path(argument["--log-file"]).write_text("==WARNING== No kernels were profiled.\\n")
+"""
+
+SLOW = """
+with open(str(plan) + ".done", "w") as done:
+    fields = dict(index=0, op="ffn_gemv", impl="triton", case_id="B1", error=None, declared_read=8, declared_written=0)
+    done.write(json.dumps(fields) + "\\n")
+import time
+time.sleep(60)
+"""
+
+
+def counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, timeout_s: float = 30.0
+) -> Counts | CountersDenied:
     ncu = tmp_path / "ncu"
     body = body.replace("{raw!r}", repr(str(DATA / "ncu_raw_by_hand.csv")))
     body = body.replace("{denied!r}", repr(str(DATA / "ncu_denied.txt")))
@@ -73,7 +89,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Count
     ncu.write_text(FAKE_NCU.format(python=sys.executable, listing=listing, body=body))
     ncu.chmod(ncu.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(machine, "driver_parameters", dict)
-    return counters.count(Choice(), ncu=str(ncu), timeout_s=30)
+    return counters.count(Choice(), ncu=str(ncu), timeout_s=timeout_s)
 
 
 def test_counts_are_joined_with_the_cases_that_were_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +116,21 @@ def test_refusals_are_one_line_and_the_run_goes_on(tmp_path: Path, monkeypatch: 
     assert "error code (1)" in died.reason
     assert "ImportError" in died.reason
     assert "\n" not in died.reason
+
+
+def test_a_time_out_is_no_denial_and_what_was_launched_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ncu writes at its end, so all that it had seen is lost."""
+    found = counted(tmp_path, monkeypatch, SLOW, timeout_s=3.0)
+    assert isinstance(found, Counts)
+    assert found.failed == {("ffn_gemv", "triton", "B1"): counters.NO_TIME}
+    assert not found.complete
+    assert found.lines()[-1] == "ncu was ended when the time was up"
+
+
+def test_where_all_was_counted_before_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counted(tmp_path, monkeypatch, NOTHING)
+    assert found == Counts()
+    assert found.complete
 
 
 def test_without_ncu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +224,15 @@ def test_one_case_per_precision_the_largest_that_is_supported() -> None:
     assert [case.id for case in counters_child.pick(op, impl, Choice(case="fp8"), H100)] == ["20-bf16fp8"]
 
 
+def test_every_kind_of_a_stream_is_counted_the_ops_take_turns_and_what_was_counted_is_left_out() -> None:
+    chosen = counters_child.choose(Choice(ops=("stream", "ffn_gemv", "moe_ffn")), H100)
+    kinds = {case.kind for op, _, case in chosen if op.name == "stream"}
+    assert kinds == {"read", "copy", "triad", "l2_read", "launch"}
+    assert {op.name for op, _, _ in chosen[:3]} == {"stream", "ffn_gemv", "moe_ffn"}
+    done = tuple((op.name, impl.name, case.id) for op, impl, case in chosen[1:])
+    assert counters_child.choose(Choice(ops=("stream", "ffn_gemv", "moe_ffn"), done=done), H100) == chosen[:1]
+
+
 def test_the_child_launches_each_case_once_between_start_and_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +251,8 @@ def test_the_child_launches_each_case_once_between_start_and_stop(
     monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: seen.append("stop"))
     monkeypatch.setattr(torch.cuda.nvtx, "range", marked)
     plan = tmp_path / "plan.json"
-    choice = dataclasses.asdict(Choice(suite="test", ops=("stream",), case="copy"))
+    done = (("stream", "triton", "copy-4B"),)
+    choice = dataclasses.asdict(Choice(suite="test", ops=("stream",), case="copy", done=done))
     for budget in (60.0, 0.0):
         plan.write_text(json.dumps({"choice": choice, "budget_s": budget}))
         counters_child.child(plan)

@@ -79,6 +79,20 @@ def test_a_killed_and_a_hanging_worker_cost_one_record_each(tmp_path: Path) -> N
             assert any(k["kind"] == "prediction" and (k["impl"], k["case_id"]) == key for k in kinds[:index])
 
 
+def test_what_hung_is_not_tried_in_other_cases(tmp_path: Path) -> None:
+    """Neither later in the run, nor when it is resumed, nor where the gate of a campaign saw it hang."""
+    asked = {"catalogue": "tests.support.planted_hangs", "hang_s": 4.0, "impls": ("hangs",)}
+    outcome = runner.run(planted(**asked), tmp_path / "run", None, Silent())
+    first, *others = outcome.records
+    assert (first.status, len(others)) == ("timeout", 2)
+    why = f"not tried: it hung in {first.case_id}: no progress for 4 s during gate"
+    assert [(r.status, r.reason) for r in others] == [("refused", why)] * 2
+    assert outcome.faults == [first]
+    asked["hanging"] = (("toy", "hangs", "not tried: because"),)  # type: ignore[assignment]
+    known = runner.run(planted(**asked), tmp_path / "known", None, Silent())
+    assert [(r.status, r.reason) for r in known.records] == [("refused", "not tried: because")] * 3
+
+
 def test_a_worker_that_dies_while_it_waits_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is killed while kernels are compiled beside it; in real runs that may take all memory."""
     worker: list[int] = []

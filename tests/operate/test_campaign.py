@@ -103,7 +103,7 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
     assert len(verdicts) == len(set(keys(verdicts))) == 13
     wrong = {key: v["reason"] for key, v in zip(keys(verdicts), verdicts, strict=True) if v["status"] != "ok"}
     assert {impl for impl, _ in wrong} == set(WRONG)
-    assert wrong["hangs", "B8-K16384"] == "no verdict within 6 s"
+    assert wrong["hangs", "B8-K16384"] == "no progress for 6 s during check"
     assert "signal 9" in wrong["killed", "B8-K8192"]
     # the measurement has the same, and what is refused
     run = load_run(outcome.run or out)
@@ -117,7 +117,8 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
     assert outcome.exit_code == 1
     # on a busy machine there may be others: impossible times, or no progress for a while
     planted_faults = [fault for fault in outcome.faults if any(f" {impl}: " in fault for impl in WRONG)]
-    assert len(planted_faults) == 10, "\n".join(outcome.faults)
+    # what hung in the gate is not tried in the run, so it is one fault and the others are two each
+    assert len(planted_faults) == 9, "\n".join(outcome.faults)
     assert "| gate | done |" in (out / steps.SUMMARY).read_text()
     assert {Path(name).name for name in outcome.files} >= {steps.STATE, steps.SUMMARY, FILE, "report.md"}
     assert len(outcome.files) <= MAX_FILES

@@ -29,28 +29,40 @@ FILE = "gate.jsonl"
 PROCESSES = 8
 """At most so many check at once: each holds its own context on the part, about half a GB."""
 
+LONGEST_HANG_S = 60.0
+"""An entry of the gate takes seconds. One that takes no step for this long hangs, and a third of the gate's time is the
+most that it may cost."""
+
 
 def check_all(directory: Path, asked: Request, limit_s: float) -> bool:
-    """Check what has no verdict yet. False where the time was up before the end."""
+    """Check what has no verdict yet. False where the time was up before the end.
+
+    An entry that hangs is failed, and a later call does not try it again. If the time is up first, it is failed where
+    it took no step for half of the hang limit; otherwise it is open.
+    """
     ends = time.monotonic() + limit_s
-    gate = Gate(directory / FILE, asked.hang_s)
+    hang_s = min(asked.hang_s, LONGEST_HANG_S, limit_s / 3)
+    gate = Gate(directory)
     shares = max(1, min(PROCESSES, machine.usable_cores() // 2))
     with tempfile.TemporaryDirectory(prefix="decodebench-") as folder:
         workers = [
-            Worker(device=asked.device, catalogue=asked.catalogue, hang_s=asked.hang_s, output=Path(folder) / str(n))
+            Worker(device=asked.device, catalogue=asked.catalogue, hang_s=hang_s, output=Path(folder) / str(n))
             for n in range(shares)
         ]
         try:
             waiting = deque(jobs(asked, workers[0].ready.impls, verdicts(directory)))
             while time.monotonic() < ends:
                 for worker in workers:
-                    if waiting and not worker.busy:
-                        worker.begin(waiting.popleft(), gate)
+                    while waiting and not worker.busy:
+                        if job := gate.without_hanging(waiting.popleft()):
+                            worker.begin(job, gate)
                 busy = [worker for worker in workers if worker.busy]
                 if not busy:
                     return True
                 wait([worker.fileno() for worker in busy], POLL_S)
                 waiting.extendleft(left for worker in busy if (left := worker.step(0.0)))
+            for worker in workers:
+                worker.give_up(hang_s / 2)
         finally:
             for worker in workers:
                 worker.kill()
@@ -81,21 +93,41 @@ def gate_cases(op: Op, suite: str) -> list[Case]:
 class Gate(Receiver):
     """Writes a line for each verdict; an implementation that does not support a case gets none."""
 
-    def __init__(self, path: Path, hang_s: float) -> None:
-        self._path, self._hang_s = path, hang_s
-        mend_tail(path)
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE
+        mend_tail(self._path)
+        self._hanging = hanging(directory)
+
+    def without_hanging(self, job: Job) -> Job | None:
+        """The job without what hung in another case: a second hang would cost as much time and tell nothing new."""
+        hung = [name for name in job.impls if (job.op, name) in self._hanging]
+        for name in hung:
+            self.write(job, name, "failed", f"not tried: {self._hanging[job.op, name]}")
+        return job.only([name for name in job.impls if name not in hung])
 
     def record(self, job: Job, record: Record) -> None:
         if record.status != "refused":
             self.write(job, record.impl, record.status, record.reason)
 
     def lost(self, job: Job, name: str, status: Status, reason: str) -> None:
-        self.write(job, name, "failed", f"no verdict within {self._hang_s:.0f} s" if status == "timeout" else reason)
+        self.write(job, name, "failed", reason, hangs=status == "timeout")
 
-    def write(self, job: Job, impl: str, status: Status, reason: str | None) -> None:
-        line = {"op": job.op, "impl": impl, "case_id": job.case.id, "status": status, "reason": reason}
+    def write(self, job: Job, impl: str, status: Status, reason: str | None, *, hangs: bool = False) -> None:
+        line: dict[str, Any] = {"op": job.op, "impl": impl, "case_id": job.case.id, "status": status, "reason": reason}
+        if hangs:
+            line["hangs"] = True
+            self._hanging[job.op, impl] = why_not_again(line)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def hanging(directory: Path) -> dict[tuple[str, str], str]:
+    """(op, implementation) of what hung, and why it is not tried again."""
+    return {(v["op"], v["impl"]): why_not_again(v) for v in verdicts(directory) if v.get("hangs")}
+
+
+def why_not_again(verdict: Mapping[str, Any]) -> str:
+    return f"it hung in the gate, in {verdict['case_id']}: {verdict['reason']}"
 
 
 def verdicts(directory: Path) -> list[dict[str, Any]]:

@@ -49,9 +49,6 @@ OVERRUN_S = 20.0
 """A run may take so much longer than its budget: the budget begins when the worker is up, and the case in flight at its
 end is finished."""
 
-NO_TIME = "no time left"
-"""The reason that `bench/inspection/counters_child.py` gives for a launch which it had no time to count."""
-
 FINISH_S = 20.0
 """Seconds of a call that are kept back for the report and the summary."""
 
@@ -249,7 +246,8 @@ class Campaign:
             case=asked.case,
             budget_s=max(limit_s - OVERRUN_S, 1e-6),
             cap_s=asked.cap_s,
-            hang_s=asked.hang_s,
+            hang_s=min(asked.hang_s, gate.LONGEST_HANG_S),
+            hanging=tuple((*key, f"not tried: {why}") for key, why in gate.hanging(self.directory).items()),
             catalogue=asked.catalogue,
             argv=asked.argv,
         )
@@ -266,7 +264,7 @@ class Campaign:
         """Count into the run's records, as `run --counters` does.
 
         A denial ends the step for good, unless the reason is that ncu is not installed beside a GPU. If the time was
-        up, the next call begins anew: it has more time.
+        up, the next call counts what is left.
         """
         directory = self.run_directory()
         if directory is None:
@@ -277,8 +275,10 @@ class Campaign:
             progress.state = "open" if self.request.device != "cpu" and counters.find_ncu() is None else "done"
             progress.found = [f"denied: {found.reason}"]
         else:
-            progress.state = "open" if NO_TIME in found.failed.values() else "done"
-            progress.found = [f"{len(found.counted)} launches counted, {len(found.failed)} not"]
+            progress.state = "done" if found.complete else "open"
+            counted = sum(note["note"] == "counters" for note in load_run(directory).notes)
+            late = "" if found.complete else "; the time was up"
+            progress.found = [f"{counted} launches counted, {len(found.failed)} not{late}"]
             progress.result = {"failed": [f"{' '.join(key)}: {why}" for key, why in found.failed.items()]}
 
     # ---- the end of a call
