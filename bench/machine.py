@@ -211,8 +211,28 @@ def detect(device: str = "auto", problem: Callable[[], str | None] = cuda_proble
     return cpu_target()
 
 
+def is_slice(target: Target, facts: Mapping[str, Any]) -> bool:
+    """CUDA names a slice `NVIDIA H100 80GB HBM3 MIG 3g.40gb`. While MIG is on, a program can use slices alone."""
+    return bool(facts.get("mig")) or " MIG " in target.name
+
+
 def device_spec(target: Target, facts: Mapping[str, Any]) -> DeviceSpec | None:
-    """The part's numbers from the table, else derived from the driver's answers (`driver.FACTS`), else None."""
+    """The part's numbers from the table, else derived from the driver's answers (`driver.FACTS`), else None.
+
+    NVML describes the whole board. A MIG slice has a part of its bandwidth and memory, and nobody publishes how much,
+    so only what follows from the slice's own SMs is derived.
+    """
+    if target.kind == "cuda" and is_slice(target, facts):
+        if not facts.get("sm_clock_max_hz"):
+            return None
+        return devices.derive(
+            name=target.name,
+            sm=target.sm,
+            sm_count=target.sm_count,
+            sm_clock_hz=facts["sm_clock_max_hz"],
+            smem_per_sm=target.smem_per_sm,
+            note="a MIG slice: its bandwidth and its memory are not known, its peaks follow from its SMs",
+        )
     known = devices.identify(target.name)
     needed = ("sm_clock_max_hz", "memory_clock_max_hz", "memory_bus_bits")
     if known or target.kind != "cuda" or any(not facts.get(name) for name in needed):

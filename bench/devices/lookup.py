@@ -32,11 +32,12 @@ def derive(
     sm: int,
     sm_count: int,
     sm_clock_hz: float,
-    memory_bus_bits: int,
-    memory_clock_hz: float,
+    memory_bus_bits: int = 0,
+    memory_clock_hz: float = 0,
     memory_bytes: int = 0,
     l2_bytes: int = 0,
     smem_per_sm: int = 0,
+    note: str = "not in the table: derived from the driver",
 ) -> DeviceSpec:
     """Describe a part that is not in the table by its driver's properties. Every number is `derived`.
 
@@ -44,7 +45,8 @@ def derive(
     - fp32 peak = 2 x lanes per SM x SMs x SM clock
     - tensor peaks = FLOP per SM and clock x SMs x SM clock
 
-    Clocks are the driver's maxima. A pipe is left out where its rate does not follow from the compute capability.
+    Clocks are the driver's maxima. Without a bus width there is no bandwidth. A pipe is left out where its
+    rate does not follow from the compute capability.
     """
 
     def derived(value: float, unit: str, formula: str) -> Quantity:
@@ -63,7 +65,9 @@ def derive(
             memory_bus_bits / 8 * memory_clock_hz * 2,
             "B/s",
             f"{memory_bus_bits} bits / 8 x {memory_clock_hz / 1e6:.0f} MHz x 2",
-        ),
+        )
+        if memory_bus_bits
+        else None,
         memory_capacity=derived(memory_bytes, "B", "total memory") if memory_bytes else None,
         peaks={
             pipe: derived(rate * sm_count * sm_clock_hz, "FLOP/s", f"{rate} FLOP per SM and clock x {clock}")
@@ -74,5 +78,5 @@ def derive(
         sm_count=sm_count,
         smem_per_sm=smem_per_sm,
         driver_names=(name,),
-        note="not in the table: derived from the driver",
+        note=note,
     )

@@ -25,6 +25,27 @@ HOPPER: dict[str, Any] = {"host": PCIE_GEN5, "on_chip": 50 * MIB, "sm": 90}
 
 BRIDGED = "its link is the NVLink bridge of two cards; between more of them data goes over PCIe"
 
+H200_DOC = (
+    "NVIDIA H200 product page, nvidia.com/en-us/data-center/h200, column of the H200 NVL, as others quote it; "
+    f"{DERIVED} for the tensor cores"
+)
+GH200_DOC = (
+    "NVIDIA GH200 Grace Hopper Superchip datasheet 3773000, nvdam.widen.net/s/rrgqqnpbz8, copied in "
+    "github.com/atineoSE/coding-model-seeks-gpu, pipeline/pipeline/sources/gh200_specs.md"
+)
+GH200: dict[str, Any] = {
+    "host": 450 * GB,
+    "on_chip": 50 * MIB,
+    "sm": 90,
+    "sm_count": 132,
+    "peaks": tflops(bf16=990, fp8=1979, int8=1979, tf32=494, fp32=67),
+    "others": {"on_chip": H100_WHITEPAPER, "host": f"{GH200_DOC}: NVLink-C2C at 900 GB/s both ways"},
+}
+GH200_NOTE = (
+    "no power: the datasheet's 450 to 1000 W are of CPU, memory and GPU together; the number of SMs is the driver's "
+    "(github.com/mredenti/PowerCapping)"
+)
+
 HGX_DOC = f"NVIDIA HGX page, nvidia.com/en-us/data-center/hgx, over 8 GPUs; {DERIVED}; quoted at fibermall.com/blog"
 DGX_B200_DOC = "NVIDIA DGX B200 page, nvidia.com/en-us/data-center/dgx-b200, over 8 GPUs; as others quote it"
 BLACKWELL_BRIEF = BOOK("NVIDIA Blackwell Architecture Technical Brief V2.1, tables 2 and 3", "nvidia-blackwell-brief")
@@ -112,6 +133,41 @@ NVIDIA = (
         | {"bandwidth": f"NVIDIA H200 product page, {STAS}"},
         driver="NVIDIA H200",
         **HOPPER,
+    ),
+    part(
+        "h200-nvl",
+        "NVIDIA H200 NVL",
+        2024,
+        H200_DOC,
+        memory=("HBM3e", 4.8 * TB, 141 * GB),
+        power=600,
+        link=450 * GB,
+        sm_count=132,
+        peaks=tflops(bf16=835.5, fp8=1670.5, int8=1670.5, tf32=417.5, fp32=60),
+        others={"on_chip": f"{H100_WHITEPAPER}: the H200 computes as the H100 does"},
+        driver="NVIDIA H200 NVL",
+        **HOPPER,
+        note="its link is the NVLink bridge of two or four cards; between more of them data goes over PCIe",
+    ),
+    part(
+        "gh200-96",
+        "NVIDIA GH200 96 GB (the superchip's GPU)",
+        2023,
+        GH200_DOC,
+        memory=("HBM3", 4 * TB, 96 * GB),
+        driver="NVIDIA GH200 480GB",
+        **GH200,
+        note=f"its driver's name counts the CPU's memory; {GH200_NOTE}",
+    ),
+    part(
+        "gh200-144",
+        "NVIDIA GH200 144 GB (the superchip's GPU)",
+        2024,
+        GH200_DOC,
+        memory=("HBM3e", 4.9 * TB, 144 * GB),
+        driver="NVIDIA GH200 144G HBM3e",
+        **GH200,
+        note=GH200_NOTE,
     ),
     part(
         "b200",

@@ -369,8 +369,8 @@ def version(impl: Impl) -> str:
 
 
 def usable(prediction: Prediction | None) -> dict[str, Any] | None:
-    """A prediction for a record, None without the link's term: a copy to the host would be predicted at DRAM's rate."""
-    if prediction is None or "host_bandwidth" in prediction.missing:
+    """A prediction for a record, None without the memory's or the link's term: it would come from the wrong roof."""
+    if prediction is None or {"memory_bandwidth", "host_bandwidth"} & set(prediction.missing):
         return None
     return dataclasses.asdict(prediction)
 

@@ -35,7 +35,7 @@ MIN_CACHEABLE = 4096
 """A launch that moves fewer bytes (an empty kernel) is never called warm: no cache matters to it."""
 
 UNCACHEABLE_COPIES = 16
-"""So many copies of such a launch on a GPU. The launch decides its time, so more of them would only cost time to draw."""
+"""So many copies of such a launch on a GPU. The launch decides its time, so more copies only cost time to draw."""
 
 GRAPH_SECONDS = 4e-3
 """One replay lasts at least this long, so that the microseconds around a graph launch stay under 0.1% of it."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bench import machine
 from bench.devices import DEVICES, driver
 from bench.operate.examination import Facts, gather
 
@@ -89,6 +90,9 @@ def check_part(facts: Facts) -> Check:
     if facts.spec is None:
         why = facts.failed.get("part", f"{name!r} is not in the table of parts: {shape}")
         return Check(name="part", level="warning", found=why, advice="predict from measured ceilings only")
+    if machine.is_slice(facts.target, facts.gpu):
+        found = f"{name!r} is a MIG slice with {shape}: its bandwidth is not known"
+        return Check(name="part", level="warning", found=found, advice="predict from measured ceilings only")
     if facts.spec.key not in DEVICES:
         found = f"{name!r} is not in the table of parts, its numbers are the driver's: {shape}"
         return Check(name="part", level="warning", found=found, advice="add it to the table, with a source")

@@ -8,7 +8,8 @@ from bench.devices import DEVICES, DeviceSpec, derive, find, identify
 from bench.errors import BadRequest
 
 NAMED = """
-    a100-40 a100-80 h100-sxm h100-pcie h100-nvl h200 b200 b300 gb200 r200 rubin-cpx l40s rtx-4090
+    a100-40 a100-80 h100-sxm h100-pcie h100-nvl h200 h200-nvl gh200-96 gh200-144
+    b200 b300 gb200 r200 rubin-cpx l40s rtx-4090
     mi300x mi350x mi400 tpu-v5p tpu-ironwood trainium2 trainium3 inferentia2 maia-200 gaudi-3 groq-lpu wse-3
 """
 """The parts that the published claims are about."""
@@ -52,7 +53,7 @@ def test_numbers_are_of_a_plausible_size(spec: DeviceSpec):
     if spec.link_bandwidth:
         assert spec.link_bandwidth.value < spec.memory_bandwidth.value
     if spec.host_bandwidth:
-        assert 20e9 < spec.host_bandwidth.value < spec.memory_bandwidth.value / 10
+        assert 20e9 < spec.host_bandwidth.value < spec.memory_bandwidth.value / 8
     rising = [spec.peaks[p].value for p in ("fma_fp32", "mma_bf16", "mma_fp8", "mma_fp4") if p in spec.peaks]
     assert rising == sorted(rising)
     assert all(1e13 < value < 1e17 for value in rising)
@@ -102,6 +103,9 @@ def test_what_is_not_published_stays_empty_and_is_named():
         ("r200", "mma_fp4", 2520e15, 72, 1),
         ("r200", "mma_bf16", 288e15, 72, 1),
         ("h100-nvl", "mma_bf16", 1671e12, 1, 2),
+        ("h200-nvl", "mma_bf16", 1671e12, 1, 2),
+        ("h200-nvl", "mma_fp8", 3341e12, 1, 2),
+        ("gh200-96", "mma_fp8", 3958e12, 1, 2),
     ],
 )
 def test_peaks_are_dense_and_of_one_part(key, pipe, server, parts, halved):
@@ -116,6 +120,9 @@ def test_peaks_are_dense_and_of_one_part(key, pipe, server, parts, halved):
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H100 NVL", "h100-nvl"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA GH200 480GB", "gh200-96"),
+        ("NVIDIA GH200 144G HBM3e", "gh200-144"),
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
         ("NVIDIA A100-SXM4-80GB", "a100-80"),
         ("NVIDIA L40S", "l40s"),
@@ -126,7 +133,17 @@ def test_driver_names_are_matched_exactly(name, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA H200 NVL", "NVIDIA H100", "NVIDIA A100-PCIE-40GB", "nvidia h200", "NVIDIA L40", "", "H200"]
+    "name",
+    [
+        "NVIDIA H200 141GB",
+        "NVIDIA GH200",
+        "NVIDIA H100",
+        "NVIDIA A100-PCIE-40GB",
+        "nvidia h200",
+        "NVIDIA L40",
+        "",
+        "H200",
+    ],
 )
 def test_a_similar_name_is_not_a_match(name):
     assert identify(name) is None
@@ -172,6 +189,15 @@ def test_derivation_leaves_out_what_the_capability_does_not_settle():
     unknown = derive(name="Y", sm=75, sm_count=1, sm_clock_hz=1e9, memory_bus_bits=64, memory_clock_hz=1e9)
     assert unknown.peaks == {}
     assert unknown.memory_bandwidth.value == 16e9
+
+
+def test_parts_of_one_die_differ_in_memory_and_clocks_alone():
+    names = ("h200", "h200-nvl", "gh200-96", "gh200-144")
+    assert {(find(n).sm, find(n).sm_count) for n in names} == {(90, 132)}
+    assert [find(n).memory_bandwidth.value / 1e12 for n in names] == [4.8, 4.8, 4.0, 4.9]
+    assert [find(n).memory_capacity.value / 1e9 for n in names] == [141, 141, 96, 144]
+    assert find("gh200-96").host_bandwidth.value == 450e9, "NVLink-C2C, not PCIe"
+    assert find("gh200-96").power is None
 
 
 def test_target_is_what_a_plan_may_look_at():

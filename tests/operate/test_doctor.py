@@ -177,6 +177,21 @@ def test_a_part_unknown_to_the_table_is_judged_by_its_driver() -> None:
     assert machine.device_spec(target, {"sm_clock_max_hz": None}) is None
 
 
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 MIG 3g.40gb"])
+def test_a_mig_slice_gets_no_number_of_the_whole_board(name: str) -> None:
+    nvml = healthy_ecc(mig=1)
+    readings = driver.GpuSession(nvml, 0).read(driver.FACTS, {})
+    target = machine.gpu_target(fake_properties(name=name, multi_processor_count=60))
+    spec = machine.device_spec(target, readings)
+    assert spec is not None
+    assert (spec.memory_bandwidth, spec.memory_capacity, spec.power) == (None, None, None)
+    assert spec.peaks["mma_bf16"].value == pytest.approx(4096 * 60 * 1980e6)
+    found = {check.name: check for check in judge(facts(nvml, target=target, spec=spec)).checks}
+    assert (found["part"].level, found["MIG"].level, found["bandwidth"].level) == ("warning", "warning", "note")
+    assert "MIG slice" in found["part"].found
+    assert machine.device_spec(target, {"mig": True}) is None
+
+
 def test_a_driver_that_refuses_everything_still_gets_a_verdict() -> None:
     nvml = healthy_ecc()
     nvml.refuse = {name: "Not Supported" for name in dir(FakeNvml) if name.startswith("nvml")}
