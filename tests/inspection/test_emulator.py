@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from bench.inspection.emulate import row_of
 from bench.inspection.emulator.execute import Counts, make_step
-from bench.inspection.emulator.machine import Machine
+from bench.inspection.emulator.machine import Groups, Machine
 from bench.inspection.emulator.memory import BASE, Fault, GlobalMemory, SharedMemory
 from bench.inspection.emulator.ptx import Address, NotEmulated, parse
 from tests.support.properties import given, st
@@ -124,8 +125,6 @@ def test_lanes_exchange_within_their_segment() -> None:
 
 @pytest.mark.parametrize("barrier", ["bar.sync 0;", ""])
 def test_only_a_barrier_makes_other_warps_stores_visible(barrier: str) -> None:
-    from random import Random
-
     text = f"""mov.u32 %r0, %tid.x; mov.u32 %r9, global_smem; shl.b32 %r1, %r0, 2; add.s32 %r1, %r1, %r9;
         st.shared.b32 [%r1], %r0; {barrier} xor.b32 %r2, %r1, 128; ld.shared.b32 %r3, [%r2];"""
     right = []
@@ -148,6 +147,56 @@ def test_a_copy_arrives_where_it_is_waited_for(waits: bool) -> None:
     made.run(make_step)
     assert (made.registers["%r2"].tolist() == data.tolist()) == waits
     assert made.memory.counts["load bytes"] == (256 if waits else 0)
+
+
+COPY = f"""mov.u32 %r0, %tid.x; mul.wide.u32 %q, %r0, 4; add.s64 %q, %q, %d; shl.b32 %r1, %r0, 2;
+    add.s32 %r1, %r1, {SharedMemory.base}; st.shared.b32 [%r1], -1;
+    cp.async.ca.shared.global [%r1], [%q], 4, 4; cp.async.commit_group;"""
+
+
+def read_while_a_copy_is_on_its_way(seed: int | None) -> list[int]:
+    """What each thread finds in a buffer that is being filled, after some hundred instructions."""
+    made = machine(
+        COPY
+        + """mov.u32 %r3, 0; again: add.s32 %r3, %r3, 1; setp.lt.s32 %p, %r3, 50; @%p bra again;
+        ld.shared.b32 %r2, [%r1]; cp.async.wait_group 0; ld.shared.b32 %r4, [%r1];""",
+        data=torch.arange(64, dtype=torch.int32),
+    )
+    made.run(make_step, None if seed is None else Random(seed))
+    assert made.registers["%r4"].tolist() == list(range(64)), "after the wait it is there, and nothing comes twice"
+    return [made.registers["%r2"][lane] for lane in (0, 32)]
+
+
+def test_with_a_seed_a_copy_arrives_at_any_moment_before_the_wait() -> None:
+    assert read_while_a_copy_is_on_its_way(None) == [MASK, MASK], "as late as possible"
+    found = [read_while_a_copy_is_on_its_way(seed) for seed in range(20)]
+    assert {tuple(each) for each in found} == {(MASK, MASK), (0, MASK), (MASK, 32), (0, 32)}
+
+
+def test_products_of_a_warpgroup_happen_in_their_order() -> None:
+    groups = Groups(4)
+    all_threads, done = np.ones(4, dtype=bool), list[str]()
+    first, second, third = (
+        groups.begin(all_threads, lambda ready, name=name: done.append(name)) for name in ("first", "second", "third")
+    )
+    groups.happen(second, in_order=True)
+    groups.happen(first, in_order=True)
+    assert done == ["first", "second"]
+    groups.close(all_threads)
+    groups.wait(all_threads, 0)
+    groups.happen(third)
+    assert done == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_turns_are_counted_from_the_entry_of_the_innermost_loop(seed: int | None) -> None:
+    """A loop of five turns, entered three times. The second warp makes one turn less."""
+    made = machine("""mov.u32 %r0, %tid.x; shr.u32 %r0, %r0, 5; mov.u32 %r1, 0;
+        outer: mov.b32 %r2, %r0; inner: add.s32 %r2, %r2, 1; setp.lt.s32 %p, %r2, 5; @%p bra inner;
+        add.s32 %r1, %r1, 1; sub.s32 %r3, %r1, 3; setp.ne.s32 %p, %r3, 0; @%p bra outer; xor.b32 %r4, %r4, %r4;""")
+    made.run(make_step, None if seed is None else Random(seed))
+    turns = made.loops.around(made.listing)
+    assert (turns["setp.lt.s32"], turns["sub.s32"], turns["xor.b32"]) == (5, 3, 0)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class Counts:
     - `shared`: cycles of the banks by kind of access, and the `least` cycles that so many bytes need
     - `executed`: PTX instructions by name, once per warp
     - `flop`: FLOP of the tensor cores, padding included
+    - `turns`: for each PTX instruction, the most turns that a warp made, without leaving it, of a loop around one
     - `under_way`: bytes still on their way to a CTA after a wait for others; the lower quartile over all waits
     """
 
@@ -57,6 +58,7 @@ class Counts:
     memory: Counter[str]
     shared: Counter[str] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
+    turns: Counter[str] = field(default_factory=Counter)
     flop: int = 0
     under_way: float = 0.0
 
@@ -93,8 +95,9 @@ def placed(program: Program, memory: GlobalMemory) -> dict[str, Any]:
 def execute(program: Program, *, seed: int | None = None, ctas: int | None = None) -> Counts:
     """Run the kernel; its tensors are changed as a GPU would change them.
 
-    With a `seed`, warps and CTAs take turns in an order drawn from it; without one, all go together. `ctas` runs only
-    that many CTAs, the first of the grid, to count what they do.
+    With a `seed`, warps and CTAs take turns in an order drawn from it, and copies and products happen at moments drawn
+    from it; without one, all go together, and copies and products happen as late as possible. `ctas` runs only that
+    many CTAs, the first of the grid, to count what they do.
 
     Raises `Fault` where a GPU would, and `NotEmulated` for an instruction that the emulator does not know.
     """
@@ -105,6 +108,7 @@ def execute(program: Program, *, seed: int | None = None, ctas: int | None = Non
     random = None if seed is None else Random(seed)
     shared: Counter[str] = Counter()
     executed: Counter[str] = Counter()
+    turns: Counter[str] = Counter()
     flop = 0
     under_way: list[float] = []
     with np.errstate(all="ignore"):
@@ -113,6 +117,7 @@ def execute(program: Program, *, seed: int | None = None, ctas: int | None = Non
             machine.run(make_step, random)
             shared += machine.shared.counts
             executed += machine.executed
+            turns |= machine.loops.around(program.listing)
             flop += machine.flop
             under_way += machine.under_way
     memory.write_back()
@@ -122,6 +127,7 @@ def execute(program: Program, *, seed: int | None = None, ctas: int | None = Non
         memory=memory.counts,
         shared=shared,
         executed=executed,
+        turns=turns,
         flop=flop,
         under_way=float(np.percentile(under_way, 25)) if under_way else 0.0,
     )

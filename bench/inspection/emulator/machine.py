@@ -3,6 +3,10 @@
 Threads that stand at the same instruction execute it together. If threads stand at several instructions, those at the
 earliest one in the code go first, so that the threads of a branch meet again behind it. A barrier holds the threads of
 a CTA until all of them that have not returned have come. What each instruction does is in the other modules.
+
+Asynchronous copies and products happen between their issue and the wait for them: as late as possible, or, with a
+random order, at a moment that is drawn for each of them. A late one shows a missing wait. An early one shows a buffer
+that is filled while it is still read.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -21,6 +27,10 @@ from bench.inspection.emulator.ptx import Address, Instruction, Listing, NotEmul
 WARP = 32
 WARPGROUP = 4 * WARP
 """The threads that execute a `wgmma` together."""
+LONGEST_DELAY = 16
+"""The logarithm to base 2 of the longest delay, in instructions. A loop of 8 warps issues fewer in its pipeline."""
+PAUSE = 0.1
+"""How often a warp stops at a branch and lets another one go on."""
 TYPES: dict[str, Any] = {
     **{f"u{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
     **{f"b{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
@@ -55,14 +65,25 @@ def as_bits(mask: Mask) -> int:
 
 
 class Groups:
-    """What has begun and happens as late as it may: when the group in which it was closed is waited for."""
+    """What has begun. It happens at the latest when the group in which it was closed is waited for."""
 
     def __init__(self, lanes: int) -> None:
         self.begun: list[Deferred] = []
         self.closed = np.zeros(lanes, dtype=np.int64)
 
-    def begin(self, mask: Mask, happen: Step, size: np.ndarray | int = 0) -> None:
+    def begin(self, mask: Mask, happen: Step, size: np.ndarray | int = 0) -> Deferred:
         self.begun.append(Deferred(mask.copy(), self.closed.copy(), happen, size, as_bits(mask)))
+        return self.begun[-1]
+
+    def happen(self, one: Deferred, in_order: bool = False) -> None:
+        """Let `one` happen now unless it has. With `in_order`, what the same threads began before goes first."""
+        if not one.bits:
+            return
+        before = self.begun[: next(i for i, each in enumerate(self.begun) if each is one)] if in_order else []
+        for each in (*(each for each in before if each.bits & one.bits), one):
+            each.happen(each.mask)
+            each.bits = 0
+        self.begun = [each for each in self.begun if each.bits]
 
     def close(self, mask: Mask) -> None:
         self.closed[mask] += 1
@@ -94,6 +115,36 @@ class Groups:
         return sum(int((each.size * (each.mask & mask)).sum()) for each in self.of(mask))
 
 
+class Loops:
+    """How often each warp goes through each loop without leaving it. A loop ends with a branch to an earlier place."""
+
+    def __init__(self, listing: Listing, warps: int) -> None:
+        branches = ((i, ins) for i, ins in enumerate(listing.code) if ins.opcode in ("bra", "bra.uni"))
+        starts = {i: listing.labels[str(ins.operands[0])] for i, ins in branches}
+        self.bodies = {at: range(start, at + 1) for at, start in starts.items() if start <= at}
+        """Instructions of each loop, by its last one."""
+        self.now = {at: np.ones(warps, dtype=np.int64) for at in self.bodies}
+        self.most = dict.fromkeys(self.bodies, 0)
+
+    def branch(self, at: int, mask: Mask, taken: Mask) -> None:
+        """The warps in `mask` execute the branch at `at`; those in `taken` go back to the beginning."""
+        if at in self.now:
+            here, back = (x.reshape(-1, WARP).any(axis=1) for x in (mask, taken))
+            now = self.now[at]
+            self.most[at] = max(self.most[at], int(now[here].max()))
+            now[here] = np.where(back[here], now[here] + 1, 1)
+
+    def around(self, listing: Listing) -> Counter[str]:
+        """For each instruction, the most turns of the innermost loop around one of its kind."""
+        found: Counter[str] = Counter()
+        for i, ins in enumerate(listing.code):
+            inside = [at for at, body in self.bodies.items() if i in body]
+            if inside:
+                innermost = min(inside, key=lambda at: len(self.bodies[at]))
+                found[ins.opcode] = max(found[ins.opcode], self.most[innermost])
+        return found
+
+
 class Machine:
     """`ctas` are the indices (x, y, z) of the CTAs that run together; `grid` is the size of the whole grid."""
 
@@ -123,6 +174,13 @@ class Machine:
         """After each wait for copies, the bytes per CTA that are still on their way."""
         self.flop = 0
         """FLOP of the tensor cores."""
+        self.random: Random | None = None
+        self.clock = 0
+        """Instructions that warps have executed; threads that go together count once."""
+        self.due: list[tuple[int, int, Callable[[], None]]] = []
+        """What happens when the clock has come so far: a heap of (clock, number, what)."""
+        self.numbers = count()
+        self.loops = Loops(listing, self.lanes // WARP)
 
     def unwritten(self, kind: str) -> np.ndarray:
         """A register before the first write: false, or bits that are NaN in every float type."""
@@ -204,12 +262,21 @@ class Machine:
 
     # ---- execution
 
+    def soon(self, happen: Callable[[], None]) -> None:
+        """Let it happen at a moment that is drawn. Short delays are as likely as long ones; without `random` it waits
+        for whoever waits for it."""
+        if self.random:
+            delay = int(2 ** self.random.uniform(0, LONGEST_DELAY))
+            heappush(self.due, (self.clock + delay, next(self.numbers), happen))
+
     def run(self, make_step: Maker, random: Random | None = None) -> None:
         """Execute until every thread has returned.
 
         Without `random` all threads go together. With it one warp goes at a time. When it must stop, at a barrier or
-        after an atomic of global memory, a warp drawn at random goes on, so that missing synchronisation shows.
+        after an atomic of global memory, and sometimes at a branch, a warp drawn at random goes on, so that missing
+        synchronisation shows.
         """
+        self.random = random
         units = np.arange(self.lanes) // (WARP if random else self.lanes)
         self.places: dict[tuple[int, int], Mask] = {}
         self.alive = np.ones(self.lanes, dtype=bool)
@@ -224,6 +291,8 @@ class Machine:
             unit = random.choice(standing) if random else standing[0]
             while unit is not None:
                 unit = self.stretch(unit, steps, make_step, random is not None)
+                if random and random.random() < PAUSE:
+                    break
             self.release(units)
         if self.waiting.any() or self.gathered.any():
             raise Fault("some threads wait for others that never come")
@@ -243,9 +312,13 @@ class Machine:
                 warps = int(np.count_nonzero(mask.reshape(-1, WARP).any(axis=1)))
             ins = code[at]
             self.executed[ins.opcode] += warps
+            self.clock += 1
+            while self.due and self.due[0][0] <= self.clock:
+                heappop(self.due)[2]()
             active = mask if ins.guard is None else mask & self.guard(ins)
             match ins.opcode:
                 case "bra" | "bra.uni":
+                    self.loops.branch(at, mask, active)
                     self.put(unit, labels[str(ins.operands[0])], active)
                     self.put(unit, at + 1, mask & ~active)
                     return unit

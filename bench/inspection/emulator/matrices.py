@@ -182,10 +182,10 @@ class Descriptor:
 def wgmma(m: Machine, ins: Instruction) -> Step:
     """`wgmma.mma_async.sync.aligned.m64n<N>k<K>.f32.<t>.<t> d, a, b, scale-d, 1, 1[, transposed a][, transposed b]`.
 
-    Descriptors and scale-d are read when it is issued. The product happens when its group is waited for, as late as it
-    may. Until then only the sums, a left matrix in registers and the shared memory that descriptors name must stay as
-    they are (PTX ISA, "Asynchronous wgmma.mma_async"): a kernel that changes them or reads the sums before gets wrong
-    results.
+    Descriptors and scale-d are read when it is issued. The product happens when its group is waited for, or at a moment
+    before that, after those that its warpgroup issued before. Until then only the sums, a left matrix in registers and
+    the shared memory that descriptors name must stay as they are (PTX ISA, "Asynchronous wgmma.mma_async"): a kernel
+    that changes them or reads the sums before gets wrong results.
     """
     found = re.match(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)$", ins.opcode)
     ins.must(found)
@@ -238,7 +238,8 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
 
     def issue(mask: Mask) -> None:
         named, scaled = [x.copy() for x in descriptors], keep.copy()
-        m.products.begin(mask, lambda ready: product(ready, named, scaled))
+        begun = m.products.begin(mask, lambda ready: product(ready, named, scaled))
+        m.soon(lambda: m.products.happen(begun, in_order=True))
 
     return issue
 

@@ -107,7 +107,7 @@ def atomic(m: Machine, ins: Instruction) -> Step:
     return step
 
 
-# Asynchronous copies: nothing arrives before a thread has waited for it.
+# Asynchronous copies: they arrive when a thread waits for them, or at a moment before that.
 
 
 def start_copy(m: Machine, ins: Instruction) -> Step:
@@ -133,7 +133,8 @@ def start_copy(m: Machine, ins: Instruction) -> Step:
                 except Fault as fault:
                     raise Fault(f"{fault}, begun by {ins.text}") from None
 
-        m.copies.begin(mask, arrive, taken)
+        begun = m.copies.begin(mask, arrive, taken)
+        m.soon(lambda: m.copies.happen(begun))
 
     return step
 

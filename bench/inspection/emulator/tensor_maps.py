@@ -1,6 +1,6 @@
 """Copies of boxes by the tensor memory accelerator (TMA), and the barriers in shared memory that count their bytes.
 
-A box arrives as late as it may: at the moment when the first thread that waits for its barrier may go on.
+A box arrives when the first thread that waits for its barrier may go on, or at a moment before that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from bench.inspection.emulator.machine import Machine, Maker, Mask, Step
+from bench.inspection.emulator.machine import PAUSE, Machine, Maker, Mask, Step
 from bench.inspection.emulator.memory import SECTOR
 from bench.inspection.emulator.ptx import Address, Instruction
 
@@ -30,6 +30,19 @@ class TensorMap:
 
 
 @dataclass
+class Box:
+    """A copy on its way. `bring` writes it and returns its bytes."""
+
+    bring: Callable[[], int]
+    brought: int = 0
+
+    def arrive(self) -> int:
+        """Let it arrive unless it already has. Returns its bytes."""
+        self.brought = self.brought or self.bring()
+        return self.brought
+
+
+@dataclass
 class Barrier:
     """An mbarrier: the arrivals and bytes that its present phase still needs, and the copies that bring them."""
 
@@ -37,7 +50,7 @@ class Barrier:
     missing: int
     awaited: int = 0
     parity: int = 0
-    copies: list[Callable[[], int]] = field(default_factory=list)
+    copies: list[Box] = field(default_factory=list)
 
     def passed(self, parity: int) -> bool:
         """Is the phase with this parity over? It ends now if all have arrived and all bytes are on their way."""
@@ -45,7 +58,7 @@ class Barrier:
             return True
         if self.missing or (self.awaited and not self.copies):
             return False
-        brought = sum(copy() for copy in self.copies)
+        brought = sum(copy.arrive() for copy in self.copies)
         assert brought == self.awaited, f"{brought} bytes arrive where {self.awaited} are expected"
         self.missing, self.awaited, self.copies, self.parity = self.count, 0, [], 1 - self.parity
         return True
@@ -81,7 +94,7 @@ def expect(m: Machine, ins: Instruction) -> Step:
 
 
 def try_wait(m: Machine, ins: Instruction) -> Step:
-    """`mbarrier.try_wait.parity.shared.b64 p, [barrier], parity`."""
+    """`mbarrier.try_wait.parity.shared.b64 p, [barrier], parity`. In a random order it may fail without a reason."""
     write = m.writer(ins.operands[0], "pred")
     at, parity = places(m, ins, 1), m.value(ins.operands[2], "u32")
 
@@ -89,6 +102,9 @@ def try_wait(m: Machine, ins: Instruction) -> Step:
         lanes = np.flatnonzero(mask)
         wanted = parity[lanes]
         result = np.zeros(m.lanes, dtype=bool)
+        if m.random and m.random.random() < PAUSE:
+            write(result, mask)
+            return
         result[lanes] = [m.barriers[place].passed(int(p)) for place, p in zip(at(lanes), wanted, strict=True)]
         write(result, mask)
 
@@ -109,12 +125,14 @@ def copy_box(m: Machine, ins: Instruction) -> Step:
             source = m.arguments[m.listing.parameters[int(number[lane])]]
             row, column = (int(c[lane]) for c in (y, x))
             start = int(m.shared.offsets(m.cta[chosen], target()[chosen], 128)[0])
-            m.barriers[barrier(chosen)[0]].copies.append(partial(arrive, m, source, (row, column), start))
+            box = Box(partial(bring, m, source, (row, column), start))
+            m.barriers[barrier(chosen)[0]].copies.append(box)
+            m.soon(box.arrive)
 
     return step
 
 
-def arrive(m: Machine, source: TensorMap, corner: tuple[int, int], start: int) -> int:
+def bring(m: Machine, source: TensorMap, corner: tuple[int, int], start: int) -> int:
     """Write the box at `corner` (row, column), with zeros for what lies outside of the tensor. Returns its bytes."""
     (rows, columns), size = source.box, source.tensor.element_size()
     row, octet = np.arange(rows)[:, None], np.arange(columns * size)[None, :]
