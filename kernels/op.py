@@ -283,6 +283,8 @@ class Impl(Generic[CaseT]):
     build: Callable[[CaseT, Inputs, Target], Built] | None = None
     version: Callable[[], str] | None = None
     tuning: Tuning[CaseT] | None = None
+    by_torch_compile: bool = False
+    """True if `prepare` has torch.compile build it, which takes seconds for each shape."""
     ours: bool = False
     """True for an implementation written here, False for a peer from a library."""
 

@@ -76,6 +76,7 @@ class Settings:
     run_id: str = ""
     aa: bool = False
     """Time the first implementation twice: the difference is the resolution of the run."""
+    retries: int = THROTTLE_RETRIES
     spec: DeviceSpec | None = None
     ceilings: Ceilings | None = None
     timed: bool = True
@@ -245,7 +246,7 @@ class Measurement:
             assert entrant.timer
             for copy, output in zip(self.copies, entrant.timer.outputs, strict=True):
                 self.op.poison(self.case, copy, output)
-        for _attempt in range(1 + THROTTLE_RETRIES):
+        for _attempt in range(1 + self.settings.retries):
             with self.settings.telemetry() as sampler:
                 samplings = sample_interleaved(
                     timers,
@@ -326,9 +327,8 @@ class Measurement:
         settings = self.settings
         if not self.op.is_ceiling:
             return settings.ceilings.best_read if settings.ceilings else None
-        if settings.spec and settings.spec.memory_bandwidth:
-            return settings.spec.memory_bandwidth.value
-        return None
+        bandwidth = settings.spec.memory_bandwidth if settings.spec else None
+        return bandwidth.value if bandwidth else None
 
     def fail(self, entrant: Entrant, reason: str, error: Exception) -> None:
         self.emit(entrant.impl, entrant, status="failed", reason=reason)

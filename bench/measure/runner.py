@@ -21,12 +21,19 @@ from bench import __version__, machine
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
+from bench.measure.case import THROTTLE_RETRIES
 from bench.measure.precompile import precompile
 from bench.measure.schedule import DEFAULT_SUITES, Request, check_names, resolve_request, schedule_jobs
 from bench.measure.worker import Job, Receiver, Worker
 from bench.records import Record, Status, Writer, as_line, now
 from bench.run import Run, load_run
 from kernels.op import Op, Target
+
+COMPILED_SHAPES = 3
+"""Of each operation, so many shapes of an implementation that torch.compile builds: each takes 3 to 6 s."""
+
+LASTING = 3
+"""After so many cases in a row that stayed throttled, another try of the next would not help."""
 
 
 class Display(Protocol):
@@ -71,11 +78,11 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
         request = dataclasses.replace(request, suite=request.suite or DEFAULT_SUITES[target.kind])
         spec = machine.device_spec(target, environment["gpu"] or {}) if target.kind == "cuda" else None
         if earlier:
-            refuse_changes(earlier, environment)
+            refuse_changes(earlier, environment, machine.source_digest(tuned=False) if request.retuned else None)
         code = environment["git"]["sha"] or environment["source_digest"]
         directory = resume or new_directory(out, ready.slug, code)
         run_id = earlier.header["run_id"] if earlier else directory.name
-        jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec)
+        jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
         writer = Writer(directory)
         writer.append("run", header(request, run_id, target, spec, environment))
         for name, missing in ready.missing.items():
@@ -97,9 +104,14 @@ def why_not_again(record: Record) -> str:
     return f"not tried: it hung in {record.case_id}: {record.reason}"
 
 
-def refuse_changes(earlier: Run, environment: dict[str, Any]) -> None:
-    """BadRequest unless machine, software and code are those with which the run began."""
+def refuse_changes(earlier: Run, environment: dict[str, Any], code: str | None = None) -> None:
+    """BadRequest unless machine, software and code are those with which the run began.
+
+    `code` is the digest of the code without configurations, where these may differ.
+    """
     before, after = facts(earlier.header["environment"]), facts(environment)
+    if code and code == earlier.header.get("code_digest"):
+        before["source_digest"] = after["source_digest"]
     changed = [
         f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
         for name in {**before, **after}
@@ -137,6 +149,7 @@ def header(
         "device": device_facts(target, spec),
         "decodebench": __version__,
         "environment": environment,
+        "code_digest": machine.source_digest(tuned=False),
     }
 
 
@@ -169,6 +182,7 @@ class Session(Receiver):
         self._paired = {note["op"] for note in earlier.notes if note["note"] == "aa"} if earlier else set()
         self._hanging = {(op, impl): why for op, impl, why in request.hanging}
         self._hanging |= {(r.op, r.impl): why_not_again(r) for r in self.outcome.records if r.status == "timeout"}
+        self._throttled_in_a_row, self._last_timed = 0, ("", "", 0)
         self._deadline = time.monotonic() + (request.budget_s or math.inf)
 
     def serve(self, jobs: Sequence[Job], target: Target) -> None:
@@ -177,12 +191,14 @@ class Session(Receiver):
             request = self.request
             precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
             while queue and time.monotonic() <= self._deadline:
-                job = self.without_hanging(queue.popleft())
+                job = self.worth_measuring(queue.popleft())
                 if job is None:
                     continue
                 self.display.working(job.op, job.case.id)
                 ceilings = Ceilings.from_records(self.outcome.records)
-                settings = dataclasses.replace(job.settings, ceilings=ceilings, aa=self.pairs(job, queue))
+                settings = dataclasses.replace(
+                    job.settings, ceilings=ceilings, aa=self.pairs(job, queue), retries=self.retries
+                )
                 if left := self.worker.do(dataclasses.replace(job, settings=settings), self):
                     queue.appendleft(left)
             self.skip(queue)
@@ -190,12 +206,37 @@ class Session(Receiver):
             self.outcome.interrupted = True
             self.writer.append("note", {"note": "interrupted", "at": now()})
 
-    def without_hanging(self, job: Job) -> Job | None:
-        """The job without what hung before. The others are recorded as refused: each hang would cost `hang_s` again."""
-        hung = [name for name in job.impls if (job.op, name) in self._hanging]
-        for name in hung:
-            self.lost(job, name, "refused", self._hanging[job.op, name])
-        return job.only([name for name in job.impls if name not in hung])
+    def worth_measuring(self, job: Job) -> Job | None:
+        """The job without what is known to cost too much. That is recorded as refused."""
+        refused = {name: why for name in job.impls if (why := self.too_costly(job, name))}
+        for name, why in refused.items():
+            self.lost(job, name, "refused", why)
+        return job.only([name for name in job.impls if name not in refused])
+
+    def too_costly(self, job: Job, name: str) -> str | None:
+        """Why an implementation is not tried in a case: it hung in another one, or it has compiled enough shapes."""
+        if why := self._hanging.get((job.op, name)):
+            return why
+        if name not in self.worker.ready.by_torch_compile.get(job.op, ()):
+            return None
+        compiled = [r for r in self.outcome.records if (r.op, r.impl, r.repeat) == (job.op, name, job.settings.repeat)]
+        if sum(r.status != "refused" for r in compiled) < COMPILED_SHAPES:
+            return None
+        return (
+            f"torch.compile takes seconds for each shape: no more than {COMPILED_SHAPES} of an operation are measured"
+        )
+
+    @property
+    def retries(self) -> int:
+        """How often a case is measured again if the GPU throttled: not at all while it throttles lastingly."""
+        return 0 if self._throttled_in_a_row >= LASTING else THROTTLE_RETRIES
+
+    def watch_throttling(self, record: Record) -> None:
+        """Count the cases that stayed throttled since the last one that did not."""
+        key = (record.op, record.case_id, record.repeat)
+        if record.samples_s and key != self._last_timed:
+            self._last_timed = key
+            self._throttled_in_a_row = self._throttled_in_a_row + 1 if "throttled" in record.flags else 0
 
     def pairs(self, job: Job, later: Iterable[Job]) -> bool:
         """Is one implementation of this case timed twice, for the A/A difference?
@@ -214,9 +255,12 @@ class Session(Receiver):
 
     def skip(self, jobs: Collection[Job]) -> None:
         """Record the jobs for which there was no time, and tell how many cases they are and how to go on."""
+        known = {(*record.key, record.repeat) for record in self.outcome.records}
         for job in jobs:
             for name in job.impls:
-                self.lost(job, name, "skipped", "the time budget was used up")
+                # an earlier time stays, although another configuration is better
+                if (job.op, name, job.case.id, job.settings.repeat) not in known:
+                    self.lost(job, name, "skipped", "the time budget was used up")
         if cases := len({(job.op, job.case.id) for job in jobs}):
             self.display.note(
                 f"time was up: {cases} case{'s are' if cases > 1 else ' is'} not measured; "
@@ -233,6 +277,7 @@ class Session(Receiver):
         self.writer.append("note", line)
 
     def record(self, job: Job, record: Record) -> None:
+        self.watch_throttling(record)
         if record.status == "timeout":
             self._hanging[record.op, record.impl] = why_not_again(record)
         self.writer.append("record", as_line(record))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
 from bench.measure.case import Settings
 from bench.measure.worker import Job
+from bench.records import Record
 from bench.run import Run
 from kernels.op import SUITES, Op
 
@@ -19,6 +21,10 @@ T = TypeVar("T")
 
 HANG_S = 180.0
 """A worker that takes no step for this long hangs: no compilation, reference or sample of ours takes that long."""
+
+
+Retuned = tuple[str, str, str, Mapping[str, int]]
+"""Operation, implementation, case id, configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ class Request:
     hang_s: float = HANG_S
     hanging: tuple[tuple[str, str, str], ...] = ()
     """(op, implementation, why) of what is known to hang. It is recorded as refused and not tried."""
+    retuned: tuple[Retuned, ...] = ()
+    """What was tuned while the run went on. A case whose record has another configuration is measured again."""
     argv: tuple[str, ...] = ()
     catalogue: str = "kernels.op"
     """The module that knows ops and implementations."""
@@ -88,36 +96,42 @@ def schedule_jobs(
     earlier: Run | None,
     run_id: str,
     spec: DeviceSpec | None,
+    by_torch_compile: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> tuple[list[Job], int]:
     """The jobs that are left, in order, and how many (op, case, repetition) an earlier process of the run has done.
 
-    Ceilings come first, because predictions are made from them. In `full`, the cases of `quick` follow. The ops take
-    turns. Each begins with its largest case, then takes its smallest, the middle one, and so on by halves, so that a
-    run that is cut short has covered the range.
+    Ceilings come first, because predictions are made from them. In `full`, those of `quick` come first, then the other
+    cases of `quick`, then the rest, ceilings among them. The ops take turns. Each begins with its largest case, then
+    takes its smallest, the middle one, and so on by halves, so that a run that is cut short has covered the range.
+    Implementations `by_torch_compile` (by operation) come last: each of their shapes takes seconds to compile.
     """
     chosen = [op for name, op in ops.items() if not request.ops or name in request.ops]
     if request.ops and not all(op.is_ceiling for op in chosen):
         chosen = [op for op in ops.values() if op.is_ceiling and op not in chosen] + chosen
     before = (*earlier.records, *earlier.repeats) if earlier else ()
-    finished = {(*r.key, r.repeat) for r in before if r.status != "skipped"}
+    again = outdated(before, request.retuned)
+    finished = {
+        (*r.key, r.repeat) for r in before if r.status != "skipped" and (r.op, r.case_id, r.repeat) not in again
+    }
     cap_s = request.cap_s or CAPS[request.suite or "smoke"]
     jobs: list[Job] = []
     done = 0
     for repeat in range(request.repeat):
+        settings = Settings(cap_s=cap_s, seed=1000 * repeat, repeat=repeat, run_id=run_id, spec=spec)
+        last: list[Job] = []
         for op, case in ordered(chosen, request):
             names = [n for n in impls[op.name] if not request.impls or n in request.impls or op.is_ceiling]
-            left = tuple(n for n in names if (op.name, n, case.id, repeat) not in finished)
+            left = [n for n in names if (op.name, n, case.id, repeat) not in finished]
             if names and not left:
                 done += 1
-            if left:
-                jobs.append(
-                    Job(
-                        op=op.name,
-                        case=case,
-                        impls=left,
-                        settings=Settings(cap_s=cap_s, seed=1000 * repeat, repeat=repeat, run_id=run_id, spec=spec),
-                    )
-                )
+            slow = by_torch_compile.get(op.name, ())
+            for queue, these in (
+                (jobs, [n for n in left if n not in slow]),
+                (last, [n for n in left if n in slow]),
+            ):
+                if these:
+                    queue.append(Job(op=op.name, case=case, impls=tuple(these), settings=settings))
+        jobs += last
     asked = any(request.case in job.case.id and (not request.ops or job.op in request.ops) for job in jobs)
     if not asked and not done:
         named = f" with {request.case!r} in its id" if request.case else ""
@@ -126,18 +140,29 @@ def schedule_jobs(
     return jobs, done
 
 
+def outdated(records: Iterable[Record], retuned: Iterable[Retuned]) -> set[tuple[str, str, int]]:
+    """(op, case id, repetition) of records whose implementation has got another configuration since."""
+    configs = {(op, impl, case): dict(config) for op, impl, case, config in retuned}
+    return {
+        (r.op, r.case_id, r.repeat)
+        for r in records
+        if r.is_timed and r.key in configs and (r.config.get("tuned") or {}) != configs[r.key]
+    }
+
+
 def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
     """Each (op, case) of one repetition, in the order of measuring."""
     suite = request.suite or "smoke"
-    found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, suite)]
-    for of_quick in (True, False):
+    early = "quick" if suite == "full" else suite
+    found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, early)]
+    for is_early in (True, False):
         queues = []
         for op in ops:
-            if op.is_ceiling:
+            if op.is_ceiling and is_early:
                 continue
-            quick = {case.id for case in op.cases("quick")} if suite == "full" else set()
-            wanted = [case for case in cases_of(op, suite) if request.case in case.id]
-            wanted = [case for case in wanted if (case.id in quick) is of_quick]
+            ids = {case.id for case in cases_of(op, early)}
+            wanted = [case for case in cases_of(op, suite) if (case.id in ids) is is_early]
+            wanted = [case for case in wanted if op.is_ceiling or request.case in case.id]
             by_size = sorted(wanted, key=lambda case: -op.work(case).bytes)
             queues.append([(op, by_size[i]) for i in halving(len(by_size))])
         found += round_robin(queues)

@@ -81,6 +81,8 @@ class Ready:
     impls: Mapping[str, Mapping[str, bool]]
     """By operation and implementation: is it ours?"""
     missing: Mapping[str, tuple[Missing, ...]]
+    by_torch_compile: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By operation: the implementations that take seconds to compile for each shape."""
 
 
 class Receiver:
@@ -312,6 +314,9 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
             slug=machine.device_slug(target),
             impls={name: {impl.name: impl.ours for impl in found} for name, (found, _) in impls.items()},
             missing={name: missing for name, (_, missing) in impls.items()},
+            by_torch_compile={
+                name: tuple(impl.name for impl in found if impl.by_torch_compile) for name, (found, _) in impls.items()
+            },
         )
     except Exception as error:
         connection.send(("unfit", str(error) if isinstance(error, BadRequest) else describe(error)))

@@ -162,5 +162,12 @@ IMPLS = (
         )
         for backend, prepare in BACKENDS.items()
     ),
-    Impl(name="torch-flex", stages=one_pass, prepare=flex, supports=flex_supports, version=torch_version),
+    Impl(
+        name="torch-flex",
+        stages=one_pass,
+        prepare=flex,
+        supports=flex_supports,
+        version=torch_version,
+        by_torch_compile=True,
+    ),
 )

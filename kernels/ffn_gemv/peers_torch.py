@@ -88,6 +88,7 @@ IMPLS = (
         name="torch-compiled",
         stages=one_pass,
         prepare=compiled,
+        by_torch_compile=True,
         supports=compiled_supports,
         version=torch_version,
     ),

@@ -308,7 +308,9 @@ def test_only_what_lacks_a_configuration_is_tuned_and_the_time_is_kept(monkeypat
     task = {"step": "tune", "device": "cuda", "suite": "quick", "hang_s": 9.0, "budget_s": 60.0}
     lacking = tuning.lacking("quick")
     assert lacking
-    assert tuning.tune_lacking(task) == {"left": [], "lines": []}
+    task |= {"measured": "full", "settled": [["stream", "triton", "read"]]}
+    assert tuning.tune_lacking(task) == {"left": [], "lines": [], "tuned": [], "settled": []}
+    assert asked[0].without == (("stream", "triton", "read"),)
     assert [request.ops for request in asked] == [tuple(lacking)]
     assert all(0 < (request.budget_s or 0) <= 60 for request in asked)
     assert tuning.tune_lacking({**task, "budget_s": 0.0})["left"] == lacking
@@ -362,15 +364,6 @@ def test_counters_wait_for_ncu_and_not_for_a_permission(
     begun.counters(progress, 60.0)
     assert (progress.state, progress.found) == (state, ["denied: because"])
     assert records.read_text().count("counters denied") == 1, "said once"
-
-
-def test_tuning_ends_where_measuring_began(tmp_path: Path) -> None:
-    begun = steps.Campaign(planted(device="cuda"), tmp_path, Silent())
-    run_begun(tmp_path)
-    progress = begun.steps["tune"]
-    begun.tune(progress, 60.0)
-    assert progress.state == "done"
-    assert "measuring began" in progress.found[0]
 
 
 @pytest.mark.parametrize("step", ["doctor", "selfcheck"])

@@ -35,16 +35,11 @@ ENVIRONMENT = {
 def test_every_operation_gets_its_turn() -> None:
     """If the time ends early, no operation has used all of it."""
     classes = (("stream", "a"), ("stream", "b"), ("stream", "c"), ("ffn", "d"), ("moe", "e"), ("moe", "f"))
-    rows = [
-        Pruned(
-            shape_class=ShapeClass(op=op, impl="triton", name=name, cases=(), configs=()),
-            sm=90,
-            survivors=(),
-            fallen=(),
-        )
-        for op, name in classes
-    ]
-    assert [row.shape_class.name for row in in_turns(rows)] == ["a", "d", "e", "b", "f", "c"]
+    found = [ShapeClass(op=op, impl="triton", name=name, cases=(), configs=()) for op, name in classes]
+    assert [c.name for c in in_turns(found)] == ["a", "d", "e", "b", "f", "c"]
+    found[-1] = dataclasses.replace(found[-1], bytes=2)
+    found[3] = dataclasses.replace(found[3], bytes=1)
+    assert [c.name for c in in_turns(found)] == ["f", "d", "a", "e", "b", "c"], "most bytes first"
 
 
 def never(*_: Any) -> Any:
@@ -218,7 +213,7 @@ def test_only_classes_without_an_entry_for_this_part_are_tried_where_that_is_ask
     for only_new, part in ((False, H100), (True, H100), (True, dataclasses.replace(H100, name="NVIDIA H200"))):
         request = Request(only_new=only_new, root=tmp_path)
         search(request, chosen, part, ENVIRONMENT, never, Silent())
-    assert asked == [["small", "large"], ["large"], ["small", "large"]]
+    assert asked == [["large", "small"], ["large"], ["large", "small"]], "most bytes first"
 
 
 def test_an_interruption_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

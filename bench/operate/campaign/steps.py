@@ -2,7 +2,7 @@
 
     doctor      is the machine fit? in every call, because the next may reach another machine
     gate        every implementation on the small edgy cases and on one of every kind, in several processes
-    tune        configurations that are not committed yet; not once measuring has begun: a run has one set of them
+    tune        configurations that are not committed yet, a minute of each call
     measure     one run of the suite: ceilings, then every operation's cases, peers interleaved
     selfcheck   our clock beside others
     counters    from ncu, into the run's records
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from bench.errors import BadRequest, require
 from bench.inspection import counters
 from bench.measure import runner
 from bench.measure.counting import count_into
-from bench.measure.schedule import HANG_S
+from bench.measure.schedule import HANG_S, outdated
 from bench.operate.campaign import gate, tuning
 from bench.operate.campaign.child import Child
 from bench.operate.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
@@ -48,6 +49,9 @@ PACKED = f"{FILE}.gz"
 OVERRUN_S = 20.0
 """A run may take so much longer than its budget: the budget begins when the worker is up, and the case in flight at its
 end is finished."""
+
+SECOND_START_S = 120.0
+"""Measuring is not begun again in a call with less time left: the start of another worker would take half of it."""
 
 FINISH_S = 20.0
 """Seconds of a call that are kept back for the report and the summary."""
@@ -74,13 +78,14 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step gets `share` of the time that is left. It is not begun if that is less than `least_s`, on a CPU
-    `least_cpu_s`. `act` does what it can in time."""
+    """A step gets `share` of the time that is left, at most `most_s`. It is not begun if that is less than `least_s`,
+    on a CPU `least_cpu_s`. `act` does what it can in time."""
 
     name: str
     share: float
     least_s: float
     least_cpu_s: float = 1.0
+    most_s: float = math.inf
     act: Callable[[Campaign, Progress, float], None]
 
 
@@ -92,7 +97,7 @@ def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome
         raise BadRequest(f"device {request.device!r} is unknown: choose auto, cuda or cpu")
     campaign = Campaign(request, out, display)
     try:
-        for step in (*STEPS, replace(MEASURE, share=1.0)):
+        for step in (*STEPS, replace(MEASURE, share=1.0, least_s=SECOND_START_S)):
             campaign.go(step)
             if campaign.unfit or campaign.interrupted:
                 break
@@ -164,7 +169,7 @@ class Campaign:
         if step.name in self.request.skip:
             progress.state, progress.found = "skipped", ["left out, as asked"]
             return
-        limit = step.share * self.left_s()
+        limit = min(step.share * self.left_s(), step.most_s)
         least_s = step.least_s if self.request.device != "cpu" else step.least_cpu_s
         if limit < least_s:
             words = f"not begun: {max(limit, 0.0):.0f} s were left for it, it takes {least_s:.0f} at the least"
@@ -223,23 +228,38 @@ class Campaign:
         progress.found = [f"{right} of {len(verdicts)} are right" + ("" if finished else "; the time was up")]
 
     def tune(self, progress: Progress, limit_s: float) -> None:
-        """Tune the classes of the suite's short form that have no configuration for this part."""
+        """Tune the classes of the suite's short form that have no configuration for this part.
+
+        It may go on in a later call, after measuring began: a case whose configuration has changed since is measured
+        again, so that every verdict is about one set of configurations.
+        """
         if self.request.device == "cpu":
             progress.state, progress.found = "skipped", ["kernels are tuned on a GPU"]
-        elif self.run_directory():
-            progress.state = "done"
-            progress.found.append("ended where measuring began: a run has one set of configurations")
         else:
-            # the rest is for the class that is begun last
-            answer = self.ask("tune", limit_s, budget_s=0.7 * limit_s, suite=quick_of(self.request.suite))
+            settled = progress.result.get("settled", [])
+            answer = self.ask(
+                "tune",
+                limit_s,
+                budget_s=min(limit_s, tuning.LIMIT_S) - tuning.START_S,
+                suite=quick_of(self.request.suite),
+                measured=self.request.suite,
+                settled=settled,
+            )
             progress.state = "open" if answer["left"] else "done"
             count = tuning.gather(self.directory / tuning.FILE, self.request.root)
             lacking = f"; still lacking: {', '.join(answer['left'])}" if answer["left"] else ""
             progress.found = [f"{count} configurations for this and other parts{lacking}"]
-            progress.result = {"outcomes": answer["lines"]}
+            if answer["tuned"] and self.steps["measure"].state == "done":
+                self.steps["measure"].state = "open"
+            progress.result = {
+                "outcomes": [*progress.result.get("outcomes", []), *answer["lines"]],
+                "settled": [*settled, *answer["settled"]],
+                "tuned": [*progress.result.get("tuned", []), *answer["tuned"]],
+            }
 
     def measure(self, progress: Progress, limit_s: float) -> None:
         asked = self.request
+        retuned = tuple(map(tuple, self.steps["tune"].result.get("tuned", [])))
         request = runner.Request(
             device=asked.device,
             suite=asked.suite,
@@ -247,6 +267,7 @@ class Campaign:
             budget_s=max(limit_s - OVERRUN_S, 1e-6),
             cap_s=asked.cap_s,
             hang_s=min(asked.hang_s, gate.LONGEST_HANG_S),
+            retuned=retuned,
             hanging=tuple((*key, f"not tried: {why}") for key, why in gate.hanging(self.directory).items()),
             catalogue=asked.catalogue,
             argv=asked.argv,
@@ -256,7 +277,8 @@ class Campaign:
         run = load_run(outcome.directory)
         records = [*run.records, *run.repeats]
         count = {str(s): sum(r.status == s for r in records) for s in sorted({r.status for r in records})}
-        progress.state = "open" if outcome.interrupted or count.get("skipped") else "done"
+        unfinished = outcome.interrupted or count.get("skipped") or outdated(records, retuned)
+        progress.state = "open" if unfinished else "done"
         progress.result = count
         progress.found = [", ".join(f"{n} {status}" for status, n in count.items())]
 
@@ -330,7 +352,7 @@ MEASURE = Step(name="measure", share=0.75, least_s=OVERRUN_S + 20.0, least_cpu_s
 STEPS = (
     Step(name="doctor", share=0.15, least_s=10.0, act=Campaign.doctor),
     Step(name="gate", share=0.3, least_s=20.0, act=Campaign.gate),
-    Step(name="tune", share=0.4, least_s=90.0, act=Campaign.tune),
+    Step(name="tune", share=0.4, least_s=40.0, most_s=tuning.LIMIT_S, act=Campaign.tune),
     MEASURE,
     Step(name="selfcheck", share=0.5, least_s=40.0, act=Campaign.selfcheck),
     Step(name="counters", share=1.0, least_s=100.0, act=Campaign.counters),

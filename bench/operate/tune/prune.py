@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,8 @@ class ShapeClass:
     cases: tuple[Any, ...]
     configs: tuple[Config, ...]
     """The reasoned one first."""
+    bytes: int = 0
+    """Compulsory bytes of all its cases."""
 
     @property
     def label(self) -> str:
@@ -142,7 +145,11 @@ def shape_classes(chosen: Iterable[tuple[Op, Impl]], suite: str, target: Target)
             tried = (config_of(c.items()) for c in impl.tuning.candidates(cases[0], reasoned))
             configs = tuple(dict.fromkeys([DEFAULT, *tried]))
             if len(configs) > 1:
-                found.append(ShapeClass(op=op.name, impl=impl.name, name=name, cases=tuple(cases), configs=configs))
+                size = sum(op.work(case).bytes for case in cases)
+                shape_class = ShapeClass(
+                    op=op.name, impl=impl.name, name=name, cases=tuple(cases), configs=configs, bytes=size
+                )
+                found.append(shape_class)
     return found
 
 
@@ -165,25 +172,18 @@ def compile_trial(trial: Trial) -> Compiled:
     return Compiled(reports=tuple(reports), binaries=binaries, declared=declared)
 
 
-def compile_all(
-    trials: Sequence[Trial], workers: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[Trial, Compiled]:
-    """Compile all in `workers` processes."""
-    found: dict[Trial, Compiled] = {}
-    for trial, made in compile_each(compile_trial, trials, workers):
-        found[trial] = made or Compiled(error=KILLED)
-        progress(len(found), len(trials))
-    return found
-
-
 def prune(
     classes: Sequence[ShapeClass],
     target: Target,
     catalogue: str,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Pruned]:
-    """Compile and judge all classes on one part. BadRequest for a part whose limits are not known."""
+) -> Iterator[Pruned]:
+    """Compile and judge classes on one part, each as soon as its configurations are compiled, in the given order.
+
+    While the caller works with one, every process of the pool compiles one configuration of the next and then waits.
+    BadRequest for a part whose limits are not known.
+    """
     if target.sm not in compile_targets():
         known = ", ".join(f"sm_{sm}" for sm in compile_targets())
         raise BadRequest(
@@ -204,8 +204,14 @@ def prune(
         for shape_class in classes
         for config in shape_class.configs
     }
-    compiled = compile_all(list(trials.values()), workers, progress)
-    return [judge(c, target.sm, {config: compiled[trials[c.label, config]] for config in c.configs}) for c in classes]
+    compiled: dict[Trial, Compiled] = {}
+    waiting = deque(classes)
+    for trial, made in compile_each(compile_trial, list(trials.values()), workers):
+        compiled[trial] = made or Compiled(error=KILLED)
+        progress(len(compiled), len(trials))
+        while waiting and all(trials[waiting[0].label, config] in compiled for config in waiting[0].configs):
+            first = waiting.popleft()
+            yield judge(first, target.sm, {config: compiled[trials[first.label, config]] for config in first.configs})
 
 
 def judge(shape_class: ShapeClass, sm: int, compiled: dict[Config, Compiled]) -> Pruned:

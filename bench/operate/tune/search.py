@@ -8,8 +8,9 @@ whole interval, and must not lose to it on other cases of its class. A measured 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,8 @@ class Request:
     impls: tuple[str, ...] = ()
     budget_s: float | None = None
     """After this long no further class is begun."""
+    pace_s: float | None = None
+    """After half of this in one class, no further heat is begun, so that many classes have a turn."""
     cap_s: float = 0.5
     """Sampling seconds per finalist and case."""
     dry_run: bool = False
@@ -68,6 +71,8 @@ class Request:
     sms: tuple[int, ...] = ()
     only_new: bool = False
     """Leave out classes that have an entry for this part."""
+    without: tuple[tuple[str, str, str], ...] = ()
+    """(op, implementation, class) of what is left out too."""
     workers: int = 0
     """So many processes compile; 0: one per usable core."""
     hang_s: float = HANG_S
@@ -175,15 +180,19 @@ def dry_run(request: Request, chosen: Sequence[tuple[Op, Impl]], display: Displa
     if unknown:
         raise BadRequest(f"sm_{unknown[0]} is unknown; known: {', '.join(map(str, known))}")
     targets = [known[sm] for sm in request.sms or known]
-    found = [row for target in targets for row in pruned(request, chosen, target, display)]
+    found = [row for target in targets for row in pruned(request, wanted(request, chosen, target), target, display)]
     return TuneReport(part=", ".join(target.name for target in targets), pruned=tuple(found))
 
 
-def pruned(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target, display: Display) -> list[Pruned]:
+def wanted(request: Request, chosen: Sequence[tuple[Op, Impl]], target: Target) -> list[ShapeClass]:
+    """The classes in the order in which they are tuned."""
     classes = shape_classes(chosen, request.suite, target)
     if request.only_new:
         classes = [c for c in classes if (target.name, c.impl, c.name) not in tuned.entries(c.op, request.root)]
+    return in_turns([c for c in classes if (c.op, c.impl, c.name) not in request.without])
 
+
+def pruned(request: Request, classes: Sequence[ShapeClass], target: Target, display: Display) -> Iterable[Pruned]:
     def progress(done: int, total: int) -> None:
         display.working("compiling", f"for sm_{target.sm}, {done} of {total}")
 
@@ -199,41 +208,48 @@ def search(
     display: Display,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneReport:
-    """Prune, then race class after class until the budget is used up. An outcome is on disk before the next begins."""
+    """Prune and race class after class until the budget is used up. An outcome is on disk before the next begins."""
     deadline = clock() + request.budget_s if request.budget_s else None
     outcomes: list[Outcome] = []
     files: dict[Path, None] = {}
-    waiting = in_turns(pruned(request, chosen, target, display))
-    interrupted = False
-    for row in waiting:
-        late = deadline is not None and clock() > deadline
-        if interrupted or late:
-            why = "interrupted" if interrupted else "the budget was used up"
+    classes = wanted(request, chosen, target)
+    interrupted, why = False, "the budget was used up"
+    for row in pruned(request, classes, target, display):
+        if interrupted or (deadline is not None and clock() > deadline):
             outcomes.append(Outcome(pruned=row, status="not reached", why=why))
-            continue
+            break
         display.working(row.shape_class.op, f"{row.shape_class.impl} [{row.shape_class.name}]")
+        ends = clock() + request.pace_s / 2 if request.pace_s else math.inf
         try:
-            outcome = search_class(row, request.cap_s, race)
+            outcome = search_class(row, request.cap_s, race, late=lambda ends=ends: clock() > ends)
         except KeyboardInterrupt:
-            interrupted = True
-            outcome = Outcome(pruned=row, status="not reached", why="interrupted")
+            interrupted, why = True, "interrupted"
+            outcome = Outcome(pruned=row, status="not reached", why=why)
         outcomes.append(outcome)
         display.note(outcome.lines()[0])
         if outcome.evidence:
             files[write(outcome, target, environment, request.root)] = None
+    reached = {outcome.pruned.shape_class.label for outcome in outcomes}
+    for left in classes:
+        if left.label not in reached:
+            row = Pruned(shape_class=left, sm=target.sm, survivors=(), fallen=())
+            outcomes.append(Outcome(pruned=row, status="not reached", why=why))
     return TuneReport(part=target.name, outcomes=tuple(outcomes), files=tuple(files), interrupted=interrupted)
 
 
-def in_turns(rows: Sequence[Pruned]) -> list[Pruned]:
-    """One class of each operation, then the next of each, so that every operation has some if the time ends early."""
-    of_op: dict[str, list[Pruned]] = {}
-    for row in rows:
-        of_op.setdefault(row.shape_class.op, []).append(row)
+def in_turns(classes: Sequence[ShapeClass]) -> list[ShapeClass]:
+    """One class of each operation, then the next of each, so that every operation has some if the time ends early.
+
+    Those with most bytes come first: the suite spends most of its time in them, and launches decide least there.
+    """
+    of_op: dict[str, list[ShapeClass]] = {}
+    for shape_class in sorted(classes, key=lambda c: -c.bytes):
+        of_op.setdefault(shape_class.op, []).append(shape_class)
     return round_robin(of_op.values())
 
 
-def search_class(row: Pruned, cap_s: float, race: Race) -> Outcome:
-    """Heats, the final, and the check on other cases, for one class."""
+def search_class(row: Pruned, cap_s: float, race: Race, late: Callable[[], bool] = lambda: False) -> Outcome:
+    """Heats, the final, and the check on other cases, for one class. When it is `late`, no further heat begins."""
     if row.error:
         return Outcome(pruned=row, status="failed", why=row.error)
     if not row.survivors[1:]:
@@ -250,7 +266,11 @@ def search_class(row: Pruned, cap_s: float, race: Race) -> Outcome:
 
     ratios: dict[Config, float] = {}
     candidates = row.survivors[1:]
+    tried = 0
     for heat in in_heats(candidates):
+        if tried and late():
+            break
+        tried += len(heat)
         timed = run(first, [DEFAULT, *heat], HEAT_CAP_S)
         if DEFAULT not in timed:
             break
@@ -280,7 +300,7 @@ def search_class(row: Pruned, cap_s: float, race: Race) -> Outcome:
         pruned=row,
         status="default stands" if config == DEFAULT else "tuned",
         config=config,
-        evidence=evidence(first.id, final, config, checks if config != DEFAULT else {}, len(candidates)),
+        evidence=evidence(first.id, final, config, checks if config != DEFAULT else {}, tried),
         why=why,
         wrong=tuple(wrong.items()),
     )
