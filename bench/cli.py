@@ -314,11 +314,14 @@ def campaign(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    fix_hints: Annotated[bool, typer.Option(help="name the command that mends each lack on Debian or Ubuntu")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Is this machine fit to measure, and is it what was rented? Exit code 0: fit, 1: warnings, 2: not fit."""
     from bench.operate import doctor as clinic
 
-    diagnosis = clinic.diagnose()
+    diagnosis = clinic.diagnose(fix_hints=fix_hints)
     say(diagnosis, as_json=as_json)
     raise typer.Exit(diagnosis.exit_code)
 

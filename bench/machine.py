@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -107,6 +108,22 @@ def find_program(name: str, patterns: tuple[str, ...] = ()) -> str | None:
     """Absolute path of a program: the one on PATH, else the newest that matches a glob pattern."""
     elsewhere = (path for pattern in patterns for path in sorted(glob.glob(pattern), reverse=True))
     return shutil.which(name) or next((p for p in elsewhere if os.access(p, os.X_OK)), None)
+
+
+def c_compiler() -> str | None:
+    """The C compiler that Triton takes: $CC, else gcc, else clang; None if there is none.
+
+    Triton compiles its launcher with it, before the first kernel runs on a GPU.
+    """
+    given = os.environ.get("CC")
+    if given:
+        return given if shutil.which(given) else None
+    return next((name for name in ("gcc", "clang") if shutil.which(name)), None)
+
+
+def python_headers() -> bool:
+    """Is Python.h there? Triton's launcher includes it. uv's Pythons bring it; Debian has it in `python3-dev`."""
+    return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def execute(command: Sequence[str], timeout_s: float) -> tuple[int, str]:

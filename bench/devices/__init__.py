@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.devices.lookup import DEVICES, derive, find, identify
+from bench.devices.lookup import DEVICES, bytes_in_flight_needed, derive, find, identify
 from bench.devices.occupancy import CAPABILITIES, Capability
 from bench.devices.spec import DeviceSpec, Quantity
 
@@ -12,6 +12,7 @@ __all__ = [
     "Capability",
     "DeviceSpec",
     "Quantity",
+    "bytes_in_flight_needed",
     "derive",
     "find",
     "identify",

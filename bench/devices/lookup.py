@@ -26,6 +26,27 @@ def identify(driver_name: str) -> DeviceSpec | None:
     return next(matches, None)
 
 
+def bytes_in_flight_needed(sm: int) -> int:
+    """Bytes that each SM must have under way on the hungriest part of this compute capability; 0 where not known.
+
+    Little's law with one latency for all parts of a capability: the need grows with the bandwidth per SM. 32 KiB for
+    the H100 (3.35 TB/s, 132 SMs) are 46 KiB for the H200 (4.8 TB/s, 132 SMs).
+    """
+    known = CAPABILITIES.get(sm)
+    if known is None or not known.part:
+        return 0
+    hungriest = max(
+        (rate for spec in DEVICES.values() if spec.sm == sm and (rate := bandwidth_per_sm(spec))), default=0
+    )
+    reference = bandwidth_per_sm(DEVICES[known.part])
+    return max(known.bytes_in_flight, round(known.bytes_in_flight * hungriest / reference))
+
+
+def bandwidth_per_sm(spec: DeviceSpec) -> float:
+    """B/s; 0 where the bandwidth or the number of SMs is not known."""
+    return spec.memory_bandwidth.value / spec.sm_count if spec.memory_bandwidth and spec.sm_count else 0
+
+
 def derive(
     *,
     name: str,

@@ -37,7 +37,8 @@ class Capability:
 
     NVIDIA's own tuning in CUB, `arch_to_min_bytes_in_flight` in cub/device/dispatch/tuning/tuning_transform.cuh: 16 KiB
     for the A100, 32 KiB for the H100, 64 KiB for the B200. By Little's law (bytes x SMs / bandwidth) they stand for
-    0.87, 1.29 and 1.21 us of latency under load.
+    0.87, 1.29 and 1.21 us of latency under load. They are for `part`; `lookup.bytes_in_flight_needed` scales them for
+    the part of the same capability that has the most bandwidth per SM.
     """
     part: str = ""
     """The key of the part that code generation compiles for; empty where it does not compile for this capability."""

@@ -6,12 +6,14 @@ does not match; the memory does not reach what the datasheet says.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bench import machine
 from bench.devices import DEVICES, driver
+from bench.inspection.ncu import DENIED
 from bench.operate.examination import Facts, gather
 
 FIT_SHARE = 0.85
@@ -23,12 +25,16 @@ Level = Literal["ok", "note", "warning", "bad"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The result of one check. The level `note` changes no verdict; `advice` says what to do."""
+    """The result of one check. The level `note` changes no verdict; `advice` says what to do.
+
+    `fix` is the command that does it on Debian or Ubuntu, as root; empty where no command can.
+    """
 
     name: str
     level: Level
     found: str
     advice: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class Diagnosis:
 
     part: str
     checks: tuple[Check, ...]
+    fix_hints: bool = False
+    """Does a terminal show the commands too?"""
 
     @property
     def exit_code(self) -> int:
@@ -63,14 +71,24 @@ class Diagnosis:
         }
 
     def lines(self) -> list[str]:
-        """For a terminal: one line per check, its advice under it, the verdict last."""
+        """For a terminal: one line per check, under it its advice and, if asked for, its command; the verdict last."""
         width = max(len(check.name) for check in self.checks)
         shown = []
         for check in self.checks:
             shown.append(f"{check.level:<8} {check.name:<{width}}  {check.found}")
             if check.advice:
                 shown.append(f"{'':<8} {'':<{width}}  -> {check.advice}")
+            if self.fix_hints and check.fix:
+                shown.append(f"{'':<8} {'':<{width}}  $ {check.fix}")
         return [*shown, self.verdict]
+
+
+UV_PIP = ".uv/bin/uv pip install"
+"""Installs into the project's environment, where the README's commands put uv."""
+
+
+def installing(*packages: str) -> str:
+    return f"apt-get update && apt-get install -y --no-install-recommends {' '.join(packages)}"
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -102,6 +120,9 @@ def check_part(facts: Facts) -> Check:
     return Check(name="part", level="ok", found=f"{facts.spec.name} ({name}): {shape}")
 
 
+MATCHING_TORCH = f"{UV_PIP} --reinstall --torch-backend=auto torch"
+
+
 def check_versions(facts: Facts) -> Check:
     """The driver must support at least the major version of the CUDA that torch was built with."""
     driver, supported = facts.gpu.get("driver"), facts.gpu.get("driver_cuda")
@@ -111,7 +132,7 @@ def check_versions(facts: Facts) -> Check:
         return Check(name="versions", level="note", found=found)
     if version(supported)[0] < version(wanted)[0]:
         advice = "update the driver, or install the torch wheel built for its CUDA"
-        return Check(name="versions", level="bad", found=found, advice=advice)
+        return Check(name="versions", level="bad", found=found, advice=advice, fix=MATCHING_TORCH)
     if version(supported) < version(wanted):
         found += "; same major version, which CUDA's minor-version compatibility covers"
     return Check(name="versions", level="ok", found=found)
@@ -127,7 +148,8 @@ def check_architecture(facts: Facts) -> Check:
     if any(code // 10 == sm // 10 and code <= sm for code in native) or any(code <= sm for code in virtual):
         return Check(name="architecture", level="ok", found=f"torch has code for sm_{sm} ({listed})")
     found = f"torch has no code for sm_{sm}, only {listed}"
-    return Check(name="architecture", level="bad", found=found, advice="install a torch wheel for this part")
+    advice = "install a torch wheel for this part"
+    return Check(name="architecture", level="bad", found=found, advice=advice, fix=MATCHING_TORCH)
 
 
 def check_triton(facts: Facts) -> Check:
@@ -135,7 +157,8 @@ def check_triton(facts: Facts) -> Check:
     found = facts.packages.get("triton")
     if found is None:
         advice = "pip install triton; until then only peers are measured"
-        return Check(name="triton", level="bad", found="triton is not installed", advice=advice)
+        found = "triton is not installed"
+        return Check(name="triton", level="bad", found=found, advice=advice, fix=f"{UV_PIP} triton")
     if facts.target.sm < 80:
         return Check(name="triton", level="bad", found=f"our kernels need sm_80, this is sm_{facts.target.sm}")
     if facts.wanted_triton and facts.wanted_triton != found:
@@ -144,11 +167,28 @@ def check_triton(facts: Facts) -> Check:
     return Check(name="triton", level="ok", found=found)
 
 
+def check_compiler(facts: Facts) -> Check:
+    if facts.compiler:
+        return Check(name="compiler", level="ok", found=facts.compiler)
+    found = "no C compiler: $CC, gcc and clang are missing, and every Triton kernel needs one for its launcher"
+    return Check(name="compiler", level="bad", found=found, advice="install gcc", fix=installing("gcc", "libc6-dev"))
+
+
+def check_headers(facts: Facts) -> Check:
+    if facts.headers:
+        return Check(name="headers", level="ok", found="Python.h is there")
+    found = "no Python.h, which the launcher of every Triton kernel includes"
+    advice = "install the headers of this Python, or let uv bring a Python with them"
+    fix = installing(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
+    return Check(name="headers", level="bad", found=found, advice=advice, fix=fix)
+
+
 def check_mig(facts: Facts) -> Check:
     mig = facts.gpu.get("mig")
     if mig:
         advice = "a slice has its own bandwidth: compare with nothing but itself"
-        return Check(name="MIG", level="warning", found="on: this is a slice of the part", advice=advice)
+        found = "on: this is a slice of the part"
+        return Check(name="MIG", level="warning", found=found, advice=advice, fix="nvidia-smi -mig 0")
     return Check(name="MIG", level="ok", found="off" if mig is False else "not supported here")
 
 
@@ -157,7 +197,8 @@ def check_ecc(facts: Facts) -> Check:
     if on is None:
         return Check(name="ECC", level="note", found="the driver does not tell")
     if not on:
-        return Check(name="ECC", level="warning", found="off: not how datasheets and servers run")
+        found = "off: not how datasheets and servers run"
+        return Check(name="ECC", level="warning", found=found, fix="nvidia-smi -e 1 && reboot")
     state = f"on; since the driver was loaded {corrected} errors corrected, {lost} not"
     if lost:
         return Check(name="ECC", level="bad", found=state, advice="results may be wrong: use another part")
@@ -175,7 +216,8 @@ def check_sharing(facts: Facts) -> Check:
     others = max(0, listed - 1)
     if others:
         found = f"{others} other process{'es' if others > 1 else ''} on this GPU{taken}"
-        return Check(name="sharing", level="warning", found=found, advice="times will depend on them")
+        fix = "nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv"
+        return Check(name="sharing", level="warning", found=found, advice="times will depend on them", fix=fix)
     return Check(name="sharing", level="ok", found=f"no other process on this GPU{taken}")
 
 
@@ -185,7 +227,8 @@ def check_power(facts: Facts) -> Check:
         return Check(name="power", level="note", found="the driver does not tell its limits")
     if cap < default:
         advice = "clocks will fall under load: results are this machine's, not the part's"
-        return Check(name="power", level="warning", found=f"capped at {cap:.0f} of {default:.0f} W", advice=advice)
+        found = f"capped at {cap:.0f} of {default:.0f} W"
+        return Check(name="power", level="warning", found=found, advice=advice, fix=f"nvidia-smi -pl {default:.0f}")
     return Check(name="power", level="ok", found=f"limit {cap:.0f} W, the default")
 
 
@@ -222,17 +265,30 @@ def check_link(facts: Facts) -> Check:
     return Check(name="PCIe", level="ok", found=found)
 
 
+FREE_COUNTERS = (
+    "echo options nvidia NVreg_RestrictProfilingToAdminUsers=0 >/etc/modprobe.d/counters.conf && "
+    "update-initramfs -u && reboot"
+)
+NSIGHT = installing("nsight-compute-2025.3.1") + "  # from NVIDIA's apt repository for CUDA"
+
+
 def check_counters(facts: Facts) -> Check:
     if facts.counters:
-        return Check(name="counters", level="note", found=facts.counters, advice="`--counters` is refused")
+        fix = FREE_COUNTERS if facts.counters == DENIED else NSIGHT
+        return Check(name="counters", level="note", found=facts.counters, advice="`--counters` is refused", fix=fix)
     return Check(name="counters", level="ok", found="ncu found, and permitted as far as the driver tells")
 
 
 def check_bandwidth(facts: Facts) -> Check:
     reached, expected = facts.bandwidth, facts.spec.memory_bandwidth if facts.spec else None
     if reached is None:
-        why = facts.failed.get("bandwidth", "not asked for")
-        return Check(name="bandwidth", level="warning" if "bandwidth" in facts.failed else "note", found=why)
+        why = facts.failed.get("bandwidth")
+        if why is None:
+            return Check(name="bandwidth", level="note", found="not asked for")
+        if why.startswith("OutOfMemoryError"):
+            return Check(name="bandwidth", level="warning", found=why)
+        advice = "the first kernel could not run: no kernel will"
+        return Check(name="bandwidth", level="bad", found=why, advice=advice)
     found = f"read {reached.bytes_per_s / 1e12:.3f} TB/s with {reached.impl}"
     if expected is None:
         return Check(name="bandwidth", level="note", found=f"{found}; nothing is known to compare it with")
@@ -249,6 +305,8 @@ ON_A_GPU: tuple[Callable[[Facts], Check], ...] = (
     check_versions,
     check_architecture,
     check_triton,
+    check_compiler,
+    check_headers,
     check_mig,
     check_ecc,
     check_sharing,
@@ -267,7 +325,14 @@ def without_gpu(facts: Facts) -> list[Check]:
     if not torch_version or not facts.packages.get("triton"):
         works = "predict, claims, compare, report" + ("; run on the CPU (torch peers)" if torch_version else "")
     return [
-        Check(name="GPU", level="bad", found=facts.problem or facts.failed.get("target", "none can be used")),
+        Check(
+            name="GPU",
+            level="bad",
+            found=facts.problem or facts.failed.get("target", "none can be used"),
+            fix="apt-get install -y ubuntu-drivers-common && ubuntu-drivers install --gpgpu"
+            if "no NVIDIA driver" in (facts.problem or "")
+            else "",
+        ),
         Check(name="torch", level="note", found=f"{torch_version} (CUDA {facts.torch_cuda})"),
         Check(name="triton", level="note", found=str(facts.packages.get("triton"))),
         Check(name="works here", level="note", found=works),
@@ -285,5 +350,5 @@ def judge(facts: Facts) -> Diagnosis:
     return Diagnosis(part=facts.spec.name if facts.spec else facts.target.name, checks=tuple(checks))
 
 
-def diagnose() -> Diagnosis:
-    return judge(gather())
+def diagnose(*, fix_hints: bool = False) -> Diagnosis:
+    return replace(judge(gather()), fix_hints=fix_hints)

@@ -45,6 +45,9 @@ class Facts:
     spec: DeviceSpec | None = None
     gpu: dict[str, Any] = field(default_factory=dict)
     """`driver.FACTS`, `LIVE` and `TOTALS`; None where NVML refuses."""
+    compiler: str | None = None
+    headers: bool = False
+    """Is Python.h there?"""
     counters: str | None = None
     """Why hardware counters cannot be read; None if they can."""
     bandwidth: Bandwidth | None = None
@@ -66,6 +69,8 @@ def gather(*, quick_read: bool = True) -> Facts:
     facts.clash = attempt("packages", package_clash)
     facts.packages = {package: machine.installed(package) for package in machine.PACKAGES}
     facts.wanted_triton = attempt("triton", machine.torch_wants_triton)
+    facts.compiler = attempt("compiler", machine.c_compiler)
+    facts.headers = bool(attempt("headers", machine.python_headers))
     facts.problem = attempt("gpu", driver.cuda_problem)
     facts.problem = facts.problem or facts.failed.get("gpu")
     facts.counters = attempt(

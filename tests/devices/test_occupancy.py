@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from bench.devices import CAPABILITIES, Capability, derive
+from bench.devices import CAPABILITIES, Capability, bytes_in_flight_needed, derive
 from bench.inspection.codegen import KernelReport, problems
 from bench.inspection.targets import compile_targets, emulate_targets
 
@@ -44,6 +44,16 @@ def test_every_row_is_consistent() -> None:
         assert bool(row.tmem_columns) == (row.mma == "tcgen05")
     assert [(sm, target.sm) for sm, target in compile_targets().items()] == [(80, 80), (90, 90), (100, 100)]
     assert list(emulate_targets()) == [80, 90]
+
+
+def test_the_hungriest_part_decides_how_many_bytes_must_be_in_flight() -> None:
+    """Little's law by hand. CUB's 32 KiB on 132 SMs at 3.35 TB/s are a latency of 1.291 us."""
+    latency = 132 * (32 << 10) / 3.35e12
+    assert bytes_in_flight_needed(90) == pytest.approx(latency * 4.9e12 / 132, abs=1), "GH200 with HBM3e"
+    assert bytes_in_flight_needed(90) > latency * 4.8e12 / 132 > 45 << 10, "H200"
+    assert bytes_in_flight_needed(80) == 16 << 10, "the A100 with 80 GB has more bandwidth than that with 40 GB"
+    assert bytes_in_flight_needed(100) == 64 << 10
+    assert bytes_in_flight_needed(120) == 0
 
 
 def test_a_new_capability_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

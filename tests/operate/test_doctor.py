@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import machine
 from bench.devices import driver, identify
+from bench.inspection.ncu import DENIED
 from bench.measure import timing
 from bench.operate import examination
 from bench.operate.doctor import judge
@@ -38,6 +41,8 @@ def facts(nvml: FakeNvml | None = None, **changes: Any) -> Facts:
         packages={"torch": "2.11.0", "triton": "3.6.0"},
         torch_cuda="13.0",
         torch_archs=("sm_80", "sm_90", "sm_100"),
+        compiler="gcc",
+        headers=True,
         target=H100,
         spec=identify(H100.name),
         gpu=gpu.read(readings, failed),
@@ -92,6 +97,10 @@ def test_what_the_driver_says(nvml: dict[str, Any], name: str, level: str) -> No
         ({"bandwidth": Bandwidth(bytes_per_s=2.0e12, impl="x", telemetry={})}, "bandwidth", "warning"),
         ({"bandwidth": None}, "bandwidth", "note"),
         ({"bandwidth": None, "failed": {"bandwidth": "OutOfMemoryError: full"}}, "bandwidth", "warning"),
+        ({"bandwidth": None, "failed": {"bandwidth": "CompilationError: no gcc"}}, "bandwidth", "bad"),
+        ({"compiler": None}, "compiler", "bad"),
+        ({"compiler": "clang"}, "compiler", "ok"),
+        ({"headers": False}, "headers", "bad"),
         ({"counters": "kept for administrators"}, "counters", "note"),
         ({"torch_archs": ("sm_70", "sm_80")}, "architecture", "bad"),
         ({"torch_archs": ("sm_80", "compute_80")}, "architecture", "ok"),
@@ -116,6 +125,48 @@ def test_what_the_software_says(changes: dict[str, Any], name: str, level: str) 
     found = judge(facts(healthy_ecc(), **changes))
     assert {check.name: check.level for check in found.checks}[name] == level
     assert found.exit_code == {"ok": 0, "note": 0, "warning": 1, "bad": 2}[level]
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"compiler": None}, "apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev"),
+        ({"headers": False}, f"python{sys.version_info.major}.{sys.version_info.minor}-dev"),
+        ({"packages": {"torch": "2.11.0", "triton": None}}, ".uv/bin/uv pip install triton"),
+        ({"torch_archs": ("sm_80",)}, "--torch-backend=auto torch"),
+        ({"gpu": {"power_cap_w": 500.0, "power_default_w": 700.0}}, "nvidia-smi -pl 700"),
+        ({"gpu": {"mig": True}}, "nvidia-smi -mig 0"),
+        ({"gpu": {"ecc": False}}, "nvidia-smi -e 1 && reboot"),
+        ({"counters": DENIED}, "/etc/modprobe.d/counters.conf"),
+        ({"counters": "ncu was not found"}, "nsight-compute"),
+    ],
+)
+def test_each_lack_has_a_command_that_is_shown_if_asked_for(changes: dict[str, Any], command: str) -> None:
+    found = judge(facts(healthy_ecc(), **changes))
+    assert not any(command in line for line in found.lines())
+    shown = dataclasses.replace(found, fix_hints=True).lines()
+    (line,) = [line for line in shown if command in line]
+    assert line.lstrip().startswith("$ ")
+    assert shown[-1] == found.verdict
+    assert command in json.dumps(found.as_dict())
+
+
+def test_the_compiler_is_the_one_that_triton_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert machine.c_compiler() is None
+    for name in ("clang", "gcc"):
+        (tmp_path / name).touch(mode=0o755)
+        assert machine.c_compiler() == name
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert machine.c_compiler() is None
+
+
+def test_headers_are_those_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert machine.python_headers() is False
+    (tmp_path / "Python.h").touch()
+    assert machine.python_headers() is True
 
 
 def found_of(name: str, **changes: Any) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bench.devices import CAPABILITIES
+from bench.devices import CAPABILITIES, bytes_in_flight_needed
 from bench.errors import BadRequest, describe
 from bench.inspection.codegen import parse
 from bench.inspection.codegen.judge import KernelReport, Stream
@@ -169,7 +169,7 @@ def inspect(launch: KernelLaunch, target: Target, binary: Any) -> dict[str, Any]
         "streams": streams,
         "mma": parse.sass_mma(sass),
         "bytes_in_flight": resident * in_flight(launch, accesses, threads, streams, at, sass, cta_threads),
-        "bytes_needed": capability.bytes_in_flight if launch.streams else 0,
+        "bytes_needed": bytes_in_flight_needed(target.sm) if launch.streams else 0,
     }
 
 
