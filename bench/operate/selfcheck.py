@@ -2,8 +2,8 @@
 
 On a GPU: Triton's `do_bench` and `do_bench_cudagraph`, torch's profiler, and NVBench where `cuda-bench` is installed.
 On a CPU: `torch.utils.benchmark.Timer` and `timeit`. All clocks take turns over the same rotating copies. The time that
-a clock gives for an empty kernel is its floor: what it adds to every launch. A disagreement that remains after the
-floors are subtracted is not explained.
+a clock gives for an empty kernel is its floor: what it adds to every launch. What is judged is the disagreement that
+remains after the floors are subtracted. A one-sided clock is judged on the side on which it cannot err.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bench import machine
 from bench.errors import describe
 from bench.measure.case import tensor_bytes
 from bench.measure.memory import free_memory
 from bench.measure.timing import GraphTimer, HostTimer, Timer, plan_rotation
-from bench.operate.clocks import CPU_CLOCKS, GPU_CLOCKS, OURS, Clock, Missing, Subject, ours
+from bench.operate.clocks import CPU_CLOCKS, GPU_CLOCKS, OURS, Clock, Missing, Other, Subject, ours
 from kernels.op import Op, Target, discover, implementations
 
 AIM = 0.02
 """Clocks should agree within this share, on kernels that take at least `JUDGED_S`."""
-JUDGED_S = 20e-6
-"""Shorter kernels are shown and not judged: there the floor of a clock decides."""
+JUDGED_S = 200e-6
+"""Shorter kernels are shown and not judged: a floor moves by microseconds from launch to launch, 2% of 200 us are 4."""
 
 ROUNDS = 3
 """Every clock times every subject so many times, in turns. Medians are compared."""
@@ -46,14 +46,24 @@ class Row:
     resolution: float
     """How much ours varied between the rounds: (largest - smallest) / median."""
     within: bool | None = None
-    """Within `AIM`? None if it is not judged: the kernel is too short, or ours varied by more than `AIM`."""
+    """Within `AIM`? None if it is not judged: the kernel is too short, ours varied by more than `AIM`, or a one-sided
+    clock differs to the side on which it must."""
     note: str
     """Why the clock gave no time, or the known cause of its disagreement."""
+    errs: Literal["", "up", "down"] = ""
+    """The side on which a one-sided clock errs."""
+
+    @property
+    def judged(self) -> float | None:
+        """The disagreement that counts: without the floors where they are known."""
+        return self.disagreement if self.without_floor is None else self.without_floor
 
     @property
     def mark(self) -> str:
         if self.within is None:
-            return "short" if self.ours_s < JUDGED_S else "unsteady"
+            if self.ours_s < JUDGED_S:
+                return "short"
+            return "unsteady" if self.resolution > AIM else "one-sided"
         return "ok" if self.within else "BEYOND"
 
 
@@ -74,13 +84,18 @@ class SelfCheck:
     @property
     def verdict(self) -> str:
         judged = [row for row in self.rows if row.within is not None]
+        one_sided = [row for row in self.rows if row.disagreement is not None and row.mark == "one-sided"]
         unsteady = [row for row in self.rows if row.disagreement is not None and row.mark == "unsteady"]
         found = "nothing could be judged"
         if judged:
             share = sum(row.within is True for row in judged)
             found = f"{share} of {len(judged)} steady comparisons within {AIM:.0%}; the largest is {furthest(judged)}"
-        elif not unsteady:
+        elif not unsteady and not one_sided:
             found += ": the kernels are too short, or no other clock can be used"
+        if one_sided:
+            found += (
+                f"; {len(one_sided)} by one-sided clocks differ to the side on which they must, which proves nothing"
+            )
         if unsteady:
             were = "was" if len(unsteady) == 1 else "were"
             found += (
@@ -103,7 +118,7 @@ class SelfCheck:
             notes[row.clock] = row.note
             rest = "" if row.without_floor is None else f", {row.without_floor:+6.1%} without its floor"
             shown.append(
-                f"{row.mark:<8} {row.subject:<44} {row.clock:<20} {row.theirs_s * 1e6:11.2f} us, "
+                f"{row.mark:<9} {row.subject:<44} {row.clock:<20} {row.theirs_s * 1e6:11.2f} us, "
                 f"ours {row.ours_s * 1e6:11.2f} us: {row.disagreement:+6.1%}{rest}"
             )
         notes |= {name: f"not timed: {reason}" for name, reason in self.skipped.items()}
@@ -112,8 +127,8 @@ class SelfCheck:
 
 def furthest(rows: Iterable[Row]) -> str:
     """The largest disagreement, and its clock and subject."""
-    row = max(rows, key=lambda row: abs(row.disagreement or 0.0))
-    return f"{row.disagreement:+.1%} ({row.clock} on {row.subject})"
+    row = max(rows, key=lambda row: abs(row.judged or 0.0))
+    return f"{row.judged:+.1%} ({row.clock} on {row.subject})"
 
 
 # ---- comparing
@@ -121,7 +136,7 @@ def furthest(rows: Iterable[Row]) -> str:
 
 def compare(
     subjects: Iterable[Subject],
-    clocks: Mapping[str, tuple[Clock, str]],
+    clocks: Mapping[str, Other],
     *,
     our_clock: Clock = ours,
     rounds: int = ROUNDS,
@@ -135,11 +150,11 @@ def compare(
         floor = subject.name if subject.floor else floor
         for _ in range(rounds):
             taken[OURS].append(our_clock(subject))
-            for name, (clock, _note) in clocks.items():
+            for name, other in clocks.items():
                 if (subject.name, name) in gone:
                     continue
                 try:
-                    taken[name].append(clock(subject))
+                    taken[name].append(other.clock(subject))
                 except Exception as error:
                     gone[subject.name, name] = str(error) if isinstance(error, Missing) else describe(error)
         subject.timer.close()
@@ -156,10 +171,10 @@ def compare(
             floors if subject != floor else {},
             spread(times[subject][OURS]),
             gone.get((subject, clock)),
-            note,
+            other,
         )
         for subject in medians
-        for clock, (_, note) in clocks.items()
+        for clock, other in clocks.items()
     ]
 
 
@@ -174,23 +189,28 @@ def row(
     floors: Mapping[str, float],
     resolution: float,
     missing: str | None,
-    note: str,
+    other: Other,
 ) -> Row:
     own, theirs = medians[OURS], medians.get(clock)
     if missing is not None or theirs is None:
-        return Row(subject=subject, clock=clock, ours_s=own, resolution=resolution, note=missing or "no time")
+        return Row(
+            subject=subject, clock=clock, ours_s=own, resolution=resolution, note=missing or "no time", errs=other.errs
+        )
     difference = theirs - own
     added = floors[clock] - floors[OURS] if clock in floors and OURS in floors else None
+    left = (difference - (added or 0.0)) / own
+    known = (other.errs == "up" and left > AIM) or (other.errs == "down" and left < -AIM)
     return Row(
         subject=subject,
         clock=clock,
         ours_s=own,
         theirs_s=theirs,
         disagreement=difference / own,
-        without_floor=None if added is None else (difference - added) / own,
+        without_floor=None if added is None else left,
         resolution=resolution,
-        within=abs(difference) <= AIM * own if own >= JUDGED_S and resolution <= AIM else None,
-        note=note,
+        within=abs(left) <= AIM if own >= JUDGED_S and resolution <= AIM and not known else None,
+        errs=other.errs,
+        note=other.note,
     )
 
 
