@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from bench.errors import describe
+from bench.measure.l2 import forbid_pinning
 from bench.stats import median_interval
 from kernels.op import Launch, Target
 
@@ -140,6 +141,7 @@ class GraphTimer:
         self._capture(launches, rounds)
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
+        forbid_pinning()
         self._graph.replay()  # the first replay uploads the graph
         self._spin = spin_cycles(self._graph.replay)
 
@@ -190,6 +192,7 @@ class GraphTimer:
     def sample(self) -> float:
         import torch
 
+        forbid_pinning()  # also what a thread of an implementation set since the last sample
         torch.cuda._sleep(self._spin)
         self._start.record()
         self._graph.replay()
@@ -285,6 +288,7 @@ def isolated_times(launches: Sequence[Launch], turn: int = 0) -> list[float]:
     pairs = []
     spin = spin_cycles(order[0])
     for launch in order[1:]:
+        forbid_pinning()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(spin)
         start.record()

@@ -5,6 +5,7 @@ It takes the place of `kernels.op` in a run: y[b] = sum over k of x[b, k] * w[k]
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import bench.measure.case
+from bench.measure import l2
 from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Impl, Inputs, Launch, Missing, Op, Stage, Target, Tolerance, Work
 
@@ -155,6 +157,45 @@ def late_writer(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
         return y
 
     return launch
+
+
+class Window(ctypes.Structure):
+    """`CUaccessPolicyWindow` of cuda.h. Property 2 is persisting, 1 streaming."""
+
+    _fields_ = (
+        ("base_ptr", ctypes.c_void_p),
+        ("num_bytes", ctypes.c_size_t),
+        ("hitRatio", ctypes.c_float),
+        ("hitProp", ctypes.c_int),
+        ("missProp", ctypes.c_int),
+        ("rest", ctypes.c_char * 64),  # the union `CUlaunchAttributeValue` is 64 bytes long
+    )
+
+
+ACCESS_POLICY_WINDOW = 1
+"""`CU_STREAM_ATTRIBUTE_ACCESS_POLICY_WINDOW`."""
+
+
+def pinned(share: float) -> Callable[[ToyCase, Inputs, Target], Launch]:
+    """Sets `share` of the L2 aside, and asks the stream to keep there what it reads of x."""
+
+    def prepare(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
+        import torch
+
+        x, y = inputs["x"], output(case, inputs)
+        size = int(share * target.l2_bytes)
+        window = Window(x.data_ptr(), min(size, x.numel() * x.element_size()), 1.0, 2, 1)
+
+        def launch() -> torch.Tensor:
+            library = l2.driver()
+            library.cuCtxSetLimit(l2.PERSISTING_L2_CACHE_SIZE, ctypes.c_size_t(size))
+            stream = getattr(torch.cuda.current_stream(), "cuda_stream", 0)
+            library.cuStreamSetAttribute(ctypes.c_void_p(stream), ACCESS_POLICY_WINDOW, ctypes.byref(window))
+            return write(inputs, y)
+
+        return launch
+
+    return prepare
 
 
 def allocating(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
