@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bench.records import Record
 
 Points = tuple[tuple[int, float], ...]
-"""(bytes moved, measured seconds), ascending."""
+"""(bytes, seconds), ascending: the bytes that a stream moves, or those among which a chase jumps."""
+
+L1_FOOTPRINT = 64 << 10
+"""Bytes that the L1 of every part holds beside shared memory. An L2 price needs a larger footprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,11 @@ class Ceilings:
     """FLOP/s by pipe."""
     best_read: float = 0.0
     """B/s of the fastest single sample of any read. No launch's median can be faster."""
+    memory_loads: Points = ()
+    """Seconds of one of several dependent loads, none of which finds its line in a cache, by footprint in bytes. A
+    larger footprint has more misses of the TLB."""
+    cached_loads: Points = ()
+    """The same where a cache holds the whole footprint."""
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> Ceilings | None:
@@ -41,6 +50,7 @@ class Ceilings:
         l2_rates: list[float] = []
         host_rates: list[float] = []
         pipes: dict[str, float] = {}
+        chases: list[Record] = []
         best_read = 0.0
         for record in records:
             seconds = record.seconds
@@ -57,6 +67,8 @@ class Ceilings:
                     launches.append(seconds)
                 elif kind == "l2_read":
                     l2_rates.append(sum(s["l2_bytes"] for s in record.stages) / seconds)
+                elif kind == "chase":
+                    chases.append(record)
             elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
                 host_rates.append(record.bytes / seconds)
             elif record.op == "gemm_peak":
@@ -64,14 +76,18 @@ class Ceilings:
                     pipes[pipe] = max(flops / seconds, pipes.get(pipe, 0.0))
         if not reads:
             return None
+        launch_s = min(launches, default=0.0)
+        memory_loads, cached_loads = prices_of_loads(chases, launch_s)
         return cls(
             read_points=tuple(sorted(reads.items())),
             copy_points=tuple(sorted(copies.items())),
-            launch_s=min(launches, default=0.0),
+            launch_s=launch_s,
             l2_bandwidth=max(l2_rates, default=None),
             host_bandwidth=max(host_rates, default=None),
             pipes=pipes,
             best_read=best_read,
+            memory_loads=memory_loads,
+            cached_loads=cached_loads,
         )
 
     @property
@@ -104,6 +120,51 @@ class Ceilings:
         mix = min(1.0, 2 * bytes_written / size)
         copying = max(reading, time_of(self.copy_points, size))
         return max(self.launch_s, (1 - mix) * reading + mix * copying)
+
+    def load_seconds(self, level: str, l2_bytes: int) -> float | None:
+        """Seconds of a load that waits for the load before it, and that this level answers: `l1`, `l2` or `dram`.
+
+        The price of the L2 is that of the largest footprint that takes at most half of its `l2_bytes`: half of the L2
+        of a large part is farther from an SM than the other half. The price of the memory is that of the largest
+        footprint. None where no such footprint was measured.
+        """
+        if level == "dram":
+            found = [seconds for _, seconds in self.memory_loads]
+        elif level == "l2":
+            found = [seconds for size, seconds in self.cached_loads if L1_FOOTPRINT < size <= l2_bytes / 2]
+        else:
+            found = [seconds for size, seconds in self.cached_loads if size <= L1_FOOTPRINT]
+        return found[-1] if found else None
+
+
+def prices_of_loads(chases: Iterable[Record], launch_s: float) -> tuple[Points, Points]:
+    """(`memory_loads`, `cached_loads`) from the records of `chase`.
+
+    A load meets a line for the first time, or again. The share of the bytes that come from DRAM tells how many loads of
+    a chain do the first. A chase without any second meeting gives the price of the memory. Two chases over the same
+    array differ by loads that a cache answers, and the difference of their times is the price of these.
+    """
+    series: dict[tuple[int, int, bool], dict[int, tuple[float, float]]] = defaultdict(dict)
+    for record in chases:
+        case, again = record.case, sum(s["l2_bytes"] for s in record.stages)
+        assert record.seconds
+        new = case["loads"] * record.work["bytes_read"] / (record.work["bytes_read"] + again)
+        found = series[case["size"], case["chains"], case["l1"]]
+        before = found.get(case["loads"], (0.0, math.inf))[1]
+        found[case["loads"]] = (new, min(record.seconds, before))
+    memory: dict[int, float] = {}
+    cached: dict[int, float] = {}
+    for (size, chains, l1), found in series.items():
+        (fewest, (new, seconds)), (most, (new_of_most, longest)) = min(found.items()), max(found.items())
+        if new < fewest:
+            continue
+        price = (seconds - launch_s) / fewest
+        memory[size] = min(price, memory.get(size, math.inf))
+        further = new_of_most - new
+        difference = longest - seconds - further * price
+        if new_of_most < most and difference > 0:
+            cached[size // chains if l1 else size] = difference / (most - fewest - further)
+    return tuple(sorted(memory.items())), tuple(sorted(cached.items()))
 
 
 def time_of(points: Points, size: int) -> float:

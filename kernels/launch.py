@@ -53,6 +53,9 @@ class KernelLaunch:
     """True where tensor cores matter: code generation then insists on wgmma (sm_90), tcgen05 or mma."""
     why_few_in_flight: str = ""
     """The reason why fewer bytes in flight than Little's law asks for are right (a tiny merge, say)."""
+    slots_per_byte: float = 0.0
+    """Instructions of a thread that the main loop issues for each byte of `streams`, compiled for sm_90; 0 where this
+    is not declared. Predictions are made from it, and code generation counts whether it is true."""
 
     @property
     def options(self) -> dict[str, int]:

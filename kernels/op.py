@@ -101,8 +101,8 @@ class Stage:
     """The same behind the stream: a CTA counts its arrival, then reads the parts of the others. Atomics and fences
     count as loads."""
     instructions: int = 0
-    """Instructions of threads that the main loop issues, 0 where they are not declared. `slots` in `KernelLaunch` says
-    how many there are for each byte."""
+    """Instructions of threads that the main loop issues: `KernelLaunch.slots_per_byte` times the bytes that all CTAs
+    stream. 0 where they are not declared."""
 
 
 def total(stages: Iterable[Stage]) -> Work:

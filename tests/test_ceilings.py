@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from bench.ceilings import Ceilings, time_of
 from bench.records import MAY_BE_TOO_SHORT, Record
-from tests.support.synthetic_run import record
+from kernels.op import discover, implementations
+from tests.support.synthetic_run import TARGET, record
 
 
 def timed(op: str, case: dict[str, Any], seconds: float, impl: str = "triton", **fields: Any) -> Record:
@@ -85,3 +87,91 @@ def test_a_read_of_the_l2_is_warm_by_intent() -> None:
 
 def test_no_ceilings_without_a_read() -> None:
     assert Ceilings.from_records([timed("ffn_gemv", {}, 1e-6)]) is None
+
+
+# ---- the price of a load that waits for the load before it
+
+READ = timed("stream", {"kind": "read"}, 1e-6)
+LAUNCH = timed("stream", {"kind": "launch"}, 2e-6)
+
+
+def chase(size: int, loads: int, met: int, seconds: float, *, l1: bool = False, **fields: Any) -> Record:
+    """Two chains of `loads` loads, which meet `met` different lines each, 32 bytes a load."""
+    case = {"kind": "chase", "size": size, "chains": 2, "loads": loads, "l1": l1}
+    moved = {"read": 64 * met, "written": 8, "l2_bytes": 64 * (loads - met)}
+    return record("stream", "triton", str(case), case=case, samples_s=[seconds] * 3, **moved, **fields)
+
+
+def prices(*chases: Record) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]:
+    found = Ceilings.from_records([READ, LAUNCH, *chases])
+    assert found is not None
+    return found.memory_loads, found.cached_loads
+
+
+def test_a_chase_that_meets_only_new_lines_gives_the_price_of_the_memory() -> None:
+    """1,000 loads in 702 us, 2 us of which are the launch: 0.7 us each. The faster of two measurements counts."""
+    far = chase(1 << 32, 1000, 1000, 702e-6)
+    assert prices(far, chase(1 << 32, 1000, 1000, 802e-6)) == (((1 << 32, pytest.approx(0.7e-6)),), ())
+
+
+def test_two_chases_over_one_array_give_the_price_of_a_cache() -> None:
+    """The first meets 1,023 of a chain's 1,024 lines in 2 us + 1,023 x 0.6 us. The second has 4,096 loads more: one of
+    them meets the last line, 4,095 find their line in the L2 in 0.25 us each."""
+    once = chase(1 << 24, 1023, 1023, 2e-6 + 1023 * 0.6e-6)
+    five = chase(1 << 24, 5119, 1024, 2e-6 + 1024 * 0.6e-6 + 4095 * 0.25e-6)
+    memory, cached = prices(five, once)
+    assert memory == ((1 << 24, pytest.approx(0.6e-6)),)
+    assert cached == ((1 << 24, pytest.approx(0.25e-6)),)
+
+
+def test_the_footprint_of_a_chain_that_an_l1_holds_is_its_share_of_the_array() -> None:
+    once = chase(1 << 15, 127, 127, 2e-6 + 127 * 0.6e-6, l1=True)
+    more = chase(1 << 15, 2175, 128, 2e-6 + 128 * 0.6e-6 + 2047 * 20e-9, l1=True)
+    assert prices(once, more)[1] == ((1 << 14, pytest.approx(20e-9)),)
+
+
+def test_passes_alone_give_no_price() -> None:
+    """Nobody knows how long the first pass took."""
+    five = chase(1 << 24, 5119, 1024, 2e-3)
+    assert prices(five) == ((), ())
+    # nor if the measurement without a second pass can't be trusted
+    assert prices(five, chase(1 << 24, 1023, 1023, 1e-6, flags=["impossible"])) == ((), ())
+
+
+def test_noise_that_would_make_a_cache_free_gives_no_price() -> None:
+    once, five = chase(1 << 24, 1023, 1023, 2e-3), chase(1 << 24, 5119, 1024, 1.9e-3)
+    assert prices(once, five)[1] == ()
+
+
+def test_the_price_of_a_level_is_that_of_the_footprint_that_fits_it() -> None:
+    """An L2 of 50 MB: 16 MiB take less than half of it, 32 MiB more. 16 KiB say nothing of an L2."""
+    memory, cached = ((1 << 28, 0.6e-6), (1 << 32, 0.8e-6)), ((1 << 14, 2e-8), (1 << 21, 2e-7), (1 << 24, 2.5e-7))
+    cached = (*cached, (1 << 25, 4e-7))
+    found = Ceilings(read_points=((1, 1.0),), memory_loads=memory, cached_loads=cached)
+    l2 = 50 << 20
+    assert (found.load_seconds("l1", l2), found.load_seconds("l2", l2)) == (2e-8, 2.5e-7)
+    assert found.load_seconds("dram", l2) == 0.8e-6
+    assert found.load_seconds("l2", 6 << 20) == 2e-7
+    assert found.load_seconds("l2", 1 << 20) is None
+    unmeasured = Ceilings(read_points=((1, 1.0),))
+    assert {unmeasured.load_seconds(level, l2) for level in ("l1", "l2", "dram")} == {None}
+
+
+def test_a_chase_of_a_run_is_read_as_it_was_recorded() -> None:
+    """Records of the operation's own cases and stages: 0.7 us in the memory, 0.2 us in the L2."""
+    op, (impl, *_) = discover()["stream"], implementations("stream")[0]
+    found = [READ, LAUNCH]
+    for case in (case for case in op.cases("quick") if case.kind == "chase"):
+        (stage,) = impl.stages(case, TARGET)
+        work = dataclasses.asdict(op.work(case))
+        new = stage.work.bytes_read / 32 / case.chains
+        again = stage.l2_bytes / 32 / case.chains
+        assert new + again == case.loads
+        made = record(
+            "stream", "triton", case.id, case=case.as_dict(), samples_s=[2e-6 + new * 7e-7 + again * 2e-7] * 3
+        )
+        found.append(dataclasses.replace(made, work=work, stages=[dataclasses.asdict(stage)]))
+    ceilings = Ceilings.from_records(found)
+    assert ceilings is not None
+    assert ceilings.load_seconds("dram", TARGET.l2_bytes) == pytest.approx(7e-7)
+    assert ceilings.load_seconds("l2", TARGET.l2_bytes) == pytest.approx(2e-7)

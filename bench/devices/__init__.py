@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.devices.lookup import DEVICES, bytes_in_flight_needed, derive, find, identify
-from bench.devices.occupancy import CAPABILITIES, Capability
+from bench.devices.occupancy import CAPABILITIES, Capability, issue_rate
 from bench.devices.spec import DeviceSpec, Quantity
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "derive",
     "find",
     "identify",
+    "issue_rate",
 ]

@@ -12,6 +12,10 @@ from typing import Literal
 
 KIB = 1 << 10
 
+ISSUE_LANES = 4 * 32
+"""Instructions of threads that an SM can start in a clock: each of its four schedulers starts one instruction of a warp
+of 32 threads (CUDA C++ Programming Guide, "Compute Capability 8.x" to "10.x")."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
@@ -104,3 +108,12 @@ CAPABILITIES = {
     120: Capability(ctas=24, warps=48, smem_per_sm=100 * KIB, fp32_lanes=128),
 }
 """By compute capability times ten."""
+
+
+def issue_rate(sm: int, fma_flops: float) -> float | None:
+    """Instructions of threads that a part can start in a second, if its fp32 pipe does `fma_flops` FLOP/s.
+
+    A clock in which the fp32 pipe is full does 2 FLOP in each of its lanes. None for a capability that is not known.
+    """
+    row = CAPABILITIES.get(sm)
+    return fma_flops / 2 / row.fp32_lanes * ISSUE_LANES if row else None

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.judge.interventions import CLEAR, Intervention
+from bench.judge.interventions import CLEAR, Intervention, left_out
 from bench.judge.view import Table, View, role
 from bench.records import Record
 from bench.stats import Interval
@@ -21,8 +21,8 @@ REMARK = (
     "the bytes and keep the FLOPs. e_bytes says by how many percent the time grows when the bytes grow by one "
     "percent, and e_FLOPs says the same of the FLOPs, each with a 95% interval. Bound by memory: 1 and 0. Bound by "
     "arithmetic: 0 and 1. Bound by a launch: 0 and 0. A case with a prediction is used only if the prediction is "
-    f"clear: its largest term is at least {CLEAR:g} times the next. The headline counts the cases that are predicted "
-    "to be memory-bound."
+    f"clear: its largest term is at least {CLEAR:g} times the next. Here the bytes of the memory and of the L2 are "
+    "one term. The headline counts the cases that are predicted to be memory-bound."
 )
 
 COUNTED = (
@@ -170,4 +170,14 @@ def sentence(found: Evidence) -> str:
 def remarks(view: View) -> Sequence[str]:
     """What the reader must know before the table."""
     counted = any(r.counters for r in view.run.records)
-    return (REMARK, COUNTED) if counted else (REMARK,)
+    return (REMARK, *([COUNTED] if counted else []), *unused(view))
+
+
+def unused(view: View) -> Sequence[str]:
+    """How many times are in no intervention, and why; nothing where all of them are."""
+    records = [p.record for p in view.points]
+    reasons = left_out(records, view.interventions)
+    if not reasons:
+        return ()
+    told = "; ".join(f"{count} because {reason}" for reason, count in reasons.items())
+    return (f"Of {len(records)} times, {sum(reasons.values())} are in no group: {told}.",)

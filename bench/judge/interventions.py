@@ -9,14 +9,15 @@ The elasticity e_f is the slope of log t over log FLOP at fixed bytes, and e_b i
 FLOPs. An elasticity is 0 where time does not respond and 1 where time is proportional. A smaller type also changes how
 values are unpacked, which is no FLOP of the op. Where unpacking costs time, e_b falls below 1.
 
-A prediction says beforehand which cases are clearly bound by memory and which clearly by arithmetic. Only these two
-kinds are used, each on its own, because both limits show in cases near the ridge.
+A prediction says beforehand which cases are clearly bound by their bytes and which clearly by something else. Cases of
+one kind are used together, and cases near the ridge are left out, because both limits show in them. `left_out` counts
+the times that no intervention uses, and says why.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,7 +65,8 @@ class Intervention:
     fixed: str
     """The id of the case with the least work. It shows the fields that do not vary."""
     expected: str
-    """What bounds these cases by their predictions: `memory`, a pipe, `launch`; empty without predictions."""
+    """What bounds these cases by their predictions: `memory` (or the L2), a pipe, `issue`, `link`, `chain`, `launch`;
+    empty without predictions."""
     e_bytes: Interval | None
     e_flops: Interval | None
     verdict: Verdict
@@ -105,12 +107,47 @@ def usable(records: Iterable[Record]) -> list[Record]:
 
 
 def regime(record: Record) -> str | None:
-    """The term that clearly bounds the case by its prediction; "" without a prediction; None if two terms are close."""
-    prediction = record.prediction.get("measured") or record.prediction.get("datasheet")
-    if not prediction:
+    """What clearly bounds the case by its prediction; "" without a prediction; None if two terms are close."""
+    terms = ranked(record)
+    if not terms:
         return ""
-    terms = sorted(prediction["terms"].items(), key=lambda term: -term[1])
-    return terms[0][0] if len(terms) < 2 or terms[0][1] >= CLEAR * terms[1][1] else None
+    return terms[0][0] if is_clear(terms) else None
+
+
+def ranked(record: Record) -> list[tuple[str, float]]:
+    """The terms of the prediction, the largest first.
+
+    Bytes are bytes, whether the memory or the L2 moves them: time follows both alike. So the larger of these two terms
+    stands for both, as `memory`.
+    """
+    prediction = record.prediction.get("measured") or record.prediction.get("datasheet")
+    terms = dict(prediction["terms"]) if prediction else {}
+    if moved := [terms.pop(name) for name in ("memory", "l2") if name in terms]:
+        terms["memory"] = max(moved)
+    return sorted(terms.items(), key=lambda term: -term[1])
+
+
+def is_clear(terms: Sequence[tuple[str, float]]) -> bool:
+    """Whether the largest term is far above the next."""
+    return len(terms) < 2 or terms[0][1] >= CLEAR * terms[1][1]
+
+
+def left_out(records: Sequence[Record], found: Iterable[Intervention]) -> dict[str, int]:
+    """How many times take part in none of the interventions `found`, by reason, the most frequent first."""
+    used = {(i.op, i.impl, case_id) for i in found for case_id in i.case_ids}
+    reasons: Counter[str] = Counter()
+    for record in records:
+        terms = ranked(record)
+        if record.key in used or record.repeat:
+            continue
+        if not usable([record]):
+            reasons["it may be too short, has one sample, or belongs to a case without FLOPs"] += 1
+        elif terms and not is_clear(terms):
+            first, second = sorted(name for name, _ in terms[:2])
+            reasons[f"{first} and {second} take about as long by the prediction"] += 1
+        else:
+            reasons["no other case differs in one field that changes bytes or FLOPs alone"] += 1
+    return dict(reasons.most_common())
 
 
 def by(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:

@@ -77,7 +77,7 @@ class Point:
 
     @property
     def bound(self) -> str:
-        """What bounds the case by its prediction: `memory`, `l2`, `link`, `launch` or a pipe; empty without one."""
+        """What bounds the case by its prediction: a term of `predict/roofline.py`; empty without a prediction."""
         for basis in ("measured", "datasheet"):
             if found := self.record.prediction.get(basis):
                 return str(found["bound"])
@@ -275,13 +275,15 @@ def gap(point: Point, ceilings: Ceilings) -> str:
     if expected is None:
         return "no prediction from measured ceilings"
     terms = point.record.prediction["measured"]["terms"]
+    chain = terms.get("chain", 0.0)
     lost = point.seconds - ideal
     if lost <= 0.05 * point.seconds:
         return "within 5% of the roof"
     moved = sum(s["work"]["bytes_read"] + s["work"]["bytes_written"] for s in point.record.stages)
     parts = {
         "the model does not explain it": point.seconds - expected,
-        f"bound by {point.bound}": expected - max(terms.get("memory", 0.0), ideal),
+        f"bound by {point.bound}": expected - chain - max(terms.get("memory", 0.0), ideal),
+        "loads wait for each other before and after the stream": chain,
         "it moves more than the compulsory bytes": max(0.0, (moved - point.record.bytes) / ceilings.read_roof),
     }
     parts["a stream of this size is itself below the roof (launch, ramp, writes)"] = lost - sum(parts.values())

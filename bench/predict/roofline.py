@@ -1,23 +1,43 @@
 """Work x ceilings -> predicted seconds. Pure: no torch, no I/O, and it never looks at the operation's own time.
 
-It makes two predictions of the same stages:
+It makes two predictions of the same stages: from the part's datasheet, and from the ceilings that `stream` and
+`gemm_peak` measured in the same run. `datasheet_terms` and `measured_terms` hold all terms:
 
-- From the datasheet: each stage takes max(bytes / bandwidth, FLOPs / peak), and nothing else costs time. Bytes to or
-  from the host move at the link's bandwidth.
-- From the ceilings that `stream` and `gemm_peak` measured in the same run: the memory time is the measured time of a
-  stream of as many bytes, so it includes launch, ramp and size. FLOPs and L2 bytes take their time in addition to a
-  launch. If the last wave leaves SMs idle, it can draw only the busy SMs' share of the measured L2 bandwidth. The link
-  to the host has the rate of the fastest plain copy that `host_link` has measured so far.
+| term | seconds of a stage | datasheet | measured in the same run |
+|---|---|---|---|
+| `launch` | from the start of an empty kernel to the next | - | `stream` launch |
+| `memory` | DRAM bytes | bytes / bandwidth | a stream of as many bytes, launch and ramp included, and the tail |
+| `l2` | DRAM bytes and those that the L2 serves | - | launch + bytes / rate of `stream` l2_read |
+| `link` | bytes to or from the host | bytes / bandwidth | launch + bytes / rate of `host_link`'s fastest plain copy |
+| a pipe | FLOPs of `mma_bf16`, `fma_fp32`, ... | FLOPs / peak | launch + FLOPs / peak of `gemm_peak` |
+| `issue` | instructions, conversions too | instructions / issue rate | launch + the same at the clock of `fma_fp32` |
+| `chain` | loads in a row, before and after the stream | - | loads x price of `stream` chase, level by level |
+
+The terms of a stage overlap, so the largest is its time. `chain` does not overlap: nothing streams yet, or any more.
+Stages follow each other. A term whose ceiling is not known is left out, and `Prediction.missing` names the ceiling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.ceilings import Ceilings
-from bench.devices import DeviceSpec
+from bench.devices import DeviceSpec, issue_rate
 from kernels.op import Stage, Target
+
+Terms = dict[str, float | None]
+"""Seconds of one stage by term; None where the ceiling of the term is not known."""
+
+CEILING_OF = {
+    "memory": "memory_bandwidth",
+    "l2": "l2_bandwidth",
+    "link": "host_bandwidth",
+    "issue": "issue_rate",
+    "chain": "dependent_load",
+}
+"""The ceiling behind a term, by its name in `Prediction.missing`. The ceiling of a pipe has the pipe's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +48,9 @@ class Prediction:
     terms: dict[str, float] = field(default_factory=dict)
     """Seconds by name, summed over stages."""
     bound: str
-    """`memory`, `l2`, `link`, `launch`, or the name of a pipe. Each stage is spent under its largest term; the bound is
-    the term under which most time is spent. With measured ceilings, it is `launch` where launches take over half."""
+    """`memory`, `l2`, `link`, `issue`, `chain`, `launch`, or the name of a pipe. Each stage is spent under its largest
+    term, and under `chain`; the bound is the term under which most time is spent. With measured ceilings, it is
+    `launch` where launches take over half."""
     basis: str
     """The device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
@@ -38,97 +59,119 @@ class Prediction:
 
 def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Prediction:
     """The pure roofline, stage by stage."""
-    sums: dict[str, float] = {}
-    spent: dict[str, float] = {}
-    missing: set[str] = set()
-    for stage in stages:
-        terms: dict[str, float] = {}
-        if spec.memory_bandwidth is None:
-            missing.add("memory_bandwidth")
-        else:
-            terms["memory"] = stage.work.bytes / spec.memory_bandwidth.value
-        if stage.link_bytes:
-            if spec.host_bandwidth is None:
-                missing.add("host_bandwidth")
-            else:
-                terms["link"] = stage.link_bytes / spec.host_bandwidth.value
-        for pipe, flops in stage.work.flops.items():
-            peak = spec.peaks.get(pipe)
-            if peak is None:
-                missing.add(pipe)
-            else:
-                terms[pipe] = flops / peak.value
-        _accumulate(sums, terms)
-        _accumulate(spent, _largest(terms))
-    return Prediction(
-        seconds=sum(spent.values()),
-        terms=sums,
-        bound=max(spent, key=spent.__getitem__, default="memory"),
-        basis=f"datasheet of {spec.name}",
-        missing=tuple(sorted(missing)),
-    )
+    return _sum_up((datasheet_terms(stage, spec) for stage in stages), f"datasheet of {spec.name}")
 
 
 def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: Target) -> Prediction:
     """The roofline under the ceilings measured in the same run, stage by stage."""
+    terms = (measured_terms(stage, ceilings, target) for stage in stages)
+    return _sum_up(terms, "ceilings measured in this run")
+
+
+def datasheet_terms(stage: Stage, spec: DeviceSpec) -> Terms:
+    peaks = {pipe: peak.value for pipe, peak in spec.peaks.items()}
+    memory, link = (rate.value if rate else None for rate in (spec.memory_bandwidth, spec.host_bandwidth))
+    terms: Terms = {"memory": _time(stage.work.bytes, memory)}
+    if stage.link_bytes:
+        terms["link"] = _time(stage.link_bytes, link)
+    if stage.instructions:
+        terms["issue"] = _time(stage.instructions, issue_rate(spec.sm, peaks.get("fma_fp32", 0.0)))
+    return terms | {pipe: _time(flops, peaks.get(pipe)) for pipe, flops in stage.work.flops.items()}
+
+
+def measured_terms(stage: Stage, ceilings: Ceilings, target: Target) -> Terms:
+    launch, pipes = ceilings.launch_s, ceilings.pipes
+    memory = ceilings.memory_seconds(stage.work.bytes_read, stage.work.bytes_written)
+    terms: Terms = {"launch": launch, "memory": memory + tail_seconds(stage, ceilings, target)}
+    if stage.l2_bytes:
+        terms["l2"] = _time(stage.work.bytes + stage.l2_bytes, ceilings.l2_bandwidth, launch)
+    if stage.link_bytes:
+        terms["link"] = _time(stage.link_bytes, ceilings.host_bandwidth, launch)
+    if stage.instructions:
+        terms["issue"] = _time(stage.instructions, issue_rate(target.sm, pipes.get("fma_fp32", 0.0)), launch)
+    if stage.loads_before or stage.loads_after:
+        terms["chain"] = chain_seconds(stage, ceilings, target)
+    return terms | {pipe: _time(flops, pipes.get(pipe), launch) for pipe, flops in stage.work.flops.items()}
+
+
+def _time(amount: float, rate: float | None, launch: float = 0.0) -> float | None:
+    """Seconds for an amount at a rate, behind a launch; None for an unknown rate."""
+    return launch + amount / rate if rate else None
+
+
+def chain_seconds(stage: Stage, ceilings: Ceilings, target: Target) -> float | None:
+    """Seconds of the loads that wait for each other; None unless the price is known at each level."""
+    total = 0.0
+    for loads in (stage.loads_before, stage.loads_after):
+        for level, count in loads.items():
+            price = ceilings.load_seconds(level, target.l2_bytes)
+            if price is None:
+                return None
+            total += count * price
+    return total
+
+
+def tail_seconds(stage: Stage, ceilings: Ceilings, target: Target) -> float:
+    """The time by which a stage exceeds a full stream of its bytes, because SMs run out of work before others do.
+
+    A slot is room for one CTA: an SM has `ctas_per_sm`. All slots that are busy move bytes at the same rate, so the
+    slot with the fewest bytes is idle first. While `busy` slots are left, at most as many SMs draw bytes, and each of
+    them at most `l2_bandwidth / sm_count`: the bytes move at min(read roof, busy SMs x l2_bandwidth / sm_count).
+    """
+    if not stage.ctas or ceilings.l2_bandwidth is None:
+        return 0.0
+    slots = sorted(slot_sizes(stage, target.sm_count * stage.ctas_per_sm))
+    unit = stage.work.bytes / sum(slots) if any(slots) else 0.0
+    tail = done = 0.0
+    for idle, size in enumerate(slots):
+        busy = len(slots) - idle
+        rate = min(ceilings.read_roof, min(busy, target.sm_count) * ceilings.l2_bandwidth / target.sm_count)
+        tail += busy * (size - done) * unit * (1 / rate - 1 / ceilings.read_roof)
+        done = size
+    return tail
+
+
+def slot_sizes(stage: Stage, slots: int) -> list[float]:
+    """The work of each slot that gets any, in units of `Stage.pieces`: the largest is the makespan.
+
+    The next CTA starts on the slot that is free first (list scheduling). Equal CTAs come in waves.
+    """
+    if not stage.pieces:
+        waves, last = divmod(stage.ctas, slots)
+        return [waves + 1.0] * last + [float(waves)] * (slots - last if waves else 0)
+    loads = [0.0] * slots
+    for count, size in stage.pieces:
+        for _ in range(count):
+            heapq.heapreplace(loads, loads[0] + size)
+    return [load for load in loads if load]
+
+
+def _sum_up(stages: Iterable[Terms], basis: str) -> Prediction:
+    """The prediction for stages that follow each other."""
     sums: dict[str, float] = {}
     spent: dict[str, float] = {}
     missing: set[str] = set()
-    for stage in stages:
-        terms = {"launch": ceilings.launch_s}
-        memory = ceilings.memory_seconds(stage.work.bytes_read, stage.work.bytes_written)
-        terms["memory"] = memory + _tail_seconds(stage, ceilings, target)
-        if stage.l2_bytes:
-            if ceilings.l2_bandwidth is None:
-                missing.add("l2_bandwidth")
-            else:
-                terms["l2"] = ceilings.launch_s + (stage.work.bytes + stage.l2_bytes) / ceilings.l2_bandwidth
-        if stage.link_bytes:
-            if ceilings.host_bandwidth is None:
-                missing.add("host_bandwidth")
-            else:
-                terms["link"] = ceilings.launch_s + stage.link_bytes / ceilings.host_bandwidth
-        for pipe, flops in stage.work.flops.items():
-            if pipe in ceilings.pipes:
-                terms[pipe] = ceilings.launch_s + flops / ceilings.pipes[pipe]
-            else:
-                missing.add(pipe)
-        _accumulate(sums, terms)
-        _accumulate(spent, _largest(terms))
+    for terms in stages:
+        known = {name: seconds for name, seconds in terms.items() if seconds is not None}
+        missing |= {CEILING_OF.get(name, name) for name in terms.keys() - known.keys()}
+        _accumulate(sums, known)
+        _accumulate(spent, _spent(known))
     seconds = sum(spent.values())
-    bound = max(spent, key=spent.__getitem__)
-    if sums["launch"] > 0.5 * seconds:
-        bound = "launch"
+    bound = max(spent, key=spent.__getitem__, default="memory")
     return Prediction(
         seconds=seconds,
         terms=sums,
-        bound=bound,
-        basis="ceilings measured in this run",
+        bound="launch" if sums.get("launch", 0.0) > 0.5 * seconds else bound,
+        basis=basis,
         missing=tuple(sorted(missing)),
     )
 
 
-def _tail_seconds(stage: Stage, ceilings: Ceilings, target: Target) -> float:
-    """The time that the last wave takes beyond its share of a full stream, because it leaves SMs idle.
-
-    A wave is `sm_count x ctas_per_sm` CTAs. In the last wave only some SMs are busy. Each of them can draw at most
-    `l2_bandwidth / sm_count`, so the wave's bytes move at min(read roof, busy SMs x l2_bandwidth / sm_count).
-    """
-    if not stage.ctas or ceilings.l2_bandwidth is None:
-        return 0.0
-    wave = target.sm_count * stage.ctas_per_sm
-    last = stage.ctas % wave
-    if not last:
-        return 0.0
-    busy = min(last, target.sm_count)
-    rate = min(ceilings.read_roof, busy * ceilings.l2_bandwidth / target.sm_count)
-    last_bytes = stage.work.bytes * last / stage.ctas
-    return last_bytes * (1 / rate - 1 / ceilings.read_roof)
-
-
-def _largest(terms: Mapping[str, float]) -> dict[str, float]:
-    """The term under which a stage's time is spent; empty where no term is known."""
-    return {name: terms[name] for name in [max(terms, key=terms.__getitem__)]} if terms else {}
+def _spent(terms: Mapping[str, float]) -> dict[str, float]:
+    """The terms under which a stage's time is spent: the largest of those that overlap, and the chain."""
+    overlapping = [name for name in terms if name != "chain"]
+    largest = [max(overlapping, key=terms.__getitem__)] if overlapping else []
+    return {name: terms[name] for name in [*largest, *(["chain"] if "chain" in terms else [])]}
 
 
 def _accumulate(sums: dict[str, float], terms: Mapping[str, float]) -> None:

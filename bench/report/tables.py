@@ -117,6 +117,10 @@ def ceilings(view: View) -> Table:
     if found.launch_s:
         said = flagged(view, found.launch_s)
         rows.append(("launch, one empty kernel to the next", duration(found.launch_s), "", "", said))
+    for where, points in (("in a cache", found.cached_loads), ("in the memory", found.memory_loads)):
+        for size, seconds in points:
+            name = f"load that waits for the load before it, {where}, among {si(size, 'B')}"
+            rows.append((name, duration(seconds), "", "", chased(view)))
     for point in found.read_points:
         size, seconds = point
         said = flagged(view, seconds)
@@ -128,6 +132,12 @@ def ceilings(view: View) -> Table:
 def rate(point: tuple[int, float]) -> float:
     """B/s of bytes and seconds."""
     return point[0] / point[1]
+
+
+def chased(view: View) -> str:
+    """The flags of all chases: the price of a load comes from several of them."""
+    found = [flag for r in view.run.timed if r.case.get("kind") == "chase" for flag in r.flags]
+    return ", ".join(dict.fromkeys(found))
 
 
 def flagged(view: View, ceiling: float) -> str:

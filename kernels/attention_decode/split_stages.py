@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, work
 from kernels.attention_decode.split_plan import (
     Plan,
@@ -14,9 +16,10 @@ from kernels.attention_decode.split_plan import (
     suffix_plan,
     tile_rows,
 )
-from kernels.common.integers import cdiv
+from kernels.common.integers import cdiv, counted
 from kernels.common.random_inputs import BYTES
-from kernels.common.split_kv import MERGE_WARPS_PER_SM, merge_shape
+from kernels.common.split_kv import MERGE_WARPS_PER_SM, block_count, merge_shape
+from kernels.common.workspace import passing
 from kernels.op import Stage, Target, Work
 
 
@@ -36,12 +39,69 @@ def supports(case: AttentionCase, target: Target) -> str | None:
     return fits(case, target, case.rows)
 
 
+SLOTS = {
+    16: {64: (1.9, 2.6, 4.0), 128: (1.7, 2.2, 3.3), 256: (1.5, 2.85)},
+    8: {64: (6.8, 9.7, 15.3), 128: (4.1, 5.2, 14.4), 256: (3.3, 6.2)},
+}
+"""Instructions of a thread for each byte of a contiguous cache, as compiled for sm_90: by the bits of its elements and
+by D, for tiles of 16, 32 and 64 rows. Unpacking costs an 8-bit cache most of them. With 64 rows its 8 warps would share
+64 tokens, so both warpgroups do the whole softmax."""
+
+INT8_SLOTS = 0.25
+"""What int8 costs beyond fp8."""
+
+PAGED_SLOTS = {16: {"whole": 0.05, "token": 0.2, "scattered": 0.8}, 8: {"whole": 0.1, "token": 0.5, "scattered": 1.1}}
+"""What pages cost beyond that: pages that hold whole blocks, pages of one token, all others."""
+
+
+def slots_per_byte(case: AttentionCase, p: Plan) -> float:
+    """`KernelLaunch.slots_per_byte` of the split kernel; 0 for a part that is not sm_90."""
+    if p.sm != 90:
+        return 0.0
+    bits = 8 if case.kv else 16
+    slots = SLOTS[bits][case.D][p.block_m.bit_length() - 5] + (INT8_SLOTS if case.kv == "int8" else 0.0)
+    # with heads of 64 dims a block has as many tokens as threads: the addresses of pages come for free
+    if case.page and (case.kv or case.D > 64):
+        pages = "whole" if case.page % p.block_t == 0 else "token" if case.page == 1 else "scattered"
+        slots += PAGED_SLOTS[bits][pages]
+    return slots
+
+
+def instructions(case: AttentionCase, p: Plan) -> int:
+    """Those of the split kernel's main loop, for all CTAs: each tile of rows reads all blocks."""
+    streamed = 2 * p.blocks * p.block_t * case.D * case.kv_bytes * p.row_tiles
+    return round(slots_per_byte(case, p) * streamed)
+
+
+def pieces(p: Plan) -> tuple[tuple[int, int], ...]:
+    """`Stage.pieces`: the blocks of each run. All runs of a tile of rows start before those of the next tile."""
+    blocks = [block_count([(s.t_begin, s.t_end)], p.block_t) for s in p.segments]
+    return counted([sum(blocks[first:end]) for first, end in pairwise(p.starts)] * p.row_tiles)
+
+
+def loads_before(case: AttentionCase) -> dict[str, int]:
+    """The place of the run, its first segment, the query, the page ids: the compiled code waits for each of them before
+    it asks for the next, and then for the first block."""
+    return {"dram": 4 if case.page else 3}
+
+
+def loads_after(p: Plan) -> dict[str, int]:
+    """Where the last CTA of a pair merges its parts: the CTA's own part must have reached the L2, then its arrival is
+    counted, then it reads the parts, `merge_tile` of them at a time."""
+    if p.merge != "last":
+        return {}
+    return {"l2": 2 + cdiv(max(s.parts for s in p.segments), p.merge_tile)}
+
+
 def parts_bytes(case: AttentionCase, slots: int, rows: int) -> int:
     return slots * rows * (case.D + 1) * BYTES["fp32"]
 
 
-def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2_bytes: int) -> tuple[Stage, ...]:
-    """The split kernel and, if there is one, the merge kernel, with padding on the tensor cores and parts in the L2.
+def split_stages(
+    case: AttentionCase, p: Plan, target: Target, *, name: str, bytes_read: int, l2_bytes: int
+) -> tuple[Stage, ...]:
+    """The split kernel and, if there is one, the merge kernel, with padding on the tensor cores. Parts pass through the
+    workspace.
 
     `bytes_read` and `l2_bytes` are those of caches, tables and queries. The lists of segments are added here; each
     further row tile reads them from the L2.
@@ -57,10 +117,15 @@ def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2
             bytes_read=bytes_read + lists,
             bytes_written=(case.B * case.H_kv - cut) * case.rows * size,
         ),
-        l2_bytes=l2_bytes + (p.row_tiles - 1) * lists + (parts if cut else 2 * parts),
+        l2_bytes=l2_bytes + (p.row_tiles - 1) * lists,
         ctas=p.runs * p.row_tiles,
         ctas_per_sm=p.ctas_per_sm,
+        pieces=pieces(p),
+        loads_before=loads_before(case),
+        loads_after=loads_after(p),
+        instructions=instructions(case, p),
     )
+    main = passing(main, target, parts, written=parts, read=0 if cut else parts)
     if not cut:
         return (main,)
     merge = Stage(
@@ -70,11 +135,11 @@ def split_stages(case: AttentionCase, p: Plan, *, name: str, bytes_read: int, l2
             bytes_read=16 * cut,
             bytes_written=cut * case.rows * size,
         ),
-        l2_bytes=parts,
         ctas=cut * case.rows,
         ctas_per_sm=MERGE_WARPS_PER_SM // merge_shape(p.segments, case.D)[1],
+        loads_before={"dram": 1},
     )
-    return main, merge
+    return main, passing(merge, target, parts, read=parts)
 
 
 def from_l2(case: AttentionCase, target: Target) -> bool:
@@ -97,6 +162,7 @@ def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
     return split_stages(
         case,
         p,
+        target,
         name="split_kv",
         bytes_read=work(case).bytes_read + (0 if from_l2(case, target) else again),
         l2_bytes=(p.row_tiles * case.H_kv - 1) * tables
@@ -136,15 +202,20 @@ def cascade_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
             + 4 * (8 * len(prefix.segments) + len(prefix.starts))
             + (0 if from_l2(case, target) else again),
         ),
-        l2_bytes=parts + (again if from_l2(case, target) else 0) + (case.H_kv * tiles - 1) * table_bytes(case, shared),
+        l2_bytes=(again if from_l2(case, target) else 0) + (case.H_kv * tiles - 1) * table_bytes(case, shared),
         ctas=prefix.runs,
         ctas_per_sm=prefix.ctas_per_sm,
+        pieces=pieces(prefix),
+        loads_before=loads_before(case),
+        instructions=instructions(case, prefix),
     )
     rest = split_stages(
         case,
         suffix,
+        target,
         name="suffix",
         bytes_read=work(case).bytes_read - once - table_bytes(case, shared) - q,
-        l2_bytes=parts + q + (case.H_kv - 1) * tables,
+        l2_bytes=q + (case.H_kv - 1) * tables,
     )
-    return first, *rest
+    merging, *others = rest
+    return passing(first, target, parts, written=parts), passing(merging, target, parts, read=parts), *others

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from kernels.attention_decode.op import SCALE_GROUP, AttentionCase
 from kernels.attention_decode.split_plan import Plan, candidates, plan, shape_class
-from kernels.attention_decode.split_stages import stages, supports
+from kernels.attention_decode.split_stages import slots_per_byte, stages, supports
 from kernels.attention_decode.triton_attend import (
     attend,
     cache_args,
@@ -255,6 +255,7 @@ def split_launch(
         max_registers=p.max_registers,
         streams=("k", "v"),
         wants_mma=True,
+        slots_per_byte=slots_per_byte(case, p),
     )
 
 

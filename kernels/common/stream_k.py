@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import cdiv
+from kernels.common.workspace import passing
 from kernels.launch import KernelLaunch, cta_smem, registers
 from kernels.op import Stage, Target, Work
 
@@ -87,19 +88,37 @@ class Plan:
         return range(first, first + each + (cta < more))
 
     @property
-    def partials(self) -> int:
-        """Shares that pass through the workspace: one for each CTA of a tile that has several CTAs."""
+    def sharers(self) -> list[int]:
+        """How many CTAs have units of each tile."""
         sharers = [0] * self.tiles_n
         for units in map(self.units_of, range(self.ctas)):
             for tile in range(units.start // self.iters, (units.stop - 1) // self.iters + 1):
                 sharers[tile] += 1
-        return sum(n for n in sharers if n > 1)
+        return sharers
 
     @property
-    def partial_bytes(self) -> int:
-        """fp32 sums written to the workspace and read back. Up to 64 columns they leave out the batch's padding."""
+    def partials(self) -> int:
+        """Shares that pass through the workspace: one for each CTA of a tile that has several CTAs."""
+        return sum(n for n in self.sharers if n > 1)
+
+    @property
+    def share_bytes(self) -> int:
+        """Bytes of all shares in fp32. Up to 64 columns they leave out the batch's padding."""
         columns = self.B if self.BLOCK_B <= 64 else self.tiles_b * self.BLOCK_B
-        return 2 * 4 * self.partials * self.BLOCK_N * columns * self.sums
+        return 4 * self.partials * self.BLOCK_N * columns * self.sums
+
+    @property
+    def loads_after(self) -> dict[str, int]:
+        """`Stage.loads_after`: a share must have reached the L2, then its CTA is counted, then the last CTA reads the
+        shares one after the other, since it adds each before it asks for the next."""
+        return {"l2": 2 + max(self.sharers)} if self.partials else {}
+
+    @property
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """`Stage.pieces`: the units of each CTA. CTAs of all batch tiles that have the same units start together."""
+        each, more = divmod(self.units, self.ctas)
+        larger, smaller = more * self.tiles_b, (self.ctas - more) * self.tiles_b
+        return ((larger, each + 1), (smaller, each)) if more else ((smaller, each),)
 
     @property
     def flops(self) -> int:
@@ -143,7 +162,7 @@ def share(p: Plan, target: Target) -> Plan:
 
     def slowest(p: Plan) -> float:
         """Weight bytes of the longest chain of CTAs on one slot, plus the workspace's bytes spread over all slots."""
-        return cdiv(p.ctas, slots) * cdiv(p.units, p.ctas) * p.unit_bytes + p.partial_bytes / slots
+        return cdiv(p.ctas, slots) * cdiv(p.units, p.ctas) * p.unit_bytes + 2 * p.share_bytes / slots
 
     return min(one_per_tile, one_per_slot, key=slowest)
 
@@ -197,16 +216,23 @@ def launch(
     )
 
 
-def stage(name: str, p: Plan, *, pipe: str, weights: int, activations: int, outputs: int) -> Stage:
+def stage(
+    name: str, p: Plan, target: Target, *, pipe: str, weights: int, activations: int, outputs: int, slots: float = 0.0
+) -> Stage:
     """The traffic of a stream-K kernel. Weights (with their scales), activations and outputs, all in bytes, cross DRAM
-    once. The L2 serves activations again for each further tile of rows, and weights for each further batch tile."""
-    return Stage(
+    once. The L2 serves activations again for each further tile of rows, and weights for each further batch tile. Shares
+    pass through the workspace. `slots`: `KernelLaunch.slots_per_byte`."""
+    own = Stage(
         name=name,
         work=Work(flops={pipe: p.flops}, bytes_read=weights + activations, bytes_written=outputs),
-        l2_bytes=(p.tiles_b - 1) * weights + (p.tiles_n - 1) * activations + p.partial_bytes,
+        l2_bytes=(p.tiles_b - 1) * weights + (p.tiles_n - 1) * activations,
         ctas=p.ctas * p.tiles_b,
         ctas_per_sm=p.ctas_per_sm,
+        pieces=p.pieces,
+        loads_after=p.loads_after,
+        instructions=round(slots * p.units * p.unit_bytes * p.tiles_b),
     )
+    return passing(own, target, p.share_bytes, written=p.share_bytes, read=p.share_bytes)
 
 
 @triton.jit

@@ -30,6 +30,7 @@ from kernels.common.stream_k import (
     stage,
     weights_at,
 )
+from kernels.common.workspace import passing
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv import triton_gemv, triton_gemv_dense
 from kernels.ffn_gemv.op import GemvCase
@@ -133,22 +134,16 @@ def build(case: FfnCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: FfnCase, target: Target) -> tuple[Stage, ...]:
-    """Each matrix once from DRAM. h is written to and read from the L2; an H100's holds the h of 512 sequences."""
+    """Each matrix once from DRAM. h passes from the first launch to the second, which reads it again for each tile of
+    rows."""
     p = plan(case, target)
     size = BYTES[case.dtype]
     weights, x, h = 2 * case.ffn * case.hidden * size, case.B * case.hidden * size, case.B * case.ffn * size
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
-    first = stage("gate_up", p, pipe=pipe, weights=weights, activations=x, outputs=0)
+    first = stage("gate_up", p, target, pipe=pipe, weights=weights, activations=x, outputs=0)
     (down,) = DOWN.stages(down_case(case), target)
-    return (
-        replace(first, l2_bytes=first.l2_bytes + h),
-        replace(
-            down,
-            name="down",
-            work=replace(down.work, bytes_read=down.work.bytes_read - h),
-            l2_bytes=down.l2_bytes + h,
-        ),
-    )
+    down = replace(down, name="down", work=replace(down.work, bytes_read=down.work.bytes_read - h))
+    return passing(first, target, h, written=h), passing(down, target, h, read=h)
 
 
 def supports(case: FfnCase, target: Target) -> str | None:

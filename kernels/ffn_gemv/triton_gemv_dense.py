@@ -232,7 +232,7 @@ def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
     (pipe,) = least.flops if p.use_mma else ("fma_fp32",)
     weights = least.bytes_read - activations
     name = "gemv_mma" if p.use_mma else "gemv_fma"
-    return (stage(name, p, pipe=pipe, weights=weights, activations=activations, outputs=least.bytes_written),)
+    return (stage(name, p, target, pipe=pipe, weights=weights, activations=activations, outputs=least.bytes_written),)
 
 
 def supports(case: GemvCase, target: Target) -> str | None:

@@ -2,10 +2,9 @@
 
 `kernels/common/triton_unpack.py` tells how the weights are packed and unpacked.
 
-Compiled for sm_90 at B <= 16, a weight takes so many instructions of a thread, the loop's overhead included: int4,
-int4_zp and mxfp4 2.6, int8 3.8, fp8 4.3, fp8_block 4.6. In a cycle, an H100's SM issues for 4 x 32 lanes and receives
-15 8-bit or 30 4-bit weights, 28 of mxfp4 with its scales (3.35 TB/s, 132 SMs, 1.7 GHz). So weights of 4 bits take 58 to
-60% of the issue slots, weights of 8 bits 45 to 54%.
+Unpacking has a roof of its own (`SLOTS`). In a cycle, an H100's SM issues for 4 x 32 lanes and receives 15 bytes of
+weights (3.35 TB/s, 132 SMs, 1.7 GHz), an H200's 21. So at B <= 16 weights of 4 bits take 60 to 63% of an H100's issue
+slots and 85 to 90% of an H200's, weights of 8 bits 51 to 60% and 73 to 85%.
 """
 
 from __future__ import annotations
@@ -46,6 +45,22 @@ from kernels.common.triton_unpack import (
 from kernels.ffn_gemv.op import GemvCase, activation_bytes
 from kernels.launch import Built
 from kernels.op import Inputs, Stage, Target
+
+SLOTS = {
+    "int8": (4.35, 4.35, 4.35),
+    "fp8": (4.75, 4.75, 4.75),
+    "fp8_block": (5.1, 5.25, 5.4),
+    "int4": (5.1, 7.2, 7.8),
+    "int4_zp": (5.2, 7.3, 7.9),
+    "mxfp4": (5.4, 7.3, 7.4),
+}
+"""Instructions of a thread for each byte of packed weights, the loop's overhead included, as compiled for sm_90: for
+tiles of 16, 32 and 64 batch columns."""
+
+
+def slots_per_byte(case: GemvCase, p: Plan, target: Target) -> float:
+    """`KernelLaunch.slots_per_byte`; 0 for a part that is not sm_90."""
+    return SLOTS[case.weights][p.BLOCK_B.bit_length() - 5] if target.sm == 90 and target.kind == "cuda" else 0.0
 
 
 def plan(case: GemvCase, target: Target) -> Plan:
@@ -193,6 +208,7 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
             "PLAIN": plain,
             "MAGIC": magic,
         },
+        slots_per_byte=slots_per_byte(case, p, target),
     )
     # without a limit, the compiler spills to make room for CTAs that shared memory cannot hold
     return Built(launches=(replace(only, max_registers=only.max_registers or 255),), output=y)
@@ -208,7 +224,16 @@ def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
     weights = 4 * WORDS * p.iters * case.N + extra
     outputs = size * case.B * case.N
     return (
-        stage("gemv_words", p, pipe="mma_bf16", weights=weights, activations=activation_bytes(case), outputs=outputs),
+        stage(
+            "gemv_words",
+            p,
+            target,
+            pipe="mma_bf16",
+            weights=weights,
+            activations=activation_bytes(case),
+            outputs=outputs,
+            slots=slots_per_byte(case, p, target),
+        ),
     )
 
 

@@ -91,10 +91,20 @@ def build(case: AppendCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: AppendCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; the other heads find lengths and table entries in the L2. An SM holds at most 32 CTAs."""
+    """The compulsory bytes; the other heads find lengths and table entries in the L2. An SM holds at most 32 CTAs. A
+    page is looked up behind the length."""
     heads, B = plan(case, target)
     again = (heads - 1) * 4 * (B + (B - case.idle if case.page else 0))
-    return (Stage(name="append", work=work(case), l2_bytes=again, ctas=heads * B, ctas_per_sm=32),)
+    return (
+        Stage(
+            name="append",
+            work=work(case),
+            l2_bytes=again,
+            ctas=heads * B,
+            ctas_per_sm=32,
+            loads_before={"dram": 1} if case.page else {},
+        ),
+    )
 
 
 IMPLS = (triton_impl(name="triton", build=build, stages=stages),)

@@ -26,10 +26,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.integers import cdiv
+from kernels.common.integers import cdiv, counted
 from kernels.common.random_inputs import BYTES
 from kernels.common.split_kv import LONG, MERGE_WARPS_PER_SM, Segment, block_count, merge_shape, split
 from kernels.common.triton_kv import LOG2_E, P_EXPONENT_FP16, merge_launch, new_parts, table
+from kernels.common.workspace import passing
 from kernels.launch import SMEM_RESERVED, Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
 from kernels.mla_decode.triton_rows import locate, place_of, query_rows, weigh
@@ -112,6 +113,19 @@ def plan(case: MlaCase, target: Target) -> Plan:
         segments=tuple(sorted(segments, key=lambda s: s.t_begin - s.t_end)),
         slots=slots,
     )
+
+
+SLOTS = {"": (3.8, 4.0, 5.3), "fp8": (8.75, 9.2, 10.1)}
+"""Instructions of a thread for each byte of the cache, as compiled for sm_90: contiguous, in pages that hold whole
+blocks, in smaller pages. fp8 is a bit more than half as many bytes for the same products, and is unpacked."""
+
+
+def slots_per_byte(case: MlaCase, p: Plan, target: Target) -> float:
+    """`KernelLaunch.slots_per_byte` of the main kernel; 0 for a part that is not sm_90."""
+    if target.sm != 90 or target.kind != "cuda":
+        return 0.0
+    contiguous, whole, scattered = SLOTS[case.kv]
+    return contiguous if not case.page else scattered if case.page % p.block_t else whole
 
 
 def shape_class(case: MlaCase) -> str:
@@ -294,25 +308,34 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         num_stages=p.num_stages,
         streams=("cache", "rope") if case.kv else ("cache",),
         wants_mma=True,
+        slots_per_byte=slots_per_byte(case, p, target),
     )
     merge = merge_launch([s for s in p.segments if s.is_first], parts, o, group=case.H)
     return Built(launches=(main, merge), output=o)
 
 
 def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
-    """The cache comes once from DRAM, and from the L2 again for each further tile of rows. Parts pass through the L2,
-    and so do the queries of a sequence's further segments."""
+    """The cache comes once from DRAM, and from the L2 again for each further tile of rows. Queries of a sequence's
+    further segments come from the L2, and parts pass through the workspace.
+
+    The compiled code waits for the segment, then for the queries, then for the page ids, before it asks for a block.
+    """
     p = plan(case, target)
     least = work(case)
     parts = 4 * p.slots * case.rows * (case.L + 1)
     again = (p.row_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
     queries = max(0, len(p.segments) - case.B) * case.rows * (case.L + case.R) * BYTES[case.dtype]
     padded = 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * (2 * case.L + case.R)
+    streamed = p.blocks * p.block_t * p.row_tiles * (case.token_bytes - (BYTES["fp32"] if case.kv else 0))
     main = Stage(
         name="mla",
         work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
-        l2_bytes=again + queries + parts,
+        l2_bytes=again + queries,
         ctas=len(p.segments) * p.row_tiles,
+        # a program of each tile of rows, then the next segment
+        pieces=counted(block_count([(s.t_begin, s.t_end)], p.block_t) for s in p.segments for _ in range(p.row_tiles)),
+        loads_before={"dram": 3 if case.page else 2},
+        instructions=round(slots_per_byte(case, p, target) * streamed),
     )
     merge = Stage(
         name="merge",
@@ -321,11 +344,11 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
             bytes_read=16 * case.B,
             bytes_written=least.bytes_written,
         ),
-        l2_bytes=parts,
         ctas=case.B * case.rows,
         ctas_per_sm=MERGE_WARPS_PER_SM // merge_shape(p.segments, case.L)[1],
+        loads_before={"dram": 1},
     )
-    return main, merge
+    return passing(main, target, parts, written=parts), passing(merge, target, parts, read=parts)
 
 
 def supports(case: MlaCase, target: Target) -> str | None:

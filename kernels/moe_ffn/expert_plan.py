@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kernels.common.integers import cdiv, next_power_of_2
 from kernels.common.random_inputs import BYTES
+from kernels.common.workspace import passing
 from kernels.launch import cta_smem
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.op import Stage, Target, Work
@@ -41,6 +42,8 @@ class Gemm:
     ctas_per_sm: int
     expert_bytes: int
     """Bytes of one expert as the kernel reads it: codes, scales and padding."""
+    unit_bytes: int
+    """Bytes of weights in one stage of the pipeline."""
 
     @property
     def blocks(self) -> int:
@@ -85,7 +88,8 @@ def gemm_of(target: Target, *, ctas_per_sm: int, unit_bytes: int, unit_smem: int
     weights, and takes `unit_smem` of shared memory."""
     fit = cta_smem(target, ctas_per_sm) // unit_smem
     num_stages = max(2, min(1 + cdiv(IN_FLIGHT, ctas_per_sm * unit_bytes), fit))
-    return Gemm(num_stages=num_stages, ctas=target.sm_count * ctas_per_sm, ctas_per_sm=ctas_per_sm, **shape)
+    ctas = target.sm_count * ctas_per_sm
+    return Gemm(num_stages=num_stages, ctas=ctas, ctas_per_sm=ctas_per_sm, unit_bytes=unit_bytes, **shape)
 
 
 def widths(tile: int, widest: int) -> list[int]:
@@ -112,41 +116,54 @@ def plan_of(
     return of(**fields)
 
 
-def stages_of(case: MoeCase, target: Target, p: Plan) -> tuple[Stage, ...]:
+def sharers(g: Gemm, units: int) -> int:
+    """The most CTAs that share an output block, if `units` of weights are shared evenly among all CTAs."""
+    each = units // min(g.ctas, units)
+    return min(g.iters, 1 + cdiv(g.iters - 1, each))
+
+
+def stages_of(case: MoeCase, target: Target, p: Plan, slots: Callable[[Gemm], float]) -> tuple[Stage, ...]:
     """An expert with several tiles is read once for each tile, unless the L2 holds all experts hit: its tiles run far
-    apart."""
+    apart. Shares of output blocks, hidden values and the parts of each pair pass through workspaces.
+
+    `slots`: `KernelLaunch.slots_per_byte` of a product.
+    """
     size = BYTES[case.dtype]
     tiles = sum(cdiv(count, p.BLOCK_B) for count in tokens_per_expert(case))
     pipe = "fma_fp32" if case.dtype == "fp32" else "mma_bf16"
 
-    def product(name: str, g: Gemm, read: int, l2_read: int, l2_written: int) -> Stage:
+    def product(name: str, g: Gemm, read: int, l2_read: int) -> Stage:
         fit = experts_hit(case) * g.expert_bytes <= target.l2_bytes // 2
         flops = 2 * tiles * g.matrices * g.blocks * BLOCK_N * g.iters * g.BLOCK_K * p.BLOCK_B
         units = max(1, tiles * g.blocks * g.iters)
         shared = min(g.ctas, units) if g.ctas > 1 and g.iters > 1 else 0
-        partials = 2 * 2 * 4 * shared * g.matrices * BLOCK_N * p.BLOCK_B
-        return Stage(
+        shares = 2 * 4 * shared * g.matrices * BLOCK_N * p.BLOCK_B
+        own = Stage(
             name=name,
             work=Work(flops={pipe: flops}, bytes_read=read + (experts_hit(case) if fit else tiles) * g.expert_bytes),
-            l2_bytes=l2_read * g.blocks + l2_written + partials,
+            l2_bytes=l2_read,
             ctas=g.ctas,
             ctas_per_sm=g.ctas_per_sm,
+            # the number of tiles, a tile's expert and its range of pairs, its pairs
+            loads_before={"l2": 3},
+            loads_after={"l2": 2 + sharers(g, units)} if shared else {},
+            instructions=round(slots(g) * units * g.unit_bytes),
         )
+        return passing(own, target, shares, written=shares, read=shares)
 
     hidden, parts = size * case.pairs * case.F, 4 * case.pairs * case.H
-    fits = parts <= target.l2_bytes // 2
+    combine = Stage(
+        name="combine",
+        work=Work(bytes_read=4 * case.pairs, bytes_written=size * case.B * case.H),
+        ctas=case.B * cdiv(case.H, COMBINE_COLUMNS),
+        ctas_per_sm=16,
+    )
+    gathered = size * case.pairs * case.H * p.gate_up.blocks
+    gate_up = product("gate and up", p.gate_up, size * case.B * case.H, gathered)
+    down = product("down", p.down, 0, hidden * (p.down.blocks - 1))
     return (
         Stage(name="sort", work=Work(bytes_read=4 * case.pairs), l2_bytes=4 * case.pairs * case.E, ctas=case.E),
-        product("gate and up", p.gate_up, size * case.B * case.H, size * case.pairs * case.H, hidden),
-        product("down", p.down, 0, hidden, parts),
-        Stage(
-            name="combine",
-            work=Work(
-                bytes_read=4 * case.pairs + (0 if fits else parts),
-                bytes_written=size * case.B * case.H + (0 if fits else parts),
-            ),
-            l2_bytes=parts if fits else 0,
-            ctas=case.B * cdiv(case.H, COMBINE_COLUMNS),
-            ctas_per_sm=16,
-        ),
+        passing(gate_up, target, hidden, written=hidden),
+        passing(passing(down, target, hidden, read=hidden), target, parts, written=parts),
+        passing(combine, target, parts, read=parts),
     )

@@ -12,6 +12,7 @@ Weights are the M side of the tensor cores (`W [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import triton
@@ -166,7 +167,8 @@ def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
-    return stages_of(case, target, plan(case, target))
+    p = plan(case, target)
+    return stages_of(case, target, p, partial(triton_moe_quant.slots_per_byte, case, p, target))
 
 
 def supports(case: MoeCase, target: Target) -> str | None:

@@ -10,6 +10,7 @@ columns of fp8, 256 of mxfp4. The 2880 columns of gpt-oss become 3072, 7% more b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import triton
@@ -33,6 +34,20 @@ from kernels.moe_ffn.expert_plan import BLOCK_N, Gemm, Plan, gemm_of, plan_of, t
 from kernels.moe_ffn.op import MoeCase
 from kernels.moe_ffn.triton_routing import built, finish_item, own_items, pairs_of
 from kernels.op import Inputs, Target
+
+SLOTS = {"mxfp4": (6.2, 6.75), "fp8_block": (4.05, 4.75)}
+"""Instructions of a thread for each byte of packed weights, as compiled for sm_90: of the product with gate and up, and
+of the one with down, for tiles of up to 32 pairs."""
+
+WIDE_SLOTS = {"mxfp4": (6.3, 6.75), "fp8_block": (4.5, 5.2)}
+"""The same for tiles of 64 pairs."""
+
+
+def slots_per_byte(case: MoeCase, p: Plan, target: Target, g: Gemm) -> float:
+    """`KernelLaunch.slots_per_byte` of a product; 0 for a part that is not sm_90."""
+    if target.sm != 90 or target.kind != "cuda" or not case.quantized:
+        return 0.0
+    return (SLOTS if p.BLOCK_B <= 32 else WIDE_SLOTS)[case.weights][2 - g.matrices]
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
@@ -202,4 +217,6 @@ def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
         "PLAIN": plain,
         "MAGIC": magic_number(case.weights, case.dtype),
     }
-    return built(case, inputs, plan(case, target), expert_words, weights, constexprs)
+    p = plan(case, target)
+    slots = partial(slots_per_byte, case, p, target)
+    return built(case, inputs, p, expert_words, weights, constexprs, slots)

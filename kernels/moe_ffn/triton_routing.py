@@ -176,12 +176,19 @@ def combine_kernel(parts, topk_weights, y, H, stride_y_b, TOP_K: tl.constexpr, B
 
 
 def built(
-    case: MoeCase, inputs: Inputs, p: Plan, kernel: Any, weights: Weights, constexprs: Mapping[str, Any]
+    case: MoeCase,
+    inputs: Inputs,
+    p: Plan,
+    kernel: Any,
+    weights: Weights,
+    constexprs: Mapping[str, Any],
+    slots: Callable[[Gemm], float] = lambda g: 0.0,
 ) -> Built:
     """Four launches. They own the sorted pairs, the tiles, the workspace, and the counters, which are zero between
     them.
 
-    `kernel` computes both products with what `weights` gives; `constexprs` are those that only this kernel has.
+    `kernel` computes both products with what `weights` gives; `constexprs` are those that only this kernel has; `slots`
+    is the `KernelLaunch.slots_per_byte` of a product.
     """
     x, ids = inputs["x"], inputs["topk_ids"]
     for name, tensor in inputs.items():
@@ -248,6 +255,7 @@ def built(
             streams=("w",),
             why_narrow="" if aligned else "rows of K elements are not 16-byte aligned",
             wants_mma=case.dtype != "fp32",
+            slots_per_byte=slots(g),
         )
 
     combine = KernelLaunch(

@@ -137,6 +137,8 @@ def stages(case: PagedReadCase, target: Target) -> tuple[Stage, ...]:
             l2_bytes=again,
             ctas=heads * chunks * case.B,
             ctas_per_sm=chosen.ctas_per_sm,
+            # the length masks the look-up of pages, and pages give the addresses of rows
+            loads_before={"dram": 2 if case.page else 1},
         ),
     )
 

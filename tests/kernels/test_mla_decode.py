@@ -194,7 +194,8 @@ def test_every_further_tile_of_rows_reads_the_cache_from_the_l2(H: int, q_len: i
     again = (-(-rows // p.block_m) - 1) * 4 * (3000 * case.token_bytes + 47 * 4)
     parts = 4 * p.slots * rows * 513
     queries = (len(p.segments) - 4) * rows * 576 * 2
-    assert (main.l2_bytes, merge.l2_bytes) == (again + queries + parts, parts)
+    # 9 to 19 MB of parts: too many to be taken for free, not too many for the L2 to hold until they are merged
+    assert (main.l2_bytes, main.work.bytes_written, merge.l2_bytes) == (again + queries, parts, parts)
     assert main.work.flops["mma_bf16"] == 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * 1088
     assert main.work.bytes_read == mla.work(case).bytes_read + 32 * len(p.segments)
 

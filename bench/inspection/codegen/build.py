@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.devices import CAPABILITIES, bytes_in_flight_needed
 from bench.errors import BadRequest, describe
-from bench.inspection.codegen import parse
+from bench.inspection.codegen import issue, parse
 from bench.inspection.codegen.judge import KernelReport, Stream
 from bench.inspection.codegen.pool import KILLED, compile_each
 from bench.inspection.emulator import ptx
@@ -170,6 +170,13 @@ def inspect(launch: KernelLaunch, target: Target, binary: Any) -> dict[str, Any]
         "mma": parse.sass_mma(sass),
         "bytes_in_flight": resident * in_flight(launch, accesses, threads, streams, at, sass, cta_threads),
         "bytes_needed": bytes_in_flight_needed(target.sm) if launch.streams else 0,
+        "slots_per_byte": issue.slots_per_byte(
+            sass,
+            listing,
+            threads,
+            frozenset().union(*at.values()),
+            tma_bytes=next((a.tile_bytes for a in accesses if a.how == "tma" and a.args & set(launch.streams)), 0),
+        ),
     }
 
 
@@ -197,6 +204,7 @@ def report_of(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         grid_ctas=prod(launch.grid),
+        slots_declared=launch.slots_per_byte,
         wants_mma=launch.wants_mma,
         why_narrow=launch.why_narrow,
         why_few_in_flight=launch.why_few_in_flight,

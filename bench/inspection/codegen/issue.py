@@ -64,7 +64,7 @@ def slots_per_byte(
     sass: str,
     listing: Listing,
     accesses: Sequence[parse.PtxAccess],
-    streams: Collection[int],
+    streams: frozenset[int],
     tma_bytes: int = 0,
 ) -> float:
     """Lane-instructions of the main loop for each byte of the main streams; 0 where no loop streams.

@@ -58,6 +58,10 @@ class KernelReport:
     bytes_in_flight: int = 0
     """Per SM, in the main streams, with as many CTAs as fit and as the grid gives to an SM."""
     bytes_needed: int = 0
+    slots_per_byte: float = 0.0
+    """Instructions of a thread that the main loop issues for each byte of the main streams; 0 without such a loop."""
+    slots_declared: float = 0.0
+    """The same as the launch declares it for sm_90, and as predictions use it; 0 where it does not."""
     wants_mma: bool = False
     why_narrow: str = ""
     why_few_in_flight: str = ""
@@ -98,6 +102,18 @@ def problems(report: KernelReport) -> list[str]:
     return found
 
 
+MOST_ASTRAY = 0.1
+"""Share by which declared issue slots may differ from those that are counted."""
+
+
+def misdeclared(report: KernelReport) -> str | None:
+    """What is wrong with the issue slots that a launch declares for sm_90; None where nothing is, or none are."""
+    declared, found = report.slots_declared, report.slots_per_byte
+    if report.sm != 90 or not declared or abs(declared - found) <= MOST_ASTRAY * found:
+        return None
+    return f"declares {declared:.2f} issue slots a byte, the main loop has {found:.2f}"
+
+
 COLUMNS: tuple[tuple[str, Callable[[KernelReport], object]], ...] = (
     ("op", lambda r: r.op),
     ("impl", lambda r: r.impl),
@@ -113,6 +129,7 @@ COLUMNS: tuple[tuple[str, Callable[[KernelReport], object]], ...] = (
     ("tensor core", lambda r: r.mma.split(".F")[0]),
     ("in flight KiB", lambda r: f"{r.bytes_in_flight / 1024:.0f}"),
     ("wanted KiB", lambda r: f"{r.bytes_needed / 1024:.0f}"),
+    ("issue slots/B", lambda r: f"{r.slots_per_byte:.2f}" if r.slots_per_byte else ""),
     ("verdict", lambda r: "; ".join(problems(r)) or "ok"),
 )
 

@@ -1,0 +1,168 @@
+"""Issue slots of a main loop: read from short listings by hand, and held against what kernels declare."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from bench.inspection.codegen import parse, reports
+from bench.inspection.codegen.issue import ptx_loop, sass_loop, slots_per_byte
+from bench.inspection.codegen.judge import KernelReport, misdeclared
+from bench.inspection.emulator import ptx
+from tests.support.uninterpreted import elsewhere
+
+HEADER = """
+.visible .entry f(
+	.param .u64 .ptr .global .align 1 f_param_0,
+	.param .u64 .ptr .global .align 1 f_param_1
+)
+.reqntid 128
+{
+	ld.param.b64 	%rd1, [f_param_0];
+	ld.param.b64 	%rd2, [f_param_1];
+"""
+
+STREAM = (
+    HEADER
+    + """
+	cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10;
+$L__BB0_1:
+	cp.async.ca.shared.global [ %r2 + 0 ], [ %rd2 + 0 ], 0x4;
+$L__BB0_2:
+	cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10;
+	cp.async.cg.shared.global [ %r1 + 16 ], [ %rd1 + 16 ], 0x10;
+	cp.async.ca.shared.global [ %r2 + 0 ], [ %rd2 + 0 ], 0x4;
+	wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%r3}, %rd5, %rd6, 0, 1, 1, 0, 0;
+	@%p1 bra 	$L__BB0_2;
+	@%p2 bra 	$L__BB0_1;
+$L__BB0_3:
+	ld.global.b32 	{ %r9 }, [ %rd2 + 0 ];
+	@%p3 bra 	$L__BB0_3;
+}
+"""
+)
+
+# Twice the loop of the products: 4 + 2 copies, 2 products, 8 others. An outer loop is around it, another behind it.
+SASS = (
+    """
+        /*0000*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR6][R2.64] ;
+.L_x_1:
+        /*0010*/                   LDGSTS.E [R3], desc[UR6][R4.64] ;
+.L_x_2:
+"""
+    + "        /*0020*/              @!P0 LDGSTS.E.BYPASS.128 [R1], desc[UR6][R2.64] ;\n" * 4
+    + "        /*0030*/                   LDGSTS.E [R3], desc[UR6][R4.64] ;\n" * 2
+    + "        /*0040*/                   HGMMA.64x16x16.F32.BF16 R24, gdesc[UR16], R24 ;\n" * 2
+    + "        /*0050*/                   FADD R5, R5, R12 ;\n" * 7
+    + """
+        /*0060*/               @P1 BRA `(.L_x_2) ;
+        /*0070*/               @P2 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0080*/                   LDG.E R5, desc[UR6][R4.64] ;
+        /*0090*/               @P3 BRA `(.L_x_3) ;
+        /*00a0*/                   BRA `(.L_x_4) ;
+.L_x_4:
+"""
+)
+
+
+def slots(text: str, sass: str, stream: int = 0, tma_bytes: int = 0) -> float:
+    listing = ptx.parse(text)
+    return slots_per_byte(sass, listing, parse.ptx_accesses(listing, [0, 1]), frozenset({stream}), tma_bytes)
+
+
+def test_the_main_loop_is_the_smallest_that_holds_the_products() -> None:
+    assert sass_loop(SASS, "LDGSTS") == ["LDGSTS"] * 6 + ["HGMMA"] * 2 + ["FADD"] * 7 + ["BRA"]
+    listing = ptx.parse(STREAM)
+    loop = ptx_loop(listing, [])
+    assert [listing.code[at].opcode.split(".")[0] for at in loop] == ["cp", "cp", "cp", "wgmma", "bra"]
+
+
+def test_slots_are_instructions_of_all_threads_over_bytes_of_the_stream() -> None:
+    """16 instructions of 128 threads. PTX loads 2 x 16 B a thread of the stream; SASS holds six copies where PTX has
+    three, so an iteration loads 2 x 128 x 32 B = 8,192: 2,048 / 8,192."""
+    assert slots(STREAM, SASS) == pytest.approx(0.25)
+
+
+def test_without_products_the_loop_is_that_of_the_streams_own_kind_of_load() -> None:
+    """Not the shorter one, by which shares are added up. 14 instructions then."""
+    no_products = STREAM.replace("wgmma", "nothing")
+    without = "\n".join(line for line in SASS.splitlines() if "HGMMA" not in line)
+    assert sass_loop(without, "LDGSTS") == ["LDGSTS"] * 6 + ["FADD"] * 7 + ["BRA"]
+    assert slots(no_products, without) == pytest.approx(14 * 128 / 8192)
+    assert sass_loop(without, "LDG") == ["LDG", "BRA"]
+
+
+def test_a_kernel_whose_streams_are_in_no_loop_has_no_slots() -> None:
+    straight = HEADER + "	ld.global.v4.b32 	{ %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];\n}\n"
+    assert slots(straight, "        /*0000*/                   LDG.E.128 R4, desc[UR6][R2.64] ;\n") == 0
+    assert sass_loop("", "LDG") == []
+    assert slots(STREAM, SASS, stream=2) == 0, "no such argument"
+
+
+def test_a_load_by_tma_brings_a_tile_for_all_threads() -> None:
+    """3 instructions of 128 threads for one tile of 4 KiB."""
+    text = (
+        HEADER
+        + """
+$L__BB0_1:
+	cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r27], [%rd1, {%r28, %r29}], [%r23];
+	@%p1 bra 	$L__BB0_1;
+}
+"""
+    )
+    sass = """
+.L_x_1:
+        /*0000*/               @P0 UTMALDG.2D [UR4], [UR6] ;
+        /*0010*/                   FADD R5, R5, R12 ;
+        /*0020*/               @P1 BRA `(.L_x_1) ;
+"""
+    assert slots(text, sass, tma_bytes=4096) == pytest.approx(3 * 128 / 4096)
+
+
+@pytest.mark.parametrize(
+    ("sm", "declared", "found", "wrong"),
+    [
+        (90, 4.0, 4.3, False),
+        (90, 4.0, 4.5, True),
+        (90, 5.0, 4.5, True),
+        (90, 0.0, 4.5, False),
+        (90, 4.0, 0.0, True),
+        (80, 4.0, 9.0, False),
+    ],
+)
+def test_declared_slots_are_wrong_beyond_a_tenth_of_those_counted_for_sm_90(
+    sm: int, declared: float, found: float, wrong: bool
+) -> None:
+    report = KernelReport(
+        op="o", impl="i", kernel="k", case_id="c", sm=sm, part="p", slots_per_byte=found, slots_declared=declared
+    )
+    said = misdeclared(report)
+    assert (said is not None) is wrong
+    if wrong:
+        assert said == f"declares {declared:.2f} issue slots a byte, the main loop has {found:.2f}"
+
+
+def declared(op: str) -> list[dict[str, Any]]:
+    """The reports of an op's kernels in the measured cases, compiled for sm_90."""
+    return [dataclasses.asdict(r) for r in reports([op], [90], ["quick", "full"])]
+
+
+UNPACKS = {
+    "attention_decode": {"split_kv_kernel"},
+    "ffn_gemv": {"gemv_words"},
+    "mla_decode": {"mla_kernel"},
+    "moe_ffn": {"expert_words"},
+}
+"""The kernels that declare their slots."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", UNPACKS)
+def test_kernels_issue_what_their_stages_declare(op: str) -> None:
+    found = [KernelReport(**r) for r in elsewhere("tests.inspection.test_issue", f"t.declared({op!r})")]
+    assert [f"{r.case_id}: {said}" for r in found if (said := misdeclared(r))] == []
+    assert {r.kernel for r in found if r.slots_declared} == UNPACKS[op]
+    assert all(r.slots_declared for r in found if r.kernel in UNPACKS[op])
