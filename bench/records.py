@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 from bench.errors import BadRequest
 from bench.stats import Interval, median_interval
+from kernels.op import recorded_case
 
 SCHEMA = 1
 
@@ -232,4 +233,8 @@ def from_line(line: dict[str, Any]) -> Record:
         what, fits = SHAPES[str(f.type)]
         if f.name in given and not fits(given[f.name]):
             raise ValueError(f"field {f.name} is not {what}")
+    try:
+        given["case"] = recorded_case(given["op"], given["case"])
+    except ValueError as error:
+        raise ValueError(f"case: {error}") from None
     return Record(**given)

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from kernels.common import tuned
+from kernels.common import fields, tuned
 
 if TYPE_CHECKING:
     import torch
@@ -144,13 +144,21 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One shape of one operation; every op derives its own. Fields are plain values, so that a record can hold them."""
+    """One shape of one operation; every op derives its own. Fields are plain values, so that a record can hold them.
+
+    Raises ValueError for a field that holds what its type does not allow (see `kernels/common/fields.py`). An op that
+    knows of combinations that cannot be adds its own `__post_init__`, which calls this one first.
+    """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {}
     """What some fields of a plain case hold: no window, no draft, equal lengths. The other fields may hold anything."""
 
     model: str = ""
     """The public model whose layer this is, `""` for a synthetic shape."""
+
+    def __post_init__(self) -> None:
+        if reason := fields.wrong(type(self), vars(self)):
+            raise ValueError(reason)
 
     @property
     def id(self) -> str:
@@ -237,8 +245,19 @@ class Op(Generic[CaseT]):
     def is_ceiling(self) -> bool:
         return self.role == "ceiling"
 
-    def case_from_dict(self, fields: Mapping[str, Any]) -> CaseT:
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The defaults of a case's fields; `dataclasses.MISSING` for those that every case must give."""
+        return {f.name: f.default for f in dataclasses.fields(self.case_type)}
+
+    def case_from_dict(self, given: Mapping[str, Any]) -> CaseT:
+        """The case that these fields describe. Raises ValueError for a field that is unknown, absent or wrong."""
+        known = self.defaults
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{self.name} has no field {unknown[0]}, it has {', '.join(known)}")
+        if absent := [n for n, default in known.items() if default is dataclasses.MISSING and n not in given]:
+            raise ValueError(f"{self.name} lacks the field {absent[0]}")
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         return self.case_type(**plain)
 
 
@@ -335,6 +354,23 @@ def discover() -> dict[str, Op[Any]]:
     names = sorted(p.parent.name for p in root.glob("*/op.py"))
     ops = [importlib.import_module(f"kernels.{name}.op").OP for name in names]
     return {op.name: op for op in sorted(ops, key=lambda op: (not op.is_ceiling, op.name))}
+
+
+def recorded_case(op_name: str, case: Mapping[str, Any]) -> dict[str, Any]:
+    """A case as a record holds it, with the defaults of fields that are newer than the record.
+
+    Raises ValueError for a field that is wrong, or that is absent and has no default. Fields that no longer exist stay,
+    and a case of an operation that is not known here is taken as it is.
+    """
+    op = discover().get(op_name)
+    if op is None:
+        return dict(case)
+    found = op.defaults | dict(case)
+    if absent := [name for name, value in found.items() if value is dataclasses.MISSING]:
+        raise ValueError(f"lacks the field {absent[0]}")
+    if reason := fields.wrong(op.case_type, found):
+        raise ValueError(reason)
+    return found
 
 
 @cache

@@ -11,6 +11,7 @@ import pytest
 from bench.errors import BadRequest
 from bench.records import FILE, SCHEMA, Record, Writer, as_line
 from bench.run import load, load_run
+from kernels.ffn_gemv.op import GemvCase
 
 
 def record(**fields: object) -> Record:
@@ -19,7 +20,7 @@ def record(**fields: object) -> Record:
         "impl": "triton",
         "ours": True,
         "case_id": "B1-N2-K3-bf16",
-        "case": {"B": 1, "N": 2, "K": 3},
+        "case": GemvCase(B=1, N=2, K=3).as_dict(),
         "status": "ok",
         "work": {"flops": {"mma_bf16": 12}, "bytes_read": 20, "bytes_written": 4},
         "samples_s": [3e-6, 1e-6, 2e-6],
@@ -94,6 +95,12 @@ def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
         ({"repeat": "0"}, "field repeat is not a whole number"),
         ({"schema": "2"}, "field schema is not a whole number"),
         ({"status": "fine"}, "field status is not a status (ok, refused, wrong, failed, timeout, skipped)"),
+        ({"case": {"B": 1, "N": 2}}, "case: lacks the field K"),
+        ({"case": {"B": 1, "N": 2, "K": "3"}}, "case: K is '3': expected a whole number from 1 on"),
+        (
+            {"case": {"B": 1, "N": 2, "K": 3, "dtype": "fp8"}},
+            "case: dtype is 'fp8': expected one of 'bf16', 'fp16', 'fp32'",
+        ),
         ({"kind": None}, "lacks its kind"),
         ({"kind": "surprise"}, "is of the unknown kind 'surprise'"),
         ({"kind": ["record"]}, "is of the unknown kind ['record']"),
@@ -109,6 +116,14 @@ def test_a_damaged_record_says_what_is_wrong_with_it(changes: dict, reason: str,
     run = load_run(tmp_path)
     assert run.warnings == [f"{FILE}:3: {reason}; the line is left out"]
     assert len(run.records) == 1
+
+
+def test_a_record_gets_the_defaults_of_fields_that_are_newer_and_keeps_those_that_are_gone(tmp_path: Path) -> None:
+    old = record(case={"B": 1, "N": 2, "K": 3, "colour": "red"})
+    (found,) = load_run(written(tmp_path / "old", old)).records
+    assert found.case == {**GemvCase(B=1, N=2, K=3).as_dict(), "weights": "", "activations": "", "colour": "red"}
+    (found,) = load_run(written(tmp_path / "gone", record(op="gone", case={"x": None}))).records
+    assert found.case == {"x": None}
 
 
 def test_a_half_written_line_of_a_killed_run_does_not_spoil_the_next(tmp_path: Path) -> None:

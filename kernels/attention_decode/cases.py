@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
+from kernels.common.paging import Layout, Lengths, Order
 from kernels.common.random_inputs import BYTES
 from kernels.models import MODELS
 from kernels.op import Case
@@ -17,7 +19,7 @@ class AttentionCase(Case):
 
     - `page`: tokens a page, 0 for a contiguous cache; `layout` is `NHD` or `HND`; pages are shuffled unless `order` is
       `ordered`
-    - `kv`: type of the cache: `fp8` or `int8`, both with scales, or `""` for `dtype`
+    - `kv`: type of the cache: `fp8` or `int8`, both with scales, or `dtype`, which becomes `""`
     - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves (a draft to verify)
     - `window`: each query sees the last `window` tokens, its own included, and the first `sinks`; 0 for all tokens
     - `softcap`: scores s become softcap tanh(s / softcap); 0 for no cap
@@ -31,28 +33,31 @@ class AttentionCase(Case):
     H_kv: int
     D: int
     T: int
-    lengths: str = "uniform"
-    seed: int = 0
-    page: int = 0
-    layout: str = "NHD"
-    order: str = "shuffled"
-    dtype: str = "bf16"
-    kv: str = ""
+    lengths: Lengths = "uniform"
+    seed: Count = 0
+    page: Count = 0
+    layout: Layout = "NHD"
+    order: Order = "shuffled"
+    dtype: Dtype = "bf16"
+    kv: Annotated[str, OneOf("", "fp8", "int8", *TYPES)] = ""
     q_len: int = 1
-    window: int = 0
-    sinks: int = 0
+    window: Count = 0
+    sinks: Count = 0
     softcap: float = 0.0
-    prefix: int = 0
+    prefix: Count = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
         if self.H_q % self.H_kv:
             raise ValueError(f"H_q {self.H_q} is no multiple of H_kv {self.H_kv}")
-        if self.layout not in ("NHD", "HND") or self.order not in ("shuffled", "ordered"):
-            raise ValueError(f"layout {self.layout!r}, order {self.order!r}: NHD or HND, shuffled or ordered")
         if self.prefix and (not self.page or self.prefix % self.page or self.window or self.prefix >= self.T):
-            raise ValueError("a shared prefix is whole pages, fewer than T tokens, and has no window")
+            raise ValueError(
+                f"prefix {self.prefix}: a shared prefix is whole pages (here of {self.page}), fewer than T = {self.T} "
+                f"tokens, and has no window (here {self.window})"
+            )
         if self.sinks and not self.window:
-            raise ValueError("sinks need a window")
+            raise ValueError(f"sinks {self.sinks}: sinks need a window")
 
     @property
     def id(self) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from kernels.common.fields import OneOf
 from kernels.common.integers import cdiv
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ GARBAGE = (-1, 2**31 - 1)
 """Dead table entries alternate between these two. A kernel that follows either faults."""
 
 LENGTHS = ("uniform", "ragged", "longtail", "holes")
+
+Lengths = Annotated[str, OneOf(*LENGTHS)]
+Layout = Annotated[str, OneOf("NHD", "HND")]
+Order = Annotated[str, OneOf("shuffled", "ordered")]
 
 
 def random_lengths(kind: str, B: int, T: int, seed: int) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ and their negatives.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from kernels.common.fields import TYPES, OneOf
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import RandomInputs, torch_dtype
 from kernels.op import Inputs
@@ -55,6 +56,19 @@ FORMATS = {
     "mxfp4": Format(bits=4, group_k=32),
 }
 
+Weights = Annotated[str, OneOf("", *TYPES, *FORMATS)]
+"""What a case's `weights` may be: a format, or `dtype`, for which the empty text stands too."""
+
+
+def check_weights(weights: str, dtype: str, **columns: int) -> None:
+    """Raise ValueError for weights in a 16- or 32-bit type other than `dtype`, or for 4-bit codes that do not fill
+    their bytes. `columns` are the lengths of rows, by their names in the case."""
+    if weights != dtype and weights not in FORMATS:
+        raise ValueError(f"weights {weights}: expected {dtype} as dtype has it, or one of {', '.join(FORMATS)}")
+    for name, K in columns.items():
+        if weights != dtype and FORMATS[weights].bits == 4 and K % 2:
+            raise ValueError(f"{name} = {K}: {weights} packs two columns in a byte, so it must be even")
+
 
 def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
     """Bytes of codes, scales and zero points; `scale_size` is the size of one of int4's 16-bit scales."""
@@ -68,9 +82,8 @@ def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
 
 def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) -> Inputs:
     """Codes over their whole range, and scales that differ by up to 3 times. W is of order K^-1/2."""
+    check_weights(format, dtype, K=K)
     kind = FORMATS[format]
-    if kind.bits == 4 and K % 2:
-        raise ValueError(f"{format} packs two columns in a byte: K = {K} must be even")
     if kind.bits == 4:
         codes = draw.integers(0, 256, (N, K // 2), "uint8")
     elif format == "int8":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.common.compare import rounded
+from kernels.common.fields import Dtype
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -25,7 +26,7 @@ class FfnCase(Case):
     B: int
     hidden: int
     ffn: int
-    dtype: str = "bf16"
+    dtype: Dtype = "bf16"
 
     @property
     def id(self) -> str:

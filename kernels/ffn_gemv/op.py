@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from kernels.common.compare import rounded
-from kernels.common.quantization import FORMATS, dequantize, random_weights, weight_bytes
+from kernels.common.fields import TYPES, Dtype, OneOf
+from kernels.common.quantization import FORMATS, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS, projections
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -34,18 +35,21 @@ class GemvCase(Case):
     B: int
     N: int
     K: int
-    dtype: str = "bf16"
-    weights: str = ""
-    activations: str = ""
+    dtype: Dtype = "bf16"
+    weights: Weights = ""
+    activations: Annotated[str, OneOf("", *TYPES, "fp8")] = ""
     layer: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "weights", self.weights or self.dtype)
         object.__setattr__(self, "activations", self.activations or self.dtype)
-        if self.weights != self.dtype and self.weights not in FORMATS:
-            raise ValueError(f"weights are {self.dtype} or one of {', '.join(FORMATS)}, not {self.weights}")
+        check_weights(self.weights, self.dtype, K=self.K)
         if self.activations != self.dtype and not (self.activations == "fp8" and self.weights in FP8):
-            raise ValueError(f"{self.activations} activations go with fp8 weights only, not with {self.weights}")
+            raise ValueError(
+                f"activations {self.activations}: they are {self.dtype} like dtype, or fp8 with fp8 weights; weights "
+                f"are {self.weights}"
+            )
 
     @property
     def quantized(self) -> bool:

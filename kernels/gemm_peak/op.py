@@ -12,9 +12,10 @@ peak.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from kernels.common.compare import rounded
+from kernels.common.fields import OneOf
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -39,11 +40,12 @@ class PeakCase(Case):
     M: int
     N: int = 1
     K: int
-    dtype: str
+    dtype: Annotated[str, OneOf(*PIPES)]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind == "fma" and (self.dtype != "fp32" or self.N != 1):
-            raise ValueError("fma chains are fp32 and have N = 1")
+            raise ValueError(f"dtype {self.dtype}, N = {self.N}: fma chains are fp32 and have N = 1")
 
     @property
     def id(self) -> str:

@@ -43,10 +43,11 @@ class LinkCase(Case):
     pages: int = 1
 
     def __post_init__(self) -> None:
-        if self.page_bytes < 4 or self.page_bytes % 4 or self.pages < 1:
-            raise ValueError(f"{self.pages} pages of {self.page_bytes} B: a page is whole fp32 values, at least one")
+        super().__post_init__()
+        if self.page_bytes % 4:
+            raise ValueError(f"page_bytes {self.page_bytes}: a page is whole fp32 values, at least one")
         if self.pages > 1 and not self.swaps:
-            raise ValueError(f"a {self.kind} is one page, not {self.pages}")
+            raise ValueError(f"pages {self.pages}: a {self.kind} is one page")
 
     @property
     def swaps(self) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import paging
+from kernels.common.fields import Count, OneOf
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -37,17 +38,18 @@ class AppendCase(Case):
     H_kv: int
     D: int
     T: int
-    page: int = 16
-    layout: Literal["NHD", "HND"] = "NHD"
-    lengths: str = "ragged"
-    idle: int = 0
-    dtype: str = "bf16"
+    page: Count = 16
+    layout: paging.Layout = "NHD"
+    lengths: paging.Lengths = "ragged"
+    idle: Count = 0
+    dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] = "bf16"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.idle < self.B:
-            raise ValueError(f"{self.idle} idle entries in a batch of {self.B}")
+        super().__post_init__()
+        if self.idle >= self.B:
+            raise ValueError(f"idle {self.idle}: fewer than the batch, B = {self.B}")
         if self.layout == "HND" and not self.page:
-            raise ValueError("a contiguous cache is kept as NHD")
+            raise ValueError("layout HND needs pages: a contiguous cache is kept as NHD")
 
     @property
     def id(self) -> str:
@@ -66,7 +68,7 @@ class AppendCase(Case):
 def cases(suite: str) -> list[AppendCase]:
     """Caches are no larger than a comparison needs, since the bytes written depend on B alone."""
 
-    def llama(B: int, page: int = 16, layout: Literal["NHD", "HND"] = "NHD", idle: int = 0) -> AppendCase:
+    def llama(B: int, page: int = 16, layout: str = "NHD", idle: int = 0) -> AppendCase:
         return AppendCase(B=B, H_kv=8, D=128, T=64, page=page, layout=layout, idle=idle, model="llama-3.1-8b")
 
     if suite == "smoke":

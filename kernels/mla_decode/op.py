@@ -20,10 +20,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import paging
 from kernels.common.compare import rounded
+from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
@@ -42,9 +43,12 @@ FP8_SIGMA = 32
 @dataclass(frozen=True, kw_only=True)
 class MlaCase(Case):
     """`H` heads share a latent of `L` and a rotary key of `R`. `T` is the longest sequence; `lengths` and `seed` draw
-    the others. `page` is the tokens of a page, 0 for a contiguous cache. `kv` is the type of cached latents: `fp8` with
-    a scale per token, or `""` for `dtype`. The `q_len` query tokens of a sequence are its last tokens, causal among
-    themselves."""
+    the others.
+
+    - `page`: tokens a page, 0 for a contiguous cache
+    - `kv`: type of the cached latents: `fp8` with a scale per token, or `dtype`, which becomes `""`
+    - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves
+    """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1}
 
@@ -53,16 +57,16 @@ class MlaCase(Case):
     T: int
     L: int = DEEPSEEK.kv_latent
     R: int = DEEPSEEK.rope_dim
-    lengths: str = "uniform"
-    seed: int = 0
-    page: int = 0
-    dtype: str = "bf16"
-    kv: str = ""
+    lengths: paging.Lengths = "uniform"
+    seed: Count = 0
+    page: Count = 0
+    dtype: Dtype = "bf16"
+    kv: Annotated[str, OneOf("", "fp8", *TYPES)] = ""
     q_len: int = 1
 
     def __post_init__(self) -> None:
-        if self.kv not in ("", "fp8"):
-            raise ValueError(f"latents are fp8 or, for {self.dtype}, empty, not {self.kv!r}")
+        super().__post_init__()
+        object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
 
     @property
     def id(self) -> str:

@@ -11,10 +11,11 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common.compare import rounded
-from kernels.common.quantization import dequantize, random_weights, weight_bytes
+from kernels.common.fields import Count, Dtype, OneOf
+from kernels.common.quantization import Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -45,17 +46,21 @@ class MoeCase(Case):
     k: int
     H: int
     F: int
-    routing: str = "uniform"
-    seed: int = 0
-    dtype: str = "bf16"
-    weights: str = ""
+    routing: Annotated[str, OneOf(*ROUTINGS)] = "uniform"
+    seed: Count = 0
+    dtype: Dtype = "bf16"
+    weights: Weights = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.k <= self.E or self.routing not in ROUTINGS:
-            raise ValueError(f"k = {self.k} of E = {self.E} experts, routing {self.routing!r}: k <= E, {ROUTINGS}")
+        super().__post_init__()
+        if self.k > self.E:
+            raise ValueError(f"k = {self.k}: at most the E = {self.E} experts")
         object.__setattr__(self, "weights", self.weights or self.dtype)
+        check_weights(self.weights, self.dtype, H=self.H, F=self.F)
         if self.quantized and self.weights not in PACKED:
-            raise ValueError(f"weights are {self.dtype} or one of {', '.join(PACKED)}, not {self.weights}")
+            raise ValueError(
+                f"weights {self.weights}: expected {self.dtype} as dtype has it, or one of {', '.join(PACKED)}"
+            )
         if self.weights == "fp8_block" and (self.H % 128 or self.F % 128):
             raise ValueError(f"a scale for 128 x 128 weights: H = {self.H} and F = {self.F} must be multiples of 128")
 

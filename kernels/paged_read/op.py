@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from kernels.common import paging
+from kernels.common.fields import Count, OneOf
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -32,16 +33,17 @@ class PagedReadCase(Case):
     H_kv: int
     D: int
     T: int
-    page: int = 0
-    layout: Literal["NHD", "HND"] = "NHD"
-    order: Literal["shuffled", "ordered"] = "shuffled"
-    lengths: str = "uniform"
-    seed: int = 0
-    dtype: str = "bf16"
+    page: Count = 0
+    layout: paging.Layout = "NHD"
+    order: paging.Order = "shuffled"
+    lengths: paging.Lengths = "uniform"
+    seed: Count = 0
+    dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] = "bf16"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layout == "HND" and not self.page:
-            raise ValueError("a contiguous cache is kept as NHD")
+            raise ValueError("layout HND needs pages: a contiguous cache is kept as NHD")
 
     @property
     def id(self) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kernels.common.compare import rounded
+from kernels.common.fields import Count, Dtype
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -37,18 +38,19 @@ class PrefillCase(Case):
     kind: Literal["gemm", "attention"]
     T: int
     B: int = 1
-    N: int = 0
-    K: int = 0
-    H_q: int = 0
-    H_kv: int = 0
-    D: int = 0
-    dtype: str = "bf16"
+    N: Count = 0
+    K: Count = 0
+    H_q: Count = 0
+    H_kv: Count = 0
+    D: Count = 0
+    dtype: Dtype = "bf16"
     layer: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         gemm, attention = (self.N, self.K), (self.H_q, self.H_kv, self.D)
         mine, other = (gemm, attention) if self.kind == "gemm" else (attention, gemm)
-        if min(self.T, self.B, *mine) < 1 or any(other) or (self.kind == "gemm" and self.B != 1):
+        if min(mine) < 1 or any(other) or (self.kind == "gemm" and self.B != 1):
             raise ValueError("a gemm has T, N and K, an attention B, T, H_q, H_kv and D; nothing else, none zero")
         if self.kind == "attention" and self.H_q % self.H_kv:
             raise ValueError(f"H_q {self.H_q} is no multiple of H_kv {self.H_kv}")

@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kernels.common.fields import Count
 from kernels.common.integers import GiB, KiB, MiB, cdiv, size_text
 from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -65,27 +66,26 @@ class StreamCase(Case):
     kind: Literal["read", "copy", "triad", "l2_read", "chase", "launch"]
     size: int
     passes: int = 1
-    chains: int = 0
-    loads: int = 0
+    chains: Count = 0
+    loads: Count = 0
     l1: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= 4 * GiB or self.size % 4:
-            raise ValueError(f"size {self.size} is no positive multiple of an element's 4 bytes up to 4 GiB")
+        super().__post_init__()
+        if self.size > 4 * GiB or self.size % 4:
+            raise ValueError(f"size {self.size}: expected a positive multiple of an element's 4 bytes, up to 4 GiB")
         if self.kind == "l2_read" and self.size % (4 * CHUNK):
-            raise ValueError(f"an l2_read of {self.size} bytes is not made of whole chunks of {4 * CHUNK}")
+            raise ValueError(f"size {self.size}: an l2_read is whole chunks of {4 * CHUNK} bytes")
         if self.kind == "launch" and self.size != 4:
-            raise ValueError("a launch moves one element of 4 bytes")
-        if self.passes < 1 or (self.kind != "l2_read" and self.passes != 1):
-            raise ValueError(f"{self.passes} passes of a {self.kind}")
+            raise ValueError(f"size {self.size}: a launch moves one element of 4 bytes")
+        if self.kind != "l2_read" and self.passes != 1:
+            raise ValueError(f"passes {self.passes}: a {self.kind} has one")
         if (self.kind == "chase") != (self.chains > 0) or (self.kind == "chase") != (self.loads > 0):
-            raise ValueError(f"{self.chains} chains of {self.loads} loads of a {self.kind}")
+            raise ValueError(f"chains {self.chains}, loads {self.loads}: a chase has both, a {self.kind} neither")
         if self.kind == "chase" and self.size % (4 * LINE * self.chains):
-            raise ValueError(f"a chase over {self.size} bytes is not made of {self.chains} chains of whole lines")
+            raise ValueError(f"size {self.size}: a chase over it is not {self.chains} chains of whole lines")
         if self.kind == "chase" and self.loads % (self.lines // self.chains) == 0:
-            raise ValueError(
-                f"after {self.loads} loads each chain is back where it began: the result would show nothing"
-            )
+            raise ValueError(f"loads {self.loads}: each chain is back where it began, and the result shows nothing")
 
     @property
     def n(self) -> int:

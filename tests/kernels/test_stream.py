@@ -202,7 +202,7 @@ def test_l2_case_fits_an_h100_evenly() -> None:
     ],
 )
 def test_senseless_cases_raise(fields) -> None:
-    with pytest.raises(ValueError, match=r"bytes|passes|element|chain"):
+    with pytest.raises(ValueError, match=r"bytes|passes|element|chain|size is 0"):
         StreamCase(**fields)
 
 
