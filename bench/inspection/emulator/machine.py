@@ -129,7 +129,7 @@ class Loops:
     def branch(self, at: int, mask: Mask, taken: Mask) -> None:
         """The warps in `mask` execute the branch at `at`; those in `taken` go back to the beginning."""
         if at in self.now:
-            here, back = (x.reshape(-1, WARP).any(axis=1) for x in (mask, taken))
+            here, back = (np.asarray(x.reshape(-1, WARP).any(axis=1)) for x in (mask, taken))
             now = self.now[at]
             self.most[at] = max(self.most[at], int(now[here].max()))
             now[here] = np.where(back[here], now[here] + 1, 1)
@@ -177,7 +177,7 @@ class Machine:
         self.random: Random | None = None
         self.clock = 0
         """Instructions that warps have executed; threads that go together count once."""
-        self.due: list[tuple[int, int, Callable[[], None]]] = []
+        self.due: list[tuple[int, int, Callable[[], object]]] = []
         """What happens when the clock has come so far: a heap of (clock, number, what)."""
         self.numbers = count()
         self.loops = Loops(listing, self.lanes // WARP)
@@ -262,7 +262,7 @@ class Machine:
 
     # ---- execution
 
-    def soon(self, happen: Callable[[], None]) -> None:
+    def soon(self, happen: Callable[[], object]) -> None:
         """Let it happen at a moment that is drawn. Short delays are as likely as long ones; without `random` it waits
         for whoever waits for it."""
         if self.random:

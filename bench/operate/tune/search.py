@@ -220,8 +220,12 @@ def search(
             break
         display.working(row.shape_class.op, f"{row.shape_class.impl} [{row.shape_class.name}]")
         ends = clock() + request.pace_s / 2 if request.pace_s else math.inf
+
+        def late(ends: float = ends) -> bool:
+            return clock() > ends
+
         try:
-            outcome = search_class(row, request.cap_s, race, late=lambda ends=ends: clock() > ends)
+            outcome = search_class(row, request.cap_s, race, late=late)
         except KeyboardInterrupt:
             interrupted, why = True, "interrupted"
             outcome = Outcome(pruned=row, status="not reached", why=why)
