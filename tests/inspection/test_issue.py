@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from bench.inspection.codegen import parse, reports
+from bench.inspection.codegen import parse
+from bench.inspection.codegen.build import collect, launches, run_task
 from bench.inspection.codegen.issue import ptx_loop, sass_loop, slots_per_byte
 from bench.inspection.codegen.judge import KernelReport, misdeclared
 from bench.inspection.emulator import ptx
+from bench.inspection.targets import compile_targets
+from kernels.op import discover, implementations
 from tests.support.uninterpreted import elsewhere
 
 HEADER = """
@@ -145,9 +148,12 @@ def test_declared_slots_are_wrong_beyond_a_tenth_of_those_counted_for_sm_90(
         assert said == f"declares {declared:.2f} issue slots a byte, the main loop has {found:.2f}"
 
 
-def declared(op: str) -> list[dict[str, Any]]:
-    """The reports of an op's kernels in the measured cases, compiled for sm_90."""
-    return [dataclasses.asdict(r) for r in reports([op], [90], ["quick", "full"])]
+def declared(name: str) -> list[dict[str, Any]]:
+    """The reports of an op's kernels that declare slots, in the measured cases, compiled for sm_90."""
+    tasks, _ = collect([name], [compile_targets()[90]], ["quick", "full"])
+    op, impls = discover()[name], {impl.name: impl for impl in implementations(name)[0]}
+    declaring = [t for t in tasks if launches(op, impls[t.impl], t.case, t.target)[t.index].slots_per_byte]
+    return [dataclasses.asdict(run_task(task)) for task in declaring]
 
 
 UNPACKS = {
@@ -164,5 +170,4 @@ UNPACKS = {
 def test_kernels_issue_what_their_stages_declare(op: str) -> None:
     found = [KernelReport(**r) for r in elsewhere("tests.inspection.test_issue", f"t.declared({op!r})")]
     assert [f"{r.case_id}: {said}" for r in found if (said := misdeclared(r))] == []
-    assert {r.kernel for r in found if r.slots_declared} == UNPACKS[op]
-    assert all(r.slots_declared for r in found if r.kernel in UNPACKS[op])
+    assert {r.kernel for r in found} == UNPACKS[op]

@@ -136,6 +136,20 @@ def test_without_counters_there_is_no_column_for_them(tmp_path: Path) -> None:
     assert boundness.remarks(found) == (boundness.REMARK,)
 
 
+def test_times_in_no_group_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    """Five times in one group, one without a partner, and two whose prediction names memory and tensor cores."""
+    terms = {"launch": 1e-6, "memory": 1e-3, "mma_bf16": 9e-4}
+    prediction = {"measured": {"seconds": 1e-3, "terms": terms, "bound": "memory"}}
+    close = [timed("ffn_gemv", {"N": 28672, "K": 8192, "B": B}, at_share(0.9)) for B in (200, 256)]
+    records = [*attention(at_share(0.9)), *(dataclasses.replace(r, prediction=prediction) for r in close)]
+    records.append(timed("ffn_gemv", {"N": 999, "K": 777, "B": 1}, at_share(0.9)))
+    *_, said = boundness.remarks(measured_view(tmp_path, records))
+    assert said == (
+        "Of 8 times, 3 are in no group: 2 because memory and mma_bf16 take about as long by the prediction; "
+        "1 because no other case differs in one field that changes bytes or FLOPs alone."
+    )
+
+
 def test_the_remark_says_who_is_asked() -> None:
     assert "its largest term is at least 2 times the next" in boundness.REMARK
     assert "headline counts the cases that are predicted to be memory-bound" in boundness.REMARK

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.judge.interventions import Intervention, change, interventions
+from bench.judge.interventions import Intervention, change, interventions, left_out, regime
 from bench.records import MAY_BE_TOO_SHORT, Record
 from tests.support.synthetic_run import ROOF, Clock, by_arithmetic, samples, timed
 
@@ -136,6 +136,54 @@ def test_only_clearly_predicted_cases_are_used_and_each_kind_on_its_own() -> Non
     asked = {i.expected: (i.varied, i.verdict) for i in found if i.changed == "FLOPs"}
     assert asked["memory"] == ("B 1, 16, 64", "not compute")
     assert asked["mma_bf16"] == ("B 512, 1024", "compute")
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        # 100 us at 3 TB/s take 55 us at an L2's 5.5 TB/s: no rival of the memory
+        ({"launch": 2e-6, "memory": 100e-6, "l2": 57e-6}, "memory"),
+        ({"launch": 2e-6, "memory": 100e-6, "l2": 150e-6, "mma_bf16": 70e-6}, "memory"),
+        ({"launch": 2e-6, "memory": 100e-6, "l2": 120e-6, "mma_bf16": 70e-6}, None),
+        ({"launch": 2e-6, "memory": 100e-6, "issue": 51e-6}, None),
+        ({"launch": 2e-6, "memory": 100e-6, "issue": 49e-6, "chain": 3e-6}, "memory"),
+        ({"launch": 2e-6, "memory": 4e-6, "chain": 3e-6}, None),
+        ({"launch": 2e-6, "memory": 40e-6, "l2": 30e-6, "issue": 90e-6}, "issue"),
+        ({"launch": 2e-6, "l2": 9e-6}, "memory"),
+        ({"launch": 2e-6}, "launch"),
+        ({}, ""),
+    ],
+)
+def test_bytes_of_memory_and_l2_are_one_term(terms: dict[str, float], expected: str | None) -> None:
+    found = timed("ffn_gemv", {**GEMV, "B": 1}, by_memory)
+    prediction = {"measured": {"terms": terms}} if terms else {}
+    assert regime(dataclasses.replace(found, prediction=prediction)) == expected
+
+
+def test_an_l2_of_twice_the_roof_leaves_no_case_out() -> None:
+    """As on an H100: the L2 term of a plain read is over half of the memory's."""
+    batches = []
+    for B in (1, 4, 16):
+        found = timed("ffn_gemv", {**GEMV, "B": B}, by_memory)
+        terms = {"launch": 2e-6, "memory": by_memory(found), "l2": 3 / 5.5 * by_memory(found)}
+        batches.append(dataclasses.replace(found, prediction={"measured": {"terms": terms}}))
+    (one,) = interventions(batches)
+    assert (one.expected, one.varied) == ("memory", "B 1, 4, 16")
+    assert left_out(batches, [one]) == {}
+
+
+def test_what_is_left_out_is_counted_by_reason() -> None:
+    clear = [bounded(timed("ffn_gemv", {**GEMV, "B": B}, by_memory), 1e-3, 1e-4) for B in (1, 4, 16)]
+    close = [bounded(timed("ffn_gemv", {**GEMV, "B": B}, by_memory), 1e-3, 9e-4) for B in (200, 256)]
+    alone = bounded(timed("ffn_gemv", {"N": 999, "K": 777, "B": 1}, by_memory), 1e-3, 1e-4)
+    doubtful = dataclasses.replace(clear[0], case_id="warm", flags=["warm"])
+    again = dataclasses.replace(clear[0], repeat=1)
+    records = [*clear, *close, alone, doubtful, again]
+    assert left_out(records, interventions(records)) == {
+        "memory and mma_bf16 take about as long by the prediction": 2,
+        "no other case differs in one field that changes bytes or FLOPs alone": 1,
+        "it may be too short, has one sample, or belongs to a case without FLOPs": 1,
+    }
 
 
 def test_doubtful_times_are_left_out() -> None:

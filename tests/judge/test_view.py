@@ -59,6 +59,13 @@ def test_on_a_host_a_case_that_found_cold_caches_is_large(tmp_path: Path) -> Non
         (340e-6, 335e-6, {"memory": 335e-6}, 0, "within 5% of the roof"),
         (600e-6, 340e-6, {"memory": 340e-6}, 0, "the model does not explain it"),
         (700e-6, 690e-6, {"memory": 340e-6, "mma_bf16": 690e-6}, 0, "bound by mma_bf16"),
+        (
+            700e-6,
+            690e-6,
+            {"memory": 340e-6, "chain": 350e-6},
+            0,
+            "loads wait for each other before and after the stream: 95%",
+        ),
         (700e-6, 690e-6, {"memory": 690e-6}, GB, "it moves more than the compulsory bytes"),
         (700e-6, 690e-6, {"memory": 690e-6}, 0, "a stream of this size is itself below the roof"),
         (

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from bench.ceilings import Ceilings
 from bench.devices import DEVICES
 from bench.errors import BadRequest
 from bench.judge.view import View
+from bench.records import Record
 from bench.report import tables, text
 from bench.run import load_run
 from bench.units import si
@@ -33,6 +35,7 @@ from tests.support.synthetic_run import (
     predicted,
     record,
     samples,
+    stream,
     view,
     write_run,
 )
@@ -100,6 +103,21 @@ def test_the_link_to_the_host_is_a_ceiling(tmp_path: Path) -> None:
     copy = record("host_link", "torch", "h2d", case={"kind": "h2d"}, written=GB, seconds=0.02)
     rows = {row[0]: row[1:3] for row in tables.ceilings(view(tmp_path, [*ceiling_records(), copy])).rows}
     assert rows["to or from the host"] == ("50.0 GB/s", si(DEVICES["h100-sxm"].host_bandwidth.value, "B/s"))
+
+
+def test_the_price_of_a_dependent_load_is_a_ceiling(tmp_path: Path) -> None:
+    """1,000 loads of the memory in 702 us, 2 us of which are the launch; 4,000 more of an L2 in 1 ms."""
+
+    def chase(loads: int, seconds: float, **changes: Any) -> Record:
+        case = {"kind": "chase", "size": 16 * 10**6, "chains": 1, "loads": loads, "l1": False}
+        moved = {"read": 32 * 1000, "l2_bytes": 32 * (loads - 1000)}
+        return stream(f"chase-{loads}", kind="chase", seconds=seconds, **moved, **{"case": case} | changes)
+
+    records = [*ceiling_records(), chase(1000, 702e-6), chase(5000, 1702e-6, flags=["noisy"])]
+    rows = {row[0]: row[1:] for row in tables.ceilings(view(tmp_path, records)).rows}
+    name = "load that waits for the load before it, {}, among 16.0 MB"
+    assert rows[name.format("in the memory")] == ("700 ns", "", "", "noisy")
+    assert rows[name.format("in a cache")] == ("250 ns", "", "", "noisy")
 
 
 def test_a_ceiling_carries_the_flags_of_the_time_it_was_read_from(tmp_path: Path) -> None:

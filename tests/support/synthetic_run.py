@@ -136,7 +136,7 @@ def gemv(
 
 
 def stream(case_id: str, *, kind: str = "", impl: str = "triton_stream", **changes: Any) -> Record:
-    return record("stream", impl, case_id, case={"kind": kind or case_id}, **changes)
+    return record("stream", impl, case_id, **{"case": {"kind": kind or case_id}} | changes)
 
 
 def ceiling_records() -> list[Record]:
