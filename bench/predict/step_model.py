@@ -7,19 +7,28 @@ Pure: no torch, no I/O. Each operation is a `kernels.op.Work` per device and tak
 A step takes the sum of its operations, since each needs the result of the one before. Without `efficiency` this is the
 roofline of the datasheet. With measured fractions it is a calibrated prediction. `basis` says which of them it is.
 
-Counted: weights, KV cache, activations in and out of each matrix, ring all-reduces. Not counted: launches, norms,
-rotary embedding, sampling, scales of quantized numbers, link latency.
+Counted: weights and KV cache with their scales, activations in and out of each matrix, ring all-reduces. Not counted:
+launches, norms, rotary embedding, sampling, link latency.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.devices import DeviceSpec, Quantity
 from bench.errors import BadRequest, require, unknown
-from bench.predict.step_work import PRECISIONS, Precision, StepOp, decode_ops, kv_share, prefill_ops
-from kernels.models import ModelShape, kv_bytes, kv_bytes_per_token, parameters
+from bench.predict.step_work import (
+    PRECISIONS,
+    Precision,
+    StepOp,
+    cached_tokens,
+    decode_ops,
+    kv_share,
+    kv_token_bytes,
+    prefill_ops,
+)
+from kernels.models import ModelShape, parameters
 
 RESERVE = 0.1
 """The default share of memory kept for activations and the runtime: vLLM's gpu_memory_utilization is 0.9."""
@@ -75,7 +84,7 @@ class StepPrediction:
     seconds: float
     """Time per output token (TPOT) of every request in the batch."""
     weight_bytes: int
-    """All weights as stored, over all devices."""
+    """All weights as stored, over all devices, with scales as if every row had as many columns as the hidden size."""
     weight_seconds: float
     """The time to read this step's weights at full bandwidth. No step is faster."""
     kv_seconds: float
@@ -205,7 +214,7 @@ def _pipe_on(device: DeviceSpec, precision: Precision) -> Precision:
     """The precision as the device uses it: without a published peak of a narrow type, it multiplies in 16 bits."""
     if precision.pipe in device.peaks or precision.bytes >= 2 or "mma_bf16" not in device.peaks:
         return precision
-    return Precision(bytes=precision.bytes, pipe="mma_bf16")
+    return replace(precision, pipe="mma_bf16")
 
 
 def _check(
@@ -289,8 +298,9 @@ def step(
     bandwidth = device.memory_bandwidth.value
     capacity = round(device.memory_capacity.value) * devices if device.memory_capacity else None
     missing |= {name for name in ("memory_capacity", "power") if getattr(device, name) is None}
-    weight_bytes = round(parameters(shape) * stored.bytes)
-    request_bytes = kv_bytes(shape, context, cache.bytes)
+    weight_bytes = round(stored.weight_bytes(parameters(shape) / shape.hidden, shape.hidden))
+    token_bytes = kv_token_bytes(shape, cache)
+    request_bytes = cached_tokens(shape, context) * token_bytes
     copies = devices * kv_share(shape, devices)
     kept = round(reserve * (capacity or 0))
     return StepPrediction(
@@ -313,7 +323,7 @@ def step(
         weight_bytes=weight_bytes,
         weight_seconds=sum(op.weight_bytes for op in ops) / bandwidth,
         kv_seconds=sum(op.kv_bytes for op in ops) / bandwidth,
-        kv_bytes_per_token=kv_bytes_per_token(shape, cache.bytes),
+        kv_bytes_per_token=shape.layers * token_bytes,
         kv_bytes_per_request=request_bytes,
         kv_copies=copies,
         reserve_bytes=kept,

@@ -11,10 +11,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kernels.common.quantization import SCALE_GROUP, weight_bytes
 from kernels.models import ModelShape, attention_projections, kv_elements_per_layer
 from kernels.op import Work
 
 ACTIVATION_BYTES = 2
+SCALE_BYTES = 4
+"""A scale of an 8-bit cache: fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +25,27 @@ class Precision:
     """How a number is stored and, for a weight, the pipe that multiplies with it."""
 
     bytes: float
+    """Bytes of one number, without scales."""
     pipe: str
+    format: str = ""
+    """The format of `kernels/common/quantization.py` that tells what scales weights have; empty for none."""
+
+    def weight_bytes(self, n: float, k: float) -> float:
+        """Bytes of a matrix `[n, k]` with its scales."""
+        if not self.format:
+            return n * k * self.bytes
+        return weight_bytes(self.format, math.ceil(n), math.ceil(k), ACTIVATION_BYTES)
 
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(bytes=4, pipe="fma_fp32"),
     "bf16": Precision(bytes=2, pipe="mma_bf16"),
     "fp16": Precision(bytes=2, pipe="mma_bf16"),
-    "fp8": Precision(bytes=1, pipe="mma_fp8"),
-    "int8": Precision(bytes=1, pipe="mma_int8"),
-    "w8a16": Precision(bytes=1, pipe="mma_bf16"),
-    "int4": Precision(bytes=0.5, pipe="mma_bf16"),
-    "fp4": Precision(bytes=0.5, pipe="mma_fp4"),
+    "fp8": Precision(bytes=1, pipe="mma_fp8", format="fp8"),
+    "int8": Precision(bytes=1, pipe="mma_int8", format="int8"),
+    "w8a16": Precision(bytes=1, pipe="mma_bf16", format="int8"),
+    "int4": Precision(bytes=0.5, pipe="mma_bf16", format="int4"),
+    "fp4": Precision(bytes=0.5, pipe="mma_fp4", format="mxfp4"),
 }
 """`fp8`, `int8` and `fp4` weights are multiplied in that type. `w8a16` and `int4` weights are read in 8 or 4 bits and
 multiplied in 16."""
@@ -52,7 +64,7 @@ class StepOp:
     """What it reads or writes in the step's precision: weights or KV cache. A case has the type in a field so named."""
     work: Work = field(default_factory=Work)
     weight_bytes: int = 0
-    """Part of `work.bytes_read`."""
+    """Part of `work.bytes_read`, scales included."""
     kv_bytes: int = 0
     """Part of `work.bytes_read`."""
     link_bytes: int = 0
@@ -102,15 +114,13 @@ def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, token
     """
     elements = sum(n * k for n, k in matrices)
     n, k = sum(n for n, _ in matrices), matrices[0][1]
-    weight_bytes = round(calls * elements * precision.bytes)
+    weights = round(calls * sum(precision.weight_bytes(*matrix) for matrix in matrices))
     work = Work(
         flops={precision.pipe: round(calls * 2 * elements * tokens)},
-        bytes_read=weight_bytes + round(calls * tokens * k * ACTIVATION_BYTES),
+        bytes_read=weights + round(calls * tokens * k * ACTIVATION_BYTES),
         bytes_written=round(calls * tokens * n * ACTIVATION_BYTES),
     )
-    return StepOp(
-        name=name, measured_as="ffn_gemv", stored="weights", calls=calls, work=work, weight_bytes=weight_bytes
-    )
+    return StepOp(name=name, measured_as="ffn_gemv", stored="weights", calls=calls, work=work, weight_bytes=weights)
 
 
 def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, precision: Precision) -> StepOp:
@@ -120,10 +130,10 @@ def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, p
     experts.
     """
     calls, rows = shape.moe_layers, tokens * shape.experts_per_token
-    weight_bytes = round(calls * expected_experts(shape, tokens) * n * k * precision.bytes)
+    weights = round(calls * expected_experts(shape, tokens) * precision.weight_bytes(n, k))
     work = Work(
         flops={precision.pipe: round(calls * 2 * n * k * rows)},
-        bytes_read=weight_bytes + round(calls * rows * k * ACTIVATION_BYTES),
+        bytes_read=weights + round(calls * rows * k * ACTIVATION_BYTES),
         bytes_written=round(calls * rows * n * ACTIVATION_BYTES),
     )
     return StepOp(
@@ -133,7 +143,7 @@ def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, p
         stored="weights",
         calls=calls,
         work=work,
-        weight_bytes=weight_bytes,
+        weight_bytes=weights,
     )
 
 
@@ -173,6 +183,19 @@ def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Prec
     return [*ops, linear("lm_head", (shape.vocab * even, shape.hidden), calls=1, tokens=head_rows)]
 
 
+def kv_token_bytes(shape: ModelShape, kv: Precision) -> float:
+    """Bytes of one token and layer in the cache, scales included, as the operations of `kernels/` store them.
+
+    In fewer than 16 bits, the tokens of a head share a fp32 scale by `SCALE_GROUP`. With MLA each token has one, and
+    its rotary key stays in 16 bits. (No kernel here reads a cache of 4 bits. It is taken to have the same scales.)
+    """
+    if kv.bytes >= ACTIVATION_BYTES:
+        return kv_elements_per_layer(shape) * kv.bytes
+    if shape.is_mla:
+        return shape.kv_latent * kv.bytes + shape.rope_dim * ACTIVATION_BYTES + SCALE_BYTES
+    return 2 * shape.kv_heads * (shape.head_dim * kv.bytes + SCALE_BYTES / SCALE_GROUP)
+
+
 def _attention_dims(shape: ModelShape, *, absorbed: bool) -> tuple[int, int]:
     """The lengths of a key and of a value row, as each query head sees them.
 
@@ -191,12 +214,12 @@ def _attention(
 ) -> StepOp:
     """`pairs` query-key pairs and `cached` cached tokens, both summed over layers; `rows` query tokens.
 
-    Each pair costs 2 (D_qk + D_v) H FLOP, in 16 bits whatever the cache is stored in. Reads the cache once and Q, and
-    writes O.
+    Each pair costs 2 (D_qk + D_v) H FLOP, in 16 bits whatever the cache is stored in. Reads the cache once, with its
+    scales, and Q, and writes O.
     """
     d_qk, d_v = _attention_dims(shape, absorbed=absorbed)
     heads = shape.heads * query_share(shape, devices)
-    kv_bytes_read = round(cached * kv_elements_per_layer(shape) * kv.bytes * kv_share(shape, devices))
+    kv_bytes_read = round(cached * kv_token_bytes(shape, kv) * kv_share(shape, devices))
     row_bytes = ACTIVATION_BYTES * shape.layers * rows * heads
     return StepOp(
         name="attention",
@@ -213,7 +236,7 @@ def _attention(
 
 
 def _kv_append(shape: ModelShape, tokens: int, kv: Precision, devices: int) -> StepOp:
-    """Reads new K and V in 16 bits and writes them in the cache's precision."""
+    """Reads new K and V in 16 bits and writes them in the cache's precision. It writes no scales."""
     elements = shape.layers * tokens * kv_elements_per_layer(shape) * kv_share(shape, devices)
     work = Work(bytes_read=round(elements * ACTIVATION_BYTES), bytes_written=round(elements * kv.bytes))
     return StepOp(name="kv_append", measured_as="kv_append", stored="kv", calls=shape.layers, work=work)

@@ -16,14 +16,12 @@ from kernels.common import paging
 from kernels.common.compare import rounded
 from kernels.common.integers import cdiv
 from kernels.common.paging import Ranges
+from kernels.common.quantization import SCALE_GROUP
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.op import Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
-
-SCALE_GROUP = 16
-"""Tokens of one page that share a fp32 scale per KV head in an 8-bit cache; fewer if a page is smaller."""
 
 KV_UNIT = {"fp8": 1.0, "int8": (12.0 / (255**2 - 1)) ** 0.5}
 """Typical scale of an 8-bit cache, chosen so that k and v are of order 1. fp8 values are drawn from N(0, 1), int8

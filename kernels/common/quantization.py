@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of e2m1 by their three low bits; the fourth is the sign."""
 
+SCALE_GROUP = 16
+"""Tokens of one page that share a fp32 scale per KV head in an 8-bit cache; fewer if a page is smaller."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:

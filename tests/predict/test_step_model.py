@@ -80,9 +80,9 @@ def test_attention_intensity_is_the_group_size_whatever_the_batch(name, flop_per
     ("weights", "crossing"),
     [
         ("bf16", 309),  # E = 57344 x 8192: 2 E / (2 E / 295.3 - 2 (57344 + 8192)) = 308.0
-        ("w8a16", 155),  # half of it: 154.01; the published "about 150"
-        ("int4", 78),  # a quarter: 77.003
-        ("fp8", 322),  # E / (2 E / 590.7 - 131072) = 321.9: twice the pipe, half the bytes
+        ("w8a16", 155),  # half of it: 154.09 with the scales of rows; the published "about 150"
+        ("int4", 80),  # a quarter, and 2 B for 128 weights: 33/64 E / (2 E / 295.3 - 131072) = 79.41
+        ("fp8", 323),  # (E + 4 x 57344) / (2 E / 590.7 - 131072) = 322.1: twice the pipe, half the bytes
     ],
 )
 def test_ffn_crossing_batch_by_precision(weights, crossing):
@@ -120,9 +120,10 @@ def test_moe_reads_few_experts_at_batch_1_and_all_of_them_at_a_large_one():
     shape = model("deepseek-v3")
     bandwidth = H100.memory_bandwidth.value
     one, many = (at(shape=shape, weights="fp8", batch=batch) for batch in (1, 4096))
-    assert one.weight_seconds * bandwidth == pytest.approx(active_parameters(shape))
+    scales = 2e-3  # 4 B for a row, of at least 2048 columns nearly everywhere
+    assert active_parameters(shape) < one.weight_seconds * bandwidth < (1 + scales) * active_parameters(shape)
     everything = parameters(shape) - shape.vocab * shape.hidden
-    assert many.weight_seconds * bandwidth == pytest.approx(everything)
+    assert everything < many.weight_seconds * bandwidth < (1 + scales) * everything
     dense_of_equal_compute = active_parameters(shape)
     assert many.weight_seconds * bandwidth > 18 * dense_of_equal_compute
 
@@ -167,9 +168,12 @@ def test_tensor_parallel_step_by_hand():
 
 
 def test_bytes_of_a_row_split_matrix_by_hand():
-    """`o` on two devices, batch 4: half of 80 x 8192 x 8192 weights, half of each input row, all of each output row."""
+    """`o` on two devices, batch 4: half of 80 x 8192 x 8192 weights, half of each input row, all of each output row.
+
+    The weights in fp8 have a fp32 scale for each of the 8192 rows.
+    """
     work = at(batch=4, devices=2, weights="fp8").op("o").work
-    assert work.bytes_read == 80 * (8192 * 8192 // 2 + 4 * 8192 // 2 * 2)
+    assert work.bytes_read == 80 * (8192 * 8192 // 2 + 8192 * 4 + 4 * 8192 // 2 * 2)
     assert work.bytes_written == 80 * 4 * 8192 * 2
     assert work.flops == {"mma_fp8": 80 * 2 * 8192 * 8192 * 4 // 2}
 
@@ -180,7 +184,8 @@ def test_append_and_attention_bytes_follow_the_cache_precision():
         predicted = at(batch=3, kv=kv)
         append = predicted.op("kv_append").work
         assert (append.bytes_read, append.bytes_written) == (3 * 80 * 2048 * 2, 3 * 80 * 2048 * size)
-        assert predicted.kv_seconds == pytest.approx(3 * 4096 * 80 * 2048 * size / 3.35e12)
+        scales = 2 * 8 * 4 / 16 if size == 1 else 0  # a fp32 scale for 16 tokens of each head of K and of V
+        assert predicted.kv_seconds == pytest.approx(3 * 4096 * 80 * (2048 * size + scales) / 3.35e12)
 
 
 def test_prefill_of_a_sliding_window_counts_the_pairs_in_the_window():
