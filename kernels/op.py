@@ -208,6 +208,10 @@ class Tolerance:
     max_rel: float
     rms_rel: float
     why: str = ""
+    slope: float | None = None
+    """How far `slope` may be from 1, and `bias` from 0, beyond their own noise; None: any value."""
+    roundings: int | None = None
+    """Roundings to the output's type in series, that of the output among them, as far as their noise is known."""
 
 
 def poison_with_nan(case: Case, inputs: Inputs, output: torch.Tensor) -> None:

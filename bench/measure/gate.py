@@ -46,6 +46,11 @@ def late_write(output: Any, target: Target) -> str | None:
     return None if same else "late write: the output still changed after the launch's stream had finished"
 
 
+def truncates(output: Any, target: Target) -> bool:
+    """Triton's interpreter makes bf16 of fp32 by truncation, so results are too small by 0.26% on average."""
+    return target.kind == "interpreter" and str(output.dtype) == "torch.bfloat16"
+
+
 def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Launch, target: Target) -> Errors:
     """Run on a poisoned output and compare, then change the volatile inputs in place, run and compare again.
 
@@ -58,7 +63,7 @@ def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Lau
             exchange(inputs, fresh)
         output = poisoned_run(op, case, inputs, launch)
         late = late_write(output, target)
-        errors = compare(output, op.reference(case, inputs), tolerance)
+        errors = compare(output, op.reference(case, inputs), tolerance, truncated=truncates(output, target))
         if late:
             errors = replace(errors, reason=late)
         elif changed and not errors.passed:
@@ -101,6 +106,7 @@ def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[
 
 
 def _worse(one: Errors | None, other: Errors) -> Errors:
+    """The larger of each error; of two slopes the one farther from 1."""
     if one is None:
         return other
     return Errors(
@@ -110,4 +116,13 @@ def _worse(one: Errors | None, other: Errors) -> Errors:
         bad_elements=one.bad_elements + other.bad_elements,
         elements=one.elements + other.elements,
         reason=one.reason or other.reason,
+        slope=_farther(one.slope, other.slope, 1.0),
+        bias=_farther(one.bias, other.bias, 0.0),
+        noise=_farther(one.noise, other.noise, 0.0),
     )
+
+
+def _farther(one: float | None, other: float | None, right: float) -> float | None:
+    """The value that is farther from the right one, among those that are known."""
+    known = [value for value in (one, other) if value is not None]
+    return max(known, key=lambda value: abs(value - right), default=None)

@@ -7,7 +7,7 @@ Query head h reads KV head h // (H_q / H_kv). Every live token is read once, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,17 +15,32 @@ from kernels.attention_decode.cases import SUITES, AttentionCase
 from kernels.common import paging
 from kernels.common.compare import rounded
 from kernels.common.integers import cdiv
+from kernels.common.marks import (
+    KEY_STEP,
+    NOISE,
+    SHORTEST_WITH_SINK,
+    UNIT,
+    Marks,
+    Sink,
+    Slots,
+    draw_marks,
+    raise_queries,
+    write_marks,
+)
 from kernels.common.paging import Ranges
 from kernels.common.quantization import SCALE_GROUP
-from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.random_inputs import BYTES, LARGEST, RandomInputs
 from kernels.op import Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
 
-KV_UNIT = {"fp8": 1.0, "int8": (12.0 / (255**2 - 1)) ** 0.5}
-"""Typical scale of an 8-bit cache, chosen so that k and v are of order 1. fp8 values are drawn from N(0, 1), int8
-values uniformly from [-127, 127], which has the variance (255^2 - 1) / 12."""
+CODES_PER_UNIT = {"fp8": 64, "int8": 32}
+"""Codes of an 8-bit cache that stand for a key of 1, so that 4 to 7 is the largest key."""
+
+
+SCALE_SPREAD = 0.15
+"""Scales are 15% below or above their mean. Where a marked value is then too large for the type, it loses up to 15%."""
 
 
 @cache
@@ -96,11 +111,28 @@ def work(case: AttentionCase) -> Work:
     return Work(flops={pipe: 4 * case.D * case.H_q * pairs}, bytes_read=read, bytes_written=size)
 
 
-def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
-    """q ~ N(0, 4) and k, v ~ N(0, 1): scores have a standard deviation of 2, so that the maxima of splits differ.
+def sinks(case: AttentionCase, table: torch.Tensor) -> list[Sink]:
+    """The first token that every query sees, in each sequence that is long enough to have a sink."""
+    found = []
+    for b, length in enumerate(lengths(case)):
+        seen = min(length, case.window + case.sinks) if case.window else length
+        if seen >= SHORTEST_WITH_SINK:
+            first = max(0, length - case.window) if case.window and not case.sinks else 0
+            page = int(table[b, first // case.page]) if case.page else b
+            # a sink in the shared prefix is one token for all sequences
+            tokens = case.T if case.prefix else seen
+            found.append(Sink(page=page, slot=first % case.tokens_per_page, tokens=tokens))
+    return found
 
-    Everything that is not live is poisoned. `block_table` is one page wider than the longest sequence, and `[B, 0]` for
-    a contiguous cache. `k_scale` and `v_scale` are fp32 `[pages, groups, H_kv]`, and `[0]` for a 16-bit cache.
+
+def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
+    """k ~ N(0, 1), v with outliers, and queries that attend to marked tokens: see `kernels/common/marks.py`.
+
+    Everything that is not live is poisoned. An int8 token that is not live has a NaN scale if its group has no live
+    token; in a live group it scores more than every live token, and its value is -128, so that it shows if it counts.
+
+    `block_table` is one page wider than the longest sequence, and `[B, 0]` for a contiguous cache. `k_scale` and
+    `v_scale` are fp32 `[pages, groups, H_kv]`, and `[0]` for a 16-bit cache.
     """
     import torch
 
@@ -116,26 +148,58 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
         spare=bool(case.page),
         seed=seed,
     )
+    marks = draw_marks(
+        ranges,
+        cdiv(case.T, page) * page,
+        heads=case.H_kv,
+        classes=max(1, min(4, case.group, case.D // 8)),
+        dims=case.D,
+        channel_dims=case.D,
+        q_len=case.q_len,
+        page=case.page,
+        device=device,
+        seed=seed,
+    )
     slots = (paged.pages, case.H_kv, page) if case.layout == "HND" else (paged.pages, page, case.H_kv)
-    made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=2.0)}
+    made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=NOISE)}
+    # the largest marked value fills the type, as if scales were made from the largest value of a group
+    codes = {"k": 1, "v": 1} if not case.kv else {"k": CODES_PER_UNIT[case.kv], "v": LARGEST[case.kv] / marks.amplitude}
     for name in ("k", "v"):
-        if case.kv == "int8":
-            made[name] = draw.integers(-127, 128, (*slots, case.D), "int8")
-        else:
-            made[name] = draw.normal((*slots, case.D), case.kv or case.dtype)
+        made[name] = draw.normal((*slots, case.D), case.kv or case.dtype, scale=codes[name])
         scales = (paged.pages, cdiv(page, SCALE_GROUP), case.H_kv) if case.kv else (0,)
-        unit = KV_UNIT.get(case.kv, 1.0)
-        made[f"{name}_scale"] = draw.normal(scales, "fp32", scale=unit / 4).add_(unit)
-        if device != "meta":
-            paging.poison_dead(paging.nhd(made[name], case.layout), ranges, page=page, paged=paged)
-            if case.kv:
-                grouped = [
-                    [(scale_group(case, a), scale_group(case, z - 1) + 1) for a, z in r if z > a] for r in ranges
-                ]
-                paging.poison_dead(made[f"{name}_scale"], grouped, page=cdiv(page, SCALE_GROUP), paged=paged)
+        made[f"{name}_scale"] = draw.scales(scales, 1 / codes[name], SCALE_SPREAD)
+    if device != "meta":
+        mark(case, made, marks, paged, draw)
+        poison(case, made, paged, ranges)
     made["block_table"] = (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device)
     made["lengths"] = draw.table(lengths(case))
     return made
+
+
+def mark(case: AttentionCase, made: Inputs, marks: Marks, paged: paging.Paged, draw: RandomInputs) -> None:
+    """Queries attend to the marks of their class, and keys and values carry them."""
+    import torch
+
+    page, device = case.tokens_per_page, made["q"].device
+    raise_queries(marks, made["q"], unit=UNIT / (KEY_STEP * case.D**-0.5))
+    where = paging.first_tokens(paged, page).to(device)[:, None] + torch.arange(page, device=device)
+    caches = {}
+    for name in ("k", "v"):
+        scale = made[f"{name}_scale"].repeat_interleave(SCALE_GROUP, dim=1)[:, :page] if case.kv else None
+        caches[name] = Slots(stored=paging.nhd(made[name], case.layout), scale=scale)
+    write_marks(
+        marks, keys=caches["k"], values=caches["v"], token=where, sinks=sinks(case, paged.table), unit=1.0, draw=draw
+    )
+
+
+def poison(case: AttentionCase, made: Inputs, paged: paging.Paged, ranges: Sequence[Ranges]) -> None:
+    """Poison tokens that are not live, and the scales of groups without a live token."""
+    page = case.tokens_per_page
+    groups = [[(scale_group(case, a), scale_group(case, z - 1) + 1) for a, z in r if z > a] for r in ranges]
+    for name in ("k", "v"):
+        paging.poison_dead(paging.nhd(made[name], case.layout), ranges, page=page, paged=paged)
+        if case.kv:
+            paging.poison_dead(made[f"{name}_scale"], groups, page=cdiv(page, SCALE_GROUP), paged=paged)
 
 
 def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Ranges) -> torch.Tensor:
@@ -186,7 +250,8 @@ def tolerance(case: AttentionCase) -> Tolerance:
     """
     why = "probabilities and o are each rounded to its type once"
     rounds_to = "bf16" if case.kv and case.dtype == "fp16" else case.dtype
-    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=1, why=why)
+    roundings = 2 if rounds_to == case.dtype else None
+    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=1, roundings=roundings, why=why)
 
 
 def cases(suite: str) -> list[AttentionCase]:

@@ -1,10 +1,22 @@
 """Error metrics and the correctness gate: one function decides whether an output may be timed.
 
-Against a reference `r` in fp32 or fp64 and an output `o`, both `[..., C]`:
+Against a reference `r` in fp32 or fp64 and an output `o`, both `[..., C]`, with d = o - r:
 
-- `rms_rel` = ||o - r|| / ||r||: the noise level
-- `row_rel` = max over rows (last dimension) of ||o_row - r_row|| / ||r_row||: one wrong sequence among many shows here
-- `max_rel` = max |o - r| / (|r| + rms(r_row)): one wrong element shows here
+- `rms_rel` = ||d|| / ||r||: the noise level
+- `row_rel` = max over rows (last dimension) of ||d_row|| / ||r_row||: one wrong sequence among many shows here
+- `max_rel` = max |d| / (|r| + rms(r_row)): one wrong element shows here
+- `slope` = sum(o r) / sum(r^2), the regression of o on r: an error of all elements alike shows here, such as a scale
+  that is off by 0.2%, which `rms_rel` can't tell from rounding
+- `bias` = mean(d) / rms(r), the mean signed error: an offset of all elements shows here
+- `noise` = rms(d), divided by what the roundings that the operation allows leave: one rounding too many shows here,
+  such as partial sums in bf16
+
+`slope` and `bias` are judged within their own noise: 5 standard errors and what the tolerance allows. The standard error
+of the slope comes from the residuals e = d - (slope - 1) r of the output itself, so it holds for rounding errors of any
+size. It is sqrt(sum(e^2 r^2)) / sum(r^2) if the errors of all elements are independent, and
+sqrt(sum over rows of (sum over the row of e r)^2) / sum(r^2) if the errors of a row go together. The larger counts; the
+second needs 8 rows. It is never less than one rounding of o leaves. Fewer than 64 elements do not tell their noise: then
+they are taken to have the `rms_rel` of the tolerance. The same holds for the bias, with 1 in the place of r.
 """
 
 from __future__ import annotations
@@ -20,8 +32,33 @@ if TYPE_CHECKING:
 
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 
+ROUNDING = 0.425
+"""Unit roundoffs that one rounding leaves as relative rms. A value m 2^e with 1 <= m < 2 has an error of up to one unit
+roundoff x 2^e, with an rms of 1 / sqrt(3) of it; the mean of 1 / m^2 is 0.541 if all log2(m) are equally likely."""
 
-def rounded(dtype: str, *, terms: str, max_units: float, rms_units: float, why: str) -> Tolerance:
+STANDARD_ERRORS = 5
+"""How far a slope or a bias may be from what it should be, beyond what the tolerance allows, in standard errors."""
+
+SPREAD_ROWS = 8
+"""From so many rows on, the errors of one row may go together."""
+
+FEW_ELEMENTS = 64
+"""Residuals of fewer elements do not tell their noise."""
+
+NOISE_MARGIN = 1.1
+"""`noise` may be 10% more than 1, and 3 / sqrt(elements) more, since an rms of few elements varies."""
+
+
+def rounded(
+    dtype: str,
+    *,
+    terms: str,
+    max_units: float,
+    rms_units: float,
+    why: str,
+    slope_units: float = 0.125,
+    roundings: int | None = None,
+) -> Tolerance:
     """The tolerance of results that are rounded to a 16-bit type: multiples of its unit roundoff, with the reason.
 
     fp32 results differ only by the order in which `terms` are summed.
@@ -29,12 +66,18 @@ def rounded(dtype: str, *, terms: str, max_units: float, rms_units: float, why: 
     if dtype == "fp32":
         return Tolerance(max_rel=1e-4, rms_rel=1e-5, why=f"fp32 sums of {terms} in another order")
     unit = UNIT_ROUNDOFF[dtype]
-    return Tolerance(max_rel=max_units * unit, rms_rel=rms_units * unit, why=why)
+    return Tolerance(
+        max_rel=max_units * unit,
+        rms_rel=rms_units * unit,
+        slope=slope_units * unit,
+        roundings=roundings,
+        why=why,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Metrics of one comparison (dimensionless) and, if it failed, why."""
+    """Metrics of one comparison (dimensionless) and, if it failed, why. None: not known, as in older records."""
 
     max_rel: float
     rms_rel: float
@@ -42,17 +85,22 @@ class Errors:
     bad_elements: int
     elements: int
     reason: str | None = None
+    slope: float | None = None
+    bias: float | None = None
+    noise: float | None = None
 
     @property
     def passed(self) -> bool:
         return self.reason is None
 
 
-def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance) -> Errors:
+def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance, *, truncated: bool = False) -> Errors:
     """Compare in fp64 where it is cheap, else in fp32. NaN or Inf on one side only never passes.
 
     `row_rel` may reach `4 x tolerance.rms_rel`, since a row is a small sample of the noise.
     NaN in the reference means "left alone": there the output must be NaN too.
+    `truncated`: the output was made by truncation instead of rounding, so it is too small by half a unit on average;
+    then slope, bias and noise are not judged.
     """
     import torch
 
@@ -63,14 +111,15 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
     if reference.numel() == 0:
         return Errors(max_rel=0.0, rms_rel=0.0, row_rel=0.0, bad_elements=0, elements=0)
     wide = torch.float64 if reference.numel() <= 1 << 24 else torch.float32
-    # on the GPU if either tensor is there: a comparison takes a dozen passes over both
+    # on the GPU if either tensor is there: a comparison takes two dozen passes over both
     home = reference.device if reference.is_cuda else output.device
     out = output.detach().to(home).to(wide).reshape(-1, output.shape[-1] if output.ndim else 1)
     ref = reference.detach().to(home).to(wide).reshape_as(out)
     settled = ref.isfinite()
     alike = torch.where(settled, out.isfinite(), (out == ref) | (out.isnan() & ref.isnan()))
     ref = torch.where(settled, ref, 0.0)
-    difference = torch.where(settled & alike, out - ref, 0.0).abs()
+    signed = torch.where(settled & alike, out - ref, 0.0)
+    difference = signed.abs()
     row_norm = ref.norm(dim=-1)
     floor = row_norm / ref.shape[-1] ** 0.5
     tiny = torch.finfo(torch.float32).tiny
@@ -80,6 +129,7 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
     rms_rel = float(difference.norm() / (ref.norm() + tiny))
     unlike = int((~alike).sum())
     bad = int((relative > tolerance.max_rel).sum()) + unlike
+    trend = systematic(signed, ref, output.dtype, tolerance)
     reason: str | None = None
     if unlike:
         reason = f"{unlike} of {out.numel()} elements are NaN or Inf where the reference is not, or the reverse"
@@ -89,6 +139,8 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
         reason = f"row_rel {row_rel:.3g} > {4 * tolerance.rms_rel:.3g} in one row of {out.shape[0]}"
     elif not rms_rel <= tolerance.rms_rel:
         reason = f"rms_rel {rms_rel:.3g} > {tolerance.rms_rel:.3g}"
+    elif not truncated:
+        reason = trend.reason
     return Errors(
         max_rel=max_rel,
         rms_rel=rms_rel,
@@ -96,4 +148,58 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance)
         bad_elements=bad,
         elements=out.numel(),
         reason=reason,
+        slope=trend.slope,
+        bias=trend.bias,
+        noise=trend.noise,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """What the errors of all elements have in common."""
+
+    slope: float
+    bias: float
+    noise: float | None
+    reason: str | None
+
+
+def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: Tolerance) -> Trend:
+    """Slope, bias and noise of the errors `d` of an output in `dtype` with the reference `r`, both `[rows, C]`."""
+    import torch
+
+    def total(values: torch.Tensor) -> float:
+        return float(values.sum(dtype=torch.float64))
+
+    n, tiny = d.numel(), torch.finfo(torch.float32).tiny
+    size = total(r * r) + tiny
+    rms = (size / n) ** 0.5
+    once = ROUNDING * torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
+    least = once if n >= FEW_ELEMENTS else max(once, tolerance.rms_rel)
+    excess, offset = total(d * r) / size, total(d) / n
+    slope_noise = max(spread(d * r - excess * (r * r)), least * total(r**4) ** 0.5) / size
+    bias_noise = max(spread(d - offset) / n, least * rms / n**0.5) / rms
+    bias = offset / rms
+    allowed = tolerance.slope
+    reason = noise = None
+    if allowed is not None and not abs(excess) <= allowed + STANDARD_ERRORS * slope_noise:
+        reason = f"slope {1 + excess:.6f}, off by more than {allowed:.2g} and 5 standard errors of {slope_noise:.2g}"
+    elif allowed is not None and not abs(bias) <= allowed + STANDARD_ERRORS * bias_noise:
+        reason = f"bias {bias:.3g}, more than {allowed:.2g} and 5 standard errors of {bias_noise:.2g}"
+    if tolerance.roundings:
+        last = total((r.to(dtype).to(r.dtype) - r) ** 2)
+        expected = (last + (tolerance.roundings - 1) * once**2 * size) ** 0.5
+        noise = total(d * d) ** 0.5 / (expected + tiny)
+        most = NOISE_MARGIN + 3 / n**0.5
+        if reason is None and not noise <= most:
+            reason = f"noise {noise:.3g} > {most:.3g}: more than {tolerance.roundings} roundings leave"
+    return Trend(slope=1 + excess, bias=bias, noise=noise, reason=reason)
+
+
+def spread(terms: torch.Tensor) -> float:
+    """Standard deviation of the sum of `terms [rows, C]`: of independent ones, or of independent rows, if more."""
+    import torch
+
+    alone = float((terms * terms).sum(dtype=torch.float64))
+    together = float((terms.sum(dim=-1, dtype=torch.float64) ** 2).sum()) if len(terms) >= SPREAD_ROWS else 0.0
+    return max(alone, together) ** 0.5

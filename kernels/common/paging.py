@@ -102,6 +102,17 @@ def block_table(
     return Paged(table=table, unowned=order[live:], pages=pages)
 
 
+def first_tokens(paged: Paged, page: int) -> torch.Tensor:
+    """`[pages]` int64 on the host: the number of the first token of each physical page in its sequence; 0 if nobody
+    owns it."""
+    import torch
+
+    owned = (paged.table >= 0) & (paged.table < paged.pages)
+    first = torch.zeros(paged.pages, dtype=torch.int64)
+    first[paged.table[owned].long()] = (torch.arange(paged.table.shape[1]) * page).expand_as(paged.table)[owned]
+    return first
+
+
 def nhd(cache: torch.Tensor, layout: str) -> torch.Tensor:
     """A view `[pages, page, H_kv, D]` of a cache kept in either layout."""
     return cache.transpose(1, 2) if layout == "HND" else cache

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from kernels.common.fields import TYPES, OneOf
 from kernels.common.integers import cdiv
-from kernels.common.random_inputs import RandomInputs, torch_dtype
+from kernels.common.random_inputs import RandomInputs, encoded, torch_dtype, writable
 from kernels.op import Inputs
 
 if TYPE_CHECKING:
@@ -83,8 +83,13 @@ def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
     return N * K * kind.bits // 8 + scales * size
 
 
+RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "fp8": 32.0, "fp8_block": 32.0}
+"""The rms of drawn codes, less their zero point; for mxfp4 of the e2m1 values that they stand for."""
+
+
 def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) -> Inputs:
-    """Codes over their whole range, and scales that differ by up to 3 times. W is of order K^-1/2."""
+    """Codes over their whole range. Scales of neighbouring groups differ, see `RandomInputs.scales`; those of mxfp4 by
+    the factor 2 or 4. W is of order K^-1/2."""
     check_weights(format, dtype, K=K)
     kind = FORMATS[format]
     if kind.bits == 4:
@@ -95,17 +100,47 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) 
         codes = draw.normal((N, K), "fp8", scale=32.0)
     shape = kind.scale_shape(N, K)
     if format == "mxfp4":
-        # 2^-(K^1/2's exponent), give or take one
+        # 2^-(K^1/2's exponent), half or twice as much for every other group
         middle = 127 - (K.bit_length() + 1) // 2
-        return {"w": codes, "w_scale": draw.integers(middle - 1, middle + 2, shape, "uint8")}
-    rms = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0}.get(format, 32.0)
-    # 0.5 to 1.5 in tenths, since `RandomInputs` has no uniform floats
-    tenths = draw.integers(5, 16, shape)
-    scale = tenths.to(torch_scale_dtype(format, dtype)) * (0.1 / rms * K**-0.5)
-    packed = {"w": codes, "w_scale": scale}
+        return {"w": codes, "w_scale": alternate(draw.integers(middle, middle + 2, shape, "uint8"), middle - 1)}
+    packed = {"w": codes, "w_scale": draw.scales(shape, K**-0.5 / RMS_CODES[format])}
+    packed["w_scale"] = packed["w_scale"].to(torch_scale_dtype(format, dtype))
     if format == "int4_zp":
         packed["w_zero"] = draw.integers(0, 16, shape, "uint8")
     return packed
+
+
+def alternate(scale: torch.Tensor, other: int) -> torch.Tensor:
+    """`other` in the place of every second scale `[N, G]`, along both axes."""
+    if scale.device.type != "meta":
+        scale[::2, ::2] = other
+        scale[1::2, 1::2] = other
+    return scale
+
+
+def write_codes(format: str, weights: Inputs, rows: torch.Tensor, columns: torch.Tensor, level: float) -> None:
+    """Write codes that stand for `level` times the rms of W, as far as the format reaches, where rows and columns
+    meet."""
+    import torch
+
+    kind, codes = FORMATS[format], weights["w"]
+    value = RMS_CODES[format] * level
+    if kind.bits == 8:
+        code = torch.tensor(value, device=codes.device)
+        writable(codes)[rows[:, None], columns] = encoded(code, codes.dtype)
+        return
+    zero = torch.tensor(8, device=codes.device)
+    if format == "int4_zp":
+        zero = weights["w_zero"][rows[:, None] // kind.group_n, columns // kind.group_k].int()
+    if format == "mxfp4":
+        nearest = min(range(8), key=lambda i: abs(E2M1[i] - value))
+        wanted = torch.full((len(rows), len(columns)), nearest, dtype=torch.uint8, device=codes.device)
+    else:
+        wanted = (zero + round(value)).clamp(0, 15).to(torch.uint8).expand(len(rows), len(columns))
+    for half in (0, 1):
+        mine = columns % 2 == half
+        at = (rows[:, None], columns[mine] // 2)
+        codes[at] = codes[at] & (0x0F if half else 0xF0) | wanted[:, mine] << 4 * half
 
 
 def torch_scale_dtype(format: str, dtype: str) -> torch.dtype:

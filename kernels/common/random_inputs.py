@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn", "int8": "int8"}
 """Short names used in case ids -> torch names."""
 
+LARGEST = {"fp8": 448, "int8": 127}
+"""The largest value of each 8-bit type; int8's is that of symmetric quantization."""
+
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 
 
@@ -20,6 +23,24 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, DTYPES[name])
 
 
+def writable(stored: torch.Tensor) -> torch.Tensor:
+    """A view that torch can index on every device: fp8 as bytes."""
+    import torch
+
+    return stored.view(torch.uint8) if stored.dtype == torch.float8_e4m3fn else stored
+
+
+def encoded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values as `writable` stores them; what an 8-bit type can't hold becomes its largest or least value."""
+    import torch
+
+    if dtype == torch.int8:
+        return values.round().clamp(-127, 127).to(dtype)
+    if dtype == torch.float8_e4m3fn:
+        return values.float().clamp(-448, 448).to(dtype).view(torch.uint8)
+    return values.to(dtype)
+
+
 class RandomInputs:
     """One stream of random values: `RandomInputs("cuda", seed=3).normal((B, K), "bf16")`."""
 
@@ -27,12 +48,13 @@ class RandomInputs:
         import torch
 
         self.device = device
+        self.seed = seed
         self.python = random.Random(seed)
         """Draws small host-side tables, the same for every device."""
         self._generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
 
     def normal(self, shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> torch.Tensor:
-        """Normal values times `scale`. 8-bit floats are drawn in bf16 and rounded."""
+        """Normal values times `scale`. 8-bit types are drawn in bf16 and rounded, within their range."""
         import torch
 
         wanted = torch_dtype(dtype)
@@ -41,7 +63,9 @@ class RandomInputs:
         drawn = wanted if wanted.itemsize > 1 else torch.bfloat16
         values = torch.empty(shape, dtype=drawn, device=self.device)
         values.normal_(generator=self._generator).mul_(scale)
-        return values.to(wanted)
+        if dtype in LARGEST:
+            values.clamp_(-LARGEST[dtype], LARGEST[dtype])
+        return (values.round_() if dtype == "int8" else values).to(wanted)
 
     def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: str = "int32") -> torch.Tensor:
         """Uniform integers from `[low, high)`."""
@@ -57,6 +81,28 @@ class RandomInputs:
         import torch
 
         return torch.randperm(n, generator=self._generator, device=self.device)
+
+    def scales(self, shape: tuple[int, ...], unit: float, spread: float = 0.3) -> torch.Tensor:
+        """fp32 scales of about `unit`, for groups along every axis of `shape`.
+
+        They are 1 - spread and 1 + spread units in turn, or up to a tenth more. So neighbours along any axis differ by
+        the factor (1 + spread) / (1.1 - 1.1 spread) at least (1.69; 1.23 for 0.15): the scale of another group shows.
+
+        The 16 bits that bf16 lacks are the same in all scales: just under half of bf16's last bit for an even seed, and
+        just over for an odd one. So all scales that are rounded to bf16 err to the same side, by 0.18 to 0.37%, and
+        results err with them.
+        """
+        import torch
+
+        if self.device == "meta":
+            return torch.empty(shape, device="meta")
+        steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        for axis, count in enumerate(shape):
+            steps = steps + torch.arange(count, device=self.device).view([-1] + [1] * (len(shape) - 1 - axis))
+        side = torch.where(steps % 2 == 0, 1 - spread, 1 + spread) * unit
+        drawn = torch.empty(shape, device=self.device).uniform_(1.0, 1.1, generator=self._generator).mul_(side)
+        drawn.view(torch.int32).bitwise_and_(-(1 << 16)).bitwise_or_(0x8800 if self.seed % 2 else 0x7800)
+        return drawn
 
     def table(self, values: Any, dtype: str = "int32") -> torch.Tensor:
         """A host-side list as a tensor on this device (on `meta` its shape only)."""

@@ -26,6 +26,18 @@ from kernels.common import paging
 from kernels.common.compare import rounded
 from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.integers import cdiv
+from kernels.common.marks import (
+    KEY_STEP,
+    NOISE,
+    SHORTEST_WITH_SINK,
+    UNIT,
+    Marks,
+    Sink,
+    Slots,
+    draw_marks,
+    raise_queries,
+    write_marks,
+)
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -35,9 +47,12 @@ if TYPE_CHECKING:
 
 DEEPSEEK = MODELS["deepseek-v3"]
 
-FP8_SIGMA = 32
-"""Standard deviation of the fp8 values. It keeps their maximum within 448, the largest e4m3. Scales are about 1 /
-32."""
+ORDINARY = 0.2
+"""Standard deviation of ordinary latents. With the marked one that each token has, the rms of latents is about 1."""
+
+FP8_CODES = 15
+"""Codes of an fp8 latent of 1. The largest marked latent, 136 ordinary ones for L = 512, is then a code of 407, as if
+the scale of a token were made from its largest latent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +186,8 @@ def cases(suite: str) -> list[MlaCase]:
 
 
 def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
-    """Cache ~ N(0, 1). With these queries, scores have a standard deviation of 2, so that the maxima of splits differ.
+    """Queries attend to marked tokens (see `kernels/common/marks.py`): their scores come from the rotary keys, so that
+    a token without its rotary key shows, and their marks are latents.
 
     Everything that is not live is poisoned. `block_table` is `[B, 0]` for a contiguous cache `[B, T, L + R]`; `rope`
     and `latent_scale` are `[0]` unless the cache is fp8.
@@ -184,13 +200,27 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
     columns = cdiv(case.T, page) + (1 if case.page else 0)
     scattered = bool(case.page)
     paged = paging.block_table(ranges, page=page, columns=columns, shuffled=scattered, spare=scattered, seed=seed)
-    width = 2.0 / ((case.L + case.R) ** 0.5 * case.scale)
+    marks = draw_marks(
+        ranges,
+        cdiv(case.T, page) * page,
+        heads=1,
+        classes=max(1, min(16, case.H, case.R // 4)),
+        dims=case.L,
+        channel_dims=case.R,
+        q_len=case.q_len,
+        page=case.page,
+        device=device,
+        seed=seed,
+    )
+    # a score is a sum over L ordinary latents and a marked one, and over R rotary elements ~ N(0, 1)
+    latents = ORDINARY * (case.L + marks.amplitude**2) ** 0.5
+    width = {"q_latent": NOISE / (2**0.5 * latents * case.scale), "q_rope": NOISE / ((2 * case.R) ** 0.5 * case.scale)}
     slots = (paged.pages, page)
     if case.kv:
         cached = {
-            "cache": draw.normal((*slots, case.L), case.kv, scale=FP8_SIGMA),
+            "cache": draw.normal((*slots, case.L), case.kv, scale=FP8_CODES * ORDINARY),
             "rope": draw.normal((*slots, case.R), case.dtype),
-            "latent_scale": draw.normal(slots, "fp32", scale=0.25 / FP8_SIGMA).add_(1 / FP8_SIGMA),
+            "latent_scale": draw.scales(slots, 1 / FP8_CODES, spread=0.15),
         }
     else:
         cached = {
@@ -198,17 +228,47 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
             "rope": draw.normal((0,), case.dtype),
             "latent_scale": draw.normal((0,), "fp32"),
         }
+        cached["cache"][..., : case.L].mul_(ORDINARY)
+    queries = {
+        "q_latent": draw.normal((case.B, case.q_len, case.H, case.L), case.dtype, scale=width["q_latent"]),
+        "q_rope": draw.normal((case.B, case.q_len, case.H, case.R), case.dtype, scale=width["q_rope"]),
+    }
     if device != "meta":
+        raise_queries(marks, queries["q_rope"], unit=UNIT / (KEY_STEP * case.scale))
+        mark(case, cached, marks, paged, draw)
         for tensor in cached.values():
             if tensor.numel():
                 paging.poison_dead(tensor, ranges, page=page, paged=paged)
     return {
-        "q_latent": draw.normal((case.B, case.q_len, case.H, case.L), case.dtype, scale=width),
-        "q_rope": draw.normal((case.B, case.q_len, case.H, case.R), case.dtype, scale=width),
+        **queries,
         **cached,
         "block_table": (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device),
         "lengths": draw.table(lengths(case)),
     }
+
+
+def mark(case: MlaCase, cached: Inputs, marks: Marks, paged: paging.Paged, draw: RandomInputs) -> None:
+    """Rotary keys carry the scores of marked tokens, latents their values; the first token of a sequence is its
+    sink."""
+    import torch
+
+    page, cache = case.page or case.T, cached["cache"]
+    where = paging.first_tokens(paged, page).to(cache.device)[:, None] + torch.arange(page, device=cache.device)
+    write_marks(
+        marks,
+        keys=Slots(stored=(cached["rope"] if case.kv else cache[..., case.L :])[:, :, None]),
+        values=Slots(
+            stored=cache[..., : case.L][:, :, None], scale=cached["latent_scale"][..., None] if case.kv else None
+        ),
+        token=where,
+        sinks=[
+            Sink(page=int(paged.table[b, 0]) if case.page else b, slot=0, tokens=length)
+            for b, length in enumerate(lengths(case))
+            if length >= SHORTEST_WITH_SINK
+        ],
+        unit=ORDINARY,
+        draw=draw,
+    )
 
 
 def tokens(case: MlaCase, inputs: Inputs, b: int, length: int) -> torch.Tensor:
@@ -258,7 +318,7 @@ def tolerance(case: MlaCase) -> Tolerance:
     """
     why = "scores, probabilities and O may each be rounded to the type once"
     rounds_to = "bf16" if case.kv and case.dtype == "fp16" else case.dtype
-    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=2, why=why)
+    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=2, slope_units=0.25, why=why)
 
 
 OP = Op(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from kernels.common import paging
 from kernels.common.fields import Count, OneOf
 from kernels.common.integers import cdiv
-from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.random_inputs import BYTES, RandomInputs, encoded, writable
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -119,8 +119,14 @@ def cases(suite: str) -> list[PagedReadCase]:
 
 
 def inputs(case: PagedReadCase, device: str, seed: int) -> Inputs:
-    """k, v ~ N(0, 1); everything that is not live is poisoned. `block_table` is one column wider than needed, and
-    `[B, 0]` without pages; `lengths` is `[B]` int32.
+    """k, v ~ N(0, 1), but the first element of k is +-6 sqrt(2 D); everything that is not live is poisoned.
+
+    So the loss of any token shows. Without its first element the sum of a token has a standard deviation of
+    s = sqrt(2 D), so with it it is s or more in magnitude, up to 5 deviations. Sums of chunks have an rms of
+    8 x 6.1 s = 49 s. A lost or doubled token changes a sum by s / (5 x 49 s + 49 s) = 0.0034 at least: that is 34 times
+    the tolerance.
+
+    `block_table` is one column wider than needed, and `[B, 0]` without pages; `lengths` is `[B]` int32.
     """
     import torch
 
@@ -139,6 +145,9 @@ def inputs(case: PagedReadCase, device: str, seed: int) -> Inputs:
     made: Inputs = {}
     for name in ("k", "v"):
         made[name] = draw.normal((paged.pages, *slots, case.D), case.dtype)
+        if name == "k" and device != "meta":
+            sign = 2.0 * draw.integers(0, 2, made["k"].shape[:-1]) - 1.0
+            writable(made["k"])[..., 0] = encoded(6 * (2 * case.D) ** 0.5 * sign, made["k"].dtype)
         if device != "meta":
             paging.poison_dead(paging.nhd(made[name], case.layout), ranges, page=page, paged=paged)
     made["block_table"] = (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device)

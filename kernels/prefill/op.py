@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kernels.common.compare import rounded
 from kernels.common.fields import Count, Dtype
+from kernels.common.outliers import mark_columns, outliers
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -105,16 +106,36 @@ def cases(suite: str) -> list[PrefillCase]:
 
 
 def inputs(case: PrefillCase, device: str, seed: int) -> Inputs:
-    """`gemm`: x ~ N(0, 1), w ~ N(0, 1/K). `attention`: x ~ N(0, 1), with query heads multiplied by 2."""
+    """`gemm`: x ~ N(0, 1) with outlier columns, w ~ N(0, 1/K).
+
+    `attention`: k, v ~ N(0, 1). Query i is 2 N(0, 1) plus what makes its scores with tokens i and i + 1 larger by
+    2 + ln(i + 1). The scores with the i tokens before have a standard deviation of 2, so together these have as much of
+    the softmax as token i. If token i is lost or doubled, half of row i changes, or a third. Token i + 1, which row i
+    must not see, would change it as much.
+    """
     draw = RandomInputs(device, seed)
     if case.kind == "gemm":
-        return {
-            "x": draw.normal((case.T, case.K), case.dtype),
-            "w": draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5),
-        }
+        x = draw.normal((case.T, case.K), case.dtype)
+        mark_columns(x, outliers(draw, case.K))
+        return {"x": x, "w": draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5)}
     x = draw.normal((case.B, case.T, case.H_q + 2 * case.H_kv, case.D), case.dtype)
     x[:, :, : case.H_q].mul_(2.0)
+    if device != "meta":
+        attend_to_neighbours(case, x)
     return {"x": x}
+
+
+def attend_to_neighbours(case: PrefillCase, x: torch.Tensor) -> None:
+    """Add to each query k / ||k||^2 of its own token and of the next, times 2 + ln(i + 1) and sqrt(D)."""
+    import torch
+
+    q, k, _ = heads(case, x)
+    for b in range(case.B):
+        wanted = (2 + torch.arange(1, case.T + 1, device=x.device).log()) * case.D**0.5
+        unit = k[b].float()
+        unit /= (unit * unit).sum(dim=-1, keepdim=True)
+        unit[:-1] += unit[1:].clone()
+        q[b] += (unit * wanted[:, None, None]).repeat_interleave(case.H_q // case.H_kv, dim=1).to(x.dtype)
 
 
 def heads(case: PrefillCase, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -164,7 +185,9 @@ def work(case: PrefillCase) -> Work:
 
 def tolerance(case: PrefillCase) -> Tolerance:
     if case.kind == "gemm":
-        return rounded(case.dtype, terms="K terms", max_units=4, rms_units=1, why="one rounding of y to its type")
+        return rounded(
+            case.dtype, terms="K terms", max_units=4, rms_units=1, roundings=1, why="one rounding of y to its type"
+        )
     why = "probabilities and o are each rounded to their type once"
     return rounded(case.dtype, terms="T terms", max_units=8, rms_units=1, why=why)
 
