@@ -285,12 +285,16 @@ def tune(
 
 @app.command(epilog=examples("campaign --out DIR --budget 9m", "campaign --out DIR --device cpu --suite smoke"))
 def campaign(
-    out: Annotated[Path, typer.Option(help="where everything goes; the same directory again continues")],
+    out: Annotated[Path | None, typer.Option(help="where everything goes; the same directory again continues")] = None,
     budget: Annotated[str, typer.Option(help="time that this call may take")] = "9m",
     suite: Annotated[str, typer.Option(help="what to measure: smoke, quick or full")] = "full",
     device: Device = "cuda",
     skip: Annotated[list[str] | None, names("--skip", help="leave out these steps")] = None,
     case: Case = "",
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="no GPU: show the schedule of every call on a pretended H200")
+    ] = False,
+    lacks: Annotated[list[str] | None, typer.Option(hidden=True, help="with --rehearse: pretend a lack")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything for a rented hour: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
@@ -307,6 +311,14 @@ def campaign(
         case=case,
         argv=tuple(sys.argv[1:]),
     )
+    if rehearse:
+        from bench.operate.campaign import rehearsal
+
+        with Live.on(stderr=True) as live:
+            rehearsed = rehearsal.rehearse(request, live, lacks=lacks or ())
+        return say(rehearsed, as_json=as_json)
+    if out is None:
+        raise BadRequest("--out names the directory where everything goes")
     with Live.on(stderr=as_json) as live:
         outcome = steps.run(request, out, live)
     say(outcome, as_json=as_json)

@@ -59,7 +59,17 @@ class Outcome:
         return [r for r in self.records if r.status in ("wrong", "failed", "timeout") or "impossible" in r.flags]
 
 
-def run(request: Request, out: Path, resume: Path | None, display: Display) -> Outcome:
+class Pretence(Protocol):
+    """What a rehearsal puts in the place of the worker, the compilers and the clock."""
+
+    def worker(self) -> Worker: ...
+    def compile(self, jobs: Sequence[Job], budget_s: float | None) -> None: ...
+    def clock(self) -> float: ...
+
+
+def run(
+    request: Request, out: Path, resume: Path | None, display: Display, pretence: Pretence | None = None
+) -> Outcome:
     """Measure what is asked for into a new directory below `out`, or go on in `resume`.
 
     BadRequest for what the user can mend. A keyboard interrupt ends the run early; what was measured is kept.
@@ -69,7 +79,8 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
     earlier = load_run(resume) if resume else None
     if earlier:
         request = resolve_request(request, earlier)
-    worker = Worker(device=request.device, catalogue=request.catalogue, hang_s=request.hang_s, tell=display.note)
+    options: dict[str, Any] = {"device": request.device, "catalogue": request.catalogue, "hang_s": request.hang_s}
+    worker = pretence.worker() if pretence else Worker(**options, tell=display.note)
     writer = None
     try:
         ready = worker.ready
@@ -89,7 +100,7 @@ def run(request: Request, out: Path, resume: Path | None, display: Display) -> O
             for module in missing if not request.ops or name in request.ops else ():
                 writer.append("note", {"note": "missing", "op": name, **asdict(module)})
         display.begin(target, directory, len(jobs) + done, done)
-        session = Session(request, ops, worker, writer, display, earlier)
+        session = Session(request, ops, worker, writer, display, earlier, pretence)
         session.serve(jobs, target)
         if not session.outcome.interrupted:
             writer.append("end", {"at": now()})
@@ -173,7 +184,9 @@ class Session(Receiver):
         writer: Writer,
         display: Display,
         earlier: Run | None,
+        pretence: Pretence | None = None,
     ) -> None:
+        self._pretence = pretence
         self.request, self.ops = request, ops
         self.worker, self.writer, self.display = worker, writer, display
         self.outcome = Outcome(directory=writer.path.parent)
@@ -183,14 +196,23 @@ class Session(Receiver):
         self._hanging = {(op, impl): why for op, impl, why in request.hanging}
         self._hanging |= {(r.op, r.impl): why_not_again(r) for r in self.outcome.records if r.status == "timeout"}
         self._throttled_in_a_row, self._last_timed = 0, ("", "", 0)
-        self._deadline = time.monotonic() + (request.budget_s or math.inf)
+        self._deadline = self.clock() + (request.budget_s or math.inf)
+
+    def clock(self) -> float:
+        return self._pretence.clock() if self._pretence else time.monotonic()
+
+    def compile(self, jobs: Sequence[Job], target: Target) -> None:
+        request = self.request
+        if self._pretence:
+            self._pretence.compile(jobs, request.budget_s)
+        else:
+            precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
 
     def serve(self, jobs: Sequence[Job], target: Target) -> None:
         queue = deque(jobs)
         try:
-            request = self.request
-            precompile(jobs, request.catalogue, target, machine.usable_cores(), self.display.note, request.budget_s)
-            while queue and time.monotonic() <= self._deadline:
+            self.compile(jobs, target)
+            while queue and self.clock() <= self._deadline:
                 job = self.worth_measuring(queue.popleft())
                 if job is None:
                     continue

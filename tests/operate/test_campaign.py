@@ -216,7 +216,7 @@ def test_a_measurement_cut_short_goes_on_in_the_next_call(tmp_path: Path, monkey
 def test_measuring_goes_on_at_the_end_with_all_the_time_that_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First with its share of 280 s, of which it uses 100 s, then with the rest."""
+    """First with all of 280 s, of which it uses 100 s, then with the rest."""
     now = [0.0]
     limits: list[float] = []
 
@@ -228,7 +228,7 @@ def test_measuring_goes_on_at_the_end_with_all_the_time_that_is_left(
     monkeypatch.setattr(steps, "MEASURE", steps.replace(steps.MEASURE, act=act))
     monkeypatch.setattr(steps, "STEPS", (steps.MEASURE,))
     outcome = steps.run(planted(budget_s=steps.FINISH_S + 280.0), tmp_path, Silent())
-    assert limits == [0.75 * 280.0, 180.0]
+    assert limits == [280.0, 180.0]
     assert outcome.steps["measure"].seconds == 200.0
 
 

@@ -79,14 +79,15 @@ class Request:
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """A step gets `share` of the time that is left, at most `most_s`. It is not begun if that is less than `least_s`,
-    on a CPU `least_cpu_s`. `act` does what it can in time."""
+    on a CPU `least_cpu_s`. It does what it can in time."""
 
     name: str
     share: float
     least_s: float
     least_cpu_s: float = 1.0
     most_s: float = math.inf
-    act: Callable[[Campaign, Progress, float], None]
+    act: Callable[[Campaign, Progress, float], None] | None = None
+    """What does it; None: the campaign's method of its name."""
 
 
 def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome:
@@ -95,9 +96,12 @@ def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome
     require("suite", [request.suite], SUITES)
     if request.device not in ("auto", "cuda", "cpu"):
         raise BadRequest(f"device {request.device!r} is unknown: choose auto, cuda or cpu")
-    campaign = Campaign(request, out, display)
+    return go_through(Campaign(request, out, display))
+
+
+def go_through(campaign: Campaign) -> CampaignOutcome:
     try:
-        for step in (*STEPS, replace(MEASURE, share=1.0, least_s=SECOND_START_S)):
+        for step in (*STEPS, replace(MEASURE, least_s=SECOND_START_S)):
             campaign.go(step)
             if campaign.unfit or campaign.interrupted:
                 break
@@ -107,11 +111,14 @@ def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome
 
 
 class Campaign:
-    """The state of a campaign, and the clock of this call."""
+    """The state of a campaign, and the clock of this call. Its steps are the methods that `STEPS` name."""
+
+    pretence: runner.Pretence | None = None
+    """In a rehearsal, what takes the place of the machine."""
 
     def __init__(self, request: Request, directory: Path, display: runner.Display) -> None:
         self.request, self.directory, self.display = request, directory, display
-        self._ends = time.monotonic() + request.budget_s - FINISH_S
+        self._ends = self.clock() + request.budget_s - FINISH_S
         self.unfit = self.interrupted = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -159,7 +166,10 @@ class Campaign:
         fresh.replace(self.directory / STATE)
 
     def left_s(self) -> float:
-        return self._ends - time.monotonic()
+        return self._ends - self.clock()
+
+    def clock(self) -> float:
+        return self.pretence.clock() if self.pretence else time.monotonic()
 
     def go(self, step: Step) -> None:
         """Do one step within its share of the time that is left. What it raises becomes its result."""
@@ -176,12 +186,12 @@ class Campaign:
             progress.found = progress.found or [words]
             return
         self.display.note(f"{step.name}: {limit:.0f} s at the most")
-        began = time.monotonic()
+        began = self.clock()
         try:
-            step.act(self, progress, limit)
+            (step.act or getattr(type(self), step.name))(self, progress, limit)
         except (BadRequest, OSError, ValueError) as error:
             progress.state, progress.found = "failed", [str(error)]
-        progress.seconds = round(progress.seconds + time.monotonic() - began, 1)
+        progress.seconds = round(progress.seconds + self.clock() - began, 1)
         self.save()
         self.display.note("; ".join([f"{step.name}: {progress.state}", *progress.found[:1]]))
 
@@ -272,7 +282,7 @@ class Campaign:
             catalogue=asked.catalogue,
             argv=asked.argv,
         )
-        outcome = runner.run(request, self.directory, self.run_directory(), self.display)
+        outcome = runner.run(request, self.directory, self.run_directory(), self.display, self.pretence)
         self.interrupted = outcome.interrupted
         run = load_run(outcome.directory)
         records = [*run.records, *run.repeats]
@@ -348,14 +358,14 @@ def quick_of(suite: str) -> str:
     return "quick" if suite == "full" else suite
 
 
-MEASURE = Step(name="measure", share=0.75, least_s=OVERRUN_S + 20.0, least_cpu_s=OVERRUN_S, act=Campaign.measure)
+MEASURE = Step(name="measure", share=1.0, least_s=OVERRUN_S + 20.0, least_cpu_s=OVERRUN_S)
 STEPS = (
-    Step(name="doctor", share=0.15, least_s=10.0, act=Campaign.doctor),
-    Step(name="gate", share=0.3, least_s=20.0, act=Campaign.gate),
-    Step(name="tune", share=0.4, least_s=40.0, most_s=tuning.LIMIT_S, act=Campaign.tune),
+    Step(name="doctor", share=0.15, least_s=10.0),
+    Step(name="gate", share=0.3, least_s=20.0),
+    Step(name="tune", share=0.4, least_s=40.0, most_s=tuning.LIMIT_S),
     MEASURE,
-    Step(name="selfcheck", share=0.5, least_s=40.0, act=Campaign.selfcheck),
-    Step(name="counters", share=1.0, least_s=100.0, act=Campaign.counters),
+    Step(name="selfcheck", share=0.5, least_s=40.0),
+    Step(name="counters", share=1.0, least_s=100.0),
 )
 """What the least times are made of: torch takes 10 s to load from a cold disk. The clocks' turns take 18 s, and the
 compilation of their kernels as long. ncu replays each of some tens of launches. The tuner compiles before it times."""
