@@ -291,14 +291,12 @@ def campaign(
     device: Device = "cuda",
     skip: Annotated[list[str] | None, names("--skip", help="leave out these steps")] = None,
     case: Case = "",
-    rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="no GPU: show the schedule of every call on a pretended H200")
-    ] = False,
-    lacks: Annotated[list[str] | None, typer.Option(hidden=True, help="with --rehearse: pretend a lack")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="show the schedule on a pretended H200; no GPU")] = False,
+    lacks: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything for a rented hour: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
-    from bench.operate.campaign import steps
+    from bench.operate.campaign import rehearsal, steps
     from bench.terminal import listing
     from bench.terminal.progress import Live
 
@@ -311,16 +309,9 @@ def campaign(
         case=case,
         argv=tuple(sys.argv[1:]),
     )
-    if rehearse:
-        from bench.operate.campaign import rehearsal
-
-        with Live.on(stderr=True) as live:
-            rehearsed = rehearsal.rehearse(request, live, lacks=lacks or ())
-        return say(rehearsed, as_json=as_json)
-    if out is None:
-        raise BadRequest("--out names the directory where everything goes")
-    with Live.on(stderr=as_json) as live:
-        outcome = steps.run(request, out, live)
+    outcome: steps.CampaignOutcome | rehearsal.Rehearsal
+    with Live.on(stderr=as_json or rehearse) as live:
+        outcome = rehearsal.rehearse(request, live, lacks=lacks or ()) if rehearse else steps.run(request, out, live)
     say(outcome, as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 

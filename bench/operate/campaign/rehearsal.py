@@ -190,7 +190,7 @@ class Hand:
         seconds = CASE_S + sum(IMPL_S + SAMPLING_S + TORCH_COMPILE_S * impl.by_torch_compile for impl in ready)
         self._at.time.spend(seconds if ready else 0.01, job.op)
         for impl, refusal in found:
-            fields = {"op": job.op, "impl": impl.name, "ours": impl.ours, "case_id": job.case.id}
+            fields: dict[str, Any] = {"op": job.op, "impl": impl.name, "ours": impl.ours, "case_id": job.case.id}
             fields |= {"case": job.case.as_dict(), "work": dataclasses.asdict(op.work(job.case)), "measured_at": now()}
             fields |= {"seed": job.settings.seed, "repeat": job.settings.repeat, "run_id": job.settings.run_id}
             receiver.record(job, Record(**fields, **self.outcome(impl, job, refusal)))
@@ -289,6 +289,8 @@ class Rehearsal:
     took_s: tuple[float, ...]
     minutes: tuple[tuple[str, ...], ...]
     budget_s: float
+    exit_code: int = 0
+    """A lack of the machine is a `BadRequest` instead."""
 
     @property
     def left(self) -> list[str]:

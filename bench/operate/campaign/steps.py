@@ -90,8 +90,10 @@ class Step:
     """What does it; None: the campaign's method of its name."""
 
 
-def run(request: Request, out: Path, display: runner.Display) -> CampaignOutcome:
+def run(request: Request, out: Path | None, display: runner.Display) -> CampaignOutcome:
     """Go through the steps that no earlier call has finished. BadRequest for what the user can mend."""
+    if out is None:
+        raise BadRequest("--out names the directory where everything goes")
     require("step", request.skip, NAMES)
     require("suite", [request.suite], SUITES)
     if request.device not in ("auto", "cuda", "cpu"):
