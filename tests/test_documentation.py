@@ -70,6 +70,19 @@ def test_forms_can_be_read(path: Path) -> None:
         assert all(field["attributes"]["label"] for field in content.get("body", []))
 
 
+def test_the_whole_check_goes_through_the_commands_of_the_readme() -> None:
+    """They install uv as a machine permits whose system refuses packages (Debian 12, Ubuntu 24.04: PEP 668)."""
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    run, prove = [line.split("#")[0].strip() for line in block.splitlines()]
+    install, measure = run.split(" && ")
+    check = (ROOT / ".ci/run").read_text().splitlines()
+    assert install == "python3 -m pip install -q --target .uv uv"
+    assert install in check
+    assert any(line.startswith(measure.replace("uv run", "uv run -q")) for line in check)
+    assert check[-1] == prove, "its closing line is the last line of the check"
+    assert ".uv/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_the_workflow_is_the_whole_check() -> None:
     assert "run: bash .ci/run\n" in (ROOT / ".github/workflows/check.yml").read_text()
     assert (ROOT / ".ci/run").is_file()
@@ -115,5 +128,5 @@ def test_a_wheel_takes_along_whatever_is_not_python(package: str) -> None:
 
 def test_hooks_before_a_commit_are_the_style_steps_of_the_whole_check() -> None:
     hooks = re.findall(r"^ +entry: uv run -q (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
-    steps = re.findall(r'^"\$\{uv\[@\]\}" run -q ((?:ruff|mypy).*)$', (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    steps = re.findall(r"^\.uv/bin/uv run -q ((?:ruff|mypy).*)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     assert hooks == steps == ["ruff check", "ruff format --check", "mypy"]

@@ -269,7 +269,7 @@ FREE_COUNTERS = (
     "echo options nvidia NVreg_RestrictProfilingToAdminUsers=0 >/etc/modprobe.d/counters.conf && "
     "update-initramfs -u && reboot"
 )
-NSIGHT = installing("nsight-compute-2025.3.1") + "  # from NVIDIA's apt repository for CUDA"
+NSIGHT = installing("cuda-nsight-compute-13-0") + "  # from NVIDIA's apt repository for CUDA"
 
 
 def check_counters(facts: Facts) -> Check:
