@@ -292,7 +292,7 @@ def campaign(
     skip: Annotated[list[str] | None, names("--skip", help="leave out these steps")] = None,
     case: Case = "",
     rehearse: Annotated[bool, typer.Option("--rehearse", help="show the schedule on a pretended H200; no GPU")] = False,
-    lacks: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    lacks: Annotated[list[str] | None, typer.Option(hidden=True, help="rehearse what is said of a lack")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything for a rented hour: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""

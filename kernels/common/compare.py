@@ -12,11 +12,11 @@ Against a reference `r` in fp32 or fp64 and an output `o`, both `[..., C]`, with
   such as partial sums in bf16
 
 `slope` and `bias` are judged within their own noise: 5 standard errors and what the tolerance allows. The standard
-error of the slope comes from the residuals e = d - (slope - 1) r of the output itself, so it holds for rounding errors of any
-size. It is sqrt(sum(e^2 r^2)) / sum(r^2) if the errors of all elements are independent, and
-sqrt(sum over rows of (sum over the row of e r)^2) / sum(r^2) if the errors of a row go together. The larger counts; the
-second needs 8 rows. It is never less than one rounding of o leaves. Fewer than 64 elements do not tell their noise:
-then they are taken to have the `rms_rel` of the tolerance. The same holds for the bias, with 1 in the place of r.
+error of the slope comes from the residuals e = d - (slope - 1) r of the output itself, so it holds for rounding
+errors of any size. It is sqrt(sum(e^2 r^2)) / sum(r^2) if the errors of all elements are independent, and sqrt(sum
+over rows of (sum over the row of e r)^2) / sum(r^2) if the errors of a row go together. The larger counts; the second
+needs 8 rows. It is never less than one rounding of o leaves. Fewer than 64 elements do not tell their noise: then
+they are taken to have the `rms_rel` of the tolerance. The same holds for the bias, with 1 in the place of r.
 """
 
 from __future__ import annotations
