@@ -76,7 +76,8 @@ class Record:
     work: dict[str, Any]
     """Compulsory minimum: `{"flops": {pipe: n}, "bytes_read": n, "bytes_written": n}`."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """What the implementation really does, one entry a kernel: name, work, l2_bytes, link_bytes, ctas, ctas_per_sm."""
+    """What the implementation really does, one entry a kernel: the fields of `kernels.op.Stage`. Records of earlier
+    versions lack the newer ones."""
     prediction: dict[str, Any] = field(default_factory=dict)
     """`{"datasheet": Prediction | None, "measured": Prediction | None, "at": iso time}`, made before measuring."""
     samples_s: list[float] = field(default_factory=list)

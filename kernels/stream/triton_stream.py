@@ -259,14 +259,18 @@ def build_tma(case: StreamCase, inputs: Inputs, target: Target) -> Built:
 def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
     """The compulsory bytes; a cache serves all passes of an `l2_read` or a `chase` but the first."""
     chosen = plan(case, target)
-    again = SECTOR * (case.chains * case.loads - case.lines_met)
+    again = case.chains * case.loads - case.lines_met
+    row = (
+        {"dram": case.lines_met // case.chains, "l1" if case.l1 else "l2": again // case.chains} if case.chains else {}
+    )
     return (
         Stage(
             name=case.kind,
             work=work(case),
-            l2_bytes=again if case.kind == "chase" else (case.passes - 1) * case.size,
+            l2_bytes=SECTOR * again if case.kind == "chase" else (case.passes - 1) * case.size,
             ctas=chosen.ctas,
             ctas_per_sm=chosen.ctas_per_sm,
+            loads_before=row,
         ),
     )
 

@@ -138,6 +138,8 @@ def test_a_chase_counts_a_sector_for_each_load(case: StreamCase) -> None:
     (stage,) = IMPLS["triton"].stages(case, H100)
     assert work(case).bytes_read == stage.work.bytes_read == 32 * different
     assert stage.l2_bytes == 32 * (case.chains * case.loads - different)
+    again = "l1" if case.l1 else "l2"
+    assert stage.loads_before == {"dram": different // case.chains, again: case.loads - different // case.chains}
     assert work(case).bytes_written == 4 * case.chains
     assert stage.ctas == case.chains
 
