@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from bench.ceilings import Ceilings, time_of
+from bench.predict.roofline import predict_from_ceilings
 from bench.records import MAY_BE_TOO_SHORT, Record
-from kernels.op import discover, implementations
+from bench.run import load_run
+from kernels.op import Stage, Work, discover, implementations
+from tests.support import ROOT
 from tests.support.synthetic_run import TARGET, record
 
 
@@ -175,3 +178,21 @@ def test_a_chase_of_a_run_is_read_as_it_was_recorded() -> None:
     assert ceilings is not None
     assert ceilings.load_seconds("dram", TARGET.l2_bytes) == pytest.approx(7e-7)
     assert ceilings.load_seconds("l2", TARGET.l2_bytes) == pytest.approx(2e-7)
+
+
+def test_runs_from_before_there_were_chases_still_have_their_ceilings_and_predictions() -> None:
+    """The committed runs: their stages know neither pieces nor chains, and their predictions keep what they said."""
+    for path in sorted((ROOT / "reports").glob("*/*/records.jsonl")):
+        run = load_run(path.parent)
+        assert run.ceilings is not None
+        said = [r for r in run.records if r.prediction.get("measured")]
+        assert said, path
+        for found in said:
+            prediction = found.prediction["measured"]
+            assert prediction["seconds"] > 0
+            if "pieces" not in found.stages[0]:
+                assert not {"chain", "issue"} & prediction["terms"].keys()
+                stages = [Stage(**{**s, "work": Work(**s["work"])}) for s in found.stages]
+                again = predict_from_ceilings(stages, run.ceilings, TARGET)
+                assert not {"chain", "issue"} & again.terms.keys()
+                assert not {"dependent_load", "issue_rate"} & set(again.missing)

@@ -42,7 +42,7 @@ def compile_each(
 
     def give(connection: Connection) -> None:
         busy[connection] = todo.popleft()
-        with suppress(OSError):  # of a process that is gone already `wait` tells
+        with suppress(OSError):  # the process may be gone already: `wait` tells
             connection.send(busy[connection])
 
     try:
