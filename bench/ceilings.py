@@ -156,7 +156,7 @@ def prices_of_loads(chases: Iterable[Record], launch_s: float) -> tuple[Points, 
     cached: dict[int, float] = {}
     for (size, chains, l1), found in series.items():
         (fewest, (new, seconds)), (most, (new_of_most, longest)) = min(found.items()), max(found.items())
-        if new < fewest:
+        if new < fewest or seconds <= launch_s:
             continue
         price = (seconds - launch_s) / fewest
         memory[size] = min(price, memory.get(size, math.inf))

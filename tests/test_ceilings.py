@@ -141,6 +141,10 @@ def test_passes_alone_give_no_price() -> None:
     assert prices(five, chase(1 << 24, 1023, 1023, 1e-6, flags=["impossible"])) == ((), ())
 
 
+def test_a_chase_that_takes_no_longer_than_a_launch_gives_no_price() -> None:
+    assert prices(chase(1 << 24, 1023, 1023, 2e-6)) == ((), ())
+
+
 def test_noise_that_would_make_a_cache_free_gives_no_price() -> None:
     once, five = chase(1 << 24, 1023, 1023, 2e-3), chase(1 << 24, 5119, 1024, 1.9e-3)
     assert prices(once, five)[1] == ()

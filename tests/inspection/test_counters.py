@@ -227,7 +227,7 @@ def test_one_case_per_precision_the_largest_that_is_supported() -> None:
 def test_every_kind_of_a_stream_is_counted_the_ops_take_turns_and_what_was_counted_is_left_out() -> None:
     chosen = counters_child.choose(Choice(ops=("stream", "ffn_gemv", "moe_ffn")), H100)
     kinds = {case.kind for op, _, case in chosen if op.name == "stream"}
-    assert kinds == {"read", "copy", "triad", "l2_read", "launch"}
+    assert kinds == {"read", "copy", "triad", "l2_read", "chase", "launch"}
     assert {op.name for op, _, _ in chosen[:3]} == {"stream", "ffn_gemv", "moe_ffn"}
     done = tuple((op.name, impl.name, case.id) for op, impl, case in chosen[1:])
     assert counters_child.choose(Choice(ops=("stream", "ffn_gemv", "moe_ffn"), done=done), H100) == chosen[:1]
