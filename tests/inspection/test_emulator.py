@@ -173,7 +173,7 @@ def test_with_a_seed_a_copy_arrives_at_any_moment_before_the_wait() -> None:
     assert {tuple(each) for each in found} == {(MASK, MASK), (0, MASK), (MASK, 32), (0, 32)}
 
 
-def test_products_of_a_warpgroup_happen_in_their_order() -> None:
+def test_what_begins_earlier_can_be_made_to_happen_earlier() -> None:
     groups = Groups(4)
     all_threads, done = np.ones(4, dtype=bool), list[str]()
     first, second, third = (
@@ -195,7 +195,7 @@ def test_turns_are_counted_from_the_entry_of_the_innermost_loop(seed: int | None
         outer: mov.b32 %r2, %r0; inner: add.s32 %r2, %r2, 1; setp.lt.s32 %p, %r2, 5; @%p bra inner;
         add.s32 %r1, %r1, 1; sub.s32 %r3, %r1, 3; setp.ne.s32 %p, %r3, 0; @%p bra outer; xor.b32 %r4, %r4, %r4;""")
     made.run(make_step, None if seed is None else Random(seed))
-    turns = made.loops.around(made.listing)
+    turns = made.loops.around()
     assert (turns["setp.lt.s32"], turns["sub.s32"], turns["xor.b32"]) == (5, 3, 0)
 
 

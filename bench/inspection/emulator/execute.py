@@ -117,7 +117,7 @@ def execute(program: Program, *, seed: int | None = None, ctas: int | None = Non
             machine.run(make_step, random)
             shared += machine.shared.counts
             executed += machine.executed
-            turns |= machine.loops.around(program.listing)
+            turns |= machine.loops.around()
             flop += machine.flop
             under_way += machine.under_way
     memory.write_back()

@@ -27,6 +27,7 @@ from bench.inspection.emulator.ptx import Address, Instruction, Listing, NotEmul
 WARP = 32
 WARPGROUP = 4 * WARP
 """The threads that execute a `wgmma` together."""
+BRANCHES = ("bra", "bra.uni")
 LONGEST_DELAY = 16
 """The logarithm to base 2 of the longest delay, in instructions. A loop of 8 warps issues fewer in its pipeline."""
 PAUSE = 0.1
@@ -119,28 +120,35 @@ class Loops:
     """How often each warp goes through each loop without leaving it. A loop ends with a branch to an earlier place."""
 
     def __init__(self, listing: Listing, warps: int) -> None:
-        branches = ((i, ins) for i, ins in enumerate(listing.code) if ins.opcode in ("bra", "bra.uni"))
-        starts = {i: listing.labels[str(ins.operands[0])] for i, ins in branches}
-        self.bodies = {at: range(start, at + 1) for at, start in starts.items() if start <= at}
-        """Instructions of each loop, by its last one."""
-        self.now = {at: np.ones(warps, dtype=np.int64) for at in self.bodies}
+        self.listing = listing
+        self.bodies: dict[int, range] = {}
+        """The instructions of each loop, by the first of them."""
+        for at, ins in enumerate(listing.code):
+            if ins.opcode in BRANCHES and (start := listing.labels[str(ins.operands[0])]) <= at:
+                self.bodies[start] = range(start, at + 1)
+        self.now = {start: np.ones(warps, dtype=np.int64) for start in self.bodies}
         self.most = dict.fromkeys(self.bodies, 0)
 
     def branch(self, at: int, mask: Mask, taken: Mask) -> None:
-        """The warps in `mask` execute the branch at `at`; those in `taken` go back to the beginning."""
-        if at in self.now:
-            here, back = (np.asarray(x.reshape(-1, WARP).any(axis=1)) for x in (mask, taken))
-            now = self.now[at]
-            self.most[at] = max(self.most[at], int(now[here].max()))
-            now[here] = np.where(back[here], now[here] + 1, 1)
+        """The warps in `mask` execute the branch at `at`; it leads those in `taken` away."""
+        here, there = (np.asarray(x.reshape(-1, WARP).any(axis=1)) for x in (mask, taken))
+        target = self.listing.labels[str(self.listing.code[at].operands[0])]
+        for start, body in self.bodies.items():
+            now = self.now[start]
+            if at not in body:
+                now[here] = 1
+                continue
+            self.most[start] = max(self.most[start], int(now[here].max()))
+            if target == start:
+                now[there] += 1
 
-    def around(self, listing: Listing) -> Counter[str]:
+    def around(self) -> Counter[str]:
         """For each instruction, the most turns of the innermost loop around one of its kind."""
         found: Counter[str] = Counter()
-        for i, ins in enumerate(listing.code):
-            inside = [at for at, body in self.bodies.items() if i in body]
+        for at, ins in enumerate(self.listing.code):
+            inside = [start for start, body in self.bodies.items() if at in body]
             if inside:
-                innermost = min(inside, key=lambda at: len(self.bodies[at]))
+                innermost = min(inside, key=lambda start: len(self.bodies[start]))
                 found[ins.opcode] = max(found[ins.opcode], self.most[innermost])
         return found
 
@@ -317,7 +325,7 @@ class Machine:
                 heappop(self.due)[2]()
             active = mask if ins.guard is None else mask & self.guard(ins)
             match ins.opcode:
-                case "bra" | "bra.uni":
+                case opcode if opcode in BRANCHES:
                     self.loops.branch(at, mask, active)
                     self.put(unit, labels[str(ins.operands[0])], active)
                     self.put(unit, at + 1, mask & ~active)

@@ -183,7 +183,7 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
     """`wgmma.mma_async.sync.aligned.m64n<N>k<K>.f32.<t>.<t> d, a, b, scale-d, 1, 1[, transposed a][, transposed b]`.
 
     Descriptors and scale-d are read when it is issued. The product happens when its group is waited for, or at a moment
-    before that, after those that its warpgroup issued before. Until then only the sums, a left matrix in registers and
+    between its commit and the wait. Until then only the sums, a left matrix in registers and
     the shared memory that descriptors name must stay as they are (PTX ISA, "Asynchronous wgmma.mma_async"): a kernel
     that changes them or reads the sums before gets wrong results.
     """
@@ -238,14 +238,25 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
 
     def issue(mask: Mask) -> None:
         named, scaled = [x.copy() for x in descriptors], keep.copy()
-        begun = m.products.begin(mask, lambda ready: product(ready, named, scaled))
-        m.soon(lambda: m.products.happen(begun, in_order=True))
+        m.products.begin(mask, lambda ready: product(ready, named, scaled))
 
     return issue
 
 
 def close_products(m: Machine, ins: Instruction) -> Step:
-    return m.products.close
+    """`wgmma.commit_group.sync.aligned`. The products of a group happen together, after those of earlier groups.
+
+    One moment is drawn for a group and its four warps. If there were one for each product, the earliest of many would
+    decide, and a product would hardly ever be late.
+    """
+    first = np.arange(m.lanes) % WARPGROUP < WARP
+
+    def step(mask: Mask) -> None:
+        m.products.close(mask)
+        if begun := m.products.of(mask & first):
+            m.soon(lambda: m.products.happen(begun[-1], in_order=True))
+
+    return step
 
 
 def wait_for_products(m: Machine, ins: Instruction) -> Step:
