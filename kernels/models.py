@@ -159,6 +159,27 @@ MODELS: dict[str, ModelShape] = {
 }
 """Shapes by lowercase name."""
 
+HEADS = {
+    # config.json of microsoft/phi-2 and of microsoft/Phi-3-mini-4k-instruct, as given in litgpt/config.py
+    "phi-2": (32, 32, 80),
+    "phi-3-mini": (32, 32, 96),
+    # google/gemma-2-27b, likewise; https://arxiv.org/abs/2408.00118, table 1
+    "gemma-2-27b": (32, 16, 128),
+    # https://arxiv.org/abs/2406.11704, table 1: 96 heads share a hidden size of 18432
+    "nemotron-4-340b": (96, 8, 192),
+    # config.json of google/gemma-4-31B: `global_head_dim` and its heads, of the 10 layers of 60 without a window
+    "gemma-4-31b": (32, 4, 512),
+}
+"""(query heads, KV heads, head_dim) of further models, whose other dimensions no case needs."""
+
+
+def attention_heads(name: str) -> tuple[int, int, int]:
+    """(query heads, KV heads, head_dim) of a model of `MODELS` or of `HEADS`."""
+    if name in HEADS:
+        return HEADS[name]
+    shape = model(name)
+    return shape.heads, shape.kv_heads, shape.head_dim
+
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
     """The names of `known` that are nearest to `name`, or all names if none is near, as text for an error."""

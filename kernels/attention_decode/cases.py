@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.paging import Layout, Lengths, Order
 from kernels.common.random_inputs import BYTES
-from kernels.models import MODELS
+from kernels.models import attention_heads
 from kernels.op import Case
 
 
@@ -22,7 +22,9 @@ class AttentionCase(Case):
     - `kv`: type of the cache: `fp8` or `int8`, both with scales, or `dtype`, which becomes `""`
     - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves (a draft to verify)
     - `window`: each query sees the last `window` tokens, its own included, and the first `sinks`; 0 for all tokens
+    - `scale`: the factor of q k^T, 0 for D^-1/2
     - `softcap`: scores s become softcap tanh(s / softcap); 0 for no cap
+    - `sink_logits`: each query head has one more logit, learned and not capped, in the denominator of its softmax
     - `prefix`: the first tokens of all sequences, kept once, in pages that every block table points to
     """
 
@@ -43,7 +45,9 @@ class AttentionCase(Case):
     q_len: int = 1
     window: Count = 0
     sinks: Count = 0
+    scale: float = 0.0
     softcap: float = 0.0
+    sink_logits: bool = False
     prefix: Count = 0
 
     def __post_init__(self) -> None:
@@ -74,14 +78,22 @@ class AttentionCase(Case):
             parts.append(self.order)
         if self.window:
             parts.append(f"window{self.window}" + (f"+{self.sinks}" if self.sinks else ""))
+        if self.scale:
+            parts.append(f"scale{self.scale:.4g}")
         if self.softcap:
             parts.append(f"cap{self.softcap:g}")
+        if self.sink_logits:
+            parts.append("sinklogits")
         if self.prefix:
             parts.append(f"prefix{self.prefix}")
         parts.append(self.dtype)
         if self.kv:
             parts.append(f"kv{self.kv}")
         return "-".join(parts)
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.scale or self.D**-0.5
 
     @property
     def group(self) -> int:
@@ -106,8 +118,13 @@ class AttentionCase(Case):
 
 def layer(model: str, B: int, T: int, **more: Any) -> AttentionCase:
     """One layer of a model on one GPU."""
-    shape = MODELS[model]
-    return AttentionCase(model=model, B=B, T=T, H_q=shape.heads, H_kv=shape.kv_heads, D=shape.head_dim, **more)
+    H_q, H_kv, D = attention_heads(model)
+    return AttentionCase(model=model, B=B, T=T, H_q=H_q, H_kv=H_kv, D=D, **more)
+
+
+GEMMA_2 = {"scale": 144**-0.5, "softcap": 50.0}
+"""`query_pre_attn_scalar` and `attn_logit_softcapping` in config.json of google/gemma-2-27b, whose scale is not
+128^-1/2."""
 
 
 def test() -> list[AttentionCase]:
@@ -124,6 +141,7 @@ def test() -> list[AttentionCase]:
         small(2, 4, 90, kv="int8", q_len=3, lengths="longtail"),
         small(2, 4, 200, window=50, sinks=3, softcap=2.0, page=8, lengths="ragged"),
         small(3, 4, 100, prefix=64, page=16, lengths="ragged"),
+        small(2, 6, 130, scale=0.05, softcap=50.0, sink_logits=True, page=8, lengths="holes"),
         # more query rows than one tile holds: two full tiles, and Falcon-7B's 71 query heads of one KV head
         small(2, 32, 70, q_len=8, page=16, lengths="ragged"),
         AttentionCase(B=2, H_q=71, H_kv=1, D=64, T=90, dtype="fp16", lengths="ragged"),
@@ -158,6 +176,9 @@ def quick() -> list[AttentionCase]:
         layer("llama-3.1-8b", 32, 4096, page=16),
         layer("llama-3.1-70b", 32, 4096, page=16, q_len=4),
         layer("llama-2-7b", 16, 2048),
+        layer("gemma-2-27b", 32, 4096, page=16, **GEMMA_2),
+        # every second layer of gpt-oss has a window, and all have sinks (`ModelConfig` of gpt_oss/torch/model.py)
+        layer("gpt-oss-120b", 64, 4096, page=16, sink_logits=True),
     ]
 
 

@@ -1,6 +1,7 @@
-"""O = softmax(Q K^T / sqrt(D)) V, one query token per sequence (or q_len of a draft) against a KV cache.
+"""O = softmax(s Q K^T) V with s = 1 / sqrt(D), unless a model says otherwise: attention against a KV cache.
 
-q [B, q_len, H_q, D], k and v [B, T, H_kv, D] contiguous or [pages, page, H_kv, D] paged, o [B, q_len, H_q, D].
+Each sequence has one query token, or the q_len tokens of a draft. q [B, q_len, H_q, D], k and v [B, T, H_kv, D]
+contiguous or [pages, page, H_kv, D] paged, o [B, q_len, H_q, D].
 Query head h reads KV head h // (H_q / H_kv). Every live token is read once, and each element of K or V takes part in
 2 q_len H_q / H_kv FLOP. In bf16 this is 1 FLOP/B for MHA and H_q / H_kv for GQA, whatever the batch and the context.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import log
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kernels.attention_decode.cases import SUITES, AttentionCase
@@ -96,13 +99,20 @@ def table_bytes(case: AttentionCase, ranges: Ranges) -> int:
 
 
 def work(case: AttentionCase) -> Work:
-    """Each live KV token, its table entry and its scales once; a shared prefix once for all; q and o once.
+    """Each live KV token, its table entry and its scales once; a shared prefix once for all; q, the logits of sinks
+    and o once.
 
     Each head and visible (query, token) pair takes 4 D FLOP. The exponentials, 1 per 4 D FLOP, are not counted.
     """
     size = BYTES[case.dtype] * case.B * case.q_len * case.H_q * case.D
     shared = ((0, case.prefix),)
-    read = size + 4 * case.B + kv_tokens_bytes(case, shared) + table_bytes(case, shared)
+    read = (
+        size
+        + 4 * case.B
+        + (4 * case.H_q if case.sink_logits else 0)
+        + kv_tokens_bytes(case, shared)
+        + table_bytes(case, shared)
+    )
     for length in lengths(case):
         own = ((case.prefix, length),) if case.prefix else live(case, length)
         read += kv_tokens_bytes(case, own) + table_bytes(case, own)
@@ -132,7 +142,7 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
     token; in a live group it scores more than every live token, and its value is -128, so that it shows if it counts.
 
     `block_table` is one page wider than the longest sequence, and `[B, 0]` for a contiguous cache. `k_scale` and
-    `v_scale` are fp32 `[pages, groups, H_kv]`, and `[0]` for a 16-bit cache.
+    `v_scale` are fp32 `[pages, groups, H_kv]`, and `[0]` for a 16-bit cache. `sink_logits` is fp32 `[H_q]`, or `[0]`.
     """
     import torch
 
@@ -161,7 +171,8 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
         seed=seed,
     )
     slots = (paged.pages, case.H_kv, page) if case.layout == "HND" else (paged.pages, page, case.H_kv)
-    made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=NOISE)}
+    sigma = NOISE / (case.softmax_scale * case.D**0.5)
+    made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=sigma)}
     # the largest marked value fills the type, as if scales were made from the largest value of a group
     codes = {"k": 1, "v": 1} if not case.kv else {"k": CODES_PER_UNIT[case.kv], "v": LARGEST[case.kv] / marks.amplitude}
     for name in ("k", "v"):
@@ -173,6 +184,7 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
         poison(case, made, paged, ranges)
     made["block_table"] = (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device)
     made["lengths"] = draw.table(lengths(case))
+    made["sink_logits"] = draw.normal((case.H_q if case.sink_logits else 0,), "fp32").add_(typical_lse(case))
     return made
 
 
@@ -181,7 +193,7 @@ def mark(case: AttentionCase, made: Inputs, marks: Marks, paged: paging.Paged, d
     import torch
 
     page, device = case.tokens_per_page, made["q"].device
-    raise_queries(marks, made["q"], unit=UNIT / (KEY_STEP * case.D**-0.5))
+    raise_queries(marks, made["q"], unit=UNIT / (KEY_STEP * case.softmax_scale))
     where = paging.first_tokens(paged, page).to(device)[:, None] + torch.arange(page, device=device)
     caches = {}
     for name in ("k", "v"):
@@ -200,6 +212,16 @@ def poison(case: AttentionCase, made: Inputs, paged: paging.Paged, ranges: Seque
         paging.poison_dead(paging.nhd(made[name], case.layout), ranges, page=page, paged=paged)
         if case.kv:
             paging.poison_dead(made[f"{name}_scale"], groups, page=cdiv(page, SCALE_GROUP), paged=paged)
+
+
+def typical_lse(case: AttentionCase) -> float:
+    """The log-sum-exp of a typical sequence's scores, of variance 4. A sink with such a logit takes half of all.
+
+    Typical is the geometric mean of lengths. Beside a sink for the longest sequence, fp16 would lose what a sequence of
+    one token gives.
+    """
+    seen = [sum(end - start for start, end in live(case, length)) for length in lengths(case) if length]
+    return fmean(map(log, seen or [1])) + 2.0
 
 
 def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Ranges) -> torch.Tensor:
@@ -229,7 +251,7 @@ def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
             continue
         ranges = live(case, length)
         k, v = (tokens(case, inputs, name, b, ranges) for name in ("k", "v"))
-        s = torch.einsum("ihgd,thd->ihgt", q[b], k) * case.D**-0.5
+        s = torch.einsum("ihgd,thd->ihgt", q[b], k) * case.softmax_scale
         if case.softcap:
             s = case.softcap * torch.tanh(s / case.softcap)
         t = torch.cat([torch.arange(start, end, device=s.device) for start, end in ranges])
@@ -238,7 +260,10 @@ def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
         if case.window:
             seen &= (t > last - case.window) | (t < case.sinks)
         s = s.masked_fill(~seen[:, None, None, :], float("-inf"))
-        p = torch.softmax(s, dim=-1).nan_to_num(0.0)
+        if case.sink_logits:
+            sink = inputs["sink_logits"].view(case.H_kv, case.group, 1).expand(*s.shape[:-1], 1)
+            s = torch.cat([s, sink], dim=-1)
+        p = torch.softmax(s, dim=-1).nan_to_num(0.0)[..., : len(t)]
         o[b] = torch.einsum("ihgt,thd->ihgd", p, v)
     return o.view(case.B, case.q_len, case.H_q, case.D)
 
@@ -263,7 +288,7 @@ OP = Op(
     title="attention",
     role="decode",
     about="attention of a decode step over a contiguous or paged KV cache",
-    formula="O = softmax(Q K^T / sqrt(D)) V",
+    formula="O = softmax(s Q K^T) V, s = 1 / sqrt(D)",
     case_type=AttentionCase,
     cases=cases,
     inputs=inputs,

@@ -21,6 +21,8 @@ def dense_only(case: AttentionCase, target: Target) -> str | None:
         return f"takes no scales; needs a cache in {case.dtype}"
     if case.softcap:
         return "has no soft cap on scores"
+    if case.sink_logits:
+        return "has no sinks in its softmax"
     if case.window and (case.sinks or case.q_len > 1):
         return "has a window only as a slice of the cache: without sinks and for one query token"
     return None
@@ -42,7 +44,7 @@ def sdpa(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
         mask = causal_lower_right(case.q_len, case.T)
 
     def launch() -> torch.Tensor:
-        o = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=case.group > 1)
+        o = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=case.softmax_scale, enable_gqa=case.group > 1)
         return o.transpose(1, 2)
 
     return launch

@@ -52,6 +52,8 @@ def supports(tensor_cores: bool) -> Callable[[AttentionCase, Target], str | None
             return "its decode takes one query token a sequence"
         if case.window:
             return "reads the whole block table, which here leads nowhere outside the window"
+        if case.sink_logits:
+            return "its decode has no sinks in its softmax"
         if 0 in lengths(case):
             return "needs a token in every sequence"
         if case.D not in WIDTHS:
@@ -88,6 +90,7 @@ def decode(tensor_cores: bool) -> Callable[[AttentionCase, Inputs, Target], Laun
             case.D,
             pages.page,
             logits_soft_cap=case.softcap or None,
+            sm_scale=case.softmax_scale,
             q_data_type=q.dtype,
             kv_data_type=k.dtype,
         )

@@ -70,7 +70,8 @@ def flash(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
 
     def launch() -> torch.Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return scaled_dot_product_attention(q, k, v, enable_gqa=case.group > 1).transpose(1, 2)
+            o = scaled_dot_product_attention(q, k, v, scale=case.softmax_scale, enable_gqa=case.group > 1)
+            return o.transpose(1, 2)
 
     return launch
 
@@ -90,7 +91,8 @@ def grouped(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
 
         def launch() -> torch.Tensor:
             with sdpa_kernel(chosen):
-                return scaled_dot_product_attention(q, k, v).reshape(case.B, 1, case.H_q, case.D)
+                o = scaled_dot_product_attention(q, k, v, scale=case.softmax_scale)
+                return o.reshape(case.B, 1, case.H_q, case.D)
 
         return launch
 
@@ -100,6 +102,8 @@ def grouped(backend: str) -> Callable[[AttentionCase, Inputs, Target], Launch]:
 def flex_supports(case: AttentionCase, target: Target) -> str | None:
     if case.page:
         return "would need a new mask for every step's block table; takes contiguous caches only"
+    if case.sink_logits:
+        return "has no sinks in its softmax"
     if case.lengths != "uniform" or case.kv or case.window or case.q_len > 1:
         return "reads what a mask hides in a block, poisoned here; takes whole tensors and one query token only"
     if target.kind != "cuda" or target.sm < 80:
@@ -131,7 +135,8 @@ def flex(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     attention, score_mod = compiled_flex(), capped if case.softcap else None
 
     def launch() -> torch.Tensor:
-        return attention(q, k, v, score_mod=score_mod, enable_gqa=case.group > 1).transpose(1, 2)
+        o = attention(q, k, v, score_mod=score_mod, scale=case.softmax_scale, enable_gqa=case.group > 1)
+        return o.transpose(1, 2)
 
     with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
         launch()

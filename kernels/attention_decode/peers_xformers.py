@@ -32,8 +32,8 @@ def supports(case: AttentionCase, target: Target) -> str | None:
         return f"needs pages of a multiple of {BLOCK_N} tokens"
     if case.layout == "HND":
         return "takes tokens before heads (NHD) only"
-    if case.window or case.softcap:
-        return "has neither a window over pages nor a soft cap on scores"
+    if case.window or case.softcap or case.sink_logits:
+        return "has neither a window over pages, nor a soft cap on scores, nor sinks in its softmax"
     if 0 in lengths(case):
         return "needs a token in every sequence"
     if case.D not in WIDTHS or case.q_len > MAX_Q:
@@ -68,7 +68,7 @@ def decode(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     k, v = (inputs[name].view(1, -1, case.H_kv, 1, case.D).expand(-1, -1, -1, case.group, -1) for name in ("k", "v"))
 
     def launch() -> torch.Tensor:
-        arguments = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)
+        arguments = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias, scale=case.softmax_scale)
         o, _ = fmha.triton_splitk.FwOp.apply(arguments, needs_gradient=False)
         return o.reshape(case.B, case.q_len, case.H_q, case.D)
 

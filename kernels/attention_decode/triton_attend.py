@@ -155,6 +155,20 @@ def normalise(acc_even, acc_odd, norm, KV: tl.constexpr):
 
 
 @triton.jit
+def with_sink(out, lse, sink):
+    """A result [rows, D] and its log-sum-exp [rows] with one more logit in the denominator, which has no value.
+
+    `sink` is in log2. For -inf, nothing changes, and a row that saw nothing stays zero.
+    """
+    m = tl.maximum(lse, sink)
+    m_finite = tl.where(m == float("-inf"), 0.0, m)
+    weight = tl.exp2(lse - m_finite)
+    norm = weight + tl.exp2(sink - m_finite)
+    norm = tl.where(norm > 0, norm, 1.0)
+    return out * (weight / norm)[:, None], m + tl.log2(norm)
+
+
+@triton.jit
 def merge_two(o_a, lse_a, o_b, lse_b):
     """Two normalised results [rows, D] and their log-sum-exps [rows] -> the result and the log-sum-exp of both.
 

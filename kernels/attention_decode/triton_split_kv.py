@@ -19,8 +19,9 @@ from kernels.attention_decode.triton_attend import (
     load_query,
     merge_parts,
     normalise,
+    with_sink,
 )
-from kernels.common.triton_kv import Parts, merge_launch, new_parts, strides, table
+from kernels.common.triton_kv import LOG2_E, Parts, merge_launch, new_parts, strides, table
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Target, Tuning
 
@@ -42,6 +43,7 @@ def split_kv_kernel(
     prefix_o,
     prefix_lse,
     prefix_slots,
+    sink_logits,
     o,
     B,
     scale,
@@ -74,6 +76,7 @@ def split_kv_kernel(
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    SINK_LOGITS: tl.constexpr,
     MERGE_TILE: tl.constexpr,
     PARTS_ONLY: tl.constexpr,
     ROW_TILES: tl.constexpr,
@@ -86,6 +89,7 @@ def split_kv_kernel(
     - ROW_TILES > 1: the rows of a sequence and KV head are cut into tiles of BLOCK_M
     - MERGE_TILE > 0: the CTA that completes a cut pair merges its parts
     - SEQS > 1: a tile holds the rows of SEQS sequences, which all read the pages of the first (a shared prefix)
+    - SINK_LOGITS: the first segment of a pair counts the logits of its heads' sinks
     - PREFIX_SEQS > 0: the first segment of a pair also merges the parts of its shared prefix, whose tiles hold
       PREFIX_SEQS sequences; `prefix_slots [H_kv, tiles, 2]` has each tile's first slot and number of parts
     """
@@ -145,6 +149,9 @@ def split_kv_kernel(
         )
         out = normalise(acc_even, acc_odd, norm, KV=KV)
         lse = m + tl.log2(tl.where(norm > 0, norm, 1.0))
+        if SINK_LOGITS:
+            sink = tl.load(sink_logits + heads, mask=mask_m, other=0.0) * LOG2_E
+            out, lse = with_sink(out, lse, tl.where(slot == first_slot, sink, float("-inf")))
         if PREFIX_SEQS > 0:  # noqa: SIM102 (the first is known at compile time, the second is not)
             if slot == first_slot:
                 tile = h * ((B + PREFIX_SEQS - 1) // PREFIX_SEQS) + b // PREFIX_SEQS
@@ -221,9 +228,10 @@ def split_launch(
             "prefix_o": prefix_parts.o,
             "prefix_lse": prefix_parts.lse,
             "prefix_slots": prefix_slots,
+            "sink_logits": inputs["sink_logits"],
             "o": o,
             "B": case.B,
-            "scale": case.D**-0.5,
+            "scale": case.softmax_scale,
             **strides("q", q),
             **cache_strides(case, inputs),
             "stride_table_b": inputs["block_table"].stride(0),
@@ -243,6 +251,7 @@ def split_launch(
             "WINDOW": case.window,
             "SINKS": case.sinks,
             "SOFTCAP": case.softcap,
+            "SINK_LOGITS": case.sink_logits and not parts_only,
             "MERGE_TILE": p.merge_tile if p.merge == "last" else 0,
             "PARTS_ONLY": parts_only,
             "ROW_TILES": p.row_tiles,

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import log
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import paging
@@ -63,6 +64,7 @@ class MlaCase(Case):
     - `page`: tokens a page, 0 for a contiguous cache
     - `kv`: type of the cached latents: `fp8` with a scale per token, or `dtype`, which becomes `""`
     - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves
+    - `scale`: the factor of the scores, 0 for (128 + R)^-1/2
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1}
@@ -78,6 +80,7 @@ class MlaCase(Case):
     dtype: Dtype = "bf16"
     kv: Annotated[str, OneOf("", "fp8", *TYPES)] = ""
     q_len: int = 1
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +95,8 @@ class MlaCase(Case):
             parts.append(f"q{self.q_len}")
         if self.page:
             parts.append(f"page{self.page}")
+        if self.scale:
+            parts.append(f"scale{self.scale:.4g}")
         return "-".join([*parts, self.dtype] + ([f"kv{self.kv}"] if self.kv else []))
 
     @property
@@ -100,14 +105,19 @@ class MlaCase(Case):
         return self.q_len * self.H
 
     @property
-    def scale(self) -> float:
-        """The factor of the scores: (128 + R)^-1/2, where 128 + R is the width of a head before absorption."""
-        return (DEEPSEEK.head_dim + self.R) ** -0.5
+    def softmax_scale(self) -> float:
+        """The factor of the scores: `scale`, or (128 + R)^-1/2. A head is 128 + R wide before absorption."""
+        return self.scale or (DEEPSEEK.head_dim + self.R) ** -0.5
 
     @property
     def token_bytes(self) -> int:
         scale = BYTES["fp32"] if self.kv else 0
         return self.L * BYTES[self.kv or self.dtype] + self.R * BYTES[self.dtype] + scale
+
+
+YARN_SCALE = (DEEPSEEK.head_dim + DEEPSEEK.rope_dim) ** -0.5 * (0.1 * log(40) + 1) ** 2
+"""What DeepSeek-V3 multiplies its scores by: 192^-1/2 times the square of YaRN's mscale, for the `factor` 40 and the
+`mscale_all_dim` 1 of its config.json (`softmax_scale` in its modeling_deepseek.py)."""
 
 
 @cache
@@ -154,6 +164,7 @@ def full() -> Iterable[MlaCase]:
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, kv="fp8")
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, kv="fp8")
     yield MlaCase(model="deepseek-v3", B=64, H=16, T=16384, page=64, lengths="ragged", kv="fp8")
+    yield MlaCase(model="deepseek-v3", B=32, H=128, T=8192, page=64, scale=YARN_SCALE)
     # more arithmetic over the same latents: twice and four times the queries
     for H, q_len in ((16, 4), (128, 2)):
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, q_len=q_len)
@@ -177,6 +188,7 @@ def test() -> Iterable[MlaCase]:
         if not kv:
             yield small(1, 16, 150, page=128)
     yield small(2, 40, 65, page=64, q_len=2, lengths="holes")
+    yield small(2, 16, 90, page=16, scale=0.2, lengths="ragged")
     yield small(3, 16, 66, q_len=4, lengths="holes")
     yield small(2, 16, 70, page=16, q_len=3, lengths="holes", kv="fp8")
 
@@ -214,7 +226,10 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
     )
     # a score is a sum over L ordinary latents and a marked one, and over R rotary elements ~ N(0, 1)
     latents = ORDINARY * (case.L + marks.amplitude**2) ** 0.5
-    width = {"q_latent": NOISE / (2**0.5 * latents * case.scale), "q_rope": NOISE / ((2 * case.R) ** 0.5 * case.scale)}
+    width = {
+        "q_latent": NOISE / (2**0.5 * latents * case.softmax_scale),
+        "q_rope": NOISE / ((2 * case.R) ** 0.5 * case.softmax_scale),
+    }
     slots = (paged.pages, page)
     if case.kv:
         cached = {
@@ -234,7 +249,7 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
         "q_rope": draw.normal((case.B, case.q_len, case.H, case.R), case.dtype, scale=width["q_rope"]),
     }
     if device != "meta":
-        raise_queries(marks, queries["q_rope"], unit=UNIT / (KEY_STEP * case.scale))
+        raise_queries(marks, queries["q_rope"], unit=UNIT / (KEY_STEP * case.softmax_scale))
         mark(case, cached, marks, paged, draw)
         for tensor in cached.values():
             if tensor.numel():
@@ -295,7 +310,7 @@ def reference(case: MlaCase, inputs: Inputs) -> torch.Tensor:
             cached = tokens(case, inputs, b, length)
             last = torch.arange(length - case.q_len, length, device=q.device)[:, None, None]
             unseen = torch.arange(length, device=q.device) > last
-            scores = (q[b] @ cached.T * case.scale).masked_fill(unseen, float("-inf"))
+            scores = (q[b] @ cached.T * case.softmax_scale).masked_fill(unseen, float("-inf"))
             o[b] = torch.softmax(scores, dim=-1).nan_to_num(0.0) @ cached[:, : case.L]
     return o
 

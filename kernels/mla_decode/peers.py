@@ -55,7 +55,7 @@ def bmm(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
 
     def launch() -> torch.Tensor:
         torch.cat([inputs["q_latent"], inputs["q_rope"]], dim=-1, out=q)
-        torch.baddbmm(scores, rows, keys, **out_dtype, beta=0, alpha=case.scale, out=scores)
+        torch.baddbmm(scores, rows, keys, **out_dtype, beta=0, alpha=case.softmax_scale, out=scores)
         for tail in unseen:
             tail.fill_(float("-inf"))
         torch.softmax(scores, dim=-1, out=softmax)

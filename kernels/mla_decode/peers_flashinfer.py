@@ -56,7 +56,7 @@ def decode(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
         case.R,
         pages.page,
         case.q_len > 1,  # causal; a single query is the newest token, which sees all
-        case.scale,
+        case.softmax_scale,
         q_latent.dtype,
         cache.dtype,
     )

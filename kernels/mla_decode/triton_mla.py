@@ -279,7 +279,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "partial_o": parts.o,
             "partial_lse": parts.lse,
             "H": case.H,
-            "scale": case.scale,
+            "scale": case.softmax_scale,
             "stride_ql_b": q_latent.stride(0),
             "stride_ql_h": q_latent.stride(2),
             "stride_qr_b": q_rope.stride(0),

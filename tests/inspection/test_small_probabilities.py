@@ -48,7 +48,7 @@ def mla_with_sink(case: MlaCase, inputs: Inputs, nats: float) -> None:
     inputs["q_rope"][..., 0] = 4.0
     for page in inputs["block_table"][:, 0].long():
         rope[page, 0] = 0
-        rope[page, 0, 0] = nats / case.scale / 4.0
+        rope[page, 0, 0] = nats / case.softmax_scale / 4.0
         inputs["cache"][page, 0, : case.L] = 0
 
 

@@ -230,6 +230,7 @@ def test_meta_inputs_have_the_shapes_of_real_ones(case: AttentionCase) -> None:
         small(B=2, H_q=4, H_kv=4, layout="HND", dtype="fp32"),
         small(B=2, H_q=4, H_kv=2, q_len=3, dtype="fp32"),
         small(window=20, dtype="fp32"),
+        small(scale=0.3, T=40, dtype="fp32"),
     ],
     ids=lambda case: case.id,
 )
@@ -244,6 +245,7 @@ def test_torch_agrees_with_the_reference(case: AttentionCase) -> None:
         (TORCH, small(B=2, lengths="ragged"), "uniform"),
         (TORCH, small(kv="fp8"), "scales"),
         (TORCH, small(softcap=1.0), "soft cap"),
+        (TORCH, small(sink_logits=True), "sinks"),
         (TORCH, small(window=9, sinks=1), "sinks"),
         (TRITON, small(dtype="fp32"), "tf32"),
         (CASCADE, small(), "prefix"),
@@ -268,5 +270,29 @@ def test_refusals_say_why(impl: Impl, case: AttentionCase, reason: str) -> None:
     ],
 )
 def test_impossible_cases_are_refused_when_made(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"multiple|layout|prefix|window"):
+    with pytest.raises(ValueError, match=r"multiple|layout|order|prefix|window"):
         small(**fields)
+
+
+@pytest.mark.parametrize("merge", ["last", "kernel"])
+def test_a_sink_counts_once_however_many_parts_there_are(merge: str, target: Target, half: str) -> None:
+    """It takes half of the softmax: counted twice or not at all, o would be a third too small or twice as large."""
+    case = small(H_q=4, D=128 if merge == "kernel" else 64, T=64 * 12, page=16, sink_logits=True, dtype=half)
+    where = replace(target, sm_count=6)
+    p = plan(case, where)
+    assert max(s.parts for s in p.segments) > 2
+    assert p.merge == merge
+    passes(TRITON, case, where)
+    without = OP.reference(replace(case, sink_logits=False), OP.inputs(case, "cpu", 0))
+    ratio = OP.reference(case, OP.inputs(case, "cpu", 0)).norm() / without.norm()
+    assert 0.2 < ratio < 0.8
+
+
+def test_a_scale_is_that_of_the_case_and_scores_keep_their_spread() -> None:
+    plain, other = small(T=64, dtype="fp32"), small(T=64, dtype="fp32", scale=0.5)
+    assert (plain.softmax_scale, other.softmax_scale) == (0.125, 0.5)
+    assert other.id == "B1-Hq4-Hkv1-D64-T64-scale0.5-fp32"
+    for case in (plain, other):
+        inputs = OP.inputs(case, "cpu", 0)
+        scores = torch.einsum("hd,td->ht", inputs["q"][0, 0], inputs["k"][0, :, 0]) * case.softmax_scale
+        assert 1.6 < float(scores.std()) < 2.4

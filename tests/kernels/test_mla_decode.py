@@ -40,6 +40,18 @@ def test_reference_is_attention_with_up_projected_keys_and_values() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_models_own_scale_by_hand() -> None:
+    """YaRN's mscale is 0.1 ln 40 + 1 = 1.3689, and the scale 1.3689^2 / sqrt(192). It acts as longer queries would."""
+    assert pytest.approx(1.36888794541**2 / 192**0.5) == mla.YARN_SCALE
+    assert MlaCase(B=1, H=16, T=9).softmax_scale == 192**-0.5
+    case = MlaCase(B=2, H=3, T=7, L=16, R=4, dtype="fp32", scale=0.5)
+    assert (case.softmax_scale, case.id) == (0.5, "B2-H3-L16+4-T7-scale0.5-fp32")
+    inputs = mla.inputs(case, "cpu", 3)
+    longer = inputs | {name: inputs[name] * (0.5 * 132**0.5) for name in ("q_latent", "q_rope")}
+    plain = mla.reference(dataclasses.replace(case, scale=0.0), longer)
+    torch.testing.assert_close(mla.reference(case, inputs), plain)
+
+
 def test_work_by_hand() -> None:
     """3 and 2 tokens of 20 elements; tables of two pages and one; 2 queries of 3 x 20 in, 2 results of 3 x 16 out."""
     case = MlaCase(B=2, H=3, T=3, L=16, R=4, page=2, lengths="ragged", seed=1)

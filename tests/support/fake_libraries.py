@@ -52,6 +52,7 @@ class FakeDecode:
         page_size: int,
         *,
         logits_soft_cap: float | None = None,
+        sm_scale: float | None = None,
         q_data_type: Any = "float16",
         kv_data_type: Any = None,
     ) -> None:
@@ -61,6 +62,7 @@ class FakeDecode:
         self.indptr, self.last, self.page = indptr.clone(), last_page_len.clone(), page_size
         self.indices = indices.to(indices.device)  # like the library: no copy if it is on its device already
         self.cap, self.shape, self.dtypes = logits_soft_cap or 0.0, (num_qo_heads, num_kv_heads, head_dim), q_data_type
+        self.scale = sm_scale or head_dim**-0.5
 
     def run(self, q: Any, paged_kv_cache: Any, *, out: Any) -> Any:
         assert q.shape[1:] == (self.shape[0], self.shape[2])
@@ -68,7 +70,7 @@ class FakeDecode:
         for b, (first, end) in enumerate(zip(self.indptr.tolist(), self.indptr.tolist()[1:], strict=False)):
             length = (end - first - 1) * self.page + int(self.last[b])
             k, v = (self.tokens(cache, first, end)[:length] for cache in paged_kv_cache)
-            out[b] = attend(q[b : b + 1], k, v, q.shape[-1] ** -0.5, self.cap)[0].to(out.dtype)
+            out[b] = attend(q[b : b + 1], k, v, self.scale, self.cap)[0].to(out.dtype)
         return out
 
     def tokens(self, cache: Any, first: int, end: int) -> Any:
@@ -144,6 +146,7 @@ def fake_xformers(arguments: Any, *, needs_gradient: bool) -> Any:
     """q [1, rows, G, H, D]; k, v [1, tokens, G, H, D]; queries are the last of their keys, causal among themselves."""
     q, k, v, bias = arguments.query, arguments.key, arguments.value, arguments.attn_bias
     assert not needs_gradient
+    scale = arguments.scale or q.shape[-1] ** -0.5
     assert k.shape[3] == q.shape[3]
     assert k.shape[3] == 1 or k.stride(3) == 0, "a group is told by a stride of 0"
     o = torch.empty_like(q)
@@ -154,7 +157,7 @@ def fake_xformers(arguments: Any, *, needs_gradient: bool) -> Any:
         keys, values = (torch.cat([x[0, s] for s in at])[:length].flatten(1, 2) for x in (k, v))
         seen = torch.arange(length) <= torch.arange(length - rows, length)[:, None]
         mine = q[0, row : row + rows].flatten(1, 2)
-        o[0, row : row + rows] = attend(mine, keys, values, q.shape[-1] ** -0.5, seen=seen).view_as(q[0, :rows])
+        o[0, row : row + rows] = attend(mine, keys, values, scale, seen=seen).view_as(q[0, :rows])
         row += rows
     return o, None
 
