@@ -27,17 +27,18 @@ ASKED = Request(device="cpu", suite="smoke", catalogue="tests.support.planted_ha
 """It would let a kernel hang for longer than the gate has time."""
 
 
+@pytest.mark.slow
 def test_what_hangs_is_failed_once_and_hides_nothing(tmp_path: Path) -> None:
     """All three cases of `hangs` would hang. The first gets a third of the time, the others are not tried."""
-    assert gate.check_all(tmp_path, ASKED, 36.0)
+    assert gate.check_all(tmp_path, ASKED, 60.0)
     found = {(v["impl"], v["case_id"]): v for v in gate.verdicts(tmp_path)}
     cases = ("B8-K4096", "B8-K8192", "B8-K16384")
     assert [found["steady", case]["status"] for case in cases] == ["ok"] * 3
     reasons = [found["hangs", case]["reason"] for case in cases]
-    assert reasons[0] == "no progress for 12 s during check"
-    assert reasons[1:] == ["not tried: it hung in the gate, in B8-K4096: no progress for 12 s during check"] * 2
+    assert reasons[0] == "no progress for 20 s during check"
+    assert reasons[1:] == ["not tried: it hung in the gate, in B8-K4096: no progress for 20 s during check"] * 2
     before = (tmp_path / gate.FILE).read_text()
-    assert gate.check_all(tmp_path, ASKED, 36.0)
+    assert gate.check_all(tmp_path, ASKED, 60.0)
     assert (tmp_path / gate.FILE).read_text() == before
     assert list(gate.hanging(tmp_path)) == [("toy", "hangs")]
 

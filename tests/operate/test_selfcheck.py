@@ -186,7 +186,7 @@ def test_real_clocks_of_the_host_time_the_same_sleep() -> None:
     assert {row.clock for row in found} == set(clocks.CPU_CLOCKS)
     for row in found:
         assert row.theirs_s == pytest.approx(row.ours_s, rel=0.5)
-        assert row.theirs_s == pytest.approx(0.005, rel=1.0)
+        assert 0.005 <= row.theirs_s < 0.05, "a busy machine wakes late"
 
 
 def test_a_subject_takes_turns_over_its_copies() -> None:
