@@ -8,10 +8,10 @@ Query head h reads KV head h // (H_q / H_kv). Every live token is read once, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import log
-from statistics import fmean
+from statistics import geometric_mean
 from typing import TYPE_CHECKING
 
 from kernels.attention_decode.cases import SUITES, AttentionCase
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     import torch
 
 CODES_PER_UNIT = {"fp8": 64, "int8": 32}
-"""Codes of an 8-bit cache that stand for a key of 1, so that 4 to 7 is the largest key."""
+"""Codes of an 8-bit cache that stand for a key of 1, so that the largest key is 4 to 7."""
 
-
-SCALE_SPREAD = 0.15
-"""Scales are 15% below or above their mean. Where a marked value is then too large for the type, it loses up to 15%."""
+SCALE_STEP = 1.25
+"""Scales of neighbouring groups differ by a quarter, give or take a tenth."""
 
 
 @cache
@@ -121,6 +120,30 @@ def work(case: AttentionCase) -> Work:
     return Work(flops={pipe: 4 * case.D * case.H_q * pairs}, bytes_read=read, bytes_written=size)
 
 
+def marks_of(case: AttentionCase, device: str, seed: int) -> Marks:
+    """The marks that the inputs of this seed carry."""
+    page = case.tokens_per_page
+    return draw_marks(
+        [live(case, length) for length in lengths(case)],
+        cdiv(case.T, page) * page,
+        heads=case.H_kv,
+        classes=max(1, min(4, case.group, case.D // 8)),
+        dims=case.D,
+        channel_dims=case.D,
+        raised=4,
+        q_len=case.q_len,
+        page=case.page,
+        device=device,
+        seed=seed,
+    )
+
+
+def value_codes(case: AttentionCase, marks: Marks) -> float:
+    """Codes of an 8-bit cache that stand for an ordinary value, a power of two. The largest marked value fills the
+    type, as if scales were made from the largest value of a group, and may lose a tenth."""
+    return 2.0 ** math.floor(math.log2(1.1 * LARGEST[case.kv] / marks.amplitude))
+
+
 def sinks(case: AttentionCase, table: torch.Tensor) -> list[Sink]:
     """The first token that every query sees, in each sequence that is long enough to have a sink."""
     found = []
@@ -158,33 +181,21 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
         spare=bool(case.page),
         seed=seed,
     )
-    marks = draw_marks(
-        ranges,
-        cdiv(case.T, page) * page,
-        heads=case.H_kv,
-        classes=max(1, min(4, case.group, case.D // 8)),
-        dims=case.D,
-        channel_dims=case.D,
-        q_len=case.q_len,
-        page=case.page,
-        device=device,
-        seed=seed,
-    )
+    marks = marks_of(case, device, seed)
     slots = (paged.pages, case.H_kv, page) if case.layout == "HND" else (paged.pages, page, case.H_kv)
     sigma = NOISE / (case.softmax_scale * case.D**0.5)
     made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=sigma)}
-    # the largest marked value fills the type, as if scales were made from the largest value of a group
-    codes = {"k": 1, "v": 1} if not case.kv else {"k": CODES_PER_UNIT[case.kv], "v": LARGEST[case.kv] / marks.amplitude}
+    codes = {"k": CODES_PER_UNIT[case.kv], "v": value_codes(case, marks)} if case.kv else {"k": 1, "v": 1}
     for name in ("k", "v"):
         made[name] = draw.normal((*slots, case.D), case.kv or case.dtype, scale=codes[name])
         scales = (paged.pages, cdiv(page, SCALE_GROUP), case.H_kv) if case.kv else (0,)
-        made[f"{name}_scale"] = draw.scales(scales, 1 / codes[name], SCALE_SPREAD)
+        made[f"{name}_scale"] = draw.scales(scales, 1 / codes[name], SCALE_STEP)
     if device != "meta":
         mark(case, made, marks, paged, draw)
         poison(case, made, paged, ranges)
     made["block_table"] = (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device)
     made["lengths"] = draw.table(lengths(case))
-    made["sink_logits"] = draw.normal((case.H_q if case.sink_logits else 0,), "fp32").add_(typical_lse(case))
+    made["sink_logits"] = draw.normal((case.H_q if case.sink_logits else 0,), "fp32").add_(typical_logit(case, marks))
     return made
 
 
@@ -214,14 +225,14 @@ def poison(case: AttentionCase, made: Inputs, paged: paging.Paged, ranges: Seque
             paging.poison_dead(made[f"{name}_scale"], groups, page=cdiv(page, SCALE_GROUP), paged=paged)
 
 
-def typical_lse(case: AttentionCase) -> float:
-    """The log-sum-exp of a typical sequence's scores, of variance 4. A sink with such a logit takes half of all.
+def typical_logit(case: AttentionCase, marks: Marks) -> float:
+    """The score of the sink token of a typical sequence in nats; a learned sink with this logit takes as much as it.
 
     Typical is the geometric mean of lengths. Beside a sink for the longest sequence, fp16 would lose what a sequence of
     one token gives.
     """
     seen = [sum(end - start for start, end in live(case, length)) for length in lengths(case) if length]
-    return fmean(map(log, seen or [1])) + 2.0
+    return UNIT * marks.sink_scores(round(geometric_mean(seen or [1])))[-1]
 
 
 def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Ranges) -> torch.Tensor:

@@ -6,9 +6,10 @@ such column is left out, y is wrong by 0.25 / sqrt(2) = 0.18 of its rms. Ten tol
 `rms_rel` of 10 x 1.5 x 2^-8 = 0.059. The first and the last column are always among them, the edges of groups of
 columns are preferred, and the others are drawn.
 
-In the first and the last row of W, the weights of these columns are positive, so that y is about 16 / 4 = 4 there, and
-not near zero: a wrong scale of such a row is wrong by as much as the scale, at least 0.4 of it, against ten tolerances
-of `max_rel` = 10 x 4 x 2^-8 = 0.16.
+In the first and the last row of W, the weights of these columns are positive in every second group of columns and
+negative in the others (all positive, if a row is one group). So y is not near zero there, and a wrong scale of the row
+changes it by 0.4 of itself or more, against ten tolerances of `max_rel` = 10 x 4 x 2^-8 = 0.16. If the row takes the
+scales of its neighbour, whose groups are small where its own are large, y even changes its sign.
 
 An FFN has such rows in gate and up, at `hidden_rows`. Their hidden values are large, so that the loss of their columns
 of the down projection shows too; see `hidden_level`.
@@ -70,6 +71,13 @@ def mark_rows(
         write_codes(format, {"w": w, **packed}, *at, level)
     else:
         w[at[0][:, None], at[1]] = level * w.shape[1] ** -0.5
+
+
+def signed_groups(columns: list[int], group_k: int) -> dict[float, list[int]]:
+    """Columns of even groups, at 1.0, and of odd groups, at -1.0; all at 1.0 if `group_k` is 0: a row is one group."""
+    odd = [bool(group_k) and column // group_k % 2 == 1 for column in columns]
+    sides = {side: [c for c, at in zip(columns, odd, strict=True) if at == (side < 0)] for side in (1.0, -1.0)}
+    return {side: found for side, found in sides.items() if found}
 
 
 def hidden_rows(draw: RandomInputs, F: int) -> list[int]:

@@ -89,7 +89,7 @@ RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "fp8": 32.
 
 def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) -> Inputs:
     """Codes over their whole range. Scales of neighbouring groups differ, see `RandomInputs.scales`; those of mxfp4 by
-    the factor 2 or 4. W is of order K^-1/2."""
+    the factor 2 at least. W is of order K^-1/2."""
     check_weights(format, dtype, K=K)
     kind = FORMATS[format]
     if kind.bits == 4:
@@ -100,21 +100,21 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) 
         codes = draw.normal((N, K), "fp8", scale=32.0)
     shape = kind.scale_shape(N, K)
     if format == "mxfp4":
-        # 2^-(K^1/2's exponent), half or twice as much for every other group
+        # half or a quarter of 2^-(K^1/2's exponent) in turn with once or twice as much
         middle = 127 - (K.bit_length() + 1) // 2
-        return {"w": codes, "w_scale": alternate(draw.integers(middle, middle + 2, shape, "uint8"), middle - 1)}
-    packed = {"w": codes, "w_scale": draw.scales(shape, K**-0.5 / RMS_CODES[format])}
+        return {"w": codes, "w_scale": alternate(draw.integers(middle - 2, middle, shape, "uint8"), 2)}
+    packed = {"w": codes, "w_scale": draw.scales(shape, K**-0.5 / RMS_CODES[format] / 1.5)}
     packed["w_scale"] = packed["w_scale"].to(torch_scale_dtype(format, dtype))
     if format == "int4_zp":
         packed["w_zero"] = draw.integers(0, 16, shape, "uint8")
     return packed
 
 
-def alternate(scale: torch.Tensor, other: int) -> torch.Tensor:
-    """`other` in the place of every second scale `[N, G]`, along both axes."""
+def alternate(scale: torch.Tensor, more: int) -> torch.Tensor:
+    """The exponents `[N, G]`, every second one increased, along both axes."""
     if scale.device.type != "meta":
-        scale[::2, ::2] = other
-        scale[1::2, 1::2] = other
+        scale[::2, ::2] += more
+        scale[1::2, 1::2] += more
     return scale
 
 
@@ -133,7 +133,7 @@ def write_codes(format: str, weights: Inputs, rows: torch.Tensor, columns: torch
     if format == "int4_zp":
         zero = weights["w_zero"][rows[:, None] // kind.group_n, columns // kind.group_k].int()
     if format == "mxfp4":
-        nearest = min(range(8), key=lambda i: abs(E2M1[i] - value))
+        nearest = min(range(8), key=lambda i: abs(E2M1[i] - abs(value))) | (8 if value < 0 else 0)
         wanted = torch.full((len(rows), len(columns)), nearest, dtype=torch.uint8, device=codes.device)
     else:
         wanted = (zero + round(value)).clamp(0, 15).to(torch.uint8).expand(len(rows), len(columns))

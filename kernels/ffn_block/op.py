@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernels.common.compare import rounded
+from kernels.common.compare import hidden_slope_units, rounded
 from kernels.common.fields import Dtype
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
 from kernels.common.random_inputs import BYTES, RandomInputs
@@ -115,7 +115,8 @@ def work(case: FfnCase) -> Work:
 
 def tolerance(case: FfnCase) -> Tolerance:
     why = "roundings of gate and up, of their product and of y to their type"
-    return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, slope_units=0.5, why=why)
+    slope = hidden_slope_units(case.B * case.ffn)
+    return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, slope_units=slope, why=why)
 
 
 OP = Op(
