@@ -46,7 +46,8 @@ FEW_ELEMENTS = 64
 """Residuals of fewer elements do not tell their noise."""
 
 NOISE_MARGIN = 0.05
-"""`noise` may be so much more than 1, and 2.5 / sqrt(elements) more, since an rms of few elements varies."""
+"""`noise` may be so much more than 1, and 2.5 / sqrt(elements) + 40 / elements more: an rms of few elements varies, the
+more so since the elements of a row share the rounding errors of its probabilities."""
 
 
 def rounded(
@@ -200,7 +201,7 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
         last = total((r.to(dtype).to(r.dtype) - r) ** 2)
         expected = (last + (tolerance.roundings - 1) * once**2 * size) ** 0.5
         noise = total(d * d) ** 0.5 / (expected + tiny)
-        most = 1 + NOISE_MARGIN + 2.5 / n**0.5
+        most = 1 + NOISE_MARGIN + 2.5 / n**0.5 + 40 / n
         if reason is None and not noise <= most:
             reason = f"noise {noise:.3g} > {most:.3g}: more than {tolerance.roundings} roundings leave"
     return Trend(slope=1 + excess, bias=bias, noise=noise, reason=reason)
