@@ -46,8 +46,11 @@ FEW_ELEMENTS = 64
 """Residuals of fewer elements do not tell their noise."""
 
 NOISE_MARGIN = 0.05
-"""`noise` may be so much more than 1, and 2.5 / sqrt(elements) + 40 / elements more: an rms of few elements varies, the
-more so since the elements of a row share the rounding errors of its probabilities."""
+"""`noise` may be so much more than 1, and 2.5 / sqrt(elements) more, since an rms of few elements varies."""
+
+ENOUGH_ELEMENTS = 4096
+"""The noise of fewer elements is not judged: the elements of a row share the rounding errors of its probabilities, so
+few rows vary more than their elements tell."""
 
 
 def rounded(
@@ -201,8 +204,8 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
         last = total((r.to(dtype).to(r.dtype) - r) ** 2)
         expected = (last + (tolerance.roundings - 1) * once**2 * size) ** 0.5
         noise = total(d * d) ** 0.5 / (expected + tiny)
-        most = 1 + NOISE_MARGIN + 2.5 / n**0.5 + 40 / n
-        if reason is None and not noise <= most:
+        most = 1 + NOISE_MARGIN + 2.5 / n**0.5
+        if reason is None and n >= ENOUGH_ELEMENTS and not noise <= most:
             reason = f"noise {noise:.3g} > {most:.3g}: more than {tolerance.roundings} roundings leave"
     return Trend(slope=1 + excess, bias=bias, noise=noise, reason=reason)
 
