@@ -341,7 +341,6 @@ def tolerance(case: MlaCase) -> Tolerance:
     """
     why = "probabilities and O are each rounded to the type once, in fp16 scores too"
     rounds_to = "bf16" if case.kv and case.dtype == "fp16" else case.dtype
-    roundings = 2 if case.dtype == "bf16" else None
     return rounded(rounds_to, terms="T terms", max_units=8, rms_units=2, why=why, slope_units=1.5)
 
 
