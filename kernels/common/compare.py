@@ -15,8 +15,10 @@ Against a reference `r` in fp32 or fp64 and an output `o`, both `[..., C]`, with
 error of the slope comes from the residuals e = d - (slope - 1) r of the output itself, so it holds for rounding
 errors of any size. It is sqrt(sum(e^2 r^2)) / sum(r^2) if the errors of all elements are independent, and sqrt(sum
 over rows of (sum over the row of e r)^2) / sum(r^2) if the errors of a row go together. The larger counts; the second
-needs 8 rows. It is never less than one rounding of o leaves. Fewer than 64 elements do not tell their noise: then
-they are taken to have the `rms_rel` of the tolerance. The same holds for the bias, with 1 in the place of r.
+needs 8 rows. It is never less than one rounding of o leaves. Few elements do not tell their noise. What counts is the
+number of telling elements, sum(r^2)^2 / sum(r^4): elements near zero beside large ones tell nothing of a slope. If it
+is below 64, errors are taken to have the `rms_rel` of the tolerance. The same holds for the bias, with 1 in the place
+of r.
 """
 
 from __future__ import annotations
@@ -43,14 +45,13 @@ SPREAD_ROWS = 8
 """From so many rows on, the errors of one row may go together."""
 
 FEW_ELEMENTS = 64
-"""Residuals of fewer elements do not tell their noise."""
+"""Residuals of fewer telling elements do not tell their noise."""
 
 NOISE_MARGIN = 0.05
-"""`noise` may be so much more than 1, and 2.5 / sqrt(elements) more, since an rms of few elements varies."""
+"""`noise` may be so much more than 1, and 2.5 / sqrt(telling elements) more, since an rms of few elements varies."""
 
-ENOUGH_ELEMENTS = 4096
-"""The noise of fewer elements is not judged: the elements of a row share the rounding errors of its probabilities, so
-few rows vary more than their elements tell."""
+ENOUGH_ELEMENTS = 256
+"""The noise of fewer telling elements is not judged: they may share the rounding error of one probability."""
 
 
 def rounded(
@@ -189,7 +190,8 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
     size = total(r * r) + tiny
     rms = (size / n) ** 0.5
     once = ROUNDING * torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
-    least = once if n >= FEW_ELEMENTS else max(once, tolerance.rms_rel)
+    telling = size**2 / (total(r**4) + tiny)
+    least = once if telling >= FEW_ELEMENTS else max(once, tolerance.rms_rel)
     excess, offset = total(d * r) / size, total(d) / n
     slope_noise = max(spread(d * r - excess * (r * r)), least * total(r**4) ** 0.5) / size
     bias_noise = max(spread(d - offset) / n, least * rms / n**0.5) / rms
@@ -204,8 +206,8 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
         last = total((r.to(dtype).to(r.dtype) - r) ** 2)
         expected = (last + (tolerance.roundings - 1) * once**2 * size) ** 0.5
         noise = total(d * d) ** 0.5 / (expected + tiny)
-        most = 1 + NOISE_MARGIN + 2.5 / n**0.5
-        if reason is None and n >= ENOUGH_ELEMENTS and not noise <= most:
+        most = 1 + NOISE_MARGIN + 2.5 / (telling + tiny) ** 0.5
+        if reason is None and telling >= ENOUGH_ELEMENTS and not noise <= most:
             reason = f"noise {noise:.3g} > {most:.3g}: more than {tolerance.roundings} roundings leave"
     return Trend(slope=1 + excess, bias=bias, noise=noise, reason=reason)
 

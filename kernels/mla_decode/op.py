@@ -341,7 +341,7 @@ def tolerance(case: MlaCase) -> Tolerance:
     """
     why = "probabilities and O are each rounded to the type once, in fp16 scores too"
     rounds_to = "bf16" if case.kv and case.dtype == "fp16" else case.dtype
-    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=2, why=why, slope_units=1.5)
+    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=2, why=why, roundings=2)
 
 
 OP = Op(
