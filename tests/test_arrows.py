@@ -51,7 +51,7 @@ def imports(path: Path, *, only_at_import: bool = False) -> set[str]:
 
 
 GROUND = ("records", "run", "ceilings", "stats", "units", "errors", "machine")
-"""Files of `bench/` that every room may import. `cli`, at the top, is not among them."""
+"""Files of `bench/` that every room may import."""
 
 ARROWS = {
     "terminal": {"devices"},
@@ -62,6 +62,7 @@ ARROWS = {
     "judge": {"predict", "devices"},
     "report": {"judge", "predict", "devices"},
     "operate": {"measure", "inspection", "report", "judge", "predict", "devices"},
+    "cli": {"terminal", "operate", "measure", "inspection", "report", "judge", "predict", "devices"},
 }
 """The rooms of `bench/`, and which other rooms each may import."""
 
