@@ -144,6 +144,11 @@ def value_codes(case: AttentionCase, marks: Marks) -> float:
     return 2.0 ** math.floor(math.log2(1.1 * LARGEST[case.kv] / marks.amplitude))
 
 
+def first_pages(case: AttentionCase, table: torch.Tensor, length: int) -> list[int]:
+    """The first page of each sequence of this length."""
+    return [int(table[b, 0]) if case.page else b for b, n in enumerate(lengths(case)) if n == length]
+
+
 def sinks(case: AttentionCase, table: torch.Tensor) -> list[Sink]:
     """The first token that every query sees, in each sequence that is long enough to have a sink."""
     found = []
@@ -189,8 +194,12 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
     for name in ("k", "v"):
         made[name] = draw.normal((*slots, case.D), case.kv or case.dtype, scale=codes[name])
         scales = (paged.pages, cdiv(page, SCALE_GROUP), case.H_kv) if case.kv else (0,)
-        made[f"{name}_scale"] = draw.scales(scales, 1 / codes[name], SCALE_STEP)
+        # kernels multiply probabilities with the scale of v and round the product: it must not err to one side
+        made[f"{name}_scale"] = draw.scales(scales, 1 / codes[name], SCALE_STEP, one_sided=name == "k")
     if device != "meta":
+        if case.kv and 1 in lengths(case):
+            # all of the output is this one value: an exact scale, since one rounding of it would decide the slope
+            made["v_scale"][first_pages(case, paged.table, 1), 0] = 1 / codes["v"]
         mark(case, made, marks, paged, draw)
         poison(case, made, paged, ranges)
     made["block_table"] = (paged.table if case.page else torch.empty(case.B, 0, dtype=torch.int32)).to(device)

@@ -62,8 +62,8 @@ SHARE_BELOW = 30.0
 SINK_RATIO = 4.0
 """The sink has this many times the mass of the raised tokens."""
 
-SHORTEST_WITH_SINK = 16
-"""Tokens. In a shorter sequence a row may have no other raised token, and an output of zeros would show nothing."""
+SHORTEST_WITH_SINK = 2
+"""Tokens. If a sequence is a sink alone, its output is zero and shows nothing."""
 
 NOISE = 0.1
 """Standard deviation of a score, in nats, that comes from the ordinary values of query and key."""

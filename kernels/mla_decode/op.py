@@ -224,7 +224,8 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
         cached = {
             "cache": draw.normal((*slots, case.L), case.kv, scale=FP8_CODES * ORDINARY),
             "rope": draw.normal((*slots, case.R), case.dtype),
-            "latent_scale": draw.scales(slots, 1 / FP8_CODES, step=1.25),
+            # kernels multiply probabilities with it and round the product: it must not err to one side
+            "latent_scale": draw.scales(slots, 1 / FP8_CODES, step=1.25, one_sided=False),
         }
     else:
         cached = {
@@ -238,6 +239,10 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
         "q_rope": draw.normal((case.B, case.q_len, case.H, case.R), case.dtype, scale=width["q_rope"]),
     }
     if device != "meta":
+        if case.kv and 1 in lengths(case):
+            # all of the output is this one value: an exact scale, since one rounding of it would decide the slope
+            alone = [b for b, length in enumerate(lengths(case)) if length == 1]
+            cached["latent_scale"][paged.table[alone, 0].long() if case.page else alone, 0] = 1 / FP8_CODES
         raise_queries(marks, queries["q_rope"], unit=UNIT / (KEY_STEP * case.softmax_scale))
         mark(case, cached, marks, paged, draw)
         for tensor in cached.values():

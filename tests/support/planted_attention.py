@@ -6,7 +6,7 @@ fp32, merges the splits and rounds the output once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,9 +45,9 @@ class Fault:
     """The type of the splits' results."""
 
 
-def attention_heads(case: AttentionCase, inputs: Inputs, b: int) -> list[Head]:
-    """All KV heads of sequence b. A NaN of the poison would show in the scores."""
-    length = attention.lengths(case)[b]
+def attention_heads(case: AttentionCase, inputs: Inputs, b: int, more: int = 0) -> list[Head]:
+    """All KV heads of sequence b, which is read as if it had `more` tokens than it has."""
+    length = attention.lengths(case)[b] + more
     ranges = attention.live(case, length)
     k, v = (attention.tokens(case, inputs, name, b, ranges) for name in ("k", "v"))
     t = torch.cat([torch.arange(*r) for r in ranges])
@@ -63,7 +63,7 @@ def attention_heads(case: AttentionCase, inputs: Inputs, b: int) -> list[Head]:
     q = inputs["q"][b].float().view(case.q_len, case.H_kv, case.group, case.D)
     return [
         Head(
-            scores=(q[:, h].flatten(0, 1) @ k[:, h].T * case.D**-0.5).masked_fill(unseen, -torch.inf),
+            scores=(q[:, h].flatten(0, 1) @ k[:, h].T * case.softmax_scale).masked_fill(unseen, -torch.inf),
             values=v[:, h] / scale[:, h, None],
             scale=scale[:, h],
         )
@@ -82,13 +82,13 @@ def mla_head(case: MlaCase, inputs: Inputs, b: int) -> Head:
         t, page = torch.arange(length), case.page or case.T
         scale = inputs["latent_scale"][inputs["block_table"][b][t // page].long() if case.page else b, t % page]
     return Head(
-        scores=(q @ cached.T * case.scale).masked_fill(torch.arange(length) > last, -torch.inf),
+        scores=(q @ cached.T * case.softmax_scale).masked_fill(torch.arange(length) > last, -torch.inf),
         values=cached[:, : case.L] / scale[:, None],
         scale=scale,
     )
 
 
-def attend(head: Head, dtype: torch.dtype, fault: Fault, splits: int = 4) -> torch.Tensor:
+def attend(head: Head, dtype: torch.dtype, fault: Fault, splits: int) -> torch.Tensor:
     """O `[rows, D]` in fp32, before its rounding; zeros for rows that see nothing."""
     scores, values = head.scores * fault.softmax_scale, head.values
     counts = torch.ones(scores.shape[1])
@@ -113,14 +113,16 @@ def attend(head: Head, dtype: torch.dtype, fault: Fault, splits: int = 4) -> tor
     return o * fault.gain
 
 
-def output(case: Any, heads: list[list[Head]], fault: Fault, **more: Any) -> torch.Tensor:
+def all_heads(case: Any, inputs: Inputs, more: int = 0) -> list[list[Head]]:
+    """The heads of every sequence."""
+    if isinstance(case, MlaCase):
+        return [[mla_head(case, inputs, b)] for b in range(case.B)]
+    return [attention_heads(case, inputs, b, more) for b in range(case.B)]
+
+
+def output(case: Any, heads: list[list[Head]], fault: Fault | None = None, splits: int = 4) -> torch.Tensor:
     """The output of all sequences, whose heads are given, in the type of the case."""
-    dtype = torch_dtype(case.dtype)
-    rows = [torch.stack([attend(head, dtype, fault, **more) for head in sequence]) for sequence in heads]
-    o = torch.stack(rows)  # [B, heads, q_len x group, D]
-    o = o.unflatten(2, (case.q_len, -1)).transpose(1, 2).flatten(2, 3)
+    fault, dtype = fault or Fault(), torch_dtype(case.dtype)
+    o = torch.stack([torch.stack([attend(head, dtype, fault, splits) for head in sequence]) for sequence in heads])
+    o = o.unflatten(2, (case.q_len, -1)).transpose(1, 2).flatten(2, 3)  # [B, heads, q_len x group, D] before
     return (o + fault.offset * o.square().mean().sqrt()).to(dtype)
-
-
-def without(fault: Fault, **fields: Any) -> Fault:
-    return replace(fault, **fields)
