@@ -29,10 +29,9 @@ def gemv(case: GemvCase, inputs: Inputs, splits: int = 1, partial: torch.dtype =
     return torch.stack(parts).sum(dim=0).to(torch_dtype(case.dtype))
 
 
-def swiglu(
-    x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """(silu(x gate^T) * (x up^T)) down^T in fp32, with gate, up and their product rounded."""
+def swiglu(x: torch.Tensor, weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """(silu(x W_gate^T) * (x W_up^T)) W_down^T in fp32; x W_gate^T, x W_up^T and the hidden values are rounded."""
+    gate, up, down = weights
     g, u = ((x @ w.T).to(dtype).float() for w in (gate, up))
     return (g * torch.sigmoid(g) * u).to(dtype).float() @ down.T
 

@@ -1,5 +1,8 @@
 """Inputs in a fraction of the time: ordinary values are taken from one block of normal values, from another place for
-each seed. Marks, scales and whatever else is drawn stay as they are."""
+each seed. Marks, scales and whatever else is drawn stay as they are.
+
+torch gets one thread, since on a busy machine two wait for each other at every operation.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,9 @@ def quick_draws() -> Iterator[None]:
         values = block(dtype, scale)
         return torch.cat([values[first:], *[values] * (count // BLOCK), values[:first]])[:count].view(shape)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RandomInputs, "normal", normal)
         yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,238 @@
+"""Errors of all elements alike, and roundings too many, fail the gate in bf16 for 100 seeds of 100; right kernels pass.
+
+Scales rounded to bf16, sums of splits kept in bf16, a softmax scale that is off by 0.1%, an output that is off by 0.2 to
+0.7%: none of them is larger than the rounding of a right result. Shapes have 1,024 outputs or more, like the smallest of
+the suites.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.attention_decode import op as attention
+from kernels.attention_decode.op import AttentionCase
+from kernels.common.compare import compare
+from kernels.common.random_inputs import writable
+from kernels.ffn_block import op as ffn_block
+from kernels.ffn_block.op import FfnCase
+from kernels.ffn_gemv import op as ffn_gemv
+from kernels.ffn_gemv.op import GemvCase
+from kernels.mla_decode import op as mla
+from kernels.mla_decode.op import MlaCase
+from kernels.moe_ffn import op as moe_ffn
+from kernels.moe_ffn.op import MoeCase
+from kernels.op import Inputs
+from tests.support.planted_attention import Fault, all_heads, output
+from tests.support.planted_products import changed, ffn, gemv, moe
+from tests.support.quick_draws import quick_draws
+
+SEEDS = 100
+
+OPS = {
+    AttentionCase: attention.OP,
+    MlaCase: mla.OP,
+    GemvCase: ffn_gemv.OP,
+    FfnCase: ffn_block.OP,
+    MoeCase: moe_ffn.OP,
+}
+
+Kernel = Callable[[Any, Inputs], torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_draws():
+        yield
+
+
+def failures(case: Any, right: Kernel, wrong: dict[str, Kernel], seeds: int = SEEDS) -> Counter[str]:
+    """For how many seeds the gate fails each kernel."""
+    op: Any = OPS[type(case)]
+    found: Counter[str] = Counter({"right": 0})
+    for seed in range(seeds):
+        inputs = op.inputs(case, "cpu", seed)
+        expected, tolerance = op.reference(case, inputs), op.tolerance(case)
+        for name, kernel in {"right": right, **wrong}.items():
+            found[name] += not compare(kernel(case, inputs), expected, tolerance).passed
+    return found
+
+
+def all_caught(case: Any, right: Kernel, wrong: dict[str, Kernel], seeds: int = SEEDS) -> None:
+    found = failures(case, right, wrong, seeds)
+    assert found.pop("right") == 0
+    assert set(found.values()) == {seeds}, found
+
+
+def to_bf16(values: torch.Tensor) -> torch.Tensor:
+    return values.copy_(values.bfloat16())
+
+
+def rounded(*names: str) -> Callable[[Inputs], Inputs]:
+    """The inputs with these scales rounded to bf16."""
+
+    def change(inputs: Inputs) -> Inputs:
+        for name in names:
+            inputs = changed(inputs, name, to_bf16)
+        return inputs
+
+    return change
+
+
+def attend(fault: Fault | None = None, change: Callable[[Inputs], Inputs] = lambda inputs: inputs) -> Kernel:
+    return lambda case, inputs: output(case, all_heads(case, change(inputs)), fault)
+
+
+def attention_faults(gain: float, *scales: str) -> dict[str, Kernel]:
+    faults = {
+        "gain": Fault(gain=gain),
+        "loss": Fault(gain=2 - gain),
+        "offset": Fault(offset=0.002),
+        "softmax scale": Fault(softmax_scale=1.001),
+        "softmax scale too small": Fault(softmax_scale=0.999),
+        "partial sums": Fault(partial=torch.bfloat16),
+    }
+    wrong = {name: attend(fault) for name, fault in faults.items()}
+    return wrong | {f"{name} in bf16": attend(change=rounded(name)) for name in scales}
+
+
+def heads(T: int, **more: Any) -> AttentionCase:
+    """1,024 outputs per sequence; the heads of an eighth of Llama-3.1-8B, or all of them on a GPU of eight."""
+    return AttentionCase(**({"B": 1, "H_q": 8, "H_kv": 1, "D": 128, "T": T} | more))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [heads(1024), heads(4096, page=16), heads(512, B=8, lengths="ragged", page=16)], ids=lambda case: case.id
+)
+def test_attention(case: AttentionCase) -> None:
+    all_caught(case, attend(), attention_faults(1.002))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [heads(4096, kv="fp8", H_q=16), heads(2048, kv="int8", H_q=16)], ids=lambda case: case.id
+)
+def test_attention_over_8_bit_caches(case: AttentionCase) -> None:
+    all_caught(case, attend(), attention_faults(1.002, "k_scale", "v_scale"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [MlaCase(B=1, H=16, T=1024, L=256), MlaCase(B=1, H=16, T=1024, L=256, kv="fp8")], ids=lambda case: case.id
+)
+def test_latent_attention(case: MlaCase) -> None:
+    all_caught(case, attend(), attention_faults(1.007, *(["latent_scale"] if case.kv else [])))
+
+
+def in_bf16(y: torch.Tensor, gain: float) -> torch.Tensor:
+    return (y.float() * gain).bfloat16()
+
+
+def gemv_faults(case: GemvCase) -> dict[str, Kernel]:
+    """The last column is one of the outliers; the last row takes the scales of the row before it."""
+    wrong: dict[str, Kernel] = {
+        "gain": lambda case, inputs: in_bf16(gemv(case, inputs), 1.005),
+        "last column lost": lambda case, inputs: gemv(
+            case, changed(inputs, "x", lambda x: writable(x)[:, -1:].zero_())
+        ),
+    }
+    if case.activations == case.dtype:
+        wrong |= {f"{n} partial sums": lambda case, inputs, n=n: gemv(case, inputs, n, torch.bfloat16) for n in (2, 8)}
+    else:
+        wrong["x_scale in bf16"] = lambda case, inputs: gemv(case, rounded("x_scale")(inputs))
+    if case.weights in ("int8", "fp8", "fp8_block"):
+        wrong["w_scale in bf16"] = lambda case, inputs: gemv(case, rounded("w_scale")(inputs))
+    if case.quantized:
+        wrong["scale of the row before"] = lambda case, inputs: gemv(
+            case, changed(inputs, "w_scale", lambda scale: scale[-1].copy_(scale[-2].clone()))
+        )
+    if case.weights in ("int4", "int4_zp", "mxfp4", "fp8_block"):
+        wrong["scale of the group before"] = lambda case, inputs: gemv(
+            case, changed(inputs, "w_scale", lambda scale: scale[:, -1].copy_(scale[:, -2].clone()))
+        )
+    return wrong
+
+
+GEMVS = [
+    GemvCase(B=1, N=1024, K=4096),
+    GemvCase(B=16, N=512, K=1024),
+    GemvCase(B=1, N=1024, K=2048, weights="int8"),
+    GemvCase(B=4, N=512, K=2048, weights="fp8", activations="fp8"),
+    GemvCase(B=1, N=1024, K=2048, weights="fp8_block"),
+    GemvCase(B=1, N=1024, K=2048, weights="int4"),
+    GemvCase(B=1, N=1024, K=2048, weights="int4_zp"),
+    GemvCase(B=1, N=1024, K=2048, weights="mxfp4"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GEMVS, ids=lambda case: case.id)
+def test_gemv(case: GemvCase) -> None:
+    all_caught(case, gemv, gemv_faults(case))
+
+
+def last_column(name: str) -> Callable[[Inputs], Inputs]:
+    return lambda inputs: changed(inputs, name, lambda w: w[..., -1:].zero_())
+
+
+FFN_FAULTS: dict[str, Kernel] = {
+    "gain": lambda case, inputs: ffn(case, inputs, gain=1.007),
+    "last column of x": lambda case, inputs: ffn(case, last_column("x")(inputs)),
+    "last hidden value": lambda case, inputs: ffn(case, last_column("w_down")(inputs)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [FfnCase(B=1, hidden=1024, ffn=2816), FfnCase(B=4, hidden=512, ffn=1024)], ids=lambda case: case.id
+)
+def test_ffn_block(case: FfnCase) -> None:
+    all_caught(case, ffn, FFN_FAULTS)
+
+
+def without_last_expert(case: MoeCase, inputs: Inputs) -> torch.Tensor:
+    last = int(inputs["topk_ids"].max())
+    return moe(case, inputs, pairs=lambda e, slot: e != last)
+
+
+def moe_faults(case: MoeCase) -> dict[str, Kernel]:
+    wrong: dict[str, Kernel] = {
+        "gain": lambda case, inputs: moe(case, inputs, gain=1.007),
+        "last expert": without_last_expert,
+        "last slot": lambda case, inputs: moe(case, inputs, pairs=lambda e, slot: slot != case.k - 1),
+        "last column of x": lambda case, inputs: moe(case, last_column("x")(inputs)),
+    }
+    if case.weights == "fp8_block":
+        scales = rounded("w_gate_up_scale", "w_down_scale")
+        wrong["scales in bf16"] = lambda case, inputs: moe(case, scales(inputs))
+    return wrong
+
+
+EXPERTS = [
+    MoeCase(B=1, E=8, k=4, H=1024, F=256),
+    MoeCase(B=8, E=8, k=2, H=512, F=256),
+    MoeCase(B=1, E=8, k=4, H=1024, F=256, weights="fp8_block"),
+    MoeCase(B=2, E=4, k=2, H=1024, F=256, weights="mxfp4"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EXPERTS, ids=lambda case: case.id)
+def test_experts(case: MoeCase) -> None:
+    all_caught(case, moe, moe_faults(case))
+
+
+def test_small_shapes_in_every_run() -> None:
+    """Two seeds of each operation, so that a change of the gate or of the inputs is noticed at once."""
+    all_caught(heads(512, kv="int8", H_q=16), attend(), attention_faults(1.002, "k_scale", "v_scale"), seeds=2)
+    all_caught(MlaCase(B=1, H=16, T=512, L=256), attend(), attention_faults(1.007), seeds=2)
+    for case in (GemvCase(B=2, N=512, K=512, weights="fp8_block"), GemvCase(B=2, N=512, K=512)):
+        all_caught(case, gemv, gemv_faults(case), seeds=2)
+    all_caught(FfnCase(B=4, hidden=512, ffn=512), ffn, FFN_FAULTS, seeds=2)
+    experts = MoeCase(B=4, E=4, k=2, H=512, F=256)
+    all_caught(experts, moe, moe_faults(experts), seeds=2)
