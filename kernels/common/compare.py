@@ -6,10 +6,11 @@ Against a reference `r` in fp32 or fp64 and an output `o`, both `[..., C]`, with
 - `row_rel` = max over rows (last dimension) of ||d_row|| / ||r_row||: one wrong sequence among many shows here
 - `max_rel` = max |d| / (|r| + rms(r_row)): one wrong element shows here
 - `slope` = sum(o r) / sum(r^2), the regression of o on r: an error of all elements alike shows here, such as a scale
-  that is off by 0.2%, which `rms_rel` can't tell from rounding
+  that is off by 0.2%, which `rms_rel` can't tell from rounding. Rows count alike: o and r of a row are divided by
+  rms(r_row), or a short sequence, whose output is large, would hide the others
 - `bias` = mean(d) / rms(r), the mean signed error: an offset of all elements shows here
-- `noise` = rms(d), divided by what the roundings that the operation allows leave: one rounding too many shows here,
-  such as partial sums in bf16
+- `noise` = rms(d) of such rows, divided by what the roundings that the operation allows leave: one rounding too many
+  shows here, such as partial sums in bf16
 
 `slope` and `bias` are judged within their own noise: 4.5 standard errors and what the tolerance allows. The standard
 error of the slope comes from the residuals e = d - (slope - 1) r of the output itself, so it holds for rounding
@@ -50,7 +51,7 @@ FEW_ELEMENTS = 64
 NOISE_MARGIN = 0.05
 """`noise` may be so much more than 1, and 2.5 / sqrt(telling elements) more, since an rms of few elements varies."""
 
-ENOUGH_ELEMENTS = 256
+ENOUGH_ELEMENTS = 128
 """The noise of fewer telling elements is not judged: they may share the rounding error of one probability."""
 
 
@@ -183,28 +184,28 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
     """Slope, bias and noise of the errors `d` of an output in `dtype` with the reference `r`, both `[rows, C]`."""
     import torch
 
-    def total(values: torch.Tensor) -> float:
-        return float(values.sum(dtype=torch.float64))
-
     n, tiny = d.numel(), torch.finfo(torch.float32).tiny
+    rms = (total(r * r) / n) ** 0.5 + tiny
+    weight = rms / (r.square().mean(dim=-1, keepdim=True).sqrt() + tiny * rms)
+    last = ((r.to(dtype).to(r.dtype) - r) * weight).square() if tolerance.roundings else None
+    offset = total(d) / n
+    deviations = d - offset
+    d, r = d * weight, r * weight
     size = total(r * r) + tiny
-    rms = (size / n) ** 0.5
     once = ROUNDING * torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
     telling = size**2 / (total(r**4) + tiny)
     least = once if telling >= FEW_ELEMENTS else max(once, tolerance.rms_rel)
-    excess, offset = total(d * r) / size, total(d) / n
+    excess, bias = total(d * r) / size, offset / rms
     slope_noise = max(spread(d * r - excess * (r * r)), least * total(r**4) ** 0.5) / size
-    bias_noise = max(spread(d - offset) / n, least * rms / n**0.5) / rms
-    bias = offset / rms
+    bias_noise = max(spread(deviations) / (n * rms), least / n**0.5)
     allowed = tolerance.slope
     reason = noise = None
     if allowed is not None and not abs(excess) <= allowed + STANDARD_ERRORS * slope_noise:
         reason = f"slope {1 + excess:.6f}, off by more than {allowed:.2g} and 4.5 standard errors of {slope_noise:.2g}"
     elif allowed is not None and not abs(bias) <= allowed + STANDARD_ERRORS * bias_noise:
         reason = f"bias {bias:.3g}, more than {allowed:.2g} and 4.5 standard errors of {bias_noise:.2g}"
-    if tolerance.roundings:
-        last = total((r.to(dtype).to(r.dtype) - r) ** 2)
-        expected = (last + (tolerance.roundings - 1) * once**2 * size) ** 0.5
+    if tolerance.roundings and last is not None:
+        expected = (total(last) + (tolerance.roundings - 1) * once**2 * size) ** 0.5
         noise = total(d * d) ** 0.5 / (expected + tiny)
         most = 1 + NOISE_MARGIN + 2.5 / (telling + tiny) ** 0.5
         if reason is None and telling >= ENOUGH_ELEMENTS and not noise <= most:
@@ -212,10 +213,17 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
     return Trend(slope=1 + excess, bias=bias, noise=noise, reason=reason)
 
 
+def total(values: torch.Tensor) -> float:
+    """The sum in fp64."""
+    import torch
+
+    return float(values.sum(dtype=torch.float64))
+
+
 def spread(terms: torch.Tensor) -> float:
     """Standard deviation of the sum of `terms [rows, C]`: of independent ones, or of independent rows, if more."""
     import torch
 
-    alone = float((terms * terms).sum(dtype=torch.float64))
+    alone = total(terms * terms)
     together = float((terms.sum(dim=-1, dtype=torch.float64) ** 2).sum()) if len(terms) >= SPREAD_ROWS else 0.0
     return max(alone, together) ** 0.5

@@ -1,6 +1,7 @@
 """A token that is lost, counted twice or misplaced fails the gate, at the lengths of the suites, for 100 seeds of 100.
 
-Heads are few, so that two cores can compute them; sequences are as long as in the suites.
+Heads are few, so that two cores can compute them; sequences are as long as in the suites. Every run tries 10 seeds;
+`pytest -m exhaustive` tries 100.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from kernels.mla_decode import op as mla
 from kernels.mla_decode.op import MlaCase
 from kernels.op import Inputs, Op
 from tests.support.planted_attention import Fault, Head, all_heads, output
-from tests.support.quick_draws import quick_draws
-
-SEEDS = 100
+from tests.support.quick_draws import quick_draws, seeds_or_100
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +64,7 @@ def faults(case: Any, seed: int) -> dict[str, Fault]:
     }
 
 
-def caught(case: Any, seeds: int = SEEDS) -> Counter[str]:
+def caught(case: Any, seeds: int) -> Counter[str]:
     """For how many seeds the gate fails each fault, and a right kernel."""
     op, _ = operation(case)
     found: Counter[str] = Counter({"right": 0})
@@ -97,12 +96,12 @@ CASES = [
 LONG = [few(32768, kv="int8"), few(131072), latents(65536, page=64)]
 
 
-@pytest.mark.slow
+@seeds_or_100(10)
 @pytest.mark.parametrize("case", [*CASES, *LONG], ids=lambda case: case.id)
-def test_no_token_is_lost_doubled_or_misplaced_unseen(case: Any) -> None:
-    found = caught(case)
+def test_no_token_is_lost_doubled_or_misplaced_unseen(case: Any, seeds: int) -> None:
+    found = caught(case, seeds)
     assert found.pop("right") == 0
-    assert set(found.values()) == {SEEDS}, found
+    assert set(found.values()) == {seeds}, found
 
 
 def test_in_short_sequences_too() -> None:

@@ -42,3 +42,10 @@ def quick_draws() -> Iterator[None]:
         patch.setattr(RandomInputs, "normal", normal)
         yield
     torch.set_num_threads(threads)
+
+
+def seeds_or_100(few: int) -> pytest.MarkDecorator:
+    """The test's `seeds`: a few in every run, and 100 if exhaustive tests are asked for."""
+    return pytest.mark.parametrize(
+        "seeds", [pytest.param(few, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.exhaustive)]
+    )
