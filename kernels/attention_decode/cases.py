@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
+from kernels.common.integers import next_power_of_2
 from kernels.common.paging import Layout, Lengths, Order
 from kernels.common.random_inputs import BYTES
 from kernels.models import attention_heads
@@ -96,6 +97,11 @@ class AttentionCase(Case):
         return self.scale or self.D**-0.5
 
     @property
+    def width(self) -> int:
+        """Dims of a head as our kernels hold them: a power of two, at least the 64 rows of a wgmma."""
+        return max(64, next_power_of_2(self.D))
+
+    @property
     def group(self) -> int:
         """Query heads that share a KV head."""
         return self.H_q // self.H_kv
@@ -142,6 +148,10 @@ def test() -> list[AttentionCase]:
         small(2, 4, 200, window=50, sinks=3, softcap=2.0, page=8, lengths="ragged"),
         small(3, 4, 100, prefix=64, page=16, lengths="ragged"),
         small(2, 6, 130, scale=0.05, softcap=50.0, sink_logits=True, page=8, lengths="holes"),
+        AttentionCase(B=2, H_q=6, H_kv=2, D=80, T=90, page=16, dtype="fp16", lengths="ragged"),
+        AttentionCase(B=1, H_q=4, H_kv=2, D=96, T=130, kv="fp8", dtype="fp16"),
+        AttentionCase(B=1, H_q=4, H_kv=2, D=192, T=70, page=16, dtype="fp16"),
+        AttentionCase(B=2, H_q=4, H_kv=1, D=512, T=70, page=16, dtype="fp16", lengths="ragged"),
         # more query rows than one tile holds: two full tiles, and Falcon-7B's 71 query heads of one KV head
         small(2, 32, 70, q_len=8, page=16, lengths="ragged"),
         AttentionCase(B=2, H_q=71, H_kv=1, D=64, T=90, dtype="fp16", lengths="ragged"),
@@ -207,6 +217,9 @@ def full() -> list[AttentionCase]:
         layer("gpt-oss-120b", 64, 4096, page=16, window=128),
         layer("llama-3.1-8b", 64, 12288, page=16, prefix=8192),
         layer("llama-3.1-70b", 128, 8704, page=16, prefix=8192, lengths="ragged"),
+        layer("phi-3-mini", 32, 4096, page=16),
+        # Gemma 4 has a scale of 1, since it normalises queries and keys (`Gemma4TextAttention` of transformers)
+        layer("gemma-4-31b", 32, 4096, page=16, scale=1.0),
         AttentionCase(B=32, H_q=16, H_kv=1, D=256, T=16384, page=16),
         AttentionCase(B=32, H_q=64, H_kv=1, D=128, T=16384, page=16),
     ]

@@ -62,10 +62,13 @@ class Plan:
 def most_rows(case: AttentionCase, target: Target) -> int:
     """The most query rows of a tile: fewer than MAX_ROWS where 64 rows would spill.
 
-    64 rows spill with heads of 256 dims; on sm_80 with an 8-bit cache, whose unpacked values take registers beside the
-    sums; and on sm_100, where sums pass through registers, with the addresses of pages that hold whole blocks.
+    - Heads of 256 dims have 32 rows, on sm_100 16; heads of 512 dims have 16.
+    - On sm_80 an 8-bit cache has 32 rows: its unpacked values take registers beside the sums.
+    - On sm_100, where sums pass through registers, so do pages that hold whole blocks, with their addresses.
     """
-    if case.D > 128:
+    if case.width > 256:
+        return 16
+    if case.width > 128:
         return 32 if target.sm < 100 else 16
     if (target.sm < 90 and case.kv) or (target.sm >= 100 and case.page and case.page % 64 == 0):
         return 32
@@ -85,28 +88,32 @@ def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:
       scores of 128 tokens and more than 16 rows.
     - A wide tile has 128 tokens, 64 for each of its two warpgroups. With 64, Triton gives all of them to both, and
       their softmax, done twice, takes 87% of the slots that an H100's SM issues in.
+    - Heads of 512 dims have 32 tokens, since two blocks of 64 would not fit. `mma` then multiplies K, and wgmma V.
     """
+    if case.width > 256:
+        return 32 if target.sm >= 90 or case.kv else 16
     if case.kv or (target.sm >= 100 and block_m > 16):
         return 64
-    if target.sm == 90 and is_wide(case, block_m, target) and case.D <= 128:
+    if target.sm == 90 and is_wide(case, block_m, target) and case.width <= 128:
         return 128
     half = 1 if target.sm >= 90 else 2
-    return max(64, (32 << 10) // (2 * case.D * case.kv_bytes)) // half
+    return max(64, (32 << 10) // (2 * case.width * case.kv_bytes)) // half
 
 
 def smem_per_cta(case: AttentionCase, block_t: int, block_m: int, buffers: int) -> int:
     """Bytes of shared memory: K, V, Q and P, and what the system takes."""
-    kv = 2 * buffers * block_t * case.D * case.kv_bytes
-    return kv + (case.D + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
+    kv = 2 * buffers * block_t * case.width * case.kv_bytes
+    return kv + (case.width + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
 
 
 def is_wide(case: AttentionCase, block_m: int, target: Target) -> bool:
     """Whether O^T alone would take more than 32 registers in each of 128 threads: beside the scores, some would spill.
 
     On sm_100 the limit is 16, since accumulators pass through registers between tensor memory and every rescaling. A
-    wide CTA has 256 threads, and an SM's 65,536 registers hold one such CTA.
+    wide CTA has 256 threads, and an SM's 65,536 registers hold one such CTA. Heads of 512 dims are not wide: O^T takes
+    64 registers, but the scores of 32 tokens take 4.
     """
-    return block_m * case.D > (32 if target.sm < 100 else 16) * 128
+    return case.width <= 256 and block_m * case.width > (32 if target.sm < 100 else 16) * 128
 
 
 def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, int]:
@@ -116,12 +123,16 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     memory is short, the third buffer is given up first, then the second CTA. On sm_100 with pages the third buffer is
     given up too, where the addresses of a third block, beside 64 rows of 128 dims, would spill. A block of an 8-bit
     cache has half the bytes, and there is more to do between its two products: on sm_90 a third CTA hides that, if 168
-    registers suffice.
+    registers suffice. On sm_80, a 16-bit cache of heads of 512 dims has one CTA: with two buffers some addresses would
+    spill.
     """
-    if target.sm >= 100 and case.page and block_m * case.D > 32 * 128:
+    if case.width > 256:
+        choices = ((2, 3), (2, 2), (1, 3)) if target.sm >= 90 or case.kv else ((1, 3),)
+    elif target.sm >= 100 and case.page and block_m * case.width > 32 * 128:
         return 1, 2
-    choices = ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3))
-    if target.sm == 90 and case.kv and block_m * case.D <= 16 * 128:
+    else:
+        choices = ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3))
+    if target.sm == 90 and case.kv and block_m * case.width <= 16 * 128:
         choices = ((3, 3), *choices)
     for ctas, buffers in choices:
         if ctas * smem_per_cta(case, block_tokens(case, block_m, target), block_m, buffers) <= target.smem_per_sm:
@@ -140,7 +151,8 @@ def make_plan(
     """The plan for `pairs` with `rows` query rows each. A caller that asks for `all_slots` merges the parts itself.
 
     The last CTA merges if two tiles of parts suffice: two round trips to the L2 cost less than a launch. With more
-    parts a second kernel, spread over all rows, is faster. Wide tiles leave the last CTA no registers for a merge.
+    parts a second kernel, spread over all rows, is faster. Wide tiles and heads
+    of 512 dims leave the last CTA no registers for a merge.
     """
     block_m = tile_rows(rows, most_rows(case, target))
     row_tiles = cdiv(rows, block_m)
@@ -157,8 +169,9 @@ def make_plan(
     runs = max(1, min(blocks, fields["ctas_per_sm"] * target.sm_count // row_tiles))
     start_blocks = START_BLOCKS if blocks >= LONG * runs else 0
     segments, starts, slots = split(pairs, fields["block_t"], runs, all_slots=all_slots, start_blocks=start_blocks)
-    merge_tile = max(1, MERGE_TILE // (block_m * case.D))
-    merge = "kernel" if is_wide(case, block_m, target) or max(s.parts for s in segments) > 2 * merge_tile else "last"
+    merge_tile = max(1, MERGE_TILE // (block_m * case.width))
+    full = is_wide(case, block_m, target) or case.width > 256
+    merge = "kernel" if full or max(s.parts for s in segments) > 2 * merge_tile else "last"
     if not slots or all_slots:
         merge = "none"
     return Plan(

@@ -34,21 +34,27 @@ def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
 def supports(case: AttentionCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
-    if case.D not in (64, 128, 256):
-        return f"needs a head_dim of 64, 128 or 256, this is {case.D}"
+    # Triton knows of a stride that it is a multiple of 16 elements, or nothing; an 8-bit cache is read in words of two
+    step = 32 if case.kv else 16
+    if case.D % step or case.width > 512:
+        return f"needs a head_dim of a multiple of {step} up to 512, this is {case.D}: reads would be narrow"
     return fits(case, target, case.rows)
 
 
 SLOTS = {
-    16: {64: (1.9, 2.6, 4.0), 128: (1.7, 2.2, 3.3), 256: (1.5, 2.85)},
-    8: {64: (6.8, 9.7, 15.3), 128: (4.1, 5.2, 14.4), 256: (3.3, 6.2)},
+    16: {64: (1.9, 2.6, 4.0), 128: (1.7, 2.2, 3.3), 256: (1.5, 2.85), 512: (1.5,)},
+    8: {64: (6.8, 9.7, 15.3), 128: (4.1, 5.2, 14.4), 256: (3.3, 6.2), 512: (4.05,)},
 }
 """Instructions of a thread for each byte of a contiguous cache, as compiled for sm_90: by the bits of its elements and
-by D, for tiles of 16, 32 and 64 rows. Unpacking costs an 8-bit cache most of them. With 64 rows its 8 warps would share
-64 tokens, so both warpgroups do the whole softmax."""
+by the width of a head, for tiles of 16, 32 and 64 rows. The dims that pad a head count as bytes here, though they are
+not read. Unpacking costs an 8-bit cache most of its instructions. With 64 rows its 8 warps would share 64 tokens, so
+both warpgroups do the whole softmax."""
 
 INT8_SLOTS = 0.25
 """What int8 costs beyond fp8."""
+
+SOFTCAP_SLOTS = 13
+"""What a soft cap costs for each score."""
 
 PAGED_SLOTS = {16: {"whole": 0.05, "token": 0.2, "scattered": 0.8}, 8: {"whole": 0.1, "token": 0.5, "scattered": 1.1}}
 """What pages cost beyond that: pages that hold whole blocks, pages of one token, all others."""
@@ -59,17 +65,19 @@ def slots_per_byte(case: AttentionCase, p: Plan) -> float:
     if p.sm != 90:
         return 0.0
     bits = 8 if case.kv else 16
-    slots = SLOTS[bits][case.D][p.block_m.bit_length() - 5] + (INT8_SLOTS if case.kv == "int8" else 0.0)
+    slots = SLOTS[bits][case.width][p.block_m.bit_length() - 5] + (INT8_SLOTS if case.kv == "int8" else 0.0)
     # with heads of 64 dims a block has as many tokens as threads: the addresses of pages come for free
-    if case.page and (case.kv or case.D > 64):
+    if case.page and (case.kv or case.width > 64):
         pages = "whole" if case.page % p.block_t == 0 else "token" if case.page == 1 else "scattered"
         slots += PAGED_SLOTS[bits][pages]
+    if case.softcap:
+        slots += SOFTCAP_SLOTS * p.block_m / (2 * case.width * case.kv_bytes)
     return slots
 
 
 def instructions(case: AttentionCase, p: Plan) -> int:
     """Those of the split kernel's main loop, for all CTAs: each tile of rows reads all blocks."""
-    streamed = 2 * p.blocks * p.block_t * case.D * case.kv_bytes * p.row_tiles
+    streamed = 2 * p.blocks * p.block_t * case.width * case.kv_bytes * p.row_tiles
     return round(slots_per_byte(case, p) * streamed)
 
 
@@ -113,7 +121,7 @@ def split_stages(
     main = Stage(
         name=name,
         work=Work(
-            flops={"mma_bf16": 4 * p.blocks * p.block_t * p.row_tiles * p.block_m * case.D},
+            flops={"mma_bf16": 4 * p.blocks * p.block_t * p.row_tiles * p.block_m * case.width},
             bytes_read=bytes_read + lists,
             bytes_written=(case.B * case.H_kv - cut) * case.rows * size,
         ),
@@ -136,7 +144,7 @@ def split_stages(
             bytes_written=cut * case.rows * size,
         ),
         ctas=cut * case.rows,
-        ctas_per_sm=MERGE_WARPS_PER_SM // merge_shape(p.segments, case.D)[1],
+        ctas_per_sm=MERGE_WARPS_PER_SM // merge_shape(p.segments, case.width)[1],
         loads_before={"dram": 1},
     )
     return main, passing(merge, target, parts, read=parts)
@@ -195,7 +203,7 @@ def cascade_stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
     first = Stage(
         name="prefix",
         work=Work(
-            flops={"mma_bf16": 4 * prefix.blocks * prefix.block_t * prefix.block_m * case.D},
+            flops={"mma_bf16": 4 * prefix.blocks * prefix.block_t * prefix.block_m * case.width},
             bytes_read=once
             + table_bytes(case, shared)
             + q

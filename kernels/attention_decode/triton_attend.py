@@ -27,17 +27,26 @@ from kernels.op import Inputs
 
 
 @triton.jit
-def load_query(q, offs_q, mask_m, D: tl.constexpr, KV: tl.constexpr, SM: tl.constexpr):
-    """Q^T [D, BLOCK_M]; for an 8-bit cache its even and its odd dims, each [D / 2, BLOCK_M] in fp16 (|q| < 65,504)."""
+def in_head(mask, offs_d, D: tl.constexpr, WIDTH: tl.constexpr):
+    """`mask` without the dims that pad a head of D to WIDTH. They are zeros, for which nothing is read."""
+    return mask if D == WIDTH else mask & (offs_d < D)
+
+
+@triton.jit
+def load_query(q, offs_q, mask_m, D: tl.constexpr, WIDTH: tl.constexpr, KV: tl.constexpr, SM: tl.constexpr):
+    """Q^T [WIDTH, BLOCK_M]; for an 8-bit cache its even and its odd dims, each [WIDTH / 2, BLOCK_M] in fp16
+    (|q| < 65,504)."""
     if KV == "":
-        offs_d = tl.arange(0, D)
-        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0)
+        offs_d = tl.arange(0, WIDTH)
+        mask = in_head(mask_m[None, :], offs_d[:, None], D, WIDTH)
+        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask, other=0.0)
         odd = even
     else:
         TYPE: tl.constexpr = tl.float16 if SM > 0 else tl.float32
-        offs_d = 2 * tl.arange(0, D // 2)
-        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(TYPE)
-        odd = tl.load(q + 1 + offs_q[None, :] + offs_d[:, None], mask=mask_m[None, :], other=0.0).to(TYPE)
+        offs_d = 2 * tl.arange(0, WIDTH // 2)
+        mask = in_head(mask_m[None, :], offs_d[:, None], D, WIDTH)
+        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask, other=0.0).to(TYPE)
+        odd = tl.load(q + 1 + offs_q[None, :] + offs_d[:, None], mask=mask, other=0.0).to(TYPE)
     return even, odd
 
 
@@ -61,6 +70,7 @@ def attend(
     stride_s_page,
     stride_s_group,
     D: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PAGE: tl.constexpr,
@@ -75,13 +85,16 @@ def attend(
 ):
     """Online softmax over tokens [t_begin, t_end), scores in log2.
 
-    -> O^T [D, BLOCK_M] unnormalised (or its even and odd dims), the row maxima and sums [BLOCK_M], all fp32.
+    -> O^T [WIDTH, BLOCK_M] unnormalised (or its even and odd dims), the row maxima and sums [BLOCK_M], all fp32.
+    WIDTH: D, padded to a power of two.
     SM: the compute capability times ten, 0 if the kernel is interpreted.
-    V_COLUMNS: V is addressed as [D, BLOCK_T], instead of as [BLOCK_T, D] and then transposed. Unless wgmma reads V
-    straight from shared memory, Triton prefetches only this form. For wgmma it would address K and V separately.
+    V_COLUMNS: V is addressed as [WIDTH, BLOCK_T], instead of as [BLOCK_T, WIDTH] and then transposed. Unless wgmma
+    reads V straight from shared memory, Triton prefetches only this form. For wgmma it would address K and V
+    separately.
     """
     D_WORDS: tl.constexpr = D if KV == "" else D // 2
-    offs_d = tl.arange(0, D_WORDS)
+    WORDS: tl.constexpr = WIDTH if KV == "" else WIDTH // 2
+    offs_d = tl.arange(0, WORDS)
     offs_i = tl.arange(0, BLOCK_T)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)
@@ -90,7 +103,7 @@ def attend(
     V_EXPONENT: tl.constexpr = unpacked_exponent(KV, "bf16", SM)
     P_FACTOR: tl.constexpr = 2.0**P_EXPONENT if V_EXPONENT < 0 else 1.0
     P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if v.dtype.element_ty == tl.float16 else 0
-    acc_even = tl.zeros([D_WORDS, BLOCK_M], tl.float32)
+    acc_even = tl.zeros([WORDS, BLOCK_M], tl.float32)
     acc_odd = acc_even
     for block in range(t_begin // BLOCK_T * BLOCK_T, t_end, BLOCK_T):
         offs_t = block + offs_i
@@ -106,7 +119,8 @@ def attend(
             slot = offs_t % PAGE
         offs_k = page * stride_k_page + slot * stride_k_t
         offs_v = page * stride_v_page + slot * stride_v_t
-        k_tile = tl.load(k + offs_k[:, None] + offs_d[None, :], mask=mask_t[:, None], other=0)
+        mask_k = in_head(mask_t[:, None], offs_d[None, :], D_WORDS, WORDS)
+        k_tile = tl.load(k + offs_k[:, None] + offs_d[None, :], mask=mask_k, other=0)
         if KV == "":
             s = tl.dot(k_tile, even) * (scale * K_FACTOR)
         else:
@@ -130,9 +144,10 @@ def attend(
         m = m_new
         acc_even *= alpha[None, :]
         if V_COLUMNS:
-            v_t = tl.load(v + offs_v[None, :] + offs_d[:, None], mask=mask_t[None, :], other=0)
+            mask_v = in_head(mask_t[None, :], offs_d[:, None], D_WORDS, WORDS)
+            v_t = tl.load(v + offs_v[None, :] + offs_d[:, None], mask=mask_v, other=0)
         else:
-            v_t = tl.trans(tl.load(v + offs_v[:, None] + offs_d[None, :], mask=mask_t[:, None], other=0))
+            v_t = tl.trans(tl.load(v + offs_v[:, None] + offs_d[None, :], mask=mask_k, other=0))
         if KV == "":
             acc_even = tl.dot(v_t, p.to(v_t.dtype), acc_even)
         else:
@@ -146,7 +161,7 @@ def attend(
 
 @triton.jit
 def normalise(acc_even, acc_odd, norm, KV: tl.constexpr):
-    """O [BLOCK_M, head dim] in fp32; zeros for rows that saw nothing."""
+    """O [BLOCK_M, WIDTH] in fp32; zeros for rows that saw nothing."""
     factor = 1.0 / tl.where(norm > 0, norm, 1.0)[None, :]
     out = tl.trans(acc_even * factor)
     if KV != "":
@@ -194,18 +209,20 @@ def merge_parts(
     mask_m,
     ROWS: tl.constexpr,
     D: tl.constexpr,
+    WIDTH: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Merge `parts` parts into o [BLOCK_M, D] and lse [BLOCK_M]. The loads of TILE parts are in flight at once."""
-    offs_d = tl.arange(0, D)
+    """Merge `parts` parts into o [BLOCK_M, WIDTH] and lse [BLOCK_M]. The loads of TILE parts are in flight at once."""
+    offs_d = tl.arange(0, WIDTH)
     for first in range(0, parts, TILE):
         for i in tl.static_range(TILE):
             part = tl.zeros_like(offs_m) + first + i
             row = part * ROWS + offs_m
             mask = mask_m & (part < parts)
             part_lse = tl.load(partial_lse + row, mask=mask, other=float("-inf"), cache_modifier=".cg")
+            mask_o = in_head(mask[:, None], offs_d[None, :], D, WIDTH)
             part_o = tl.load(
-                partial_o + row[:, None] * D + offs_d[None, :], mask=mask[:, None], other=0.0, cache_modifier=".cg"
+                partial_o + row[:, None] * D + offs_d[None, :], mask=mask_o, other=0.0, cache_modifier=".cg"
             )
             o, lse = merge_two(o, lse, part_o, part_lse)
     return o, lse

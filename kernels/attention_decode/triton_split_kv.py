@@ -16,6 +16,7 @@ from kernels.attention_decode.triton_attend import (
     attend,
     cache_args,
     cache_strides,
+    in_head,
     load_query,
     merge_parts,
     normalise,
@@ -66,6 +67,7 @@ def split_kv_kernel(
     Q_LEN: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PAGE: tl.constexpr,
@@ -99,7 +101,7 @@ def split_kv_kernel(
         offs_m += tl.program_id(1) * BLOCK_M
     offs_r = offs_m % ROWS
     offs_i = offs_r // GROUP
-    offs_d = tl.arange(0, D)
+    offs_d = tl.arange(0, WIDTH)
     # values made of rows and strides are cheap to compute again; kept across the inner loop they would spill
     for s in tl.range(tl.load(starts + tl.program_id(0)), tl.load(starts + tl.program_id(0) + 1), disable_licm=True):
         b = tl.load(segments + 8 * s)
@@ -113,7 +115,7 @@ def split_kv_kernel(
         mask_m = (offs_m < SEQS * ROWS) & (seq < B)
         heads = h * GROUP + offs_r % GROUP
         offs_q = seq * stride_q_b + offs_i * stride_q_i + heads * stride_q_h
-        even, odd = load_query(q, offs_q, mask_m, D=D, KV=KV, SM=SM)
+        even, odd = load_query(q, offs_q, mask_m, D=D, WIDTH=WIDTH, KV=KV, SM=SM)
         page_0 = b.to(tl.int64) if PAGE == 0 else 0
         kv_head = h.to(tl.int64)
         acc_even, acc_odd, m, norm = attend(
@@ -135,6 +137,7 @@ def split_kv_kernel(
             stride_s_page,
             stride_s_group,
             D=D,
+            WIDTH=WIDTH,
             BLOCK_T=BLOCK_T,
             BLOCK_M=BLOCK_M,
             PAGE=PAGE,
@@ -166,14 +169,16 @@ def split_kv_kernel(
                     mask_m,
                     ROWS=PREFIX_SEQS * ROWS,
                     D=D,
+                    WIDTH=WIDTH,
                     TILE=PREFIX_TILE,
                 )
+        mask_o = in_head(mask_m[:, None], offs_d[None, :], D, WIDTH)
         offs_o = (seq * stride_o_b + offs_i * stride_o_i + heads * stride_o_h)[:, None] + offs_d[None, :]
         if (parts == 1) & (not PARTS_ONLY):
-            tl.store(o + offs_o, out.to(o.dtype.element_ty), mask=mask_m[:, None])
+            tl.store(o + offs_o, out.to(o.dtype.element_ty), mask=mask_o)
         else:
             row = slot * (SEQS * ROWS)
-            tl.store(partial_o + (row + offs_m)[:, None] * D + offs_d[None, :], out, mask=mask_m[:, None])
+            tl.store(partial_o + (row + offs_m)[:, None] * D + offs_d[None, :], out, mask=mask_o)
             tl.store(partial_lse + row + offs_m, lse, mask=mask_m)
             if MERGE_TILE > 0:
                 pair = tl.load(segments + 8 * s + 7)
@@ -184,7 +189,7 @@ def split_kv_kernel(
                 if arrived == parts - 1:
                     row = first_slot * ROWS
                     merged, _ = merge_parts(
-                        tl.zeros([BLOCK_M, D], tl.float32),
+                        tl.zeros([BLOCK_M, WIDTH], tl.float32),
                         tl.full([BLOCK_M], float("-inf"), tl.float32),
                         partial_o + row * D,
                         partial_lse + row,
@@ -193,9 +198,10 @@ def split_kv_kernel(
                         mask_m,
                         ROWS=ROWS,
                         D=D,
+                        WIDTH=WIDTH,
                         TILE=MERGE_TILE,
                     )
-                    tl.store(o + offs_o, merged.to(o.dtype.element_ty), mask=mask_m[:, None])
+                    tl.store(o + offs_o, merged.to(o.dtype.element_ty), mask=mask_o)
                     tl.store(arrivals + pair, 0)  # the next launch expects zero
 
 
@@ -241,6 +247,7 @@ def split_launch(
             "Q_LEN": case.q_len,
             "GROUP": case.group,
             "D": case.D,
+            "WIDTH": case.width,
             "BLOCK_T": p.block_t,
             "BLOCK_M": p.block_m,
             "PAGE": case.page,

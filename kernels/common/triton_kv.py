@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.integers import next_power_of_2
 from kernels.common.split_kv import Segment, merge_shape
 from kernels.launch import KernelLaunch
 
@@ -132,6 +133,7 @@ def merge_kernel(
     Q_LEN: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
+    WIDTH: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Grid (cut pairs, rows): each CTA merges one query row. A row of `cut [pairs, 4]` is b, h, first slot, parts."""
@@ -142,16 +144,18 @@ def merge_kernel(
     h = tl.load(cut + 4 * pair + 1)
     first_slot = tl.load(cut + 4 * pair + 2)
     parts = tl.load(cut + 4 * pair + 3)
-    offs_d = tl.arange(0, D)
+    offs_d = tl.arange(0, WIDTH)
+    mask_d = offs_d < D
     m = float("-inf")
     norm = 0.0
-    acc = tl.zeros([D], tl.float32)
+    acc = tl.zeros([WIDTH], tl.float32)
     for first in range(0, parts, TILE):
         offs_p = first + tl.arange(0, TILE)
         offs_r = (first_slot + offs_p) * ROWS + row
         mask_p = offs_p < parts
         lse = tl.load(partial_lse + offs_r, mask=mask_p, other=float("-inf"))
-        part = tl.load(partial_o + offs_r[:, None] * D + offs_d[None, :], mask=mask_p[:, None], other=0.0)
+        mask = mask_p[:, None] if D == WIDTH else mask_p[:, None] & mask_d[None, :]
+        part = tl.load(partial_o + offs_r[:, None] * D + offs_d[None, :], mask=mask, other=0.0)
         m_new = tl.maximum(m, tl.max(lse, 0))
         m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp2(m - m_finite)
@@ -161,7 +165,7 @@ def merge_kernel(
         m = m_new
     out = acc / tl.where(norm > 0, norm, 1.0)
     offs_o = b * stride_o_b + row // GROUP * stride_o_i + (h * GROUP + row % GROUP) * stride_o_h
-    tl.store(o + offs_o + offs_d, out.to(o.dtype.element_ty))
+    tl.store(o + offs_o + offs_d, out.to(o.dtype.element_ty), mask=None if D == WIDTH else mask_d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +197,8 @@ def merge_launch(cut: Sequence[Segment], parts: Parts, o: torch.Tensor, *, group
     """Merge the parts of pairs into `o [B, q_len, H, D]`. `cut` holds the first segment of each; `group` heads a
     pair."""
     _, q_len, _, D = o.shape
-    tile, warps = merge_shape(cut, D)
+    width = max(64, next_power_of_2(D))
+    tile, warps = merge_shape(cut, width)
     return KernelLaunch(
         kernel=merge_kernel,
         grid=(len(cut), q_len * group),
@@ -204,7 +209,7 @@ def merge_launch(cut: Sequence[Segment], parts: Parts, o: torch.Tensor, *, group
             "o": o,
             **strides("o", o),
         },
-        constexprs={"Q_LEN": q_len, "GROUP": group, "D": D, "TILE": tile},
+        constexprs={"Q_LEN": q_len, "GROUP": group, "D": D, "WIDTH": width, "TILE": tile},
         num_warps=warps,
         streams=("partial_o",),
         why_few_in_flight="a few MB from the L2 at most, all of it asked for at once",

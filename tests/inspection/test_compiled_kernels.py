@@ -155,6 +155,7 @@ STREAMED: dict[str, Any] = {
     "gemv of packed weights": ("ffn_gemv", GemvCase(N=1024, K=1024, B=16, weights="mxfp4")),
     "attention": ("attention_decode", AttentionCase(B=2, H_q=32, H_kv=8, D=128, T=512)),
     "attention over pages": ("attention_decode", AttentionCase(B=2, H_q=32, H_kv=8, D=128, T=512, page=16)),
+    "heads of 96 dims": ("attention_decode", AttentionCase(B=2, H_q=32, H_kv=8, D=96, T=512, page=16)),
     "latent attention": ("mla_decode", MlaCase(B=2, H=16, T=512)),
     "two tiles of rows": ("mla_decode", MlaCase(B=1, H=128, T=1024, page=64)),
 }

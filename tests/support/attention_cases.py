@@ -31,6 +31,11 @@ SHAPES = [
     small(B=5, T=90, page=8, lengths="holes", H_q=8),
     small(B=3, T=129, page=128, lengths="holes", D=128, order="ordered"),
     small(layout="HND", H_kv=2, B=2, T=77, lengths="ragged"),
+    small(D=80, H_kv=2, T=90, page=16),
+    small(D=96, H_kv=2, B=2, T=70, lengths="ragged"),
+    small(D=192, H_kv=2, T=70, layout="HND", page=16),
+    small(D=512, B=2, T=70, page=8, lengths="holes"),
+    small(D=48, T=40),
 ]
 """The kernel's axes and edges: groups, head sizes, pages, layouts, ragged and empty sequences."""
 
@@ -52,6 +57,9 @@ VARIANTS = [
     small(prefix=32, page=16, B=2, T=60, lengths="ragged"),
     small(scale=0.05, softcap=50.0, T=90),
     small(sink_logits=True, B=3, H_q=6, H_kv=2, T=300, page=16, lengths="holes"),
+    small(D=96, H_kv=2, kv="fp8", T=90, page=16),
+    small(D=192, kv="int8", T=70, softcap=3.0),
+    small(D=512, kv="fp8", B=2, T=90, lengths="ragged", sink_logits=True),
     small(sink_logits=True, window=20, kv="fp8", q_len=3, B=2, T=90, lengths="ragged"),
 ]
 """8-bit caches, drafts, windows with sinks, soft caps, other scales, sink logits, shared prefixes read per sequence."""
@@ -63,6 +71,7 @@ TILED = [
     small(H_q=32, H_kv=2, q_len=8, T=70, kv="fp8", page=16),
     small(H_q=40, q_len=4, T=60, kv="int8", window=20, sinks=2),
     small(H_q=40, T=70, D=256),
+    small(H_q=20, T=70, D=512),
     small(H_q=72, B=2, T=50, prefix=16, page=16, softcap=1.0, sink_logits=True),
 ]
 """More than 64 query rows of one KV head, in two or three tiles, the last of them full or nearly empty."""
@@ -75,6 +84,7 @@ CASCADES = [
     small(prefix=32, page=8, B=5, q_len=4, H_q=8, T=50, lengths="holes"),
     small(prefix=64, page=32, B=2, T=90, kv="int8"),
     small(prefix=256, page=64, B=3, D=128, T=300, kv="fp8", softcap=2.0),
+    small(prefix=64, page=16, B=3, D=96, T=100, lengths="ragged"),
     small(prefix=64, page=16, B=3, T=300, H_q=6, H_kv=2, sink_logits=True, scale=0.2, lengths="holes"),
 ]
 """Shared prefixes read once for a tile of sequences."""
