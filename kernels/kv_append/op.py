@@ -81,6 +81,7 @@ def cases(suite: str) -> list[AppendCase]:
             *(llama(256, page=page) for page in (0, 1, 64)),
             llama(256, layout="HND"),
             llama(256, idle=32),
+            AppendCase(B=128, H_kv=32, D=80, T=64, model="phi-2"),
         ]
     return [
         AppendCase(B=5, H_kv=2, D=32, T=40),
@@ -91,6 +92,8 @@ def cases(suite: str) -> list[AppendCase]:
         AppendCase(B=5, H_kv=2, D=32, T=40, page=0, lengths="holes"),
         AppendCase(B=5, H_kv=3, D=48, T=20, page=7, layout="HND", dtype="fp32"),
         AppendCase(B=5, H_kv=2, D=32, T=20, page=4, dtype="fp8"),
+        AppendCase(B=5, H_kv=2, D=80, T=20, page=4, idle=1),
+        AppendCase(B=3, H_kv=2, D=512, T=20, page=4),
     ]
 
 

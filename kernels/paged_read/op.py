@@ -16,6 +16,7 @@ from kernels.common import paging
 from kernels.common.fields import Count, OneOf
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES, RandomInputs, encoded, writable
+from kernels.models import attention_heads
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def table_bytes(case: PagedReadCase) -> int:
 
 
 def cases(suite: str) -> list[PagedReadCase]:
-    """The KV heads of Llama-3.1-8B. The 131072 tokens of `full` are 537 MB in bf16, 0.16 ms at 3.35 TB/s.
+    """The KV heads of Llama-3.1-8B, and of two models whose heads are no power of two. The 131072 tokens of `full` are
+    537 MB in bf16, 0.16 ms at 3.35 TB/s.
 
     `smoke` is fp32, since on a host torch would first make a wider copy of a bf16 cache.
     """
@@ -88,6 +90,10 @@ def cases(suite: str) -> list[PagedReadCase]:
     def pages(sizes: tuple[int, ...], B: int = 16, T: int = 8192, **more: Any) -> Iterator[PagedReadCase]:
         for page in sizes:
             yield PagedReadCase(B=B, H_kv=8, D=128, T=T, page=page, model="llama-3.1-8b", **more)
+
+    def of_model(model: str, T: int) -> PagedReadCase:
+        _, H_kv, D = attention_heads(model)
+        return PagedReadCase(B=16, H_kv=H_kv, D=D, T=T, page=16, model=model)
 
     if suite == "smoke":
         return [*pages((0, 1, 16), B=4, T=512, dtype="fp32")]
@@ -101,6 +107,7 @@ def cases(suite: str) -> list[PagedReadCase]:
             *pages((0, 16), B=1, T=131072),
             *pages((0, 16), lengths="ragged"),
             *pages((0, 16), dtype="fp8"),
+            *(of_model(model, T=T) for model, T in (("phi-2", 2048), ("nemotron-4-340b", 4096))),
         ]
     small: dict[str, Any] = {"B": 3, "H_kv": 2, "D": 32, "T": 150}
     return [
@@ -115,6 +122,8 @@ def cases(suite: str) -> list[PagedReadCase]:
         PagedReadCase(**small | {"T": 128}, page=128, layout="HND"),
         PagedReadCase(**small | {"T": 128}),
         PagedReadCase(**small | {"T": 65, "D": 64}, page=16, dtype="fp8"),
+        PagedReadCase(**small | {"T": 65, "D": 80}, page=16),
+        PagedReadCase(**small | {"T": 65, "D": 192}, dtype="fp8", lengths="ragged"),
     ]
 
 

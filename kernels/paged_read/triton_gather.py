@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.integers import next_power_of_2
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target, Tuning
 from kernels.paged_read.op import CHUNK, PagedReadCase, table_bytes, work
@@ -22,8 +23,9 @@ from kernels.paged_read.op import CHUNK, PagedReadCase, table_bytes, work
 class Plan:
     """Grid (H_kv, chunks, B): in NHD the heads of a token lie side by side, so they are read together.
 
-    The number of warps gives each thread 8 or 4 loads. An SM has 65536 registers. As compiled for sm_90, they hold 5
-    CTAs of 256 threads with up to 48 registers, 8 of 256 threads with 32 (fp8), or 2 of 512 threads (fp32).
+    The number of warps gives each thread 8 or 4 loads, and twice or four times as many for heads of 256 or 512 dims. An
+    SM has 65536 registers. As compiled for sm_90, they hold 5 CTAs of 256 threads with up to 48 registers, 8 of 256
+    threads with 32 (fp8), or 2 of 512 threads (fp32).
     """
 
     grid: tuple[int, int, int]
@@ -31,9 +33,14 @@ class Plan:
     num_warps: int
 
 
+CTAS = {"fp8": (8, 6, 3), "fp32": (2, 1, 1)}
+"""CTAs per SM for heads of up to 128, up to 256 and more dims; `CTAS_16` for 16 bits."""
+CTAS_16 = (5, 3, 1)
+
+
 def plan(case: PagedReadCase, target: Target) -> Plan:
-    ctas_per_sm, num_warps = {"fp8": (8, 8), "fp32": (2, 16)}.get(case.dtype, (5, 8))
-    fields = {"ctas_per_sm": ctas_per_sm, "num_warps": num_warps}
+    size = min(2, max(0, (case.D - 1).bit_length() - 7))
+    fields = {"ctas_per_sm": CTAS.get(case.dtype, CTAS_16)[size], "num_warps": 16 if case.dtype == "fp32" else 8}
     fields |= target.overrides
     return Plan(grid=(case.H_kv, case.chunks, case.B), **fields)
 
@@ -65,8 +72,10 @@ def paged_read_kernel(
     stride_table_b,
     PAGE: tl.constexpr,
     D: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
+    """WIDTH is D, padded to a power of two; nothing is read for the padding."""
     h, chunk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + b)
     offs_t = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -77,11 +86,12 @@ def paged_read_kernel(
     else:
         page = tl.load(block_table + b * stride_table_b + offs_t // PAGE, mask=mask_t, other=0).to(tl.int64)
         slot = offs_t % PAGE
-    offs_d = tl.arange(0, D)[None, :]
+    offs_d = tl.arange(0, WIDTH)[None, :]
+    mask = mask_t[:, None] if D == WIDTH else mask_t[:, None] & (offs_d < D)
     k_rows = k + page * stride_k_page + slot * stride_k_slot + h * stride_k_head
     v_rows = v + page * stride_v_page + slot * stride_v_slot + h * stride_v_head
-    k_tile = tl.load(k_rows[:, None] + offs_d, mask=mask_t[:, None], other=0.0)
-    v_tile = tl.load(v_rows[:, None] + offs_d, mask=mask_t[:, None], other=0.0)
+    k_tile = tl.load(k_rows[:, None] + offs_d, mask=mask, other=0.0)
+    v_tile = tl.load(v_rows[:, None] + offs_d, mask=mask, other=0.0)
     sums = tl.sum(k_tile.to(tl.float32) + v_tile.to(tl.float32))
     tl.store(y + (b * tl.num_programs(1) + chunk) * tl.num_programs(0) + h, sums)
 
@@ -116,7 +126,7 @@ def build(case: PagedReadCase, inputs: Inputs, target: Target) -> Built:
             "stride_v_head": v.stride(head),
             "stride_table_b": inputs["block_table"].stride(0),
         },
-        constexprs={"PAGE": case.page, "D": case.D, "BLOCK_T": CHUNK},
+        constexprs={"PAGE": case.page, "D": case.D, "WIDTH": next_power_of_2(case.D), "BLOCK_T": CHUNK},
         num_warps=chosen.num_warps,
         num_stages=1,
         streams=("k", "v"),
@@ -144,8 +154,6 @@ def stages(case: PagedReadCase, target: Target) -> tuple[Stage, ...]:
 
 
 def supports(case: PagedReadCase, target: Target) -> str | None:
-    if case.D & (case.D - 1):
-        return f"needs a head dimension that is a power of two, not {case.D}"
     if case.dtype == "fp8" and target.kind == "cuda" and target.sm < 89:
         return f"fp8 conversion needs sm_89 or later, this part is sm_{target.sm}"
     return None
