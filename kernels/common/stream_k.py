@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import cdiv
+from kernels.common.triton_gated import output_of
 from kernels.common.workspace import passing
 from kernels.launch import KernelLaunch, cta_smem, registers
 from kernels.op import Stage, Target, Work
@@ -298,23 +299,26 @@ def load_x(at, mask_b, mask_k, EVEN_K: tl.constexpr):
 
 
 @triton.jit
-def silu(gate):
-    """gate * sigmoid(gate), in fp32."""
-    return gate / (1.0 + tl.exp(-gate))
-
-
-@triton.jit
-def output_of(sums, sums_up):
-    """The sums themselves, or silu(sums) * sums_up if there is a second sum."""
-    return sums if sums_up is None else silu(sums) * sums_up
-
-
-@triton.jit
-def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS: tl.constexpr):
+def finish_tile(
+    sums,
+    sums_up,
+    y,
+    offs_b,
+    B,
+    N,
+    stride_y_b,
+    partial,
+    arrived,
+    tile,
+    iters,
+    units,
+    N_ROWS: tl.constexpr,
+    ACTIVATION: tl.constexpr = "",
+):
     """Store a tile of outputs. If CTAs share the tile, each leaves its share, and the last to arrive adds up all
     shares.
 
-    `sums` is [BLOCK_N, BLOCK_B] (N_ROWS) or [BLOCK_B, BLOCK_N]; `sums_up` is as large, for `output_of`, or None.
+    `sums` is [BLOCK_N, BLOCK_B] (N_ROWS) or [BLOCK_B, BLOCK_N]; `sums_up` is as large, for an ACTIVATION, or None.
     A share leaves out the batch's padding, except for wide batches. Shares are added in their order. A CTA shares at
     most two tiles, the first and the last of its range, so the workspace has two slots for each CTA.
     """
@@ -337,7 +341,7 @@ def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, ti
     first = cta_of(tile * iters, units, ctas)
     last = cta_of(tile * iters + iters - 1, units, ctas)
     if first == last:
-        tl.store(y_at, output_of(sums, sums_up).to(y.dtype.element_ty), mask=mask)
+        tl.store(y_at, output_of(sums, sums_up, ACTIVATION).to(y.dtype.element_ty), mask=mask)
     else:
         shares = partial + tl.program_id(0).to(tl.int64) * ctas * (2 * SLOT)
         offs = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -364,5 +368,5 @@ def finish_tile(sums, sums_up, y, offs_b, B, N, stride_y_b, partial, arrived, ti
                 whole += tl.load(share_at, mask=mask_share, other=0.0, cache_modifier=".cg")
                 if sums_up is not None:
                     whole_up += tl.load(share_at + TILE, mask=mask_share, other=0.0, cache_modifier=".cg")
-            tl.store(y_at, output_of(whole, whole_up).to(y.dtype.element_ty), mask=mask)
+            tl.store(y_at, output_of(whole, whole_up, ACTIVATION).to(y.dtype.element_ty), mask=mask)
             tl.store(counter, 0)

@@ -1,5 +1,6 @@
-"""y[B, H] = (silu(x[B, H] W_gate[F, H]^T) * (x W_up[F, H]^T)) W_down[H, F]^T: the SwiGLU block of a decoder layer.
+"""y[B, H] = a(x[B, H] W_gate[F, H]^T, x W_up[F, H]^T) W_down[H, F]^T: the gated FFN block of a decoder layer.
 
+The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`.
 It reads 3 F H weights, two thirds to three quarters of a dense layer's bytes, with about 2 B FLOP for each at batch B.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernels.common import gated
 from kernels.common.compare import hidden_slope_units, rounded
 from kernels.common.fields import Dtype
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
@@ -28,14 +30,15 @@ class FfnCase(Case):
     hidden: int
     ffn: int
     dtype: Dtype = "bf16"
+    activation: gated.Activation = "swiglu"
 
     @property
     def id(self) -> str:
-        return f"B{self.B}-H{self.hidden}-F{self.ffn}-{self.dtype}"
+        return f"B{self.B}-H{self.hidden}-F{self.ffn}-{self.dtype}" + gated.suffix(self.activation)
 
 
-def of_model(model: str, B: int) -> FfnCase:
-    return FfnCase(model=model, B=B, hidden=MODELS[model].hidden, ffn=MODELS[model].ffn)
+def of_model(model: str, B: int, activation: str = "swiglu") -> FfnCase:
+    return FfnCase(model=model, B=B, hidden=MODELS[model].hidden, ffn=MODELS[model].ffn, activation=activation)
 
 
 def smoke() -> Iterable[FfnCase]:
@@ -54,9 +57,11 @@ def quick() -> Iterable[FfnCase]:
 def full() -> Iterable[FfnCase]:
     for B in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
         yield of_model("llama-3.1-70b", B)
-    for model in ("llama-3.1-8b", "llama-2-7b", "qwen2.5-7b", "qwen3-32b", "gemma-3-27b"):
+    for model in ("llama-3.1-8b", "llama-2-7b", "qwen2.5-7b", "qwen3-32b"):
         for B in (1, 16):
             yield of_model(model, B)
+    for B in (1, 16):
+        yield of_model("gemma-3-27b", B, activation="geglu")
 
 
 def test() -> Iterable[FfnCase]:
@@ -64,6 +69,8 @@ def test() -> Iterable[FfnCase]:
     for B, hidden, ffn in ((1, 64, 192), (3, 70, 130), (17, 128, 65), (2, 33, 7), (130, 64, 64)):
         yield FfnCase(B=B, hidden=hidden, ffn=ffn, dtype="fp16")
     yield FfnCase(B=1, hidden=40, ffn=72, dtype="fp32")
+    yield FfnCase(B=3, hidden=96, ffn=80, dtype="fp16", activation="geglu")
+    yield FfnCase(B=18, hidden=96, ffn=80, dtype="fp16", activation="swiglu_clamped")
 
 
 def cases(suite: str) -> list[FfnCase]:
@@ -83,6 +90,8 @@ def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
     }
     columns, rows = outliers(draw, case.hidden), hidden_rows(draw, case.ffn)
     mark_columns(made["x"], columns)
+    if device != "meta":
+        made["x"].mul_(gated.gain(case.activation))
     for name in ("w_gate", "w_up"):
         mark_rows(made[name], rows, list(range(case.hidden)), 0.0)
         mark_rows(made[name], rows, columns, hidden_level(case.hidden, case.ffn))
@@ -98,7 +107,7 @@ def reference(case: FfnCase, inputs: Inputs) -> torch.Tensor:
     for first in range(0, case.ffn, rows := max(1, (1 << 26) // case.hidden)):
         part = slice(first, first + rows)
         gate, up = (x @ inputs[name][part].float().T for name in ("w_gate", "w_up"))
-        y += (gate * torch.sigmoid(gate) * up) @ inputs["w_down"][:, part].float().T
+        y += gated.hidden(case.activation, gate, up) @ inputs["w_down"][:, part].float().T
     return y
 
 
@@ -123,8 +132,8 @@ OP = Op(
     name="ffn_block",
     title="FFN block",
     role="decode",
-    about="SwiGLU block: gate, up, activation, down",
-    formula="y[B,H] = (silu(x Wg[F,H]^T) * (x Wu[F,H]^T)) Wd[H,F]^T",
+    about="gated FFN block: gate, up, activation, down",
+    formula="y[B,H] = a(x Wg[F,H]^T, x Wu[F,H]^T) Wd[H,F]^T, a(g,u) = silu(g) u",
     case_type=FfnCase,
     cases=cases,
     inputs=inputs,

@@ -1,7 +1,7 @@
-"""The SwiGLU block in two launches: gate, up and activation fused, then down.
+"""The gated FFN block in two launches: gate, up and activation fused, then down.
 
 The first kernel multiplies a tile of W_gate and the same rows of W_up with one tile of x. So gate and up meet in
-registers, and only h = silu(gate) * up is stored. h is `[B, F]`, B / 3H of the weights' bytes, and stays in the L2.
+registers, and only h = a(gate, up) is stored. h is `[B, F]`, B / 3H of the weights' bytes, and stays in the L2.
 This kernel runs on the tensor cores at every batch. The second launch is `ffn_gemv`'s kernel on h. In both, CTAs share
 the weights as `kernels/common/stream_k.py` tells.
 """
@@ -91,14 +91,15 @@ def gate_up(
     stride_w_gate_n,
     stride_w_up_n,
     stride_y_b,
+    ACTIVATION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Tiles of W_gate and W_up [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> y [B, N] = silu(gate) * up, which is
-    h."""
+    """Tiles of W_gate and W_up [BLOCK_N, BLOCK_K] @ x^T [BLOCK_K, BLOCK_B] -> y [B, N] = ACTIVATION(gate, up),
+    which is h."""
     iters, units, unit, end = own_units(N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
     offs_b, mask_b, offs_x = own_batch(B, stride_x_b, offs_k, BLOCK_B)
@@ -117,7 +118,22 @@ def gate_up(
             x_tile = load_x(x + k + offs_x, mask_b[None, :], mask_k[:, None], EVEN_K)
             gate = tl.dot(gate_tile, x_tile, gate, input_precision="ieee")
             up = tl.dot(up_tile, x_tile, up, input_precision="ieee")
-        finish_tile(gate, up, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True)
+        finish_tile(
+            gate,
+            up,
+            y,
+            offs_b,
+            B,
+            N,
+            stride_y_b,
+            partial,
+            arrived,
+            tile,
+            iters,
+            units,
+            N_ROWS=True,
+            ACTIVATION=ACTIVATION,
+        )
         unit += it_end - it_first
 
 
@@ -128,7 +144,8 @@ def build(case: FfnCase, inputs: Inputs, target: Target) -> Built:
     p = plan(case, target)
     h = torch.empty(case.B, case.ffn, dtype=x.dtype, device=x.device)
     tensors = {"x": x, "w_gate": w_gate, "w_up": w_up, "y": h}
-    first = launch(gate_up, p, tensors, ("w_gate", "w_up"), **p.excuses(w_gate, w_up))
+    constexprs = {"ACTIVATION": case.activation}
+    first = launch(gate_up, p, tensors, ("w_gate", "w_up"), constexprs=constexprs, **p.excuses(w_gate, w_up))
     down = DOWN.build(down_case(case), {"x": h, "w": inputs["w_down"]}, target)
     return Built(launches=(first, *down.launches), output=down.output)
 

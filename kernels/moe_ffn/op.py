@@ -1,4 +1,6 @@
-"""y[b] = sum over j of weight[b, j] Wd_e (silu(Wg_e x[b]) * Wu_e x[b]), e = id[b, j]: the routed experts of a MoE.
+"""y[b] = sum over j of weight[b, j] Wd_e a(Wg_e x[b], Wu_e x[b]), e = id[b, j]: the routed experts of a MoE.
+
+The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`.
 
 x is [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H] (gate rows, then up rows),
 w_down [E, H, F], y [B, H]. Only experts that some token of the batch is routed to are read: k of E at batch 1, all at
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from kernels.common import gated
 from kernels.common.compare import hidden_slope_units, rounded
 from kernels.common.fields import Count, Dtype, OneOf
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
@@ -51,6 +54,7 @@ class MoeCase(Case):
     seed: Count = 0
     dtype: Dtype = "bf16"
     weights: Weights = ""
+    activation: gated.Activation = "swiglu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +78,7 @@ class MoeCase(Case):
         routing = "" if self.routing == "uniform" else f"-{self.routing}"
         seed = f"-seed{self.seed}" if self.seed else ""
         return f"B{self.B}-E{self.E}k{self.k}-H{self.H}-F{self.F}{routing}{seed}-{self.dtype}" + (
-            f"-w{self.weights}" if self.quantized else ""
+            (f"-w{self.weights}" if self.quantized else "") + gated.suffix(self.activation)
         )
 
     @property
@@ -122,13 +126,11 @@ def experts_hit(case: MoeCase) -> int:
     return sum(count > 0 for count in tokens_per_expert(case))
 
 
-def of_model(
-    model: str, batches: Iterable[int], tensor_parallel: int = 1, routing: str = "uniform", weights: str = ""
-) -> list[MoeCase]:
+def of_model(model: str, batches: Iterable[int], tensor_parallel: int = 1, **more: Any) -> list[MoeCase]:
     """The routed experts of a model; with tensor parallelism, one GPU's slice of every expert."""
     shape = MODELS[model]
     E, k, H, F = shape.experts, shape.experts_per_token, shape.hidden, shape.expert_ffn // tensor_parallel
-    return [MoeCase(model=model, B=B, E=E, k=k, H=H, F=F, routing=routing, weights=weights) for B in batches]
+    return [MoeCase(model=model, B=B, E=E, k=k, H=H, F=F, **more) for B in batches]
 
 
 def smoke() -> Iterable[MoeCase]:
@@ -144,6 +146,7 @@ def quick() -> Iterable[MoeCase]:
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8)
     yield from of_model("gpt-oss-20b", (16,), routing="zipf")
     yield from of_model("gpt-oss-20b", (16,), weights="mxfp4")
+    yield from of_model("gpt-oss-20b", (16,), weights="mxfp4", activation="swiglu_clamped")
     yield from of_model("deepseek-v3", (16,), tensor_parallel=8, weights="fp8_block")
 
 
@@ -172,6 +175,8 @@ def test() -> Iterable[MoeCase]:
         yield MoeCase(B=B, E=E, k=k, H=H, F=F, dtype="fp16")
     yield MoeCase(B=33, E=8, k=3, H=64, F=64, routing="zipf", dtype="fp16")
     yield MoeCase(B=4, E=16, k=4, H=64, F=48, routing="zipf", dtype="fp32")
+    yield MoeCase(B=3, E=5, k=2, H=72, F=40, dtype="fp16", activation="geglu")
+    yield MoeCase(B=5, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped")
     for B, H, F, weights in (
         (1, 256, 128, "fp8_block"),
         (18, 128, 256, "fp8_block"),
@@ -216,14 +221,16 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
         else:
             drawn[name] = draw.normal((case.E, N, K), case.dtype, scale=K**-0.5)
     mark(case, drawn, draw)
+    if device != "meta":
+        drawn["x"].mul_(gated.gain(case.activation))
     return drawn
 
 
 def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
     """Outliers in x, and hidden dims of every expert that are large."""
-    columns, hidden = outliers(draw, case.H), hidden_rows(draw, case.F)
+    columns, large = outliers(draw, case.H), hidden_rows(draw, case.F)
     mark_columns(drawn["x"], columns)
-    rows = [row + f for row in range(0, 2 * case.E * case.F, case.F) for f in hidden]
+    rows = [row + f for row in range(0, 2 * case.E * case.F, case.F) for f in large]
     w = drawn["w_gate_up"].flatten(0, 1)
     packed = {"format": case.weights, "w_scale": drawn["w_gate_up_scale"]} if case.quantized else {}
     mark_rows(w, rows, list(range(case.H)), 0.0, **packed)
@@ -250,7 +257,7 @@ def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
     for e in sorted(set(ids.flatten().tolist())):
         token, slot = (ids == e).nonzero(as_tuple=True)
         gate, up = (x[token] @ expert_weights(case, inputs, "w_gate_up", e).T).chunk(2, dim=1)
-        down = (gate * torch.sigmoid(gate) * up) @ expert_weights(case, inputs, "w_down", e).T
+        down = gated.hidden(case.activation, gate, up) @ expert_weights(case, inputs, "w_down", e).T
         y.index_add_(0, token, down * weights[token, slot, None])
     return y
 
@@ -267,7 +274,7 @@ def work(case: MoeCase) -> Work:
 
 
 def tolerance(case: MoeCase) -> Tolerance:
-    why = "gate, up, silu, their product, each expert's output and y are each rounded once to the type"
+    why = "gate, up, the activation, their product, each expert's output and y are each rounded once to the type"
     slope = hidden_slope_units(case.pairs * case.F)
     return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, slope_units=slope, why=why)
 
@@ -277,7 +284,7 @@ OP = Op(
     title="MoE",
     role="decode",
     about="routed experts of a mixture-of-experts layer, reading only the experts that are hit",
-    formula="y[b] = sum_j weight[b,j] Wd_e (silu(Wg_e x[b]) * Wu_e x[b]), e = id[b,j]",
+    formula="y[b] = sum_j weight[b,j] Wd_e a(Wg_e x[b], Wu_e x[b]), e = id[b,j], a(g,u) = silu(g) u",
     case_type=MoeCase,
     cases=cases,
     inputs=inputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kernels.common.gated import by_torch
 from kernels.common.random_inputs import BYTES
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
@@ -34,7 +35,7 @@ def grouped_supports(case: MoeCase, target: Target) -> str | None:
 def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
     """`torch.nn.functional.grouped_mm` over the pairs, sorted by expert on the device. It allocates temporaries."""
     import torch
-    from torch.nn.functional import grouped_mm, silu
+    from torch.nn.functional import grouped_mm
 
     x, ids, weights = inputs["x"], inputs["topk_ids"], inputs["topk_weights"]
     w_gate_up, w_down = inputs["w_gate_up"].transpose(1, 2), inputs["w_down"].transpose(1, 2)
@@ -47,7 +48,7 @@ def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         order = flat.argsort()
         ends = (flat <= experts).sum(dim=1, dtype=torch.int32)
         gate, up = grouped_mm(x[order // case.k], w_gate_up, offs=ends).chunk(2, dim=1)
-        down = grouped_mm(silu(gate) * up, w_down, offs=ends)
+        down = grouped_mm(by_torch(case.activation, gate, up), w_down, offs=ends)
         out[order] = down.float() * weights.flatten()[order, None]
         return y.copy_(out.view(case.B, case.k, case.H).sum(dim=1))
 
@@ -80,7 +81,6 @@ def gather_supports(case: MoeCase, target: Target) -> str | None:
 def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
     """The simple way, which needs no sort: copy each pair's expert, then three batched matrix-vector products."""
     import torch
-    from torch.nn.functional import silu
 
     x, ids, weights = inputs["x"], inputs["topk_ids"], inputs["topk_weights"]
     y = torch.empty_like(x)
@@ -89,7 +89,7 @@ def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         flat = ids.flatten()
         each = x.repeat_interleave(case.k, dim=0)[:, :, None]
         gate, up = torch.bmm(inputs["w_gate_up"][flat], each).chunk(2, dim=1)
-        down = torch.bmm(inputs["w_down"][flat], silu(gate) * up).view(case.B, case.k, case.H)
+        down = torch.bmm(inputs["w_down"][flat], by_torch(case.activation, gate, up)).view(case.B, case.k, case.H)
         return y.copy_((down.float() * weights[:, :, None]).sum(dim=1))
 
     return launch

@@ -98,6 +98,7 @@ def expert_kernel(
     w,
     stride_w_e,
     stride_w_n,
+    ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -105,7 +106,7 @@ def expert_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """GATED: out[sorted pair] = silu(Wg x[token]) * (Wu x[token]). Else: out[pair] = Wd x[sorted pair].
+    """GATED: out[sorted pair] = ACTIVATION(Wg x[token], Wu x[token]). Else: out[pair] = Wd x[sorted pair].
 
     W is `[E, 2N, K]` if GATED, else `[E, N, K]`. A CTA shares at most two items, the first and the last of its range,
     so the workspace has two slots for each CTA.
@@ -149,6 +150,7 @@ def expert_kernel(
             iters,
             units,
             ctas,
+            ACTIVATION,
             GATED,
         )
         unit += it_end - it_first

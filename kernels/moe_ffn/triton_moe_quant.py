@@ -111,6 +111,7 @@ def expert_words(
     BITS: tl.constexpr,
     PLAIN: tl.constexpr,
     MAGIC: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -195,6 +196,7 @@ def expert_words(
             iters,
             units,
             ctas,
+            ACTIVATION,
             GATED,
         )
         unit += it_end - it_first

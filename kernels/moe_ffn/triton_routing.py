@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import cdiv
-from kernels.common.stream_k import cta_of, first_unit, output_of
+from kernels.common.stream_k import cta_of, first_unit
+from kernels.common.triton_gated import hidden
 from kernels.launch import Built, KernelLaunch, registers
 from kernels.moe_ffn.expert_plan import BLOCK_N, COMBINE_COLUMNS, MIN_BLOCK_B, Gemm, Plan
 from kernels.moe_ffn.op import MoeCase
@@ -126,6 +127,7 @@ def finish_item(
     iters,
     units,
     ctas,
+    ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
 ):
     """Store an item's sums. If CTAs share the item, each leaves its partial sums, and the last to arrive adds them
@@ -154,7 +156,7 @@ def finish_item(
                 sums_up = gather_partials(sums_up, partial, item, first, last, iters, units, ctas, SLOT, 1)
     if is_last:
         if GATED:
-            sums = output_of(sums, sums_up)
+            sums = hidden(sums, sums_up, ACTIVATION)
         offs_n = row0 + tl.arange(0, BLOCK_N)
         out_row = offs_p if GATED else pair
         out_at = out + (out_row.to(tl.int64) * stride_out_row)[None, :] + offs_n[:, None]
@@ -203,7 +205,7 @@ def built(
     lists["tile_count"] = empty(1)
     # packed weights come in whole blocks; hidden values are padded with zeros to match, so they need no mask
     columns = p.down.iters * p.down.BLOCK_K if case.quantized else case.F
-    hidden = torch.zeros(case.pairs, columns, dtype=x.dtype, device=x.device)
+    between = torch.zeros(case.pairs, columns, dtype=x.dtype, device=x.device)
     parts = empty(case.pairs, case.H, dtype=torch.float32)
     y = torch.empty_like(x)
     block_pairs = next(size for size in SORT_PAIRS if size >= case.pairs)
@@ -241,6 +243,7 @@ def built(
             },
             constexprs={
                 **constexprs,
+                "ACTIVATION": case.activation if g.matrices == 2 else "",
                 "GATED": g.matrices == 2,
                 "EVEN_K": source.shape[1] % g.BLOCK_K == 0,
                 "BLOCK_B": p.BLOCK_B,
@@ -272,6 +275,6 @@ def built(
         streams=("parts",),
         why_few_in_flight="k partial rows per token, from the L2 where they fit",
     )
-    gate_up = product(p.gate_up, "w_gate_up", x, hidden)
-    down = product(p.down, "w_down", hidden, parts)
+    gate_up = product(p.gate_up, "w_gate_up", x, between)
+    down = product(p.down, "w_down", between, parts)
     return Built(launches=(sort, gate_up, down, combine), output=y)

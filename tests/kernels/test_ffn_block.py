@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -45,16 +47,42 @@ def test_torch_agrees_with_reference(case: FfnCase) -> None:
     assert errors.passed, errors.reason
 
 
-def test_reference_is_the_formula() -> None:
+FORMULAS: dict[str, Callable[[float, float], float]] = {
+    "swiglu": lambda g, u: g / (1 + math.exp(-g)) * u,
+    "geglu": lambda g, u: 0.5 * g * (1 + math.tanh((2 / math.pi) ** 0.5 * (g + 0.044715 * g**3))) * u,
+    "swiglu_clamped": lambda g, u: min(g, 7) / (1 + math.exp(-1.702 * min(g, 7))) * (min(max(u, -7), 7) + 1),
+}
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_reference_is_the_formula(activation: str) -> None:
     """Element by element, on a small block."""
-    case = FfnCase(B=1, hidden=2, ffn=3, dtype="fp32")
+    case = FfnCase(B=1, hidden=2, ffn=3, dtype="fp32", activation=activation)
     i = {name: tensor.double() for name, tensor in OP.inputs(case, "cpu", 0).items()}
     want = torch.zeros(1, 2, dtype=torch.float64)
     for f in range(3):
-        gate, up = (sum(i["x"][0, k] * i[w][f, k] for k in range(2)) for w in ("w_gate", "w_up"))
+        gate, up = (float(sum(i["x"][0, k] * i[w][f, k] for k in range(2))) for w in ("w_gate", "w_up"))
         for n in range(2):
-            want[0, n] += gate / (1 + torch.exp(-gate)) * up * i["w_down"][n, f]
+            want[0, n] += FORMULAS[activation](gate, up) * i["w_down"][n, f]
     assert torch.allclose(OP.reference(case, OP.inputs(case, "cpu", 0)).double(), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 1.0}, {"gate_limit": math.inf}, {"up_limit": math.inf}, {"one": 0.0}])
+def test_a_clamped_activation_that_lacks_a_part_fails_the_gate(wrong: dict[str, float]) -> None:
+    """An eighth of the gates is beyond the limit, and a quarter of up."""
+    case = FfnCase(B=4, hidden=256, ffn=512, dtype="fp32", activation="swiglu_clamped")
+    inputs = OP.inputs(case, "cpu", 0)
+    gate, up = (inputs["x"] @ inputs[name].T for name in ("w_gate", "w_up"))
+    assert 0.1 < float((gate > 7).float().mean()) < 0.2
+    assert 0.15 < float((up.abs() > 7).float().mean()) < 0.35
+
+    def y(alpha: float = 1.702, gate_limit: float = 7.0, up_limit: float = 7.0, one: float = 1.0) -> torch.Tensor:
+        g = gate.clamp(max=gate_limit)
+        return (g * torch.sigmoid(alpha * g) * (up.clamp(-up_limit, up_limit) + one)) @ inputs["w_down"].T
+
+    expected, tolerance = OP.reference(case, inputs), OP.tolerance(replace(case, dtype="bf16"))
+    assert compare(y(), expected, tolerance).passed
+    assert not compare(y(**wrong), expected, tolerance).passed
 
 
 def test_padded_rows_are_not_read(target: Target) -> None:

@@ -122,10 +122,10 @@ def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) ->
 
 
 @pytest.mark.parametrize("name", ["torch-grouped", "torch-gather"])
-@pytest.mark.parametrize("B", [1, 9])
-def test_peers(name: str, B: int) -> None:
+@pytest.mark.parametrize(("B", "activation"), [(1, "swiglu"), (9, "swiglu"), (9, "geglu"), (9, "swiglu_clamped")])
+def test_peers(name: str, B: int, activation: str) -> None:
     impl = next(i for i in implementations("moe_ffn")[0] if i.name == name)
-    case = MoeCase(B=B, E=6, k=2, H=256, F=128)
+    case = MoeCase(B=B, E=6, k=2, H=256, F=128, activation=activation)
     assert impl.supports(case, CPU) is None
     errors = check(moe.OP, impl, case, CPU)
     assert errors.passed, errors.reason
