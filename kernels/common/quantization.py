@@ -44,10 +44,12 @@ class Format:
     group_n: int = 1
     group_k: int = 0
 
-    def scale_shape(self, N: int, K: int) -> tuple[int, ...]:
+    def scale_shape(self, N: int, K: int, height: int = 0) -> tuple[int, ...]:
+        """With a `height`, W holds matrices of so many rows below each other, and no scale is for rows of two."""
         if not self.group_k:
             return (N,)
-        return (cdiv(N, self.group_n), cdiv(K, self.group_k))
+        height = height or N
+        return (N // height * cdiv(height, self.group_n), cdiv(K, self.group_k))
 
 
 FORMATS = {
@@ -87,7 +89,7 @@ RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "fp8": 32.
 """The rms of drawn codes, less their zero point; for mxfp4 of the e2m1 values that they stand for."""
 
 
-def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) -> Inputs:
+def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str, height: int = 0) -> Inputs:
     """Codes over their whole range. Scales of neighbouring groups differ, see `RandomInputs.scales`; those of mxfp4 by
     the factor 2 at least. W is of order K^-1/2."""
     check_weights(format, dtype, K=K)
@@ -98,7 +100,7 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str) 
         codes = draw.integers(-128, 128, (N, K), "int8")
     else:
         codes = draw.normal((N, K), "fp8", scale=32.0)
-    shape = kind.scale_shape(N, K)
+    shape = kind.scale_shape(N, K, height)
     if format == "mxfp4":
         # half or a quarter of 2^-(K^1/2's exponent) in turn with once or twice as much
         middle = 127 - (K.bit_length() + 1) // 2
@@ -155,8 +157,8 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
 
 
-def dequantize(format: str, weights: Inputs, first: int, end: int) -> torch.Tensor:
-    """Rows `first` to `end` of W in fp32, in plain torch."""
+def dequantize(format: str, weights: Inputs, first: int, end: int, height: int = 0) -> torch.Tensor:
+    """Rows `first` to `end` of W in fp32, in plain torch. `height`: see `Format.scale_shape`."""
     import torch
 
     kind = FORMATS[format]
@@ -167,7 +169,9 @@ def dequantize(format: str, weights: Inputs, first: int, end: int) -> torch.Tens
     columns = torch.arange(codes.shape[1], device=codes.device)
     if not kind.group_k:
         return codes.float() * weights["w_scale"][first:end, None]
-    group = (rows // kind.group_n)[:, None], (columns // kind.group_k)[None, :]
+    height = height or len(weights["w"])
+    row_group = rows // height * cdiv(height, kind.group_n) + rows % height // kind.group_n
+    group = row_group[:, None], (columns // kind.group_k)[None, :]
     scale = weights["w_scale"][group]
     if format == "fp8_block":
         return codes.float() * scale

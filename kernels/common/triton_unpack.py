@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.quantization import FORMATS, pack_words
+from kernels.common.quantization import FORMATS, by_group, pack_words
+from kernels.common.random_inputs import torch_dtype
 from kernels.op import Target
 
 
@@ -202,6 +203,27 @@ def magic_number(format: str, dtype: str) -> int:
     if format == "mxfp4":
         return 253 if dtype == "bf16" else 29
     return 128 if dtype == "bf16" else 1024
+
+
+def scales_of(
+    format: str, dtype: str, blocks: int, scale: torch.Tensor, zero: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scales, what else unpacking needs) as the kernels read them, for rows of `blocks` blocks. One stands for both
+    where a kernel reads only one."""
+    if format == "mxfp4":
+        scale = mxfp4_words(scale, 2 * blocks, dtype)
+    elif FORMATS[format].bits == 4:
+        scale = by_block(scale, blocks)
+    if zero is None:
+        return scale, scale
+    return scale, by_block(-(zero.to(torch_dtype(dtype)) + magic_number(format, dtype)), blocks)
+
+
+def by_block(values: torch.Tensor, blocks: int) -> torch.Tensor:
+    """16-bit `[N, G]` -> int32 `[blocks, N]`: one word holds both groups of a block. `cp.async` can bring words early,
+    but no 2 bytes."""
+    pairs = by_group(values, 2 * blocks).unflatten(0, (blocks, 2)).transpose(1, 2).contiguous()
+    return pairs.view(torch.int32).squeeze(2)
 
 
 def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:

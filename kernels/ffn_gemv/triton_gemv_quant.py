@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import next_power_of_2
-from kernels.common.quantization import FORMATS, WORDS, by_group, weight_bytes
+from kernels.common.quantization import FORMATS, WORDS, weight_bytes
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import (
     Plan,
@@ -36,9 +36,9 @@ from kernels.common.triton_unpack import (
     half_of,
     magic_number,
     max_block_b,
-    mxfp4_words,
     of_groups,
     plain_part,
+    scales_of,
     unpacked,
     words_of,
 )
@@ -175,29 +175,14 @@ def gemv_words(
         unit += it_end - it_first
 
 
-def by_block(values: torch.Tensor, blocks: int) -> torch.Tensor:
-    """16-bit `[N, G]` -> int32 `[blocks, N]`: one word holds both groups of a block. `cp.async` can bring words early,
-    but no 2 bytes."""
-    pairs = by_group(values, 2 * blocks).unflatten(0, (blocks, 2)).transpose(1, 2).contiguous()
-    return pairs.view(torch.int32).squeeze(2)
-
-
 def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
     """One launch over packed words. The weights are packed once, which belongs to `prepare`."""
-    x, scale = inputs["x"], inputs["w_scale"]
+    x = inputs["x"]
     p = plan(case, target)
     plain = target.kind == "interpreter"
     words = words_of(case.weights, inputs["w"], case.dtype, plain)
     y = torch.empty(case.B, case.N, dtype=x.dtype, device=x.device)
-    # two groups of 128 columns in each block of 256
-    groups, magic = 2 * p.iters, magic_number(case.weights, case.dtype)
-    unpacking = words
-    if case.weights == "mxfp4":
-        scale = unpacking = mxfp4_words(scale, groups, case.dtype)
-    elif case.weights == "int4_zp":
-        unpacking = by_block(-(inputs["w_zero"].to(x.dtype) + magic), p.iters)
-    if case.weights in ("int4", "int4_zp"):
-        scale = by_block(scale, p.iters)
+    scale, unpacking = scales_of(case.weights, case.dtype, p.iters, inputs["w_scale"], inputs.get("w_zero"))
     only = launch(
         gemv_words,
         p,
@@ -206,7 +191,7 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
             "FORMAT": case.weights,
             "BITS": FORMATS[case.weights].bits,
             "PLAIN": plain,
-            "MAGIC": magic,
+            "MAGIC": magic_number(case.weights, case.dtype),
         },
         slots_per_byte=slots_per_byte(case, p, target),
     )

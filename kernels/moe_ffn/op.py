@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 ROUTINGS = ("uniform", "zipf")
 
-PACKED = ("fp8_block", "mxfp4")
-"""Formats of `kernels/common/quantization.py` in which experts are published: DeepSeek-V3's and gpt-oss's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class MoeCase(Case):
@@ -39,8 +36,8 @@ class MoeCase(Case):
 
     `routing` is `uniform`, where all sets of k experts are equally likely, or `zipf`, where the r-th expert has a
     chance of 1 / r; `seed` draws it. The case fixes how many tokens each rank of expert gets. The inputs decide which
-    expert has which rank. `weights` is `dtype` (also if empty) or one of `PACKED`; activations are in `dtype` either
-    way.
+    expert has which rank. `weights` is `dtype` (also if empty) or a format of
+    `kernels/common/quantization.py`; activations are in `dtype` either way.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"routing": "uniform"}
@@ -62,12 +59,6 @@ class MoeCase(Case):
             raise ValueError(f"k = {self.k}: at most the E = {self.E} experts")
         object.__setattr__(self, "weights", self.weights or self.dtype)
         check_weights(self.weights, self.dtype, H=self.H, F=self.F)
-        if self.quantized and self.weights not in PACKED:
-            raise ValueError(
-                f"weights {self.weights}: expected {self.dtype} as dtype has it, or one of {', '.join(PACKED)}"
-            )
-        if self.weights == "fp8_block" and (self.H % 128 or self.F % 128):
-            raise ValueError(f"a scale for 128 x 128 weights: H = {self.H} and F = {self.F} must be multiples of 128")
 
     @property
     def quantized(self) -> bool:
@@ -91,9 +82,8 @@ class MoeCase(Case):
         """Bytes of gate, up and down of one expert, scales included."""
         if self.quantized:
             size = BYTES[self.dtype]
-            return weight_bytes(self.weights, 2 * self.F, self.H, size) + weight_bytes(
-                self.weights, self.H, self.F, size
-            )
+            gate_or_up = weight_bytes(self.weights, self.F, self.H, size)
+            return 2 * gate_or_up + weight_bytes(self.weights, self.H, self.F, size)
         return 3 * self.H * self.F * BYTES[self.dtype]
 
 
@@ -133,6 +123,13 @@ def of_model(model: str, batches: Iterable[int], tensor_parallel: int = 1, **mor
     return [MoeCase(model=model, B=B, E=E, k=k, H=H, F=F, **more) for B in batches]
 
 
+QWEN3_NEXT: dict[str, Any] = {"model": "qwen3-next-80b-a3b", "E": 512, "k": 10, "H": 2048, "F": 512}
+"""config.json of Qwen/Qwen3-Next-80B-A3B-Instruct."""
+
+QWEN3_235B_OF_8: dict[str, Any] = {"model": "qwen3-235b-a22b", "E": 128, "k": 8, "H": 4096, "F": 1536 // 8}
+"""config.json of Qwen/Qwen3-235B-A22B-FP8: a slice for one GPU of eight is one and a half blocks of 128 wide."""
+
+
 def smoke() -> Iterable[MoeCase]:
     """For a CPU: 48 MB of experts. One token reads a quarter of them, 16 tokens nearly all."""
     for B in (1, 16):
@@ -148,6 +145,7 @@ def quick() -> Iterable[MoeCase]:
     yield from of_model("gpt-oss-20b", (16,), weights="mxfp4")
     yield from of_model("gpt-oss-20b", (16,), weights="mxfp4", activation="swiglu_clamped")
     yield from of_model("deepseek-v3", (16,), tensor_parallel=8, weights="fp8_block")
+    yield MoeCase(B=16, weights="int4", **QWEN3_NEXT)
 
 
 def full() -> Iterable[MoeCase]:
@@ -167,6 +165,9 @@ def full() -> Iterable[MoeCase]:
     yield from of_model("gpt-oss-120b", (1, 16, 256), weights="mxfp4")
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8, weights="fp8_block")
     yield from of_model("deepseek-v3", (1, 16), weights="fp8_block")
+    for weights in ("", "int8", "fp8"):
+        yield MoeCase(B=16, weights=weights, **QWEN3_NEXT)
+    yield MoeCase(B=16, weights="fp8_block", **QWEN3_235B_OF_8)
 
 
 def test() -> Iterable[MoeCase]:
@@ -176,12 +177,18 @@ def test() -> Iterable[MoeCase]:
     yield MoeCase(B=33, E=8, k=3, H=64, F=64, routing="zipf", dtype="fp16")
     yield MoeCase(B=4, E=16, k=4, H=64, F=48, routing="zipf", dtype="fp32")
     yield MoeCase(B=3, E=5, k=2, H=72, F=40, dtype="fp16", activation="geglu")
+    yield MoeCase(B=2, E=520, k=3, H=32, F=16, dtype="fp16")
     yield MoeCase(B=5, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped")
     for B, H, F, weights in (
         (1, 256, 128, "fp8_block"),
         (18, 128, 256, "fp8_block"),
+        (3, 192, 80, "fp8_block"),
         (1, 320, 96, "mxfp4"),
         (18, 72, 266, "mxfp4"),
+        (2, 320, 96, "int4"),
+        (18, 72, 266, "int4_zp"),
+        (3, 192, 136, "int8"),
+        (2, 136, 72, "fp8"),
     ):
         yield MoeCase(B=B, E=3, k=2, H=H, F=F, dtype="fp16", weights=weights)
 
@@ -199,8 +206,9 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     hit. So each of k = 8 experts is about a third of y's norm, and the last one hit is half of it. If a token loses an
     expert, one of the H elements of its row has a `max_rel` above 0.31: ten tolerances.
 
-    Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale` and `w_down_scale` are those that `quantization.py`
-    makes for one matrix of all experts' rows, `[E * 2F, H]` and `[E * H, F]`.
+    Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale`, `w_down_scale` and, for int4_zp, the same with `_zero`
+    are those that `quantization.py` makes for all experts' rows below each other, `[E * 2F, H]` and `[E * H, F]`, where
+    no scale is for rows of two matrices.
 
     `seed` also permutes the experts: other experts are hit, but as many of them, by as many tokens.
     """
@@ -215,9 +223,9 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     drawn["topk_weights"] = (draw.normal((case.B, case.k), "fp32", scale=0.2) + 0.7 * at_an_end).softmax(dim=-1)
     for name, N, K in (("w_gate_up", 2 * case.F, case.H), ("w_down", case.H, case.F)):
         if case.quantized:
-            packed = random_weights(draw, case.weights, case.E * N, K, case.dtype)
-            drawn[name] = packed["w"].unflatten(0, (case.E, N))
-            drawn[f"{name}_scale"] = packed["w_scale"]
+            packed = random_weights(draw, case.weights, case.E * N, K, case.dtype, height(case, name))
+            drawn[name] = packed.pop("w").unflatten(0, (case.E, N))
+            drawn |= {f"{name}{part.removeprefix('w')}": tensor for part, tensor in packed.items()}
         else:
             drawn[name] = draw.normal((case.E, N, K), case.dtype, scale=K**-0.5)
     mark(case, drawn, draw)
@@ -226,15 +234,25 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     return drawn
 
 
+def height(case: MoeCase, name: str) -> int:
+    """Rows of one matrix: of gate and of up, or of down."""
+    return case.F if name == "w_gate_up" else case.H
+
+
+def packed_as(case: MoeCase, drawn: Inputs, name: str) -> Inputs:
+    """Codes, scales and zero points of all experts' matrices, under the names of `quantization.py`."""
+    parts = {part: drawn[f"{name}_{part}"] for part in ("scale", "zero") if f"{name}_{part}" in drawn}
+    return {"w": drawn[name].flatten(0, 1)} | {f"w_{part}": tensor for part, tensor in parts.items()}
+
+
 def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
     """Outliers in x, and hidden dims of every expert that are large."""
     columns, large = outliers(draw, case.H), hidden_rows(draw, case.F)
     mark_columns(drawn["x"], columns)
     rows = [row + f for row in range(0, 2 * case.E * case.F, case.F) for f in large]
-    w = drawn["w_gate_up"].flatten(0, 1)
-    packed = {"format": case.weights, "w_scale": drawn["w_gate_up_scale"]} if case.quantized else {}
-    mark_rows(w, rows, list(range(case.H)), 0.0, **packed)
-    mark_rows(w, rows, columns, hidden_level(case.H, case.F), **packed)
+    packed = packed_as(case, drawn, "w_gate_up") | ({"format": case.weights} if case.quantized else {})
+    mark_rows(rows=rows, columns=list(range(case.H)), level=0.0, **packed)
+    mark_rows(rows=rows, columns=columns, level=hidden_level(case.H, case.F), **packed)
 
 
 def expert_weights(case: MoeCase, inputs: Inputs, name: str, e: int) -> torch.Tensor:
@@ -243,9 +261,7 @@ def expert_weights(case: MoeCase, inputs: Inputs, name: str, e: int) -> torch.Te
     if not case.quantized:
         return w[e].float()
     rows = w.shape[1]
-    return dequantize(
-        case.weights, {"w": w.flatten(0, 1), "w_scale": inputs[f"{name}_scale"]}, e * rows, (e + 1) * rows
-    )
+    return dequantize(case.weights, packed_as(case, inputs, name), e * rows, (e + 1) * rows, height(case, name))
 
 
 def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:

@@ -4,7 +4,7 @@
 other: row n of a matrix is row `(expert * matrices + matrix) * N + n` of the words. Units, items and partials are those
 of `triton_moe.py`, with 32 words of a row instead of BLOCK_K weights. `kernels/common/triton_unpack.py` tells how a
 word becomes 16-bit floats that the tensor cores take from registers. A row is padded to a multiple of 32 words: 128
-columns of fp8, 256 of mxfp4. The 2880 columns of gpt-oss become 3072, 7% more bytes.
+columns in 8 bits, 256 in 4. The 2880 columns of gpt-oss in mxfp4 become 3072, 7% more bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from kernels.common.quantization import FORMATS, WORDS
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import clipped_rows, own_part, weights_at
 from kernels.common.triton_unpack import (
+    half_of,
     magic_number,
     max_block_b,
-    mxfp4_words,
     of_groups,
     plain_part,
+    scales_of,
     unpacked,
     words_of,
 )
@@ -35,11 +36,23 @@ from kernels.moe_ffn.op import MoeCase
 from kernels.moe_ffn.triton_routing import built, finish_item, own_items, pairs_of
 from kernels.op import Inputs, Target
 
-SLOTS = {"mxfp4": (6.2, 6.75), "fp8_block": (4.05, 4.75)}
+SLOTS = {
+    "mxfp4": (6.2, 6.75),
+    "fp8_block": (4.05, 4.75),
+    "int4": (5.7, 6.45),
+    "int4_zp": (5.85, 6.55),
+    "int8": (3.35, 4.0),
+    "fp8": (3.85, 4.45),
+}
 """Instructions of a thread for each byte of packed weights, as compiled for sm_90: of the product with gate and up, and
 of the one with down, for tiles of up to 32 pairs."""
 
-WIDE_SLOTS = {"mxfp4": (6.3, 6.75), "fp8_block": (4.5, 5.2)}
+WIDE_SLOTS = {
+    "mxfp4": (6.3, 6.75),
+    "fp8_block": (4.5, 5.2),
+    "int8": (3.4, 4.1),
+    "fp8": (3.9, 4.6),
+}
 """The same for tiles of 64 pairs."""
 
 
@@ -51,12 +64,14 @@ def slots_per_byte(case: MoeCase, p: Plan, target: Target, g: Gemm) -> float:
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
-    """Units of 64 rows by 32 words. The kernel reads 4 bytes of scales for each 128 columns of a row of mxfp4, or of a
-    block of fp8. The down product has half the sums, so an SM's registers have room for one more CTA."""
+    """Units of 64 rows by 32 words, and the scales as `scales_of` lays them. The down product has half the sums, so an
+    SM's registers have room for one more CTA."""
     ctas_per_sm += matrices == 1 and target.sm in (0, 90)
     BLOCK_K = 32 // FORMATS[case.weights].bits * WORDS
     iters = cdiv(K, BLOCK_K)
-    scales = 8 * iters * rows if case.weights == "mxfp4" else 4 * iters * cdiv(rows, 128)
+    # words of 4 bytes for each row and block, for each block of 128 rows, or for each row
+    per_row = {"mxfp4": 2, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
+    scales = 4 * (per_row * iters * rows or (iters * cdiv(rows, 128) if case.weights == "fp8_block" else rows))
     unit = matrices * BLOCK_N * WORDS * 4
     return gemm_of(
         target,
@@ -71,18 +86,28 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
     )
 
 
+def widest(case: MoeCase, target: Target) -> int:
+    """The most pairs of a tile. Groups of int4 have sums of their own: for gate and up, 64 columns of them spill."""
+    return min(32 if case.weights in ("int4", "int4_zp") else 64, max_block_b(target))
+
+
 def plan(case: MoeCase, target: Target) -> Plan:
-    """4 warps, so that one warp group multiplies all 64 rows and unpacks each weight once. Two CTAs per SM if sums and
-    unpacked weights leave them registers; on sm_100, those of mxfp4 do not."""
-    tile = min(tile_pairs(case), max_block_b(target))
-    fit_twice = tile <= 32 and not (case.weights == "mxfp4" and target.sm >= 100)
+    """4 warps, so that one warp group multiplies all 64 rows and unpacks each weight once.
+
+    Two CTAs per SM if sums and unpacked weights leave them registers; on sm_100, those of mxfp4 do not. For int4 with
+    tiles of 32 pairs on sm_100, one CTA has room for more stages than two.
+    """
+    tile = min(tile_pairs(case), widest(case, target))
+    halves = case.weights in ("int4", "int4_zp")
+    alone = target.sm >= 100 and (case.weights == "mxfp4" or (halves and tile > 16))
+    fit_twice = tile <= 32 and not alone
     return plan_of(case, target, gemm, tile=tile, ctas_per_sm=2 if fit_twice else 1, num_warps=4)
 
 
 def candidates(case: MoeCase, target: Target) -> Iterator[dict[str, int]]:
     """Narrower and wider tiles, more or fewer CTAs."""
-    widest = max_block_b(target)
-    for BLOCK_B in widths(min(tile_pairs(case), widest), widest):
+    most = widest(case, target)
+    for BLOCK_B in widths(min(tile_pairs(case), most), most):
         for ctas_per_sm in (1, 2, 3):
             yield {"BLOCK_B": BLOCK_B, "ctas_per_sm": ctas_per_sm}
 
@@ -105,6 +130,7 @@ def expert_words(
     stride_out_row,
     w,
     scale,
+    unpacking,
     ROWS,
     stride_w_n,
     FORMAT: tl.constexpr,
@@ -119,10 +145,17 @@ def expert_words(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Like `expert_kernel`, over words `[ROWS, stride_w_n]`. For fp8 `scale` is fp32 `[ROWS / 128, K / 128]`; for mxfp4
-    it is words of four exponents, `[2 iters, ROWS]`."""
+    """Like `expert_kernel`, over words `[ROWS, stride_w_n]`.
+
+    - int8 and fp8: `scale` is fp32 `[ROWS]`
+    - fp8_block: `scale` is fp32, one for 128 rows and columns of a matrix
+    - int4 and int4_zp: `scale` is words of two 16-bit scales, and `unpacking` words of two zero points, `[iters, ROWS]`
+    - mxfp4: `unpacking` is words of four exponents, `[2 iters, ROWS]`
+    """
     PARTS: tl.constexpr = 32 // BITS
     WIDTH: tl.constexpr = BLOCK_K // PARTS
+    HALVES: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_zp"
+    GROUPED: tl.constexpr = HALVES or FORMAT == "fp8_block"
     iters, blocks, units, ctas, unit, end = own_items(tile_count, N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, WIDTH)
     while unit < end:
@@ -132,7 +165,9 @@ def expert_words(
         offs_p, mask_p, pair, x_at = pairs_of(
             tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
         )
-        first_row = tl.load(tile_expert + tile) * (2 if GATED else 1) * N + row0
+        matrix = tl.load(tile_expert + tile) * (2 if GATED else 1)
+        first_row = matrix * N + row0
+        scale_row = (matrix * tl.cdiv(N, 128) + row0 // 128) * iters
         rows = clipped_rows(row0, N, BLOCK_N)
         w_first, offs_w = weights_at(w, first_row, rows, stride_w_n, offs_k)
         w_second = w_first + N.to(tl.int64) * stride_w_n
@@ -144,7 +179,11 @@ def expert_words(
             lo = None
             hi = None
             if FORMAT == "mxfp4":
-                lo, hi = of_groups(scale, it, ROWS, rows)
+                lo, hi = of_groups(unpacking, it, ROWS, rows)
+            elif FORMAT == "int4_zp":
+                lo = tl.load(unpacking + it * ROWS + rows)[:, None]
+            if HALVES:
+                scales = tl.load(scale + it * ROWS + rows)
             if not PLAIN:
                 parts = unpacked(words, lo, hi, x, FORMAT, PARTS)
             if GATED:
@@ -152,12 +191,16 @@ def expert_words(
                 lo_up = None
                 hi_up = None
                 if FORMAT == "mxfp4":
-                    lo_up, hi_up = of_groups(scale, it, ROWS, N + rows)
+                    lo_up, hi_up = of_groups(unpacking, it, ROWS, N + rows)
+                elif FORMAT == "int4_zp":
+                    lo_up = tl.load(unpacking + it * ROWS + N + rows)[:, None]
+                if HALVES:
+                    scales_up = tl.load(scale + it * ROWS + N + rows)
                 if not PLAIN:
                     parts_up = unpacked(words_up, lo_up, hi_up, x, FORMAT, PARTS)
-            # a block of fp8 is summed on its own, then scaled
-            block = tl.zeros((BLOCK_N, BLOCK_B), tl.float32) if FORMAT == "fp8_block" else sums
-            block_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32) if FORMAT == "fp8_block" else sums_up
+            # a group of weights with a scale of its own is summed on its own, then scaled
+            group = sums
+            group_up = sums_up
             for i in tl.static_range(PARTS):
                 mask_x = mask_p[None, :]
                 if not EVEN_K:
@@ -168,18 +211,28 @@ def expert_words(
                     part = plain_part(words, lo, hi, i, x, FORMAT, BITS, MAGIC)
                 else:
                     part = parts[i]
-                block = tl.dot(part, x_tile, block, input_precision="ieee")
+                if GROUPED and i % 4 == 0:
+                    group = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
+                    group_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
+                group = tl.dot(part, x_tile, group, input_precision="ieee")
                 if GATED:
                     part_up = plain_part(words_up, lo_up, hi_up, i, x, FORMAT, BITS, MAGIC) if PLAIN else parts_up[i]
-                    block_up = tl.dot(part_up, x_tile, block_up, input_precision="ieee")
+                    group_up = tl.dot(part_up, x_tile, group_up, input_precision="ieee")
+                if HALVES and i % 4 == 3:
+                    sums += group * half_of(scales, i // 4, x)[:, None]
+                    if GATED:
+                        sums_up += group_up * half_of(scales_up, i // 4, x)[:, None]
             if FORMAT == "fp8_block":
-                scale_row = first_row // 128 * iters + it
-                sums += block * tl.load(scale + scale_row)
+                sums += group * tl.load(scale + scale_row + it)
                 if GATED:
-                    sums_up += block_up * tl.load(scale + scale_row + N // 128 * iters)
-            else:
-                sums = block
-                sums_up = block_up
+                    sums_up += group_up * tl.load(scale + scale_row + tl.cdiv(N, 128) * iters + it)
+            elif not HALVES:
+                sums = group
+                sums_up = group_up
+        if FORMAT == "int8" or FORMAT == "fp8":
+            sums *= tl.load(scale + rows)[:, None]
+            if GATED:
+                sums_up *= tl.load(scale + N + rows)[:, None]
         finish_item(
             sums,
             sums_up,
@@ -208,10 +261,10 @@ def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
 
     def weights(g: Gemm, name: str) -> dict[str, Any]:
         words = words_of(case.weights, inputs[name].flatten(0, 1), case.dtype, plain)
-        scale = inputs[f"{name}_scale"]
-        if case.weights == "mxfp4":
-            scale = mxfp4_words(scale, 2 * g.iters, case.dtype)
-        return {"w": words, "scale": scale, "ROWS": words.shape[0], "stride_w_n": words.stride(0)}
+        given = inputs[f"{name}_scale"], inputs.get(f"{name}_zero")
+        scale, unpacking = scales_of(case.weights, case.dtype, g.iters, *given)
+        rows = {"ROWS": words.shape[0], "stride_w_n": words.stride(0)}
+        return {"w": words, "scale": scale, "unpacking": unpacking, **rows}
 
     constexprs = {
         "FORMAT": case.weights,

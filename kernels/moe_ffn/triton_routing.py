@@ -24,7 +24,7 @@ from kernels.op import Inputs
 SORT_PAIRS = (128, 1024, 8192)
 """Sizes of the block that holds all pairs. There are few, so that few kernels are compiled. The last is the limit."""
 
-SORT_BINS = (64, 512)
+SORT_BINS = (64, 512, 1024)
 """Bins of the histogram of experts. The last bin belongs to no expert."""
 
 

@@ -11,6 +11,7 @@ import torch
 from bench.devices import DEVICES
 from bench.measure.gate import check
 from bench.predict.step_work import expected_experts
+from kernels.common.quantization import FORMATS
 from kernels.models import model
 from kernels.moe_ffn import op as moe
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
@@ -59,10 +60,13 @@ def test_packed_experts_by_hand() -> None:
     assert fp8.expert_bytes == 3 * 256 * 128 + 6 * 4
     assert moe.work(fp8).bytes_read == 2 * fp8.expert_bytes + 2 * 256 + 2 * 8
     assert MoeCase(B=1, E=4, k=2, H=256, F=128).id == "B1-E4k2-H256-F128-bf16"
-    with pytest.raises(ValueError, match="multiples of 128"):
-        MoeCase(B=1, E=4, k=2, H=256, F=64, weights="fp8_block")
+    # 1.5 blocks of 128 in F: gate and up have 2 x 2 blocks each, down as many
+    assert MoeCase(B=1, E=4, k=2, H=256, F=192, weights="fp8_block").expert_bytes == 3 * 256 * 192 + 3 * 4 * 4
+    # int4: a scale of 2 B for 128 columns of a row, or for the last 64; int8: 4 B for a row
+    assert MoeCase(B=1, E=4, k=2, H=256, F=192, weights="int4").expert_bytes == 3 * 256 * 96 + 2 * (384 * 2 + 256 * 2)
+    assert MoeCase(B=1, E=4, k=2, H=256, F=192, weights="int8").expert_bytes == 3 * 256 * 192 + 4 * (384 + 256)
     with pytest.raises(ValueError, match="one of"):
-        MoeCase(B=1, E=4, k=2, H=256, F=128, weights="int4")
+        MoeCase(B=1, E=4, k=2, H=256, F=128, weights="int3")
 
 
 def test_packed_weights_of_one_expert_one_by_one() -> None:
@@ -83,6 +87,38 @@ def test_packed_weights_of_one_expert_one_by_one() -> None:
     for row, column in ((0, 130), (127, 127), (128, 0), (255, 255)):
         scale = inputs["w_gate_up_scale"][4 + row // 128, column // 128]
         assert gate_up[row, column] == inputs["w_gate_up"][2, row, column].float() * scale
+
+
+@pytest.mark.parametrize(("weights", "zero"), [("int4", False), ("int4_zp", True), ("int8", False), ("fp8", False)])
+def test_scales_of_one_expert_one_by_one(weights: str, zero: bool) -> None:
+    """The last expert's rows have their own scales and zero points."""
+    case = MoeCase(B=1, E=3, k=1, H=160, F=24, dtype="fp16", weights=weights)
+    inputs = moe.inputs(case, "cpu", 3)
+    assert ("w_gate_up_zero" in inputs) is zero
+    gate_up = moe.expert_weights(case, inputs, "w_gate_up", 2)
+    for row, column in ((0, 0), (23, 127), (24, 128), (47, 159)):
+        at = (96 + row, column // 128)
+        if weights in ("int8", "fp8"):
+            value, scale = inputs["w_gate_up"][2, row, column].float(), inputs["w_gate_up_scale"][96 + row]
+        else:
+            code = int(inputs["w_gate_up"][2, row, column // 2]) >> 4 * (column % 2) & 15
+            value = code - (int(inputs["w_gate_up_zero"][at]) if zero else 8)
+            scale = inputs["w_gate_up_scale"][at].float()
+        assert float(gate_up[row, column]) == pytest.approx(float(value * scale), rel=1e-6)
+
+
+def test_blocks_of_matrices_that_128_does_not_divide_end_with_the_matrix() -> None:
+    """72 rows of gate, then 72 of up: each has a block row of its own, and expert 1 begins at the third."""
+    case = MoeCase(B=1, E=2, k=1, H=160, F=72, dtype="fp16", weights="fp8_block")
+    inputs = moe.inputs(case, "cpu", 3)
+    assert inputs["w_gate_up_scale"].shape == (2 * 2, 2)
+    assert inputs["w_down_scale"].shape == (2 * 2, 1)
+    gate_up = moe.expert_weights(case, inputs, "w_gate_up", 1)
+    for row, column in ((0, 0), (71, 159), (72, 127), (143, 128)):
+        scale = inputs["w_gate_up_scale"][2 + row // 72, column // 128]
+        assert gate_up[row, column] == inputs["w_gate_up"][1, row, column].float() * scale
+    down = moe.expert_weights(case, inputs, "w_down", 1)
+    assert down[130, 5] == inputs["w_down"][1, 130, 5].float() * inputs["w_down_scale"][2 + 1, 0]
 
 
 def test_packed_suites_fit_an_80_gb_gpu() -> None:
@@ -107,7 +143,7 @@ def test_reference_against_a_loop_over_tokens() -> None:
     torch.testing.assert_close(moe.reference(case, inputs).double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("weights", ["", *moe.PACKED])
+@pytest.mark.parametrize("weights", ["", *FORMATS])
 def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) -> None:
     """An expert has more pairs than a tile holds, and there are more CTAs than output blocks, so CTAs share blocks."""
     case = MoeCase(B=20, E=1, k=1, H=384, F=128, dtype="fp16", weights=weights)

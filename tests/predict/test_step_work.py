@@ -40,7 +40,7 @@ def test_a_projection_reads_the_bytes_of_its_gemv(weights: str) -> None:
     assert down.weight_bytes == DENSE.layers * (gemv.bytes_read - 3 * DENSE.ffn * 2)
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp4"])
+@pytest.mark.parametrize("weights", WEIGHTS)
 def test_experts_have_the_bytes_of_the_operation(weights: str) -> None:
     """For gpt-oss-20b, whose 2880 columns are 22.5 groups of 128 and 90 groups of 32."""
     ops = step(MOE, weights=weights)
