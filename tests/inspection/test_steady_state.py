@@ -73,6 +73,8 @@ MAIN = {
 
 OTHERS = {
     "attention, int8": Steady("attention_decode", attention(T=1217, kv="int8")),
+    "attention, heads of 96 dims": Steady("attention_decode", attention(D=96, T=860, sink_logits=True)),
+    "attention over pages, heads of 512 dims": Steady("attention_decode", attention(D=512, T=370, page=16)),
     "attention, two tiles of rows": Steady("attention_decode", attention(H_q=71, T=601)),
     "attention, window and draft": Steady("attention_decode", attention(T=2590, page=16, q_len=2, window=2500)),
     "cascade": Steady("attention_decode", attention(B=2, T=3840, page=16, prefix=2560), impl="triton-cascade"),
@@ -93,6 +95,9 @@ OTHERS = {
     "experts of fp8, down": Steady("moe_ffn", MoeCase(B=1, E=1, k=1, H=256, F=1280, weights="fp8_block"), launch=2),
     "experts of mxfp4, gate and up": Steady(
         "moe_ffn", MoeCase(B=2, E=1, k=1, H=2048, F=128, weights="mxfp4"), launch=1
+    ),
+    "experts of int4, gate and up": Steady(
+        "moe_ffn", MoeCase(B=2, E=1, k=1, H=2048, F=128, weights="int4_zp"), launch=1
     ),
     "reads by cp.async": Steady("stream", StreamCase(kind="read", size=32 * SIZE), impl="triton-async"),
     "reads by TMA": Steady("stream", StreamCase(kind="read", size=32 * SIZE), impl="triton-tma"),

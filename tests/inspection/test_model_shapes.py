@@ -1,0 +1,56 @@
+"""Shapes of models that no suite measures, compiled for each part: spills, narrow loads, too few bytes in flight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.inspection.codegen import problems
+from bench.inspection.codegen.build import launches, report_of
+from bench.inspection.codegen.judge import misdeclared
+from bench.inspection.targets import compile_targets
+from kernels.attention_decode.op import AttentionCase
+from kernels.models import attention_heads
+from kernels.moe_ffn.op import QWEN3_NEXT, MoeCase
+from tests.inspection.test_compiled_kernels import found
+from tests.support.uninterpreted import elsewhere
+
+
+def heads(model: str, kv: str = "", page: int = 16) -> AttentionCase:
+    H_q, H_kv, D = attention_heads(model)
+    return AttentionCase(B=32, H_q=H_q, H_kv=H_kv, D=D, T=4096, page=page, kv=kv)
+
+
+SHAPES: dict[str, tuple[str, Any]] = {
+    "heads of 80 dims": ("attention_decode", heads("phi-2")),
+    "heads of 80 dims, contiguous": ("attention_decode", heads("phi-2", page=0)),
+    "heads of 96 dims, fp8": ("attention_decode", heads("phi-3-mini", kv="fp8")),
+    "heads of 192 dims": ("attention_decode", heads("nemotron-4-340b")),
+    "heads of 192 dims, int8": ("attention_decode", heads("nemotron-4-340b", kv="int8")),
+    "heads of 512 dims, fp8": ("attention_decode", heads("gemma-4-31b", kv="fp8")),
+    "heads of 512 dims in pages of 64": ("attention_decode", heads("gemma-4-31b", page=64)),
+    "experts of int4 with zero points": ("moe_ffn", MoeCase(B=16, weights="int4_zp", **QWEN3_NEXT)),
+    "experts of int4, tiles of 32": ("moe_ffn", MoeCase(B=60, E=8, k=2, H=4096, F=14336, weights="int4")),
+}
+
+
+def wrong(name: str) -> list[str]:
+    """What is wrong with the compiled kernels of a shape, on each part."""
+    op_name, case = SHAPES[name]
+    op, impl = found(op_name, "triton")
+    said = []
+    for sm, target in compile_targets().items():
+        assert impl.supports(case, target) is None
+        for launch in launches(op, impl, case, target):
+            report = report_of(launch, target, op=op_name, impl="triton", case_id=case.id)
+            said += [
+                f"sm_{sm} {report.kernel}: {problem}" for problem in (*problems(report), misdeclared(report)) if problem
+            ]
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_models_compile_without_a_problem(name: str) -> None:
+    assert elsewhere("tests.inspection.test_model_shapes", f"t.wrong({name!r})") == []
