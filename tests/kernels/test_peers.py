@@ -96,6 +96,7 @@ ATTENTION_CASES = (
     attention(page=16, layout="HND", lengths="ragged", softcap=4.0),
     attention(page=64, H_q=2, T=130),
     attention(page=16, prefix=32),
+    attention(page=16, scale=0.3),
 )
 
 
@@ -129,6 +130,7 @@ def test_a_page_list_that_is_not_refreshed_is_caught(flashinfer: None, monkeypat
         MlaCase(B=3, H=4, T=50, page=16, lengths="ragged", dtype="fp16"),
         MlaCase(B=2, H=4, T=33, lengths="ragged", dtype="fp16"),
         MlaCase(B=2, H=4, T=40, page=16, q_len=2, dtype="fp16"),
+        MlaCase(B=2, H=4, T=40, page=16, scale=0.3, dtype="fp16"),
     ],
     ids=lambda case: case.id,
 )
@@ -143,6 +145,7 @@ def test_flashinfer_mla(flashinfer: None, case: MlaCase) -> None:
         attention(page=64, T=130, lengths="ragged"),
         attention(page=64, T=130, q_len=3),
         attention(H_q=2, q_len=2),
+        attention(page=64, T=130, scale=0.3),
     ],
     ids=lambda case: case.id,
 )
@@ -357,6 +360,8 @@ def test_flashinfer_without_its_compilers_is_refused(
         ({"dtype": "fp32"}, "flashinfer flashinfer-tc xformers torch-flash torch-cudnn", "takes fp16 and bf16"),
         ({"D": 256}, "torch-cudnn", "up to 128"),
         ({"softcap": 2.0}, "xformers torch-flash", "soft cap"),
+        ({"sink_logits": True}, "flashinfer flashinfer-tc xformers torch-flash torch-math torch-flex", "sinks"),
+        ({"D": 512}, "flashinfer torch-flash torch-cudnn", "heads of"),
         ({"layout": "HND"}, "flashinfer xformers", ""),
     ],
 )
