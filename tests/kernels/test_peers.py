@@ -173,7 +173,9 @@ def test_mla_scores_of_16_bits_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize(
-    "case", [attention(), attention(dtype="fp32", H_q=2), attention(layout="HND")], ids=lambda case: case.id
+    "case",
+    [attention(), attention(dtype="fp32", H_q=2), attention(layout="HND"), attention(scale=0.3)],
+    ids=lambda case: case.id,
 )
 @pytest.mark.parametrize("name", ["torch-flash", "torch-math", "torch-flex"])
 def test_torch_attention(name: str, case: AttentionCase, monkeypatch: pytest.MonkeyPatch) -> None:
