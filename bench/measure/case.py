@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import describe
+from bench.measure.copies import DoesNotFit, draw_copies
 from bench.measure.flags import allocates, flags_of, waits
-from bench.measure.gate import check_copies, check_prepared, volatile_part
+from bench.measure.gate import check_copies, check_prepared
 from bench.measure.memory import collect_if_memory_is_short
 from bench.measure.telemetry import Sampler
 from bench.measure.timing import (
@@ -29,7 +30,6 @@ from bench.measure.timing import (
     Timer,
     host_flush,
     isolated_times,
-    plan_rotation,
     sample_interleaved,
 )
 from bench.predict.roofline import Prediction, predict_from_ceilings, predict_from_datasheet
@@ -41,9 +41,6 @@ from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
 
 THROTTLE_RETRIES = 2
 """A case in which the GPU throttled is measured again at most so many times."""
-
-MAX_SEEDS = 1 << 20
-"""The seeds of the inputs that the gate changes to begin this far beyond the seeds of the copies."""
 
 
 class Broken(Exception):
@@ -122,6 +119,10 @@ class Measurement:
             return
         try:
             self.draw_inputs()
+        except DoesNotFit as lack:
+            for entrant in entrants:
+                self.emit(entrant.impl, entrant, status="refused", reason=str(lack))
+            return
         except Exception as error:
             for entrant in entrants:
                 self.fail(entrant, f"inputs: {describe(error)}", error)
@@ -173,19 +174,19 @@ class Measurement:
         return {"datasheet": usable(datasheet), "measured": usable(measured), "at": now()}
 
     def draw_inputs(self) -> None:
-        """Draw the rotating copies, each from its own seed, and the values to which the gate changes the first one.
-
-        Those values are drawn first. Most of the memory that they take is free again when the copies need it.
-        """
+        """Draw the rotating copies, and the values to which the gate changes the first one. Raises `DoesNotFit`."""
         self.listener.entering("", "inputs")
-        changed = self.settings.seed + MAX_SEEDS + self.settings.repeat
-        self.fresh = volatile_part(self.op, self.op.inputs(self.case, self.target.device, changed))
-        first = self.op.inputs(self.case, self.target.device, self.settings.seed)
-        touched = self.op.work(self.case).bytes
-        self.rotation = plan_rotation(tensor_bytes(first), touched, self.target, self.settings.memory_bytes)
-        count = self.rotation.copies if self.settings.timed else 1
-        seeds = range(self.settings.seed + 1, self.settings.seed + count)
-        self.copies = [first, *(self.op.inputs(self.case, self.target.device, seed) for seed in seeds)]
+        settings = self.settings
+        drawn = draw_copies(
+            self.op,
+            self.case,
+            self.target,
+            seed=settings.seed,
+            repeat=settings.repeat,
+            memory_bytes=settings.memory_bytes,
+            timed=settings.timed,
+        )
+        self.copies, self.fresh, self.rotation = drawn.copies, drawn.fresh, drawn.rotation
 
     def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
         """Run one step. A wrong result or an exception ends the entrant with its record, and frees what it holds."""
@@ -381,11 +382,6 @@ def error_dict(errors: Errors) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in vars(errors).items()
     }
-
-
-def tensor_bytes(inputs: Inputs) -> int:
-    """Bytes of all tensors among the inputs."""
-    return sum(value.numel() * value.element_size() for value in inputs.values() if hasattr(value, "numel"))
 
 
 def recover_device(error: Exception) -> None:

@@ -12,6 +12,9 @@ from kernels.op import Impl, Inputs, Launch, Op, Target
 STACK_ELEMENTS = 1 << 20
 """Small outputs are compared together, up to so many elements at once."""
 
+PIECE_BYTES = 1 << 28
+"""Contents are exchanged in pieces of about so many bytes, since each takes as much memory for a moment."""
+
 
 def volatile_part(op: Op, inputs: Inputs) -> Inputs:
     """The part of fresh inputs that `exchange` needs. The rest, often nearly all of their memory, need not be kept."""
@@ -21,9 +24,17 @@ def volatile_part(op: Op, inputs: Inputs) -> Inputs:
 def exchange(inputs: Inputs, fresh: Inputs) -> None:
     """Swap contents in place. A prepared launch must see the new values; the next launch can be shown the old ones."""
     for name, other in fresh.items():
-        before = inputs[name].clone()
-        inputs[name].copy_(other)
-        other.copy_(before)
+        for mine, its in zip(pieces(inputs[name]), pieces(other), strict=True):
+            before = mine.clone()
+            mine.copy_(its)
+            its.copy_(before)
+
+
+def pieces(tensor: Any) -> Sequence[Any]:
+    """Views that together are the tensor, each of `PIECE_BYTES` at most or a single row."""
+    if not tensor.numel():
+        return ()
+    return tensor.split(max(1, PIECE_BYTES * len(tensor) // tensor.nbytes)) if tensor.ndim else (tensor,)
 
 
 def poisoned_run(op: Op, case: Any, inputs: Inputs, launch: Launch) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from bench import machine
 from bench.errors import describe
-from bench.measure.case import tensor_bytes
+from bench.measure.copies import tensor_bytes
 from bench.measure.memory import free_memory
 from bench.measure.timing import GraphTimer, HostTimer, Timer, plan_rotation
 from bench.operate.clocks import CPU_CLOCKS, GPU_CLOCKS, OURS, Clock, Missing, Other, Subject, ours

@@ -17,6 +17,9 @@ LARGEST = {"fp8": 448, "int8": 127}
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 
+DRAWN_AT_ONCE = 1 << 28
+"""8-bit values that are drawn at once, so that their 16-bit form takes 512 MiB at most. A cache may fill a GPU."""
+
 
 def torch_dtype(name: str) -> torch.dtype:
     import torch
@@ -61,12 +64,14 @@ class RandomInputs:
         wanted = torch_dtype(dtype)
         if self.device == "meta":
             return torch.empty(shape, dtype=wanted, device="meta")
-        drawn = wanted if wanted.itemsize > 1 else torch.bfloat16
-        values = torch.empty(shape, dtype=drawn, device=self.device)
-        values.normal_(generator=self._generator).mul_(scale)
-        if dtype in LARGEST:
-            values.clamp_(-LARGEST[dtype], LARGEST[dtype])
-        return (values.round_() if dtype == "int8" else values).to(wanted)
+        if wanted.itemsize > 1:
+            return torch.empty(shape, dtype=wanted, device=self.device).normal_(generator=self._generator).mul_(scale)
+        values = torch.empty(shape, dtype=wanted, device=self.device)
+        for part in values.view(-1).split(DRAWN_AT_ONCE):
+            drawn = torch.empty(part.shape, dtype=torch.bfloat16, device=self.device)
+            drawn.normal_(generator=self._generator).mul_(scale).clamp_(-LARGEST[dtype], LARGEST[dtype])
+            part.copy_(drawn.round_() if dtype == "int8" else drawn)
+        return values
 
     def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: str = "int32") -> torch.Tensor:
         """Uniform integers from `[low, high)`."""

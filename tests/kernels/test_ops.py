@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.devices import find
-from bench.measure.case import tensor_bytes
+from bench.measure.copies import tensor_bytes
 from bench.measure.gate import check
 from kernels.op import SUITES, Impl, Op, Target, discover, implementations, total
 

@@ -1,7 +1,8 @@
 """Which configurations are worth GPU time. The host finds out by compiling them; no GPU is needed.
 
-For every tunable implementation, the cases of a suite fall into shape classes. The case with the most bytes stands for
-its class. Its reasoned configuration and all candidates are compiled for the part. A candidate falls if
+For every tunable implementation, the cases of a suite fall into shape classes. The case with the most bytes, up to
+`MOST_BYTES`, stands for its class. Its reasoned configuration and all candidates are compiled for the part. A candidate
+falls if
 
 - it cannot be planned or compiled, or spills registers;
 - fewer of its CTAs fit on an SM than its plan counts on;
@@ -30,10 +31,14 @@ DEFAULT: Config = ()
 
 SAME = "the same as"
 
+MOST_BYTES = 8 << 30
+"""A case with more takes longer to draw than to tune, so it comes behind the others of its class."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeClass:
-    """The cases of a suite that share one configuration of one implementation, most bytes first."""
+    """The cases of a suite that share one configuration of one implementation, most bytes first, but those with more
+    than `MOST_BYTES` last."""
 
     op: str
     impl: str
@@ -141,7 +146,7 @@ def shape_classes(chosen: Iterable[tuple[Op, Impl]], suite: str, target: Target)
             if impl.supports(case, reasoned) is None:
                 members.setdefault(impl.tuning.shape_class(case), []).append(case)
         for name, cases in members.items():
-            cases.sort(key=lambda case: -op.work(case).bytes)
+            cases.sort(key=lambda case: (op.work(case).bytes > MOST_BYTES, -op.work(case).bytes))
             tried = (config_of(c.items()) for c in impl.tuning.candidates(cases[0], reasoned))
             configs = tuple(dict.fromkeys([DEFAULT, *tried]))
             if len(configs) > 1:
