@@ -193,7 +193,10 @@ def quick() -> list[AttentionCase]:
 
 
 def full() -> list[AttentionCase]:
-    """`quick`, then one axis at a time: batch, context, page, layout, lengths, model."""
+    """`quick`, then one axis at a time: batch, context, page, layout, lengths, model.
+
+    The largest have 34 and 69 GB of KV. Each takes two copies in memory: an H100 holds the first, an H200 both.
+    """
     base = ("llama-3.1-8b", 32, 4096)
     return [
         *quick(),
@@ -211,13 +214,17 @@ def full() -> list[AttentionCase]:
         *(layer(*base, page=16, kv=kv) for kv in ("fp8", "int8")),
         layer("llama-3.1-8b", 64, 8192, kv="fp8"),
         layer("llama-3.1-8b", 1, 131072, page=64, kv="fp8"),
+        layer("llama-3.1-8b", 64, 131072),
+        layer("llama-3.1-8b", 256, 131072, kv="fp8"),
         *(layer("llama-3.1-70b", 16, 8192, page=16, q_len=q_len) for q_len in (1, 4, 8)),
         layer("llama-3.1-405b", 16, 8192, page=16, q_len=8),
         *(layer("mistral-7b", 32, T, page=16, window=4096, sinks=4) for T in (8192, 32768)),
         layer("gpt-oss-120b", 64, 4096, page=16, window=128),
         layer("llama-3.1-8b", 64, 12288, page=16, prefix=8192),
         layer("llama-3.1-70b", 128, 8704, page=16, prefix=8192, lengths="ragged"),
+        layer("phi-2", 32, 2048, page=16),
         layer("phi-3-mini", 32, 4096, page=16),
+        layer("nemotron-4-340b", 32, 4096, page=16),
         # Gemma 4 has a scale of 1, since it normalises queries and keys (`Gemma4TextAttention` of transformers)
         layer("gemma-4-31b", 32, 4096, page=16, scale=1.0),
         AttentionCase(B=32, H_q=16, H_kv=1, D=256, T=16384, page=16),

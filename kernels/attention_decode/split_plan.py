@@ -123,8 +123,9 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     memory is short, the third buffer is given up first, then the second CTA. On sm_100 with pages the third buffer is
     given up too, where the addresses of a third block, beside 64 rows of 128 dims, would spill. A block of an 8-bit
     cache has half the bytes, and there is more to do between its two products: on sm_90 a third CTA hides that, if 168
-    registers suffice. On sm_80, a 16-bit cache of heads of 512 dims has one CTA: with two buffers some addresses would
-    spill.
+    registers suffice. They do for 16 rows; with 32 rows of 64 dims, two CTAs have a fourth buffer instead. On sm_100,
+    8-bit blocks of 64 dims are so small that it takes five buffers to have 64 KiB in flight. On sm_80, a 16-bit cache
+    of heads of 512 dims has one CTA: with two buffers some addresses would spill.
     """
     if case.width > 256:
         choices = ((2, 3), (2, 2), (1, 3)) if target.sm >= 90 or case.kv else ((1, 3),)
@@ -133,7 +134,9 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     else:
         choices = ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3))
     if target.sm == 90 and case.kv and block_m * case.width <= 16 * 128:
-        choices = ((3, 3), *choices)
+        choices = ((3, 3) if block_m == 16 else (2, 4), *choices)
+    elif target.sm >= 100 and case.kv and case.width == 64 and block_m <= 32:
+        choices = ((2, 5), *choices)
     for ctas, buffers in choices:
         if ctas * smem_per_cta(case, block_tokens(case, block_m, target), block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
@@ -151,8 +154,8 @@ def make_plan(
     """The plan for `pairs` with `rows` query rows each. A caller that asks for `all_slots` merges the parts itself.
 
     The last CTA merges if two tiles of parts suffice: two round trips to the L2 cost less than a launch. With more
-    parts a second kernel, spread over all rows, is faster. Wide tiles and heads
-    of 512 dims leave the last CTA no registers for a merge.
+    parts a second kernel, spread over all rows, is faster. Wide tiles and heads of 512 dims leave the last CTA no
+    registers for a merge.
     """
     block_m = tile_rows(rows, most_rows(case, target))
     row_tiles = cdiv(rows, block_m)

@@ -59,6 +59,9 @@ SOFTCAP_SLOTS = 13
 PAGED_SLOTS = {16: {"whole": 0.05, "token": 0.2, "scattered": 0.8}, 8: {"whole": 0.1, "token": 0.5, "scattered": 1.1}}
 """What pages cost beyond that: pages that hold whole blocks, pages of one token, all others."""
 
+SAVED_SLOTS = 0.25
+"""What `attend` saves where it keeps no addresses across its loop."""
+
 
 def slots_per_byte(case: AttentionCase, p: Plan) -> float:
     """`KernelLaunch.slots_per_byte` of the split kernel; 0 for a part that is not sm_90."""
@@ -70,6 +73,8 @@ def slots_per_byte(case: AttentionCase, p: Plan) -> float:
     if case.page and (case.kv or case.width > 64):
         pages = "whole" if case.page % p.block_t == 0 else "token" if case.page == 1 else "scattered"
         slots += PAGED_SLOTS[bits][pages]
+        if case.page == p.block_t and case.width == 256 and p.block_m == 16 and not case.kv:
+            slots -= SAVED_SLOTS
     if case.softcap:
         slots += SOFTCAP_SLOTS * p.block_m / (2 * case.width * case.kv_bytes)
     return slots

@@ -105,7 +105,9 @@ def attend(
     P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if v.dtype.element_ty == tl.float16 else 0
     acc_even = tl.zeros([WORDS, BLOCK_M], tl.float32)
     acc_odd = acc_even
-    for block in range(t_begin // BLOCK_T * BLOCK_T, t_end, BLOCK_T):
+    # where a block is a page, the addresses within it never change: kept across the loop, those of 256 dims would spill
+    KEEPS_NOTHING: tl.constexpr = PAGE == BLOCK_T and WIDTH == 256 and BLOCK_M == 16 and KV == ""
+    for block in tl.range(t_begin // BLOCK_T * BLOCK_T, t_end, BLOCK_T, disable_licm=KEEPS_NOTHING):
         offs_t = block + offs_i
         mask_t = (offs_t >= t_begin) & (offs_t < t_end)
         if PAGE == 0:

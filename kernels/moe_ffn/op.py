@@ -165,7 +165,7 @@ def full() -> Iterable[MoeCase]:
     yield from of_model("gpt-oss-120b", (1, 16, 256), weights="mxfp4")
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8, weights="fp8_block")
     yield from of_model("deepseek-v3", (1, 16), weights="fp8_block")
-    for weights in ("", "int8", "fp8"):
+    for weights in ("", "int8", "fp8", "int4_zp"):
         yield MoeCase(B=16, weights=weights, **QWEN3_NEXT)
     yield MoeCase(B=16, weights="fp8_block", **QWEN3_235B_OF_8)
 

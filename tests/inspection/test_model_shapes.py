@@ -22,6 +22,11 @@ def heads(model: str, kv: str = "", page: int = 16) -> AttentionCase:
     return AttentionCase(B=32, H_q=H_q, H_kv=H_kv, D=D, T=4096, page=page, kv=kv)
 
 
+def rows(count: int, D: int, **more: Any) -> AttentionCase:
+    """A shape that spilled: so many query heads share a KV head."""
+    return AttentionCase(B=16, H_q=count, H_kv=1, D=D, T=8192, **more)
+
+
 SHAPES: dict[str, tuple[str, Any]] = {
     "heads of 80 dims": ("attention_decode", heads("phi-2")),
     "heads of 80 dims, contiguous": ("attention_decode", heads("phi-2", page=0)),
@@ -30,6 +35,9 @@ SHAPES: dict[str, tuple[str, Any]] = {
     "heads of 192 dims, int8": ("attention_decode", heads("nemotron-4-340b", kv="int8")),
     "heads of 512 dims, fp8": ("attention_decode", heads("gemma-4-31b", kv="fp8")),
     "heads of 512 dims in pages of 64": ("attention_decode", heads("gemma-4-31b", page=64)),
+    "heads of 64 dims, int8, 32 rows": ("attention_decode", rows(32, 64, page=16, kv="int8")),
+    "heads of 64 dims, int8, 32 rows in pages of 64": ("attention_decode", rows(32, 64, page=64, kv="int8")),
+    "heads of 256 dims in pages of 64": ("attention_decode", rows(8, 256, page=64)),
     "experts of int4 with zero points": ("moe_ffn", MoeCase(B=16, weights="int4_zp", **QWEN3_NEXT)),
     "experts of int4, tiles of 32": ("moe_ffn", MoeCase(B=60, E=8, k=2, H=4096, F=14336, weights="int4")),
 }
