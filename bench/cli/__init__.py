@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench import __version__
-from bench.cli import inspecting, judging, measuring, predicting
+from bench.cli import inspecting, judging, measuring, predicting, publishing
 from bench.errors import BadRequest
 from bench.terminal.screen import complain
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for room in (measuring, judging, predicting, inspecting):
+for room in (measuring, judging, publishing, predicting, inspecting):
     app.add_typer(room.app)
 
 

@@ -1,0 +1,94 @@
+"""All rows of the package -> the committed table: the suites' shapes, and a sample of the rest by size class.
+
+The sample draws cases, not rows, by a hash of the shape. So a case is either there for all parts and engines that
+published it, or for none, and two parts can be compared. The same package gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from bench.judge.published import aiconfigurator, servers
+from bench.judge.published.aiconfigurator import SHAPE
+from bench.judge.published.table import FILE, Array, Table, save
+from bench.judge.published.wheel import Package
+from bench.judge.published.work import work
+from kernels.models import MODELS, projections
+
+SIZES = (1e6, 4e6, 16e6, 64e6, 256e6, 1e9)
+"""Bytes at which a size class ends and the next begins."""
+QUOTA = 6000
+"""Rows of one operation, stored type and size class, about."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ORDER = ("op", "part", "software", "version", "kernel", "stored", "activations", "routing", *SHAPE)
+LICENCE = "Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES; see NOTICE beside this file"
+
+
+def distill(package: Package, path: Path = FILE) -> dict[str, Table]:
+    """Write the committed table to `path` and return it. Raises `BadRequest`."""
+    full = aiconfigurator.read(package)
+    kept = full.take(np.flatnonzero(selected(full)))
+    order = np.lexsort([kept[name] for name in reversed(ORDER)])
+    sources = {
+        "package": "aiconfigurator-core",
+        "version": package.version,
+        "files_sha256": package.files_sha256,
+        "licence": LICENCE,
+        "rows_that_map": len(full),
+    }
+    kept = kept.take(order)
+    tables = {
+        "kernels": Table(columns=kept.columns, names=kept.names, sources=sources, left_out=full.left_out),
+        "servers": servers.read(package, sources),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, tables)
+    return tables
+
+
+def size_class(size: Array) -> Array:
+    """The index of each size's class: 0 below `SIZES[0]`."""
+    return np.searchsorted(SIZES, size, side="right")
+
+
+def selected(table: Table) -> Array:
+    """A mask: the rows that are committed."""
+    size = work(table).bytes
+    group = np.stack([table["op"], table["stored"], size_class(size)])
+    _, member, counts = np.unique(group, axis=1, return_inverse=True, return_counts=True)
+    share = np.minimum(1.0, QUOTA / counts)[member.reshape(-1)]
+    return (lot(table) < share) | _of_our_suites(table)
+
+
+def lot(table: Table) -> Array:
+    """A number in [0, 1) for each row that depends on its shape alone (SplitMix64 over the fields)."""
+    state = np.zeros(len(table), dtype=np.uint64)
+    for name in SHAPE:
+        values = table.columns.get(name)
+        state += np.uint64(0x9E3779B97F4A7C15) + (0 if values is None else values.astype(np.uint64))
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state.astype(np.float64) / 2.0**64
+
+
+def _of_our_suites(table: Table) -> Array:
+    """Whole layers of the models in `kernels/models.py` at batches that are powers of two."""
+    heads = {(m.heads, m.kv_heads, m.head_dim) for m in MODELS.values() if not m.is_mla}
+    weights = {pair for m in MODELS.values() for pair in projections(m).values()}
+    experts = {(m.experts, m.experts_per_token, m.hidden, m.expert_ffn) for m in MODELS.values() if m.is_moe}
+    batch = np.isin(table["B"], BATCHES)
+    attention = _any(table, ("H_q", "H_kv", "D"), heads) & (table["window"] == 0)
+    products = _any(table, ("N", "K"), weights)
+    routed = _any(table, ("E", "k", "H", "F"), experts) & (table["tp"] == 1) & (table["balanced"] > 0)
+    return batch & (attention | products | routed)
+
+
+def _any(table: Table, names: tuple[str, ...], wanted: Iterable[tuple[int, ...]]) -> Array:
+    found = np.zeros(len(table), dtype=bool)
+    for values in wanted:
+        found |= np.logical_and.reduce([table[name] == value for name, value in zip(names, values, strict=True)])
+    return found

@@ -1,0 +1,184 @@
+"""The committed table: what it holds, its floors beside those of our operations, and how it is made again."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.devices import DEVICES
+from bench.errors import BadRequest
+from bench.judge import published
+from bench.judge.published import command, wheel
+from bench.judge.published.distill import lot, size_class
+from bench.judge.published.table import CODED, FILE, Table, joined, read, save
+from kernels.op import discover
+
+FIELDS = {
+    "attention_decode": ("B", "H_q", "H_kv", "D", "T", "window"),
+    "mla_decode": ("B", "H", "T"),
+    "ffn_gemv": ("B", "N", "K"),
+    "moe_ffn": ("B", "E", "k", "H", "F"),
+}
+
+
+def test_the_committed_table_is_small_and_holds_what_it_says() -> None:
+    table = published.load()
+    assert FILE.stat().st_size <= 3_000_000
+    assert len(table) > 300_000
+    assert set(table.present("part")) <= DEVICES.keys()
+    assert {"attention_decode", "ffn_gemv", "mla_decode", "moe_ffn", "all_reduce"} <= set(table.present("op"))
+    assert np.isfinite(table["seconds"]).all()
+    assert (table["seconds"] > 0).all()
+    assert (published.work(table).bytes > 0).all()
+    assert table.sources["version"] == wheel.PINNED
+    assert (FILE.parent / "NOTICE").read_text().count("Apache License") == 1
+    assert sum(table.left_out.values()) > 1_000_000
+
+
+@pytest.mark.parametrize("op", FIELDS)
+def test_floors_are_those_of_our_own_operations(op: str) -> None:
+    """Ours alone count scales of rows, page tables and lengths, and an fp8 latent's rotary key in 16 bits."""
+    ours = discover()[op]
+    rows = published.load().where(op=op, stored=("bf16", "fp8"))
+    seen = rows["B"] * (rows["T"] if op in ("attention_decode", "mla_decode") else rows["N"] + 4096)
+    rows = rows.take(np.flatnonzero((seen >= 65536) & ((rows["balanced"] > 0) | (op != "moe_ffn")) & (rows["tp"] < 2)))
+    rows = rows.take(np.random.default_rng(0).choice(len(rows), 60, replace=False))
+    floor = published.work(rows)
+    stored = rows.text("stored")
+    for idx in range(len(rows)):
+        fields = {name: int(rows[name][idx]) for name in FIELDS[op]}
+        if op == "moe_ffn":
+            if not rows["gated"][idx] or stored[idx] != "bf16":
+                continue
+            work = ours.work(ours.case_from_dict(fields))
+            experts = min(fields["E"], fields["B"] * fields["k"])
+            drawn = fields["E"] * (1 - (1 - fields["k"] / fields["E"]) ** fields["B"])
+            assert floor.bytes[idx] == pytest.approx(work.bytes * experts / drawn, rel=0.15)
+            continue
+        kind = "weights" if op == "ffn_gemv" else "kv"
+        multiplied = {"activations": "fp8"} if op == "ffn_gemv" and stored[idx] == "fp8" else {}
+        work = ours.work(ours.case_from_dict({**fields, kind: stored[idx], **multiplied}))
+        assert floor.bytes[idx] == pytest.approx(work.bytes, rel=0.13 if stored[idx] == "fp8" else 0.02)
+        assert floor.flops[idx] == pytest.approx(work.total_flops, rel=0.001)
+
+
+def test_rows_are_found_by_name() -> None:
+    table = published.load()
+    rows = table.where(op="attention_decode", part=["h100-sxm", "h200"], stored="bf16", D=128)
+    assert set(rows.text("part")) == {"h100-sxm", "h200"}
+    assert set(rows["D"]) == {128}
+    frame = rows.take(np.arange(5)).frame()
+    assert set(CODED) - {"model"} <= set(frame.columns)
+    assert frame.part.tolist() == rows.text("part")[:5].tolist()
+    with pytest.raises(BadRequest, match="did you mean h100-sxm"):
+        table.where(part="h100")
+    with pytest.raises(BadRequest, match="unknown column"):
+        table.where(color="red")
+
+
+def test_a_known_row_is_as_it_was_published() -> None:
+    """vLLM 0.24, one product of a B200: the first row of its table that this project keeps, read by hand."""
+    rows = published.load().where(op="attention_decode", part="h100-sxm", software="vllm", stored="bf16", window=0)
+    rows = rows.where(H_q=32, H_kv=8, D=128, T=4096)
+    share = published.work(rows).bytes / rows["seconds"] / 3.35e12
+    assert [round(float(share[rows["B"] == B][0]), 2) for B in (1, 8, 32, 128)] == [0.30, 0.69, 0.86, 0.93]
+
+
+def test_a_case_is_kept_for_every_part_or_for_none() -> None:
+    one = {name: np.array([3]) for name in ("B", "N", "K")}
+    a = Table(columns=one | {"part": np.array([0])}, names={"part": ("a", "b")})
+    b = Table(columns=one | {"part": np.array([1])}, names={"part": ("a", "b")})
+    assert lot(a) == lot(b)
+    many = Table(columns={"B": np.arange(1, 100_001), "N": np.full(100_000, 4096)}, names={})
+    assert np.histogram(lot(many), bins=10, range=(0, 1))[0] == pytest.approx(np.full(10, 10_000), rel=0.05)
+    assert size_class(np.array([1e5, 1e7, 5e9])).tolist() == [0, 2, 6]
+
+
+def test_a_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    rows = published.load().take(np.arange(0, 300_000, 3000))
+    save(tmp_path / "a.xz", {"kernels": rows})
+    again = read(tmp_path / "a.xz")["kernels"]
+    save(tmp_path / "b.xz", {"kernels": again})
+    assert (tmp_path / "a.xz").read_bytes() == (tmp_path / "b.xz").read_bytes()
+    for name, values in rows.columns.items():
+        assert again[name] == pytest.approx(values, rel=1e-9), name
+    assert again.text("kernel").tolist() == rows.text("kernel").tolist()
+    for damage in (b"", b"nonsense", (tmp_path / "a.xz").read_bytes()[:-50]):
+        (tmp_path / "c.xz").write_bytes(damage)
+        with pytest.raises(BadRequest, match="holds no table"):
+            read(tmp_path / "c.xz")
+
+
+def test_tables_join_under_new_codes() -> None:
+    a = Table(columns={"op": np.array([0, 1]), "B": np.array([1, 2])}, names={"op": ("x", "z")}, left_out={"no": 1})
+    b = Table(columns={"op": np.array([0])}, names={"op": ("y",)}, left_out={"no": 2})
+    both = joined([a, b])
+    assert both.text("op").tolist() == ["x", "z", "y"]
+    assert both["B"].tolist() == [1, 2, 0]
+    assert both.left_out == {"no": 3}
+
+
+def small_wheel(path: Path, **tables: dict[str, list[object]]) -> Path:
+    """A wheel with a table of products and one of prefill, of an H100 and of a part that nobody knows."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"kernel_source": ["k"] * 4, "gemm_dtype": ["bfloat16", "fp8", "bfloat16", "bfloat16"]}
+    columns |= {"m": [1, 8, 4096, 2], "n": [4096] * 4, "k": [4096] * 4, "latency": [0.02, 0.01, 1.0, float("nan")]}
+    file = path / f"aiconfigurator_core-{wheel.PINNED}-py3-none-any.whl"
+    record = []
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in (
+            "h100_sxm/gemm/vllm/1/gemm_perf",
+            "who/gemm/vllm/1/gemm_perf",
+            "h100_sxm/attention/vllm/1/context_x",
+        ):
+            sink = pyarrow.BufferOutputStream()
+            parquet.write_table(pyarrow.table(columns | tables.get(name, {})), sink)
+            inside = f"{wheel.INSIDE}data/{name}.parquet"
+            archive.writestr(inside, sink.getvalue().to_pybytes())
+            record.append(f"{inside},sha256=x,1")
+        sample = (
+            "system,silicon_tpot_ms,mode,gemm_quant_mode,moe_quant_mode,precision,model_path,backend,backend_version,"
+        )
+        sample += "isl,osl,batch_size,tp_size,attention_dp_size,moe_ep_size,decode_batch_size,decode_tp_size,"
+        sample += "decode_attention_dp_size,decode_moe_ep_size\n"
+        sample += "h100_sxm,10.0,agg,fp8,,fp8,meta-llama/Llama-3.1-70B,vllm,0.1,1024,1024,8,4,1,1,,,,\n"
+        archive.writestr(f"{wheel.INSIDE}silicon_sample.csv", sample)
+        record.append(f"{wheel.INSIDE}silicon_sample.csv,sha256=y,1")
+        archive.writestr(f"aiconfigurator_core-{wheel.PINNED}.dist-info/RECORD", "\n".join(record))
+    return file
+
+
+def test_a_wheel_is_distilled_again_byte_for_byte_and_its_other_rows_are_counted(tmp_path: Path) -> None:
+    file = small_wheel(tmp_path)
+    said = [command.distill(file, tmp_path / name) for name in ("a.xz", "b.xz")]
+    assert said[0]["sha256"] == said[1]["sha256"]
+    assert said[0]["rows"] == {"ffn_gemv": 2, "whole servers": 1}
+    assert said[0]["left_out"]["a table of prefill"] == 4
+    assert said[0]["left_out"]["more than 256 rows of x: not decode"] == 1
+    assert said[0]["left_out"]["a time of zero, or none"] == 1
+    assert said[0]["left_out"]["a part that `bench/devices` does not know: who"] == 4
+    rows = read(tmp_path / "a.xz")["kernels"]
+    assert rows["seconds"] == pytest.approx([2e-5, 1e-5])
+    assert rows.text("stored").tolist() == ["bf16", "fp8"]
+    assert rows.text("activations").tolist() == ["bf16", "fp8"]
+    server = read(tmp_path / "a.xz")["servers"]
+    assert (server["T"][0], server["tp"][0], server["seconds"][0]) == (1536, 4, pytest.approx(0.01))
+
+
+def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="holds no wheel"):
+        wheel.find(tmp_path)
+    (tmp_path / "aiconfigurator_core-1.whl").write_bytes(b"nonsense")
+    with pytest.raises(BadRequest, match="is no wheel"):
+        wheel.find(tmp_path)
+
+
+def test_figures_have_their_sources() -> None:
+    found = published.facts()
+    assert len(found) == 357
+    assert all(row["source"] and row["value"] > 0 for row in found)
+    assert {row["device"] for row in published.facts("kernel", device="h200")} == {"h200"}
