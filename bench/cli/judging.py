@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.terminal.options import AsJson, Html, RunDirectory, examples
+from bench.terminal.options import AsJson, Html, RunDirectory, examples, names
 from bench.terminal.screen import complain, read_run, show, show_json
 
 app = typer.Typer()
@@ -59,3 +59,27 @@ def claims(
         print(judgement.explain(verdicts[0]))
     else:
         show(*judgement.main_table(verdicts))
+
+
+@app.command(epilog=examples("audit table.csv --part h100-sxm", "audit table.parquet --map time=lat:us,m=bs --json"))
+def audit(
+    file: Annotated[Path, typer.Argument(help="a benchmark table: CSV, JSON, JSON Lines or parquet")],
+    part: Annotated[str | None, typer.Option(help="of `list devices` (default: the part that the table names)")] = None,
+    mapping: Annotated[
+        list[str] | None, names("--map", help="ROLE=COLUMN, ROLE=COLUMN:UNIT or ROLE=VALUE, as in time=lat:us,n=6144")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which rows of somebody's table can't be true, and why? Exit code 0: none, 1: some, 2: some rows are damaged."""
+    from bench.judge import audit as auditing
+
+    found = auditing.audit(file, part=part, mapping=mapping or ())
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        print(*found.lines(), sep="\n")
+        if len(found.table()[1]):
+            show(*found.table())
+    if found.damaged:
+        complain(f"decodebench: {found.damaged}")
+    raise typer.Exit(found.exit_code)

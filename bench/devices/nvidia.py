@@ -257,6 +257,10 @@ NVIDIA = (
         link=32 * GB,
         host=PCIE_GEN4,
         peaks=tflops(bf16=362.05, fp8=733, int8=733, tf32=183, fp32=91.6),
+        on_chip=96 * MIB,
+        others={
+            "on_chip": "NVIDIA Ada GPU Architecture whitepaper v2: the AD102 with all of its L2, which the L40S has"
+        },
         sm=89,
         sm_count=142,
         driver="NVIDIA L40S",
@@ -275,5 +279,20 @@ NVIDIA = (
         sm_count=128,
         driver="NVIDIA GeForce RTX 4090",
         note="tensor peaks with fp32 accumulation",
+    ),
+    part(
+        "rtx-5090",
+        "NVIDIA GeForce RTX 5090",
+        2025,
+        "NVIDIA RTX Blackwell GPU Architecture whitepaper, table of the RTX 5090, as others quote it",
+        memory=("GDDR7", 1792 * GB, 32 * GB),
+        power=575,
+        on_chip=96 * MIB,
+        host=PCIE_GEN5,
+        peaks=tflops(bf16=209.5, fp8=419, int8=838, fp4=1676, tf32=104.8, fp32=104.8),
+        sm=120,
+        sm_count=170,
+        driver="NVIDIA GeForce RTX 5090",
+        note="tensor peaks with fp32 accumulation, at the rated boost clock, which cards exceed",
     ),
 )
