@@ -83,3 +83,40 @@ def audit(
     if found.damaged:
         complain(f"decodebench: {found.damaged}")
     raise typer.Exit(found.exit_code)
+
+
+@app.command(
+    "explain",
+    epilog=examples("explain result.json --model llama-3.1-70b --part h200", "explain lat.json --batch 8"),
+)
+def explain_command(
+    result: Annotated[Path, typer.Argument(help="of vLLM's, SGLang's, TensorRT-LLM's benchmarks, llama-bench, AIPerf")],
+    model: Annotated[str | None, typer.Option(help="one of `list models` (default: the file's)")] = None,
+    config: Annotated[Path | None, typer.Option(help="a Hugging Face config.json instead")] = None,
+    part: Annotated[str | None, typer.Option(help="of `list devices` (default: the file's)")] = None,
+    weights: Annotated[str | None, typer.Option(help="precision (default: the file's, or bf16)")] = None,
+    kv: Annotated[str | None, typer.Option(help="the cache's precision (default: the file's, or bf16)")] = None,
+    devices: Annotated[int | None, typer.Option(help="how many parts (default: the file's, or 1)", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="sequences in a batch, where the file lacks it", min=1)] = None,
+    input_len: Annotated[int | None, typer.Option(help="prompt tokens, where the file lacks them", min=1)] = None,
+    output_len: Annotated[int | None, typer.Option(help="output tokens, where the file lacks them", min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where does a server's time per token go? Beside floor and expected time, by cause, with what would help."""
+    from bench.judge import explain as explaining
+    from bench.judge.explain.formats import Given
+
+    found = explaining.explain(
+        result,
+        model=model,
+        config=config,
+        part=part,
+        weights=weights,
+        kv=kv,
+        devices=devices,
+        given=Given(batch=batch, input_tokens=input_len, output_tokens=output_len),
+    )
+    if as_json:
+        show_json([each.as_dict() for each in found])
+    else:
+        print("\n\n".join("\n".join(each.lines()) for each in found))
