@@ -16,6 +16,7 @@ from kernels.model_config import FAMILIES
 app = typer.Typer()
 
 CONFIGS = f"a Hugging Face config.json with one of these as its model_type: {', '.join(FAMILIES)}"
+OWN = "(default: as config.json says, else bf16)"
 PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
 
@@ -29,8 +30,9 @@ def predict(
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run: its machine, as it was measured there")] = None,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8,64,256",
     context: Annotated[int, typer.Option(help="tokens that each request attends to")] = 4096,
-    weights: Annotated[str, typer.Option(help=f"precision of the weights: {PRECISIONS}")] = "bf16",
-    kv: Annotated[str, typer.Option(help="precision of the KV cache: the same ones without w8a16")] = "bf16",
+    weights: Annotated[str | None, typer.Option(help=f"precision of the weights: {PRECISIONS} {OWN}")] = None,
+    kv: Annotated[str | None, typer.Option(help=f"precision of the KV cache: the same without w8a16 {OWN}")] = None,
+    beyond: Annotated[bool, typer.Option("--beyond", help="also contexts beyond the longest of the model")] = False,
     devices: Annotated[int, typer.Option(help="how many parts share the model (tensor-parallel)")] = 1,
     price: Annotated[float | None, typer.Option(help="dollars per hour for one part")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw latency against throughput into this file")] = None,
@@ -53,6 +55,7 @@ def predict(
         devices=devices,
         dollars_per_hour=price,
         run=measured,
+        beyond=beyond,
     )
     if plot:
         prediction.plot(plot, found)

@@ -59,13 +59,13 @@ class Machine:
         spec = replace(sheet, memory_bandwidth=bandwidth, peaks={**sheet.peaks, **peaks})
         return cls(spec=spec, records=tuple(run.trusted), launch_s=ceilings.launch_s)
 
-    def reached(self, ops: Sequence[StepOp], *, weights: str, kv: str) -> list[Reached]:
-        """One entry per operation that the run measured in these precisions, which are names of `PRECISIONS`."""
+    def reached(self, ops: Sequence[StepOp], *, kv: str) -> list[Reached]:
+        """One entry per operation that the run measured with as many bits for a weight, and with this KV cache."""
         found = []
         for op in ops:
             together = [each for each in ops if each.measured_as == op.measured_as] if op.joint else [op]
             asked = sum((each.work for each in together), Work())
-            fitting = [r for r in self.records if r.op == op.measured_as and _fits(r, op, weights=weights, kv=kv)]
+            fitting = [r for r in self.records if r.op == op.measured_as and _fits(r, op, kv=kv)]
             if fitting:
                 record = min(fitting, key=lambda r: (_distance(r, asked, op.calls), r.seconds))
                 share = min(1.0, self.roof_seconds(record.bytes, record.work["flops"]) / (record.seconds or math.inf))
@@ -83,7 +83,7 @@ class Machine:
         return max([size / self.spec.memory_bandwidth.value, *at_pipes])
 
 
-def _fits(record: Record, op: StepOp, *, weights: str, kv: str) -> bool:
+def _fits(record: Record, op: StepOp, *, kv: str) -> bool:
     """Whether the case is plain, stores as many bits per number, and multiplies weights in the same pipe."""
     if not is_plain(record.case, discover()[op.measured_as].case_type.PLAIN):
         return False
@@ -91,7 +91,7 @@ def _fits(record: Record, op: StepOp, *, weights: str, kv: str) -> bool:
         return False
     stored = stored_as(record.case, op.stored)
     bits = FORMATS[stored].bits if stored in FORMATS else 8 * BYTES[stored]
-    return bits == 8 * PRECISIONS[weights if op.stored == "weights" else kv].bytes
+    return bits == (op.weight_bits if op.stored == "weights" else 8 * PRECISIONS[kv].bytes)
 
 
 def _distance(record: Record, work: Work, calls: int) -> tuple[int, float]:

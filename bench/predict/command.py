@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,16 @@ from typing import Any
 from bench.devices import find
 from bench.errors import BadRequest, unknown
 from bench.predict.calibration import Machine, Reached
-from bench.predict.step_model import NotPublished, StepPrediction, step
+from bench.predict.model_file import known_precision, read_config
+from bench.predict.step_model import MOST, NotPublished, StepPrediction, step
 from bench.predict.step_work import shares_evenly
+from bench.predict.weights import WeightPlan, recipe
 from bench.run import Run
 from bench.units import percent, tick
-from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape
+
+MOST_DEVICES = 4096
+"""More devices are neither split nor proposed."""
 
 COPIED = (
     "model",
@@ -37,6 +40,7 @@ COPIED = (
     "weight_bytes",
     "kv_bytes_per_token",
     "kv_bytes_per_request",
+    "state_bytes_per_request",
     "kv_copies",
     "capacity_bytes",
     "reserve_bytes",
@@ -61,6 +65,16 @@ ROW = (
 
 def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:
     """A known model by its name, or the shape in a Hugging Face config.json, named `model`. Raises `BadRequest`."""
+    return load_model(model, config)[0]
+
+
+def load_model(
+    model: str | None = None, config: str | Path | None = None, weights: str | None = None
+) -> tuple[ModelShape, WeightPlan, str]:
+    """The shape, how its weights are stored, and the precision of its KV cache. Raises `BadRequest`.
+
+    `weights`, a name of `PRECISIONS`, overrides what a config.json says, and the plan's notes say so.
+    """
     if config is not None and model is not None and model.lower() in MODELS:
         raise BadRequest(f"{model} is a known model and {config} describes one: give --model or --config, not both")
     if config is None:
@@ -68,20 +82,9 @@ def load_shape(model: str | None = None, config: str | Path | None = None) -> Mo
             raise BadRequest("name a model or a config.json")
         if model.lower() not in MODELS:
             raise unknown("model", model, MODELS)
-        return MODELS[model.lower()]
-    path = Path(config)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadRequest(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise BadRequest(f"{path} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise BadRequest(f"{path} holds no JSON object")
-    try:
-        return from_config(fields, name=model or "")
-    except BadConfig as error:
-        raise BadRequest(f"{path}: {error}") from None
+        shape = MODELS[model.lower()]
+        return shape, recipe(shape, known_precision(weights or "bf16")), "bf16"
+    return read_config(Path(config), model or "", weights)
 
 
 def rows(
@@ -91,48 +94,65 @@ def rows(
     parts: Sequence[str],
     batches: Sequence[int],
     context: int,
-    weights: str = "bf16",
-    kv: str = "bf16",
+    weights: str | None = None,
+    kv: str | None = None,
     devices: int = 1,
     dollars_per_hour: float | None = None,
     run: Run | None = None,
+    beyond: bool = False,
 ) -> list[dict[str, Any]]:
     """One plain dict per part and batch, in SI units, ready for JSON. Raises `BadRequest`.
 
-    With a `run`, its machine replaces `parts`, and the prediction uses what the run measured.
+    With a `run`, its machine replaces `parts`, and the prediction uses what the run measured. Without `weights` or `kv`
+    a config.json says how both are stored, and a known model has 16 bits.
     """
     if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
         raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
-    shape = load_shape(model, config)
+    shape, plan, cache = load_model(model, config, weights)
+    kv = kv or cache
+    if shape.max_context < context <= MOST and not beyond:
+        longest = f"context {context} is beyond {shape.name}'s longest, {shape.max_context}"
+        raise BadRequest(f"{longest}; --beyond predicts it all the same")
     check_split(shape, devices)
     machine = Machine.of(run) if run else None
     specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
-    common: dict[str, Any] = {"weights": weights, "kv": kv, "context": context, "devices": devices}
+    common: dict[str, Any] = {"weights": plan, "kv": kv, "context": context, "devices": devices}
     found = []
     for spec in specs:
         for batch in batches:
             asked = common | {"batch": batch}
             try:
-                predicted = step(shape, device=spec, **asked)
+                predicted = step(shape, device=spec, beyond=beyond, **asked)
             except NotPublished as error:
                 blank = dict.fromkeys(ROW) | {"notes": [str(error)], "missing": list(spec.missing), "ops": []}
-                found.append(blank | {"model": shape.name, "device": spec.key} | asked)
+                found.append(blank | {"model": shape.name, "device": spec.key} | asked | {"weights": plan.name})
             else:
                 reached = None
                 if machine:
-                    reached = machine.reached(predicted.ops, weights=weights, kv=kv)
-                    predicted = step(shape, device=spec, efficiency={r.name: r.share for r in reached}, **asked)
+                    reached = machine.reached(predicted.ops, kv=kv)
+                    shares = {r.name: r.share for r in reached}
+                    predicted = step(shape, device=spec, efficiency=shares, beyond=beyond, **asked)
                 found.append(as_row(predicted, dollars_per_hour, reached))
     return found
 
 
 def check_split(shape: ModelShape, devices: int) -> None:
     """Raises `BadRequest` if tensor parallelism cannot give every device the same number of whole heads."""
-    if devices < 1 or shares_evenly(shape, devices):
+    if devices < 1:
+        raise BadRequest(f"devices must be at least 1, not {devices}")
+    if devices > MOST_DEVICES:
+        raise BadRequest(f"devices must be at most {MOST_DEVICES:,}")
+    if shares_evenly(shape, devices):
         return
     has = f"{shape.heads} query heads" + ("" if shape.is_mla else f" and {shape.kv_heads} KV heads")
-    fitting = ", ".join(str(n) for n in range(1, shape.heads + 1) if shares_evenly(shape, n))
+    fitting = ", ".join(str(n) for n in even_splits(shape))
     raise BadRequest(f"{shape.name} has {has}: {devices} devices cannot share them evenly; try {fitting}")
+
+
+def even_splits(shape: ModelShape) -> list[int]:
+    """The numbers of devices that can share the heads evenly: divisors of the query heads."""
+    most = min(shape.heads, MOST_DEVICES)
+    return [n for n in range(1, most + 1) if shape.heads % n == 0 and shares_evenly(shape, n)]
 
 
 def as_row(

@@ -18,21 +18,17 @@ from dataclasses import dataclass, replace
 
 from bench.devices import DeviceSpec, Quantity
 from bench.errors import BadRequest, require, unknown
-from bench.predict.step_work import (
-    PRECISIONS,
-    Precision,
-    StepOp,
-    cached_tokens,
-    decode_ops,
-    kv_share,
-    kv_token_bytes,
-    prefill_ops,
-)
-from kernels.models import ModelShape, parameters
+from bench.predict.step_cache import held_bytes, token_bytes
+from bench.predict.step_op import StepOp
+from bench.predict.step_work import decode_ops, prefill_ops
+from bench.predict.weights import PRECISIONS, Precision, WeightPlan
+from kernels.models import ModelShape
 
 RESERVE = 0.1
 """The default share of memory kept for activations and the runtime: vLLM's gpu_memory_utilization is 0.9."""
 UNCOUNTED = "launches, norms, sampling and the latency of links are not counted"
+MOST = 1 << 30
+"""No batch, context or number of devices is larger."""
 LARGEST_BATCH = 1 << 20
 """The search for `crossing_batch` ends here."""
 
@@ -91,6 +87,9 @@ class StepPrediction:
     """The time to read the batch's KV cache at full bandwidth."""
     kv_bytes_per_token: float
     kv_bytes_per_request: float
+    state_bytes_per_request: int
+    """The part of `kv_bytes_per_request` whose size does not depend on the context: states of mixers that are no
+    attention."""
     kv_copies: float
     """How many copies of a request's cache all devices together hold. An MLA latent is on every device, and a KV head
     that several devices share is on each of them."""
@@ -219,23 +218,26 @@ def _pipe_on(device: DeviceSpec, precision: Precision) -> Precision:
 
 def _check(
     shape: ModelShape,
-    weights: str,
+    weights: str | WeightPlan,
     kv: str,
     batch: int,
     context: int,
     devices: int,
     q_len: int,
     reserve: float,
+    beyond: bool,
 ) -> None:
     """Raises `BadRequest` for a request that cannot be predicted."""
-    if weights not in PRECISIONS:
+    if isinstance(weights, str) and weights not in PRECISIONS:
         raise unknown("weight precision", weights, PRECISIONS)
     if kv not in PRECISIONS or kv == "w8a16":
         raise unknown("KV precision", kv, [name for name in PRECISIONS if name != "w8a16"])
     for kind, number in (("batch", batch), ("context", context), ("devices", devices), ("q_len", q_len)):
         if number < 1:
             raise BadRequest(f"{kind} must be at least 1, not {number}")
-    if context > shape.max_context:
+        if number > MOST:
+            raise BadRequest(f"{kind} must be at most {MOST:,}")
+    if context > shape.max_context and not beyond:
         raise BadRequest(f"context {context} is beyond {shape.name}'s longest, {shape.max_context}")
     if not 0 <= reserve < 1:
         raise BadRequest(f"reserve must be a share from 0 to below 1, not {reserve}")
@@ -245,7 +247,7 @@ def step(
     shape: ModelShape,
     *,
     device: DeviceSpec,
-    weights: str = "bf16",
+    weights: str | WeightPlan = "bf16",
     kv: str = "bf16",
     batch: int,
     context: int,
@@ -253,24 +255,28 @@ def step(
     efficiency: Mapping[str, float] | None = None,
     q_len: int = 1,
     reserve: float = RESERVE,
+    beyond: bool = False,
 ) -> StepPrediction:
     """One decode step of `batch` requests that attend to `context` tokens each, on `devices` tensor-parallel parts.
 
     Where devices cannot have equally many heads, the step waits for the device that has most of them.
 
-    - `weights`, `kv`: names of `PRECISIONS`
+    - `weights`, `kv`: names of `PRECISIONS`; a precision of weights then counts for all of them. A `WeightPlan` has a
+      precision for each kind of module
     - `efficiency`: the achieved fraction, in (0, 1], of the roof that bounds, by operation of the step (`gate_up`); an
       operation that is not named runs at the roof, as prefill does
     - `q_len`: tokens verified per request and pass (speculative decoding); token rates still count one token per pass
     - `reserve`: the share of memory that is kept free when the largest batch is computed
+    - `beyond`: whether the context may be longer than the longest of the model
 
     Raises `BadRequest`; and `NotPublished` for a part without a published memory bandwidth.
     """
-    _check(shape, weights, kv, batch, context, devices, q_len, reserve)
+    _check(shape, weights, kv, batch, context, devices, q_len, reserve, beyond)
     if device.memory_bandwidth is None:
         raise NotPublished(f"no memory bandwidth of {device.name} is published: its decode step cannot be predicted")
-    stored, cache = PRECISIONS[weights], PRECISIONS[kv]
-    weight = _pipe_on(device, stored)
+    stored = WeightPlan(name=weights, base=PRECISIONS[weights]) if isinstance(weights, str) else weights
+    cache = PRECISIONS[kv]
+    weight = stored.on(lambda precision: _pipe_on(device, precision))
 
     def ops_at(size: int) -> list[StepOp]:
         return decode_ops(shape, weights=weight, kv=cache, batch=size, context=context, devices=devices, q_len=q_len)
@@ -298,16 +304,14 @@ def step(
     bandwidth = device.memory_bandwidth.value
     capacity = round(device.memory_capacity.value) * devices if device.memory_capacity else None
     missing |= {name for name in ("memory_capacity", "power") if getattr(device, name) is None}
-    weight_bytes = round(stored.weight_bytes(parameters(shape) / shape.hidden, shape.hidden))
-    token_bytes = kv_token_bytes(shape, cache)
-    request_bytes = cached_tokens(shape, context) * token_bytes
-    copies = devices * kv_share(shape, devices)
+    weight_bytes = stored.total_bytes(shape)
+    request_bytes, copied_bytes = held_bytes(shape, context, cache, devices)
     kept = round(reserve * (capacity or 0))
     return StepPrediction(
         model=shape.name,
         device=device.key,
         devices=devices,
-        weights=weights,
+        weights=stored.name,
         kv=kv,
         batch=batch,
         context=context,
@@ -315,7 +319,9 @@ def step(
         notes=(
             UNCOUNTED if fractions else f"a floor: {UNCOUNTED}",
             *_split_notes(shape, decode),
-            *_pipe_notes(device, weights, stored, weight),
+            *stored.notes,
+            *_pipe_notes(device, stored, weight),
+            *_length_notes(shape, context),
             *([device.note] if device.note else []),
         ),
         ops=ops,
@@ -323,12 +329,13 @@ def step(
         weight_bytes=weight_bytes,
         weight_seconds=sum(op.weight_bytes for op in ops) / bandwidth,
         kv_seconds=sum(op.kv_bytes for op in ops) / bandwidth,
-        kv_bytes_per_token=shape.layers * token_bytes,
+        kv_bytes_per_token=token_bytes(shape, cache),
         kv_bytes_per_request=request_bytes,
-        kv_copies=copies,
+        state_bytes_per_request=shape.state_bytes_per_request,
+        kv_copies=copied_bytes / request_bytes if request_bytes else 1.0,
         reserve_bytes=kept,
         capacity_bytes=capacity,
-        max_batch=capacity and max(0, int((capacity - kept - weight_bytes) // (request_bytes * copies))),
+        max_batch=capacity and max(0, int((capacity - kept - weight_bytes) // (copied_bytes or 1))),
         prefill_ops=tuple(map(predicted, prefill)),
         power_watts=device.power.value * devices if device.power else None,
         missing=tuple(sorted(missing)),
@@ -361,7 +368,15 @@ def _split_notes(shape: ModelShape, ops: list[StepOp]) -> list[str]:
     return notes
 
 
-def _pipe_notes(device: DeviceSpec, weights: str, stored: Precision, used: Precision) -> list[str]:
-    if stored == used:
+def _pipe_notes(device: DeviceSpec, stored: WeightPlan, used: WeightPlan) -> list[str]:
+    absent = sorted({p.pipe for p in stored.precisions()} - {p.pipe for p in used.precisions()})
+    return [
+        f"{device.name} has no published {pipe} peak: {stored.name} weights are multiplied in 16 bits"
+        for pipe in absent
+    ]
+
+
+def _length_notes(shape: ModelShape, context: int) -> list[str]:
+    if context <= shape.max_context:
         return []
-    return [f"{device.name} has no published {stored.pipe} peak: {weights} weights are multiplied in 16 bits"]
+    return [f"{context:,} tokens are beyond the {shape.max_context:,} that {shape.name} is made for"]

@@ -7,70 +7,38 @@ have 16 bits. (If experts were kept whole, a step would wait for the device whos
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-from kernels.common.quantization import SCALE_GROUP, weight_bytes
-from kernels.models import ModelShape, attention_projections, kv_elements_per_layer
+from bench.predict.step_cache import (
+    attend_to_cache,
+    attend_to_prompt,
+    cached_tokens,
+    kv_share,
+    kv_token_bytes,
+    query_share,
+    shares_evenly,
+    step_states,
+)
+from bench.predict.step_op import ACTIVATION_BYTES, StepOp
+from bench.predict.weights import PRECISIONS, Precision, WeightPlan, as_plan
+from kernels.models import ModelShape, StateMixer, attention_projections, index_projections
 from kernels.op import Work
 
-ACTIVATION_BYTES = 2
-SCALE_BYTES = 4
-"""A scale of an 8-bit cache: fp32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """How a number is stored and, for a weight, the pipe that multiplies with it."""
-
-    bytes: float
-    """Bytes of one number, without scales."""
-    pipe: str
-    format: str = ""
-    """The format of `kernels/common/quantization.py` that tells what scales weights have; empty for none."""
-
-    def weight_bytes(self, n: float, k: float) -> float:
-        """Bytes of a matrix `[n, k]` with its scales."""
-        if not self.format:
-            return n * k * self.bytes
-        return weight_bytes(self.format, math.ceil(n), math.ceil(k), ACTIVATION_BYTES)
-
-
-PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision(bytes=4, pipe="fma_fp32"),
-    "bf16": Precision(bytes=2, pipe="mma_bf16"),
-    "fp16": Precision(bytes=2, pipe="mma_bf16"),
-    "fp8": Precision(bytes=1, pipe="mma_fp8", format="fp8"),
-    "int8": Precision(bytes=1, pipe="mma_int8", format="int8"),
-    "w8a16": Precision(bytes=1, pipe="mma_bf16", format="int8"),
-    "int4": Precision(bytes=0.5, pipe="mma_bf16", format="int4"),
-    "fp4": Precision(bytes=0.5, pipe="mma_fp4", format="mxfp4"),
-}
-"""`fp8`, `int8` and `fp4` weights are multiplied in that type. `w8a16` and `int4` weights are read in 8 or 4 bits and
-multiplied in 16."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepOp:
-    """One operation of a step, all layers together, on one of the devices that share it."""
-
-    name: str
-    measured_as: str = ""
-    """The operation of `kernels/` that measures this one; empty for none."""
-    joint: bool = False
-    """Whether one record measures all operations with this `measured_as` together, as `moe_ffn` does for experts."""
-    stored: Literal["", "weights", "kv"] = ""
-    """What it reads or writes in the step's precision: weights or KV cache. A case has the type in a field so named."""
-    work: Work = field(default_factory=Work)
-    weight_bytes: int = 0
-    """Part of `work.bytes_read`, scales included."""
-    kv_bytes: int = 0
-    """Part of `work.bytes_read`."""
-    link_bytes: int = 0
-    """Sent by each device, in one direction."""
-    calls: int
-    """How often a step runs it, over all layers."""
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "StepOp",
+    "WeightPlan",
+    "cached_tokens",
+    "decode_ops",
+    "expected_experts",
+    "kv_share",
+    "kv_token_bytes",
+    "prefill_ops",
+    "query_share",
+    "shares_evenly",
+]
 
 
 def expected_experts(shape: ModelShape, tokens: int) -> float:
@@ -82,57 +50,60 @@ def expected_experts(shape: ModelShape, tokens: int) -> float:
     return shape.experts * (1 - (1 - share) ** tokens)
 
 
-def kv_share(shape: ModelShape, devices: int) -> float:
-    """The part of the cache on the device that holds most of it. KV heads stay whole; an MLA latent is not split."""
-    return 1.0 if shape.is_mla else math.ceil(shape.kv_heads / devices) / shape.kv_heads
+Matrix = tuple[str, float, float]
+"""The kind of module, and the `(N, K)` of it that one device has."""
 
 
-def query_share(shape: ModelShape, devices: int) -> float:
-    """The part of the query heads on the device that holds most of them.
-
-    Query heads stay with their KV head. Where there are more devices than KV heads, several devices hold a copy of one
-    KV head and share its query heads.
-    """
-    if shape.is_mla:
-        return math.ceil(shape.heads / devices) / shape.heads
-    group = shape.heads / shape.kv_heads
-    if devices <= shape.kv_heads:
-        return math.ceil(shape.kv_heads / devices) * group / shape.heads
-    return math.ceil(group / (devices // shape.kv_heads)) / shape.heads
-
-
-def shares_evenly(shape: ModelShape, devices: int) -> bool:
-    """Whether every device can hold the same number of heads."""
-    return math.isclose(query_share(shape, devices) * devices, 1)
+def _counted(matrices: Sequence[Matrix], plan: WeightPlan) -> tuple[float, dict[str, float], float]:
+    """Of one layer: bytes as stored, elements by the pipe that multiplies with them, bits of most elements."""
+    size = 0.0
+    elements: dict[str, float] = {}
+    bits: dict[float, float] = {}
+    for module, n, k in matrices:
+        for precision, share in plan.of(module):
+            size += share * precision.weight_bytes(n, k)
+            elements[precision.pipe] = elements.get(precision.pipe, 0.0) + share * n * k
+            bits[8 * precision.bytes] = bits.get(8 * precision.bytes, 0.0) + share * n * k
+    return size, elements, max(bits, key=bits.__getitem__)
 
 
-def _linear(name: str, matrices: list[tuple[float, float]], *, calls: int, tokens: int, precision: Precision) -> StepOp:
+def _linear(name: str, matrices: Sequence[Matrix], *, calls: int, tokens: int, plan: WeightPlan) -> StepOp:
     """Matrices `(N, K)` that share one input, times `tokens` rows. N and K are the part that one device has.
 
     Each of `calls` layers computes 2 N K tokens FLOP, reads weights and input, and writes the output. Where devices
     split K, the output is a partial sum.
     """
-    elements = sum(n * k for n, k in matrices)
-    n, k = sum(n for n, _ in matrices), matrices[0][1]
-    weights = round(calls * sum(precision.weight_bytes(*matrix) for matrix in matrices))
+    size, elements, bits = _counted(matrices, plan)
+    n, k = sum(n for _, n, _ in matrices), matrices[0][2]
+    weights = round(calls * size)
     work = Work(
-        flops={precision.pipe: round(calls * 2 * elements * tokens)},
+        flops={pipe: round(calls * 2 * count * tokens) for pipe, count in elements.items()},
         bytes_read=weights + round(calls * tokens * k * ACTIVATION_BYTES),
         bytes_written=round(calls * tokens * n * ACTIVATION_BYTES),
     )
-    return StepOp(name=name, measured_as="ffn_gemv", stored="weights", calls=calls, work=work, weight_bytes=weights)
+    return StepOp(
+        name=name,
+        measured_as="ffn_gemv",
+        stored="weights",
+        calls=calls,
+        work=work,
+        weight_bytes=weights,
+        weight_bits=bits,
+    )
 
 
-def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, precision: Precision) -> StepOp:
-    """A matrix of each routed expert, of which one device has `(n, k)`.
+def _experts(name: str, shape: ModelShape, matrices: Sequence[Matrix], *, tokens: int, plan: WeightPlan) -> StepOp:
+    """Matrices of each routed expert that share one input. N and K are the part that one device has.
 
     It reads the weights of the experts that `tokens` tokens hit, and computes as many rows per token as the token has
     experts.
     """
     calls, rows = shape.moe_layers, tokens * shape.experts_per_token
-    weights = round(calls * expected_experts(shape, tokens) * precision.weight_bytes(n, k))
+    size, elements, bits = _counted(matrices, plan)
+    n, k = sum(n for _, n, _ in matrices), matrices[0][2]
+    weights = round(calls * expected_experts(shape, tokens) * size)
     work = Work(
-        flops={precision.pipe: round(calls * 2 * n * k * rows)},
+        flops={pipe: round(calls * 2 * count * rows) for pipe, count in elements.items()},
         bytes_read=weights + round(calls * rows * k * ACTIVATION_BYTES),
         bytes_written=round(calls * rows * n * ACTIVATION_BYTES),
     )
@@ -144,117 +115,111 @@ def _experts(name: str, shape: ModelShape, n: float, k: float, *, tokens: int, p
         calls=calls,
         work=work,
         weight_bytes=weights,
+        weight_bits=bits,
     )
 
 
-def _projections(shape: ModelShape, tokens: int, head_rows: int, precision: Precision, devices: int) -> list[StepOp]:
-    """All weights of the model times `tokens` rows; `lm_head` times `head_rows`."""
-    common: dict[str, Any] = {"tokens": tokens, "precision": precision}
-    queries, keys, even = query_share(shape, devices), kv_share(shape, devices), 1 / devices
+def _attention_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int) -> list[StepOp]:
+    """`qkv`, what MLA multiplies between, and `o`, of each kind of attention layer."""
+    ops = []
+    for suffix, kind in shape.attention_kinds():
+        queries, keys, even = query_share(kind, devices), kv_share(kind, devices), 1 / devices
+        common: dict[str, Any] = {"tokens": tokens, "plan": plan, "calls": kind.layers}
+        shares = {"q": queries, "k": keys, "v": keys, "q_a": even, "kv_a": even, "q_b": queries, "kv_b": queries}
+        shares["attention_gate"] = queries
+        whole = attention_projections(kind)
+        rows = {name: (name, n * shares[name], k) for name, (n, k) in whole.items() if name in shares}
+        o_rows, o_columns = whole["o"]
+        first = [rows[name] for name in ("q_a", "q", "attention_gate", "k", "v", "kv_a") if name in rows]
+        ops.append(_linear(f"qkv{suffix}", first, **common))
+        ops += [_linear(name + suffix, [rows[name]], **common) for name in ("q_b", "kv_b") if name in rows]
+        if kind.indexer:
+            common["calls"] = kind.indexer.layers
+            ops += [_linear(name, [(name, n, k)], **common) for name, (n, k) in index_projections(kind).items()]
+            common["calls"] = kind.layers
+        ops.append(_linear(f"o{suffix}", [("o", o_rows, o_columns * queries)], **common))
+    return ops
 
-    def linear(name: str, *matrices: tuple[float, float], calls: int = shape.layers, **more: Any) -> StepOp:
-        return _linear(name, list(matrices), calls=calls, **(common | more))
 
+def _state_weights(mixer: StateMixer, tokens: int, plan: WeightPlan, devices: int) -> list[StepOp]:
+    """The matrices of state mixers. Their heads are split evenly."""
+    common: dict[str, Any] = {"tokens": tokens, "plan": plan, "calls": mixer.layers}
+    rows, columns = mixer.output
+    ops = [_linear("state_in", [("state_in", n / devices, k) for n, k in mixer.inputs], **common)]
+    if mixer.inner:
+        ops.append(_linear("state_inner", [("state_inner", n / devices, k) for n, k in mixer.inner], **common))
+    return [*ops, _linear("state_out", [("state_out", rows, columns / devices)], **common)]
+
+
+def _ffn_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int) -> list[StepOp]:
+    common: dict[str, Any] = {"tokens": tokens, "plan": plan}
+    even, hidden, ops = 1 / devices, shape.hidden, []
+
+    def first(prefix: str, width: float, columns: float) -> list[Matrix]:
+        """Gate and up, or up alone, as one matrix if they are stored alike."""
+        if not shape.gated_ffn:
+            return [(f"{prefix}up", width, columns)]
+        if plan.of(f"{prefix}gate") == plan.of(f"{prefix}up"):
+            return [(f"{prefix}up", 2 * width, columns)]
+        return [(f"{prefix}gate", width, columns), (f"{prefix}up", width, columns)]
+
+    if dense := shape.dense_ffn_layers:
+        ops.append(_linear("gate_up", first("", shape.ffn * even, hidden), calls=dense, **common))
+        ops.append(_linear("down", [("down", hidden, shape.ffn * even)], calls=dense, **common))
+    if calls := shape.moe_layers:
+        inside, width = shape.expert_hidden or hidden, shape.expert_ffn * even
+        ops.append(_linear("router", [("router", shape.experts * even, hidden)], calls=calls, **common))
+        if shape.expert_hidden:
+            ops.append(_linear("latent_in", [("latent_in", inside * even, hidden)], calls=calls, **common))
+        ops.append(_experts("experts_gate_up", shape, first("expert_", width, inside), **common))
+        ops.append(_experts("experts_down", shape, [("expert_down", inside, width)], **common))
+        if shape.expert_hidden:
+            ops.append(_linear("latent_out", [("latent_out", hidden, inside * even)], calls=calls, **common))
+        if shared := shape.shared_width * even:
+            ops.append(_linear("shared_gate_up", first("shared_", shared, hidden), calls=calls, **common))
+            ops.append(_linear("shared_down", [("shared_down", hidden, shared)], calls=calls, **common))
+    return ops
+
+
+def _projections(
+    shape: ModelShape, tokens: int, head_rows: int, plan: WeightPlan, devices: int, between: Sequence[StepOp]
+) -> list[StepOp]:
+    """All weights of the model times `tokens` rows; `lm_head` times `head_rows`. `between`: what follows `qkv`."""
     size = ACTIVATION_BYTES * shape.hidden * tokens
-    whole = attention_projections(shape)
-    shares = {"q": queries, "k": keys, "v": keys, "q_a": even, "kv_a": even, "q_b": queries, "kv_b": queries}
-    rows = {name: (n * shares[name], k) for name, (n, k) in whole.items() if name in shares}
-    o_rows, o_columns = whole["o"]
-    ops = [
+    attention = _attention_weights(shape, tokens, plan, devices)
+    head = "embedding" if shape.tied_embeddings else "lm_head"
+    states = _state_weights(shape.state_mixer, tokens, plan, devices) if shape.state_mixer else []
+    return [
         StepOp(name="embedding", calls=1, work=Work(bytes_read=size, bytes_written=size)),
-        linear("qkv", *(rows[name] for name in ("q_a", "q", "k", "v", "kv_a") if name in rows)),
-        *(linear(name, rows[name]) for name in ("q_b", "kv_b") if name in rows),
-        linear("o", (o_rows, o_columns * queries)),
+        *attention[:1],
+        *between,
+        *attention[1:],
+        *states,
+        *_ffn_weights(shape, tokens, plan, devices),
+        _linear("lm_head", [(head, shape.vocab / devices, shape.hidden)], calls=1, tokens=head_rows, plan=plan),
     ]
-    dense = shape.dense_layers if shape.is_moe else shape.layers
-    if dense:
-        ops.append(linear("gate_up", (2 * shape.ffn * even, shape.hidden), calls=dense))
-        ops.append(linear("down", (shape.hidden, shape.ffn * even), calls=dense))
-    if shape.is_moe:
-        ops += [
-            linear("router", (shape.experts * even, shape.hidden), calls=shape.moe_layers),
-            _experts("experts_gate_up", shape, 2 * shape.expert_ffn * even, shape.hidden, **common),
-            _experts("experts_down", shape, shape.hidden, shape.expert_ffn * even, **common),
-        ]
-    if shape.shared_experts:
-        width, calls = shape.shared_experts * shape.expert_ffn, shape.moe_layers
-        ops.append(linear("shared_gate_up", (2 * width * even, shape.hidden), calls=calls))
-        ops.append(linear("shared_down", (shape.hidden, width * even), calls=calls))
-    return [*ops, linear("lm_head", (shape.vocab * even, shape.hidden), calls=1, tokens=head_rows)]
-
-
-def kv_token_bytes(shape: ModelShape, kv: Precision) -> float:
-    """Bytes of one token and layer in the cache, scales included, as the operations of `kernels/` store them.
-
-    In fewer than 16 bits, the tokens of a head share a fp32 scale by `SCALE_GROUP`. With MLA each token has one, and
-    its rotary key stays in 16 bits. (No kernel here reads a cache of 4 bits. It is taken to have the same scales.)
-    """
-    if kv.bytes >= ACTIVATION_BYTES:
-        return kv_elements_per_layer(shape) * kv.bytes
-    if shape.is_mla:
-        return shape.kv_latent * kv.bytes + shape.rope_dim * ACTIVATION_BYTES + SCALE_BYTES
-    return 2 * shape.kv_heads * (shape.head_dim * kv.bytes + SCALE_BYTES / SCALE_GROUP)
-
-
-def _attention_dims(shape: ModelShape, *, absorbed: bool) -> tuple[int, int]:
-    """The lengths of a key and of a value row, as each query head sees them.
-
-    MLA decodes `absorbed`: it projects queries into the latent space, where the cached latent is key and value at once.
-    Projecting in and out costs as much as `kv_b`, which is counted anyway.
-    """
-    if not shape.is_mla:
-        return shape.head_dim, shape.head_dim
-    if absorbed:
-        return shape.kv_latent + shape.rope_dim, shape.kv_latent
-    return shape.head_dim + shape.rope_dim, shape.v_head_dim
-
-
-def _attention(
-    shape: ModelShape, *, pairs: float, rows: int, cached: float, kv: Precision, devices: int, absorbed: bool
-) -> StepOp:
-    """`pairs` query-key pairs and `cached` cached tokens, both summed over layers; `rows` query tokens.
-
-    Each pair costs 2 (D_qk + D_v) H FLOP, in 16 bits whatever the cache is stored in. Reads the cache once, with its
-    scales, and Q, and writes O.
-    """
-    d_qk, d_v = _attention_dims(shape, absorbed=absorbed)
-    heads = shape.heads * query_share(shape, devices)
-    kv_bytes_read = round(cached * kv_token_bytes(shape, kv) * kv_share(shape, devices))
-    row_bytes = ACTIVATION_BYTES * shape.layers * rows * heads
-    return StepOp(
-        name="attention",
-        measured_as="mla_decode" if shape.is_mla else "attention_decode",
-        stored="kv",
-        calls=shape.layers,
-        kv_bytes=kv_bytes_read,
-        work=Work(
-            flops={"mma_bf16": round(2 * (d_qk + d_v) * heads * pairs)},
-            bytes_read=kv_bytes_read + round(row_bytes * d_qk),
-            bytes_written=round(row_bytes * d_v),
-        ),
-    )
-
-
-def _kv_append(shape: ModelShape, tokens: int, kv: Precision, devices: int) -> StepOp:
-    """Reads new K and V in 16 bits and writes them in the cache's precision. It writes no scales."""
-    elements = shape.layers * tokens * kv_elements_per_layer(shape) * kv_share(shape, devices)
-    work = Work(bytes_read=round(elements * ACTIVATION_BYTES), bytes_written=round(elements * kv.bytes))
-    return StepOp(name="kv_append", measured_as="kv_append", stored="kv", calls=shape.layers, work=work)
 
 
 def _all_reduce(shape: ModelShape, tokens: int, devices: int) -> list[StepOp]:
-    """Two per layer, after `o` and after `down`. In a ring, each device sends 2 (n - 1)/n of `[tokens, hidden]`."""
+    """One after each mixer and one after each FFN: two in most layers.
+
+    In a ring, each device sends 2 (n - 1)/n of `[tokens, hidden]`.
+    """
     if devices == 1:
         return []
+    mixers = shape.attention_layers
+    if shape.state_mixer and not shape.parallel_mixers:
+        mixers += shape.state_mixer.layers
+    calls = mixers + shape.dense_ffn_layers + shape.moe_layers
     size = tokens * shape.hidden * ACTIVATION_BYTES
-    sent = round(2 * shape.layers * 2 * (devices - 1) / devices * size)
-    return [StepOp(name="all_reduce", calls=2 * shape.layers, link_bytes=sent)]
+    sent = round(calls * 2 * (devices - 1) / devices * size)
+    return [StepOp(name="all_reduce", calls=calls, link_bytes=sent)]
 
 
 def decode_ops(
     shape: ModelShape,
     *,
-    weights: Precision,
+    weights: WeightPlan | Precision,
     kv: Precision,
     batch: int,
     context: int,
@@ -263,27 +228,17 @@ def decode_ops(
 ) -> list[StepOp]:
     """The operations of a step in which each request brings `q_len` tokens and attends to `context` cached ones."""
     rows = batch * q_len
-    cached = batch * cached_tokens(shape, context)
-    first, *rest = _projections(shape, rows, rows, weights, devices)
-    attention = _attention(shape, pairs=q_len * cached, rows=rows, cached=cached, kv=kv, devices=devices, absorbed=True)
-    append = _kv_append(shape, rows, kv, devices)
-    return [first, rest[0], append, attention, *rest[1:], *_all_reduce(shape, rows, devices)]
+    between = attend_to_cache(shape, batch=batch, q_len=q_len, context=context, kv=kv, devices=devices)
+    between += step_states(shape, batch, rows, devices)
+    ops = _projections(shape, rows, rows, as_plan(weights), devices, between)
+    return [*ops, *_all_reduce(shape, rows, devices)]
 
 
-def prefill_ops(shape: ModelShape, *, weights: Precision, kv: Precision, context: int, devices: int) -> list[StepOp]:
+def prefill_ops(
+    shape: ModelShape, *, weights: WeightPlan | Precision, kv: Precision, context: int, devices: int
+) -> list[StepOp]:
     """The operations of reading a prompt of `context` tokens, with causal attention and logits of the last token."""
-    full = context * (context + 1) / 2
-    outside = max(0, context - shape.window)
-    windowed = full - outside * (outside + 1) / 2
-    pairs = (shape.layers - shape.windowed_layers) * full + shape.windowed_layers * windowed
-    cached = shape.layers * context
-    first, *rest = _projections(shape, context, 1, weights, devices)
-    attention = _attention(shape, pairs=pairs, rows=context, cached=cached, kv=kv, devices=devices, absorbed=False)
-    append = _kv_append(shape, context, kv, devices)
-    return [first, rest[0], append, attention, *rest[1:], *_all_reduce(shape, context, devices)]
-
-
-def cached_tokens(shape: ModelShape, context: int) -> int:
-    """The cached tokens that a request's step reads, summed over layers. Windowed layers read `window` at most."""
-    full = (shape.layers - shape.windowed_layers) * context
-    return full + shape.windowed_layers * min(context, shape.window)
+    between = attend_to_prompt(shape, context=context, kv=kv, devices=devices)
+    between += step_states(shape, 1, context, devices, pipe="mma_bf16")
+    ops = _projections(shape, context, 1, as_plan(weights), devices, between)
+    return [*ops, *_all_reduce(shape, context, devices)]

@@ -217,8 +217,8 @@ def test_wrong_fields_are_named():
         ("llama-3.1-70b", {"num_key_value_heads": 128}, "'num_attention_heads' is 64, not a multiple of the 128"),
         ("llama-3.1-70b", {"hidden_size": 8193}, "'hidden_size' is 8193, not a multiple of the 64 of 'num_attention"),
         ("mixtral-8x7b", {"num_experts_per_tok": 9}, "'num_experts_per_tok' is 9, not at most the 8 experts"),
-        ("qwen3-32b", QWEN_MOE | {"mlp_only_layers": [0]}, "'mlp_only_layers' is [0], not []: some of its layers"),
-        ("qwen3-32b", QWEN_MOE | {"decoder_sparse_step": 2}, "'decoder_sparse_step' is 2, not 1: some of its layers"),
+        ("qwen3-32b", QWEN_MOE | {"mlp_only_layers": ["a"]}, "'mlp_only_layers' is ['a'], not a list of whole numbers"),
+        ("qwen3-32b", QWEN_MOE | {"decoder_sparse_step": "2"}, "'decoder_sparse_step' is '2', not a positive whole"),
         ("deepseek-v3", {"first_k_dense_replace": 62}, "'first_k_dense_replace' is 62, not at most the 61 layers"),
     ],
 )
@@ -279,6 +279,16 @@ def test_whatever_a_file_holds_there_is_a_shape_or_one_line(data):
         assert 0 <= shape.windowed_layers <= shape.layers
 
 
+def test_layers_without_experts_are_dense():
+    """Qwen3-MoE names them, or has experts in every second layer; DeepSeek's files have `moe_layer_freq`."""
+    moe = CONFIGS["qwen3-32b"] | QWEN_MOE
+    assert from_config(moe).moe_layers == 64
+    assert from_config(moe | {"mlp_only_layers": [0, 5]}).moe_layers == 62
+    assert from_config(moe | {"decoder_sparse_step": 2}).moe_layers == 32
+    assert from_config(CONFIGS["deepseek-v3"] | {"moe_layer_freq": 2}).moe_layers == 29  # 4, 6, ... 60
+    assert from_config(CONFIGS["deepseek-v3"] | {"moe_layer_freq": [0] * 11 + [1] * 50}).moe_layers == 50
+
+
 def read_or_refused(config: dict[str, object]) -> ModelShape | str:
     try:
         return from_config(config)
@@ -287,7 +297,7 @@ def read_or_refused(config: dict[str, object]) -> ModelShape | str:
 
 
 def test_a_family_is_one_class(monkeypatch):
-    monkeypatch.setattr(model_config, "FAMILIES", dict(model_config.FAMILIES))
+    monkeypatch.setattr(model_config.families, "FAMILIES", dict(model_config.FAMILIES))
     with pytest.raises(BadConfig, match="model_type 'planted' is not known"):
         from_config(LLAMA_70B | {"model_type": "planted"})
 

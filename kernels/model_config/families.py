@@ -1,0 +1,295 @@
+"""Families of models: how a config.json of each `model_type` is read. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from kernels.model_config.fields import BadConfig, Fields
+from kernels.model_config.layers import moe_pattern, windows_of_pattern
+
+FAMILIES: dict[str, type[Family]] = {}
+"""Families by `model_type`; a subclass of `Family` enters itself."""
+
+
+class Family:
+    """Models whose config.json files are read alike. A subclass says how they differ from Llama's.
+
+    - `model_types`: the values of `model_type` that such files have
+    - `like`: the `model_type` whose defaults in transformers count, where a type is unknown there
+    - `dims`: the fields of dimensions that they have besides `DIMS`, or instead
+    - `defaults`: what they may leave out, besides the defaults of transformers' configuration class
+    - `slides`: whether a `sliding_window` counts where `use_sliding_window` is absent
+    - `layer_types`: what `layer_types` may list, and what it means: `window`, `full` or `state`
+    - `extra`: further fields of the shape
+    - `whole_heads`: whether the heads must share the hidden size evenly where a file has no `head_dim`
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    like: ClassVar[Mapping[str, str]] = {}
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    slides: ClassVar = True
+    layer_types: ClassVar[Mapping[str, str]] = {"sliding_attention": "window", "full_attention": "full"}
+    extra: ClassVar[Mapping[str, Any]] = {}
+    whole_heads: ClassVar = True
+
+    def __init_subclass__(cls) -> None:
+        FAMILIES.update(dict.fromkeys(cls.model_types, cls))
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        """How many layers have a sliding window, where the file has no `layer_types`."""
+        return layers
+
+    @staticmethod
+    def states(fields: Fields, layers: int) -> list[bool]:
+        """Which layers have a state mixer instead of attention, where the file has no `layer_types`."""
+        return [False] * layers
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        """Further fields of the shape, from those that are known already."""
+        return {}
+
+
+class Llama(Family):
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("llama", "ministral3", "phi3", "olmo", "olmo2", "glm", "glm4", "glm4v_text", "granite", "seed_oss"),
+        *("hunyuan_v1_dense", "ernie4_5", "internlm3", "stablelm", "gemma", "mistral", "ministral", "cohere"),
+        *("internlm2", "baichuan", "yi"),
+    )
+    like: ClassVar = {"internlm2": "llama", "baichuan": "llama", "yi": "llama"}
+
+
+class Ungated(Family):
+    """Up and down alone."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("nemotron", "arcee", "apertus", "starcoder2")
+    extra: ClassVar = {"gated_ffn": False}
+
+
+MOE_DIMS: dict[str, tuple[str, ...]] = {
+    "experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
+    "experts_per_token": ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_k", "moe_topk"),
+    "expert_ffn": ("moe_intermediate_size", "intermediate_size"),
+}
+"""Fields of a mixture of experts; the first that a file has counts."""
+
+
+class Mixtral(Family):
+    """Its experts are as wide as `intermediate_size`."""
+
+    model_types: ClassVar[tuple[str, ...]] = (
+        "mixtral",
+        "phimoe",
+        "olmoe",
+        "granitemoe",
+        "granitemoeshared",
+        "minimax_m2",
+    )
+    dims: ClassVar = {**MOE_DIMS, "expert_ffn": ("intermediate_size",)}
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        return {"shared_ffn": fields.whole_or(0, "shared_intermediate_size")}
+
+
+class Qwen(Family):
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "smollm3"),
+    )
+    defaults: ClassVar = {"max_window_layers": 28}
+    slides = False
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        """All but the first `max_window_layers`; a null there leaves the default."""
+        if fields.get("max_window_layers") is None:
+            return max(0, layers - Qwen.defaults["max_window_layers"])
+        return max(0, layers - fields.whole_or(0, "max_window_layers"))
+
+
+class QwenMoe(Qwen):
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_moe", "qwen2_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")
+    dims: ClassVar = {
+        **MOE_DIMS,
+        "experts": ("n_routed_experts", "num_experts", "num_local_experts"),
+        "expert_ffn": ("moe_intermediate_size",),
+    }
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        return {"shared_ffn": fields.whole_or(0, "shared_expert_intermediate_size")}
+
+
+class Gemma3(Family):
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3", "gemma3_text")
+    like: ClassVar = {"gemma3": "gemma3_text"}
+    defaults: ClassVar = {"num_attention_heads": 8, "vocab_size": 262208, "sliding_window_pattern": 6}
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        """All but one of every `sliding_window_pattern`."""
+        return windows_of_pattern(fields, layers)
+
+
+class Patterned(Gemma3):
+    """All but one of every four layers have a window."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("cohere2", "exaone4", "olmo3")
+    like: ClassVar = {}
+    defaults: ClassVar = {"sliding_window_pattern": 4}
+
+
+class GptOss(Family):
+    model_types: ClassVar[tuple[str, ...]] = ("gpt_oss",)
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = Mixtral.dims
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        """Every second one, the first included."""
+        return (layers + 1) // 2
+
+
+class Gemma2(GptOss):
+    model_types: ClassVar[tuple[str, ...]] = ("gemma2",)
+    dims: ClassVar = {}
+
+
+class GlmMoe(Family):
+    """Leading layers are dense, and one expert or more is shared by all tokens."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("glm4_moe", "glm4v_moe_text", "solar_open", "ernie4_5_moe", "dots1")
+    dims: ClassVar = {
+        **MOE_DIMS,
+        "expert_ffn": ("moe_intermediate_size",),
+        "ffn": ("intermediate_size", "moe_intermediate_size"),
+    }
+    whole_heads = False
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        """All but the first `max_window_layers` of Dots; none of the others has a window."""
+        return max(0, layers - fields.whole_or(0, "max_window_layers"))
+
+
+class PatternedMoe(Patterned):
+    model_types: ClassVar[tuple[str, ...]] = ("exaone_moe", "afmoe")
+    dims: ClassVar = GlmMoe.dims
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        return windows_of_pattern(fields, layers, "global_attn_every_n_layers", "sliding_window_pattern")
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        gated = fields.model_type == "afmoe"
+        return {"gate_width": numbers["heads"] * numbers["head_dim"] if gated else 0}
+
+
+class Laguna(PatternedMoe):
+    """Layers with a window have more query heads, and a small matrix gates the output of each head."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("laguna",)
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        found: dict[str, Any] = {"shared_ffn": fields.whole_or(0, "shared_expert_intermediate_size")}
+        if fields.get("gating") in (True, "per-head"):
+            found["gate_width"] = numbers["heads"]
+        if "num_attention_heads_per_layer" not in fields or "layer_types" not in fields:
+            return found
+        kinds = fields.listed("layer_types", length=numbers["layers"], known=tuple(Laguna.layer_types))
+        heads = fields.get("num_attention_heads_per_layer")
+        if not isinstance(heads, list) or len(heads) != len(kinds) or len(set(zip(kinds, heads, strict=True))) > 2:
+            raise fields.wrong("num_attention_heads_per_layer", "one number for each kind of layer")
+        return found | {"window_heads": dict(zip(kinds, heads, strict=True)).get("sliding_attention", 0)}
+
+
+class MiMo(Family):
+    """Values are narrower than keys, and layers with a window have other KV heads. The first layer is dense."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("mimo_v2_flash",)
+    dims: ClassVar = {**GlmMoe.dims, "v_head_dim": ("v_head_dim", "head_dim")}
+    defaults: ClassVar = {"sliding_window": 128}
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        if "hybrid_layer_pattern" in fields:
+            return fields.listed("hybrid_layer_pattern", length=layers, known=(0, 1)).count(1)
+        raise BadConfig("config.json: field 'hybrid_layer_pattern' or 'layer_types' is missing")
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        heads = fields.whole_or(0, "swa_num_attention_heads")
+        return {"window_heads": heads, "window_kv_heads": fields.whole_or(0, "swa_num_key_value_heads")}
+
+
+class DeepSeek(Family):
+    model_types: ClassVar[tuple[str, ...]] = (
+        "deepseek_v2",
+        "deepseek_v3",
+        "kimi_k2",
+        "glm4_moe_lite",
+        "mistral4",
+        "deepseek_v32",
+        "glm_moe_dsa",
+    )
+    like: ClassVar = {"kimi_k2": "deepseek_v3"}
+    layer_types: ClassVar = {**Family.layer_types, "indexed_attention": "full"}
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "head_dim": ("qk_nope_head_dim",),
+        "kv_latent": ("kv_lora_rank",),
+        "rope_dim": ("qk_rope_head_dim",),
+        "v_head_dim": ("v_head_dim",),
+        **MOE_DIMS,
+        "expert_ffn": ("moe_intermediate_size",),
+    }
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        if "index_topk" not in fields:
+            return {}
+        from kernels.models import Indexer
+
+        layers = numbers["layers"]
+        if "indexer_types" in fields:
+            layers = fields.listed("indexer_types", length=layers, known=("full", "shared")).count("full")
+        heads, dim, top = (fields.whole(name) for name in ("index_n_heads", "index_head_dim", "index_topk"))
+        return {"indexer": Indexer(heads=heads, dim=dim, top=top, layers=layers)}
+
+
+class Llama4(Family):
+    """Every `interleave_moe_layer_step`-th layer has experts, one of which is shared by all tokens.
+
+    The layers with rotary embedding attend inside chunks: at most `attention_chunk_size` tokens.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("llama4_text",)
+    dims: ClassVar = {**Mixtral.dims, "ffn": ("intermediate_size_mlp",)}
+    layer_types: ClassVar = {"chunked_attention": "window", "full_attention": "full"}
+    extra: ClassVar = {"shared_experts": 1}
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        """All but one of every `no_rope_layer_interval`, as `no_rope_layers` lists them if the file has it."""
+        if fields.get("no_rope_layers"):
+            return fields.listed("no_rope_layers", length=layers, known=(0, 1)).count(1)
+        return windows_of_pattern(fields, layers, "no_rope_layer_interval")
+
+
+def family_of(model_type: str) -> tuple[str, type[Family]]:
+    """The `model_type` as a family knows it, and the family. Raises `BadConfig`.
+
+    Older files of a vision model hold the fields of its text model directly: `qwen2_5_vl` is then `qwen2_5_vl_text`.
+    """
+    import kernels.model_config.hybrids  # noqa: F401  (its families enter themselves)
+
+    for name in (model_type, f"{model_type}_text"):
+        if name in FAMILIES:
+            return name, FAMILIES[name]
+    raise BadConfig(f"config.json: model_type {model_type!r} is not known; known: {', '.join(FAMILIES)}")
+
+
+__all__ = ["FAMILIES", "MOE_DIMS", "Family", "family_of", "moe_pattern"]

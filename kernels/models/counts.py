@@ -1,0 +1,170 @@
+"""What a shape has: its matrices, parameters and cached bytes. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from kernels.models.shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """Equal matrices `[n, k]`: `copies` (experts) in each of `layers` layers; a token uses `used` of the copies."""
+
+    name: str
+    n: int
+    k: int
+    layers: int
+    copies: int = 1
+    used: int = 1
+
+    @property
+    def elements(self) -> int:
+        return self.n * self.k * self.layers * self.copies
+
+    @property
+    def active(self) -> int:
+        """Elements that one token is multiplied with."""
+        return self.n * self.k * self.layers * self.used
+
+
+def attention_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of each attention weight of one layer, `y[B, N] = x[B, K] W[N, K]^T`.
+
+    MLA: `q_a` and `kv_a` project down to the latents, `q_b` and `kv_b` project up; `q` if queries have no latent.
+    """
+    gate = {"attention_gate": (shape.gate_width, shape.hidden)} if shape.gate_width else {}
+    if not shape.is_mla:
+        return {
+            "q": (shape.heads * shape.head_dim, shape.hidden),
+            "k": (shape.kv_heads * shape.head_dim, shape.hidden),
+            "v": (shape.kv_heads * shape.value_dim, shape.hidden),
+            **gate,
+            "o": (shape.hidden, shape.heads * shape.value_dim),
+        }
+    q_rows = shape.heads * (shape.head_dim + shape.rope_dim)
+    if shape.q_latent:
+        query = {"q_a": (shape.q_latent, shape.hidden), "q_b": (q_rows, shape.q_latent)}
+    else:
+        query = {"q": (q_rows, shape.hidden)}
+    return query | {
+        "kv_a": (shape.kv_latent + shape.rope_dim, shape.hidden),
+        "kv_b": (shape.heads * (shape.head_dim + shape.v_head_dim), shape.kv_latent),
+        **gate,
+        "o": (shape.hidden, shape.heads * shape.v_head_dim),
+    }
+
+
+def index_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of the weights with which one layer chooses tokens; none without an indexer."""
+    if shape.indexer is None:
+        return {}
+    queries = shape.indexer.heads * shape.indexer.dim
+    rows = shape.indexer.dim + shape.indexer.heads
+    return {"index_q": (queries, shape.q_latent or shape.hidden), "index_k": (rows, shape.hidden)}
+
+
+def ffn_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of gate, up and down of the dense FFN, or of one expert of a MoE."""
+    if shape.is_moe:
+        return _ffn(shape, shape.expert_ffn, shape.expert_hidden or shape.hidden)
+    return _ffn(shape, shape.ffn, shape.hidden)
+
+
+def _ffn(shape: ModelShape, width: int, hidden: int) -> dict[str, tuple[int, int]]:
+    gate = {"gate": (width, hidden)} if shape.gated_ffn else {}
+    return {**gate, "up": (width, hidden), "down": (hidden, width)}
+
+
+def projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """`(N, K)` of the weights of a decoder layer and of `lm_head`. A MoE has those of one expert, and the `router`."""
+    router = {"router": (shape.experts, shape.hidden)} if shape.is_moe else {}
+    head = {"lm_head": (shape.vocab, shape.hidden)}
+    return attention_projections(shape) | router | ffn_projections(shape) | head
+
+
+def modules(shape: ModelShape) -> list[Module]:
+    """All weight matrices; norms, biases, sinks, convolutions and decays are left out: below 0.3% of any model here.
+
+    Names are those of `projections`, `expert_gate` and so on for experts, `shared_gate` and so on for shared ones,
+    `state_in`, `state_inner` and `state_out`; and `embedding`, which a tied `lm_head` shares.
+    """
+    found = [Module(name="embedding", n=shape.vocab, k=shape.hidden, layers=1, used=int(shape.tied_embeddings))]
+    for _, kind in shape.attention_kinds():
+        found += _each("", attention_projections(kind), kind.layers)
+    if shape.indexer:
+        found += _each("", index_projections(shape), shape.indexer.layers)
+    if mixer := shape.state_mixer:
+        found += [Module(name="state_in", n=n, k=k, layers=mixer.layers) for n, k in mixer.inputs]
+        found += [Module(name="state_inner", n=n, k=k, layers=mixer.layers) for n, k in mixer.inner]
+        found.append(Module(name="state_out", n=mixer.output[0], k=mixer.output[1], layers=mixer.layers))
+    if shape.dense_ffn_layers:
+        found += _each("", _ffn(shape, shape.ffn, shape.hidden), shape.dense_ffn_layers)
+    if shape.moe_layers:
+        found += _moe_modules(shape)
+    if not shape.tied_embeddings:
+        found.append(Module(name="lm_head", n=shape.vocab, k=shape.hidden, layers=1))
+    return found
+
+
+def _each(prefix: str, matrices: Mapping[str, tuple[int, int]], layers: int) -> Iterator[Module]:
+    for name, (n, k) in matrices.items():
+        yield Module(name=prefix + name, n=n, k=k, layers=layers)
+
+
+def _moe_modules(shape: ModelShape) -> Iterator[Module]:
+    layers, hidden = shape.moe_layers, shape.hidden
+    yield Module(name="router", n=shape.experts, k=hidden, layers=layers)
+    if shape.expert_hidden:
+        yield Module(name="latent_in", n=shape.expert_hidden, k=hidden, layers=layers)
+        yield Module(name="latent_out", n=hidden, k=shape.expert_hidden, layers=layers)
+    if shape.shared_width:
+        yield from _each("shared_", _ffn(shape, shape.shared_width, hidden), layers)
+    for name, (n, k) in ffn_projections(shape).items():
+        copies = {"copies": shape.experts, "used": shape.experts_per_token}
+        yield Module(name=f"expert_{name}", n=n, k=k, layers=layers, **copies)
+
+
+def parameters(shape: ModelShape) -> int:
+    """Elements of all weight matrices: embedding, layers, and `lm_head` if it is not tied.
+
+    Norms, biases and sinks are not counted: they are below 0.1% of any model here.
+    """
+    return sum(module.elements for module in modules(shape))
+
+
+def active_parameters(shape: ModelShape) -> int:
+    """Elements that one token is multiplied with. A MoE counts its top-k experts; the embedding is only looked up."""
+    return sum(module.active for module in modules(shape))
+
+
+def kv_elements_per_layer(shape: ModelShape) -> int:
+    """Cached elements per token and layer: 2 H_kv D, or, with MLA, the latent and one rotary key."""
+    if shape.is_mla:
+        return shape.kv_latent + shape.rope_dim
+    return shape.kv_heads * (shape.head_dim + shape.value_dim)
+
+
+def kv_bytes_per_token(shape: ModelShape, bytes_per_element: float) -> float:
+    """Bytes that one more token adds to the cache of a request, before any sliding window drops tokens.
+
+    Llama-3.1-70B in bf16: 80 layers x 2 x 8 x 128 x 2 B = 327,680 B. Layers without attention add nothing.
+    """
+    kinds = (kind for _, kind in shape.attention_kinds())
+    elements = sum(kind.layers * kv_elements_per_layer(kind) for kind in kinds)
+    return elements * bytes_per_element + shape.index_bytes_per_token
+
+
+def kv_bytes(shape: ModelShape, context: int, bytes_per_element: float) -> float:
+    """Bytes of one request's cache, without scales and page tails. Windowed layers keep at most `window` tokens."""
+    total = float(shape.index_bytes_per_token * context)
+    for _, kind in shape.attention_kinds():
+        total += kept_tokens(kind, context) * kv_elements_per_layer(kind) * bytes_per_element
+    return total
+
+
+def kept_tokens(shape: ModelShape, context: int) -> int:
+    """Tokens that a request of this length keeps in the cache, summed over the layers with attention."""
+    full = (shape.attention_layers - shape.windowed_layers) * context
+    return full + shape.windowed_layers * min(context, shape.window)
