@@ -1,4 +1,5 @@
-"""Shapes of models that no suite measures, compiled for each part: spills, narrow loads, too few bytes in flight."""
+"""Shapes of models that no suite measures, compiled for each part: spills, narrow loads, too few bytes in flight. One
+that takes long to interpret is executed as compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from bench.inspection.targets import compile_targets
 from kernels.attention_decode.op import AttentionCase
 from kernels.models import attention_heads
 from kernels.moe_ffn.op import QWEN3_NEXT, MoeCase
-from tests.inspection.test_compiled_kernels import found
+from tests.inspection.test_compiled_kernels import found, gate
 from tests.support.uninterpreted import elsewhere
 
 
@@ -62,3 +63,13 @@ def wrong(name: str) -> list[str]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_of_models_compile_without_a_problem(name: str) -> None:
     assert elsewhere("tests.inspection.test_model_shapes", f"t.wrong({name!r})") == []
+
+
+def many_experts() -> str:
+    """What the gate says about more experts than 511, which take the largest histogram of the routing."""
+    return gate(*found("moe_ffn", "triton"), MoeCase(B=2, E=520, k=3, H=32, F=16), 90, None).reason or ""
+
+
+@pytest.mark.slow
+def test_more_experts_than_511_are_found() -> None:
+    assert elsewhere("tests.inspection.test_model_shapes", "t.many_experts()") == ""

@@ -1,8 +1,8 @@
 """Our compiled kernels in the steady state of their pipelines: loops that run at least twice as often as they have
 stages, so that every buffer is filled and read again.
 
-Each case is executed three times by the emulator: once with all threads together and copies and products as late as
-possible, then in two random orders of warps with random delays of copies and products.
+The emulator executes each case in a random order of warps with random delays of copies and products. The exhaustive
+tests add two more orders, and all threads together with copies and products as late as possible.
 """
 
 from __future__ import annotations
@@ -155,15 +155,27 @@ def steady(s: Steady, sm: int, seeds: Sequence[int | None], more_left: int = 0) 
     return {"reasons": reasons, "turns": turns}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("sm", "name"), [(90, name) for name in ALL] + [(80, name) for name in MAIN])
-def test_kernels_are_right_in_the_steady_state(sm: int, name: str) -> None:
-    seeds = (None, 1, 2) if name in MAIN and sm == 90 else (None, 1)
+EACH = pytest.mark.parametrize(("sm", "name"), [(90, name) for name in ALL] + [(80, name) for name in MAIN])
+
+
+def check_steady(sm: int, name: str, seeds: Sequence[int | None]) -> None:
     said = elsewhere("tests.inspection.test_steady_state", f"t.steady(t.ALL[{name!r}], {sm}, {seeds})")
     assert not any(said["reasons"].values()), said
     assert said["turns"]
     for kernel, (turns, least) in said["turns"].items():
         assert turns >= least, f"the loop of {kernel} makes {turns} turns; twice its stages are {least}"
+
+
+@pytest.mark.slow
+@EACH
+def test_kernels_are_right_in_the_steady_state(sm: int, name: str) -> None:
+    check_steady(sm, name, (1,))
+
+
+@pytest.mark.exhaustive
+@EACH
+def test_they_are_right_in_lockstep_and_in_other_orders(sm: int, name: str) -> None:
+    check_steady(sm, name, (None, 2, 3))
 
 
 def names(op_name: str, impl_name: str, case: Any, where: Target) -> set[str]:
