@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from bench.terminal.options import AsJson, examples
-from bench.terminal.screen import show, show_json
+from bench.terminal.options import AsJson, examples, names
+from bench.terminal.screen import complain, show, show_json
 
 app = typer.Typer()
 
@@ -41,7 +41,38 @@ def published(
     for name, value in found.items():
         if not isinstance(value, dict):
             print(f"{name}: {value}")
-    for name in ("rows", "left_out"):
-        if name in found:
+    for heading in ("rows", "left_out"):
+        if heading in found:
             print()
-            show([name.replace("_", " "), "count"], [[key, f"{count:,}"] for key, count in found[name].items()])
+            show([heading.replace("_", " "), "count"], [[key, f"{count:,}"] for key, count in found[heading].items()])
+
+
+@app.command(epilog=examples("validate --part h100-sxm --op attention_decode", "validate --full --wheel downloads"))
+def validate(
+    part: Annotated[list[str] | None, names("--part", help="only these parts")] = None,
+    op: Annotated[list[str] | None, names("--op", help="only these operations")] = None,
+    software: Annotated[list[str] | None, names("--software", help="only these engines")] = None,
+    full: Annotated[bool, typer.Option("--full", help="all rows of the package, not only the committed ones")] = False,
+    wheel: Wheel = None,
+    plot: Annotated[Path | None, typer.Option(help="draw figures into this directory")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold floors and expected times against times that others published, and explain impossible ones."""
+    from bench.judge.published import validate as validation
+
+    table = validation.full(wheel) if full else None
+    asked = {"part": part, "op": op, "software": software}
+    wanted = {name: values for name, values in asked.items() if values}
+    if plot:
+        from bench.judge.published import figures
+
+        complain(*map(str, figures.draw(plot, validation.chosen(table, **wanted))))
+    found = validation.validate(table, **wanted)
+    if as_json:
+        show_json(found)
+        return
+    show(*validation.table_of(found["groups"]))
+    print()
+    show(*validation.error_table(found["errors"]))
+    print()
+    print(*validation.remarks(found), sep="\n")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from bench.judge.published import wheel
 from bench.judge.published.table import FILE, Table, read
+from bench.predict import expected
 
 DOWNLOADS = Path("published")
 """Where `fetch` puts the wheel, unless told otherwise."""
@@ -24,12 +26,15 @@ def fetch(into: Path | None) -> dict[str, Any]:
 
 
 def distill(path: Path | None, out: Path | None) -> dict[str, Any]:
-    """Make the table again. Raises `BadRequest`."""
+    """Make the table again, and the constants that are fitted on it. Raises `BadRequest`."""
     from bench.judge.published import distill as distillery
 
     package = wheel.find(path)
     target = out or FILE
-    return _package(package) | _said(target, distillery.distill(package, target))
+    tables, constants = distillery.distill(package, target)
+    beside = target.with_suffix(".json") if out else expected.FILE
+    beside.write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
+    return _package(package) | _said(target, tables) | {"constants": str(beside)}
 
 
 def _package(found: wheel.Package) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""All rows of the package -> the committed table: the suites' shapes, and a sample of the rest by size class.
+"""All rows of the package -> the committed table, and the constants of expected times that are fitted on it.
+
+The table holds the shapes of our suites' models, and a sample of the rest by size class.
 
 The sample draws cases, not rows, by a hash of the shape. So a case is either there for all parts and engines that
 published it, or for none, and two parts can be compared. The same package gives the same bytes.
@@ -8,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bench.judge.published import aiconfigurator, servers
+from bench.judge.published import aiconfigurator, fit, server_fit, servers
 from bench.judge.published.aiconfigurator import SHAPE
-from bench.judge.published.table import FILE, Array, Table, save
+from bench.judge.published.table import FILE, Array, Table, rounded, save
 from bench.judge.published.wheel import Package
 from bench.judge.published.work import work
 from kernels.models import MODELS, projections
@@ -27,8 +30,8 @@ ORDER = ("op", "part", "software", "version", "kernel", "stored", "activations",
 LICENCE = "Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES; see NOTICE beside this file"
 
 
-def distill(package: Package, path: Path = FILE) -> dict[str, Table]:
-    """Write the committed table to `path` and return it. Raises `BadRequest`."""
+def distill(package: Package, path: Path = FILE) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Write the committed table to `path`; return it and the constants that are fitted on it. Raises `BadRequest`."""
     full = aiconfigurator.read(package)
     kept = full.take(np.flatnonzero(selected(full)))
     order = np.lexsort([kept[name] for name in reversed(ORDER)])
@@ -40,13 +43,17 @@ def distill(package: Package, path: Path = FILE) -> dict[str, Table]:
         "rows_that_map": len(full),
     }
     kept = kept.take(order)
-    tables = {
-        "kernels": Table(columns=kept.columns, names=kept.names, sources=sources, left_out=full.left_out),
-        "servers": servers.read(package, sources),
-    }
+    columns = {**kept.columns, "seconds": rounded(kept["seconds"])}
+    kernels = Table(columns=columns, names=kept.names, sources=sources, left_out=full.left_out)
+    constants = fit.fit(kernels)
+    runs = servers.read(package, sources, constants)
+    runs = Table(
+        **{**vars(runs), "columns": {n: rounded(v) if v.dtype.kind == "f" else v for n, v in runs.columns.items()}}
+    )
+    tables = {"kernels": kernels, "servers": runs}
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, tables)
-    return tables
+    return tables, {"constants": constants, "servers": server_fit.fit(runs)}
 
 
 def size_class(size: Array) -> Array:

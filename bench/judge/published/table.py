@@ -142,12 +142,22 @@ def save(path: Path, tables: Mapping[str, Table]) -> None:
 def _stored(name: str, values: Array) -> list[tuple[str, Array]]:
     """A column as it is stored: whole numbers in the smallest type; seconds as `DIGITS` digits and an exponent."""
     if values.dtype.kind == "f":
-        exponent = np.floor(np.log10(values)).astype(np.int64) - DIGITS + 1
-        digits = np.rint(values / 10.0**exponent).astype(np.int64)
+        digits, exponent = _digits(values)
         return [(f"{name} digits", digits.astype("<u2")), (f"{name} exponent", exponent.astype("|i1"))]
     largest = int(values.max(initial=0))
     kind = next(t for t in ("|u1", "<u2", "<u4", "<u8") if largest <= np.iinfo(t).max)
     return [(name, values.astype(kind))]
+
+
+def _digits(values: Array) -> tuple[Array, Array]:
+    exponent = np.floor(np.log10(values)).astype(np.int64) - DIGITS + 1
+    return np.rint(values / 10.0**exponent).astype(np.int64), exponent
+
+
+def rounded(values: Array) -> Array:
+    """The values as they come back from the file."""
+    digits, exponent = _digits(values)
+    return digits * 10.0 ** exponent.astype(np.float64)
 
 
 def read(path: Path) -> dict[str, Table]:

@@ -1,0 +1,57 @@
+"""The constants of whole servers, fitted on published runs; the errors with one engine left out at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.judge.published.fit import simplex
+from bench.judge.published.table import Array, Table
+from bench.predict.step_expected import server_seconds
+
+START = {"kernels": 1.1, "layer": 20e-6, "reduce": 10e-6, "step": 1e-3, "prefill": 1.5}
+"""Where the search starts."""
+
+
+def _predicted(constants: dict[str, float], runs: Table) -> Array:
+    found: Array = server_seconds(constants, runs["kernels"], runs["layers"], runs["reduces"], runs["prefill"])
+    return np.maximum(found, runs["floor"])
+
+
+def _fit(runs: Table) -> dict[str, float]:
+    def error(logs: Array) -> float:
+        values = dict(zip(START, np.exp(logs), strict=True))
+        return float(np.mean(np.abs(np.log(runs["seconds"] / _predicted(values, runs)))))
+
+    logs = simplex(error, np.log(list(START.values())))
+    return {name: float(f"{value:.3g}") for name, value in zip(START, np.exp(logs), strict=True)}
+
+
+def fit(runs: Table) -> dict[str, Any]:
+    """Constants from all runs; errors of each engine by the constants of the others. Factors are exp |log ratio|."""
+    engines = runs.present("software")
+    left_out, ratios = {}, []
+    for engine in engines:
+        mine = runs["software"] == runs.code("software", engine)
+        ratio = runs["seconds"][mine] / _predicted(_fit(runs.take(~mine)), runs.take(mine))
+        left_out[engine] = _factors(ratio)
+        ratios.append(ratio)
+    outside = np.concatenate(ratios)
+    constants = _fit(runs)
+    return {
+        "constants": constants,
+        "rests_on": f"{len(runs)} published runs of whole servers ({', '.join(engines)}; InferenceX's public data)",
+        "in_sample": _factors(runs["seconds"] / _predicted(constants, runs)),
+        "one_engine_left_out": left_out,
+        "out_of_sample": _factors(outside),
+        "over_floor": _factors(runs["seconds"] / runs["floor"]),
+        "spread": [round(float(v), 3) for v in np.percentile(outside, (10, 50, 90))],
+        "target": 1.25,
+    }
+
+
+def _factors(ratio: Array) -> dict[str, Any]:
+    factor = np.exp(np.abs(np.log(ratio)))
+    median, ninetieth = np.percentile(factor, (50, 90))
+    return {"typical": round(float(median), 3), "p90": round(float(ninetieth), 3), "count": len(ratio)}
