@@ -34,15 +34,18 @@ def fit(runs: Table) -> dict[str, Any]:
     left_out, ratios = {}, []
     for engine in engines:
         mine = runs["software"] == runs.code("software", engine)
+        if mine.all():
+            continue
         ratio = runs["seconds"][mine] / _predicted(_fit(runs.take(~mine)), runs.take(mine))
         left_out[engine] = _factors(ratio)
         ratios.append(ratio)
-    outside = np.concatenate(ratios)
     constants = _fit(runs)
+    inside = runs["seconds"] / _predicted(constants, runs)
+    outside = np.concatenate(ratios) if ratios else inside
     return {
         "constants": constants,
         "rests_on": f"{len(runs)} published runs of whole servers ({', '.join(engines)}; InferenceX's public data)",
-        "in_sample": _factors(runs["seconds"] / _predicted(constants, runs)),
+        "in_sample": _factors(inside),
         "one_engine_left_out": left_out,
         "out_of_sample": _factors(outside),
         "over_floor": _factors(runs["seconds"] / runs["floor"]),

@@ -98,6 +98,8 @@ def read(package: Package, sources: dict[str, Any], constants: Mapping[str, Any]
     floors = [floor(*each) for each in zip(*(_as_text(runs, name) for name in KNOWN), strict=True)]
     reasons = Counter(found for found in floors if isinstance(found, str))
     kept = np.array([not isinstance(found, str) for found in floors])
+    if not kept.any():
+        raise BadRequest(f"{package.where} holds no runs of whole servers whose part and model are known")
     numbers = np.array([found for found in floors if not isinstance(found, str)])
     runs = runs.take(np.flatnonzero(kept))
     more = dict(zip(("floor", "kernels", "layers", "reduces", "prefill"), numbers.T, strict=True))
