@@ -129,11 +129,14 @@ def python_headers() -> bool:
 def execute(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
     """Run a program from the root of the checkout. Return its exit status and its output on both streams.
 
+    It writes numbers as in C, with a decimal point, whatever the user's locale is.
+
     After `timeout_s` kill it and all processes that it started; then the status is 124.
     """
     process = subprocess.Popen(
         list(command),
         cwd=ROOT,
+        env={**os.environ, "LC_ALL": "C"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

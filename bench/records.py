@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bench.errors import BadRequest
+from bench.schema import check_record
 from bench.stats import Interval, median_interval
 from kernels.op import recorded_case
 
@@ -234,6 +235,7 @@ def from_line(line: dict[str, Any]) -> Record:
         what, fits = SHAPES[str(f.type)]
         if f.name in given and not fits(given[f.name]):
             raise ValueError(f"field {f.name} is not {what}")
+    check_record(given)
     try:
         given["case"] = recorded_case(given["op"], given["case"])
     except ValueError as error:

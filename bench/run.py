@@ -19,6 +19,7 @@ from bench.ceilings import Ceilings
 from bench.devices import DEVICES, DeviceSpec, Quantity
 from bench.errors import BadRequest
 from bench.records import FILE, Record, from_line
+from bench.schema import check_line
 from bench.units import si, tick
 
 if TYPE_CHECKING:
@@ -149,11 +150,14 @@ def load_run(path: Path | str) -> Run:
                     record = from_line(line)
                     records[(*record.key, record.repeat)] = record
                 elif isinstance(kind, str) and kind in lines:
+                    check_line(kind, line)
                     lines[kind].append(line)
                 else:
                     raise ValueError(f"is of the unknown kind {kind!r}")
             except json.JSONDecodeError as error:
                 warnings.append(f"{file.name}:{number}: not JSON ({error.msg} at column {error.colno}); {LEFT_OUT}")
+            except RecursionError:
+                warnings.append(f"{file.name}:{number}: nested too deeply; {LEFT_OUT}")
             except ValueError as error:
                 warnings.append(f"{file.name}:{number}: {error}; {LEFT_OUT}")
     for note in lines["note"]:

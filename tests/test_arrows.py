@@ -50,7 +50,7 @@ def imports(path: Path, *, only_at_import: bool = False) -> set[str]:
     return found
 
 
-GROUND = ("records", "run", "ceilings", "stats", "units", "errors", "machine")
+GROUND = ("records", "run", "schema", "files", "ceilings", "stats", "units", "errors", "machine")
 """Files of `bench/` that every room may import."""
 
 ARROWS = {

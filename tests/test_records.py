@@ -57,7 +57,10 @@ def test_counters_join_the_record_that_they_name(tmp_path: Path) -> None:
     """Repetitions get none, other kinds of notes add none, and a note about an absent record is ignored."""
     writer = Writer(written(tmp_path, record(), record(repeat=1), record(impl="torch")))
     key = {"op": "ffn_gemv", "case_id": "B1-N2-K3-bf16"}
-    for note in ({"note": "counters", "impl": "triton", "dram_read": 24.0}, {"note": "aa", "impl": "torch"}):
+    for note in (
+        {"note": "counters", "impl": "triton", "dram_read": 24.0},
+        {"note": "aa", "impl": "torch", "samples_s": [[1e-6], [2e-6]]},
+    ):
         writer.append("note", note | key)
     writer.append("note", {"note": "counters", "impl": "absent", "dram_read": 1.0} | key)
     writer.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ class Counts:
     failed: dict[tuple[str, str, str], str] = field(default_factory=dict)
     timed_out: bool = False
     """ncu was ended when the time was up, perhaps before it wrote anything."""
+    damaged: tuple[str, ...] = ()
+    """What of ncu's output could not be read."""
 
     @property
     def complete(self) -> bool:
@@ -121,7 +123,7 @@ class Counts:
     def lines(self) -> list[str]:
         missing = [f"{op} {case_id} {impl}: {why}" for (op, impl, case_id), why in self.failed.items()]
         late = ["ncu was ended when the time was up"] if self.timed_out else []
-        return [*(found.line() for found in self.counted), *missing, *late]
+        return [*(found.line() for found in self.counted), *missing, *late, *self.damaged]
 
     def as_dict(self) -> dict[str, Any]:
         failed = [
@@ -212,13 +214,14 @@ def count(choice: Choice, *, ncu: str | None = None, timeout_s: float = TIMEOUT_
         plan, log, answer = (Path(folder) / name for name in ("plan.json", "ncu.csv", "plan.json.done"))
         plan.write_text(json.dumps({"choice": asdict(choice), "budget_s": timeout_s / 2}))
         status, output = machine.execute(command(ncu, metrics, log, plan), timeout_s)
-        text = log.read_text() if log.exists() else ""
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         entries = [json.loads(line) for line in answer.read_text().splitlines()] if answer.exists() else []
-    rows = parse(text)
+    damaged: list[str] = []
+    rows = parse(text, damaged)
     timed_out = status == TIMED_OUT
     if not rows and not timed_out and (entries or status):
         return CountersDenied(reason=complaint(text + "\n" + output, status))
-    return collate(entries, rows, timed_out=timed_out)
+    return replace(collate(entries, rows, timed_out=timed_out), damaged=tuple(damaged))
 
 
 def collate(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row], *, timed_out: bool = False) -> Counts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,42 +118,86 @@ class Row:
     metrics: dict[str, float]
 
 
-def parse(text: str) -> list[Row]:
+def parse(text: str, damaged: list[str] | None = None) -> list[Row]:
     """Read the CSV of `ncu --csv --page raw`: messages, a row of names, a row of units, one row per kernel.
 
     ncu adds columns that nobody asked for, with other units or with words. They are not read.
+
+    A launch is left out if a row of it is damaged: its kernels would not add up. `damaged` then gets a sentence.
+    Without such a list a unit that is not known is a ValueError.
     """
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
         return []
-    table = list(csv.reader(line for line in lines[start:] if line.startswith('"')))
-    names, units, rows = table[0], table[1] if len(table) > 1 else [], table[2:]
+    said: list[str] = []
+    table = [(i + 1, line) for i, line in enumerate(lines) if i >= start and line.startswith('"')]
+    names = _columns(table[0][1])
+    units = _columns(table[1][1]) if len(table) > 1 else []
+    if "Kernel Name" not in names or (units and len(units) != len(names)):
+        _say(damaged, f"line {table[0][0]}: the row of names or of units is damaged: nothing is read")
+        return []
     ranges = [i for i, name in enumerate(names) if "Push/Pop_Range" in name]
-    found = []
-    for row in rows:
-        marks = [mark for i in ranges for mark in re.findall(rf":{MARK}(\d+)[:\"]", row[i])]
-        if not marks:
-            continue
-        metrics = {}
-        for column, unit, text in zip(names, units, row, strict=True):
-            name = RENAMED.get(column, column)
-            if name in READ or TENSOR.fullmatch(name.removesuffix(".sum")):
-                value = number(name, unit, text)
-                if value is not None:
-                    metrics[name] = value
-        found.append(Row(index=int(marks[-1]), kernel=row[names.index("Kernel Name")], metrics=metrics))
-    return found
+    found: list[Row] = []
+    broken: set[int] = set()
+    for line_number, line in table[2:]:
+        row = _columns(line)
+        marks = re.findall(
+            rf":{MARK}(\d{{1,9}})[:\"]", line if len(row) != len(names) else " ".join(row[i] for i in ranges)
+        )
+        try:
+            if len(row) != len(names) or not line.endswith('"') or line.count('"') % 2:
+                raise ValueError("the row is not whole")
+            if marks:
+                metrics = _metrics(names, units, row)
+                found.append(Row(index=int(marks[-1]), kernel=row[names.index("Kernel Name")], metrics=metrics))
+        except ValueError as error:
+            if damaged is None and "unit unknown" in str(error):
+                raise
+            index = int(marks[-1]) if marks else found[-1].index if found else -1
+            broken.add(index)
+            said.append(f"line {line_number} of ncu's output: {error}; the launch is left out")
+    for sentence in said:
+        _say(damaged, sentence)
+    return [row for row in found if row.index not in broken]
+
+
+def _say(damaged: list[str] | None, sentence: str) -> None:
+    if damaged is not None:
+        damaged.append(sentence)
+
+
+def _columns(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
+def _metrics(names: Sequence[str], units: Sequence[str], row: Sequence[str]) -> dict[str, float]:
+    metrics = {}
+    for column, unit, text in zip(names, units, row, strict=True):
+        name = RENAMED.get(column, column)
+        if name in READ or TENSOR.fullmatch(name.removesuffix(".sum")):
+            value = number(name, unit, text)
+            if value is not None:
+                metrics[name] = value
+    return metrics
+
+
+NUMBER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][-+]?\d{1,3})?")
+"""A number as ncu writes it under `LC_ALL=C`: a comma only between thousands."""
 
 
 def number(name: str, unit: str, text: str) -> float | None:
-    """A value in base units; None where ncu has words instead of a number (`n/a`, `no data`)."""
-    try:
-        value = float(text.replace(",", ""))
-    except ValueError:
+    """A value in base units, 0 or more; None where ncu has words instead of a number (`n/a`, `no data`)."""
+    if not any(each.isdigit() for each in text):
         return None
-    if math.isnan(value):
-        return None
+    if not NUMBER.fullmatch(text):
+        raise ValueError(f"{name} is {text[:40]!r}, no number as ncu writes it")
+    value = float(text.replace(",", ""))
+    if not 0 <= value < 1e30:
+        raise ValueError(f"{name} is {text[:40]!r}, which no counter reaches")
     if unit not in UNITS:
         raise ValueError(f"ncu gives {name} in {unit!r}, a unit unknown here")
     return value * UNITS[unit]

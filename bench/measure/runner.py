@@ -21,6 +21,7 @@ from bench import __version__, machine
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
+from bench.files import Lock, new_directory
 from bench.measure.case import THROTTLE_RETRIES
 from bench.measure.precompile import precompile
 from bench.measure.schedule import DEFAULT_SUITES, Request, check_names, resolve_request, schedule_jobs
@@ -76,12 +77,28 @@ def run(
     """
     ops: dict[str, Op] = importlib.import_module(request.catalogue).discover()
     check_names(request, ops)
+    lock = Lock(resume) if resume and resume.is_dir() else None
+    try:
+        return _run(request, ops, out, resume, display, pretence)
+    finally:
+        if lock:
+            lock.release()
+
+
+def _run(
+    request: Request,
+    ops: dict[str, Op],
+    out: Path,
+    resume: Path | None,
+    display: Display,
+    pretence: Pretence | None,
+) -> Outcome:
     earlier = load_run(resume) if resume else None
     if earlier:
         request = resolve_request(request, earlier)
     options: dict[str, Any] = {"device": request.device, "catalogue": request.catalogue, "hang_s": request.hang_s}
     worker = pretence.worker() if pretence else Worker(**options, tell=display.note)
-    writer = None
+    writer = lock = None
     try:
         ready = worker.ready
         require("implementation", request.impls, sorted({name for names in ready.impls.values() for name in names}))
@@ -91,7 +108,8 @@ def run(
         if earlier:
             refuse_changes(earlier, environment, machine.source_digest(tuned=False) if request.retuned else None)
         code = environment["git"]["sha"] or environment["source_digest"]
-        directory = resume or new_directory(out, ready.slug, code)
+        directory = resume or new_run_directory(out, ready.slug, code)
+        lock = None if resume else Lock(directory)
         run_id = earlier.header["run_id"] if earlier else directory.name
         jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
         writer = Writer(directory)
@@ -109,6 +127,8 @@ def run(
         worker.kill()
         if writer:
             writer.close()
+        if lock:
+            lock.release()
 
 
 def why_not_again(record: Record) -> str:
@@ -142,9 +162,12 @@ def facts(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def new_directory(out: Path, slug: str, code: str) -> Path:
-    """`<out>/<device>/<UTC>-<git sha>`; outside a checkout, the digest of the sources stands for the sha."""
-    return out / slug / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{code[:7]}"
+def new_run_directory(out: Path, slug: str, code: str) -> Path:
+    """Create `<out>/<device>/<UTC>-<git sha>`; outside a checkout, the digest of the sources stands for the sha.
+
+    A run that begins in the same second gets a directory of its own, with `-2` behind the name.
+    """
+    return new_directory(out / slug / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{code[:7]}")
 
 
 def header(

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.devices import find
 from bench.errors import BadRequest, unknown
+from bench.files import replacing
 from bench.predict.calibration import Machine, Reached
 from bench.predict.model_file import known_precision, read_config
 from bench.predict.step_model import MOST, NotPublished, StepPrediction, step
@@ -363,8 +364,9 @@ def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.set_minor_formatter(NullFormatter())
     try:
-        figure.savefig(path)
-    except OSError as error:
-        raise BadRequest(f"cannot write {path}: {error.strerror}") from None
+        with replacing(Path(path)) as fresh:
+            figure.savefig(fresh)
+    except BadRequest:
+        raise
     except ValueError as error:
         raise BadRequest(f"cannot write {path}: {error}") from None

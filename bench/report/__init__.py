@@ -27,9 +27,11 @@ class Written:
 def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Written:
     """Rebuild `report.md` of a run, with `draw` also `figures/*.png`, and with `html` also `report.html`.
 
-    An earlier report is deleted first. If a library is missing, a note says what was left out. Plotting libraries are
+    Each file takes the place of an earlier one when it is whole; the others of an earlier report are deleted at the
+    end. If a library is missing, a note says what was left out. Plotting libraries are
     slow to import, so they are imported here. Raises `bench.errors.BadRequest` where there is no run.
     """
+    from bench.files import write_text
     from bench.judge.claims import scorecard
     from bench.judge.view import View
     from bench.report import markdown
@@ -41,19 +43,20 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     notes: list[str] = []
     drawn: dict[str, Path] = {}
     folder, page, interactive = directory / "figures", directory / "report.md", directory / "report.html"
-    for old in (*folder.glob("*.png"), interactive):
-        old.unlink(missing_ok=True)
     if draw and can_make("the figures", DRAWS, notes):
         from bench.report import figures
 
         drawn = figures.draw_all(view, folder)
-    page.write_text(markdown.render(view, verdicts, drawn, directory), encoding="utf-8")
+    write_text(page, markdown.render(view, verdicts, drawn, directory))
     written = [page]
     if html and can_make(interactive.name, PAGES, notes):
         from bench.report.html import render
 
-        interactive.write_text(render(view, verdicts), encoding="utf-8")
+        write_text(interactive, render(view, verdicts))
         written.append(interactive)
+    for old in (*folder.glob("*.png"), interactive):
+        if old not in (*written, *drawn.values()):
+            old.unlink(missing_ok=True)
     return Written(paths=(*written, *drawn.values()), notes=tuple(notes))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from bench.files import replacing
 from bench.judge.view import PREDICTION_BAND, SAME_BATCH, Accuracy, Point, View, batches, free_batch, left_of_ridge
 from bench.report.drawing import (
     COLOURS,
@@ -48,7 +49,8 @@ def draw_all(view: View, directory: Path) -> dict[str, Path]:
         path = directory / f"{name}.png"
         figure = draw(view)
         if figure is not None:
-            figure.savefig(path, dpi=DPI, facecolor="white")
+            with replacing(path) as fresh:
+                figure.savefig(fresh, dpi=DPI, facecolor="white")
             paths[name] = path
     return paths
 

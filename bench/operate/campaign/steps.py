@@ -32,6 +32,7 @@ from typing import Any
 
 from bench import machine
 from bench.errors import BadRequest, require
+from bench.files import Lock, replacing, write_text
 from bench.inspection import counters
 from bench.measure import runner
 from bench.measure.counting import count_into
@@ -127,6 +128,7 @@ class Campaign:
         except OSError as error:
             why = "it is a file" if directory.is_file() else error.strerror or error
             raise BadRequest(f"cannot write to {directory}: {why}") from error
+        self._lock = Lock(directory)
         self.asked: dict[str, Any] = {
             "device": request.device,
             "suite": request.suite,
@@ -135,8 +137,13 @@ class Campaign:
         }
         self.calls: list[dict[str, Any]] = []
         self.steps = {name: Progress() for name in NAMES}
-        if (directory / STATE).exists():
-            self.load()
+        try:
+            if (directory / STATE).exists():
+                self.load()
+                self.check()
+        except BaseException:
+            self._lock.release()
+            raise
         tuning.put_back(directory / tuning.FILE, request.root)
         self.calls.append({"began": now(), "budget_s": request.budget_s, "argv": list(request.argv)})
         self.save()
@@ -160,12 +167,24 @@ class Campaign:
         self.calls = calls
         self.steps |= steps
 
+    def check(self) -> None:
+        """Open the steps again whose results do not lie there any more."""
+        measured, directory = self.steps["measure"], self.run_directory()
+        if measured.state == "done":
+            run = load_run(directory) if directory else None
+            lie_there = len(run.records) + len(run.repeats) if run else 0
+            if lie_there < sum(measured.result.values()):
+                found = f"{lie_there} of {sum(measured.result.values())} records lie there: what is missing is measured"
+                self.steps["measure"] = Progress(seconds=measured.seconds, found=[found])
+                self.steps["counters"] = Progress()
+        if self.steps["gate"].state == "done" and not gate.verdicts(self.directory):
+            self.steps["gate"] = Progress(found=["its verdicts do not lie there: checked again"])
+
     def save(self) -> None:
         """Write the state to a new file and rename it, so that a kill leaves either the old or the new state."""
         steps = {name: asdict(step) for name, step in self.steps.items()}
-        fresh = self.directory / f"{STATE}.new"
-        fresh.write_text(json.dumps({"asked": self.asked, "calls": self.calls, "steps": steps}, indent=1))
-        fresh.replace(self.directory / STATE)
+        state = {"asked": self.asked, "calls": self.calls, "steps": steps}
+        write_text(self.directory / STATE, json.dumps(state, indent=1))
 
     def left_s(self) -> float:
         return self._ends - self.clock()
@@ -202,7 +221,8 @@ class Campaign:
         for packed in self.directory.glob(f"*/*/{PACKED}"):
             records = packed.with_name(FILE)
             if not records.exists():
-                records.write_bytes(gzip.decompress(packed.read_bytes()))
+                with replacing(records) as fresh:
+                    fresh.write_bytes(gzip.decompress(packed.read_bytes()))
         found = [path.parent for path in sorted(self.directory.glob(f"*/*/{FILE}")) if path.stat().st_size]
         return found[-1] if found else None
 
@@ -319,6 +339,12 @@ class Campaign:
 
     def finish(self) -> CampaignOutcome:
         """Write the report and the summary, and list the files to bring home."""
+        try:
+            return self._finish()
+        finally:
+            self._lock.release()
+
+    def _finish(self) -> CampaignOutcome:
         self.save()
         tuning.gather(self.directory / tuning.FILE, self.request.root)
         directory = self.run_directory()
@@ -341,7 +367,7 @@ class Campaign:
             unfit=self.unfit,
             interrupted=self.interrupted,
         )
-        (self.directory / SUMMARY).write_text(summary(outcome, self.calls))
+        write_text(self.directory / SUMMARY, summary(outcome, self.calls))
         return replace(outcome, files=self.files())
 
     def files(self) -> dict[str, int]:
@@ -352,7 +378,8 @@ class Campaign:
 def pack(records: Path) -> None:
     """If the records are too large to be brought home, put a packed copy beside them: about a quarter of the size."""
     if records.stat().st_size >= MAX_BYTES:
-        records.with_name(PACKED).write_bytes(gzip.compress(records.read_bytes()))
+        with replacing(records.with_name(PACKED)) as fresh:
+            fresh.write_bytes(gzip.compress(records.read_bytes()))
 
 
 def quick_of(suite: str) -> str:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.files import write_text
 from bench.measure.schedule import cases_of
 from kernels.common import tuned
 from kernels.op import Target, discover, implementations
@@ -119,7 +120,7 @@ def gather(path: Path, root: Path = tuned.ROOT) -> int:
     found = {op: list(tuned.entries(op, root).values()) for op in discover()}
     found = {op: entries for op, entries in found.items() if entries}
     if found:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        write_text(path, json.dumps(found, indent=1) + "\n")
     return sum(map(len, found.values()))
 
 
