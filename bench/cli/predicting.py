@@ -35,11 +35,13 @@ def predict(
     beyond: Annotated[bool, typer.Option("--beyond", help="also contexts beyond the longest of the model")] = False,
     devices: Annotated[int, typer.Option(help="how many parts share the model (tensor-parallel)")] = 1,
     price: Annotated[float | None, typer.Option(help="dollars per hour for one part")] = None,
+    floor: Annotated[bool, typer.Option("--floor", help="only the floor, without expected times")] = False,
     plot: Annotated[Path | None, typer.Option(help="draw latency against throughput into this file")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict time, memory and cost of a whole decode step, from datasheets or from what a run measured."""
     from bench.predict import command as prediction
+    from bench.predict import expected_rows
 
     if run_dir and device:
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
@@ -56,6 +58,7 @@ def predict(
         dollars_per_hour=price,
         run=measured,
         beyond=beyond,
+        expect=not floor and measured is None,
     )
     if plot:
         prediction.plot(plot, found)
@@ -64,7 +67,7 @@ def predict(
         show_json(found)
         return
     show(*prediction.table(found))
-    for line in prediction.remarks(found):
+    for line in (*prediction.remarks(found), *expected_rows.remarks(found)):
         print(line)
     if run_dir:
         print()

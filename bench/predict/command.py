@@ -10,6 +10,7 @@ from typing import Any
 from bench.devices import find
 from bench.errors import BadRequest, unknown
 from bench.files import replacing
+from bench.predict import expected_rows
 from bench.predict.calibration import Machine, Reached
 from bench.predict.model_file import known_precision, read_config
 from bench.predict.step_model import MOST, NotPublished, StepPrediction, step
@@ -101,11 +102,13 @@ def rows(
     dollars_per_hour: float | None = None,
     run: Run | None = None,
     beyond: bool = False,
+    expect: bool = False,
 ) -> list[dict[str, Any]]:
     """One plain dict per part and batch, in SI units, ready for JSON. Raises `BadRequest`.
 
     With a `run`, its machine replaces `parts`, and the prediction uses what the run measured. Without `weights` or `kv`
-    a config.json says how both are stored, and a known model has 16 bits.
+    a config.json says how both are stored, and a known model has 16 bits. With `expect`, rows hold what servers take
+    too (`expected_rows.KEYS`).
     """
     if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
         raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
@@ -126,14 +129,16 @@ def rows(
                 predicted = step(shape, device=spec, beyond=beyond, **asked)
             except NotPublished as error:
                 blank = dict.fromkeys(ROW) | {"notes": [str(error)], "missing": list(spec.missing), "ops": []}
-                found.append(blank | {"model": shape.name, "device": spec.key} | asked | {"weights": plan.name})
+                blank |= {"model": shape.name, "device": spec.key} | asked | {"weights": plan.name}
+                found.append(blank | (dict.fromkeys(expected_rows.KEYS) if expect else {}))
             else:
                 reached = None
                 if machine:
                     reached = machine.reached(predicted.ops, kv=kv)
                     shares = {r.name: r.share for r in reached}
                     predicted = step(shape, device=spec, efficiency=shares, beyond=beyond, **asked)
-                found.append(as_row(predicted, dollars_per_hour, reached))
+                row = as_row(predicted, dollars_per_hour, reached)
+                found.append(row | (expected_rows.values(predicted, shape, spec, machine is None) if expect else {}))
     return found
 
 
@@ -237,7 +242,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         "part": _part(row),
         "batch": f"{row['batch']:,}",
-        "ms/token": _number(row["seconds"], 1e3),
+        **(expected_rows.cells(row, _number) or {"ms/token": _number(row["seconds"], 1e3)}),
         "weights ms": _number(row["weight_seconds"], 1e3),
         "KV ms": _number(row["kv_seconds"], 1e3),
         "token/s/user": _number(row["tokens_per_second_per_user"]),

@@ -22,9 +22,6 @@ from bench.predict.step_model import PredictedOp, StepPrediction
 from bench.predict.step_work import cached_tokens, expected_experts, kv_share, query_share
 from kernels.models import ModelShape
 
-WEIGHT_TYPES = {"fp16": "bf16", "fp32": "bf16", "w8a16": "int8", "fp4": "nvfp4"}
-"""The stored type in `expected.json` for a precision of the step, where it has another name."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedStep:
@@ -47,39 +44,65 @@ def kernel_seconds(
     A cold L2: between two reads of a weight a step reads all others. An operation without constants takes its floor.
     """
     gen, seconds, rests = expected.generation(spec), 0.0, set()
-    for name, stored, calls, kernels, pipe, floor in _launches(predicted, shape):
-        found = expected.find(name, stored, gen, among) if name else None
-        if found is None or kernels is None:
-            seconds += floor
+    for launch in _launches(predicted, shape):
+        found = expected.find(launch.op, launch.stored, gen, among) if launch.op else None
+        if found is None or launch.kernels is None:
+            seconds += launch.floor
             continue
-        part = expected.Part.of(spec, pipe)
-        each = float(expected.total(expected.terms(kernels, found.constants, part, warm=False))[0])
-        seconds += max(calls * each, floor)
-        rests.add(f"{name} {stored}: {found.rests_on}")
+        part = expected.Part.of(spec, launch.pipe)
+        each = float(expected.total(expected.terms(launch.kernels, found.constants, part, warm=False))[0])
+        seconds += max(launch.calls * each, launch.floor)
+        rests.add(f"{launch.op} {launch.stored}: {found.rests_on}")
     return seconds, rests
 
 
-def _launches(
-    predicted: StepPrediction, shape: ModelShape
-) -> Iterator[tuple[str, str, int, expected.Kernels | None, str, float]]:
-    """Operation, stored type, calls, one launch, pipe and floor of all calls. The experts' two products are one."""
+@dataclass(frozen=True, kw_only=True)
+class _Launch:
+    """One of an operation's equal launches, and how many there are."""
+
+    op: str = ""
+    """The operation of `expected.json`; empty where nobody fitted any."""
+    stored: str = ""
+    kernels: expected.Kernels | None = None
+    pipe: str = "mma_bf16"
+    calls: int
+    floor: float
+    """Seconds of all launches together."""
+
+
+def _launches(predicted: StepPrediction, shape: ModelShape) -> Iterator[_Launch]:
+    """The launches of a step. The two products of routed experts are one launch: so they are published."""
+    kinds = dict(shape.attention_kinds())
     joint = [op for op in predicted.ops if op.joint]
     for op in predicted.ops:
         if op.joint:
             if op is joint[0]:
                 yield _routed(joint, predicted, shape)
-        elif op.measured_as in ("attention_decode", "mla_decode", "ffn_gemv"):
-            stored = predicted.weights if op.measured_as == "ffn_gemv" else predicted.kv
-            kernels = (
-                _product(op, shape, predicted.devices) if op.stored == "weights" else _attention(op, predicted, shape)
+        elif op.stored == "weights":
+            kernels = _product(op, shape, kinds, predicted)
+            yield _Launch(
+                op="ffn_gemv", stored=_stored(op), kernels=kernels, pipe=_pipe(op), calls=op.calls, floor=op.seconds
             )
-            yield op.measured_as, WEIGHT_TYPES.get(stored, stored), op.calls, kernels, _pipe(op), op.seconds
+        elif op.measured_as in ("attention_decode", "mla_decode"):
+            kind = kinds[op.name.removeprefix("attention")]
+            cache = "fp8" if predicted.kv in ("fp8", "int8", "int4", "fp4") else "bf16"
+            kernels = _attention(op, kind, predicted)
+            yield _Launch(op=op.measured_as, stored=cache, kernels=kernels, calls=op.calls, floor=op.seconds)
         else:
-            yield "", "", op.calls, None, "", op.seconds
+            yield _Launch(calls=op.calls, floor=op.seconds)
 
 
 def _pipe(op: PredictedOp) -> str:
     return next(iter(op.work.flops), "mma_bf16")
+
+
+def _stored(op: PredictedOp) -> str:
+    """The stored type of an operation's weights, as `expected.json` names it."""
+    if op.weight_bits > 8:
+        return "bf16"
+    if op.weight_bits > 4:
+        return "fp8" if _pipe(op) == "mma_fp8" else "int8"
+    return "nvfp4" if _pipe(op) == "mma_fp4" else "mxfp4" if op.joint else "int4"
 
 
 def _array(value: float) -> Any:
@@ -90,42 +113,43 @@ def _moved(size: float, flops: float, calls: int) -> dict[str, Any]:
     return {"size": _array(size / calls), "flops": _array(flops / calls)}
 
 
-def _product(op: PredictedOp, shape: ModelShape, devices: int) -> expected.Kernels:
-    inputs = {
-        "o": shape.heads * (shape.v_head_dim or shape.head_dim) * query_share(shape, devices),
-        "down": shape.ffn / devices,
-        "shared_down": shape.shared_experts * shape.expert_ffn / devices,
-        "q_b": shape.q_latent,
-        "kv_b": shape.kv_latent,
-    }
-    K = inputs.get(op.name) or shape.hidden
-    N = max(1.0, op.weight_bytes / op.calls / K / 2)
+def _product(
+    op: PredictedOp, shape: ModelShape, kinds: Mapping[str, ModelShape], predicted: StepPrediction
+) -> expected.Kernels:
+    """Its columns K follow from the operation's name, its rows N from the weights."""
+    inputs: dict[str, float] = {"down": shape.ffn, "shared_down": shape.shared_width}
+    for suffix, kind in kinds.items():
+        inputs[f"o{suffix}"] = kind.heads * (kind.v_head_dim or kind.head_dim)
+        inputs[f"q_b{suffix}"] = kind.q_latent * predicted.devices
+        inputs[f"kv_b{suffix}"] = kind.kv_latent * predicted.devices
+    K = inputs.get(op.name, shape.hidden * predicted.devices) / predicted.devices
+    N = max(1.0, op.weight_bytes * 8 / op.weight_bits / op.calls / max(K, 1.0))
     return expected.product(**_moved(op.work.bytes, op.work.total_flops, op.calls), N=_array(N), K=_array(K))
 
 
-def _attention(op: PredictedOp, predicted: StepPrediction, shape: ModelShape) -> expected.Kernels:
+def _attention(op: PredictedOp, kind: ModelShape, predicted: StepPrediction) -> expected.Kernels:
     moved = _moved(op.work.bytes, op.work.total_flops, op.calls)
-    B, T = _array(predicted.batch), _array(cached_tokens(shape, predicted.context) / shape.layers)
-    heads = _array(shape.heads * query_share(shape, predicted.devices))
-    if shape.is_mla:
+    B, T = _array(predicted.batch), _array(cached_tokens(kind, predicted.context) / kind.layers)
+    heads = _array(kind.heads * query_share(kind, predicted.devices))
+    if kind.is_mla:
         return expected.latent_attention(**moved, B=B, H=heads, T=T)
-    kv_heads = _array(shape.kv_heads * kv_share(shape, predicted.devices))
-    return expected.attention(**moved, B=B, H_q=heads, H_kv=kv_heads, D=_array(shape.head_dim), T=T)
+    kv_heads = _array(kind.kv_heads * kv_share(kind, predicted.devices))
+    return expected.attention(**moved, B=B, H_q=heads, H_kv=kv_heads, D=_array(kind.head_dim), T=T)
 
 
-def _routed(
-    ops: list[PredictedOp], predicted: StepPrediction, shape: ModelShape
-) -> tuple[str, str, int, expected.Kernels, str, float]:
+def _routed(ops: list[PredictedOp], predicted: StepPrediction, shape: ModelShape) -> _Launch:
     calls = ops[0].calls
-    moved = _moved(sum(op.work.bytes for op in ops), sum(op.work.total_flops for op in ops), calls)
-    hit = _array(expected_experts(shape, predicted.batch))
-    width = _array(shape.expert_ffn / predicted.devices)
-    kernels = expected.experts(**moved, hit=hit, H=_array(shape.hidden), F=width)
-    stored = WEIGHT_TYPES.get(predicted.weights, predicted.weights)
-    return "moe_ffn", stored, calls, kernels, _pipe(ops[0]), sum(op.seconds for op in ops)
+    kernels = expected.experts(
+        **_moved(sum(op.work.bytes for op in ops), sum(op.work.total_flops for op in ops), calls),
+        hit=_array(expected_experts(shape, predicted.batch)),
+        H=_array(shape.expert_hidden or shape.hidden),
+        F=_array(shape.expert_ffn / predicted.devices),
+    )
+    floor = sum(op.seconds for op in ops)
+    return _Launch(op="moe_ffn", stored=_stored(ops[0]), kernels=kernels, pipe=_pipe(ops[0]), calls=calls, floor=floor)
 
 
-def expect(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec) -> ExpectedStep:
+def expect_step(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec) -> ExpectedStep:
     """The expected step of a server, never below the floor."""
     kernels, rests = kernel_seconds(predicted, shape, spec)
     reduces = sum(op.calls for op in predicted.ops if op.link_bytes)

@@ -24,6 +24,7 @@ from bench.judge.published.wheel import Package
 from bench.predict.step_expected import kernel_seconds
 from bench.predict.step_model import step
 from bench.predict.step_work import shares_evenly
+from bench.predict.weights import recipe
 from kernels.models import MODELS
 
 KNOWN = ("model", "part", "stored", "B", "T", "tp", "dp")
@@ -125,7 +126,7 @@ def _floor(
     shape, spec = MODELS[name], find(part)
     if not shares_evenly(shape, tp):
         return "more parts than share the heads evenly"
-    weights = PRECISION[stored]
+    weights = recipe(shape, PRECISION[stored])
     found = step(shape, device=spec, weights=weights, batch=B, context=min(T, shape.max_context), devices=tp)
     reduces = sum(op.calls for op in found.ops if op.link_bytes)
     prefill = sum(op.seconds for op in found.prefill_ops)

@@ -1,0 +1,43 @@
+"""Expected times in the rows, the table and the remarks of `decodebench predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bench.devices import DeviceSpec
+from bench.predict.step_model import StepPrediction
+from kernels.models import ModelShape
+
+KEYS = ("expected_seconds", "expected_low", "expected_high", "expected_rests_on")
+"""What a row has besides the floor: seconds, the range of 10 to 90% of published servers, and what they rest on."""
+
+RESTS = "expected: what a server takes, with its range of 10 to 90%; rates, J and $ are those of the floor. It rests on"
+
+
+def values(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec, by_datasheet: bool) -> dict[str, Any]:
+    """The values of `KEYS`; None for a prediction from a run, which has measured shares, and for lower bounds."""
+    if not by_datasheet or any(op.missing for op in predicted.ops):
+        return dict.fromkeys(KEYS)
+    from bench.predict.step_expected import expect_step  # numpy, which the floor does not need
+
+    found = expect_step(predicted, shape, spec)
+    return dict(zip(KEYS, (found.seconds, found.low, found.high, list(found.rests_on)), strict=True))
+
+
+def cells(row: Mapping[str, Any], number: Callable[..., str]) -> dict[str, str]:
+    """Floor, expected time and range of a row in milliseconds; nothing for a row without these keys."""
+    if "expected_seconds" not in row:
+        return {}
+    low, high = (number(row[name], 1e3) for name in ("expected_low", "expected_high"))
+    return {
+        "floor ms/token": number(row["seconds"], 1e3),
+        "expected": number(row["expected_seconds"], 1e3),
+        "10-90%": f"{low} to {high}" if low else "",
+    }
+
+
+def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What expected times rest on, said once for all parts; nothing where there are none."""
+    said = [text for row in predictions for text in row.get("expected_rests_on") or ()]
+    return [RESTS, *(f"  {text}" for text in dict.fromkeys(said))] if said else []
