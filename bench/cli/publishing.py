@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bench.terminal.arguments import comma_separated
 from bench.terminal.options import AsJson, examples, names
 from bench.terminal.screen import complain, show, show_json
 
@@ -76,3 +77,33 @@ def validate(
     show(*validation.error_table(found["errors"]))
     print()
     print(*validation.remarks(found), sep="\n")
+
+
+@app.command(epilog=examples("elasticity --op attention_decode,mla_decode", "elasticity --software vllm --plot e.png"))
+def elasticity(
+    parts: Annotated[str, typer.Option(help="two parts with the same chip and different memory")] = "h100-sxm,h200",
+    op: Annotated[list[str] | None, names("--op", help="only these operations")] = None,
+    software: Annotated[list[str] | None, names("--software", help="only these engines")] = None,
+    full: Annotated[bool, typer.Option("--full", help="all rows of the package, not only the committed ones")] = False,
+    wheel: Wheel = None,
+    plot: Annotated[Path | None, typer.Option(help="draw which operations follow the memory into this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does time follow the memory? Published times of an H100 beside those of an H200, which has the same chip."""
+    from bench.judge.published import elasticity as experiment
+    from bench.judge.published import validate as validation
+
+    wanted = {name: values for name, values in {"op": op, "software": software}.items() if values}
+    table = validation.full(wheel) if full else None
+    found = experiment.elasticity(table, comma_separated(parts, "parts"), **wanted)
+    if plot:
+        experiment.plot(plot, found)
+        complain(str(plot))
+    if as_json:
+        show_json(found)
+        return
+    show(*experiment.table_of(found))
+    print()
+    show(*experiment.beside_table(found))
+    print()
+    print(*found["caveats"], sep="\n")

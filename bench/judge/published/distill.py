@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.judge.published import aiconfigurator, fit, server_fit, servers
 from bench.judge.published.aiconfigurator import SHAPE
-from bench.judge.published.table import FILE, Array, Table, rounded, save
+from bench.judge.published.table import FILE, Array, Table, mixed, rounded, save
 from bench.judge.published.wheel import Package
 from bench.judge.published.work import work
 from kernels.models import MODELS, projections
@@ -71,15 +71,9 @@ def selected(table: Table) -> Array:
 
 
 def lot(table: Table) -> Array:
-    """A number in [0, 1) for each row that depends on its shape alone (SplitMix64 over the fields)."""
-    state = np.zeros(len(table), dtype=np.uint64)
-    for name in SHAPE:
-        values = table.columns.get(name)
-        state += np.uint64(0x9E3779B97F4A7C15) + (0 if values is None else values.astype(np.uint64))
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return state.astype(np.float64) / 2.0**64
+    """A number in [0, 1) for each row that depends on its shape alone."""
+    none = np.zeros(len(table), dtype=np.int64)
+    return mixed(table.columns.get(name, none) for name in SHAPE).astype(np.float64) / 2.0**64
 
 
 def _of_our_suites(table: Table) -> Array:

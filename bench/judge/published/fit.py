@@ -53,8 +53,9 @@ FREE = {
 FIXED = {"products": {"kept": 0.1, "l2": 4.0}, "ada": {"kept": 0.9, "l2": 6.0}}
 """Constants that are not fitted. Published products show almost no warm L2: they seem to rotate their weights. An L40S
 has an L2 of 96 MB, and its memory is slow beside it."""
-LARGEST_READ, LARGEST_MATH = 0.94, 1.0
-"""No kernel reads more than the best read that was published for an H200 (TileOPs#1993: 0.938 of the datasheet)."""
+LARGEST_READ, LARGEST_MATH = 0.94, 0.75
+"""No kernel reads more than the best read that was published for an H200 (TileOPs#1993: 0.938 of the datasheet), or
+multiplies faster than large products do under a power limit: about three quarters of the datasheet's peak."""
 AT_MOST = 2500
 """Rows of one fit: more are drawn from with a fixed seed."""
 

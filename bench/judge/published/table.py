@@ -91,6 +91,17 @@ class Table:
         return pd.DataFrame(coded)
 
 
+def mixed(columns: Iterable[Array]) -> Array:
+    """A 64-bit number for each row that depends on the values of these columns (SplitMix64)."""
+    state: Any = np.uint64(0)
+    for values in columns:
+        state = state + np.uint64(0x9E3779B97F4A7C15) + np.asarray(values).astype(np.uint64)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return np.asarray(state)
+
+
 def joined(tables: Iterable[Table]) -> Table:
     """The rows of all tables. A column that a table lacks is 0 there; codes are renumbered."""
     parts = [table for table in tables if len(table)]
