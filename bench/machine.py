@@ -31,7 +31,7 @@ from kernels.op import Target
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = re.compile(r"(TRITON|CUDA|CUBLAS|TORCH|PYTORCH|TORCHINDUCTOR|OMP|MKL|KMP)_\w+|NVIDIA_TF32_OVERRIDE")
 """Environment variables that can change what is measured."""
-PACKAGES = ("torch", "triton", "numpy", "pandas", "nvidia-ml-py")
+PACKAGES = ("torch", "triton", "numpy", "numba", "pandas", "nvidia-ml-py")
 
 
 # ---- the host

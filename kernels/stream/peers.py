@@ -1,4 +1,4 @@
-"""The same traffic by torch: the only streams that a CPU has."""
+"""The same traffic by torch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ IMPLS = {impl.name: impl for impl in FOUND}
 
 def test_everything_imports() -> None:
     assert not MISSING
-    assert set(IMPLS) == {"triton", "triton-async", "triton-tma", "torch", "torch-mv"}
+    assert set(IMPLS) == {"numba", "triton", "triton-async", "triton-tma", "torch", "torch-mv"}
 
 
 def test_what_each_refuses(target) -> None:
@@ -39,6 +39,7 @@ def test_what_each_refuses(target) -> None:
     assert refused["triton-tma"] == ids - reads | ragged
     assert refused["torch"] == {i for i in ids if i.startswith(("l2_read", "chase"))} | ragged
     assert refused["torch-mv"] == ids - reads | ragged
+    assert refused["numba"] == ids
 
 
 @pytest.mark.parametrize("kind", ["read", "copy", "triad", "launch"])
@@ -47,6 +48,7 @@ def test_smoke_runs_on_a_cpu(kind: str) -> None:
     small = case if kind == "launch" else dataclasses.replace(case, size=4 * 4 * CHUNK)
     assert IMPLS["torch"].supports(case, CPU) is None
     assert check(OP, IMPLS["torch"], small, CPU).passed
+    assert check(OP, IMPLS["numba"], small, CPU).passed
     assert "GPU" in IMPLS["triton"].supports(case, CPU)
 
 

@@ -1,0 +1,88 @@
+"""Products of weight rows with a few rows of activations on a host: four rows of W at once, each read once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.common.cpu_jit import jit
+from kernels.common.cpu_loops import dots_streamed, four, prefetch
+from kernels.common.cpu_packed import packed_dots
+
+ROWS = 4
+"""Rows of W that are multiplied at once; with 4 rows of x their 16 sums fill half of AVX-512's registers."""
+
+CHUNK = 1024
+"""Columns after which more than 4 rows of x begin again with the same rows of W, which the L1 still holds."""
+
+AHEAD = 512
+"""Columns of the next rows that are asked for while these are multiplied."""
+
+
+@jit
+def row_offsets(first, rows, stride, at):
+    """Offsets of `ROWS` rows from `first` on, the last row again past the end."""
+    for i in range(ROWS):
+        at[i] = min(first + i, rows - 1) * stride
+
+
+@jit
+def dot_tokens(w, at, k, x, x_at, tokens, length, sums):
+    """sums[j ROWS + i] = row i of W times row j of x, over `length` columns from k on. x_at are the rows of x."""
+    rows = four(at, 0, k)
+    for j in range(0, tokens, 4):
+        if tokens - j >= 4:
+            dots_streamed(w, rows, x, four(x_at, j, k), length, sums, j * ROWS, ROWS)
+        elif tokens - j == 3:
+            dots_streamed(w, rows, x, (x_at[j] + k, x_at[j + 1] + k, x_at[j + 2] + k), length, sums, j * ROWS, ROWS)
+        elif tokens - j == 2:
+            dots_streamed(w, rows, x, (x_at[j] + k, x_at[j + 1] + k), length, sums, j * ROWS, ROWS)
+        else:
+            dots_streamed(w, rows, x, (x_at[j] + k,), length, sums, j * ROWS, ROWS)
+
+
+@jit
+def multiply_rows(w, first, N, K, scale, scaling, x, x_at, tokens, at, sums, totals):
+    """totals[j ROWS + i] = row first + i of W `[N, K]` times row j of x.
+
+    `scaling` is n, k, stride: scale[r // n stride + c // k] is the scale of row r and column c. An empty `scale` stands
+    for none.
+    """
+    row_offsets(first, N, K, at)
+    row_offsets(first + ROWS, N, K, at[ROWS:])
+    scale_n, scale_k, stride = scaling
+    chunk = min(K, scale_k) if scale_k < K else K if tokens <= 4 else CHUNK
+    if chunk == K:
+        prefetch(w, four(at, ROWS, 0), min(K, AHEAD))
+    totals[: tokens * ROWS] = 0.0
+    for k in range(0, K, chunk):
+        length = min(chunk, K - k)
+        if k + chunk < K:
+            prefetch(w, four(at, 0, k + chunk), min(chunk, K - k - chunk))
+        elif chunk < K:
+            prefetch(w, four(at, ROWS, 0), chunk)
+        dot_tokens(w, at, k, x, x_at, tokens, length, sums)
+        for i in range(ROWS):
+            row = min(first + i, N - 1)
+            factor = scale[row // scale_n * stride + k // scale_k] if len(scale) else np.float32(1.0)
+            for j in range(tokens):
+                totals[j * ROWS + i] += factor * sums[j * ROWS + i]
+
+
+@jit
+def multiply_packed(w, first, N, K, scale, zero, group, x, x_at, x_sums, tokens, at, totals):
+    """The same for 4-bit codes, two in a byte, with a scale for each `group` columns.
+
+    Of each group x has the even columns first, then the odd ones, zero past K; `x_sums` has its sums lane by lane.
+    """
+    row_offsets(first, N, K // 2, at)
+    row_offsets(first + ROWS, N, K // 2, at[ROWS:])
+    groups = (K + group - 1) // group
+    row_offsets(first, N, groups, at[2 * ROWS :])
+    prefetch(w, four(at, ROWS, 0), min(K // 2, 4 * AHEAD))
+    codes, scales = four(at, 0, 0), four(at, 2 * ROWS, 0)
+    for j in range(0, tokens, 2):
+        if tokens - j >= 2:
+            rows = (x_at[j], x_at[j + 1])
+            packed_dots(w, codes, scale, zero, scales, x, rows, x_sums, K, totals, j * ROWS, ROWS)
+        else:
+            packed_dots(w, codes, scale, zero, scales, x, (x_at[j],), x_sums, K, totals, j * ROWS, ROWS)

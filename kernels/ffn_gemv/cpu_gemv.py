@@ -1,0 +1,135 @@
+"""GEMV on the host's cores: each thread has a part of the rows of W, and multiplies four of them at once.
+
+16- and 8-bit weights are widened to fp32 in registers. 4-bit codes are multiplied as they are, and each group's sum is
+scaled once. All FLOPs are fp32 on the ordinary arithmetic pipe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
+from kernels.common.cpu_lanes import lanes
+from kernels.common.cpu_loops import convert
+from kernels.common.cpu_products import ROWS, multiply_packed, multiply_rows
+from kernels.common.integers import cdiv
+from kernels.common.quantization import FORMATS
+from kernels.common.random_inputs import torch_dtype
+from kernels.ffn_gemv.op import GemvCase, work
+from kernels.op import Inputs, Launch, Stage, Target
+
+if TYPE_CHECKING:
+    import torch
+
+WHOLE = 1 << 40
+"""More rows or columns than a matrix has: one scale for all of them."""
+
+
+@jit
+def store_rows(totals, first, N, tokens, y):
+    for j in range(tokens):
+        convert(totals, j * ROWS, min(ROWS, N - first), np.float32(1.0), y, j * N + first)
+
+
+@kernel
+def multiply(x, x_scale, w, scale, y, shape, scaling, xs, x_at, at, sums, totals):
+    """Each run widens x for itself, then multiplies its rows. `shape` is B, N, K."""
+    B, N, K = shape
+    runs = len(xs)
+    for run in prange(runs):
+        for b in range(B):
+            convert(x, b * K, K, x_scale[b] if len(x_scale) else np.float32(1.0), xs[run], b * K)
+        tiles = (N + ROWS - 1) // ROWS
+        for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
+            first = tile * ROWS
+            multiply_rows(w, first, N, K, scale, scaling, xs[run], x_at, B, at[run], sums[run], totals[run])
+            store_rows(totals[run], first, N, B, y)
+
+
+@jit
+def spread_columns(x, B, K, group, count, xs, x_sums, row):
+    """Of each group the even columns, then the odd ones, and the sums of each group lane by lane."""
+    groups = (K + group - 1) // group
+    width = groups * group
+    for b in range(B):
+        convert(x, b * K, K, np.float32(1.0), row, 0)
+        row[K:width] = 0.0
+        for g in range(groups):
+            to = b * width + g * group
+            for i in range(group // 2):
+                xs[to + i], xs[to + group // 2 + i] = row[g * group + 2 * i], row[g * group + 2 * i + 1]
+            lane = (b * groups + g) * count
+            x_sums[lane : lane + count] = 0.0
+            for i in range(group):
+                x_sums[lane + i % count] += xs[to + i]
+
+
+@kernel
+def multiply_4bit(x, w, scale, zero, y, shape, xs, x_sums, row, x_at, at, totals):
+    """`shape` is B, N, K, columns of a group, lanes of a vector."""
+    B, N, K, group, count = shape
+    runs = len(xs)
+    for run in prange(runs):
+        spread_columns(x, B, K, group, count, xs[run], x_sums[run], row[run])
+        tiles = (N + ROWS - 1) // ROWS
+        for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
+            first = tile * ROWS
+            multiply_packed(w, first, N, K, scale, zero, group, xs[run], x_at, x_sums[run], B, at[run], totals[run])
+            store_rows(totals[run], first, N, B, y)
+
+
+def scaling(case: GemvCase) -> tuple[int, int, int]:
+    """Rows and columns that share a scale, and the scales of a row."""
+    kind = FORMATS.get(case.weights)
+    if kind is None:
+        return (WHOLE, WHOLE, 0)
+    return (kind.group_n, kind.group_k or WHOLE, cdiv(case.K, kind.group_k) if kind.group_k else 1)
+
+
+def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
+    import torch
+
+    runs, B, K = threads(target), case.B, case.K
+    y = torch.empty(B, case.N, dtype=torch_dtype(case.dtype))
+    at, totals = np.empty((runs, 3 * ROWS), dtype=np.int64), torch.empty(runs, B * ROWS).numpy()
+    x, w = array(inputs["x"]), array(inputs["w"])
+    arguments: tuple
+    if case.quantized and FORMATS[case.weights].bits == 4:
+        function, group, count = multiply_4bit, FORMATS[case.weights].group_k, lanes()
+        width = cdiv(K, group) * group
+        zero = array(inputs["w_zero"]) if "w_zero" in inputs else np.empty(0, dtype=np.float32)
+        arguments = (
+            *(x, w, array(inputs["w_scale"]), zero, array(y), (B, case.N, K, group, count)),
+            torch.empty(runs, B * width).numpy(),
+            torch.empty(runs, B * width // group * count).numpy(),
+            torch.empty(runs, width).numpy(),
+            np.arange(B) * width,
+            at,
+            totals,
+        )
+    else:
+        function = multiply
+        scale = array(inputs["w_scale"]) if case.quantized else np.empty(0, dtype=np.float32)
+        arguments = (
+            *(x, array(inputs["x_scale"]), w, scale, array(y), (B, case.N, K), scaling(case)),
+            torch.empty(runs, B * K).numpy(),
+            np.arange(B) * K,
+            at,
+            torch.empty(runs, B * ROWS).numpy(),
+            totals,
+        )
+
+    def launch() -> torch.Tensor:
+        function(*arguments)
+        return y
+
+    return launch
+
+
+def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
+    return (Stage(name="gemv", work=on_fma(work(case))),)
+
+
+IMPLS = (cpu_impl(prepare=prepare, stages=stages),)

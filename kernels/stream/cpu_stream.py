@@ -1,0 +1,67 @@
+"""Streams on the host's cores: each thread moves one part of the arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kernels.common.cpu_jit import array, cpu_impl, kernel, prange, threads
+from kernels.common.cpu_loops import row_sum
+from kernels.op import Inputs, Launch, Stage, Target
+from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
+
+if TYPE_CHECKING:
+    import torch
+
+
+@kernel
+def read(x, y, runs):
+    chunks = len(y)
+    for run in prange(runs):
+        for chunk in range(chunks * run // runs, chunks * (run + 1) // runs):
+            y[chunk] = row_sum(x, chunk * CHUNK, min(CHUNK, len(x) - chunk * CHUNK))
+
+
+@kernel
+def copy(x, y, runs):
+    for run in prange(runs):
+        first, end = len(x) * run // runs, len(x) * (run + 1) // runs
+        y[first:end] = x[first:end]
+
+
+@kernel
+def triad(x, y, z, alpha, runs):
+    for run in prange(runs):
+        first, end = len(x) * run // runs, len(x) * (run + 1) // runs
+        a, b, c = x[first:end], y[first:end], z[first:end]
+        for i in range(len(a)):
+            c[i] = a[i] + alpha * b[i]
+
+
+def prepare(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
+    import numpy as np
+    import torch
+
+    x, runs = inputs["x"], threads(target)
+    out = torch.empty(case.chunks if case.kind == "read" else case.n)
+    function: Any = {"read": read, "triad": triad}.get(case.kind, copy)
+    more = (array(inputs["y"]), array(out), np.float32(ALPHA)) if case.kind == "triad" else (array(out),)
+    arguments = (array(x), *more, runs)
+
+    def launch() -> torch.Tensor:
+        function(*arguments)
+        return out
+
+    return launch
+
+
+def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
+    return (Stage(name=case.kind, work=work(case)),)
+
+
+def supports(case: StreamCase, target: Target) -> str | None:
+    if case.kind in ("l2_read", "chase"):
+        return f"a {case.kind} is for a GPU's caches: predictions for a host have no term that needs it"
+    return None
+
+
+IMPLS = (cpu_impl(prepare=prepare, stages=stages, supports=supports),)
