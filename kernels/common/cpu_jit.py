@@ -81,21 +81,9 @@ prange: Any = Lazy(range, parallel_range)
 """`numba.prange`, in kernels."""
 
 
-@cache
-def allow_wide_vectors() -> None:
-    """LLVM prefers vectors of 256 bits on Intel's servers. The kernels' sums would fill all registers then."""
-    from numba import config
-    from numba.core.codegen import get_host_cpu_features
-
-    host = get_host_cpu_features()
-    if not config.CPU_FEATURES and "+avx512f" in host.split(","):
-        config.CPU_FEATURES = f"{host},-prefer-256-bit"
-
-
 def compiled(function: Callable[..., Any], *, parallel: bool) -> Any:
     from numba import config, njit
 
-    allow_wide_vectors()
     before, config.CACHE_DIR = config.CACHE_DIR, cache_directory()
     try:
         return njit(
