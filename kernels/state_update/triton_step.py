@@ -1,0 +1,191 @@
+"""What a CTA does with one token: it convolves, updates its block of the state, and puts the token in the ring."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)). A logarithm near 1 would lose digits: log(1 + u) = 2 atanh(u / (2 + u)), here as a series."""
+    u = tl.exp(-tl.abs(x))
+    s = u / (2.0 + u)
+    z = s * s
+    series = 1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11 + z * (1.0 / 13 + z * (1.0 / 15))))
+    return tl.maximum(x, 0.0) + 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * series)))
+
+
+@triton.jit
+def token(tokens, ring, at, offs, T: tl.constexpr, WIDTH: tl.constexpr, RING: tl.constexpr, RING_WIDTH: tl.constexpr):
+    """Elements of the token at position `at`: new token T, or from the ring if T is negative."""
+    place = tokens + T * WIDTH if T >= 0 else ring + at % RING * RING_WIDTH
+    return tl.load(place + offs).to(tl.float32)
+
+
+@triton.jit
+def channel(
+    tokens,
+    ring,
+    weight,
+    bias,
+    at,
+    offs,
+    T: tl.constexpr,
+    CONV: tl.constexpr,
+    BIAS: tl.constexpr,
+    CONVOLVED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RING: tl.constexpr,
+    RING_WIDTH: tl.constexpr,
+):
+    """silu of the causal convolution at one token."""
+    value = token(tokens, ring, at, offs, T, WIDTH, RING, RING_WIDTH)
+    if CONV > 0:
+        value *= tl.load(weight + (CONV - 1) * CONVOLVED + offs).to(tl.float32)
+        for back in tl.static_range(1, CONV):
+            tap = tl.load(weight + (CONV - 1 - back) * CONVOLVED + offs).to(tl.float32)
+            value += tap * token(tokens, ring, at - back, offs, T - back, WIDTH, RING, RING_WIDTH)
+        if BIAS:
+            value += tl.load(bias + offs).to(tl.float32)
+        value *= tl.sigmoid(value)
+    return value
+
+
+@triton.jit
+def unit(x, EPSILON: tl.constexpr):
+    """x / |x|"""
+    return x * tl.rsqrt(tl.sum(x * x, axis=0) + EPSILON)
+
+
+@triton.jit
+def step(
+    s,  # [BLOCK_V, K] fp32
+    rate,  # exp(A_log): one number, or [BLOCK_V, K] for mamba1
+    shift,  # dt_bias: one number, [K] for kda, or [BLOCK_V] for mamba1
+    skip,  # D
+    tokens,
+    ring,
+    weight,
+    bias,
+    at,
+    h,
+    offs_v,
+    offs_k,
+    T: tl.constexpr,
+    KIND: tl.constexpr,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    CONV: tl.constexpr,
+    CONVOLVED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RING: tl.constexpr,
+    RING_WIDTH: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """The block of the state after one token, and its elements of y."""
+    KEYS: tl.constexpr = G * K
+    of_group = h // (H // G) * K + offs_k
+    if KIND == "mamba1" or KIND == "mamba2":
+        VALUES: tl.constexpr = H * V
+        own = h * V + offs_v
+        x = channel(tokens, ring, weight, bias, at, own, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        b = channel(
+            tokens, ring, weight, bias, at, VALUES + of_group, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH
+        )
+        c = channel(
+            tokens, ring, weight, bias, at, VALUES + KEYS + of_group, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH
+        )
+        if KIND == "mamba1":
+            dt = softplus(token(tokens, ring, at, CONVOLVED + V + offs_v, T, WIDTH, RING, RING_WIDTH) + shift)
+            decay = tl.exp(-dt[:, None] * rate)
+        else:
+            dt = softplus(token(tokens, ring, at, CONVOLVED + h, T, WIDTH, RING, RING_WIDTH) + shift)
+            decay = tl.exp(-dt * rate)
+        s = s * decay + (dt * x)[:, None] * b[None, :]
+        y = tl.sum(s * c[None, :], axis=1) + skip * x
+        if KIND == "mamba1":
+            z = token(tokens, ring, at, CONVOLVED + offs_v, T, WIDTH, RING, RING_WIDTH)
+            y *= z * tl.sigmoid(z)
+    else:
+        q = channel(tokens, ring, weight, bias, at, of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        k = channel(tokens, ring, weight, bias, at, KEYS + of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        v = channel(
+            tokens,
+            ring,
+            weight,
+            bias,
+            at,
+            2 * KEYS + h * V + offs_v,
+            T,
+            CONV,
+            False,
+            CONVOLVED,
+            WIDTH,
+            RING,
+            RING_WIDTH,
+        )
+        q = unit(q, EPSILON)
+        k = unit(k, EPSILON)
+        if KIND == "kda":
+            a = token(tokens, ring, at, CONVOLVED + h * K + offs_k, T, WIDTH, RING, RING_WIDTH)
+            s *= tl.exp(-rate * softplus(a + shift))[None, :]
+            beta = token(tokens, ring, at, CONVOLVED + H * K + h, T, WIDTH, RING, RING_WIDTH)
+        else:
+            a = token(tokens, ring, at, CONVOLVED + h, T, WIDTH, RING, RING_WIDTH)
+            s *= tl.exp(-rate * softplus(a + shift))
+            beta = token(tokens, ring, at, CONVOLVED + H + h, T, WIDTH, RING, RING_WIDTH)
+        change = tl.sigmoid(beta) * (v - tl.sum(s * k[None, :], axis=1))
+        s += change[:, None] * k[None, :]
+        y = tl.sum(s * q[None, :], axis=1) * (1.0 / tl.sqrt(float(K)))
+    return s, y
+
+
+@triton.jit
+def copy(tokens, ring, offs):
+    tl.store(ring + offs, tl.load(tokens + offs))
+
+
+@triton.jit
+def append(
+    tokens,
+    ring,
+    at,
+    h,
+    first,
+    offs_v,
+    offs_k,
+    KIND: tl.constexpr,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    Q: tl.constexpr,
+    CONVOLVED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RING: tl.constexpr,
+    RING_WIDTH: tl.constexpr,
+):
+    """Put the new tokens in the ring, where no CTA of this launch reads. Each CTA copies its own elements; the first
+    one of a head copies the gates, and the first one of a group the vectors of K elements."""
+    KEYS: tl.constexpr = G * K
+    mamba: tl.constexpr = KIND == "mamba2"
+    of_group = h // (H // G) * K + offs_k
+    for t in tl.static_range(Q):
+        new = tokens + t * WIDTH
+        place = ring + (at + t) % RING * RING_WIDTH
+        copy(new, place, (0 if mamba else 2 * KEYS) + h * V + offs_v)
+        if first == 0:
+            if h % (H // G) == 0:
+                copy(new, place, (H * V if mamba else 0) + of_group)
+                copy(new, place, (H * V if mamba else 0) + KEYS + of_group)
+            if RING_WIDTH > CONVOLVED:
+                if KIND == "kda":
+                    copy(new, place, CONVOLVED + h * K + offs_k)
+                    copy(new, place, CONVOLVED + H * K + h)
+                else:
+                    copy(new, place, CONVOLVED + h)
+                    if KIND == "gated_delta":
+                        copy(new, place, CONVOLVED + H + h)
