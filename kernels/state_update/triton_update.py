@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.random_inputs import BYTES
-from kernels.launch import Built, KernelLaunch, registers, triton_impl
+from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
 from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import ring_of, state_of, y_of

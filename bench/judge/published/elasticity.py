@@ -163,7 +163,7 @@ def _groups(a: Table, b: Table, log_ratio: float) -> list[dict[str, Any]]:
 
 
 def _binds(group: Mapping[str, Any]) -> str:
-    """What binds, in words: the model's largest term; if the experiment excludes the memory, its largest of the chip."""
+    """What binds: the model's largest term, or its largest of the chip if the experiment excludes the memory."""
     model = group["model"]
     excluded = group["follows"] == "no" and model["elasticity"] - group["elasticity"] > DISAGREES
     if excluded and model["binds"] == "memory":

@@ -48,8 +48,7 @@ from kernels.op import SUITES
 STATE = "campaign.json"
 PACKED = f"{FILE}.gz"
 OVERRUN_S = 20.0
-"""A run may take so much longer than its budget: the budget begins when the worker is up, and the case in flight at its
-end is finished."""
+"""A run may take so much longer than its budget, which begins when the worker is up: a case in flight is finished."""
 
 SECOND_START_S = 120.0
 """Measuring is not begun again in a call with less time left: the start of another worker would take half of it."""
