@@ -10,6 +10,7 @@ import pytest
 
 from bench.errors import BadRequest
 from bench.inspection.codegen.judge import Stream
+from bench.operate.tune import prune
 from bench.operate.tune.prune import Compiled, judge, shape_classes, tunable
 from bench.operate.tune.search import DEFAULT, Request, tune
 from tests.support import planted_tuning
@@ -53,6 +54,17 @@ def test_classes_hold_their_cases_most_bytes_first_and_the_default_leads() -> No
     assert [c.K for c in large.cases] == [16384]
     assert small.configs[0] == DEFAULT
     assert (("repeats", 1),) in small.configs
+
+
+def test_a_case_that_takes_long_to_draw_does_not_stand_for_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes() -> list[list[int]]:
+        found = shape_classes([(planted_tuning.TOY, planted_tuning.HOST)], "smoke", H100)
+        return [[planted_tuning.TOY.work(case).bytes for case in each.cases] for each in found]
+
+    before = next(each for each in sizes() if len(set(each)) > 1)
+    monkeypatch.setattr(prune, "MOST_BYTES", max(before) - 1)
+    largest, *others = before
+    assert [*others, largest] in sizes()
 
 
 def test_names_are_checked() -> None:
