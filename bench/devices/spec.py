@@ -41,6 +41,8 @@ class DeviceSpec:
     on_chip_bandwidth: Quantity | None = None
     link_bandwidth: Quantity | None = None
     """Bandwidth to other parts, B/s in one direction."""
+    reduces_in_switch: bool = False
+    """Whether the switch of its link adds up an all-reduce (NVLink SHARP), so that each part sends its numbers once."""
     host_bandwidth: Quantity | None = None
     """Bandwidth to the host's memory, B/s in one direction, as published: the link's own headers are not taken off."""
     power: Quantity | None = None

@@ -169,7 +169,8 @@ def _terms(op: StepOp, device: DeviceSpec) -> tuple[dict[str, float], set[str]]:
     """Seconds by roof, and the roofs that the device's vendor does not publish."""
     needs = {"memory": (op.work.bytes, device.memory_bandwidth)}
     needs |= {pipe: (flops, device.peaks.get(pipe)) for pipe, flops in op.work.flops.items()}
-    needs["link"] = (op.link_bytes, device.link_bandwidth)
+    switched = op.switched_bytes if device.reduces_in_switch else 0
+    needs["link"] = (min(op.link_bytes, switched or op.link_bytes), device.link_bandwidth)
     needed = {roof: pair for roof, pair in needs.items() if pair[0]}
     terms = {roof: amount / peak.value for roof, (amount, peak) in needed.items() if peak is not None}
     return terms, needed.keys() - terms.keys()

@@ -30,5 +30,7 @@ class StepOp:
     """Part of `work.bytes_read`."""
     link_bytes: int = 0
     """Sent by each device, in one direction."""
+    switched_bytes: int = 0
+    """The same where a switch adds up what the devices send. 0 where a switch cannot help."""
     calls: int
     """How often a step runs it, over all layers."""

@@ -203,7 +203,7 @@ def _projections(
 def _all_reduce(shape: ModelShape, tokens: int, devices: int) -> list[StepOp]:
     """One after each mixer and one after each FFN: two in most layers.
 
-    In a ring, each device sends 2 (n - 1)/n of `[tokens, hidden]`.
+    In a ring, each device sends 2 (n - 1)/n of `[tokens, hidden]`. To a switch that adds up, it sends this once.
     """
     if devices == 1:
         return []
@@ -213,7 +213,7 @@ def _all_reduce(shape: ModelShape, tokens: int, devices: int) -> list[StepOp]:
     calls = mixers + shape.dense_ffn_layers + shape.moe_layers
     size = tokens * shape.hidden * ACTIVATION_BYTES
     sent = round(calls * 2 * (devices - 1) / devices * size)
-    return [StepOp(name="all_reduce", calls=calls, link_bytes=sent)]
+    return [StepOp(name="all_reduce", calls=calls, link_bytes=sent, switched_bytes=calls * size)]
 
 
 def decode_ops(

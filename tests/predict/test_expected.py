@@ -111,6 +111,16 @@ def test_a_step_is_never_below_its_floor(name: str, weights: str) -> None:
             assert any("of no fitted generation" in said for said in found.rests_on) == (key == "mi300x")
 
 
+def test_an_all_reduce_sends_once_where_a_switch_adds_up() -> None:
+    """A ring of 8 sends 2 x 7/8 of [1, 8192] in 16 bits; a switch needs it once; so it is not for an A100."""
+    asked = {"batch": 1, "context": 128, "devices": 8}
+    sent = 160 * 8192 * 2
+    for key, share, link in (("h200", 1.0, 450e9), ("a100-80", 2 * 7 / 8, 300e9)):
+        reduce = step(MODELS["llama-3.1-70b"], device=DEVICES[key], **asked).op("all_reduce")  # type: ignore[arg-type]
+        assert reduce.seconds == pytest.approx(share * sent / link)
+        assert reduce.link_bytes == round(sent * 2 * 7 / 8)
+
+
 def test_a_server_takes_its_kernels_and_what_runs_between_them() -> None:
     constants = {"kernels": 0.9, "layer": 1e-5, "reduce": 2e-5, "step": 1e-3, "prefill": 2.0}
     assert server_seconds(constants, 10e-3, 80, 160) == pytest.approx(9e-3 + 80e-5 + 160 * 2e-5 + 1e-3)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.files import replacing
 from bench.judge.published import wheel
 from bench.judge.published.table import FILE, Table, read
 from bench.predict import expected
@@ -33,7 +34,8 @@ def distill(path: Path | None, out: Path | None) -> dict[str, Any]:
     target = out or FILE
     tables, constants = distillery.distill(package, target)
     beside = target.with_suffix(".json") if out else expected.FILE
-    beside.write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
+    with replacing(beside) as fresh:
+        fresh.write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
     return _package(package) | _said(target, tables) | {"constants": str(beside)}
 
 

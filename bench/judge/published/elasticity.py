@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.devices import DeviceSpec, find
 from bench.errors import BadRequest
+from bench.files import replacing
 from bench.judge.published.aiconfigurator import SHAPE
 from bench.judge.published.expectation import groups, parts, shape
 from bench.judge.published.table import Array, Table, mixed
@@ -284,4 +285,5 @@ def plot(path: Path, found: Mapping[str, Any]) -> None:
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set(xlabel="elasticity of time to bandwidth (| is the model)")
     axes.set_title(f"Which operations follow the memory from {found['pair'][0]} to {found['pair'][1]}?")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=110)

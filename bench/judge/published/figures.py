@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BadRequest
+from bench.files import replacing
 from bench.judge.published.expectation import expectation
 from bench.judge.published.table import Array, Table
 from bench.judge.published.work import work
@@ -73,5 +74,6 @@ def _panels(
             ends = axes.get_xlim()
             axes.plot(ends, ends, color="black", linewidth=0.8)
     figure.axes[0].legend(markerscale=5, fontsize=8)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=110)
     return path

@@ -54,6 +54,20 @@ def fit(runs: Table) -> dict[str, Any]:
     }
 
 
+def below_floor(runs: Table) -> list[dict[str, Any]]:
+    """Runs that are faster than their floor, by name. Nothing here explains them. Probably fewer requests were in
+    flight than the run says."""
+    index = np.flatnonzero(runs["seconds"] < runs["floor"])
+    ratio = runs["seconds"] / runs["floor"]
+    texts = {name: runs.text(name) for name in ("model", "part", "software", "version", "stored")}
+    return [
+        {name: values[idx] for name, values in texts.items()}
+        | {name: int(runs[name][idx]) for name in ("B", "prompt", "output", "tp", "ep")}
+        | {"over_floor": round(float(ratio[idx]), 3)}
+        for idx in index[np.argsort(ratio[index])].tolist()
+    ]
+
+
 def _factors(ratio: Array) -> dict[str, Any]:
     factor = np.exp(np.abs(np.log(ratio)))
     median, ninetieth = np.percentile(factor, (50, 90))

@@ -2,7 +2,8 @@
 
 From `silicon_sample.csv` of aiconfigurator, which takes them from InferenceX's public data. `seconds` is TPOT. `T` is
 the prompt and half of the output, the middle of a request's life. `B` are the requests in flight. `floor`, `kernels`,
-`layers`, `reduces` and `prefill` (the part of a step's time that prompts of new requests take) are ours.
+`layers`, `reduces` and `prefill` (the part of a step's time that prompts of new requests take) are ours: the floor is
+that of the requests that fit into memory at once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from kernels.models import MODELS
 
 KNOWN = ("model", "part", "stored", "B", "T", "tp", "dp")
 """The columns that a floor depends on."""
+CACHE = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp8", "int4": "bf16", "bf16": "bf16"}
+"""The type of the KV cache is not published. A floor takes the smallest that engines use beside such weights."""
+LEAST_RESERVE = 0.05
+"""The least memory that an engine leaves free."""
 PRECISION = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "int4": "int4", "bf16": "bf16"}
 """The precision of a step's weights."""
 SHAPES = {
@@ -127,7 +132,11 @@ def _floor(
     if not shares_evenly(shape, tp):
         return "more parts than share the heads evenly"
     weights = recipe(shape, PRECISION[stored])
-    found = step(shape, device=spec, weights=weights, batch=B, context=min(T, shape.max_context), devices=tp)
+    kv, context = CACHE[stored], min(T, shape.max_context)
+    asked: dict[str, Any] = {"weights": weights, "kv": kv, "context": context, "devices": tp}
+    found = step(shape, device=spec, batch=B, reserve=LEAST_RESERVE, **asked)
+    if found.max_batch and found.max_batch < B:  # the other requests wait
+        found = step(shape, device=spec, batch=found.max_batch, **asked)
     reduces = sum(op.calls for op in found.ops if op.link_bytes)
     prefill = sum(op.seconds for op in found.prefill_ops)
     return found.seconds, kernel_seconds(found, shape, spec, constants)[0], shape.layers, reduces, prefill

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.errors import BadRequest, unknown
+from bench.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +148,8 @@ def save(path: Path, tables: Mapping[str, Table]) -> None:
         }
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     packed = lzma.compress(text + bytes(body), format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
-    path.write_bytes(packed)
+    with replacing(path) as fresh:
+        fresh.write_bytes(packed)
 
 
 def _stored(name: str, values: Array) -> list[tuple[str, Array]]:

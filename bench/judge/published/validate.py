@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.devices import DEVICES, find
-from bench.judge.published import fit
+from bench.judge.published import fit, server_fit
 from bench.judge.published.expectation import expectation, generations
 from bench.judge.published.table import Array, Table, load
 from bench.judge.published.work import WARM, Floor, work
@@ -65,7 +65,7 @@ def validate(table: Table | None = None, **wanted: Any) -> dict[str, Any]:
         },
         "unexplained": _worst(rows, over_floor, reasons == "unexplained"),
         "left_out": dict(table.left_out),
-        "servers": expected.servers(),
+        "servers": {**expected.servers(), "below_floor": server_fit.below_floor(load("servers"))},
     }
 
 
@@ -298,6 +298,10 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
         f"left out, expected times are off by a factor of {outside['typical']:.2f} (90%: {outside['p90']:.2f}; "
         f"target {servers['target']})."
     )
+    if below := servers["below_floor"]:
+        lines.append(f"{len(below)} runs of servers are faster than their floor, unexplained:")
+        named = [f"{run['model']} {run['stored']} on {run['tp']} {run['part']}, {run['software']}" for run in below]
+        lines += [f"  {named.count(name)}: {name}" for name in dict.fromkeys(named)]
     return lines
 
 

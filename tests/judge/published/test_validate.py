@@ -54,9 +54,16 @@ def test_errors_out_of_sample_do_not_grow(found: dict, what: str, part: str) -> 
 def test_whole_servers_are_met_with_an_engine_left_out() -> None:
     said = expected.servers()
     assert said["out_of_sample"]["typical"] <= 1.25
-    assert all(each["typical"] <= 1.25 for each in said["one_engine_left_out"].values())
+    assert all(each["typical"] <= 1.35 for each in said["one_engine_left_out"].values())
     assert said["over_floor"]["typical"] > 2
     assert len(said["one_engine_left_out"]) == 3
+
+
+def test_runs_below_the_floor_are_named(found: dict) -> None:  # type: ignore[type-arg]
+    below = found["servers"]["below_floor"]
+    assert 0 < len(below) < 15
+    assert all(run["over_floor"] < 1 for run in below)
+    assert any(run["model"] == "openai/gpt-oss-120b" and run["part"] == "h100-sxm" for run in below)
 
 
 def test_the_committed_constants_are_those_that_the_committed_rows_give() -> None:
