@@ -17,9 +17,28 @@ def softplus(x):
 
 
 @triton.jit
-def token(tokens, ring, at, offs, T: tl.constexpr, WIDTH: tl.constexpr, RING: tl.constexpr, RING_WIDTH: tl.constexpr):
-    """Elements of the token at position `at`: new token T, or from the ring if T is negative."""
-    place = tokens + T * WIDTH if T >= 0 else ring + at % RING * RING_WIDTH
+def token(
+    tokens,
+    ring,
+    at,
+    t,
+    offs,
+    BACK: tl.constexpr,
+    T: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RING: tl.constexpr,
+    RING_WIDTH: tl.constexpr,
+):
+    """Elements of the token BACK before new token `t`, which stands at position `at`.
+
+    T = 0: t is 0; T = -1: t is negative; T = 1: t is known at run time only.
+    """
+    if RING == 0 or (T >= 0 and BACK == 0):
+        place = tokens + t * WIDTH
+    elif T < 1:
+        place = ring + (at - BACK) % RING * RING_WIDTH
+    else:
+        place = tl.where(t >= BACK, tokens + (t - BACK) * WIDTH, ring + (at - BACK) % RING * RING_WIDTH)
     return tl.load(place + offs).to(tl.float32)
 
 
@@ -30,6 +49,7 @@ def channel(
     weight,
     bias,
     at,
+    t,
     offs,
     T: tl.constexpr,
     CONV: tl.constexpr,
@@ -40,12 +60,12 @@ def channel(
     RING_WIDTH: tl.constexpr,
 ):
     """silu of the causal convolution at one token."""
-    value = token(tokens, ring, at, offs, T, WIDTH, RING, RING_WIDTH)
+    value = token(tokens, ring, at, t, offs, 0, T, WIDTH, RING, RING_WIDTH)
     if CONV > 0:
         value *= tl.load(weight + (CONV - 1) * CONVOLVED + offs).to(tl.float32)
         for back in tl.static_range(1, CONV):
             tap = tl.load(weight + (CONV - 1 - back) * CONVOLVED + offs).to(tl.float32)
-            value += tap * token(tokens, ring, at - back, offs, T - back, WIDTH, RING, RING_WIDTH)
+            value += tap * token(tokens, ring, at, t, offs, back, T, WIDTH, RING, RING_WIDTH)
         if BIAS:
             value += tl.load(bias + offs).to(tl.float32)
         value *= tl.sigmoid(value)
@@ -69,6 +89,7 @@ def step(
     weight,
     bias,
     at,
+    t,
     h,
     offs_v,
     offs_k,
@@ -91,33 +112,49 @@ def step(
     if KIND == "mamba1" or KIND == "mamba2":
         VALUES: tl.constexpr = H * V
         own = h * V + offs_v
-        x = channel(tokens, ring, weight, bias, at, own, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        x = channel(tokens, ring, weight, bias, at, t, own, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH)
         b = channel(
-            tokens, ring, weight, bias, at, VALUES + of_group, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH
+            tokens, ring, weight, bias, at, t, VALUES + of_group, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH
         )
         c = channel(
-            tokens, ring, weight, bias, at, VALUES + KEYS + of_group, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH
+            tokens,
+            ring,
+            weight,
+            bias,
+            at,
+            t,
+            VALUES + KEYS + of_group,
+            T,
+            CONV,
+            True,
+            CONVOLVED,
+            WIDTH,
+            RING,
+            RING_WIDTH,
         )
         if KIND == "mamba1":
-            dt = softplus(token(tokens, ring, at, CONVOLVED + V + offs_v, T, WIDTH, RING, RING_WIDTH) + shift)
+            dt = softplus(token(tokens, ring, at, t, CONVOLVED + V + offs_v, 0, T, WIDTH, RING, RING_WIDTH) + shift)
             decay = tl.exp(-dt[:, None] * rate)
         else:
-            dt = softplus(token(tokens, ring, at, CONVOLVED + h, T, WIDTH, RING, RING_WIDTH) + shift)
+            dt = softplus(token(tokens, ring, at, t, CONVOLVED + h, 0, T, WIDTH, RING, RING_WIDTH) + shift)
             decay = tl.exp(-dt * rate)
         s = s * decay + (dt * x)[:, None] * b[None, :]
         y = tl.sum(s * c[None, :], axis=1) + skip * x
         if KIND == "mamba1":
-            z = token(tokens, ring, at, CONVOLVED + offs_v, T, WIDTH, RING, RING_WIDTH)
+            z = token(tokens, ring, at, t, CONVOLVED + offs_v, 0, T, WIDTH, RING, RING_WIDTH)
             y *= z * tl.sigmoid(z)
     else:
-        q = channel(tokens, ring, weight, bias, at, of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH)
-        k = channel(tokens, ring, weight, bias, at, KEYS + of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        q = channel(tokens, ring, weight, bias, at, t, of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        k = channel(
+            tokens, ring, weight, bias, at, t, KEYS + of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH
+        )
         v = channel(
             tokens,
             ring,
             weight,
             bias,
             at,
+            t,
             2 * KEYS + h * V + offs_v,
             T,
             CONV,
@@ -130,13 +167,13 @@ def step(
         q = unit(q, EPSILON)
         k = unit(k, EPSILON)
         if KIND == "kda":
-            a = token(tokens, ring, at, CONVOLVED + h * K + offs_k, T, WIDTH, RING, RING_WIDTH)
+            a = token(tokens, ring, at, t, CONVOLVED + h * K + offs_k, 0, T, WIDTH, RING, RING_WIDTH)
             s *= tl.exp(-rate * softplus(a + shift))[None, :]
-            beta = token(tokens, ring, at, CONVOLVED + H * K + h, T, WIDTH, RING, RING_WIDTH)
+            beta = token(tokens, ring, at, t, CONVOLVED + H * K + h, 0, T, WIDTH, RING, RING_WIDTH)
         else:
-            a = token(tokens, ring, at, CONVOLVED + h, T, WIDTH, RING, RING_WIDTH)
+            a = token(tokens, ring, at, t, CONVOLVED + h, 0, T, WIDTH, RING, RING_WIDTH)
             s *= tl.exp(-rate * softplus(a + shift))
-            beta = token(tokens, ring, at, CONVOLVED + H + h, T, WIDTH, RING, RING_WIDTH)
+            beta = token(tokens, ring, at, t, CONVOLVED + H + h, 0, T, WIDTH, RING, RING_WIDTH)
         change = tl.sigmoid(beta) * (v - tl.sum(s * k[None, :], axis=1))
         s += change[:, None] * k[None, :]
         y = tl.sum(s * q[None, :], axis=1) * (1.0 / tl.sqrt(float(K)))
@@ -150,9 +187,8 @@ def copy(tokens, ring, offs):
 
 @triton.jit
 def append(
-    tokens,
-    ring,
-    at,
+    new,
+    place,
     h,
     first,
     offs_v,
@@ -162,30 +198,24 @@ def append(
     G: tl.constexpr,
     V: tl.constexpr,
     K: tl.constexpr,
-    Q: tl.constexpr,
     CONVOLVED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    RING: tl.constexpr,
     RING_WIDTH: tl.constexpr,
 ):
-    """Put the new tokens in the ring, where no CTA of this launch reads. Each CTA copies its own elements; the first
+    """Put a new token in the ring, where no CTA of this launch reads. Each CTA copies its own elements; the first
     one of a head copies the gates, and the first one of a group the vectors of K elements."""
     KEYS: tl.constexpr = G * K
     mamba: tl.constexpr = KIND == "mamba2"
     of_group = h // (H // G) * K + offs_k
-    for t in tl.static_range(Q):
-        new = tokens + t * WIDTH
-        place = ring + (at + t) % RING * RING_WIDTH
-        copy(new, place, (0 if mamba else 2 * KEYS) + h * V + offs_v)
-        if first == 0:
-            if h % (H // G) == 0:
-                copy(new, place, (H * V if mamba else 0) + of_group)
-                copy(new, place, (H * V if mamba else 0) + KEYS + of_group)
-            if RING_WIDTH > CONVOLVED:
-                if KIND == "kda":
-                    copy(new, place, CONVOLVED + h * K + offs_k)
-                    copy(new, place, CONVOLVED + H * K + h)
-                else:
-                    copy(new, place, CONVOLVED + h)
-                    if KIND == "gated_delta":
-                        copy(new, place, CONVOLVED + H + h)
+    copy(new, place, (0 if mamba else 2 * KEYS) + h * V + offs_v)
+    if first == 0:
+        if h % (H // G) == 0:
+            copy(new, place, (H * V if mamba else 0) + of_group)
+            copy(new, place, (H * V if mamba else 0) + KEYS + of_group)
+        if RING_WIDTH > CONVOLVED:
+            if KIND == "kda":
+                copy(new, place, CONVOLVED + h * K + offs_k)
+                copy(new, place, CONVOLVED + H * K + h)
+            else:
+                copy(new, place, CONVOLVED + h)
+                if KIND == "gated_delta":
+                    copy(new, place, CONVOLVED + H + h)

@@ -20,11 +20,12 @@ from kernels.state_update.op import work
 from kernels.state_update.recurrence import NORM_EPSILON
 from kernels.state_update.triton_step import append, step
 
-MOST_TOKENS = 16
-"""New tokens up to which the loop over them is unrolled."""
-
 SMALLEST = 1024
 """Elements of a block at least: 4 KiB of fp32."""
+
+LOADED = 128
+"""Bytes of the state that a thread loads at once. All warps convolve the same vectors of K elements: with half as much
+for each, a 16-bit state would take as long to issue as to read and write (742 instructions a warp on sm_90)."""
 
 SMALL_STEP = 64 << 10
 """Bytes of states for each SM, below which a step is short of CTAs."""
@@ -35,8 +36,8 @@ LONGEST = 1024
 CTAS_PER_SM = 4
 """The blocks shrink until each SM has so many CTAs."""
 
-WARPS_PER_SM, SEVERAL_TOKENS = 20, 16
-"""Resident warps: 96 registers for each thread are enough for one token, 128 for several."""
+WARPS_PER_SM, FEW_WARPS = 20, 16
+"""Resident warps: a thread takes up to 96 registers, and up to 128 for several tokens or for 64 elements."""
 
 
 class Plan(NamedTuple):
@@ -47,9 +48,9 @@ class Plan(NamedTuple):
 
 def plan(case: StateCase, target: Target) -> Plan:
     """Blocks as large as registers allow, since each CTA reads the vectors of its head again. Smaller ones where the
-    batch would leave SMs empty. A thread holds 32 elements of the state, or 16 and their rates."""
+    batch would leave SMs empty. A thread loads 128 bytes of the state, or 16 elements and their rates."""
     rows = case.V & -case.V
-    most, each = (8, 16) if case.kind == "mamba1" else (4, 32)
+    most, each = (8, 16) if case.kind == "mamba1" else (4, LOADED // BYTES[case.state])
     while rows > 1 and rows * case.K > 32 * most * each:
         rows //= 2
     heads = case.B * case.H * case.V
@@ -61,7 +62,8 @@ def plan(case: StateCase, target: Target) -> Plan:
 
 
 def warps_per_sm(case: StateCase) -> int:
-    return SEVERAL_TOKENS if case.every > 1 or case.q_len > 1 else WARPS_PER_SM
+    few = case.every > 1 or case.q_len > 1 or case.state != "fp32"
+    return FEW_WARPS if few else WARPS_PER_SM
 
 
 @triton.jit
@@ -106,9 +108,7 @@ def update_kernel(
     at = tl.load(positions + b) if RING > 0 else b
     turn = tl.load(row) if RING > 0 else b
     replays = tl.load(kept + b) if EVERY > 1 else 0
-    stored = tl.load(state + source.to(tl.int64) * (H * V * K) + inside)
-    tl.debug_barrier()  # the assembler would otherwise move these loads behind those of the tokens, and their latency
-    s = stored.to(tl.float32)
+    s = tl.load(state + source.to(tl.int64) * (H * V * K) + inside).to(tl.float32)
     skip = 0.0
     if KIND == "mamba1":
         rate = tl.exp(tl.load(A_log + inside))
@@ -123,7 +123,7 @@ def update_kernel(
     if RING > 0:
         ring += turn.to(tl.int64) * (RING * RING_WIDTH)
     if EVERY > 1:
-        for back in range(replays, 0, -1):
+        for t in range(-replays, 0):
             tl.debug_barrier()  # weights are loaded again for each token: registers could not keep them
             s, _ = step(
                 s,
@@ -134,7 +134,8 @@ def update_kernel(
                 ring,
                 weight,
                 bias,
-                at - back,
+                at + t,
+                t,
                 h,
                 offs_v,
                 offs_k,
@@ -151,9 +152,8 @@ def update_kernel(
                 RING_WIDTH,
                 EPSILON,
             )
-    for t in tl.static_range(Q):
-        if t > 0:
-            tl.debug_barrier()
+    for t in range(Q):
+        tl.debug_barrier()  # the assembler would otherwise move the loads of the state behind those of the token
         s, out = step(
             s,
             rate,
@@ -164,10 +164,11 @@ def update_kernel(
             weight,
             bias,
             at + t,
+            t,
             h,
             offs_v,
             offs_k,
-            t,
+            1 if Q > 1 else 0,
             KIND,
             H,
             G,
@@ -184,8 +185,9 @@ def update_kernel(
         place = tl.load(row + 2 + t)
         if place >= 0:
             tl.store(state + place.to(tl.int64) * (H * V * K) + inside, s.to(state.dtype.element_ty))
-    if RING > 0:
-        append(tokens, ring, at, h, first, offs_v, offs_k, KIND, H, G, V, K, Q, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        if RING > 0:
+            stands = ring + (at + t) % RING * RING_WIDTH
+            append(tokens + t * WIDTH, stands, h, first, offs_v, offs_k, KIND, H, G, V, K, CONVOLVED, RING_WIDTH)
 
 
 def supports(case: StateCase, target: Target) -> str | None:
@@ -195,8 +197,6 @@ def supports(case: StateCase, target: Target) -> str | None:
         return f"needs V to be a multiple of 8, not {case.V}"
     if case.K > LONGEST:
         return f"keeps rows of at most {LONGEST} elements in registers, not K = {case.K}"
-    if case.q_len > MOST_TOKENS:
-        return f"unrolls the loop over new tokens, at most {MOST_TOKENS}, not q_len = {case.q_len}"
     return None
 
 
@@ -249,6 +249,8 @@ def why_few(case: StateCase, target: Target) -> str:
     """Why code generation finds fewer bytes in flight than are wanted."""
     if case.B * case.slot * BYTES[case.state] < target.sm_count * SMALL_STEP:
         return "all states of the step are under way at once: there are no more"
+    if case.q_len > 1:
+        return f"{case.q_len} states are written for one that is read: loads have a part of the bandwidth"
     if case.state != "fp32":
         return "all loads of a block wait together, but those of tokens are as wide and take part of the count"
     return ""
