@@ -7,6 +7,7 @@
     rows["seconds"], rows["B"], rows["T"]                       # numpy arrays
     rows.text("software"), rows.text("cache")                   # names of a coded column, as an array of str
     rows.frame()                                                # the same as a pandas frame
+    published.case_of(rows, 0)                                  # our operation and `Case` of a row, or None
     work = published.work(rows)                                 # compulsory bytes and FLOPs, floor seconds
     servers = published.load("servers")                         # whole servers: seconds are TPOT
     published.facts()                                           # figures from READMEs, issues and papers, one dict each
@@ -22,7 +23,7 @@ Columns of a row:
 - `cache`: `warm` if the bytes are fewer than four times the part's L2 (one buffer was read again and again, and the L2
   not flushed), `cold` if they are more, `unknown` where the size of the L2 is not known
 - `B`, `H_q`, `H_kv`, `D`, `T`, `window`, `N`, `K`, `E`, `k`, `H`, `F`: fields as in the operation's `Case`; 0 where it
-  has no such field. An all-reduce has messages of `N` elements
+  has no such field. An all-reduce has messages of `N` elements. The states of `gated_delta_net` and `kda` are `D` x `N`
 - `tp`: how many parts share each expert, or reduce together
 - `routing`, `balanced`, `gated`: how a MoE's tokens are spread, whether evenly, and whether it has three matrices
 - `source`: the table that a row comes from. `table.sources` says the package, its version, licence and hash
@@ -32,6 +33,7 @@ figures from other sources. `distill.py` makes the committed table. Rows that do
 `table.left_out`, by reason.
 """
 
+from bench.judge.published.cases import case_of as case_of
 from bench.judge.published.facts import facts as facts
 from bench.judge.published.table import Table as Table
 from bench.judge.published.table import load as load

@@ -201,7 +201,8 @@ def _updates(sheet: Sheet) -> None:
 def _deltas(op: str) -> Callable[[Sheet], Table]:
     def reader(sheet: Sheet) -> Table:
         _updates(sheet)
-        dims = {"H": sheet["num_v_heads"], "D": sheet["head_v_dim"], "N": sheet["head_k_dim"]}
+        heads = {"H": sheet["num_v_heads"], "H_kv": sheet["num_k_heads"]}
+        dims = heads | {"D": sheet["head_v_dim"], "N": sheet["head_k_dim"]}
         return sheet.table(op, stored="fp32", B=sheet["batch_size"], **dims)
 
     return reader
