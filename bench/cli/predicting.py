@@ -35,7 +35,7 @@ def predict(
     beyond: Annotated[bool, typer.Option("--beyond", help="also contexts beyond the longest of the model")] = False,
     devices: Annotated[int, typer.Option(help="how many parts share the model (tensor-parallel)")] = 1,
     price: Annotated[float | None, typer.Option(help="dollars per hour for one part")] = None,
-    floor: Annotated[bool, typer.Option("--floor", help="only the floor, without expected times")] = False,
+    floor: Annotated[bool, typer.Option("--floor", help="only the floor, with the datasheet's memory")] = False,
     plot: Annotated[Path | None, typer.Option(help="draw latency against throughput into this file")] = None,
     as_json: AsJson = False,
 ) -> None:

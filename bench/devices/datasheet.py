@@ -51,12 +51,17 @@ def part(
     peaks: Mapping[str, float] | None = None,
     others: Mapping[str, str] | None = None,
     driver: str = "",
+    driver_mib: tuple[int, str] | None = None,
     **fields: Any,
 ) -> DeviceSpec:
     """One part. Its name begins with the vendor; `memory` is kind, bandwidth, capacity; `peaks` are TFLOP/s by pipe.
 
     Each field of `UNITS` becomes a `Quantity` whose source is `source`, or `others[field]` where there is one.
+    `driver_mib` is what the driver reports, with its source.
     """
+    if driver_mib:
+        reported, where = driver_mib
+        fields["driver_capacity"] = Quantity(value=reported * MIB, unit="B", kind="measured", source=where)
     documents = others or {}
     kind, fields["bandwidth"], fields["capacity"] = memory
     given = {name: value for name in UNITS if (value := fields.pop(name, None)) is not None}

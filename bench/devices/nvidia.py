@@ -53,6 +53,9 @@ BLACKWELL_GUIDE = "NVIDIA Blackwell Tuning Guide, docs.nvidia.com/cuda/blackwell
 BLACKWELL: dict[str, Any] = {"on_chip": 126 * MIB, "sm": 100, "link": 900 * GB}
 RUBIN_DOC = BOOK("NVIDIA Vera Rubin NVL72 page, column of one GPU, preliminary", "nvidia-rubin-system")
 
+NVIDIA_SMI = "nvidia-smi on a rented machine, tests/data/{}".format
+SYSTEMS = "reported by nvidia-smi, says systems/{}.yaml of NVIDIA's aiconfigurator-core 0.12.0".format
+
 NVIDIA = (
     part(
         "a100-40",
@@ -80,6 +83,7 @@ NVIDIA = (
         H100_DOC,
         reduces_in_switch=True,
         memory=("HBM3", 3.35 * TB, 80 * GB),
+        driver_mib=(81559, NVIDIA_SMI("nvidia_smi_h100.txt")),
         power=700,
         link=450 * GB,
         sm_count=132,
@@ -127,6 +131,7 @@ NVIDIA = (
         "NVIDIA's H200-SXM-141GBx8 in github.com/mlcommons/inference_results_v4.1, closed/NVIDIA/systems",
         reduces_in_switch=True,
         memory=("HBM3e", 4.8 * TB, 141 * GB),
+        driver_mib=(143771, NVIDIA_SMI("nvidia_smi_samples_h200.csv")),
         power=700,
         link=450 * GB,
         sm_count=132,
@@ -201,6 +206,7 @@ NVIDIA = (
         f"{BLACKWELL_BRIEF}: GB200 NVL72 over 72 GPUs",
         reduces_in_switch=True,
         memory=("HBM3e", 8 * TB, 186 * GB),
+        driver_mib=(189471, SYSTEMS("gb200")),
         power=1200,
         host=450 * GB,
         peaks=tflops(bf16=2500, fp8=5000, int8=5000, fp4=10000, tf32=1250, fp32=80),
@@ -220,6 +226,7 @@ NVIDIA = (
         f"{BLACKWELL_BRIEF}: HGX B300",
         reduces_in_switch=True,
         memory=("HBM3e", 7.7 * TB, 270 * GB),
+        driver_mib=(275040, SYSTEMS("b300_sxm")),
         power=1100,
         link=900 * GB,
         sm=103,
@@ -258,6 +265,7 @@ NVIDIA = (
         2023,
         "NVIDIA L40S datasheet, quoted at mullet.se, and L40S product page",
         memory=("GDDR6", 864 * GB, 48 * GB),
+        driver_mib=(46068, SYSTEMS("l40s")),
         power=350,
         link=32 * GB,
         host=PCIE_GEN4,
@@ -276,6 +284,7 @@ NVIDIA = (
         2022,
         "NVIDIA Ada GPU Architecture whitepaper v2, appendix A, as others quote it",
         memory=("GDDR6X", 1008 * GB, 24 * GB),
+        driver_mib=(24564, NVIDIA_SMI("nvidia_smi_rtx4090.txt")),
         power=450,
         on_chip=72 * MIB,
         host=PCIE_GEN4,

@@ -36,6 +36,8 @@ class DeviceSpec:
     memory_bandwidth: Quantity | None = None
     memory_capacity: Quantity | None = None
     peaks: Mapping[str, Quantity] = field(default_factory=dict)
+    driver_capacity: Quantity | None = None
+    """All memory as the driver reports it, in B: often more than the datasheet's round number."""
     on_chip: Quantity | None = None
     """L2 or on-chip SRAM, in B."""
     on_chip_bandwidth: Quantity | None = None

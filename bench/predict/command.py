@@ -122,7 +122,7 @@ def rows(
     specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
     common: dict[str, Any] = {"weights": plan, "kv": kv, "context": context, "devices": devices}
     found = []
-    for spec in specs:
+    for spec in map(expected_rows.as_reported, specs) if expect else specs:
         for batch in batches:
             asked = common | {"batch": batch}
             try:

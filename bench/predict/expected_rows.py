@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.devices import DeviceSpec
@@ -13,6 +14,11 @@ KEYS = ("expected_seconds", "expected_low", "expected_high", "expected_rests_on"
 """What a row has besides the floor: seconds, the range of 10 to 90% of published servers, and what they rest on."""
 
 RESTS = "expected: what a server takes, with its range of 10 to 90%; rates, J and $ are those of the floor. It rests on"
+
+
+def as_reported(spec: DeviceSpec) -> DeviceSpec:
+    """The part with the memory that its driver reports, where that is known: so much can be filled."""
+    return replace(spec, memory_capacity=spec.driver_capacity or spec.memory_capacity)
 
 
 def values(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec, by_datasheet: bool) -> dict[str, Any]:

@@ -111,6 +111,17 @@ def test_a_step_is_never_below_its_floor(name: str, weights: str) -> None:
             assert any("of no fitted generation" in said for said in found.rests_on) == (key == "mi300x")
 
 
+def test_what_fits_goes_by_the_memory_that_the_driver_reports() -> None:
+    """81,559 MiB of an H100 are 85.5 GB. The floor alone goes by the datasheet's 80 GB."""
+    asked = {"model": "llama-3.1-8b", "parts": ["h100-sxm", "b200"], "batches": [1], "context": 4096}
+    h100, b200 = command.rows(**asked, expect=True)  # type: ignore[arg-type]
+    assert h100["capacity_bytes"] == 81_559 * 2**20
+    assert b200["capacity_bytes"] == 180e9
+    floor = command.rows(**asked)[0]  # type: ignore[arg-type]
+    assert floor["capacity_bytes"] == 80e9
+    assert h100["max_batch"] > floor["max_batch"]
+
+
 def test_an_all_reduce_sends_once_where_a_switch_adds_up() -> None:
     """A ring of 8 sends 2 x 7/8 of [1, 8192] in 16 bits; a switch needs it once; so it is not for an A100."""
     asked = {"batch": 1, "context": 128, "devices": 8}
