@@ -164,12 +164,12 @@ def _groups(a: Table, b: Table, log_ratio: float) -> list[dict[str, Any]]:
 
 
 def _binds(group: Mapping[str, Any]) -> str:
-    """What binds: the model's largest term, or its largest of the chip if the experiment excludes the memory."""
+    """What binds: the model's largest term, or the chip if the experiment excludes the memory."""
     model = group["model"]
     excluded = group["follows"] == "no" and model["elasticity"] - group["elasticity"] > DISAGREES
     if excluded and model["binds"] == "memory":
         chip = max(("issue", "math"), key=model["shares"].__getitem__)
-        return f"{BINDS[chip]}, by exclusion: the time does not follow the memory, which the model puts first"
+        return f"the chip, by exclusion: the model puts memory first, the time does not follow it; next: {BINDS[chip]}"
     return f"{BINDS[model['binds']]} ({model['shares'][model['binds']]:.0%})"
 
 
