@@ -23,6 +23,8 @@ def committed() -> dict[str, Any]:
 
 def fetch(into: Path | None) -> dict[str, Any]:
     """The installed package, or the wheel in `into`, downloaded if need be: version and hashes. Raises `BadRequest`."""
+    if into is None and wheel.is_installed():
+        return _package(wheel.find())
     return _package(wheel.fetch(into or DOWNLOADS))
 
 

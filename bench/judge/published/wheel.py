@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -55,6 +57,14 @@ def find(path: Path | None = None) -> Package:
     return _package(str(path), version, digest, listed, lambda name: archive.read(INSIDE + name))
 
 
+def is_installed() -> bool:
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def _installed() -> Package:
     try:
         found = importlib.metadata.distribution(PACKAGE)
@@ -82,9 +92,21 @@ def fetch(into: Path, version: str = PINNED) -> Package:
     if not list(into.glob(f"aiconfigurator_core-{version}-*.whl")):
         into.mkdir(parents=True, exist_ok=True)
         asked = [f"{PACKAGE}=={version}", "--no-deps", "--only-binary", ":all:", "--python-version", "3.12"]
-        command = [sys.executable, "-m", "pip", "download", "-q", "--dest", str(into), *asked]
+        command = [*_pip(), "download", "-q", "--dest", str(into), *asked]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
             raise BadRequest(f"{PACKAGE} {version} could not be downloaded: {last}")
     return find(into)
+
+
+def _pip() -> list[str]:
+    """The pip of this Python, or the one on the PATH: environments that uv makes have none."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    for name in ("pip3", "pip"):
+        if found := shutil.which(name):
+            return [found]
+    raise BadRequest(
+        "there is no pip to download with: install the extra `published` instead (`uv sync --extra published`)"
+    )

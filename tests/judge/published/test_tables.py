@@ -169,6 +169,31 @@ def test_a_wheel_is_distilled_again_byte_for_byte_and_its_other_rows_are_counted
     assert (server["T"][0], server["tp"][0], server["seconds"][0]) == (1536, 4, pytest.approx(0.01))
 
 
+def test_a_wheel_that_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_wheel(tmp_path)
+    said = command.fetch(tmp_path)
+    assert said["package"] == f"aiconfigurator-core {wheel.PINNED}"
+    assert len(said["wheel_sha256"]) == 64
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadRequest, match="no pip to download with"):
+        command.fetch(tmp_path / "empty")
+
+
+def test_an_installed_package_is_read_like_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = small_wheel(tmp_path)
+    site = tmp_path / "site"
+    zipfile.ZipFile(file).extractall(site)
+    (site / f"aiconfigurator_core-{wheel.PINNED}.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: aiconfigurator-core\nVersion: {wheel.PINNED}\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    said = command.fetch(None)
+    assert said["package"] == f"aiconfigurator-core {wheel.PINNED}"
+    assert said["files_sha256"] == command.fetch(tmp_path)["files_sha256"]
+    assert command.distill(None, tmp_path / "a.xz")["sha256"] == command.distill(file, tmp_path / "b.xz")["sha256"]
+
+
 def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="holds no wheel"):
         wheel.find(tmp_path)
