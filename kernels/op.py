@@ -112,7 +112,7 @@ class Case:
 CaseT = TypeVar("CaseT", bound=Case)
 """The case type of an operation. `Op`, `Tuning` and `Impl` are generic over it."""
 
-TYPE_FIELDS = ("dtype", "weights", "activations", "kv")
+TYPE_FIELDS = ("dtype", "weights", "activations", "kv", "state")
 """Fields of cases that name an element type. Where one is empty or absent, `dtype` stands for it."""
 
 

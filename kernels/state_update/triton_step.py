@@ -17,29 +17,40 @@ def softplus(x):
 
 
 @triton.jit
-def token(
+def gate(
     tokens,
     ring,
     at,
     t,
     offs,
-    BACK: tl.constexpr,
-    T: tl.constexpr,
     WIDTH: tl.constexpr,
     RING: tl.constexpr,
     RING_WIDTH: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
-    """Elements of the token BACK before new token `t`, which stands at position `at`.
-
-    T = 0: t is 0; T = -1: t is negative; T = 1: t is known at run time only.
-    """
-    if RING == 0 or (T >= 0 and BACK == 0):
-        place = tokens + t * WIDTH
-    elif T < 1:
-        place = ring + (at - BACK) % RING * RING_WIDTH
-    else:
-        place = tl.where(t >= BACK, tokens + (t - BACK) * WIDTH, ring + (at - BACK) % RING * RING_WIDTH)
+    """Elements of token `t` as they are."""
+    place = ring + at % RING * RING_WIDTH if KEPT else tokens + t * WIDTH
     return tl.load(place + offs).to(tl.float32)
+
+
+@triton.jit
+def before(
+    tokens,
+    ring,
+    at,
+    t,
+    back,
+    WIDTH: tl.constexpr,
+    RING: tl.constexpr,
+    RING_WIDTH: tl.constexpr,
+    KEPT: tl.constexpr,
+):
+    """Where the token `back` before token `t` is, which stands at position `at`. KEPT: t is negative."""
+    if KEPT:
+        place = ring + (at - back) % RING * RING_WIDTH
+    else:
+        place = tl.where(t >= back, tokens + (t - back) * WIDTH, ring + (at - back) % RING * RING_WIDTH)
+    return place
 
 
 @triton.jit
@@ -51,21 +62,58 @@ def channel(
     at,
     t,
     offs,
-    T: tl.constexpr,
     CONV: tl.constexpr,
+    TAPS: tl.constexpr,
     BIAS: tl.constexpr,
     CONVOLVED: tl.constexpr,
     WIDTH: tl.constexpr,
     RING: tl.constexpr,
     RING_WIDTH: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
-    """silu of the causal convolution at one token."""
-    value = token(tokens, ring, at, t, offs, 0, T, WIDTH, RING, RING_WIDTH)
+    """silu of the causal convolution at token `t`, tap by tap."""
+    value = gate(tokens, ring, at, t, offs, WIDTH, RING, RING_WIDTH, KEPT)
     if CONV > 0:
         value *= tl.load(weight + (CONV - 1) * CONVOLVED + offs).to(tl.float32)
         for back in tl.static_range(1, CONV):
+            place = before(tokens, ring, at, t, back, WIDTH, RING, RING_WIDTH, KEPT)
             tap = tl.load(weight + (CONV - 1 - back) * CONVOLVED + offs).to(tl.float32)
-            value += tap * token(tokens, ring, at, t, offs, back, T, WIDTH, RING, RING_WIDTH)
+            value += tap * tl.load(place + offs).to(tl.float32)
+        if BIAS:
+            value += tl.load(bias + offs).to(tl.float32)
+        value *= tl.sigmoid(value)
+    return value
+
+
+@triton.jit
+def channel_of_rows(
+    tokens,
+    ring,
+    weight,
+    bias,
+    at,
+    t,
+    offs,
+    CONV: tl.constexpr,
+    TAPS: tl.constexpr,
+    BIAS: tl.constexpr,
+    CONVOLVED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RING: tl.constexpr,
+    RING_WIDTH: tl.constexpr,
+    KEPT: tl.constexpr,
+):
+    """The same for elements that belong to rows of the state. Loaded tap by tap, they would come in the order of the
+    rows: every lane would load each of them. So all taps are loaded as one block [TAPS, elements]."""
+    if CONV == 0:
+        value = gate(tokens, ring, at, t, offs, WIDTH, RING, RING_WIDTH, KEPT)
+    else:
+        taps = tl.arange(0, TAPS)
+        place = before(tokens, ring, at, t, CONV - 1 - taps, WIDTH, RING, RING_WIDTH, KEPT)
+        mask = (taps < CONV)[:, None] & (offs >= 0)[None, :]
+        x = tl.load(place[:, None] + offs[None, :], mask=mask, other=0.0)
+        w = tl.load(weight + taps[:, None] * CONVOLVED + offs[None, :], mask=mask, other=0.0)
+        value = tl.sum(x.to(tl.float32) * w.to(tl.float32), axis=0)
         if BIAS:
             value += tl.load(bias + offs).to(tl.float32)
         value *= tl.sigmoid(value)
@@ -93,28 +141,58 @@ def step(
     h,
     offs_v,
     offs_k,
-    T: tl.constexpr,
     KIND: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
     V: tl.constexpr,
     K: tl.constexpr,
     CONV: tl.constexpr,
+    TAPS: tl.constexpr,
     CONVOLVED: tl.constexpr,
     WIDTH: tl.constexpr,
     RING: tl.constexpr,
     RING_WIDTH: tl.constexpr,
     EPSILON: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     """The block of the state after one token, and its elements of y."""
     KEYS: tl.constexpr = G * K
     of_group = h // (H // G) * K + offs_k
     if KIND == "mamba1" or KIND == "mamba2":
         VALUES: tl.constexpr = H * V
-        own = h * V + offs_v
-        x = channel(tokens, ring, weight, bias, at, t, own, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        x = channel_of_rows(
+            tokens,
+            ring,
+            weight,
+            bias,
+            at,
+            t,
+            h * V + offs_v,
+            CONV,
+            TAPS,
+            True,
+            CONVOLVED,
+            WIDTH,
+            RING,
+            RING_WIDTH,
+            KEPT,
+        )
         b = channel(
-            tokens, ring, weight, bias, at, t, VALUES + of_group, T, CONV, True, CONVOLVED, WIDTH, RING, RING_WIDTH
+            tokens,
+            ring,
+            weight,
+            bias,
+            at,
+            t,
+            VALUES + of_group,
+            CONV,
+            TAPS,
+            True,
+            CONVOLVED,
+            WIDTH,
+            RING,
+            RING_WIDTH,
+            KEPT,
         )
         c = channel(
             tokens,
@@ -124,29 +202,46 @@ def step(
             at,
             t,
             VALUES + KEYS + of_group,
-            T,
             CONV,
+            TAPS,
             True,
             CONVOLVED,
             WIDTH,
             RING,
             RING_WIDTH,
+            KEPT,
         )
         if KIND == "mamba1":
-            dt = softplus(token(tokens, ring, at, t, CONVOLVED + V + offs_v, 0, T, WIDTH, RING, RING_WIDTH) + shift)
+            dt = softplus(gate(tokens, ring, at, t, CONVOLVED + V + offs_v, WIDTH, RING, RING_WIDTH, KEPT) + shift)
             decay = tl.exp(-dt[:, None] * rate)
         else:
-            dt = softplus(token(tokens, ring, at, t, CONVOLVED + h, 0, T, WIDTH, RING, RING_WIDTH) + shift)
+            dt = softplus(gate(tokens, ring, at, t, CONVOLVED + h, WIDTH, RING, RING_WIDTH, KEPT) + shift)
             decay = tl.exp(-dt * rate)
         s = s * decay + (dt * x)[:, None] * b[None, :]
         y = tl.sum(s * c[None, :], axis=1) + skip * x
         if KIND == "mamba1":
-            z = token(tokens, ring, at, t, CONVOLVED + offs_v, 0, T, WIDTH, RING, RING_WIDTH)
+            z = gate(tokens, ring, at, t, CONVOLVED + offs_v, WIDTH, RING, RING_WIDTH, KEPT)
             y *= z * tl.sigmoid(z)
     else:
-        q = channel(tokens, ring, weight, bias, at, t, of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH)
+        q = channel(
+            tokens, ring, weight, bias, at, t, of_group, CONV, TAPS, False, CONVOLVED, WIDTH, RING, RING_WIDTH, KEPT
+        )
         k = channel(
-            tokens, ring, weight, bias, at, t, KEYS + of_group, T, CONV, False, CONVOLVED, WIDTH, RING, RING_WIDTH
+            tokens,
+            ring,
+            weight,
+            bias,
+            at,
+            t,
+            KEYS + of_group,
+            CONV,
+            TAPS,
+            False,
+            CONVOLVED,
+            WIDTH,
+            RING,
+            RING_WIDTH,
+            KEPT,
         )
         v = channel(
             tokens,
@@ -156,24 +251,25 @@ def step(
             at,
             t,
             2 * KEYS + h * V + offs_v,
-            T,
             CONV,
+            TAPS,
             False,
             CONVOLVED,
             WIDTH,
             RING,
             RING_WIDTH,
+            KEPT,
         )
         q = unit(q, EPSILON)
         k = unit(k, EPSILON)
         if KIND == "kda":
-            a = token(tokens, ring, at, t, CONVOLVED + h * K + offs_k, 0, T, WIDTH, RING, RING_WIDTH)
+            a = gate(tokens, ring, at, t, CONVOLVED + h * K + offs_k, WIDTH, RING, RING_WIDTH, KEPT)
             s *= tl.exp(-rate * softplus(a + shift))[None, :]
-            beta = token(tokens, ring, at, t, CONVOLVED + H * K + h, 0, T, WIDTH, RING, RING_WIDTH)
+            beta = gate(tokens, ring, at, t, CONVOLVED + H * K + h, WIDTH, RING, RING_WIDTH, KEPT)
         else:
-            a = token(tokens, ring, at, t, CONVOLVED + h, 0, T, WIDTH, RING, RING_WIDTH)
+            a = gate(tokens, ring, at, t, CONVOLVED + h, WIDTH, RING, RING_WIDTH, KEPT)
             s *= tl.exp(-rate * softplus(a + shift))
-            beta = token(tokens, ring, at, t, CONVOLVED + H + h, 0, T, WIDTH, RING, RING_WIDTH)
+            beta = gate(tokens, ring, at, t, CONVOLVED + H + h, WIDTH, RING, RING_WIDTH, KEPT)
         change = tl.sigmoid(beta) * (v - tl.sum(s * k[None, :], axis=1))
         s += change[:, None] * k[None, :]
         y = tl.sum(s * q[None, :], axis=1) * (1.0 / tl.sqrt(float(K)))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.random_inputs import BYTES
-from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.launch import Built, KernelLaunch, registers, triton_impl
 from kernels.op import Inputs, Stage, Target
 from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import ring_of, state_of, y_of
@@ -24,8 +24,9 @@ SMALLEST = 1024
 """Elements of a block at least: 4 KiB of fp32."""
 
 LOADED = 128
-"""Bytes of the state that a thread loads at once. All warps convolve the same vectors of K elements: with half as much
-for each, a 16-bit state would take as long to issue as to read and write (742 instructions a warp on sm_90)."""
+"""Bytes of the state that a thread loads at once, and twice as much before replays. All warps convolve the same vectors
+of K elements: with half as much for each, a 16-bit state would take as long to issue as to read and write (742
+instructions a warp on sm_90)."""
 
 SMALL_STEP = 64 << 10
 """Bytes of states for each SM, below which a step is short of CTAs."""
@@ -36,8 +37,9 @@ LONGEST = 1024
 CTAS_PER_SM = 4
 """The blocks shrink until each SM has so many CTAs."""
 
-WARPS_PER_SM, FEW_WARPS = 20, 16
-"""Resident warps: a thread takes up to 96 registers, and up to 128 for several tokens or for 64 elements."""
+WARPS_PER_SM, FEW_WARPS, REPLAYING = 20, 16, 12
+"""Resident warps: a thread takes up to 96 registers, 128 for a draft or for 64 elements of 16 bits, and 168 to replay
+tokens."""
 
 
 class Plan(NamedTuple):
@@ -50,7 +52,8 @@ def plan(case: StateCase, target: Target) -> Plan:
     """Blocks as large as registers allow, since each CTA reads the vectors of its head again. Smaller ones where the
     batch would leave SMs empty. A thread loads 128 bytes of the state, or 16 elements and their rates."""
     rows = case.V & -case.V
-    most, each = (8, 16) if case.kind == "mamba1" else (4, LOADED // BYTES[case.state])
+    loaded = LOADED if case.every == 1 else 2 * LOADED
+    most, each = (8, 16) if case.kind == "mamba1" else (4, min(64, loaded // BYTES[case.state]))
     while rows > 1 and rows * case.K > 32 * most * each:
         rows //= 2
     heads = case.B * case.H * case.V
@@ -62,8 +65,9 @@ def plan(case: StateCase, target: Target) -> Plan:
 
 
 def warps_per_sm(case: StateCase) -> int:
-    few = case.every > 1 or case.q_len > 1 or case.state != "fp32"
-    return FEW_WARPS if few else WARPS_PER_SM
+    if case.every > 1:
+        return REPLAYING
+    return FEW_WARPS if case.q_len > 1 or case.state != "fp32" else WARPS_PER_SM
 
 
 @triton.jit
@@ -87,6 +91,7 @@ def update_kernel(
     K: tl.constexpr,
     Q: tl.constexpr,
     CONV: tl.constexpr,
+    TAPS: tl.constexpr,
     EVERY: tl.constexpr,
     CONVOLVED: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -139,18 +144,19 @@ def update_kernel(
                 h,
                 offs_v,
                 offs_k,
-                -1,
                 KIND,
                 H,
                 G,
                 V,
                 K,
                 CONV,
+                TAPS,
                 CONVOLVED,
                 WIDTH,
                 RING,
                 RING_WIDTH,
                 EPSILON,
+                True,
             )
     for t in range(Q):
         tl.debug_barrier()  # the assembler would otherwise move the loads of the state behind those of the token
@@ -168,18 +174,19 @@ def update_kernel(
             h,
             offs_v,
             offs_k,
-            1 if Q > 1 else 0,
             KIND,
             H,
             G,
             V,
             K,
             CONV,
+            TAPS,
             CONVOLVED,
             WIDTH,
             RING,
             RING_WIDTH,
             EPSILON,
+            False,
         )
         tl.store(y + ((b * Q + t) * H + h) * V + offs_v, out.to(y.dtype.element_ty))
         place = tl.load(row + 2 + t)
@@ -229,6 +236,7 @@ def build(case: StateCase, inputs: Inputs, target: Target) -> Built:
             "K": case.K,
             "Q": case.q_len,
             "CONV": case.conv,
+            "TAPS": triton.next_power_of_2(max(1, case.conv)),
             "EVERY": case.every,
             "CONVOLVED": case.convolved,
             "WIDTH": case.width,
@@ -239,6 +247,7 @@ def build(case: StateCase, inputs: Inputs, target: Target) -> Built:
         },
         num_warps=chosen.num_warps,
         num_stages=1,
+        max_registers=registers(REPLAYING) if case.every > 1 else None,
         streams=("state",),
         why_few_in_flight=why_few(case, target),
     )

@@ -1,9 +1,7 @@
-"""State updates against the published recurrences, sixteen steps in a row, and what the gate must see."""
+"""State updates against the published recurrences, sixteen steps in a row, any shape, and what is counted."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +9,15 @@ import pytest
 import torch
 
 from bench.devices import find
-from bench.measure.gate import check, check_prepared, volatile_part
-from kernels.common.compare import Errors, compare
+from bench.measure.gate import check
+from kernels.common.compare import compare
 from kernels.common.random_inputs import BYTES, torch_dtype
-from kernels.op import Inputs, Target, implementations, total
-from kernels.state_update import peers
+from kernels.op import Target, implementations, total
 from kernels.state_update.cases import KIMI, NEMOTRON, QWEN, TINY, StateCase
 from kernels.state_update.memory import background, ring_of, state_of, y_of
-from kernels.state_update.op import OP, poison, work
+from kernels.state_update.op import OP, work
 from tests.support.properties import given, settings, st
+from tests.support.state_layers import Layer, past_of
 
 CPU = Target(kind="cpu", name="cpu")
 H200 = find("h200").target()
@@ -31,83 +29,6 @@ EACH_KIND = [
     replace(SMALL, kind="kda", H=1, G=1),
     replace(SMALL, kind="mamba1", H=1, V=24, K=16, conv=0),
 ]
-
-
-# ---- the published recurrences, one sequence, head and token at a time
-
-
-def silu(x: torch.Tensor) -> torch.Tensor:
-    return x / (1 + (-x).exp())
-
-
-def softplus(x: torch.Tensor) -> torch.Tensor:
-    return torch.log1p(x.exp())
-
-
-class Layer:
-    """One sequence: the convolution's window is shifted by one for each token, as in transformers' models, and the
-    delta rule's states are [K, V], as in flash-linear-attention."""
-
-    def __init__(self, case: StateCase, inputs: Inputs, state: torch.Tensor, past: list[torch.Tensor]) -> None:
-        """`state` [H, V, K]; `past`: the tokens before, from the oldest on, as far as the ring has them."""
-        self.case = case
-        self.given = {n: t.double() for n, t in inputs.items() if t.is_floating_point() and n not in ("memory", "D")}
-        self.skip = inputs["D"].double() if "D" in inputs else None
-        self.states = [state[h].double() for h in range(case.H)]
-        width = torch.zeros(case.convolved, max(case.conv, 1), dtype=torch.float64)
-        for i, token in enumerate(past[-case.conv :] if case.conv else []):
-            width[:, case.conv - len(past[-case.conv :]) + i] = token[: case.convolved].double()
-        self.window = width
-
-    def __call__(self, token: torch.Tensor) -> torch.Tensor:
-        """y [H, V] of one more token."""
-        case, token = self.case, token.double()
-        mixed = token[: case.convolved]
-        if case.conv:
-            self.window = self.window.roll(-1, 1)
-            self.window[:, -1] = mixed
-            mixed = (self.window * self.given["conv_weight"].T).sum(1)
-            mixed = silu(mixed + self.given.get("conv_bias", torch.zeros(())))
-        rest, rows = token[case.convolved :], []
-        for h in range(case.H):
-            rows.append(self.head(h, mixed, rest))
-        return torch.stack(rows)
-
-    def head(self, h: int, mixed: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-        case, A, bias = self.case, self.given["A_log"].exp(), self.given["dt_bias"]
-        g, keys, values = h // (case.H // case.G), case.G * case.K, case.H * case.V
-        if case.kind in ("mamba1", "mamba2"):
-            assert self.skip is not None
-            x = mixed[h * case.V : (h + 1) * case.V]
-            b = mixed[values + g * case.K : values + (g + 1) * case.K]
-            c = mixed[values + keys + g * case.K : values + keys + (g + 1) * case.K]
-            if case.kind == "mamba1":
-                z, dt = rest[: case.V], softplus(rest[case.V :] + bias)
-                self.states[h] = self.states[h] * (-A * dt[:, None]).exp() + torch.outer(dt * x, b)
-                return (self.states[h] @ c + self.skip * x) * silu(z)
-            dt = softplus(rest[h] + bias[h])
-            self.states[h] = self.states[h] * (-A[h] * dt).exp() + torch.outer(dt * x, b)
-            return self.states[h] @ c + self.skip[h] * x
-        q, k = mixed[g * case.K : (g + 1) * case.K], mixed[keys + g * case.K : keys + (g + 1) * case.K]
-        v = mixed[2 * keys + h * case.V : 2 * keys + (h + 1) * case.V]
-        q, k = (x / (x.dot(x) + 1e-6).sqrt() for x in (q, k))
-        if case.kind == "kda":
-            decay = -A[h] * softplus(rest[h * case.K : (h + 1) * case.K] + bias[h])
-            beta = rest[case.H * case.K + h]
-        else:
-            decay, beta = (-A[h] * softplus(rest[h] + bias[h])).expand(case.K), rest[case.H + h]
-        S = self.states[h].T * decay.exp()[:, None]
-        S = S + torch.outer(k, (v - S.T @ k) / (1 + (-beta).exp()))
-        self.states[h] = S.T
-        return S.T @ q / math.sqrt(case.K)
-
-
-def past_of(case: StateCase, inputs: Inputs, b: int) -> list[torch.Tensor]:
-    """The tokens before, from the oldest in the ring on; gates that it does not hold are zeros."""
-    old, position, ring = case.ring - case.q_len, int(inputs["positions"][b]), int(inputs["slots"][b, 0])
-    stored = ring_of(case, background(case, "cpu"))
-    found = [stored[ring, (position - i) % case.ring] for i in range(old, 0, -1)] if case.ring else []
-    return [torch.cat([t, torch.zeros(case.width - case.ring_width, dtype=t.dtype)]) for t in found]
 
 
 @pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
@@ -205,7 +126,7 @@ def test_sixteen_steps_in_a_row(case: StateCase, q_len: int, target: Target) -> 
 @pytest.mark.cuda(interpreted=True)
 @pytest.mark.parametrize("case", EACH_KIND[:3], ids=lambda case: case.kind)
 def test_states_that_are_written_every_fourth_step_give_the_same(case: StateCase, target: Target) -> None:
-    case = replace(case, B=2, every=4)
+    case = replace(case, B=1, every=4)
     tokens, y, states = sixteen(case)
     found = run_in_a_row(case, "triton", target, tokens)
     assert off(found[0], y) < 2e-6
@@ -221,108 +142,7 @@ def test_a_16_bit_state_loses_what_its_roundings_lose() -> None:
         assert 2**-10 < off(found, states) < 2**-7
 
 
-# ---- what the gate must see
-
-WIDE = replace(SMALL, B=6, H=4, G=2, V=16, K=64, q_len=2)
-KINDS = [WIDE, replace(WIDE, kind="mamba2"), replace(WIDE, kind="kda", G=4)]
-Plant = Callable[[StateCase, Inputs], torch.Tensor]
-
-
-def by_torch(case: StateCase, inputs: Inputs, **changed: torch.Tensor) -> torch.Tensor:
-    return IMPLS["torch"].prepare(case, {**inputs, **changed}, CPU)()
-
-
-def gated(case: StateCase, plant: Plant, seed: int = 0) -> Errors:
-    inputs = OP.inputs(case, "cpu", seed)
-    fresh = volatile_part(OP, OP.inputs(case, "cpu", seed + 1))
-    return check_prepared(OP, case, inputs, fresh, lambda: plant(case, inputs), CPU)
-
-
-def swapped(x: torch.Tensor, column: int, one: int = 0, other: int = 5) -> torch.Tensor:
-    x = x.clone()
-    x[[one, other], column] = x[[other, one], column]
-    return x
-
-
-def lost_slot(case: StateCase, inputs: Inputs) -> torch.Tensor:
-    """The last state of one sequence is left as it was."""
-    place = int(inputs["slots"][3, -1])
-    before = state_of(case, inputs["memory"])[place].clone()
-    memory = by_torch(case, inputs)
-    state_of(case, memory)[place] = before
-    return memory
-
-
-def another_place_too(case: StateCase, inputs: Inputs) -> torch.Tensor:
-    """A slot that belongs to nobody is written."""
-    memory = by_torch(case, inputs)
-    free = set(range(case.slots)) - set(inputs["slots"][:, 1:].flatten().tolist())
-    state_of(case, memory)[min(free)] = state_of(case, memory)[int(inputs["slots"][3, -1])]
-    return memory
-
-
-def misplaced_token(case: StateCase, inputs: Inputs) -> torch.Tensor:
-    memory = by_torch(case, inputs)
-    ring = ring_of(case, memory)[int(inputs["slots"][3, 0])]
-    ring.copy_(ring.roll(1, 0))
-    return memory
-
-
-WRONG: dict[str, Plant] = {
-    "lost slot": lost_slot,
-    "another slot is written": another_place_too,
-    "states of two sequences swapped when read": lambda c, i: by_torch(c, i, slots=swapped(i["slots"], 1)),
-    "states of two sequences swapped when written": lambda c, i: by_torch(c, i, slots=swapped(i["slots"], 2)),
-    "rings of two sequences swapped": lambda c, i: by_torch(c, i, slots=swapped(i["slots"], 0)),
-    "a token stands elsewhere in the ring": misplaced_token,
-    "the window of the convolution is one token late": lambda c, i: by_torch(c, i, positions=i["positions"] - 1),
-    "decay of one head off by 1%": lambda c, i: by_torch(c, i, A_log=i["A_log"] + 0.03 * (torch.arange(c.H) == 1)),
-    "no bias of the time step": lambda c, i: by_torch(c, i, dt_bias=0 * i["dt_bias"]),
-    "tokens of a draft in the wrong order": lambda c, i: by_torch(c, i, tokens=i["tokens"].flip(1)),
-}
-
-
-@pytest.mark.parametrize("state", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", KINDS, ids=lambda case: case.kind)
-def test_the_gate_sees_what_is_wrong(case: StateCase, state: str) -> None:
-    case = replace(case, state=state)
-    assert gated(case, by_torch).reason is None
-    for name, plant in WRONG.items():
-        assert gated(case, plant).reason, name
-
-
-@pytest.mark.parametrize("state", ["fp32", "bf16"])
-def test_the_gate_sees_a_state_that_is_rounded_between_two_tokens(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a bf16 memory each state may be rounded once, when it is written; the next token must not see that."""
-    exact = {name: getattr(peers, name) for name in ("delta", "selective")}
-
-    def rounding(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-        def step(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            s, y = exact[name](*args)
-            return s.bfloat16().float(), y
-
-        return step
-
-    for name in exact:
-        monkeypatch.setattr(peers, name, rounding(name))
-    for case in KINDS:
-        for seed in range(3):
-            assert gated(replace(case, state=state), by_torch, seed).reason, (case.kind, seed)
-
-
-@pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
-def test_poison_covers_what_must_be_written_and_no_more(case: StateCase) -> None:
-    inputs = OP.inputs(case, "cpu", 0)
-    memory = inputs["memory"]
-    before = memory.clone()
-    memory.add_(1)
-    poison(case, inputs, memory)
-    nan = [part(case, memory).isnan() for part in (state_of, ring_of, y_of)]
-    assert int(nan[0].sum()) == case.states_written * case.slot
-    assert int(nan[1].sum()) == (case.active * case.q_len * case.ring_width if case.ring else 0)
-    assert int(nan[2].sum()) == case.active * case.q_len * case.H * case.V
-    for part, poisoned in zip((state_of, ring_of, y_of), nan, strict=True):
-        assert torch.equal(part(case, memory)[~poisoned], part(case, before)[~poisoned])
+# ---- any shape
 
 
 def test_idle_sequences_keep_everything(target: Target) -> None:
@@ -335,7 +155,7 @@ def test_idle_sequences_keep_everything(target: Target) -> None:
     assert compare(memory, OP.reference(case, inputs), OP.tolerance(case)).passed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["mamba1", "mamba2", "gated_delta", "kda"]),
     B=st.integers(1, 3),
@@ -355,7 +175,7 @@ def test_drawn_shapes_pass_the_gate(kind, B, G, each, V, K, steps, conv, state, 
     heads = G if kind == "kda" else G * each
     fields: dict[str, Any] = {"q_len": q_len, "every": every, "conv": conv, "state": state}
     case = StateCase(kind=kind, B=B, H=heads, G=G, V=V, K=K, **fields)
-    names = ["torch"] if seed % 4 else ["torch", "triton"]
+    names = ["torch"] if seed % 8 else ["torch", "triton"]
     for name in names:
         if IMPLS[name].supports(case, target) is None:
             where = target if name == "triton" else CPU
