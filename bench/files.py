@@ -24,8 +24,8 @@ def cannot_write(path: Path | str, error: OSError) -> BadRequest:
 def replacing(path: Path) -> Iterator[Path]:
     """A new file beside `path`, which takes its place at the end; a kill leaves the old file or the new one, whole.
 
-    The new file has the suffix of the old one. If writing fails, it is deleted, and the old file stays. Raises
-    `BadRequest` for what the file system refuses.
+    The new file has the suffix of the old one. If writing fails, it is deleted, and the old file stays. The OSError
+    then names `path`.
     """
     fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

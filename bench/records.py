@@ -21,8 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from bench.errors import BadRequest
-from bench.schema import check_record
+from bench.schema import STAGE, check_record
 from bench.stats import Interval, median_interval
 from kernels.op import recorded_case
 
@@ -113,9 +115,14 @@ class Record:
         return (self.op, self.impl, self.case_id)
 
     @cached_property
+    def ordered(self) -> np.ndarray:
+        """The samples in ascending order: what every resampling needs."""
+        return np.sort(np.asarray(self.samples_s, dtype=float))
+
+    @cached_property
     def interval(self) -> Interval | None:
         """Median seconds with their 95% interval; None without samples."""
-        return median_interval(self.samples_s) if self.samples_s else None
+        return median_interval(self.ordered) if self.samples_s else None
 
     @property
     def seconds(self) -> float | None:
@@ -236,6 +243,7 @@ def from_line(line: dict[str, Any]) -> Record:
         if f.name in given and not fits(given[f.name]):
             raise ValueError(f"field {f.name} is not {what}")
     check_record(given)
+    given["stages"] = [{**STAGE, **stage} for stage in given.get("stages", ())]
     try:
         given["case"] = recorded_case(given["op"], given["case"])
     except ValueError as error:

@@ -49,6 +49,11 @@ class Run:
         return self.header.get("target", {}).get("kind") == "cuda"
 
     @property
+    def on_host(self) -> bool:
+        """Neither this nor `on_gpu` holds where the header is missing: where it was measured is then not known."""
+        return self.header.get("target", {}).get("kind") == "cpu"
+
+    @property
     def device(self) -> dict[str, Any]:
         """What the header says of the part: key, name and published numbers."""
         return self.header.get("device", {})

@@ -113,8 +113,10 @@ def plain(value: Any) -> str:
 quantity = fields({"value": amount, "unit": text, "kind": text, "source": text})
 work = fields({"flops": table(count), "bytes_read": count, "bytes_written": count})
 stage = fields(
-    {"name": text, "work": work},
+    {},
     {
+        "name": text,
+        "work": work,
         "l2_bytes": amount,
         "link_bytes": amount,
         "instructions": amount,
@@ -125,6 +127,9 @@ stage = fields(
         "pieces": array(array(amount, length=2)),
     },
 )
+STAGE: dict[str, Any] = {"name": "", "work": {"flops": {}, "bytes_read": 0, "bytes_written": 0}, "l2_bytes": 0}
+"""What a stage has where a record does not say it."""
+
 prediction = fields(
     {"seconds": amount},
     {"terms": table(amount), "bound": text, "basis": text, "missing": array(text)},

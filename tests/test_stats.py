@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.stats import median_interval, ratio_interval
+from bench.stats import median_interval, ratio_interval, resampled_medians
 from tests.support.properties import given, settings, st
 
 
@@ -55,3 +55,14 @@ def test_ratio_of_medians() -> None:
     ratio = ratio_interval(rng.normal(2.0, 0.01, 200), rng.normal(1.0, 0.01, 200))
     assert ratio.low < 2.0 < ratio.high
     assert ratio.high - ratio.low < 0.02
+
+
+@pytest.mark.parametrize("count", [64, 101, 1000])
+def test_many_samples_have_the_intervals_of_the_draws_themselves(count: int) -> None:
+    """The medians of draws with replacement, drawn one by one, against those whose ranks are drawn."""
+    samples = np.random.default_rng(1).lognormal(size=count)
+    drawn = np.median(np.random.default_rng(2).choice(samples, size=(20_000, count)), axis=1)
+    found = np.concatenate([resampled_medians(samples, np.random.default_rng(seed)) for seed in range(50)])
+    spread = drawn.std()
+    for quantile in (0.025, 0.25, 0.5, 0.75, 0.975):
+        assert abs(np.quantile(found, quantile) - np.quantile(drawn, quantile)) < 0.1 * spread

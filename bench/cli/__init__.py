@@ -11,13 +11,14 @@ import typer
 from bench import __version__
 from bench.cli import inspecting, judging, measuring, predicting, publishing
 from bench.errors import BadRequest
-from bench.terminal.screen import complain
+from bench.terminal.output import lost_output, protect
+from bench.terminal.screen import complain, printable
 
 app = typer.Typer(
     name="decodebench",
     help="How memory-bound is LLM decode? Predict first, measure, judge.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -42,15 +43,22 @@ def decodebench(version: Version = False) -> None:
 
 def main() -> None:
     """Run the command line. An error that the user can mend becomes one line and exit code 2."""
+    protect()
+    code: int | str | None = 0
     try:
         app()
     except BadRequest as error:
         message = str(error)
+    except SystemExit as done:
+        message, code = "", done.code
     except OSError as error:  # a file that cannot be read or written, or a full disk
-        if error.filename is None:
+        if error.errno is None:
             raise
-        message = f"{error.filename}: {error.strerror}"
+        message = ": ".join(filter(None, (error.filename and str(error.filename), error.strerror)))
     else:
-        return
-    complain(f"decodebench: {message}")
-    sys.exit(2)
+        message = ""
+    message = message or lost_output()
+    if message:
+        complain(f"decodebench: {printable(message)}")
+        sys.exit(2)
+    sys.exit(code)

@@ -50,7 +50,7 @@ def emulate(
     case: Case = "",
     suite: Suite = "quick",
     sm: Annotated[int, typer.Option(help=f"one of {EMULATED}")] = 90,
-    ctas: Annotated[int, typer.Option(help="how many CTAs of each launch are executed", min=1)] = 4,
+    ctas: Annotated[int, typer.Option(help="how many CTAs of each launch are executed", min=1, max=65_536)] = 4,
     as_json: AsJson = False,
 ) -> None:
     """Execute compiled kernels without a GPU: bytes they request, bank conflicts, what is slower than DRAM."""

@@ -27,7 +27,9 @@ def run(
     case: Case = "",
     out: Annotated[Path, typer.Option(help="folder that holds the runs")] = Path("reports"),
     resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
-    repeat: Annotated[int, typer.Option(help="measure everything this many times, for run-to-run variation")] = 1,
+    repeat: Annotated[
+        int, typer.Option(help="measure everything this many times, for run-to-run variation", min=1, max=1000)
+    ] = 1,
     budget: Annotated[str | None, typer.Option(help="stop measuring after this long, e.g. 8m or 90s")] = None,
     cap: Annotated[float | None, typer.Option(help="sampling seconds per implementation and case")] = None,
     hang: Annotated[float, typer.Option(help="give up a case after this many seconds without progress")] = 180.0,
@@ -50,7 +52,7 @@ def run(
         impls=tuple(impl or ()),
         case=case,
         repeat=repeat,
-        budget_s=duration("--budget", budget) if budget else None,
+        budget_s=None if budget is None else duration("--budget", budget),
         cap_s=cap if cap is None else seconds("--cap", cap),
         hang_s=seconds("--hang", hang),
         argv=tuple(sys.argv[1:]),
@@ -98,7 +100,7 @@ def tune(
         suite=suite,
         ops=tuple(op or ()),
         impls=tuple(impl or ()),
-        budget_s=duration("--budget", budget) if budget else None,
+        budget_s=None if budget is None else duration("--budget", budget),
         dry_run=dry_run,
         sms=tuple(sm or ()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,10 +114,17 @@ TOTALS: dict[str, Reading] = {
 }
 """Counters since the driver was loaded, read before and after a case. NVML gives mJ."""
 
+
+def board(uuid: str | bytes) -> str:
+    """A name for one board, from which its UUID cannot be told: runs are published, serial numbers are not."""
+    return hashlib.sha256(uuid.encode() if isinstance(uuid, str) else uuid).hexdigest()[:12]
+
+
 FACTS: dict[str, Reading] = {
     "name": lambda n, h: n.nvmlDeviceGetName(h),
     "driver": lambda n, h: n.nvmlSystemGetDriverVersion(),
     "driver_cuda": lambda n, h: _cuda_version(n.nvmlSystemGetCudaDriverVersion_v2()),
+    "board": lambda n, h: board(n.nvmlDeviceGetUUID(h)),
     "memory_bytes": lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total,
     "memory_used_bytes": lambda n, h: n.nvmlDeviceGetMemoryInfo(h, n.nvmlMemory_v2).used,
     "memory_bus_bits": lambda n, h: n.nvmlDeviceGetMemoryBusWidth(h),

@@ -38,7 +38,7 @@ class Point:
 
     bytes: int
     flops: int
-    samples_s: Sequence[float]
+    samples_s: Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)

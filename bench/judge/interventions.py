@@ -286,7 +286,7 @@ def alone(group: Group, base: dict[str, Any]) -> Intervention:
 
 
 def point(record: Record) -> Point:
-    return Point(bytes=record.bytes, flops=record.flops, samples_s=record.samples_s)
+    return Point(bytes=record.bytes, flops=record.flops, samples_s=record.ordered)
 
 
 def elasticity_of(amounts: Sequence[int], records: Sequence[Record]) -> Interval:
@@ -294,7 +294,7 @@ def elasticity_of(amounts: Sequence[int], records: Sequence[Record]) -> Interval
     logs = np.log(np.asarray(amounts, dtype=float))
     weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
     rng = np.random.default_rng(0)
-    resampled = np.stack([resampled_medians(r.samples_s, rng) for r in records])
+    resampled = np.stack([resampled_medians(r.ordered, rng) for r in records])
     low, high = np.quantile(weights @ np.log(resampled), BOUNDS)
-    best = weights @ np.log([np.median(r.samples_s) for r in records])
+    best = weights @ np.log([np.median(r.ordered) for r in records])
     return Interval(low=float(low), median=float(best), high=float(high))

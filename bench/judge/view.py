@@ -178,7 +178,7 @@ class View:
             return []
         best = {p.case: p for p in self.best}
         return [
-            Peer(ours=ours, peer=p, ratio=ratio_interval(p.record.samples_s, ours.record.samples_s))
+            Peer(ours=ours, peer=p, ratio=ratio_interval(p.record.ordered, ours.record.ordered))
             for p in self.points
             if not p.record.ours and (ours := best.get(p.case))
         ]

@@ -110,7 +110,7 @@ def _run(
         code = environment["git"]["sha"] or environment["source_digest"]
         directory = resume or new_run_directory(out, ready.slug, code)
         lock = None if resume else Lock(directory)
-        run_id = earlier.header["run_id"] if earlier else directory.name
+        run_id = earlier.header.get("run_id", directory.name) if earlier else directory.name
         jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
         writer = Writer(directory)
         writer.append("run", header(request, run_id, target, spec, environment))
@@ -140,7 +140,9 @@ def refuse_changes(earlier: Run, environment: dict[str, Any], code: str | None =
 
     `code` is the digest of the code without configurations, where these may differ.
     """
-    before, after = facts(earlier.header["environment"]), facts(environment)
+    before, after = facts(earlier.header.get("environment") or {}), facts(environment)
+    if None in (before.get("gpu board"), after.get("gpu board")):  # an older run, or a driver that does not tell
+        before["gpu board"] = after["gpu board"] = None
     if code and code == earlier.header.get("code_digest"):
         before["source_digest"] = after["source_digest"]
     changed = [
@@ -157,7 +159,7 @@ def facts(environment: Mapping[str, Any]) -> dict[str, Any]:
     gpu = environment.get("gpu") or {}
     return {
         **{name: environment.get(name) for name in ("cpu", "cores", "python", "cuda", "source_digest")},
-        **{f"gpu {name}": gpu.get(name) for name in ("name", "driver")},
+        **{f"gpu {name}": gpu.get(name) for name in ("name", "driver", "board")},
         **(environment.get("packages") or {}),
     }
 

@@ -68,7 +68,9 @@ def check_names(request: Request, ops: Mapping[str, Op]) -> None:
 
 def resolve_request(request: Request, earlier: Run) -> Request:
     """Fill in what the user left open from the run that is resumed. BadRequest where he asks for something else."""
-    asked = earlier.header["request"]
+    asked = earlier.header.get("request") or {}
+    if lacking := [name for name in ("suite", "ops", "impls", "case", "repeat") if name not in asked]:
+        raise BadRequest(f"can't resume {earlier.path}: its first line does not say what was asked ({lacking[0]})")
     for name, option in (("suite", "--suite"), ("ops", "--op"), ("impls", "--impl"), ("case", "--case")):
         given, kept = as_words(getattr(request, name)), as_words(asked[name])
         if given and given != kept:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from bench.run import Run
 from bench.units import percent, tick
 from kernels.models import MODELS, ModelShape
 
+DEAREST = 1_000_000
+"""Dollars per hour of one part."""
 MOST_DEVICES = 4096
 """More devices are neither split nor proposed."""
 
@@ -110,8 +111,8 @@ def rows(
     a config.json says how both are stored, and a known model has 16 bits. With `expect`, rows hold what servers take
     too (`expected_rows.KEYS`).
     """
-    if dollars_per_hour is not None and not 0 < dollars_per_hour < math.inf:
-        raise BadRequest(f"--price must be above 0, not {dollars_per_hour}")
+    if dollars_per_hour is not None and not 0 < dollars_per_hour <= DEAREST:
+        raise BadRequest(f"--price must be above 0 and at most {DEAREST:,}, not {dollars_per_hour:g}")
     shape, plan, cache = load_model(model, config, weights)
     kv = kv or cache
     if shape.max_context < context <= MOST and not beyond:
@@ -371,7 +372,7 @@ def plot(path: str | Path, predictions: Sequence[Mapping[str, Any]]) -> None:
     try:
         with replacing(Path(path)) as fresh:
             figure.savefig(fresh)
-    except BadRequest:
-        raise
+    except OSError as error:
+        raise BadRequest(f"cannot write {path}: {error.strerror}") from None
     except ValueError as error:
         raise BadRequest(f"cannot write {path}: {error}") from None

@@ -37,7 +37,9 @@ def notices(view: View) -> list[str]:
     """What the reader must know before any number: that the run stopped early, was on a CPU, or has damaged lines."""
     run = view.run
     found = []
-    if not run.on_gpu:
+    if not run.on_gpu and not run.on_host:
+        found.append("Where it was measured is not known: the line of the file that says so is missing or damaged.")
+    elif not run.on_gpu:
         found.append("Measured on a CPU with the torch reference path; says nothing about GPUs.")
     if not run.complete:
         found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")

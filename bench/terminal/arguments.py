@@ -7,6 +7,9 @@ import re
 
 from bench.errors import BadRequest
 
+LONGEST = 12
+"""Digits of a whole number in an option."""
+
 
 def comma_separated(text: str, what: str) -> list[str]:
     """Split an argument at its commas. Raises `BadRequest` if nothing is left."""
@@ -21,8 +24,17 @@ def whole_numbers(text: str, what: str) -> list[int]:
     parts = comma_separated(text, what)
     for part in parts:
         if not part.isdecimal():
-            raise BadRequest(f"--{what} wants whole numbers, not {part!r}")
+            raise BadRequest(f"--{what} wants whole numbers, not {part[:40]!r}")
+        if len(part.lstrip("0")) > LONGEST:
+            raise BadRequest(f"--{what}: {part[:12]}... is too large; at most {LONGEST} digits")
     return [int(part) for part in parts]
+
+
+def whole(option: str, value: int, *, least: int = 0, most: int = 1 << 30) -> int:
+    """Return a whole number of an option if it lies within its bounds. Raises `BadRequest`."""
+    if not least <= value <= most:
+        raise BadRequest(f"{option} wants a whole number from {least:,} to {most:,}")
+    return value
 
 
 def duration(what: str, text: str) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,7 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
     from rich.console import Console
     from rich.table import Column, Table
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     # output into a pipe has no terminal whose width could cut it
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     if narrowest(headers, cells) <= console.width:
@@ -49,7 +50,22 @@ def narrowest(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 
 def show_json(content: Any) -> None:
-    print(json.dumps(content, indent=1))
+    """Strict JSON: a number that is not finite becomes null."""
+    print(json.dumps(finite(content), indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: escape codes, and other characters that are not printed."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
 
 
 class Sayable(Protocol):
@@ -65,13 +81,13 @@ def say(found: Sayable, *, as_json: bool) -> None:
         show_json(found.as_dict())
     else:
         for line in found.lines():
-            print(line)
+            print(printable(line))
 
 
 def complain(*lines: str) -> None:
     """Print these lines on stderr."""
     for line in lines:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def busy(what: str) -> Status:

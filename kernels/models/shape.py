@@ -151,6 +151,9 @@ class ModelShape:
 
         Layers with a window are a kind of their own (`_window`) only where they have other heads.
         """
+        if not (self.attention_free_layers or self.window_heads or self.window_kv_heads or self.window_head_dim):
+            yield "", self
+            return
         given = {name: getattr(self, f"window_{name}") for name in ("heads", "kv_heads", "head_dim")}
         other: dict[str, Any] = {name: n for name, n in given.items() if n and n != getattr(self, name)}
         alone: dict[str, Any] = {f"window_{name}": 0 for name in given} | {"attention_free_layers": 0}

@@ -46,6 +46,7 @@ def test_the_facts_of_a_recorded_h100() -> None:
         "name": "NVIDIA H100 80GB HBM3",
         "driver": "545.23.08",
         "driver_cuda": "12.3",
+        "board": driver.board("GPU-4f6a"),
         "memory_bytes": 81_559 << 20,
         "memory_used_bytes": 2 << 20,
         "memory_bus_bits": 5120,

@@ -160,6 +160,9 @@ class FakeNvml:
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
         return self.cuda
 
+    def nvmlDeviceGetUUID(self, handle: str) -> str:
+        return self.uuid
+
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         if uuid != self.uuid:
             raise self.NVMLError("Not Found")
