@@ -28,7 +28,7 @@ from tests.support.uninterpreted import elsewhere
 HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
 SMS = 4
 """So few SMs that even tiny shapes are split among them."""
-OURS = [(op.name, impl.name) for op in discover().values() for impl in implementations(op.name)[0] if impl.ours]
+OURS = [(op.name, impl.name) for op in discover().values() for impl in implementations(op.name)[0] if impl.build]
 
 
 def part(sm: int) -> Target:

@@ -21,7 +21,7 @@ from tests.support.properties import given, settings, st
 CPU = Target(kind="cpu", name="cpu")
 H100 = DEVICES["h100-sxm"].target()
 A100 = Target(kind="cuda", name="a", sm=80, sm_count=108, l2_bytes=40 << 20, smem_per_sm=164 << 10)
-OURS = next(i for i in implementations("mla_decode")[0] if i.ours)
+OURS = next(i for i in implementations("mla_decode")[0] if i.build)
 
 
 def test_reference_is_attention_with_up_projected_keys_and_values() -> None:

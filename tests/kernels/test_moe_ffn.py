@@ -152,7 +152,7 @@ def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) ->
     items = p.gate_up.blocks * 2
     assert p.BLOCK_B < 20
     assert items < min(p.gate_up.ctas, items * p.gate_up.iters)
-    impl = next(i for i in implementations("moe_ffn")[0] if i.ours)
+    impl = next(i for i in implementations("moe_ffn")[0] if i.build)
     errors = check(moe.OP, impl, case, small)
     assert errors.passed, errors.reason
 
@@ -175,7 +175,7 @@ def test_stages_read_what_is_hit_and_no_less_than_the_minimum() -> None:
                     stages = impl.stages(case, H100)
                     assert sum(s.work.bytes for s in stages) >= moe.work(case).bytes
     one = MoeCase(B=1, E=256, k=8, H=7168, F=2048)
-    ours = next(i for i in implementations("moe_ffn")[0] if i.ours)
+    ours = next(i for i in implementations("moe_ffn")[0] if i.build)
     read = sum(s.work.bytes_read for s in ours.stages(one, H100))
     assert read == pytest.approx(8 * one.expert_bytes, rel=1e-3)
 
