@@ -104,5 +104,5 @@ def test_the_model_family_is_read(copy: Path, tmp_path: Path) -> None:
 
 
 def test_the_claim_is_judged(copy: Path) -> None:
-    verdict = decodebench(copy, "claims", "--explain", "X1")
+    verdict = decodebench(copy, "claims", "--explain", "Y1")
     assert verdict["status"] == "HOLDS"

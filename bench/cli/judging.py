@@ -47,11 +47,12 @@ def claims(
     explain: Annotated[str | None, typer.Option(help="show one claim in full, e.g. I4")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge published claims by what is predicted and what was measured."""
+    """Judge published claims by what runs measured, by what others published, or by the model."""
     from bench.judge import claims as judgement
 
     loaded = [read_run(path) for path in runs or []]
-    verdicts = [judgement.judge(explain, loaded)] if explain else judgement.scorecard(loaded)
+    others = judgement.COMMITTED
+    verdicts = [judgement.judge(explain, loaded, others)] if explain else judgement.scorecard(loaded, others)
     if as_json:
         found = [judgement.as_dict(verdict) for verdict in verdicts]
         show_json(found[0] if explain else found)

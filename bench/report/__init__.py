@@ -32,13 +32,13 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     slow to import, so they are imported here. Raises `bench.errors.BadRequest` where there is no run.
     """
     from bench.files import write_text
-    from bench.judge.claims import scorecard
+    from bench.judge.claims import COMMITTED, scorecard
     from bench.judge.view import View
     from bench.report import markdown
     from bench.run import load_run
 
     view = View(load_run(run_dir))
-    verdicts = scorecard([view.run])
+    verdicts = scorecard([view.run], COMMITTED)
     directory = view.run.path
     notes: list[str] = []
     drawn: dict[str, Path] = {}

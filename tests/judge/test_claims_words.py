@@ -184,7 +184,7 @@ def test_zero_and_many_are_plural() -> None:
 
 
 def test_sources_are_titles_that_a_reader_can_find() -> None:
-    assert not [title for title in SOURCES.values() if ".txt" in title or "(" in title]
+    assert not [s.title for s in SOURCES.values() if ".txt" in s.title or "(" in s.title]
 
 
 def test_a_claim_that_fails_says_by_how_much(bare: dict[str, Verdict]) -> None:

@@ -3,8 +3,8 @@
 To add a claim, write one block into the module of its theme, or into a new module of this package: its published
 numbers, the functions that predict and measure them, and a module-level `Claim`. Nothing else needs an edit.
 
-`scorecard(runs)` judges every claim. `main_table` shows one line for each, `explain` tells one in full, and `as_dict`
-gives one for JSON.
+`scorecard(runs, COMMITTED)` judges every claim, with published tables where no run does. `main_table` shows one line
+for each, `explain` tells one in full, and `as_dict` gives one for JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from bench.errors import unknown
 from bench.judge.claims.base import Claim, Comparison, Published, Verdict
+from bench.judge.claims.others import COMMITTED, Others
 from bench.judge.claims.reading import MeasuredPart
 from bench.judge.claims.settle import judge_claim
 from bench.judge.claims.words import as_dict, explain, main_table, sentence, status_text
@@ -22,6 +23,7 @@ from bench.run import Run
 
 __all__ = [
     "CLAIMS",
+    "COMMITTED",
     "Claim",
     "Comparison",
     "Published",
@@ -68,12 +70,16 @@ def find_claim(claim_id: str) -> Claim:
     return claim
 
 
-def judge(claim_id: str, runs: Iterable[Run] = ()) -> Verdict:
+def judge(claim_id: str, runs: Iterable[Run] = (), others: Others | None = None) -> Verdict:
     """One claim. Raises `BadRequest` for an id that is not in the list."""
-    return judge_claim(find_claim(claim_id), [MeasuredPart(run) for run in runs])
+    return judge_claim(find_claim(claim_id), [MeasuredPart(run) for run in runs], others)
 
 
-def scorecard(runs: Iterable[Run] = ()) -> list[Verdict]:
-    """Every claim, judged by the model and by what these runs measured; the same runs give the same verdicts."""
+def scorecard(runs: Iterable[Run] = (), others: Others | None = None) -> list[Verdict]:
+    """Every claim, judged by the model, by what these runs measured, and by published rows.
+
+    `others` is `COMMITTED` for the committed tables, None for no published rows. The same runs and rows give the same
+    verdicts.
+    """
     measured = [MeasuredPart(run) for run in runs]
-    return [judge_claim(claim, measured) for claim in CLAIMS.values()]
+    return [judge_claim(claim, measured, others) for claim in CLAIMS.values()]

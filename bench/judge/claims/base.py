@@ -11,17 +11,44 @@ from bench.judge.claims.settings import Setting
 from bench.records import Record
 
 if TYPE_CHECKING:
+    from bench.judge.claims.others import Others
     from bench.judge.claims.reading import MeasuredPart
+
+Evidence = Literal["MEASURED", "PUBLISHED", "PREDICTED", ""]
+"""Whose values decide: those of our runs, those that others published, or the model's alone; nothing decided yet."""
 
 Status = Literal["HOLDS", "FAILS", "DEPENDS", "NOT MEASURED"]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a claim was published, so that a reader can find it."""
+
+    title: str
+    kind: str
+    file: str
+    date: str = "not said in the copy"
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.kind}, date {self.date}, {self.file}"
+
+
 SOURCES = {
-    "A": "the AI-infrastructure and datacenter primer",
-    "B": "the AI infrastructure wave map",
-    "C": '"Inference goes physical"',
-    "D": "the AI infrastructure study series, days 8 and 9",
-    "E": "the chip-design digest",
+    "A": Source(
+        title="the AI-infrastructure and datacenter primer",
+        kind="a primer for newcomers, as a text file",
+        file="001_513f68dfbbae71d0.txt",
+    ),
+    "B": Source(
+        title="the AI infrastructure wave map", kind="an overview of the market", file="000_63efac83b3f35427.txt"
+    ),
+    "C": Source(title='"Inference goes physical"', kind="an essay", file="002_a0f6ec6719eac88e.txt"),
+    "D": Source(
+        title="the AI infrastructure study series, days 8 and 9", kind="study notes", file="003_d5d34939ef33a7e8.txt"
+    ),
+    "E": Source(title="the chip-design digest", kind="a digest of news", file="004_b5301c97cd73f9ff.txt"),
 }
+"""By the letter that claims name. The files are those of the collection in which the claims were read."""
 
 ARITHMETIC = 0.05
 """Relative tolerance of a number that follows from shapes and datasheets: two digits, rounded."""
@@ -90,6 +117,17 @@ def record_ids(records: Iterable[Record]) -> tuple[RecordId, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedRows:
+    """Rows of others' tables behind a value: how many of one part, software, version and table."""
+
+    part: str
+    software: str
+    version: str
+    source: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One predicted or measured value beside one published number, at one setting."""
 
@@ -99,12 +137,15 @@ class Comparison:
     how: str
     """The formula in words, or what was measured and what it was divided by."""
     records: tuple[RecordId, ...] = ()
+    rows: tuple[PublishedRows, ...] = ()
+    """Others' measurements that the value was computed from."""
     on_gpu: bool = True
     bound: Bound = ""
 
     @property
     def measured(self) -> bool:
-        return bool(self.records)
+        """By us or by others."""
+        return bool(self.records or self.rows)
 
     @property
     def holds(self) -> bool | None:
@@ -137,7 +178,7 @@ Predict = Callable[[], Sequence["Comparison | NoPrediction"]]
 class Claim:
     """One published claim, with functions that predict and measure its numbers. They depend on their arguments alone.
 
-    `how` says how the claim is judged: M measured, P predicted, X across devices, S simulated.
+    `how` says how the claim is judged: M measured, P predicted, X across devices, S simulated, V by others' tables.
     """
 
     id: str
@@ -157,6 +198,8 @@ class Claim:
     """What one run measured. Raises `Unmeasured`."""
     across: Callable[[list[MeasuredPart]], list[Comparison]] | None = None
     """What runs of at least two different GPUs measured together. Raises `Unmeasured`."""
+    by_others: Callable[[Others], list[Comparison]] | None = None
+    """What published tables say where no run of ours does. Raises `Unmeasured`."""
     never: str = ""
     """Why the claim cannot be measured here at all."""
 
@@ -181,10 +224,31 @@ class Verdict:
     predicted: tuple[Comparison, ...]
     measured: tuple[Comparison, ...] | None
     """None if nothing was measured. Values of a CPU run are listed, but they judge nothing."""
+    published: tuple[Comparison, ...] = ()
+    """Values from others' tables. They judge where no run of ours does."""
     gap: str = ""
     """What could not be predicted, and why."""
 
     @property
     def evidence(self) -> tuple[Comparison, ...]:
-        """The measured values that judge: those of GPUs."""
-        return tuple(c for c in self.measured or () if c.on_gpu)
+        """The measured values that judge: those of our GPU runs, or else those that others published."""
+        return tuple(c for c in self.measured or () if c.on_gpu) or self.published
+
+    @property
+    def by(self) -> Evidence:
+        """By whose evidence the verdict is given."""
+        if self.status == "NOT MEASURED":
+            return ""
+        if not self.evidence:
+            return "PREDICTED"
+        return "PUBLISHED" if self.evidence is self.published else "MEASURED"
+
+    @property
+    def rows(self) -> tuple[PublishedRows, ...]:
+        """Others' rows behind a PUBLISHED verdict, each table once with the most rows that one value used of it."""
+        found: dict[tuple[str, ...], PublishedRows] = {}
+        for used in (r for c in self.evidence for r in c.rows):
+            key = (used.part, used.software, used.version, used.source)
+            if key not in found or found[key].count < used.count:
+                found[key] = used
+        return tuple(found.values())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
-from bench.devices import DEVICES, find
-from bench.judge.claims.base import MEASURED, Claim, Comparison, NoPrediction, Published, Unmeasured, number, our_range
+from bench.devices import find
+from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number
 from bench.judge.claims.common import (
-    DEEPSEEK_V3,
     H100,
     LLAMA_2_7B,
     LLAMA_8B,
@@ -22,26 +22,20 @@ from bench.judge.claims.common import (
     ridge,
     total_work,
 )
+from bench.judge.claims.others import Others, between_batches, bracket, by_others, side
 from bench.judge.claims.reading import (
     MIN_GROWTH,
     MeasuredPart,
     attention,
     batch_of,
     cache_format,
-    comparable,
-    fastest_by_batch,
     intensity_bracket,
     knee,
     layer_sweeps,
     require_part,
     require_some,
-    seconds,
-    weight_format,
-    weight_kind,
 )
-from bench.predict.step_work import PRECISIONS, expected_experts
 from bench.records import Record
-from kernels.models import model
 
 # ------------------------------------------------------------------------------------------- I1: intensity of decode
 
@@ -81,6 +75,19 @@ def bracketed(published: Published, run: MeasuredPart, record: Record, **setting
     return [measured(published, end, how, [record], **setting) for end in ends]
 
 
+def step_bracket(others: Others, published: Published, kind: str, at: int, **setting: object) -> list[Comparison]:
+    """The bracket of published products on an H100 in these weights and at this batch; nothing without such rows."""
+    rows = others.products(H100, kind=kind, B=at)
+    return bracket(published, rows, weights=kind, **setting) if len(rows) else []
+
+
+def others_i1(others: Others) -> list[Comparison]:
+    found = []
+    for kind, batch in product(WEIGHT_KINDS.values(), (1, 8, 64)):
+        found += step_bracket(others, I1_INTENSITY, kind, batch, batch=batch)
+    return require_some(found, f"published product at batch 1, 8 or 64 {SO_FAST}")
+
+
 def measure_i1(run: MeasuredPart) -> list[Comparison]:
     found = []
     for kind, sweep in layer_sweeps(run, B=(1, 8, 64)).items():
@@ -99,6 +106,7 @@ I1 = Claim(
     setting="Llama-3.1-70B with 4,096 tokens of context. The text names neither batch nor precision: both are varied",
     predict=predict_i1,
     measure=measure_i1,
+    by_others=others_i1,
 )
 
 # ----------------------------------------------------------------------------- I2: intensity of decode and of prefill
@@ -122,6 +130,10 @@ def predict_i2() -> list[Comparison]:
     ]
 
 
+def others_i2(others: Others) -> list[Comparison]:
+    return [c for kind in WEIGHT_KINDS.values() for c in step_bracket(others, I2_DECODE, kind, 1, phase="decode")]
+
+
 def measure_i2(run: MeasuredPart) -> list[Comparison]:
     found = []
     for kind, sweep in layer_sweeps(run, B=1).items():
@@ -139,6 +151,7 @@ I2 = Claim(
     setting="Llama-3.1-70B. The text does not name the prompt's length: it is varied, and solved for",
     predict=predict_i2,
     measure=measure_i2,
+    by_others=others_i2,
 )
 
 # ---------------------------------------------------------------------------------------- I3: the H100's ridge point
@@ -184,6 +197,27 @@ def predict_i4() -> list[Comparison]:
     return found
 
 
+def others_i4(others: Others) -> list[Comparison]:
+    """A sweep that ends before its time has grown has its knee beyond its last batch: a lower bound."""
+    found = []
+    for kind, rows in others.products(H100).groupby("kind"):
+        for low, high in ((1, 256), (2, 256), (4, 192), (1, 192), (1, 128)):
+            both = between_batches(rows, "N", "K", "stored", "activations", low=low, high=high)
+            if len(both) < 3:
+                continue
+            growth = float((both["seconds_b"] / both["seconds_a"]).median())
+            how = "median over products of batch x time at the smallest batch / time there, as in a run"
+            used = (side(both.assign(part=H100), "a"), side(both.assign(part=H100), "b"))
+            value = high / growth
+            if growth >= MIN_GROWTH:
+                found.append(by_others(I4_BATCH, value, how, *used, weights=kind))
+            else:
+                how = f"time grows {growth:.2f} times up to batch {high}: the knee lies beyond that over this"
+                found.append(replace(by_others(I4_BATCH, value, how, *used, weights=kind), bound="lower"))
+            break
+    return require_some(found, "published sweep of a product over its batch")
+
+
 def measure_i4(run: MeasuredPart) -> list[Comparison]:
     require_part(run, H100)
     found, reasons = [], []
@@ -208,6 +242,7 @@ I4 = Claim(
     setting="Gate and up of Llama-3.1-70B on an H100 SXM. The text does not name the precision: it is varied",
     predict=predict_i4,
     measure=measure_i4,
+    by_others=others_i4,
 )
 
 # --------------------------------------------------------------------------------------- I5: intensity of attention
@@ -225,6 +260,16 @@ def predict_i5() -> list[Comparison]:
         group = shape.heads // shape.kv_heads
         found.append(predicted(I5_INTENSITY, value, how, cache=kv, batch=batch, **{GROUP: group}))
     return found
+
+
+def others_i5(others: Others) -> list[Comparison]:
+    rows = others.op("attention_decode")
+    rows = rows[(rows["part"] == H100) & (rows["window"] == 0)]
+    found = []
+    for (group, kv, batch), mine in rows.groupby([rows["H_q"] // rows["H_kv"], "stored", "B"], observed=True):
+        if group in (1, 4, 8) and batch in (1, 16, 64, 256):
+            found += bracket(I5_INTENSITY, mine, cache=kv, batch=batch, **{GROUP: group})
+    return require_some(found, f"published attention {SO_FAST}")
 
 
 def measure_i5(run: MeasuredPart) -> list[Comparison]:
@@ -247,107 +292,5 @@ I5 = Claim(
     setting="4,096 tokens of context. Heads per KV head, cache precision and batch are varied",
     predict=predict_i5,
     measure=measure_i5,
-)
-
-# --------------------------------------------------------------------------- I6: the batch that saturates the experts
-
-I6_BATCH = number("batch that saturates 256 experts, top 8", 3840, "requests")
-EXPERTS, TOP_K = 256, 8
-
-
-def saturating_batch(device: str, weights: str) -> float:
-    """Each expert gets batch x top-k / experts tokens, and ridge x bytes per weight / 2 tokens saturate it."""
-    precision = PRECISIONS[weights]
-    return ridge(find(device), precision.pipe) * precision.bytes / 2 * EXPERTS / TOP_K
-
-
-def predict_i6() -> list[Comparison]:
-    found = []
-    for (key, part), (weights, kind) in product(DEVICES.items(), WEIGHT_KINDS.items()):
-        try:
-            value = saturating_batch(key, weights)
-        except NoPrediction:
-            continue
-        how = "ridge x bytes per weight / 2 tokens an expert x 256 / 8, experts equally likely"
-        found.append(predicted(I6_BATCH, value, how, part=part.name, weights=kind))
-    return found
-
-
-def moe_sweeps(run: MeasuredPart) -> list[list[Record]]:
-    """Each MoE layer in each precision, swept over ascending batches. The sweep with the most batches comes first."""
-    groups = comparable(run.fastest("moe_ffn", routing="uniform"), "B")
-    return sorted((sorted(fastest_by_batch(g).values(), key=batch_of) for g in groups), key=len, reverse=True)
-
-
-def measure_i6(run: MeasuredPart) -> list[Comparison]:
-    found = []
-    for sweep in moe_sweeps(run):
-        case = sweep[0].case
-        if (case["E"], case["k"]) != (EXPERTS, TOP_K):
-            continue
-        full = [r for r in sweep if (1 - TOP_K / EXPERTS) ** batch_of(r) < 0.01]
-        if len(full) > 1 and seconds(full[-1]) >= MIN_GROWTH * seconds(full[0]):
-            value = batch_of(full[-1]) * seconds(full[0]) / seconds(full[-1])
-            how = "batch at which the time turns proportional to the batch, among batches that read every expert"
-            found.append(measured(I6_BATCH, value, how, full, part=run.name, weights=weight_kind(full[0])))
-    return require_some(found, "`moe_ffn` of 256 experts, top 8, swept to where its time follows the batch")
-
-
-I6 = Claim(
-    id="I6",
-    text="a 256-expert top-8 MoE saturates only at a batch of about 3,840",
-    plain="A model of 256 experts keeps a chip's arithmetic busy only from about 3,840 users at once",
-    source="A",
-    how="P M",
-    published=(I6_BATCH,),
-    setting="The text names neither part nor precision: every part with published numbers is tried in five precisions",
-    predict=predict_i6,
-    measure=measure_i6,
-)
-
-# ------------------------------------------------------------------------------- I7: the experts that a batch reads
-
-I7_FEW = our_range("share of experts read at batch 1", 0, 0.1, "")
-I7_ALL = our_range("share of experts read at batch 256", 0.99, 1, "")
-I7_MORE = our_range("bytes at batch 256 over a dense layer's of equal compute", 1.5, math.inf, "x")
-
-
-def predict_i7() -> list[Comparison]:
-    found = []
-    for shape in (DEEPSEEK_V3, model("gpt-oss-120b"), model("mixtral-8x7b")):
-        hit = expected_experts(shape, 256)
-        how = "E (1 - (1 - k/E)^batch) experts, all equally likely"
-        found += [
-            predicted(I7_FEW, shape.experts_per_token / shape.experts, how, model=shape.name),
-            predicted(I7_ALL, hit / shape.experts, how, model=shape.name),
-            predicted(I7_MORE, hit / shape.experts_per_token, "experts read / top-k", model=shape.name),
-        ]
-    return found
-
-
-def measure_i7(run: MeasuredPart) -> list[Comparison]:
-    found = []
-    for sweep in moe_sweeps(run):
-        one, many = sweep[0], min(sweep, key=lambda r: abs(math.log(batch_of(r) / 256)))
-        if batch_of(one) == 1 and batch_of(many) >= 64:
-            how = (
-                f"time at batch {batch_of(many)}, the nearest to 256, / time at batch 1, which reads what a dense "
-                f"layer of equal compute reads; weights in {weight_format(many)}"
-            )
-            found.append(measured(I7_MORE, seconds(many) / seconds(one), how, [one, many], model=one.case.get("model")))
-    return require_some(found, "`moe_ffn` from batch 1 to 64 or more")
-
-
-I7 = Claim(
-    id="I7",
-    text="MoE at small batch reads few experts; at large batch it reads them all and moves more bytes than a "
-    "dense layer of equal compute",
-    plain="A model of experts reads at most a tenth of its experts for one user and 99% of them for 256 users, and "
-    "then moves at least 1.5 times the bytes of a plain model that calculates as much",
-    source="A",
-    how="P M",
-    published=(I7_FEW, I7_ALL, I7_MORE),
-    setting="Batch 1 against 256. Few: at most a tenth. All: at least 99%. More: at least half as much again",
-    predict=predict_i7,
-    measure=measure_i7,
+    by_others=others_i5,
 )

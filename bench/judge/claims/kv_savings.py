@@ -8,6 +8,7 @@ from itertools import product
 
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number, our_range
 from bench.judge.claims.common import DEEPSEEK_V3, LLAMA_70B, measured, predicted
+from bench.judge.claims.others import Others, ratio, some
 from bench.judge.claims.paging_simulation import AZURE_SAMPLE, LOG_SDS, WORKLOADS, Workload, compare_allocators
 from bench.judge.claims.paging_simulation import Comparison as Allocators
 from bench.judge.claims.reading import MeasuredPart, attention, cache_format, comparable, require_some, seconds
@@ -195,6 +196,18 @@ def measure_k8(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "windowed `attention_decode` at two contexts beyond the window")
 
 
+def others_k8(others: Others) -> list[Comparison]:
+    """Windowed attention on an H100: the longest context over the shortest beyond the window, 16 times or more."""
+    rows = others.op("attention_decode", cold=False)
+    rows = rows[(rows["part"] == "h100-sxm") & (rows["window"] > 0) & (rows["T"] >= 2 * rows["window"])]
+    ordered = rows.sort_values("T")
+    groups = ordered.groupby(["B", "H_q", "H_kv", "D", "window", "stored"], observed=True)
+    both = groups.first().join(groups.last(), suffixes=("_a", "_b"))
+    both = some(both[both["T_b"] >= 16 * both["T_a"]], "windowed attention at two contexts")
+    how = "median over published cases of the time at the longest context / at the shortest, same window"
+    return [ratio(K8_GROWTH, both, how, windowed=EVERY_LAYER)]
+
+
 K8 = Claim(
     id="K8",
     text="a sliding window of about 4,096 tokens with sink tokens decodes at constant memory out to millions",
@@ -205,4 +218,5 @@ K8 = Claim(
     setting="The cache at 4M tokens against 8K, for models with a window in every layer, in some and in none",
     predict=predict_k8,
     measure=measure_k8,
+    by_others=others_k8,
 )

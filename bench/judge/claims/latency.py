@@ -8,6 +8,9 @@ from itertools import product
 from bench.devices import find
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, number, our_range
 from bench.judge.claims.common import H100, LLAMA_70B, SHORT_CONTEXT, bisect, capacity, decode, measured, predicted
+from bench.judge.claims.others import Others, between_batches, by_others, ratio, side, where
+from bench.judge.claims.others import cache_seconds as published_cache
+from bench.judge.claims.others import weights_seconds as published_weights
 from bench.judge.claims.reading import (
     MeasuredPart,
     attention,
@@ -58,6 +61,16 @@ def measure_token(run: MeasuredPart, key: str, published: Published) -> list[Com
     ]
 
 
+def others_token(others: Others, key: str, published: Published) -> list[Comparison]:
+    """The published time per weight at batch 1, at both settings."""
+    value, rows = published_weights(others, LLAMA_70B, key, 1)
+    how = "median seconds per weight of published products x the model's weights"
+    return [
+        by_others(published, value, how, rows, capacity=ASIDE),
+        by_others(published, value, how, rows, capacity=ALONE, part=find(key).name),
+    ]
+
+
 def measure_t1(run: MeasuredPart) -> list[Comparison]:
     require_part(run, H100)
     return measure_token(run, H100, T1_TIME)
@@ -74,6 +87,7 @@ T1 = Claim(
     "part as it is",
     predict=lambda: predict_token(H100, T1_TIME),
     measure=measure_t1,
+    by_others=lambda others: others_token(others, H100, T1_TIME),
 )
 
 # ------------------------------------------------------------------------------------- T2: a token on other GPUs
@@ -97,6 +111,10 @@ def across_t2(runs: list[MeasuredPart]) -> list[Comparison]:
     return require_some(found, "A100 80 GB, H200 or B200")
 
 
+def others_t2(others: Others) -> list[Comparison]:
+    return [c for key, published in T2_TIMES.items() for c in others_token(others, key, published)]
+
+
 T2 = Claim(
     id="T2",
     text="the same on A100 2.0 TB/s 70 ms, H200 4.8 TB/s 29 ms, B200 8.0 TB/s 17.5 ms",
@@ -107,6 +125,7 @@ T2 = Claim(
     setting="As in T1",
     predict=predict_t2,
     across=across_t2,
+    by_others=others_t2,
 )
 
 # ------------------------------------------------------------------------------------------- T3: one more request
@@ -146,6 +165,27 @@ def measure_t3(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "two batches of one layer")
 
 
+def others_t3(others: Others) -> list[Comparison]:
+    found = []
+    how = "median of (time at the larger batch / time at the smaller - 1) / requests between"
+    for kind, rows in others.products(H100).groupby("kind"):
+        both = between_batches(rows, "part", "N", "K", "stored", "activations", low=1, high=64)
+        if len(both):
+            value = float((both["seconds_b"] / both["seconds_a"] - 1).median()) / 63
+            found.append(
+                by_others(T3_ADDED, value, how, side(both, "a"), side(both, "b"), part="weights", weights=kind)
+            )
+    caches = others.op("attention_decode")
+    caches = caches[(caches["part"] == H100) & (caches["window"] == 0) & (caches["stored"] == "bf16")]
+    for context in (4096, 32768):
+        both = between_batches(where(caches, T=context), "part", "H_q", "H_kv", "D", low=16, high=64)
+        if len(both):
+            value = float((both["seconds_b"] / both["seconds_a"] - 1).median()) / 48
+            used = (side(both, "a"), side(both, "b"))
+            found.append(by_others(T3_ADDED, value, how, *used, part="attention", context=context))
+    return require_some(found, "published rows at two batches of one layer")
+
+
 T3 = Claim(
     id="T3",
     text="below saturation one more request in the batch is nearly free",
@@ -156,6 +196,7 @@ T3 = Claim(
     setting="Llama-3.1-70B in bf16 at H100 rates. Nearly free: at most 5% more time. Context and batch are varied",
     predict=predict_t3,
     measure=measure_t3,
+    by_others=others_t3,
 )
 
 # ------------------------------------------------------------------------------------------ T8: throughput or latency
@@ -191,6 +232,19 @@ def measure_t8(run: MeasuredPart) -> list[Comparison]:
     ]
 
 
+def others_t8(others: Others) -> list[Comparison]:
+    """A model's weights at both batches, and attention to 4,096 tokens for each request."""
+    weights = {batch: published_weights(others, LLAMA_70B, H100, batch) for batch in (1, 64)}
+    per_token, cache = published_cache(others, LLAMA_70B, H100, 4096)
+    times = {batch: value + batch * 4096 * per_token for batch, (value, _) in weights.items()}
+    used = [weights[1][1], weights[64][1], cache]
+    how = "published seconds per weight x weights, plus published attention per request x batch"
+    return [
+        by_others(T8_RATE, 64 * times[1] / times[64], how, *used, context=4096),
+        by_others(T8_TIME, times[64] / times[1], how, *used, context=4096),
+    ]
+
+
 T8 = Claim(
     id="T8",
     text="larger batches raise throughput and lengthen each request's latency",
@@ -201,6 +255,7 @@ T8 = Claim(
     setting="Llama-3.1-70B in bf16 at H100 rates, batch 64 against 1. Longer: by at least 5%. The context is varied",
     predict=predict_t8,
     measure=measure_t8,
+    by_others=others_t8,
 )
 
 # -------------------------------------------------------------------------------------- T9: output over input tokens
@@ -281,6 +336,18 @@ def measure_t10(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "attention with a draft, or layer at one batch and four times it")
 
 
+def others_t10(others: Others) -> list[Comparison]:
+    """Weights at 4 times the batch. Published attention has one query token."""
+    found = []
+    for kind, rows in others.products(H100).groupby("kind"):
+        for batch in (1, 16, 64):
+            both = between_batches(rows, "part", "N", "K", "stored", "activations", low=batch, high=DRAFT * batch)
+            if len(both):
+                how = "median over products of the time at 4 times the batch / at the batch"
+                found.append(ratio(T10_TIME, both, how, part="weights", batch=batch, draft=DRAFT, weights=kind))
+    return require_some(found, "published products at one batch and four times it")
+
+
 T10 = Claim(
     id="T10",
     text="speculative decoding verifies several drafted tokens in parallel in one pass",
@@ -291,4 +358,5 @@ T10 = Claim(
     setting="Llama-3.1-70B in bf16 at H100 rates, 4 tokens a request. At most a fifth longer. The batch is varied",
     predict=predict_t10,
     measure=measure_t10,
+    by_others=others_t10,
 )

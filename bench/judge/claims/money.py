@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from statistics import median
 
@@ -21,6 +22,8 @@ from bench.judge.claims.common import (
     predicted,
 )
 from bench.judge.claims.kv import K5_BATCHES
+from bench.judge.claims.others import FIELDS, Others, by_others, where
+from bench.judge.claims.others import weights_seconds as published_weights
 from bench.judge.claims.reading import MeasuredPart, require_part, require_some, seconds, weights_seconds
 from kernels.models import active_parameters
 
@@ -66,6 +69,16 @@ def measure_m1(run: MeasuredPart) -> list[Comparison]:
     return found
 
 
+def others_m1(others: Others) -> list[Comparison]:
+    """The time of the weights alone, from published products, so the context is 0."""
+    found = []
+    for batch, published in M1_COSTS.items():
+        step, rows = published_weights(others, LLAMA_70B, H100, batch)
+        how = "price an hour x (median seconds per weight of published products x weights) / batch; no cache"
+        found.append(by_others(published, dollars(M1_HOURLY, step, batch), how, rows, context=0))
+    return found
+
+
 M1 = Claim(
     id="M1",
     text="at $2.50 an hour: $29 per million output tokens at batch 1, $0.45 at 64, $0.11 at 256 (70B FP16, H100)",
@@ -77,6 +90,7 @@ M1 = Claim(
     "context: it is varied",
     predict=predict_m1,
     measure=measure_m1,
+    by_others=others_m1,
 )
 
 # ------------------------------------------------------------------------------- M2: the price at the largest batch
@@ -229,6 +243,20 @@ def measure_m5(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "`ffn_gemv` of llama-3.1-70b in bf16 with the board's power read while it ran")
 
 
+def others_m5(others: Others) -> list[Comparison]:
+    """Whole servers of Llama-3.1-70B in fp8: rated power x published time, the most that a token can have taken."""
+    rows = others.servers
+    rows = where(rows[rows["model"].str.contains("Llama-3.1-70B")], part=H100, stored="fp8")
+    found = []
+    for batch, mine in rows.groupby("B"):
+        watts = power(find(H100)) * mine["tp"]
+        value = float((watts * mine["seconds"] / mine["B"]).median())
+        how = "rated power of all parts x published time per token / batch: at most this, since boards draw less"
+        compared = by_others(M5_GPU, value, how, mine, machine="GPU", batch=batch, weights="fp8, whole servers")
+        found.append(replace(compared, bound="upper"))
+    return require_some(found, "published server of Llama-3.1-70B on an H100")
+
+
 M5 = Claim(
     id="M5",
     text="GPUs spend 10-30 J per token, an LPU 1-3",
@@ -239,6 +267,7 @@ M5 = Claim(
     setting="Llama-3.1-70B in bf16. The text does not name the batch: it is varied. The model in 8 bits fills the LPUs",
     predict=predict_m5,
     measure=measure_m5,
+    by_others=others_m5,
 )
 
 # ---------------------------------------------------------------------------------------- M6: what software saves
@@ -264,6 +293,20 @@ def measure_m6(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "case of at least 16 MiB with two implementations")
 
 
+def others_m6(others: Others) -> list[Comparison]:
+    """Engines on an H100, case by case: the slowest's time over the fastest's."""
+    found = []
+    for op in JUDGED:
+        rows = others.every(op)
+        rows = rows[rows["part"] == H100]
+        groups = rows.groupby(["routing", *FIELDS], observed=True)["seconds"]
+        ratios = (groups.max() / groups.min())[groups.size() > 1]
+        if len(ratios):
+            how = "median over published cases of the slowest engine, version or kernel / the fastest"
+            found.append(by_others(M6_RATIO, ratios.median(), how, rows, op=op))
+    return require_some(found, "published case of two engines")
+
+
 M6 = Claim(
     id="M6",
     text="software alone cuts inference cost 2-10 times on the same hardware",
@@ -273,4 +316,5 @@ M6 = Claim(
     published=(M6_RATIO,),
     setting="The slowest correct implementation of an operation stands for naive software",
     measure=measure_m6,
+    by_others=others_m6,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
+import pandas as pd
+
 from bench.devices import find
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number
 from bench.judge.claims.common import (
@@ -17,6 +19,7 @@ from bench.judge.claims.common import (
     peak,
     predicted,
 )
+from bench.judge.claims.others import KINDS, Others, paired, parts_with, ratio
 from bench.judge.claims.reading import (
     MeasuredPart,
     attention,
@@ -81,6 +84,27 @@ def measure_t4(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "layer at batch 1 with both 16-bit and 8-bit weights")
 
 
+def published_pairs(others: Others, kind: str) -> pd.DataFrame:
+    """Products at batch 1 in 16 bits (a) and in `kind` (b), of each part that has both."""
+    found = []
+    for part in ("h100-sxm", "a100-80"):
+        for stored in dict.fromkeys(s for (s, _), words in KINDS.items() if words == kind):
+            plain = others.products(part, kind=WEIGHT_KINDS["bf16"], B=1)
+            few = others.products(part, kind=kind, B=1, stored=stored)
+            found.append(paired(plain, few, "stored", "activations"))
+    return pd.concat(found)
+
+
+def others_t4(others: Others) -> list[Comparison]:
+    found = []
+    for kind in (WEIGHT_KINDS["w8a16"], WEIGHT_KINDS["fp8"]):
+        layers = published_pairs(others, kind)
+        if len(layers):
+            how = f"median over published products of the time with {kind} weights / with 16-bit weights"
+            found.append(ratio(T4_TIME, layers, how, the="latency", batch=1, context=SHORT_CONTEXT))
+    return require_some(found, "published product at batch 1 with both 16-bit and 8-bit weights")
+
+
 T4 = Claim(
     id="T4",
     text="FP16 to INT8 halves decode latency and doubles the memory left for KV",
@@ -92,6 +116,7 @@ T4 = Claim(
     "varied",
     predict=predict_t4,
     measure=measure_t4,
+    by_others=others_t4,
 )
 
 # ------------------------------------------------------------------------------------- T5: the size of 4-bit weights
@@ -142,6 +167,19 @@ def measure_t6(run: MeasuredPart) -> list[Comparison]:
     return [measured(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])]
 
 
+def others_t6(others: Others) -> list[Comparison]:
+    """By part, since the conversion of 8-bit numbers costs each generation something else."""
+    rows = others.op("attention_decode")
+    found = []
+    for part in parts_with(rows, ("h100-sxm", "h200", "b200")):
+        mine = rows[(rows["part"] == part) & (rows["window"] == 0)]
+        both = paired(mine[mine["stored"] == "bf16"], mine[mine["stored"] == "fp8"], "stored", "activations")
+        if len(both):
+            how = "median over published cases of the time with an fp8 cache / a bf16 cache"
+            found.append(ratio(T6_TIME, both, how, device=find(part).name))
+    return require_some(found, "published attention with its cache both in bf16 and in fp8")
+
+
 T6 = Claim(
     id="T6",
     text="an FP8 KV cache halves the cache",
@@ -152,6 +190,7 @@ T6 = Claim(
     setting="Llama-3.1-70B, batch 16, 8,192 tokens, against a 16-bit cache. Scales are not counted",
     predict=predict_t6,
     measure=measure_t6,
+    by_others=others_t6,
 )
 
 # ---------------------------------------------------------------------------------- T7: memory and compute in few bits
@@ -192,6 +231,16 @@ def measure_t7(run: MeasuredPart) -> list[Comparison]:
     return require_some(found, "layer at batch 1 with both 16-bit and quantized weights")
 
 
+def others_t7(others: Others) -> list[Comparison]:
+    found = []
+    for kind in map(WEIGHT_KINDS.__getitem__, QUANTIZED):
+        layers = published_pairs(others, kind)
+        if len(layers):
+            how = "median over published products of the time with 16-bit weights / with quantized ones, at batch 1"
+            found.append(ratio(T7_TIME, layers, how, upside_down=True, weights=kind))
+    return require_some(found, "published product at batch 1 with both 16-bit and quantized weights")
+
+
 T7 = Claim(
     id="T7",
     text="quantization cuts memory and compute 2-4 times",
@@ -202,4 +251,5 @@ T7 = Claim(
     setting="Against bf16 on an H100. The bits of weights and of arithmetic are varied",
     predict=predict_t7,
     measure=measure_t7,
+    by_others=others_t7,
 )

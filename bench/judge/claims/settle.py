@@ -14,6 +14,8 @@ tolerance. The verdict follows from the grid alone:
 - A measured value replaces the predicted one of the same setting. Settings that were not measured keep their
   prediction. If several devices measured something, each one is judged together with the remaining predictions.
 - A claim that must be measured is `NOT MEASURED` until a device of the right kind measured it, whatever is predicted.
+- Evidence is ranked: what our runs measured (MEASURED), else what others published (PUBLISHED), else, for claims that
+  need no measurement, the model (PREDICTED). Published values replace predictions as measured ones do.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from bench.judge.claims.base import Claim, Comparison, NoPrediction, Status, Unmeasured, Verdict
+from bench.judge.claims.others import Others
 from bench.judge.claims.reading import MeasuredPart
 from bench.judge.claims.settings import describe
 
@@ -32,17 +35,22 @@ ONLY_PREDICTED = " (predicted; nothing measured fits)"
 """Added to a condition that no measurement supports."""
 
 
-def judge_claim(claim: Claim, runs: Sequence[MeasuredPart]) -> Verdict:
-    """Pure: the same runs give the same verdict."""
+def judge_claim(claim: Claim, runs: Sequence[MeasuredPart], others: Others | None = None) -> Verdict:
+    """Pure: the same runs and the same published rows give the same verdict."""
     predicted, gap = _predict(claim)
     predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
     measured, reason = _measure(claim, runs) if claim.needs_measurement else ([], "")
     evidence = [c for c in measured if c.on_gpu]
+    published: list[Comparison] = []
+    if not evidence and others is not None and claim.by_others:
+        published, absent = _published(claim, others)
+        reason = "; ".join(filter(None, (reason, absent)))
+    evidence = evidence or published
     judged: list[Comparison] = []
-    if not claim.needs_measurement:
-        judged, reason = predicted, f"no prediction: {gap}"
-    elif evidence:
+    if evidence:
         judged = [*evidence, *predictions_beside(predicted, evidence)]
+    elif not claim.needs_measurement:
+        judged, reason = predicted, f"no prediction: {gap}"
     status: Status = "NOT MEASURED"
     condition = ""
     if judged:
@@ -57,6 +65,7 @@ def judge_claim(claim: Claim, runs: Sequence[MeasuredPart]) -> Verdict:
         predicted_condition=predicted_condition,
         predicted=tuple(predicted),
         measured=tuple(measured) or None,
+        published=tuple(published),
         gap=gap,
     )
 
@@ -71,6 +80,15 @@ def _predict(claim: Claim) -> tuple[list[Comparison], str]:
         given = [error]
     gaps = dict.fromkeys(str(g) for g in given if isinstance(g, NoPrediction))
     return [c for c in given if isinstance(c, Comparison)], "; ".join(gaps)
+
+
+def _published(claim: Claim, others: Others) -> tuple[list[Comparison], str]:
+    """What others' tables say, or the reason why they say nothing."""
+    assert claim.by_others
+    try:
+        return claim.by_others(others), ""
+    except Unmeasured as error:
+        return [], f"published tables: {error}"
 
 
 def _measure(claim: Claim, runs: Sequence[MeasuredPart]) -> tuple[list[Comparison], str]:

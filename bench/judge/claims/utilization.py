@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from statistics import median
 
 from bench.devices import find
@@ -24,6 +24,7 @@ from bench.judge.claims.common import (
     H100,
     LLAMA_8B,
     LLAMA_70B,
+    WEIGHT_KINDS,
     bandwidth,
     bisect,
     decode,
@@ -34,6 +35,7 @@ from bench.judge.claims.common import (
     ridge,
     total_work,
 )
+from bench.judge.claims.others import Others, by_others, paired, peak_share, side, some
 from bench.judge.claims.reading import (
     MeasuredPart,
     batch_of,
@@ -116,6 +118,18 @@ def measure_i9(run: MeasuredPart) -> list[Comparison]:
     return [measured(I9_SHARE, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
 
 
+def others_i9(others: Others) -> list[Comparison]:
+    """The best share that a published product reaches at each batch."""
+    found = []
+    for batch in DECODE_BATCHES:
+        rows = others.products(H100, kind=WEIGHT_KINDS["bf16"], B=batch)
+        if len(rows):
+            share = peak_share(rows, H100)
+            how = "FLOP / (seconds x the datasheet's peak) of the best published product in bf16"
+            found.append(by_others(I9_SHARE, share.max(), how, rows.loc[[share.idxmax()]], batch=batch))
+    return require_some(found, "published product in bf16")
+
+
 I9 = Claim(
     id="I9",
     text="GPUs reach only about 23% of their compute in inference",
@@ -126,6 +140,7 @@ I9 = Claim(
     setting="Decode of Llama-3.1-70B in bf16 on an H100. The text does not name the batch: it is varied",
     predict=predict_i9,
     measure=measure_i9,
+    by_others=others_i9,
 )
 
 # ---------------------------------------------------------------------------------- I10: prefill and decode on one GPU
@@ -192,6 +207,15 @@ def measure_i10(run: MeasuredPart) -> list[Comparison]:
     return found
 
 
+def others_i10(others: Others) -> list[Comparison]:
+    """A prompt as long as the largest published batch, by its products alone."""
+    rows = others.products(H100, kind=WEIGHT_KINDS["bf16"], B=256)
+    share = peak_share(some(rows, "a bf16 product of 256 rows"), H100)
+    how = "FLOP / (seconds x peak) of the best published product with as many rows as the prompt has tokens"
+    used = rows.loc[[share.idxmax()]]
+    return [by_others(I10_PREFILL, share.max(), how, used, phase="prefill", prompt=256, of=DATASHEET)]
+
+
 I10 = Claim(
     id="I10",
     text="prefill can approach 100% of compute, decode leaves it severely underused; sharing one GPU wastes 70-90%",
@@ -203,6 +227,7 @@ I10 = Claim(
     "are varied",
     predict=predict_i10,
     measure=measure_i10,
+    by_others=others_i10,
 )
 
 # --------------------------------------------------------------------------------------- I11: the effect of more FLOP/s
@@ -287,6 +312,24 @@ def across_i12(runs: list[MeasuredPart]) -> list[Comparison]:
     return require_some(found, "common decode cases above 16 MiB")
 
 
+def others_i12(others: Others) -> list[Comparison]:
+    """The H100 against parts of other bandwidth, by operation and stored type. The H200 has the same chip."""
+    found = []
+    for key, op in product(("a100-80", "h200", "b200"), DECODE_OPS):
+        rows = others.op(op)
+        first, second = rows[rows["part"] == H100], rows[rows["part"] == key]
+        both = paired(first, second, "part")
+        for stored, mine in both[both["B"] <= 64].groupby("stored", observed=True):
+            if len(mine) >= 10:
+                roofs = bandwidth(find(H100)) / bandwidth(find(key))
+                value = float((mine["seconds_a"] / mine["seconds_b"]).median()) * roofs
+                how = "median over common published cases up to batch 64 of the time ratio x the ratio of bandwidths"
+                used = (side(mine.assign(part_a=H100), "a"), side(mine.assign(part_b=key), "b"))
+                setting = {"parts": f"{find(H100).name} and {find(key).name}", "op": op, "stored": stored}
+                found.append(by_others(I12_RATIO, value, how, *used, **setting))
+    return require_some(found, "published cases common to an H100 and another part")
+
+
 I12 = Claim(
     id="I12",
     text="memory bandwidth, not compute, binds inference: time follows bandwidth across devices",
@@ -297,58 +340,5 @@ I12 = Claim(
     setting="Predicted for Llama-3.1-8B in bf16 against an H100 with the batch varied. Measured on common cases",
     predict=predict_i12,
     across=across_i12,
-)
-
-# ------------------------------------------------------------------------------------------- I13: what the cache saves
-
-I13_SPEEDUP = number("speed-up by the KV cache", 5, "x", APPROXIMATE)
-I13_LINEAR = number("growth of the time when the output doubles, with the cache", 2, "x", APPROXIMATE)
-STEPS = 16
-"""Contexts sampled over a generation. The time per token is smooth in the context."""
-
-
-def generation(tokens: int) -> tuple[float, float]:
-    """Seconds to generate `tokens` with the cache, and with the whole sequence computed again for each token."""
-    contexts = [max(1, round(tokens * (i + 0.5) / STEPS)) for i in range(STEPS)]
-    steps = [decode(LLAMA_70B, context=context) for context in contexts]
-    scale = tokens / STEPS
-    return scale * sum(s.seconds for s in steps), scale * sum(s.prefill_seconds for s in steps)
-
-
-def predict_i13() -> list[Comparison]:
-    def excess(tokens: float) -> float:
-        with_cache, without = generation(round(tokens))
-        return without / with_cache - I13_SPEEDUP.low
-
-    found = []
-    for tokens in sorted({256, 1024, 4096, 8192, round(bisect(excess, 256, 8192, within=0.05))}):
-        with_cache, without = generation(tokens)
-        twice, _ = generation(2 * tokens)
-        found += [
-            predicted(I13_SPEEDUP, without / with_cache, "recomputing every prefix / reading the cache", tokens=tokens),
-            predicted(I13_LINEAR, twice / with_cache, "time of twice the tokens / time", tokens=tokens),
-        ]
-    return found
-
-
-def measure_i13(run: MeasuredPart) -> list[Comparison]:
-    sweep = sorted(bf16_sweep(run), key=batch_of)
-    if batch_of(sweep[0]) != 1 or batch_of(sweep[-1]) < 128:
-        raise Unmeasured("no layer in bf16 was swept from batch 1 to 128 or more")
-    area = sum((seconds(a) + seconds(b)) / 2 * (batch_of(b) - batch_of(a)) for a, b in pairwise(sweep))
-    value = area / (seconds(sweep[0]) * (batch_of(sweep[-1]) - 1))
-    how = "a layer's time with t tokens, averaged over t, / its time with one: recomputing against caching"
-    return [measured(I13_SPEEDUP, value, how, sweep, tokens=batch_of(sweep[-1]))]
-
-
-I13 = Claim(
-    id="I13",
-    text="the KV cache turns generation from O(n^2) to O(n), about 5 times faster",
-    plain="Remembering what was read makes writing an answer about five times faster",
-    source="A",
-    how="P M",
-    published=(I13_SPEEDUP, I13_LINEAR),
-    setting="Llama-3.1-70B in bf16 at H100 bandwidth without a prompt. The text names no length: it is varied",
-    predict=predict_i13,
-    measure=measure_i13,
+    by_others=others_i12,
 )

@@ -147,7 +147,7 @@ def sentence(verdict: Verdict) -> str:
         }[verdict.predicted_status]
         return f"{claim}: not measured here ({verdict.reason}); {expected}."
     shown = verdict.evidence or verdict.predicted
-    how = "measured" if verdict.evidence else "calculated"
+    how = {"MEASURED": "measured", "PUBLISHED": "measured by others"}.get(verdict.by, "calculated")
     if verdict.status == "HOLDS":
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
@@ -180,6 +180,14 @@ WIDEST = 160
 HEADERS = ("id", "claim", "published", "predicted", "measured", "verdict", "condition or reason")
 
 
+def evidence_text(verdict: Verdict) -> str:
+    """`PUBLISHED: 34 rows of sglang, vllm`, or the kind of evidence alone; empty where nothing decides."""
+    if verdict.by != "PUBLISHED":
+        return verdict.by
+    names = ", ".join(dict.fromkeys(rows.software for rows in verdict.rows))
+    return f"PUBLISHED: {sum(rows.count for rows in verdict.rows):,} rows of {names}"
+
+
 def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headers, and one row for each claim."""
     rows: list[tuple[str, ...]] = [
@@ -189,7 +197,7 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
             "; ".join(map(published_text, v.claim.published)) or "-",
             per_number(v.predicted) or "-",
             per_number(v.evidence) or "-",
-            status_text(v),
+            status_text(v) + (f" ({evidence_text(v)})" if v.by else ""),
             shorten(v.condition or v.reason, WIDEST, placeholder=f" ... (--explain {v.claim.id})"),
         )
         for v in verdicts
@@ -247,6 +255,14 @@ def explain(verdict: Verdict) -> str:
         for i in ids:
             flags = f" [{', '.join(i.flags)}]" if i.flags else ""
             lines.append(f"  from {i.op}/{i.impl} {i.case_id} of run {i.run_id or '?'}{flags}")
+    if verdict.published:
+        lines.append("Published by others:")
+        lines += _lines(verdict.published)
+        for rows in verdict.rows:
+            of = f"{rows.software} {rows.version} on {rows.part}"
+            lines.append(f"  from {rows.count:,} rows of {of} in {rows.source}")
+    if verdict.by:
+        lines.append(f"Evidence: {verdict.by}")
     if verdict.reason:
         lines.append(f"Not measured: {verdict.reason}")
     return "\n".join(lines)
@@ -268,6 +284,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "how": c.how,
         "on_gpu": c.on_gpu,
         "records": [asdict(i) for i in c.records],
+        "rows": [asdict(i) for i in c.rows],
     }
 
 
@@ -277,7 +294,10 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
     return {
         "id": claim.id,
         "claim": claim.text,
-        "source": [{"letter": letter, "name": SOURCES[letter]} for letter in claim.source.split()],
+        "source": [
+            {"letter": letter, "name": SOURCES[letter].title, **asdict(SOURCES[letter])}
+            for letter in claim.source.split()
+        ],
         "how": claim.how.split(),
         "setting": claim.setting,
         "published": [
@@ -285,6 +305,8 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
             for p in claim.published
         ],
         "status": verdict.status,
+        "evidence": verdict.by,
+        "rows": [asdict(rows) for rows in verdict.rows],
         "condition": verdict.condition,
         "reason": verdict.reason,
         "predicted_status": verdict.predicted_status,
@@ -292,5 +314,6 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
         "not_predicted": verdict.gap,
         "predicted": [_comparison(c) for c in verdict.predicted],
         "measured": None if verdict.measured is None else [_comparison(c) for c in verdict.measured],
+        "published_by_others": [_comparison(c) for c in verdict.published],
         "sentence": sentence(verdict),
     }

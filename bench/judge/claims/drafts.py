@@ -1,0 +1,165 @@
+"""Claims about tricks of serving: 4-bit caches, one-change savings, drafts, continuous batches, split phases."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import product
+
+from bench.devices import find
+from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, number, our_range
+from bench.judge.claims.common import H100, LLAMA_70B, decode, predicted
+from bench.judge.claims.others import Others, paired, ratio, some
+
+# ------------------------------------------------------------------------------------------- T11: an NVFP4 cache
+
+T11_SIZE = number("NVFP4 over FP8", 0.5, "x")
+
+
+def predict_t11() -> list[Comparison]:
+    how = "(4 bits + an 8-bit scale for 16 elements) / 8 bits"
+    return [predicted(T11_SIZE, (4 + 8 / 16) / 8, how, what="size")]
+
+
+def others_t11(others: Others) -> list[Comparison]:
+    """Nobody published attention over an NVFP4 cache; products with weights in the same two formats on a B200."""
+    rows = others.op("ffn_gemv")
+    rows = rows[(rows["part"] == "b200") & (rows["B"] <= 16)]
+    both = paired(rows[rows["stored"] == "fp8"], rows[rows["stored"] == "nvfp4"], "stored", "activations")
+    both = some(both, "a product in nvfp4 and in fp8 on a B200")
+    how = "median over products up to batch 16 of the time with nvfp4 weights / with fp8 weights, as a stand-in"
+    return [ratio(T11_SIZE, both, how, what="time to read, weights on a B200")]
+
+
+T11 = Claim(
+    id="T11",
+    text="NVFP4 halves an FP8 KV cache again",
+    plain="4 bits a number instead of 8 halve what is remembered once more",
+    source="A",
+    how="P M",
+    published=(T11_SIZE,),
+    setting="Bits with scales. Times are of weights in the same formats, since no cache was published",
+    predict=predict_t11,
+    by_others=others_t11,
+)
+
+# ---------------------------------------------------------------------------------- T12: the cost of INT8 at large
+
+T12_COST = number("cost in FP16 over INT8 at the largest batch", 4, "x", APPROXIMATE)
+
+
+def largest_batch(weights: str, key: str, count: int, context: int) -> int:
+    return decode(LLAMA_70B, key, weights=weights, batch=1, context=context, devices=count).max_batch or 0
+
+
+def predict_t12() -> list[Comparison]:
+    found = []
+    for (key, count), context in product(((H100, 2), (H100, 4), (H100, 8), ("h200", 2), ("h200", 4)), (2048, 8192)):
+        costs = []
+        for weights in ("bf16", "w8a16"):
+            batch = largest_batch(weights, key, count, context)
+            if batch:
+                step = decode(LLAMA_70B, key, weights=weights, batch=batch, context=context, devices=count)
+                costs.append(step.seconds / batch)
+        if len(costs) == 2:
+            how = "step / batch at the largest batch with 16-bit weights / with 8-bit weights"
+            found.append(
+                predicted(T12_COST, costs[0] / costs[1], how, parts=f"{count} x {find(key).name}", context=context)
+            )
+    return found
+
+
+T12 = Claim(
+    id="T12",
+    text="FP16 to INT8 is a 4 times lower cost from one change",
+    plain="Half the bits make a token four times cheaper, because twice the users fit and each step is half as long",
+    source="A",
+    how="P M",
+    published=(T12_COST,),
+    setting="Llama-3.1-70B with its cache in bf16, at the batch that fills the memory. Parts and context are varied",
+    predict=predict_t12,
+    never="a run measures operations, not the largest batch of a served model",
+)
+
+# ------------------------------------------------------------------------------------------- T13: does a draft pay
+
+T13_GAIN = our_range("tokens per second with drafts over without", 1, math.inf, "x")
+DRAFTS, DRAFT_COST = 4, 0.05
+"""Drafted tokens a step, and what drafting one costs of a step."""
+
+
+def predict_t13() -> list[Comparison]:
+    found = []
+    for accepted, batch in product((0.6, 0.8), (1, 16, 64, 128, 256)):
+        one, several = (decode(LLAMA_70B, batch=batch, context=2048, q_len=q).seconds for q in (1, DRAFTS + 1))
+        tokens = (1 - accepted ** (DRAFTS + 1)) / (1 - accepted)
+        value = tokens / (DRAFTS * DRAFT_COST + several / one)
+        how = "(1 - a^5) / (1 - a) / (4 x draft cost + verifying 5 tokens / one)"
+        found.append(predicted(T13_GAIN, value, how, accepted=f"{accepted:g}", batch=batch))
+    return found
+
+
+T13 = Claim(
+    id="T13",
+    text="speculative decoding pays because drafted tokens are verified in parallel",
+    plain="Guessing ahead and checking the guesses together is faster than writing word by word",
+    source="D",
+    how="P M",
+    published=(T13_GAIN,),
+    setting="Llama-3.1-70B in bf16 at H100 rates, 4 drafts that cost a twentieth of a step each. Acceptance and batch "
+    "are varied",
+    predict=predict_t13,
+    never="no draft model runs here: T10 measures the verification alone",
+)
+
+# ----------------------------------------------------------------------------------- T14: continuous batching
+
+T14_WASTE = our_range("share of a static batch's slots that wait for its longest request", 0.25, 1, "")
+
+
+def static_waste(batch: int, spread: float, seed: int = 0) -> float:
+    """1 - mean / longest output, averaged over 400 batches of log-normal lengths."""
+    rng = random.Random(seed)
+    total = 0.0
+    for _ in range(400):
+        lengths = [rng.lognormvariate(0.0, spread) for _ in range(batch)]
+        total += 1 - sum(lengths) / batch / max(lengths)
+    return total / 400
+
+
+def predict_t14() -> list[Comparison]:
+    how = "simulated: 1 - mean / longest output of a batch, log-normal lengths, seed 0"
+    return [
+        predicted(T14_WASTE, static_waste(batch, spread), how, batch=batch, **{"log-sd of lengths": f"{spread:g}"})
+        for batch, spread in product((4, 16, 64), (0.0, 0.2, 0.5, 1.0))
+    ]
+
+
+T14 = Claim(
+    id="T14",
+    text="continuous batching raises utilisation",
+    plain="Letting new users in as soon as others are done saves at least a quarter of the machine",
+    source="D",
+    how="S",
+    published=(T14_WASTE,),
+    setting="Raises: a static batch wastes at least a quarter. Batch and spread of lengths are varied",
+    predict=predict_t14,
+)
+
+# ------------------------------------------------------------------------------------ T15: prefill on its own parts
+
+T15_RATE = number("throughput of DistServe over its baseline", 4.48, "x")
+T15_LATENCY = number("tighter latency of DistServe", 10.2, "x")
+T15_SPLIT = number("throughput of Splitwise over its baseline", 1.4, "x")
+
+T15 = Claim(
+    id="T15",
+    text="disaggregated prefill: DistServe 4.48 times the throughput or 10.2 times tighter latency; Splitwise 1.4 "
+    "times at 20% lower cost",
+    plain="Reading questions on other machines than those that write answers serves up to four times as many users",
+    source="A",
+    how="S M",
+    published=(T15_RATE, T15_LATENCY, T15_SPLIT),
+    setting="Goodput of a served model under limits on first token and time per token",
+    never="it needs a served model under load, with and without prefill beside it; no operation here runs a server",
+)

@@ -1,0 +1,214 @@
+"""Claims about newer parts, about latencies and links, and about power and energy."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from bench.devices import find
+from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, NoPrediction, Unmeasured, number, our_range
+from bench.judge.claims.common import (
+    DEEPSEEK_V3,
+    H100,
+    LLAMA_70B,
+    capacity,
+    datasheet_value,
+    measured,
+    peak,
+    power,
+    predicted,
+)
+from bench.judge.claims.reading import MeasuredPart, require_part, require_some
+from bench.predict.step_model import step
+
+# --------------------------------------------------------------------------------------------- H8: latencies
+
+H8_SRAM = our_range("latency of a load from the L1", 0, 1e-9, "s")
+H8_HBM = our_range("latency of a load from the memory", 1e-9, 1e-6, "s")
+
+
+def measure_h8(run: MeasuredPart) -> list[Comparison]:
+    """Chains of loads that wait for each other (`stream` chase)."""
+    chases = run.find("stream", kind="chase")
+    require_some(chases, "chase of `stream`")
+    found = []
+    for level, published in (("l1", H8_SRAM), ("dram", H8_HBM)):
+        value = run.ceilings.load_seconds(level, 0)
+        if value is not None:
+            found.append(measured(published, value, "price of one dependent load", chases, level=level))
+    if not found:
+        raise Unmeasured("its chases give no price of a load")
+    return found
+
+
+H8 = Claim(
+    id="H8",
+    text="latencies: SRAM below a nanosecond, HBM nanoseconds, host DRAM microseconds",
+    plain="Memory on the chip answers within a nanosecond, and memory beside it within many",
+    source="A",
+    how="M V",
+    published=(H8_SRAM, H8_HBM),
+    setting="Dependent loads of a kernel. Nanoseconds: below a microsecond",
+    measure=measure_h8,
+)
+
+# ----------------------------------------------------------------------------------------- H9: Rubin against B200
+
+H9_SPEED = number("inference of Rubin over B200", 5, "x", APPROXIMATE)
+H9_COST = our_range("cost on Rubin over B200", 0.1, 0.1, "x", APPROXIMATE)
+
+
+def predict_h9() -> list[Comparison]:
+    """Without `decode`, which asks for the power too: the R200's is not published."""
+    found = []
+    ask: dict[str, Any] = {"weights": "fp4", "kv": "fp8", "context": 4096}
+    for shape, batch in product((LLAMA_70B, DEEPSEEK_V3), (1, 64)):
+        old, new = (step(shape, device=find(key), batch=batch, **ask) for key in ("b200", "r200"))
+        ratios = {"decode": old.seconds / new.seconds, "prefill": old.prefill_seconds / new.prefill_seconds}
+        for phase, value in ratios.items():
+            setting = {"phase": phase, "model": shape.name, "batch": batch}
+            found.append(predicted(H9_SPEED, value, "time on a B200 / on an R200, fp4 weights", **setting))
+            found.append(predicted(H9_COST, 1 / value, "the same at one price an hour", **setting))
+    return found
+
+
+H9 = Claim(
+    id="H9",
+    text="Vera Rubin: 5 times the inference, a tenth of the cost",
+    plain="The next machine does 5 times the work, each piece at 10% of the cost",
+    source="A",
+    how="P",
+    published=(H9_SPEED, H9_COST),
+    setting="R200 against B200 by their datasheets, weights in fp4, at one price an hour. Phase, model and batch are "
+    "varied",
+    predict=predict_h9,
+)
+
+# ------------------------------------------------------------------------------------------------ H10: AMD's parts
+
+H10_MORE = number("how much more memory an MI350X has than a B200", 0.6, "")
+H10_FP4 = number("FP4 of an MI400", 40e15, "FLOP/s")
+
+
+def predict_h10() -> list[Comparison | NoPrediction]:
+    found: list[Comparison | NoPrediction] = [
+        predicted(H10_MORE, capacity(find("mi350x")) / capacity(find("b200")) - 1, "datasheets", the="memory")
+    ]
+    try:
+        found.append(predicted(H10_FP4, peak(find("mi400"), "mma_fp4"), "the vendor's number", the="arithmetic"))
+    except NoPrediction as missing:
+        found.append(missing)
+    return found
+
+
+H10 = Claim(
+    id="H10",
+    text="MI350X has 60% more memory than a B200; MI400 40 PFLOP/s FP4",
+    plain="AMD's part holds 60% more than NVIDIA's",
+    source="A",
+    how="P",
+    published=(H10_MORE, H10_FP4),
+    setting="Datasheets",
+    predict=predict_h10,
+)
+
+# ------------------------------------------------------------------------------------------------------ H11: links
+
+H11_LINK = number("NVLink 5 of a GPU, both ways", 1.8e12, "B/s")
+H11_C2C = number("NVLink C2C, both ways", 1.8e12, "B/s")
+
+
+def predict_h11() -> list[Comparison]:
+    b200, r200, gb200 = find("b200"), find("r200"), find("gb200")
+    return [
+        predicted(H11_LINK, 2 * datasheet_value(b200.link_bandwidth, "link", b200), "2 x one way", link="NVLink 5"),
+        predicted(
+            H11_C2C,
+            2 * datasheet_value(gb200.host_bandwidth, "host link", gb200),
+            "2 x one way, shared by two GPUs",
+            link="C2C of a GB200",
+        ),
+        predicted(
+            H11_C2C,
+            2 * datasheet_value(r200.host_bandwidth, "host link", r200),
+            "2 x one way, shared by two GPUs",
+            link="C2C of a Vera Rubin",
+        ),
+    ]
+
+
+H11 = Claim(
+    id="H11",
+    text="NVLink 5 1.8 TB/s a GPU; NVLink C2C 1.8 TB/s",
+    plain="The cables between the newest machines carry 1.8 TB a second each",
+    source="A",
+    how="P V",
+    published=(H11_LINK, H11_C2C),
+    setting="Datasheets, both directions together",
+    predict=predict_h11,
+)
+
+# ------------------------------------------------------------------------------------------------------ H12: power
+
+H12_POWER = number("power of an H100", 700, "W", APPROXIMATE)
+H12_RACK = number("power of an NVL72 rack", 120, "kW", APPROXIMATE)
+
+
+def predict_h12() -> list[Comparison]:
+    return [
+        predicted(H12_POWER, power(find(H100)), "rated power", the="board"),
+        predicted(H12_RACK, 72e-3 * power(find("gb200")), "72 x rated power of its GPUs, without CPUs", the="rack"),
+    ]
+
+
+def measure_h12(run: MeasuredPart) -> list[Comparison]:
+    """The highest board power of a decode operation, which is less than a board may draw."""
+    require_part(run, H100)
+    records = [r for op in ("ffn_gemv", "attention_decode") for r in run.find(op) if r.telemetry.get("power_w")]
+    require_some(records, "decode operation with the board's power read while it ran")
+    top = max(records, key=lambda r: r.telemetry["power_w"])
+    how = "highest board power while a decode operation ran"
+    return [measured(H12_POWER, top.telemetry["power_w"], how, [top], the="board")]
+
+
+H12 = Claim(
+    id="H12",
+    text="an H100 draws 700 W, an NVL72 rack 120 kW",
+    plain="One machine draws as much as a hair dryer, and a rack as much as a hundred of them",
+    source="A",
+    how="P M",
+    published=(H12_POWER, H12_RACK),
+    setting="Rated power, and what boards draw while decoding",
+    predict=predict_h12,
+    measure=measure_h12,
+)
+
+# ------------------------------------------------------------------------------------------ E1: energy of the memory
+
+E1_SHARE = our_range("share of the energy that goes with bytes", 0.5, 1, "")
+
+E1 = Claim(
+    id="E1",
+    text="memory access dominates the energy of inference",
+    plain="Most of the electricity goes into fetching numbers, not into calculating with them",
+    source="C",
+    how="M",
+    published=(E1_SHARE,),
+    setting="E = P0 t + e_B bytes + e_F FLOP. Dominates: at least half",
+    never="power is read over whole cases, and no run yet has cases long enough to fit energy per byte and per FLOP",
+)
+
+# ---------------------------------------------------------------------------------------------- E2: throttling
+
+E2_SLOWER = our_range("time of a GEMM on a hot GPU over a cool one", 1.02, float("inf"), "x")
+
+E2 = Claim(
+    id="E2",
+    text="a hot GPU throttles",
+    plain="A GPU that gets too hot works more slowly",
+    source="D",
+    how="M",
+    published=(E2_SLOWER,),
+    setting="Throttles: at least 2% slower",
+    never="a rented GPU cannot be heated on purpose; runs record throttling and leave such samples out",
+)
