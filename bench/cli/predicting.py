@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from bench.errors import BadRequest
-from bench.terminal.arguments import comma_separated, whole_numbers
-from bench.terminal.options import AsJson, examples
-from bench.terminal.screen import complain, read_run, show, show_json
+from bench.terminal.arguments import comma_separated, short_duration, whole_numbers
+from bench.terminal.options import AsCsv, AsJson, AsMarkdown, examples
+from bench.terminal.screen import complain, form_of, read_run, show, show_json
 from kernels.model_config import FAMILIES
 
 app = typer.Typer()
@@ -21,41 +21,59 @@ PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
 
 @app.command(
-    epilog=examples("predict --model llama-3.1-8b --device h100-sxm,h200", "predict --config config.json --from RUN")
+    epilog=examples(
+        "predict --model llama-3.1-70b --part h100-sxm,h200 --tp 2,4 --price h100-sxm=2.5,h200=3.5 --tpot 50ms",
+        "predict --config config.json --context 4096,32768 --csv",
+    )
 )
 def predict(
     model: Annotated[str | None, typer.Option(help="one of `list models`; with --config, a name for it")] = None,
     config: Annotated[Path | None, typer.Option(help=CONFIGS)] = None,
-    device: Annotated[str | None, typer.Option(help="of `list devices`, comma-separated (default: h100-sxm)")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", "--device", help="of `list devices`, comma-separated (default: h100-sxm)"),
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run: its machine, as it was measured there")] = None,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8,64,256",
-    context: Annotated[int, typer.Option(help="tokens that each request attends to")] = 4096,
-    weights: Annotated[str | None, typer.Option(help=f"precision of the weights: {PRECISIONS} {OWN}")] = None,
-    kv: Annotated[str | None, typer.Option(help=f"precision of the KV cache: the same without w8a16 {OWN}")] = None,
+    context: Annotated[str, typer.Option(help="tokens that each request attends to, comma-separated")] = "4096",
+    weights: Annotated[
+        str | None, typer.Option(help=f"precisions of the weights, comma-separated: {PRECISIONS} {OWN}")
+    ] = None,
+    kv: Annotated[str | None, typer.Option(help=f"precisions of the KV cache: the same without w8a16 {OWN}")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="also contexts beyond the longest of the model")] = False,
-    devices: Annotated[int, typer.Option(help="how many parts share the model (tensor-parallel)")] = 1,
-    price: Annotated[float | None, typer.Option(help="dollars per hour for one part")] = None,
+    tp: Annotated[
+        str, typer.Option("--tp", "--devices", help="how many parts share the model (tensor-parallel), comma-separated")
+    ] = "1",
+    price: Annotated[
+        str | None, typer.Option(help="dollars per hour for one part: 2.5, or h100-sxm=2.5,h200=3.5")
+    ] = None,
+    tpot: Annotated[
+        str | None, typer.Option(help="name the best setting that takes at most so long for a token, e.g. 50ms")
+    ] = None,
     floor: Annotated[bool, typer.Option("--floor", help="only the floor, with the datasheet's memory")] = False,
     plot: Annotated[Path | None, typer.Option(help="draw latency against throughput into this file")] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
 ) -> None:
     """Predict time, memory and cost of a whole decode step, from datasheets or from what a run measured."""
     from bench.predict import command as prediction
-    from bench.predict import expected_rows
+    from bench.predict import expected_rows, sweep
 
-    if run_dir and device:
-        raise BadRequest("--from predicts for the machine of that run: leave out --device")
+    form, limit = form_of(as_csv, as_md), None if tpot is None else short_duration("--tpot", tpot)
+    if run_dir and part:
+        raise BadRequest("--from predicts for the machine of that run: leave out --device or --part")
     measured = read_run(run_dir) if run_dir else None
-    found = prediction.rows(
+    found = sweep.sweep(
         model=model,
         config=config,
-        parts=comma_separated(device or "h100-sxm", "device"),
+        parts=comma_separated("h100-sxm" if part is None else part, "part or --device"),
         batches=whole_numbers(batch, "batch"),
-        context=context,
-        weights=weights,
-        kv=kv,
-        devices=devices,
-        dollars_per_hour=price,
+        contexts=whole_numbers(context, "context"),
+        weights=comma_separated(weights, "weights") if weights else [None],
+        kv=comma_separated(kv, "kv") if kv else [None],
+        devices=whole_numbers(tp, "tp"),
+        prices=sweep.read_prices(price),
         run=measured,
         beyond=beyond,
         expect=not floor and measured is None,
@@ -66,9 +84,13 @@ def predict(
     if as_json:
         show_json(found)
         return
-    show(*prediction.table(found))
-    for line in (*prediction.remarks(found), *expected_rows.remarks(found)):
-        print(line)
+    show(*sweep.table(found), form=form, least_important=sweep.LEAST_IMPORTANT)
+    best = [] if limit is None else [sweep.best_under(found, limit)]
+    said = [*prediction.remarks(found), *expected_rows.remarks(found), *best]
+    if form:
+        complain(*best)
+        return
+    print(*said, sep="\n")
     if run_dir:
         print()
         show(*prediction.measured_table(found))

@@ -62,8 +62,10 @@ ROW = (
     "dollars_per_million_input_tokens",
     "ops",
     "measured",
+    "smallest_devices",
 )
-"""All keys of a row. `measured` is None for a prediction without a run."""
+"""All keys of a row. `measured` is None for a prediction without a run; `smallest_devices` is set where a sweep's setting
+does not fit."""
 
 
 def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:

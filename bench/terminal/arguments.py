@@ -45,6 +45,12 @@ def duration(what: str, text: str) -> float:
     return seconds(what, float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]])
 
 
+def short_duration(what: str, text: str) -> float:
+    """The seconds that an option names as `50ms`, or as `duration` reads them. Raises `BadRequest`."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)ms", text.strip())
+    return seconds(what, float(match[1]) / 1e3) if match else duration(what, text)
+
+
 def seconds(what: str, value: float) -> float:
     """Return a time to spend if it is positive and finite. Raises `BadRequest`."""
     if not 0 < value < math.inf:

@@ -25,6 +25,8 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *(f"decodebench {command}" for command in commands)])
 
 
+AsCsv = Annotated[bool, typer.Option("--csv", help="print the table as CSV")]
+AsMarkdown = Annotated[bool, typer.Option("--md", help="print the table as Markdown")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 Case = Annotated[str, typer.Option(help="only cases whose id contains this")]
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu")]

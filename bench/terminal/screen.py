@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from bench.errors import BadRequest
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -15,13 +18,24 @@ if TYPE_CHECKING:
     from bench.run import Run
 
 
-def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:
-    """Print a table for people, or a list of objects for machines.
+def show(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    as_json: bool = False,
+    form: str = "",
+    least_important: Sequence[str] = (),
+) -> None:
+    """Print a table for people, or for machines a list of objects, or in the form `csv` or `md`.
 
-    In a narrow terminal each row becomes a block of lines.
+    A terminal that is too narrow gets no columns of `least_important`, the first of them first; a line then names what
+    is left out. If it is still too narrow, each row becomes a block of lines.
     """
     if as_json:
         show_json([dict(zip(headers, row, strict=True)) for row in rows])
+        return
+    if form:
+        print("\n".join(lines_of(form, headers, [[printable(str(cell)) for cell in row] for row in rows])))
         return
     from rich.console import Console
     from rich.table import Column, Table
@@ -29,8 +43,17 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     # output into a pipe has no terminal whose width could cut it
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
+    gone = []
+    for name in least_important:
+        if name in headers and narrowest(headers, cells) > console.width:
+            at = list(headers).index(name)
+            headers = [*headers[:at], *headers[at + 1 :]]
+            cells = [[*row[:at], *row[at + 1 :]] for row in cells]
+            gone.append(name)
+    if gone:
+        complain(f"left out at {console.width} columns: {', '.join(gone)}; --csv, --md and --json have all")
     if narrowest(headers, cells) <= console.width:
-        table = Table(*headers, box=None, header_style="bold", pad_edge=False)
+        table = Table(*headers, box=None, header_style="" if os.environ.get("NO_COLOR") else "bold", pad_edge=False)
         for row in cells:
             table.add_row(*row)
         console.print(table)
@@ -40,6 +63,27 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
         for header, cell in zip(headers, row, strict=True):
             block.add_row(header, cell)
         console.print(block, "")
+
+
+def lines_of(form: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table as `csv` or `md`."""
+    if form == "csv":
+        import csv
+        import io
+
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([headers, *rows])
+        return text.getvalue().splitlines()
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (headers, *rows)]
+    first, *others = [f"| {' | '.join(row)} |" for row in escaped]
+    return [first, f"|{' --- |' * len(headers)}", *others]
+
+
+def form_of(as_csv: bool, as_md: bool) -> str:
+    """The form of a table that two options ask for. BadRequest if both do."""
+    if as_csv and as_md:
+        raise BadRequest("choose one of --csv and --md")
+    return "csv" if as_csv else "md" if as_md else ""
 
 
 def narrowest(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
