@@ -1,7 +1,8 @@
 """The machine: its description (environment), and the targets that kernels can run on.
 
-This module and `bench/devices/driver.py` alone read NVML, `os.environ`, git, `/proc` and `/sys`. torch is imported
-inside functions only. An environment gets published, so it has no host name, user, serial number or absolute path.
+This module, `bench/devices/driver.py` and `bench/measure/cores.py` alone read NVML, `os.environ`, git, `/proc` and
+`/sys`. torch is imported inside functions only. An environment gets published, so it has no host name, user, serial
+number or absolute path.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from bench.records import now
 from kernels.op import Target
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDED = re.compile(r"(TRITON|CUDA|CUBLAS|TORCH|PYTORCH|TORCHINDUCTOR|OMP|MKL|KMP)_\w+|NVIDIA_TF32_OVERRIDE")
+RECORDED = re.compile(
+    r"(TRITON|CUDA|CUBLAS|TORCH|PYTORCH|TORCHINDUCTOR|OMP|GOMP|MKL|KMP|NUMBA)_\w+|NVIDIA_TF32_OVERRIDE"
+)
 """Environment variables that can change what is measured."""
 PACKAGES = ("torch", "triton", "numpy", "numba", "pandas", "nvidia-ml-py")
 
@@ -46,10 +49,10 @@ def cpu_model(cpuinfo: str | None = None) -> str:
 
 
 def usable_cores() -> int:
-    return len(_affinity())
+    return len(affinity())
 
 
-def _affinity() -> set[int]:
+def affinity() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
@@ -58,7 +61,7 @@ def _affinity() -> set[int]:
 def last_level_cache_bytes(cpus: set[int] | None = None, root: Path = Path("/sys/devices/system/cpu")) -> int:
     """The total size of all last-level caches that the usable cores reach; 0 if the system does not tell."""
     instances: dict[tuple[int, str], int] = {}
-    for cpu in _affinity() if cpus is None else cpus:
+    for cpu in affinity() if cpus is None else cpus:
         for index in sorted((root / f"cpu{cpu}" / "cache").glob("index*")):
             size = re.fullmatch(r"(\d+)([KMG]?)", _line(index / "size") or "")
             if not size or _line(index / "type") == "Instruction":
@@ -81,6 +84,12 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
     """Memory that programs can still take without swapping; all of it where Linux does not tell."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
     return int(found[1]) << 10 if found else memory_bytes()
+
+
+def let_waiting_threads_sleep() -> None:
+    """Before torch is imported: its idle threads spin for at most a fraction of a millisecond (libgomp's default is
+    several). Until then they would take a core from whatever is timed next."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def operating_system() -> str:

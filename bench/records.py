@@ -35,7 +35,10 @@ FILE = "records.jsonl"
 Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
 
 FLAGS = {
-    "noisy": "sampling reached its time or sample cap before the interval of the median was narrow enough",
+    "noisy": "sampling reached its time or sample cap before the interval of the median was narrow enough: 0.5% of it "
+    "on a GPU, 2% on a host",
+    "disturbed": "other programs or other machines had more than 10% of the host's cores during the measurement, and "
+    "again when it was repeated",
     "throttled": "the device lowered its clocks during the measurement, and again when the measurement was repeated",
     "power-capped": "the board's power limit held the clocks down; measuring again would not help",
     "impossible": "more than 2% (on a host 50%) faster than the fastest read of the run, or for a ceiling than the "
@@ -43,10 +46,13 @@ FLAGS = {
     "warm": "the rotating copies together are smaller than four times the cache, or the size of the cache is unknown: "
     "the cache may have served a part of the reads",
     "allocates": "the launch allocates memory, and the time includes this",
-    "idle": "the launch waited or slept: on a host, less than half a core was busy; on a GPU, the call took the host "
+    "waited": "the launch waited or slept: on a host, less than half a core was busy; on a GPU, the call took the host "
     "over 10 ms more than the device needs",
 }
 """Every flag that a record can have, and its meaning. A flagged number is kept and shown."""
+
+RENAMED_FLAGS = {"idle": "waited"}
+"""Flags of earlier records by the names that they have now."""
 
 MAY_BE_TOO_SHORT = frozenset({"impossible", "warm"})
 """Flags of times that may be too short. Tables and figures show these times, but no roof, headline or verdict is made
@@ -202,6 +208,8 @@ def migrate(line: dict[str, Any]) -> dict[str, Any]:
     schema = line.get("schema", SCHEMA)
     if isinstance(schema, int) and schema > SCHEMA:
         raise ValueError(f"schema {schema} is newer than this program's {SCHEMA}")
+    if isinstance(flags := line.get("flags"), list):
+        line = {**line, "flags": [RENAMED_FLAGS.get(flag, flag) if isinstance(flag, str) else flag for flag in flags]}
     return line
 
 

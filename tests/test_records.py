@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BadRequest
-from bench.records import FILE, SCHEMA, Record, Writer, as_line
+from bench.records import FILE, SCHEMA, Record, Writer, as_line, from_line
 from bench.run import load, load_run
 from kernels.ffn_gemv.op import GemvCase
 
@@ -195,3 +195,8 @@ def test_tidy_frame(tmp_path: Path) -> None:
     assert frame.loc["torch", ["reason", "status", "intensity_flop_per_byte"]].tolist() == ["no", "refused", 0.5]
     assert frame.loc["torch", ["median_s", "bytes_per_s", "flops_per_s", "bound"]].isna().all()
     assert frame.loc["none", ["intensity_flop_per_byte"]].isna().all()
+
+
+def test_a_flag_that_was_renamed_still_loads() -> None:
+    line = as_line(record(flags=["idle", "noisy"]))
+    assert from_line(line).flags == ["waited", "noisy"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import BadRequest
+from bench.judge.busyness import banner
 from bench.judge.resolution import SAME, resolutions, side
 from bench.run import Run, flatten, load_run
 from bench.stats import Interval, median_interval, ratio_interval
@@ -183,6 +184,8 @@ def lines(comparison: Comparison) -> list[str]:
     c = comparison
     found = [f"a: {c.a.device_name}, {c.a.path}", f"b: {c.b.device_name}, {c.b.path}"]
     for run, name in ((c.a, "a"), (c.b, "b")):
+        if busy := banner(run):
+            found.append(f"{name}: {busy}")
         if not run.complete:
             found.append(f"{name} is a partial run")
         found += [f"{name}: {warning}" for warning in run.warnings]

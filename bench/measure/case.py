@@ -16,12 +16,15 @@ from typing import Any, Protocol
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import describe
+from bench.measure.attempts import sample_calmly
 from bench.measure.copies import DoesNotFit, draw_copies
 from bench.measure.flags import allocates, flags_of, waits
 from bench.measure.gate import check_copies, check_prepared
 from bench.measure.memory import collect_if_memory_is_short
 from bench.measure.telemetry import Sampler
 from bench.measure.timing import (
+    AIM,
+    HOST_AIM,
     GraphTimer,
     HostTimer,
     Rotation,
@@ -30,7 +33,6 @@ from bench.measure.timing import (
     Timer,
     host_flush,
     isolated_times,
-    sample_interleaved,
 )
 from bench.predict.roofline import Prediction, predict_from_ceilings, predict_from_datasheet
 from bench.records import Record, now
@@ -40,7 +42,7 @@ from kernels.launch import Built
 from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
 
 THROTTLE_RETRIES = 2
-"""A case in which the GPU throttled is measured again at most so many times."""
+"""A case in which the GPU throttled, or in which others took the cores, is measured again at most so many times."""
 
 
 class Broken(Exception):
@@ -232,7 +234,7 @@ class Measurement:
         return HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
 
     def time(self, entrants: list[Entrant]) -> None:
-        """Sample all in turns under telemetry, again if the GPU throttled, then check the output of every copy.
+        """Sample all in turns under telemetry, again if it was throttled or disturbed, then check every copy's output.
 
         Telemetry is of the whole case: all its implementations in turn, and the spin kernels between them.
         """
@@ -247,16 +249,14 @@ class Measurement:
             assert entrant.timer
             for copy, output in zip(self.copies, entrant.timer.outputs, strict=True):
                 self.op.poison(self.case, copy, output)
-        for _attempt in range(1 + self.settings.retries):
-            with self.settings.telemetry() as sampler:
-                samplings = sample_interleaved(
-                    timers,
-                    cap_s=self.settings.cap_s,
-                    entering=lambda name: self.listener.entering(at_fault[name], "timing"),
-                )
-            telemetry = sampler.summary()
-            if not telemetry.get("throttled"):
-                break
+        samplings, telemetry = sample_calmly(
+            timers,
+            self.settings.telemetry,
+            attempts=1 + self.settings.retries,
+            cap_s=self.settings.cap_s,
+            aim=AIM if self.target.kind == "cuda" else HOST_AIM,
+            entering=lambda name: self.listener.entering(at_fault[name], "timing"),
+        )
         measured_at = now()
         self.listener.entering(first.impl.name, "final check")
         outputs = [e.timer.outputs for e in entrants if e.timer]
@@ -303,7 +303,7 @@ class Measurement:
     def flags(self, entrant: Entrant, sampling: Sampling, telemetry: Mapping[str, Any]) -> list[str]:
         """What a reader must know of this time."""
         assert self.rotation
-        idle = getattr(entrant.timer, "idle", False) or waits(entrant.launches[0], sampling.samples_s, self.target)
+        waited = getattr(entrant.timer, "waited", False) or waits(entrant.launches[0], sampling.samples_s, self.target)
         return flags_of(
             sampling,
             telemetry,
@@ -311,7 +311,7 @@ class Measurement:
             self.target,
             work_bytes=self.op.work(self.case).bytes,
             fastest_read=self.fastest_read(),
-            idle=idle,
+            waited=waited,
         )
 
     def config(self, impl: Impl, launches: Sequence[Launch]) -> dict[str, Any]:

@@ -28,16 +28,17 @@ def flags_of(
     *,
     work_bytes: int,
     fastest_read: float | None,
-    idle: bool,
+    waited: bool,
 ) -> list[str]:
     """The names of all flags that apply. `fastest_read` in B/s is what compulsory traffic cannot exceed, if known."""
     rate = work_bytes / statistics.median(sampling.samples_s)
     found = {
         "noisy": not sampling.converged,
+        "disturbed": telemetry.get("disturbed"),
         "throttled": telemetry.get("throttled"),
         "power-capped": telemetry.get("power_capped"),
         "warm": not rotation.cold and rotation.touched_bytes >= MIN_CACHEABLE,
-        "idle": idle,
+        "waited": waited,
         "impossible": fastest_read and rate > IMPOSSIBLE_MARGIN[target.kind] * fastest_read,
     }
     return [name for name, applies in found.items() if applies]

@@ -34,7 +34,7 @@ COMPILED_SHAPES = 3
 """Of each operation, so many shapes of an implementation that torch.compile builds: each takes 3 to 6 s."""
 
 LASTING = 3
-"""After so many cases in a row that stayed throttled, another try of the next would not help."""
+"""After so many cases in a row that stayed throttled or disturbed, another try of the next would not help."""
 
 
 class Display(Protocol):
@@ -275,15 +275,16 @@ class Session(Receiver):
 
     @property
     def retries(self) -> int:
-        """How often a case is measured again if the GPU throttled: not at all while it throttles lastingly."""
+        """How often a case is measured again if it was throttled or disturbed: not at all while that lasts."""
         return 0 if self._throttled_in_a_row >= LASTING else THROTTLE_RETRIES
 
     def watch_throttling(self, record: Record) -> None:
-        """Count the cases that stayed throttled since the last one that did not."""
+        """Count the cases that stayed throttled or disturbed since the last one that did not."""
         key = (record.op, record.case_id, record.repeat)
         if record.samples_s and key != self._last_timed:
             self._last_timed = key
-            self._throttled_in_a_row = self._throttled_in_a_row + 1 if "throttled" in record.flags else 0
+            held_back = {"throttled", "disturbed"} & set(record.flags)
+            self._throttled_in_a_row = self._throttled_in_a_row + 1 if held_back else 0
 
     def pairs(self, job: Job, later: Iterable[Job]) -> bool:
         """Is one implementation of this case timed twice, for the A/A difference?

@@ -1,4 +1,4 @@
-"""What the GPU did while a case ran: NVML, polled from a thread."""
+"""What the machine did while a case ran: a GPU by NVML, polled from a thread; a host by the times of its cores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from types import TracebackType
 from typing import Any
 
+from bench import machine
 from bench.devices.driver import LIVE, POWER_CAP, SLOWDOWNS, TOTALS, GpuSession, clock_reasons
+from bench.measure import cores
 
 ENERGY_WINDOW_S = 0.5
 """Energy over a shorter window is not taken for power, because the driver's counter moves in steps of up to 0.1 s."""
@@ -96,6 +98,48 @@ class Sampler:
 
     def _column(self, name: str) -> list[Any]:
         return [sample[name] for sample in self.samples if sample[name] is not None]
+
+
+DISTURBED = 0.1
+"""A case is disturbed if others had more than this share of the usable cores while it was sampled."""
+
+
+class HostSampler(Sampler):
+    """Reads the times of the usable cores before and after a case."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def __enter__(self) -> HostSampler:
+        self._start, self._clocks = cores.cpu_times(), cores.cpu_clocks_hz()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end = cores.cpu_times()
+        self._clocks += cores.cpu_clocks_hz()
+
+    def summary(self) -> dict[str, Any]:
+        """`{"host": ..., "disturbed": bool}`; empty where Linux does not tell.
+
+        `others` and `stolen` are shares of the usable cores' time: what other programs had, and what the hypervisor
+        gave to other machines. `load` is the load average, `clock_hz` the cores' clocks before and after.
+        """
+        if self._start is None or self._end is None:
+            return {}
+        a, b = self._start, self._end
+        whole = max(1e-9, (b.clock_s - a.clock_s) * machine.usable_cores())
+        others = min(1.0, max(0.0, (b.busy_s - a.busy_s - (b.own_s - a.own_s)) / whole))
+        stolen = min(1.0, max(0.0, (b.stolen_s - a.stolen_s) / whole))
+        host = {
+            "duration_s": b.clock_s - a.clock_s,
+            "others": others,
+            "stolen": stolen,
+            "load": cores.load_average(),
+            "clock_hz": spread(self._clocks),
+        }
+        return {"host": host, "disturbed": others + stolen > DISTURBED}
 
 
 def spread(values: list[float]) -> dict[str, float] | None:

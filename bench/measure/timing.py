@@ -48,7 +48,10 @@ SPIN_MARGIN_S = 2e-4
 """A spin lasts this much longer than twice the time that the host needed for queueing."""
 
 AIM = 0.005
-"""Sampling stops when the half-width of the median's interval is at most this share of the median."""
+"""On a GPU, sampling stops when the half-width of the median's interval is at most this share of the median."""
+
+HOST_AIM = 0.02
+"""The same on a host, which shares its cores and its memory with other programs."""
 
 MIN_SAMPLES = 12
 """The interval is first looked at after so many samples, or when the time is up."""
@@ -247,7 +250,7 @@ class HostTimer:
         return end - start
 
     @property
-    def idle(self) -> bool:
+    def waited(self) -> bool:
         """Did the process use less than half a core while its launches ran? Then it slept, waited, or was kept waiting.
 
         Launches under a millisecond are not judged, because handing work to threads takes part of such a time.
@@ -315,14 +318,15 @@ def sample_interleaved(
     timers: Mapping[str, Timer],
     *,
     cap_s: float,
+    aim: float = AIM,
     entering: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sampling]:
-    """Let the timers take turns, each until its median is known within `AIM`, or it used `cap_s` for `FEWEST_SAMPLES`.
+    """Let the timers take turns, each until its median is known within `aim`, or it used `cap_s` for `FEWEST_SAMPLES`.
 
     Because they take turns, drift of clocks and temperature hits all alike. `entering(name)` is called before each
     sample, so that the right one is blamed for a fault. The interval is looked at whenever sampling ends, so `stop` is
-    `converged` for every median that is known within `AIM`.
+    `converged` for every median that is known within `aim`.
     """
     results = {name: Sampling() for name in timers}
     active = list(timers)
@@ -338,7 +342,7 @@ def sample_interleaved(
                 used[name] += clock() - start
             taken = len(result.samples_s)
             time_up = used[name] >= cap_s and taken >= FEWEST_SAMPLES
-            if (time_up or taken >= MIN_SAMPLES) and median_interval(result.samples_s).relative_halfwidth <= AIM:
+            if (time_up or taken >= MIN_SAMPLES) and median_interval(result.samples_s).relative_halfwidth <= aim:
                 result.stop = "converged"
             elif taken >= MAX_SAMPLES:
                 result.stop = "sample cap"

@@ -26,7 +26,7 @@ from bench.devices.driver import open_gpu_or_none
 from bench.errors import BadRequest, describe
 from bench.measure.case import Broken, Settings, measure
 from bench.measure.memory import free_memory
-from bench.measure.telemetry import Sampler
+from bench.measure.telemetry import HostSampler, Sampler
 from bench.records import Record, Status
 from kernels.op import Case, Config, Impl, Missing, Target, config_text
 
@@ -302,6 +302,7 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
         with output.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+    machine.let_waiting_threads_sleep()
     try:
         registry = importlib.import_module(catalogue)
         target = machine.detect(device)
@@ -329,7 +330,8 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
     pipe = Pipe(connection, marker)
     while (job := next_job(connection)) is not None:
         pipe.entering("", "")  # nobody yet: what the last job's implementations did is over
-        settings = replace(job.settings, memory_bytes=free_memory(target), telemetry=lambda: Sampler(gpu))
+        watch = (lambda: Sampler(gpu)) if target.kind == "cuda" else HostSampler
+        settings = replace(job.settings, memory_bytes=free_memory(target), telemetry=watch)
         try:
             measure(ops[job.op], job.case, job.chosen(impls[job.op][0]), target, settings, pipe)
         except Broken:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from bench import machine
 from bench.devices import DEVICES, driver
 from bench.inspection.ncu import DENIED
+from bench.judge.busyness import BUSY
 from bench.operate.examination import Facts, gather
 
 FIT_SHARE = 0.85
@@ -99,6 +100,17 @@ def check_clash(facts: Facts) -> Check:
     if facts.clash:
         return Check(name="package", level="bad", found=facts.clash)
     return Check(name="package", level="ok", found="the import name `kernels` is this project's")
+
+
+def check_load(facts: Facts) -> Check:
+    """A run on the host wants all cores; a run on a GPU wants one that answers at once."""
+    if not facts.host:
+        return Check(name="load", level="note", found=facts.failed.get("load", "the system does not tell"))
+    share = facts.host["others"] + facts.host["stolen"]
+    if share < BUSY:
+        return Check(name="load", level="ok", found=f"others have {share:.0%} of the CPU")
+    found = f"the machine is busy: others have {share:.0%} of the CPU"
+    return Check(name="load", level="warning", found=found, advice="do not quote what is measured now")
 
 
 def check_part(facts: Facts) -> Check:
@@ -341,7 +353,7 @@ def without_gpu(facts: Facts) -> list[Check]:
 
 def judge(facts: Facts) -> Diagnosis:
     """All checks of the facts. Pure."""
-    checks = [check_clash(facts)]
+    checks = [check_clash(facts), check_load(facts)]
     if facts.target is None:
         return Diagnosis(part="this machine", checks=(*checks, *without_gpu(facts)))
     checks += [check(facts) for check in ON_A_GPU]

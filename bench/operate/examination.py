@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from bench import machine
 from bench.devices import DeviceSpec, driver
 from bench.errors import describe
 from bench.inspection.ncu import counters_problem, find_ncu
-from bench.measure.telemetry import Sampler
+from bench.measure.telemetry import HostSampler, Sampler
 from kernels.op import Target, discover, implementations
 
 READ_BYTES = 1 << 30
@@ -51,6 +52,8 @@ class Facts:
     counters: str | None = None
     """Why hardware counters cannot be read; None if they can."""
     bandwidth: Bandwidth | None = None
+    host: dict[str, Any] = field(default_factory=dict)
+    """What others did on the host's cores for `LISTEN_S`: see `telemetry.HostSampler`; empty where it does not tell."""
     clash: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -67,6 +70,7 @@ def gather(*, quick_read: bool = True) -> Facts:
             return None
 
     facts.clash = attempt("packages", package_clash)
+    facts.host = attempt("load", host_load) or {}
     facts.packages = {package: machine.installed(package) for package in machine.PACKAGES}
     facts.wanted_triton = attempt("triton", machine.torch_wants_triton)
     facts.compiler = attempt("compiler", machine.c_compiler)
@@ -93,6 +97,17 @@ def gather(*, quick_read: bool = True) -> Facts:
     if quick_read:
         facts.bandwidth = attempt("bandwidth", lambda: read_bandwidth(target, gpu))
     return facts
+
+
+LISTEN_S = 0.5
+"""So long the host's cores are watched."""
+
+
+def host_load() -> dict[str, Any]:
+    """What other programs do on the host's cores while this process sleeps."""
+    with HostSampler() as sampler:
+        time.sleep(LISTEN_S)
+    return sampler.summary().get("host", {})
 
 
 def package_clash(origin: str | None = None) -> str | None:

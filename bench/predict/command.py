@@ -64,8 +64,8 @@ ROW = (
     "measured",
     "smallest_devices",
 )
-"""All keys of a row. `measured` is None for a prediction without a run; `smallest_devices` is set where a sweep's setting
-does not fit."""
+"""All keys of a row. `measured` is None for a prediction without a run; `smallest_devices` is set where a setting
+of a sweep does not fit."""
 
 
 def load_shape(model: str | None = None, config: str | Path | None = None) -> ModelShape:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from bench.judge.boundness import evidence, sentence
+from bench.judge.busyness import banner
 from bench.judge.claims import Verdict
 from bench.judge.claims.base import Status
 from bench.judge.view import PREDICTION_BAND, Accuracy, View
@@ -36,11 +37,11 @@ RESOLUTION = (
 def notices(view: View) -> list[str]:
     """What the reader must know before any number: that the run stopped early, was on a CPU, or has damaged lines."""
     run = view.run
-    found = []
+    found = [busy] if (busy := banner(run)) else []
     if not run.on_gpu and not run.on_host:
         found.append("Where it was measured is not known: the line of the file that says so is missing or damaged.")
     elif not run.on_gpu:
-        found.append("Measured on a CPU with the torch reference path; says nothing about GPUs.")
+        found.append("Measured on a CPU; says nothing about GPUs.")
     if not run.complete:
         found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")
     if not view.points:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, work
-from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
-from kernels.common.cpu_loops import BLOCK, UNSEEN, convert
+from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, needs_whole_vectors, on_fma, prange, threads
+from kernels.common.cpu_loops import BLOCK, UNSEEN, apart, convert
 from kernels.common.cpu_softmax import (
     LOG2_E,
     add_values,
@@ -67,8 +67,8 @@ def place_tokens(table, b, first, end, cache, at, scale_at):
     """Offsets of the next `BLOCK` tokens in the cache and in its scales, behind those of this block; the last token
     stands for those past the end."""
     columns, page, stride_page, stride_slot, _, scale_page, scale_group = cache
-    at[:BLOCK], scale_at[:BLOCK] = at[BLOCK:], scale_at[BLOCK:]
     for j in range(BLOCK):
+        at[j], scale_at[j] = at[BLOCK + j], scale_at[BLOCK + j]
         t = min(first + j, end - 1)
         physical, slot = np.int64(table[b * columns + t // page]), t % page
         at[BLOCK + j] = physical * stride_page + slot * stride_slot
@@ -111,6 +111,7 @@ def attend_run(
     limits,
 ):
     """The segments of one thread, `mine`; `qs` and `s` hold its queries and scores."""
+    apart()
     H_q, H_kv, D, q_len = heads
     stride_head, scaled = cache[4], cache[5] > 0
     window, sinks, scale, softcap = limits
@@ -255,4 +256,8 @@ def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
     return (Stage(name="attend", work=on_fma(work(case) + again)),)
 
 
-IMPLS = (cpu_impl(prepare=prepare, stages=stages),)
+def supports(case: AttentionCase, target: Target) -> str | None:
+    return needs_whole_vectors("heads", case.D)
+
+
+IMPLS = (cpu_impl(prepare=prepare, stages=stages, supports=supports),)

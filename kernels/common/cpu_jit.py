@@ -147,6 +147,11 @@ def needs_cpu(case: Any, target: Target) -> str | None:
     return needs("numba")
 
 
+def needs_whole_vectors(name: str, width: int) -> str | None:
+    """A refusal of rows that do not fill vectors of 16."""
+    return f"needs {name} in multiples of 16, not {width}" if width % 16 else None
+
+
 def numba_version() -> str:
     import numba
 

@@ -1,7 +1,7 @@
 """The inner loops of CPU kernels: products of rows, weighted sums of rows, sums of rows, a block's softmax.
 
-All arrays are flat, and rows are given by the offsets of their first elements. A row may have any length; what does not
-fill a vector is done element by element. `cpu_lanes` tells the types of elements.
+All arrays are flat, and rows are given by the offsets of their first elements. What does
+not fill a vector is done element by element where rows may have any length. `cpu_lanes` tells the types of elements.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 
 from kernels.common.cpu_jit import intrinsic
 from kernels.common.cpu_lanes import LINE_BYTES, Code, narrowed
+
+AHEAD = 2048
+"""The processor's own prefetcher begins anew at every page of 4 KiB, so half a page is asked for ahead."""
 
 
 def taking(count: int) -> Callable[..., Any]:
@@ -35,6 +38,18 @@ four, eight, sixteen = (intrinsic(taking(count)) for count in (4, 8, 16))
 
 
 @intrinsic
+def apart(typingctx):
+    """The function that calls this is not compiled into its callers, which would take seconds for each of them."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def prefetch(typingctx, a, rows, length):
     """Ask for the lines of `length` elements of each row of `a`, which are read soon. `rows` is a tuple of offsets."""
     from numba import types
@@ -54,8 +69,9 @@ def prefetch(typingctx, a, rows, length):
     return types.void(a, rows, types.int64), generate
 
 
-def dotting(ahead: int) -> Callable[..., Any]:
-    """`dots`, which asks for lines `ahead` bytes before it loads them."""
+def dotting(*, streamed: bool) -> Callable[..., Any]:
+    """Streamed rows are long and have any length: their lines are asked for `AHEAD` bytes before they are loaded. Other
+    rows have whole vectors, which saves half of the code."""
 
     def dots(typingctx, a, a_rows, b, b_rows, length, out, at, stride):
         """out[at + j stride + i] = sum over `length` elements of row i of `a` times row j of `b` (fp32), all i and j at
@@ -78,8 +94,8 @@ def dotting(ahead: int) -> Callable[..., Any]:
                 columns = [code.load(b_data, builder.add(row, at), b.dtype) for row in b_at]
                 for i, row in enumerate(a_at):
                     place = builder.add(row, at)
-                    if ahead:
-                        code.ask(a_data, builder.add(place, code.int64(ahead // size)))
+                    if streamed:
+                        code.ask(a_data, builder.add(place, code.int64(AHEAD // size)))
                     value = code.load(a_data, place, a.dtype)
                     for j, column in enumerate(columns):
                         slot = sums[j * A + i]
@@ -97,7 +113,8 @@ def dotting(ahead: int) -> Callable[..., Any]:
             code.loop(code.int64(0), whole, code.count, add)
             starts = [builder.add(arguments[6], builder.mul(arguments[7], code.int64(j))) for j in range(B)]
             code.store_sums([builder.load(each) for each in sums], out_data, starts)
-            code.loop(whole, arguments[4], 1, add_one)
+            if streamed:
+                code.loop(whole, arguments[4], 1, add_one)
             return context.get_dummy_value()
 
         return types.void(a, a_rows, b, b_rows, types.int64, out, types.int64, types.int64), generate
@@ -105,15 +122,14 @@ def dotting(ahead: int) -> Callable[..., Any]:
     return dots
 
 
-dots, dots_streamed = intrinsic(dotting(0)), intrinsic(dotting(2048))
-"""The second is for rows that are KiB long: the processor's own prefetcher begins anew at every page of 4 KiB."""
+dots, dots_streamed = intrinsic(dotting(streamed=False)), intrinsic(dotting(streamed=True))
 
 
 @intrinsic
 def add_rows(typingctx, out, out_rows, p, p_rows, a, a_rows, length):
     """Row j of `out` (fp32) += sum over i of p[p_rows[j] + i] times row i of `a`: all rows of `a` are read once.
 
-    `out_rows`, `p_rows` and `a_rows` are tuples of offsets.
+    `out_rows`, `p_rows` and `a_rows` are tuples of offsets. Rows have whole vectors.
     """
     from numba import types
 
@@ -127,24 +143,22 @@ def add_rows(typingctx, out, out_rows, p, p_rows, a, a_rows, length):
             for row in p_at
         ]
 
-        def add(at, load, store, spread):
-            values = [load(a_data, builder.add(row, at), a.dtype) for row in a_at]
+        def add(at):
+            values = [code.load(a_data, builder.add(row, at), a.dtype) for row in a_at]
             places = [builder.add(row, at) for row in out_at]
             # independent sums stand beside each other, so that none waits for the last
             chains = 2 if len(places) < 4 else 1
-            totals = [[load(out_data, place, out.dtype)] for place in places]
+            totals = [[code.load(out_data, place, out.dtype)] for place in places]
             for i, value in enumerate(values):
                 for mine, found in zip(factors, totals, strict=True):
                     if len(found) < chains:
-                        found.append(builder.fmul(spread(mine[i]), value))
+                        found.append(builder.fmul(code.splat(mine[i]), value))
                     else:
-                        found[i % chains] = code.fma(spread(mine[i]), value, found[i % chains])
+                        found[i % chains] = code.fma(code.splat(mine[i]), value, found[i % chains])
             for found, place in zip(totals, places, strict=True):
-                store(found[0] if chains == 1 else builder.fadd(found[0], found[1]), out_data, place)
+                code.store(found[0] if chains == 1 else builder.fadd(found[0], found[1]), out_data, place)
 
-        whole = code.whole(arguments[6])
-        code.loop(code.int64(0), whole, code.count, lambda at: add(at, code.load, code.store, code.splat))
-        code.loop(whole, arguments[6], 1, lambda at: add(at, code.load_one, code.store, lambda value: value))
+        code.loop(code.int64(0), arguments[6], code.count, add)
         return context.get_dummy_value()
 
     return types.void(out, out_rows, p, p_rows, a, a_rows, types.int64), generate

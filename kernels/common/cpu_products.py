@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.common.cpu_jit import jit
-from kernels.common.cpu_loops import dots_streamed, four, prefetch
+from kernels.common.cpu_loops import apart, dots_streamed, four, prefetch
 from kernels.common.cpu_packed import packed_dots
 
 ROWS = 4
@@ -47,6 +47,7 @@ def multiply_rows(w, first, N, K, scale, scaling, x, x_at, tokens, at, sums, tot
     `scaling` is n, k, stride: scale[r // n stride + c // k] is the scale of row r and column c. An empty `scale` stands
     for none.
     """
+    apart()
     row_offsets(first, N, K, at)
     row_offsets(first + ROWS, N, K, at[ROWS:])
     scale_n, scale_k, stride = scaling
@@ -74,6 +75,7 @@ def multiply_packed(w, first, N, K, scale, zero, group, x, x_at, x_sums, tokens,
 
     Of each group x has the even columns first, then the odd ones, zero past K; `x_sums` has its sums lane by lane.
     """
+    apart()
     row_offsets(first, N, K // 2, at)
     row_offsets(first + ROWS, N, K // 2, at[ROWS:])
     groups = (K + group - 1) // group

@@ -8,7 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.common.cpu_jit import jit
-from kernels.common.cpu_loops import BLOCK, UNSEEN, add_rows, convert, dots, eight, four, largest, prefetch, soften
+from kernels.common.cpu_loops import (
+    BLOCK,
+    UNSEEN,
+    add_rows,
+    apart,
+    convert,
+    dots,
+    eight,
+    four,
+    largest,
+    prefetch,
+    soften,
+)
 
 LOG2_E = 1.4426950408889634
 
@@ -20,6 +32,7 @@ def score_rows(k, at, i, k_at, q, q_at, rows, D, s, s_at):
     There are as many sums at once as the registers hold. The keys of the next block are asked for: the processor's own
     prefetcher does not follow rows that are KiB apart.
     """
+    apart()
     if rows == 1:
         prefetch(k, eight(at, i + BLOCK, k_at), D)
         dots(k, eight(at, i, k_at), q, (q_at,), D, s, s_at + i, BLOCK)
@@ -29,16 +42,11 @@ def score_rows(k, at, i, k_at, q, q_at, rows, D, s, s_at):
     else:
         prefetch(k, four(at, i + BLOCK, k_at), D)
         keys = four(at, i, k_at)
-        for row in range(0, rows, 4):
+        for row in range(0, rows - 3, 4):
             x, to = q_at + row * D, s_at + row * BLOCK + i
-            if rows - row >= 4:
-                dots(k, keys, q, (x, x + D, x + 2 * D, x + 3 * D), D, s, to, BLOCK)
-            elif rows - row == 3:
-                dots(k, keys, q, (x, x + D, x + 2 * D), D, s, to, BLOCK)
-            elif rows - row == 2:
-                dots(k, keys, q, (x, x + D), D, s, to, BLOCK)
-            else:
-                dots(k, keys, q, (x,), D, s, to, BLOCK)
+            dots(k, keys, q, (x, x + D, x + 2 * D, x + 3 * D), D, s, to, BLOCK)
+        for row in range(rows // 4 * 4, rows):
+            dots(k, keys, q, (q_at + row * D,), D, s, s_at + row * BLOCK + i, BLOCK)
 
 
 @jit
@@ -50,6 +58,7 @@ def tokens_at_once(rows):
 @jit
 def add_values(v, at, i, v_at, s, s_at, rows, D, o, o_at):
     """o[row] += s[row, i:i+8] times the values at at[i:i+8] + v_at."""
+    apart()
     prefetch(v, eight(at, i + BLOCK, v_at), D)
     values = eight(at, i, v_at)
     if rows == 1:
@@ -57,17 +66,12 @@ def add_values(v, at, i, v_at, s, s_at, rows, D, o, o_at):
     elif rows == 2:
         add_rows(o, (o_at, o_at + D), s, (s_at + i, s_at + i + BLOCK), v, values, D)
     else:
-        for row in range(0, rows, 4):
+        for row in range(0, rows - 3, 4):
             x, p = o_at + row * D, s_at + row * BLOCK + i
-            if rows - row >= 4:
-                outputs = (x, x + D, x + 2 * D, x + 3 * D)
-                add_rows(o, outputs, s, (p, p + BLOCK, p + 2 * BLOCK, p + 3 * BLOCK), v, values, D)
-            elif rows - row == 3:
-                add_rows(o, (x, x + D, x + 2 * D), s, (p, p + BLOCK, p + 2 * BLOCK), v, values, D)
-            elif rows - row == 2:
-                add_rows(o, (x, x + D), s, (p, p + BLOCK), v, values, D)
-            else:
-                add_rows(o, (x,), s, (p,), v, values, D)
+            outputs = (x, x + D, x + 2 * D, x + 3 * D)
+            add_rows(o, outputs, s, (p, p + BLOCK, p + 2 * BLOCK, p + 3 * BLOCK), v, values, D)
+        for row in range(rows // 4 * 4, rows):
+            add_rows(o, (o_at + row * D,), s, (s_at + row * BLOCK + i,), v, values, D)
 
 
 @jit

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
-from kernels.common.cpu_loops import BLOCK, UNSEEN, convert
+from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, needs_whole_vectors, on_fma, prange, threads
+from kernels.common.cpu_loops import BLOCK, UNSEEN, apart, convert
 from kernels.common.cpu_softmax import (
     LOG2_E,
     add_values,
@@ -34,8 +34,8 @@ def place_tokens(table, b, first, end, paging, width, R, at, rope_at, places):
     """Offsets of the next `BLOCK` tokens in the cache and among rotary keys, and their numbers in the pages, behind
     those of this block; the last token stands for those past the end."""
     columns, page = paging
-    at[:BLOCK], rope_at[:BLOCK], places[:BLOCK] = at[BLOCK:], rope_at[BLOCK:], places[BLOCK:]
     for j in range(BLOCK):
+        at[j], rope_at[j], places[j] = at[BLOCK + j], rope_at[BLOCK + j], places[BLOCK + j]
         t = min(first + j, end - 1)
         token = np.int64(table[b * columns + t // page]) * page + t % page
         at[BLOCK + j], rope_at[BLOCK + j], places[BLOCK + j] = token * width, token * R, token
@@ -65,6 +65,7 @@ def attend_run(
     mine, q_latent, q_rope, cache, rope, scales, table, out, ends, qs, s, m, norm, o, at, shape, paging, scale
 ):
     """The segments of one thread, `mine`. `shape` is H, L, R, q_len, `paging` the table's columns and tokens a page."""
+    apart()
     H, L, R, q_len = shape
     rows, scaled = q_len * H, len(scales) > 0
     step, width = tokens_at_once(rows), L if scaled else L + R
@@ -197,4 +198,8 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
     return (Stage(name="attend", work=on_fma(work(case))),)
 
 
-IMPLS = (cpu_impl(prepare=prepare, stages=stages),)
+def supports(case: MlaCase, target: Target) -> str | None:
+    return needs_whole_vectors("latents", case.L) or needs_whole_vectors("rotary keys", case.R)
+
+
+IMPLS = (cpu_impl(prepare=prepare, stages=stages, supports=supports),)

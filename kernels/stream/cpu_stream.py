@@ -25,7 +25,9 @@ def read(x, y, runs):
 def copy(x, y, runs):
     for run in prange(runs):
         first, end = len(x) * run // runs, len(x) * (run + 1) // runs
-        y[first:end] = x[first:end]
+        a, b = x[first:end], y[first:end]
+        for i in range(len(a)):
+            b[i] = a[i]
 
 
 @kernel

@@ -133,8 +133,8 @@ def test_without_the_check_after_timing_these_would_pass(name: str, monkeypatch:
 
 def test_a_launch_that_sleeps_is_flagged() -> None:
     records = measured(planted.impl("sleeps", planted.sleeping), planted.HONEST).records
-    assert "idle" in records["sleeps"].flags
-    assert "idle" not in records["honest"].flags
+    assert "waited" in records["sleeps"].flags
+    assert "waited" not in records["honest"].flags
 
 
 @pytest.mark.parametrize("prepare", [planted.raising, planted.out_of_memory])
@@ -183,7 +183,7 @@ def flags(
     target: Target = CPU,
     seconds: float = 1.0,
     converged: bool = True,
-    idle: bool = False,
+    waited: bool = False,
     touched: int = 1 << 20,
     telemetry: dict[str, Any] | None = None,
     op: Op = planted.OP,
@@ -192,7 +192,7 @@ def flags(
 ) -> list[str]:
     measurement = Measurement(op, planted.ToyCase(), target, Settings(**settings), Heard())
     measurement.rotation = Rotation(copies=4, bytes_per_copy=1 << 20, touched_bytes=touched, cache_bytes=1 << 20)
-    entrant: Any = SimpleNamespace(timer=SimpleNamespace(idle=idle), launches=[launch])
+    entrant: Any = SimpleNamespace(timer=SimpleNamespace(waited=waited), launches=[launch])
     sampling = Sampling(samples_s=[seconds] * 3, stop="converged" if converged else "time cap")
     return measurement.flags(entrant, sampling, telemetry or {})
 
@@ -208,8 +208,8 @@ def flags(
         ({"touched": (1 << 20) - 1}, ["warm"]),
         ({"touched": 4096}, ["warm"]),
         ({"touched": 4095}, []),
-        ({"idle": True}, ["idle"]),
-        ({"converged": False, "idle": True}, ["noisy", "idle"]),
+        ({"waited": True}, ["waited"]),
+        ({"converged": False, "waited": True}, ["noisy", "waited"]),
     ],
 )
 def test_each_doubt_has_its_flag(what: dict[str, Any], expected: list[str]) -> None:
@@ -230,9 +230,9 @@ def test_impossible_is_what_exceeds_the_fastest_read_by_more_than_a_margin(targe
         assert flags(target=target, seconds=seconds, spec=SHEET) == []
 
 
-def test_a_call_that_outlasts_its_launch_on_a_gpu_is_idle() -> None:
+def test_a_call_that_outlasts_its_launch_on_a_gpu_waited() -> None:
     """By more than 10 ms. On a host the timer itself sees a launch that sleeps."""
-    assert flags(target=GPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == ["idle"]
+    assert flags(target=GPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == ["waited"]
     assert flags(target=GPU, seconds=1.0, launch=lambda: time.sleep(0.02)) == []
     assert flags(target=CPU, seconds=1e-3, launch=lambda: time.sleep(0.02)) == []
 
@@ -371,5 +371,5 @@ def test_an_allocating_launch_is_flagged() -> None:
 def test_a_sleeping_launch_is_flagged_on_a_gpu() -> None:
     few = replace(gpu_target(), l2_bytes=1 << 20)  # each copy sleeps
     record = measured(planted.impl("sleeps", planted.sleeping), target=few).records["sleeps"]
-    assert "idle" in record.flags
+    assert "waited" in record.flags
     assert torch.cuda.is_available()

@@ -7,14 +7,17 @@ import inspect
 import json
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 
+from bench import machine
 from bench.devices import driver
-from bench.measure import telemetry
+from bench.measure import cores, telemetry
+from bench.measure.telemetry import HostSampler
 from tests.support import DATA
 from tests.support.fake_nvml import H100, REASONS, FakeNvml, fake_properties, recorded_values
 
@@ -287,3 +290,50 @@ def test_facts_of_the_part() -> None:
     assert (facts["driver_cuda"], facts["power_cap_w"], facts["mig"], facts["ecc"]) == ("13.0", 700, False, True)
     assert facts["processes"] == 2
     assert unavailable == {}
+
+
+STAT = """cpu  9 9 9 9 9 9 9 9 9 9
+cpu0 100 10 40 500 7 3 2 30 0 0
+cpu1 200 0 50 400 0 0 0 10 0 0
+cpu2 900 0 0 0 0 0 0 900 0 0
+intr 1
+"""
+
+
+def test_cpu_times_of_the_usable_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores.os, "sysconf", lambda name: 100)
+    (tmp_path / "stat").write_text(STAT)
+    times = cores.cpu_times(tmp_path / "stat", {0, 1})
+    assert times
+    assert times.busy_s == pytest.approx((100 + 10 + 40 + 3 + 2 + 200 + 50) / 100)
+    assert times.stolen_s == pytest.approx(0.4)
+    assert cores.cpu_times(tmp_path / "stat", {7}) is None
+    assert cores.cpu_times(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(("busy_s", "stolen_s", "disturbed"), [(2.0, 0.0, False), (2.2, 0.3, True), (3.4, 0.0, True)])
+def test_what_others_had_while_a_host_measured(
+    busy_s: float, stolen_s: float, disturbed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For two seconds on two cores, of which this process had two seconds."""
+    readings = [
+        cores.CpuTimes(clock_s=10, busy_s=50, stolen_s=5, own_s=1),
+        cores.CpuTimes(clock_s=12, busy_s=50 + busy_s, stolen_s=5 + stolen_s, own_s=3),
+    ]
+    monkeypatch.setattr(cores, "cpu_times", lambda: readings.pop(0))
+    monkeypatch.setattr(cores, "cpu_clocks_hz", lambda: [2e9, 3e9])
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    with HostSampler() as sampler:
+        pass
+    found = sampler.summary()
+    assert found["disturbed"] is disturbed
+    assert found["host"]["others"] == pytest.approx((busy_s - 2) / 4)
+    assert found["host"]["stolen"] == pytest.approx(stolen_s / 4)
+    assert found["host"]["clock_hz"] == {"min": 2e9, "median": 2.5e9, "max": 3e9}
+
+
+def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "cpu_times", lambda: None)
+    with HostSampler() as sampler:
+        pass
+    assert sampler.summary() == {}

@@ -53,10 +53,10 @@ def test_a_sample_is_one_launch_on_the_next_copy_without_the_sweep() -> None:
     assert [timer.sample() for _ in range(3)] == [3.0, 3.0, 3.0]
     assert order == [0, 1, 0]
     assert timer.outputs == [0, 1]
-    assert not timer.idle
+    assert not timer.waited
 
 
-def test_a_process_that_does_not_compute_is_idle() -> None:
+def test_a_process_that_does_not_compute_waits() -> None:
     wall, busy = Clock(), Clock()
     wall.now = busy.now = 10.0  # what the process did before does not count
 
@@ -66,7 +66,7 @@ def test_a_process_that_does_not_compute_is_idle() -> None:
 
     timer = HostTimer([launch], clock=wall, busy_clock=busy)
     timer.sample()
-    assert timer.idle
+    assert timer.waited
 
 
 def test_a_sweep_writes_every_byte_each_time_and_none_where_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

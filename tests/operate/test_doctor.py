@@ -43,6 +43,7 @@ def facts(nvml: FakeNvml | None = None, **changes: Any) -> Facts:
         torch_archs=("sm_80", "sm_90", "sm_100"),
         compiler="gcc",
         headers=True,
+        host={"others": 0.02, "stolen": 0.0},
         target=H100,
         spec=identify(H100.name),
         gpu=gpu.read(readings, failed),
@@ -211,7 +212,7 @@ def test_the_quick_read_is_its_bytes_over_the_median(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(timing, "sample_interleaved", lambda timers, cap_s: dict.fromkeys(timers, sampled))
     host = machine.Target(kind="cpu", name="host")
     reached = examination.read_bandwidth(host, None)
-    assert (reached.bytes_per_s, reached.impl, reached.telemetry) == ((1 << 20) / 2e-3, "torch (stream)", {})
+    assert (reached.bytes_per_s, reached.impl, reached.telemetry) == ((1 << 20) / 2e-3, "numba (stream)", {})
 
 
 def test_a_part_unknown_to_the_table_is_judged_by_its_driver() -> None:
@@ -264,6 +265,14 @@ def test_without_a_gpu_it_says_what_is_missing_and_what_works() -> None:
     some = "\n".join(judge(Facts(problem="no driver", packages={"torch": "2.11.0", "triton": None})).lines())
     assert "torch peers" in some
     assert "codegen" not in some
+
+
+def test_a_busy_host_is_a_warning() -> None:
+    busy = judge(facts(host={"others": 0.3, "stolen": 0.08}))
+    assert busy.exit_code == 1
+    assert busy.reasons == ("load: the machine is busy: others have 38% of the CPU",)
+    quiet = judge(facts(host={"others": 0.03, "stolen": 0.0}))
+    assert (quiet.exit_code, quiet.reasons) == (0, ())
 
 
 def test_gathering_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:

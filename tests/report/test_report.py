@@ -228,7 +228,7 @@ def test_a_cpu_run_says_so_and_shows_its_numbers(tmp_path: Path) -> None:
     run = write_run(tmp_path, [read, predicted(torch, roof), refused], **ON_A_CPU)
     paths = report.write(run)
     page = (run / "report.md").read_text()
-    assert "Measured on a CPU with the torch reference path; says nothing about GPUs." in page
+    assert "Measured on a CPU; says nothing about GPUs." in page
     assert "Some CPU reads at most 20.0 GB/s; GEMV reaches at best 67% of that (median 67%)." in page
     assert "needs a GPU" in page
     assert {p.name for p in paths} >= {"report.md", "report.html", "roofline.png", "efficiency.png"}
