@@ -213,3 +213,14 @@ def test_a_result_on_the_screen_keeps_its_digits_and_names_its_prediction() -> N
     assert "21.2 MB/s" in line
     assert "FLOP/s" not in line
     assert re.search(r"predicted +224 µs +\(\+5,4\d\d%\)  noisy", line)
+
+
+def test_tables_come_as_csv_and_markdown_too() -> None:
+    rows = decodebench("list", "devices", "--csv").stdout.splitlines()
+    assert rows[0].startswith("key,part,year,GB,TB/s")
+    assert any(row.startswith("h200,NVIDIA H200") for row in rows)
+    lines = decodebench("claims", "--md").stdout.splitlines()
+    assert lines[1].startswith("| --- |")
+    assert all(line.startswith("|") and line.endswith("|") for line in lines)
+    refused = decodebench("list", "ops", "--csv", "--md")
+    assert (refused.returncode, refused.stderr) == (2, "decodebench: choose one of --csv and --md\n")

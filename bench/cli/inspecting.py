@@ -8,8 +8,8 @@ import typer
 
 from bench.errors import require
 from bench.inspection.targets import compile_targets, emulate_targets
-from bench.terminal.options import AsJson, Case, Impls, Ops, Suite, examples, names
-from bench.terminal.screen import busy, complain, say, show, show_json
+from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Case, Impls, Ops, Suite, examples, names
+from bench.terminal.screen import busy, complain, form_of, say, show, show_json
 
 app = typer.Typer()
 
@@ -22,6 +22,8 @@ def codegen(
     sm: Annotated[list[int] | None, typer.Option(help=f"{ARCHITECTURES}; may be given again (default: all)")] = None,
     suite: Annotated[str | None, typer.Option(help="only the configurations of this suite")] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
 ) -> None:
     """Compile every kernel without a GPU: registers, spills, load widths, bytes in flight."""
     import dataclasses
@@ -39,11 +41,11 @@ def codegen(
     if as_json:
         show_json([{**dataclasses.asdict(r), "problems": generation.problems(r)} for r in found])
     else:
-        show(*generation.main_table(found))
+        show(*generation.main_table(found), form=form_of(as_csv, as_md))
     raise typer.Exit(1 if any(generation.problems(r) for r in found) else 0)
 
 
-@app.command()
+@app.command(epilog=examples("emulate --op ffn_gemv --sm 90", "emulate --case B1- --csv"))
 def emulate(
     op: Ops = None,
     impl: Impls = None,
@@ -52,6 +54,8 @@ def emulate(
     sm: Annotated[int, typer.Option(help=f"one of {EMULATED}")] = 90,
     ctas: Annotated[int, typer.Option(help="how many CTAs of each launch are executed", min=1, max=65_536)] = 4,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
 ) -> None:
     """Execute compiled kernels without a GPU: bytes they request, bank conflicts, what is slower than DRAM."""
     import dataclasses
@@ -65,7 +69,7 @@ def emulate(
     if as_json:
         show_json([dataclasses.asdict(row) for row in rows])
     else:
-        show(*emulation.table(rows))
+        show(*emulation.table(rows), form=form_of(as_csv, as_md))
     raise typer.Exit(1 if any(row.error.startswith(("Fault", "NotEmulated")) for row in rows) else 0)
 
 
@@ -93,12 +97,14 @@ def counters(
     raise typer.Exit(2 if denied else 0)
 
 
-@app.command("list")
+@app.command("list", epilog=examples("list cases --suite full --op ffn_gemv", "list devices --csv"))
 def list_command(
     what: Annotated[str, typer.Argument(help="ops, cases, impls, devices or models")] = "ops",
     suite: Annotated[str | None, typer.Option(help="with cases: smoke, quick or full (default: quick)")] = None,
     op: Annotated[list[str] | None, names("--op", help="only of these operations")] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
 ) -> None:
     """List operations, cases, implementations, devices or models."""
     from bench.terminal import listing
@@ -107,4 +113,4 @@ def list_command(
     if what == "devices" and as_json:
         show_json(listing.device_numbers())
     else:
-        show(*table, as_json=as_json)
+        show(*table, as_json=as_json, form=form_of(as_csv, as_md))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bench.terminal.options import AsJson, Html, RunDirectory, examples, names
-from bench.terminal.screen import complain, read_run, show, show_json
+from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Html, RunDirectory, examples, names
+from bench.terminal.screen import complain, form_of, read_run, show, show_json
 
 app = typer.Typer()
 
@@ -28,6 +28,8 @@ def compare(
     a: RunDirectory,
     b: Annotated[Path, typer.Argument(help="the directory of the run to compare with it")],
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
 ) -> None:
     """Compare two runs of one part (did anything get slower?) or of two parts. Exit code 1: slower, 2: incomparable."""
     from bench.judge import compare as compare_runs
@@ -35,6 +37,8 @@ def compare(
     comparison = compare_runs.compare(a, b)
     if as_json:
         show_json(compare_runs.as_dict(comparison))
+    elif form := form_of(as_csv, as_md):
+        show(*compare_runs.main_table(comparison), form=form)
     else:
         print(*compare_runs.lines(comparison), sep="\n")
         show(*compare_runs.main_table(comparison))
@@ -46,6 +50,8 @@ def claims(
     runs: Annotated[list[Path] | None, typer.Argument(help="runs to judge by; without one, the model judges")] = None,
     explain: Annotated[str | None, typer.Option(help="show one claim in full, e.g. I4")] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
 ) -> None:
     """Judge published claims by what runs measured, by what others published, or by the model."""
     from bench.judge import claims as judgement
@@ -59,7 +65,7 @@ def claims(
     elif explain:
         print(judgement.explain(verdicts[0]))
     else:
-        show(*judgement.main_table(verdicts))
+        show(*judgement.main_table(verdicts), form=form_of(as_csv, as_md))
 
 
 @app.command(epilog=examples("audit table.csv --part h100-sxm", "audit table.parquet --map time=lat:us,m=bs --json"))

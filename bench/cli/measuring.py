@@ -142,7 +142,7 @@ def campaign(
     raise typer.Exit(outcome.exit_code)
 
 
-@app.command()
+@app.command(epilog=examples("doctor", "doctor --fix-hints"))
 def doctor(
     fix_hints: Annotated[bool, typer.Option(help="name the command that mends each lack on Debian or Ubuntu")] = False,
     as_json: AsJson = False,
@@ -155,7 +155,7 @@ def doctor(
     raise typer.Exit(diagnosis.exit_code)
 
 
-@app.command()
+@app.command(epilog=examples("selfcheck", "selfcheck --device cpu --json"))
 def selfcheck(device: Device = "auto", as_json: AsJson = False) -> None:
     """Compare our clock with independent ones on a few kernels. Exit code 1: they disagree without a known reason."""
     from bench.operate import selfcheck as checking
