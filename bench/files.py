@@ -61,6 +61,12 @@ def new_directory(path: Path) -> Path:
     raise AssertionError
 
 
+def remove_if_empty(*directories: Path) -> None:
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
+
+
 class Lock:
     """Holds a directory for this process. The kernel gives it back when the process ends, however it ends.
 

@@ -21,7 +21,7 @@ from bench import __version__, machine
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
-from bench.files import Lock, new_directory
+from bench.files import Lock, new_directory, remove_if_empty
 from bench.measure.case import THROTTLE_RETRIES
 from bench.measure.precompile import precompile
 from bench.measure.schedule import DEFAULT_SUITES, Request, check_names, resolve_request, schedule_jobs
@@ -111,7 +111,12 @@ def _run(
         directory = resume or new_run_directory(out, ready.slug, code)
         lock = None if resume else Lock(directory)
         run_id = earlier.header.get("run_id", directory.name) if earlier else directory.name
-        jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
+        try:
+            jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
+        except BadRequest:
+            if not resume:
+                remove_if_empty(directory, directory.parent)
+            raise
         writer = Writer(directory)
         writer.append("run", header(request, run_id, target, spec, environment))
         for name, missing in ready.missing.items():

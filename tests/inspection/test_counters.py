@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench import cli, machine
+from bench import machine
+from bench.cli import inspecting as cli
 from bench.errors import BadRequest
 from bench.inspection import counters, counters_child, ncu
 from bench.inspection.counters import Choice, Counted, CountersDenied, Counts
