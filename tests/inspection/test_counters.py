@@ -253,7 +253,9 @@ def test_the_child_launches_each_case_once_between_start_and_stop(
     monkeypatch.setattr(torch.cuda.nvtx, "range", marked)
     plan = tmp_path / "plan.json"
     done = (("stream", "triton", "copy-4B"),)
-    choice = dataclasses.asdict(Choice(suite="test", ops=("stream",), case="copy", done=done))
+    choice = dataclasses.asdict(
+        Choice(suite="test", ops=("stream",), impls=("triton", "torch"), case="copy", done=done)
+    )
     for budget in (60.0, 0.0):
         plan.write_text(json.dumps({"choice": choice, "budget_s": budget}))
         counters_child.child(plan)
