@@ -1,6 +1,6 @@
 """Measured time per token beside its floor: its parts, where the rest most likely goes, what would help.
 
-The floor's parts are arithmetic. The parts of the rest are estimates from published measurements; they are scaled down
+The floor's parts are arithmetic. The parts of the rest are those of `predict`'s expected step; they are scaled down
 together where they add up to more than the rest, and what they leave is said to be left.
 """
 
@@ -9,33 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bench.devices import DeviceSpec, find, identify
 from bench.errors import BadRequest
 from bench.judge.explain.formats import Given, Result, read
+from bench.predict import expected
 from bench.predict.command import check_split, load_shape
+from bench.predict.step_expected import ExpectedStep, expect_step
 from bench.predict.step_model import StepPrediction, step
-from bench.units import duration, percent, tick
+from bench.units import duration, percent
 from kernels.models import MODELS, ModelShape
-
-REACH = 0.89
-"""Share of the datasheet's bandwidth that servers' kernels reach together, and"""
-PER_LAYER = 108e-6
-"""seconds a layer that a step takes beside them: the fit to 302 published tokens; its typical error is a factor 1.3."""
-TYPICAL = 1.3
-
-ALL_REDUCE = ((8e3, 3.6e-6), (16e3, 3.8e-6), (128e3, 9.4e-6), (1e6, 19.4e-6))
-"""Bytes and seconds of an all-reduce among eight H100s (nccl#1455 and its neighbours in the published figures)."""
 
 HELP = {
     "weights": "fewer bits per weight, more devices, or a larger batch that shares the read",
     "KV cache": "an 8-bit cache, a model with fewer KV heads or a latent, shorter contexts",
     "compute": "fewer bits per activation and weight; a larger batch does not help any more",
     "link": "fewer devices, or a faster link",
-    "KV cache below the roof": "attention with more splits, a larger batch or longer contexts that fill the part",
     "kernels below the roof": "faster kernels: at most this much is to be had from them",
     "latency of small kernels": "CUDA graphs, fused norms, RoPE and quantization, one kernel for several layers; a "
     "larger batch shares it",
@@ -66,7 +57,10 @@ class Explanation:
     prediction: StepPrediction
     measured_s: float
     floor_s: float
-    expected_s: float
+    expected_s: float | None
+    """None where a roof that the step needs is not published."""
+    range_s: tuple[float, float] | None
+    """10 to 90% of published servers lie within."""
     floor_parts: tuple[Part, ...]
     rest: tuple[Part, ...]
     """Largest first."""
@@ -94,11 +88,19 @@ class Explanation:
             "tokens_per_step": self.result.tokens_per_step,
             "floor_seconds": self.floor_s,
             "expected_seconds": self.expected_s,
+            "expected_range_seconds": self.range_s,
             "share_of_floor": self.share,
             "floor": parts(self.floor_parts),
             "rest": parts(self.rest),
             "remarks": list(self.remarks),
         }
+
+    @property
+    def _expected(self) -> str:
+        if self.expected_s is None or self.range_s is None:
+            return ", no expected time"
+        low, high = map(duration, self.range_s)
+        return f", expected {duration(self.expected_s)} ({low} to {high} for 10 to 90% of published servers)"
 
     def lines(self) -> list[str]:
         asked, measured = self.prediction, self.measured_s
@@ -106,9 +108,8 @@ class Explanation:
         lines = [
             f"{self.result.format}: {asked.model} on {where}, weights {asked.weights}, KV {asked.kv}, batch "
             f"{self.result.batch:,.3g}, {asked.context:,} tokens of context",
-            f"measured {duration(measured)} a step, floor {duration(self.floor_s)}, expected "
-            f"{duration(self.expected_s)}: {percent(self.share)} of the floor's speed is reached, the step takes "
-            f"{measured / self.expected_s:.2f} times what is usual",
+            f"measured {duration(measured)} a step, floor {duration(self.floor_s)}{self._expected}: "
+            f"{percent(self.share)} of the floor's speed is reached",
         ]
         for title, listed in (("the floor", self.floor_parts), ("the rest, most likely", self.rest)):
             lines += [f"{title}:"] if listed else []
@@ -190,15 +191,18 @@ def explained(
     measured = result.tpot_s * result.tokens_per_step
     parts = floor_parts(prediction, spec, result)
     floor = sum(p.seconds for p in parts)
-    expected = floor / REACH + PER_LAYER * shape.layers
-    rest = where_the_rest_goes(measured - floor, floor, shape, prediction, result, prefill)
+    known = not any(op.missing for op in prediction.ops)
+    usual = expect_step(prediction, shape, spec) if known else None
+    by_file = floor - prediction.seconds
+    rest = where_the_rest_goes(measured - floor, floor, shape, prediction, usual, result, prefill)
     remarks += signs(result, prediction, measured, floor, prefill)
     return Explanation(
         result=result,
         prediction=prediction,
         measured_s=measured,
         floor_s=floor,
-        expected_s=expected,
+        expected_s=usual.seconds + by_file if usual else None,
+        range_s=(usual.low + by_file, usual.high + by_file) if usual else None,
         floor_parts=parts,
         rest=rest,
         remarks=tuple(remarks),
@@ -236,74 +240,41 @@ def floor_parts(prediction: StepPrediction, spec: DeviceSpec, result: Result) ->
     return tuple(Part(name=name, seconds=s, why=why[name]) for name, s in sums.items() if s > 0)
 
 
-def all_reduce_seconds(size: float) -> float:
-    """Latency of one all-reduce of `size` bytes, between the published sizes in proportion to the logarithm."""
-    smallest, largest = ALL_REDUCE[0], ALL_REDUCE[-1]
-    if size <= smallest[0] or size >= largest[0]:
-        return smallest[1] if size <= smallest[0] else largest[1]
-    for (low, a), (high, b) in pairwise(ALL_REDUCE):
-        if size <= high:
-            return a + (b - a) * math.log(size / low) / math.log(high / low)
-    return largest[1]
-
-
-SHORT_CACHES = ((256e6, 1 / REACH), (64e6, 1.4), (16e6, 2.0))
-"""Published attention over its floor, by the bytes of one layer's cache from which it holds (H100, H200, B200, bf16).
-Below the last, latency decides, which `PER_LAYER` holds."""
-
-
-def attention_seconds(prediction: StepPrediction, layers: int) -> float:
-    """What attention takes beyond the share that all kernels reach, because its caches are small."""
-    seconds = 0.0
-    for op in prediction.ops:
-        size = op.kv_bytes / layers
-        factor = next((factor for least, factor in SHORT_CACHES if size >= least), 1 / REACH)
-        seconds += op.terms.get("memory", 0.0) * (factor - 1 / REACH) if op.kv_bytes else 0.0
-    return seconds
-
-
 def where_the_rest_goes(
     rest: float,
     floor: float,
     shape: ModelShape,
     prediction: StepPrediction,
+    usual: ExpectedStep | None,
     result: Result,
     prefill: float | None,
 ) -> tuple[Part, ...]:
     """Estimates, largest first. Together they are the rest: scaled down where they exceed it, filled up where not."""
     if rest <= 0:
         return ()
-    layers = shape.layers
-    found = [
-        Part(
-            name="kernels below the roof",
-            seconds=floor * (1 / REACH - 1),
-            why=f"servers' kernels reach {percent(REACH)} of the datasheet's bandwidth",
-        )
-    ]
-    reduces = 0.0
-    if prediction.devices > 1:
-        size = 2.0 * prediction.batch * shape.hidden
-        reduces = 2 * layers * all_reduce_seconds(size)
-        why = f"{2 * layers} of {tick(size, 'B')}, at what eight H100s take for each"
+    said = expected.servers()
+    constants, found = said["constants"], []
+    if usual is not None:
+        link = sum(op.seconds for op in prediction.ops if op.bound == "link")
+        kernels = constants["kernels"] * usual.kernel_seconds - (floor - link)
+        why = "what published kernels of these shapes take beyond their floor, latencies included"
+        found.append(Part(name="kernels below the roof", seconds=max(0.0, kernels), why=why))
+        reduces = max(0.0, usual.reduces * constants["reduce"] - link)
+        why = f"{usual.reduces} all-reduces at {duration(constants['reduce'])} each, as published servers show"
         found.append(Part(name="all-reduce latency", seconds=reduces, why=why))
-    slow = attention_seconds(prediction, layers)
-    if slow:
-        size = sum(op.kv_bytes for op in prediction.ops) / layers
-        why = f"{tick(size, 'B')} a layer: too few splits are under way to fill the memory's pipe"
-        found.append(Part(name="KV cache below the roof", seconds=slow, why=why))
-    small = max(0.0, PER_LAYER * layers - reduces)
-    why = f"{duration(small / layers)} for each of {layers} layers: launches, norms, RoPE, sampling, scheduling"
-    found.append(Part(name="latency of small kernels", seconds=small, why=why))
+        small = shape.layers * constants["layer"] + constants["step"]
+        why = f"norms, RoPE, sampling, scheduling of {shape.layers} layers and a step, as published servers show"
+        found.append(Part(name="latency of small kernels", seconds=small, why=why))
     if prefill and result.requests_per_s:
-        busy = min(0.9, result.requests_per_s * prefill)
+        busy = min(0.9, constants["prefill"] * result.requests_per_s * prefill)
         why = f"{result.requests_per_s:,.3g} prompts a second of at least {duration(prefill)} each"
         found.append(Part(name="prefill between steps", seconds=busy * (floor + rest), why=why))
     known = sum(part.seconds for part in found)
     if known > rest:
         found = [replace(part, seconds=part.seconds * rest / known) for part in found]
     elif rest - known > 0.02 * (floor + rest):
-        why = f"beyond what the fit to published servers holds (typically within a factor {TYPICAL})"
+        typical = said["out_of_sample"]["typical"]
+        why = f"beyond what published servers take (the model is typically within a factor {typical:.2f})"
         found.append(Part(name="not explained", seconds=rest - known, why=why))
     return tuple(sorted((p for p in found if p.seconds > 0), key=lambda part: -part.seconds))
 
