@@ -74,7 +74,7 @@ class Live:
         self._progress.stop()
 
     def begin(self, target: Target, directory: Path, total: int, done: int) -> None:
-        where = "the GPU" if target.kind == "cuda" else "the CPU (no GPU is used: torch's reference path is measured)"
+        where = "the GPU" if target.kind == "cuda" else "the CPU (no GPU is used)"
         self._print(f"[bold]{escape(target.name)}[/bold], measuring on {where}")
         self._print(f"writing to {escape(str(directory))}" + (f", {done} of {total} cases are done" if done else ""))
         self._progress.update(self._task, total=total, completed=done)

@@ -159,9 +159,11 @@ def test() -> list[AttentionCase]:
 
 
 def smoke() -> list[AttentionCase]:
-    """16 to 64 MB of KV each, for torch on a CPU. The paged case shows what torch refuses."""
+    """16 to 64 MB of KV each, for a CPU: groups of 1, 2, 4 and 8 heads over one cache, and what torch refuses."""
     return [
+        *(AttentionCase(B=4, H_q=8 * group, H_kv=8, D=128, T=1024, dtype="fp32") for group in (1, 2, 8)),
         layer("llama-3.1-8b", 4, 1024, dtype="fp32"),
+        layer("llama-3.1-8b", 4, 1024, dtype="fp32", page=16),
         layer("llama-3.1-8b", 8, 1024),
         layer("llama-2-7b", 1, 1024, dtype="fp32"),
         layer("llama-3.1-8b", 8, 1024, lengths="ragged", page=16),

@@ -11,7 +11,7 @@ from kernels.common.cpu_packed import packed_dots
 ROWS = 4
 """Rows of W that are multiplied at once; with 4 rows of x their 16 sums fill half of AVX-512's registers."""
 
-CHUNK = 1024
+CHUNK = 512
 """Columns after which more than 4 rows of x begin again with the same rows of W, which the L1 still holds."""
 
 AHEAD = 512
