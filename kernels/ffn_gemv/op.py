@@ -75,8 +75,10 @@ def of_model(model: str, layers: str, B: int = 1, **more: str) -> list[GemvCase]
 
 
 def smoke() -> Iterable[GemvCase]:
-    """For a CPU: 16 to 64 MB of weights, since the caches of servers hold tens of MB. The batch up to the knee, then the
-    same weights in 16, 8 and 4 bits."""
+    """For a CPU: 16 to 64 MB of weights, since the caches of servers hold tens of MB.
+
+    The batch up to the knee, then the same weights in 16, 8 and 4 bits.
+    """
     for B in (1, 2, 4, 8, 16):
         yield GemvCase(B=B, N=4096, K=4096, dtype="fp32")
     yield GemvCase(B=1, N=4096, K=1024, dtype="fp32")

@@ -13,6 +13,7 @@ import numpy as np
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
 from kernels.common.cpu_loops import convert
 from kernels.common.cpu_products import ROWS, multiply_rows
+from kernels.common.gated import ACTIVATIONS, ALPHA, CUBE, LIMIT, SQRT_2_OVER_PI
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Inputs, Launch, Stage, Target
 
@@ -39,24 +40,44 @@ def sort_pairs(ids, E, k, first, pairs):
 
 
 @jit
-def gate_and_up(w, none, e, tile, tokens, xs, x_at, H, F, hidden, hidden_at, at, sums, gate, up):
-    """hidden[pair] = silu(gate) up for `ROWS` rows of expert e; hidden_at are the places of its pairs."""
+def activate(kind, g, u):
+    """h of `kernels/common/gated.py`; `kind` counts in its `ACTIVATIONS`."""
+    one = np.float32(1.0)
+    if kind == 0:
+        return g / (one + np.exp(-g)) * u
+    if kind == 1:
+        inner = np.float32(SQRT_2_OVER_PI) * (g + np.float32(CUBE) * g * g * g)
+        return g * (one + np.tanh(inner)) * np.float32(0.5) * u
+    # not min and max, which drop a NaN
+    limit = np.float32(LIMIT)
+    if g > limit:
+        g = limit
+    if u > limit:
+        u = limit
+    if u < -limit:
+        u = -limit
+    return g / (one + np.exp(-np.float32(ALPHA) * g)) * (u + one)
+
+
+@jit
+def gate_and_up(w, none, e, tile, tokens, xs, x_at, H, F, kind, hidden, hidden_at, at, sums, gate, up):
+    """hidden[pair] = a(gate, up) for `ROWS` rows of expert e; hidden_at are the places of its pairs."""
     first, count = tile * ROWS, min(ROWS, F - tile * ROWS)
     expert = w[e * 2 * F * H : (e + 1) * 2 * F * H]
     multiply_rows(expert[: F * H], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, gate)
     multiply_rows(expert[F * H :], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, up)
     for j in range(tokens):
         for i in range(count):
-            g = gate[j * ROWS + i]
-            hidden[hidden_at[j] + first + i] = g / (np.float32(1.0) + np.exp(-g)) * up[j * ROWS + i]
+            hidden[hidden_at[j] + first + i] = activate(kind, gate[j * ROWS + i], up[j * ROWS + i])
 
 
 @kernel
 def experts(
     x, ids, weights, w_gate_up, w_down, y, shape, first, pairs, xs, x_at, hidden, hidden_at, total, at, sums, found
 ):
-    """`shape` is B, E, k, H, F. `found` has room for two tiles a thread, `total` for a thread's sums of `ROWS` rows."""
-    B, E, k, H, F = shape
+    """`shape` is B, E, k, H, F and the kind of activation. `found` has room for two tiles a thread, `total` for a
+    thread's sums of `ROWS` rows."""
+    B, E, k, H, F, kind = shape
     runs = len(at)
     none = np.empty(0, dtype=np.float32)
     sort_pairs(ids, E, k, first, pairs)
@@ -80,6 +101,7 @@ def experts(
                     x_at[begin : begin + tokens],
                     H,
                     F,
+                    kind,
                     hidden,
                     places,
                     at[run],
@@ -114,7 +136,7 @@ def prepare(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
     arguments = (
         *(array(inputs[name]) for name in ("x", "topk_ids", "topk_weights", "w_gate_up", "w_down")),
         array(y),
-        (case.B, case.E, case.k, case.H, case.F),
+        (case.B, case.E, case.k, case.H, case.F, ACTIVATIONS.index(case.activation)),
         np.empty(case.E + 1, dtype=np.int64),
         np.empty(pairs, dtype=np.int64),
         torch.empty(case.B * case.H).numpy(),

@@ -16,6 +16,8 @@ from bench.measure.gate import check
 from kernels.attention_decode.op import AttentionCase
 from kernels.common import cpu_jit
 from kernels.ffn_gemv.op import GemvCase
+from kernels.mla_decode.op import MlaCase
+from kernels.moe_ffn.op import MoeCase
 from kernels.op import Impl, Target, discover, implementations
 from kernels.stream.op import StreamCase
 from tests.support import ROOT
@@ -45,6 +47,8 @@ OTHER_TYPES = [
     ("attention_decode", attention(dtype="bf16", page=16, lengths="holes", B=4)),
     ("attention_decode", attention(dtype="bf16", H_q=2, T=300)),
     ("attention_decode", attention(dtype="fp32", H_q=4, T=200, layout="HND", page=8)),
+    ("moe_ffn", MoeCase(B=5, E=5, k=2, H=96, F=80, dtype="fp32", activation="swiglu_clamped")),
+    ("mla_decode", MlaCase(B=2, H=6, T=70, L=64, R=16, dtype="fp32", lengths="ragged", q_len=2)),
     ("ffn_gemv", GemvCase(B=4, N=131, K=1100, dtype="bf16")),
     ("ffn_gemv", GemvCase(B=6, N=66, K=2100, dtype="fp32")),
 ]
