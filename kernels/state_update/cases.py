@@ -196,6 +196,7 @@ def cases(suite: str) -> list[StateCase]:
             *(replace(each, B=B) for each in (QWEN, NEMOTRON) for B in (1, 8, 64, 256, 512)),
             *(replace(QWEN, B=B, conv=0) for B in (1, 64, 256)),
             *(replace(NEMOTRON, B=B, conv=0) for B in (64, 256)),
+            replace(QWEN, B=256, conv=0, state="bf16"),
             *(replace(each, B=256, state="bf16") for each in (QWEN, NEMOTRON, KIMI)),
             *(replace(KIMI, B=B) for B in (1, 64, 256)),
             *(replace(JAMBA, B=B) for B in (1, 64, 256)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
 from typing import Any
 
@@ -180,6 +182,45 @@ def test_drawn_shapes_pass_the_gate(kind, B, G, each, V, K, steps, conv, state, 
         if IMPLS[name].supports(case, target) is None:
             where = target if name == "triton" else CPU
             assert check(OP, IMPLS[name], case, where).reason is None, (name, case.id)
+
+
+# ---- FlashInfer
+
+
+def pretended_decode(**given: Any) -> None:
+    """What FlashInfer's documentation says of `gated_delta_rule_decode_pretranspose`, for a pool of states."""
+    q, k, v, a, b = (given[name][:, 0].float() for name in "qkvab")
+    q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q, k))
+    decay = torch.exp(-given["A_log"].exp() * torch.nn.functional.softplus(a + given["dt_bias"]))
+    S = given["initial_state"][given["initial_state_indices"].long()].float() * decay[..., None, None]
+    change = b.sigmoid()[..., None] * (v - torch.einsum("bhvk,bhk->bhv", S, k))
+    S = S + change[..., None] * k[:, :, None]
+    given["initial_state"][given["output_state_indices"].long()] = S.bfloat16()
+    given["output"][:, 0] = torch.einsum("bhvk,bhk->bhv", S, q) * q.shape[-1] ** -0.5
+    assert given["state"] is None
+    assert given["use_qk_l2norm"]
+
+
+def test_flashinfer_gets_what_its_documentation_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("flashinfer.gdn_decode")
+    monkeypatch.setattr(module, "gated_delta_rule_decode_pretranspose", pretended_decode, raising=False)
+    monkeypatch.setitem(sys.modules, "flashinfer", types.ModuleType("flashinfer"))
+    monkeypatch.setitem(sys.modules, "flashinfer.gdn_decode", module)
+    monkeypatch.setattr("kernels.common.flashinfer_needs.missing", lambda target: None)
+    case = replace(SMALL, H=4, G=2, V=128, K=128, conv=0, state="bf16")
+    peer = IMPLS["flashinfer"]
+    assert peer.supports(case, H200) is None
+    assert check(OP, peer, case, CPU).reason is None
+    for other, said in (
+        (replace(case, idle=1), "idle"),
+        (replace(case, conv=4), "convolution"),
+        (replace(case, state="fp32"), "y in bf16"),
+        (replace(case, q_len=2), "one token"),
+        (replace(case, K=64), "128"),
+        (replace(case, kind="mamba2"), "gated delta"),
+    ):
+        assert said in peer.supports(other, H200)
 
 
 # ---- what is counted
