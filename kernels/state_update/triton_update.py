@@ -42,6 +42,16 @@ WARPS_PER_SM, FEW_WARPS, REPLAYING = 20, 16, 12
 tokens."""
 
 
+INSTRUCTIONS = {
+    "mamba1": (140, 0, 17.0, 0, 0.0),
+    "mamba2": (163, 165, 8.5, 117, 3.5),
+    "gated_delta": (352, 124, 8.6, 205, 6.3),
+    "kda": (352, 124, 8.6, 205, 6.3),
+}
+"""Instructions that a warp issues on sm_90 for a new token: at all, for convolutions of K = 128, and for each element
+that a thread holds; then those of a replayed token, at all and for each element. A test compiles and counts them."""
+
+
 class Plan(NamedTuple):
     block_v: int
     num_warps: int
@@ -278,6 +288,21 @@ def asked(case: StateCase, chosen: Plan) -> int:
     return round(chosen.grid[0] * case.active * (BYTES[case.dtype] * vectors + 4 * numbers + table))
 
 
+def issued(case: StateCase, chosen: Plan) -> tuple[float, float]:
+    """Instructions of a warp on sm_90 for a new token, and for one that is replayed."""
+    elements = chosen.block_v * case.K / (32 * chosen.num_warps)
+    fixed, convolved, each, again, each_again = INSTRUCTIONS[case.kind]
+    new = fixed + (convolved * case.K / 128 if case.conv else 0) + each * elements
+    return new, again + each_again * elements
+
+
+def instructions(case: StateCase, chosen: Plan) -> int:
+    """Instructions of all threads on sm_90."""
+    new, again = issued(case, chosen)
+    tokens = case.active * case.q_len * new + sum(case.phases) * again
+    return round(32 * chosen.num_warps * chosen.grid[0] * tokens)
+
+
 def stages(case: StateCase, target: Target) -> tuple[Stage, ...]:
     """The compulsory bytes. What several CTAs read comes from the L2 but once. The state waits for its slot."""
     chosen = plan(case, target)
@@ -290,6 +315,7 @@ def stages(case: StateCase, target: Target) -> tuple[Stage, ...]:
             ctas=chosen.grid[0] * case.active,
             ctas_per_sm=warps_per_sm(case) // chosen.num_warps,
             loads_before={"dram": 1},
+            instructions=instructions(case, chosen) if target.sm == 90 else 0,
         ),
     )
 

@@ -15,11 +15,13 @@ from bench.measure.gate import check
 from kernels.common.compare import compare
 from kernels.common.random_inputs import BYTES, torch_dtype
 from kernels.op import Target, implementations, total
-from kernels.state_update.cases import KIMI, NEMOTRON, QWEN, TINY, StateCase
+from kernels.state_update.cases import JAMBA, KIMI, NEMOTRON, QWEN, TINY, StateCase
 from kernels.state_update.memory import background, ring_of, state_of, y_of
 from kernels.state_update.op import OP, work
+from kernels.state_update.triton_update import issued, plan
 from tests.support.properties import given, settings, st
 from tests.support.state_layers import Layer, past_of
+from tests.support.uninterpreted import elsewhere
 
 CPU = Target(kind="cpu", name="cpu")
 H200 = find("h200").target()
@@ -260,6 +262,41 @@ def test_sizes_stages_and_launches_agree(suite: str) -> None:
         assert stage.work == work(case)
         assert stage.ctas == launch.grid[0] * case.active
         assert stage.l2_bytes >= 0
+
+
+def counted(sm: int = 90) -> dict[str, tuple[int, float]]:
+    """Instructions of compiled kernels, and what their stages say of a warp with one new and one replayed token."""
+    from bench.inspection.codegen import parse
+    from bench.inspection.codegen.build import compiled, dump
+
+    said = {}
+    for case in (QWEN, NEMOTRON, KIMI, JAMBA, replace(NEMOTRON, every=8), replace(QWEN, conv=0, state="bf16")):
+        case = replace(case, B=64)
+        (launch,) = IMPLS["triton"].build(case, OP.inputs(case, "meta", 0), H200).launches
+        sass = dump("nvdisasm", compiled(launch, sm).asm["cubin"], "--print-code", "--no-dataflow")
+        found = sum(opcode != "label" and opcode != "NOP" for opcode, _ in parse.sass_instructions(sass))
+        new, again = issued(case, plan(case, H200))
+        said[case.id] = (found, new + (again if case.every > 1 else 0))
+    return said
+
+
+@pytest.mark.slow
+def test_stages_know_how_many_instructions_are_issued() -> None:
+    for name, (found, declared) in elsewhere("tests.kernels.test_state_update", "t.counted()").items():
+        assert declared == pytest.approx(found, rel=0.12), name
+
+
+def test_a_replay_of_eight_steps_is_bound_by_its_instructions_and_still_saves() -> None:
+    """Per block of 32 KiB and on one of 132 SMs: 4 warps, of which each of 4 schedulers issues one. At 1.7 GHz 4.8 TB/s
+    are 21 bytes a clock."""
+    clocks = {}
+    for every in (1, 8):
+        case = replace(NEMOTRON, B=64, every=every)
+        (stage,) = IMPLS["triton"].stages(case, H200)
+        issue, memory = stage.instructions / 128 / H200.sm_count, stage.work.bytes / 21 / H200.sm_count
+        clocks[every] = max(issue, memory)
+        assert (issue > memory) == (every == 8)
+    assert 0.6 < clocks[8] / clocks[1] < 0.75
 
 
 def test_blocks_are_small_where_the_batch_is() -> None:
