@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from bench.terminal.arguments import comma_separated
-from bench.terminal.options import AsJson, examples, names
-from bench.terminal.screen import complain, show, show_json
+from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Ops, Suite, examples, names
+from bench.terminal.screen import complain, form_of, show, show_json
 
 app = typer.Typer()
 
@@ -107,3 +107,27 @@ def elasticity(
     show(*experiment.beside_table(found))
     print()
     print(*found["caveats"], sep="\n")
+
+
+@app.command(epilog=examples("best --part h200 --suite quick", "best --part h100-sxm --op ffn_gemv --csv"))
+def best(
+    part: Annotated[str, typer.Option(help="one of `list devices`")] = "h100-sxm",
+    suite: Suite = "quick",
+    op: Ops = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    as_md: AsMarkdown = False,
+) -> None:
+    """Show the best time that anyone published for each case of a suite, or for the case nearest to it."""
+    import dataclasses
+
+    from bench.devices import find
+    from bench.judge.published import best as records
+    from bench.terminal import listing
+
+    listing.check(op or [], suite)
+    rows = records.of_suite(find(part).key, suite, op or ())
+    if as_json:
+        show_json([row | {"best": dataclasses.asdict(row["best"]) if row["best"] else None} for row in rows])
+    else:
+        show(*records.table_of(rows), form=form_of(as_csv, as_md))

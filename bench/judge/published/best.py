@@ -1,0 +1,142 @@
+"""What is the best time that anyone has published for one of our cases, or for the case nearest to it?
+
+Only rows of the same part, operation, stored type and activations count, which are cold and no faster than the
+datasheet allows. Of these the nearest by size is taken, and of several of one size the fastest. How near a row is:
+
+    distance = sum over the case's sizes (batch, tokens, heads, rows, columns, experts) of |log2(published / ours)|
+
+A row that is 0 away is the same case. A farther one is compared by its share of the floor, not by its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from bench.judge.published.cases import MAPPED, Mapped
+from bench.judge.published.table import Array, Table, load
+from bench.judge.published.work import work
+from bench.units import duration, percent
+from kernels.op import discover
+
+IMPOSSIBLE = 1.02
+"""A row above this share of its floor's speed is wrong: datasheets round."""
+
+FARTHEST = 2.0
+"""Doublings. A row that is farther away says little about a case."""
+
+EXACT = ("D", "window", "k", "E")
+"""Fields that a row must have in common with the case: another head or another routing is another kernel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """A published time beside one of our cases."""
+
+    seconds: float
+    share: float
+    """Of its own floor: floor seconds over published seconds, by the part's datasheet."""
+    distance: float
+    """Doublings."""
+    differs: str
+    """Where the published case differs: `T 4096, B 8`; empty for the same case."""
+    software: str
+    version: str
+    kernel: str
+    source: str
+
+    @property
+    def exact(self) -> bool:
+        return not self.differs
+
+    def over(self, seconds: float, floor_s: float) -> float:
+        """Our speed over the published one: of times for the same case, else of shares of the floor."""
+        return self.seconds / seconds if self.exact else (floor_s / seconds) / self.share
+
+    @property
+    def line(self) -> str:
+        where = f"nearest: {self.differs}" if self.differs else "same case"
+        return f"{self.software} {self.version} {self.kernel}, {where}"
+
+
+def best(part: str, op: str, case: Mapping[str, Any]) -> Best | None:
+    """The best published time of a case of `op`, given as its fields, on a part. None if no row is near."""
+    found = [b for name, mapped in MAPPED.items() if mapped.op == op and (b := _best(part, name, mapped, case))]
+    return min(found, key=lambda b: (b.distance, b.seconds), default=None)
+
+
+def _best(part: str, name: str, mapped: Mapped, case: Mapping[str, Any]) -> Best | None:
+    if case.get("q_len", 1) != 1 or case.get("prefix") or any(case.get(f) != v for f, v in mapped.fixed.items()):
+        return None
+    table, floor_s = _usable(part, name)
+    keep = np.ones(len(table), dtype=bool)
+    for column, field in (("stored", mapped.stored), ("activations", mapped.activations)):
+        if field:
+            keep &= table.text(column) == (case.get(field) or case.get("dtype", ""))
+    distance = np.zeros(len(table))
+    sizes = {}
+    for field, column in mapped.columns.items():
+        if field not in case:
+            continue
+        values = table[column] // np.maximum(1, table["tp"]) if (name, field) == ("moe_ffn", "F") else table[column]
+        sizes[field] = values
+        if field in EXACT or not case[field]:
+            keep &= values == case[field]
+        else:
+            distance += np.abs(np.log2(np.maximum(values, 1) / case[field]))
+    near = np.flatnonzero(keep & (distance <= FARTHEST))
+    if not near.size:
+        return None
+    row = near[np.lexsort((table["seconds"][near], np.round(distance[near], 9)))[0]]
+    differs = [f"{field} {values[row]}" for field, values in sizes.items() if values[row] != case[field]]
+    if case.get("lengths", "uniform") != "uniform":
+        differs.append("equal lengths")
+    return Best(
+        seconds=float(table["seconds"][row]),
+        share=float(floor_s[row] / table["seconds"][row]),
+        distance=float(np.round(distance[row], 9)),
+        differs=", ".join(differs),
+        **{
+            column: str(table.names[column][table[column][row]])
+            for column in ("software", "version", "kernel", "source")
+        },
+    )
+
+
+@cache
+def _usable(part: str, name: str) -> tuple[Table, Array]:
+    """The rows of an operation on a part that are cold and can be true, and their floors in seconds."""
+    rows = load()
+    if part not in rows.names["part"] or name not in rows.names["op"]:
+        return rows.take(np.zeros(0, dtype=np.int64)), np.zeros(0)
+    rows = rows.where(part=part, op=name, cache="cold")
+    if name == "moe_ffn":
+        rows = rows.take(rows["gated"] == 1)
+    floor = work(rows).seconds
+    possible = floor <= IMPOSSIBLE * rows["seconds"]
+    return rows.take(np.flatnonzero(possible)), floor[possible]
+
+
+def of_suite(part: str, suite: str, ops: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """For each case of a suite whose operation others measured, the best published time on a part, or None."""
+    measured = {mapped.op for mapped in MAPPED.values()}
+    rows = []
+    for op in discover().values():
+        if op.name in measured and (not ops or op.name in ops):
+            for case in op.cases(suite):
+                rows.append({"op": op.name, "case": case.id, "part": part, "best": best(part, op.name, case.as_dict())})
+    return rows
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells, for people."""
+    cells = []
+    for row in rows:
+        found = row["best"]
+        time = [duration(found.seconds), percent(found.share), found.line] if found else ["", "", "nothing near"]
+        cells.append([row["op"], row["case"], *time])
+    return ["op", "case", "best published", "of its floor", "by"], cells
