@@ -203,7 +203,7 @@ def cases(suite: str) -> list[StateCase]:
             *(replace(NEMOTRON_H, B=B) for B in (1, 32)),
             *(replace(each, B=64, q_len=4) for each in (QWEN, NEMOTRON)),
             *(replace(NEMOTRON, B=B, every=8) for B in (1, 64, 256)),
-            replace(QWEN, B=64, every=4),
+            *(replace(each, B=64, every=4) for each in (QWEN, NEMOTRON)),
             replace(QWEN, B=64, idle=32),
         ]
     small = replace(TINY, V=16, idle=0)
