@@ -37,10 +37,9 @@ LONGEST = 1024
 CTAS_PER_SM = 4
 """The blocks shrink until each SM has so many CTAs."""
 
-WARPS_PER_SM, FEW_WARPS, REPLAYING = 20, 16, 12
-"""Resident warps: a thread takes up to 96 registers, 128 for a draft or for 64 elements of 16 bits, and 168 to replay
-tokens."""
-
+WARPS_PER_SM, MANY_WARPS, FEW_WARPS, REPLAYING = 20, 32, 16, 12
+"""Resident warps: a thread takes up to 96 registers, 64 for Mamba-1, 128 for a draft or for 64 elements of 16 bits, and
+168 to replay tokens."""
 
 INSTRUCTIONS = {
     "mamba1": (140, 0, 17.0, 0, 0.0),
@@ -77,6 +76,8 @@ def plan(case: StateCase, target: Target) -> Plan:
 def warps_per_sm(case: StateCase) -> int:
     if case.every > 1:
         return REPLAYING
+    if case.kind == "mamba1":
+        return MANY_WARPS
     return FEW_WARPS if case.q_len > 1 or case.state != "fp32" else WARPS_PER_SM
 
 
