@@ -156,19 +156,19 @@ class StateCase(Case):
         return self.slots * self.H * self.V, cdiv(ring_bytes, self.K * BYTES[self.state]), cdiv(y, self.K)
 
 
-QWEN = StateCase(kind="gated_delta", B=1, H=32, G=16, V=128, K=128, model="qwen3-next-80b")
+QWEN = StateCase(kind="gated_delta", B=1, H=32, G=16, V=128, K=128, model="qwen3-next-80b-a3b")
 """huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct, config.json: linear_num_value_heads, linear_num_key_heads,
 linear_value_head_dim, linear_key_head_dim, linear_conv_kernel_dim. Qwen3.5-35B-A3B has the same; its
 mamba_ssm_dtype is float32."""
 
-NEMOTRON = StateCase(kind="mamba2", B=1, H=64, G=8, V=64, K=128, model="nemotron-3-nano-30b")
+NEMOTRON = StateCase(kind="mamba2", B=1, H=64, G=8, V=64, K=128, model="nemotron-3-nano-30b-a3b")
 """huggingface.co/nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16, config.json: mamba_num_heads, n_groups, mamba_head_dim,
 ssm_state_size, conv_kernel; mamba_ssm_cache_dtype is float32."""
 
 NEMOTRON_H = StateCase(kind="mamba2", B=1, H=256, G=8, V=64, K=256, model="nemotron-h-56b")
 """huggingface.co/nvidia/Nemotron-H-56B-Base-8K, config.json."""
 
-KIMI = StateCase(kind="kda", B=1, H=32, G=32, V=128, K=128, model="kimi-linear-48b")
+KIMI = StateCase(kind="kda", B=1, H=32, G=32, V=128, K=128, model="kimi-linear-48b-a3b")
 """huggingface.co/moonshotai/Kimi-Linear-48B-A3B-Instruct, config.json, linear_attn_config: num_heads, head_dim,
 short_conv_kernel_size."""
 
