@@ -1,0 +1,37 @@
+"""Ours beside the best published time, worked by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bench.judge.beside import beside, table
+from tests.support.synthetic_run import KEY, ON_A_CPU, SHEET, gate, measured_view
+
+
+def test_a_near_case_is_compared_by_its_share_of_the_floor(tmp_path: Path) -> None:
+    (found,) = beside(measured_view(tmp_path, [gate(0.8)]))
+    assert found.published.differs
+    assert found.floor_s == pytest.approx(found.ours.record.bytes / SHEET)
+    assert found.ratio == pytest.approx(found.floor_s / found.ours.seconds / found.published.share)
+
+
+def test_the_same_case_is_compared_by_its_time(tmp_path: Path) -> None:
+    (found,) = beside(measured_view(tmp_path, [gate(0.8)]))
+    same = dataclasses.replace(found, published=dataclasses.replace(found.published, differs="", seconds=3.0))
+    assert same.ratio == pytest.approx(3.0 / found.ours.seconds)
+
+
+def test_peers_and_doubtful_times_are_not_ours(tmp_path: Path) -> None:
+    records = [gate(0.8), gate(0.9, "torch"), gate(3.0, B=2, flags=["impossible"])]
+    view = measured_view(tmp_path, records)
+    (row,) = table(view).rows
+    assert row[:2] == ("ffn_gemv", "B1-N28672-K8192-bf16")
+    assert view.run.part
+    assert view.run.part.key == KEY
+
+
+def test_a_host_has_nothing_beside_it(tmp_path: Path) -> None:
+    assert beside(measured_view(tmp_path, [gate(0.8)], **ON_A_CPU)) == []
