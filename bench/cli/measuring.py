@@ -11,7 +11,7 @@ import typer
 from bench.inspection.targets import compile_targets, emulate_targets
 from bench.terminal.arguments import duration, seconds
 from bench.terminal.options import AsJson, Case, Device, Html, Impls, Ops, examples, names
-from bench.terminal.screen import busy, complain, say, show_json
+from bench.terminal.screen import busy, complain, printable, say, show_json
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def run(
     html: Html = True,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the ceilings and the operations, and write a report."""
+    """Measure the ceilings and the operations, write a report, and say in three lines what was found."""
     from bench import report
     from bench.measure import runner
     from bench.measure.counting import count_into
@@ -66,9 +66,10 @@ def run(
     complain(*written.notes)
     if as_json:
         counts = {s: sum(r.status == s for r in outcome.records) for s in sorted({r.status for r in outcome.records})}
-        show_json({"directory": str(outcome.directory), "records": counts, "report": [str(p) for p in written]})
+        where = {"directory": str(outcome.directory), "report": [str(p) for p in written]}
+        show_json({**where, "records": counts, "answer": written.answer.as_dict()})
     else:
-        print(*written, sep="\n")
+        print(*map(printable, written.answer.lines()), f"report: {written.main}", sep="\n")
     for record in outcome.faults:
         what = record.reason or ", ".join(record.flags)
         complain(f"{record.op} {record.case_id} {record.impl}: {record.status}: {what}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bench.judge.interventions import CLEAR, Intervention, left_out
 from bench.judge.view import Table, View, role
@@ -42,6 +43,9 @@ WORDS = {
 MEMORY = ("memory", "not compute")
 ARITHMETIC = ("compute", "not memory")
 
+CLEARLY = 0.75
+"""The share of groups that must agree before the answer is a plain yes or no."""
+
 BUSY = 0.5
 """If the counters see a unit above this share of its roof, the kernel waits for that unit."""
 
@@ -65,6 +69,17 @@ class Evidence:
     @property
     def groups(self) -> int:
         return self.yes + self.no + self.undecided
+
+    @property
+    def answer(self) -> Literal["yes", "no", "in part", "undecided", "probably"]:
+        """What the groups say together. `probably`: FLOPs are free, but no bytes varied, so it may be a launch."""
+        if not self.groups:
+            return "probably"
+        if self.yes >= CLEARLY * self.groups:
+            return "yes"
+        if self.no >= CLEARLY * self.groups:
+            return "no"
+        return "in part" if self.yes or self.no else "undecided"
 
 
 def leading(view: View) -> list[Intervention]:
@@ -151,20 +166,29 @@ def busy(view: View, record: Record) -> tuple[float, float] | None:
 
 
 def sentence(found: Evidence) -> str:
-    """`by intervention, yes in 5 of 6 groups of cases: time follows bytes (exponent 0.98), not FLOPs (0.02)`."""
-    if found.yes:
-        said = f"by intervention, yes in {found.yes} of {found.groups} groups of cases: "
-        said += f"time follows bytes (exponent {found.e_bytes:z.2f})"
-        return said + (f", not FLOPs ({found.e_flops:z.2f})" if found.e_flops is not None else "")
-    if found.groups and not found.no:
-        where = f"any of {found.groups} groups" if found.groups > 1 else "the one group"
-        return f"by intervention, undecided: time clearly follows neither bytes nor FLOPs in {where} of cases"
-    if found.groups:
-        return f"by intervention, {found.no} of {found.groups} groups of cases say no, none a clear yes"
-    return (
-        f"by intervention, not by arithmetic: FLOPs are free (exponent {found.e_flops:z.2f}) in {found.free} "
-        f"group{'s' * (found.free > 1)}, bytes never varied alone"
-    )
+    """`by intervention, yes: 1% more bytes take 0.98% more time, 1% more FLOPs 0.02%`."""
+    said = f"by intervention, {found.answer}"
+    if found.answer == "probably":
+        return f"{said}: 1% more FLOPs take {found.e_flops:z.2f}% more time, but bytes never varied alone"
+    if found.answer in ("no", "undecided"):
+        return f"{said}: {short(found)}"
+    if found.answer == "in part":
+        said += f": {found.yes} of {found.groups} groups say yes and {found.no} say no"
+    if found.e_bytes is not None:
+        said += f"{';' if found.answer == 'in part' else ':'} 1% more bytes take {found.e_bytes:z.2f}% more time"
+        said += f", 1% more FLOPs {found.e_flops:z.2f}%" if found.e_flops is not None else ""
+    return said
+
+
+def short(found: Evidence) -> str:
+    """The same in a few words, without numbers."""
+    return {
+        "yes": "time follows the bytes" + (", not the FLOPs" if found.e_flops is not None else ""),
+        "no": "time follows the FLOPs, or it does not follow the bytes",
+        "in part": "time follows the bytes in some tests alone",
+        "undecided": "time clearly follows neither the bytes nor the FLOPs",
+        "probably": "more FLOPs take no more time, but bytes never varied alone",
+    }[found.answer]
 
 
 def remarks(view: View) -> Sequence[str]:

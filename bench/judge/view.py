@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from bench.ceilings import Ceilings
 from bench.judge.interventions import Intervention, interventions
+from bench.predict.step_work import PRECISIONS
 from bench.records import Record
 from bench.run import Run, fastest_of_each
 from bench.stats import Interval, ratio_interval
-from bench.units import percent
+from bench.units import brief, percent
 from kernels.op import Op, Role, discover, precision
 
 PREDICTION_BAND = 0.12
@@ -251,6 +252,14 @@ def batches(points: Sequence[Point]) -> dict[tuple[int, int, str, str], dict[int
     return {key: dict(sorted(found.items())) for key, found in series.items() if len(found) >= 3}
 
 
+def main_batches(
+    series: Mapping[tuple[int, int, str, str], dict[int, Point]],
+) -> tuple[tuple[int, int, str, str], dict[int, Point]] | None:
+    """The series that headlines are about: of ours if there are any, with the most batches, of the largest weight."""
+    mine = {key: found for key, found in series.items() if next(iter(found.values())).record.ours} or series
+    return max(mine.items(), key=lambda item: (len(item[1]), item[0][0] * item[0][1]), default=None)
+
+
 def free_batch(series: dict[int, Point]) -> int:
     """The largest batch up to which no batch takes more than `SAME_BATCH` longer than the smallest."""
     first = next(iter(series.values())).seconds
@@ -266,6 +275,37 @@ def left_of_ridge(point: Point, ceilings: Ceilings) -> bool | None:
     """Whether the bytes take longer at the read roof than the FLOPs at their pipes' peaks; None without a peak."""
     arithmetic = ceilings.arithmetic_seconds(point.record.work["flops"])
     return bool(point.record.bytes / ceilings.read_roof > arithmetic) if arithmetic else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ridge:
+    """Where the arithmetic of a pipe takes as long as the memory."""
+
+    pipe: str
+    intensity: float
+    """FLOP/B: the measured peak over the measured read roof."""
+    precision: str
+    """The first type of weights that the pipe multiplies."""
+    batch: float
+    """The batch at which a product with weights of that type has this intensity: 2 FLOP per weight and row."""
+
+    @property
+    def text(self) -> str:
+        return f"ridge {brief(self.intensity)} FLOP/B = batch {self.batch:,.0f} in {self.precision}"
+
+
+def ridges(view: View) -> list[Ridge]:
+    """The measured ridge of each pipe that a case uses."""
+    ceilings = view.run.ceilings
+    if ceilings is None:
+        return []
+    found = []
+    for pipe in sorted({pipe for p in view.points for pipe in p.record.work["flops"]} & ceilings.pipes.keys()):
+        types = [(name, kind) for name, kind in PRECISIONS.items() if kind.pipe == pipe]
+        if types:
+            at, (name, kind) = ceilings.pipes[pipe] / ceilings.read_roof, types[0]
+            found.append(Ridge(pipe=pipe, intensity=at, precision=name, batch=at * kind.bytes / 2))
+    return found
 
 
 def gap(point: Point, ceilings: Ceilings) -> str:

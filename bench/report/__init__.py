@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.judge.answer import Answer
 
 DRAWS = ("matplotlib",)
-PAGES = ("plotly", "jinja2")
+PAGES = ("plotly", "jinja2", "PIL")
 """The libraries that draw the figures and make the page. A machine that only measures has neither."""
 
 
@@ -17,8 +21,14 @@ class Written:
     """What `write` wrote; iterates over the paths."""
 
     paths: tuple[Path, ...]
+    answer: Answer
     notes: tuple[str, ...] = ()
     """What `write` could not make, and why."""
+
+    @property
+    def main(self) -> Path:
+        """The file to open: the page, or `report.md` where there is no page."""
+        return next((path for path in self.paths if path.suffix == ".html"), self.paths[0])
 
     def __iter__(self) -> Iterator[Path]:
         return iter(self.paths)
@@ -32,6 +42,7 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     slow to import, so they are imported here. Raises `bench.errors.BadRequest` where there is no run.
     """
     from bench.files import write_text
+    from bench.judge.answer import answer
     from bench.judge.claims import COMMITTED, scorecard
     from bench.judge.view import View
     from bench.report import markdown
@@ -52,12 +63,12 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
     if html and can_make(interactive.name, PAGES, notes):
         from bench.report.html import render
 
-        write_text(interactive, render(view, verdicts))
+        write_text(interactive, render(view, verdicts, drawn))
         written.append(interactive)
     for old in (*folder.glob("*.png"), interactive):
         if old not in (*written, *drawn.values()):
             old.unlink(missing_ok=True)
-    return Written(paths=(*written, *drawn.values()), notes=tuple(notes))
+    return Written(paths=(*written, *drawn.values()), answer=answer(view), notes=tuple(notes))
 
 
 def can_make(what: str, libraries: tuple[str, ...], notes: list[str]) -> bool:

@@ -11,7 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.files import replacing
-from bench.judge.view import PREDICTION_BAND, SAME_BATCH, Accuracy, Point, View, batches, free_batch, left_of_ridge
+from bench.judge.view import (
+    PREDICTION_BAND,
+    SAME_BATCH,
+    Accuracy,
+    Point,
+    View,
+    batches,
+    free_batch,
+    left_of_ridge,
+    main_batches,
+    ridges,
+)
 from bench.report.drawing import (
     COLOURS,
     INK,
@@ -67,8 +78,8 @@ def roofline(view: View) -> Figure | None:
     claims = {pipe: claimed.value for pipe in shown if (claimed := view.run.published(pipe))}
     peaks = {pipe: ceilings.pipes[pipe] for pipe in shown if pipe in ceilings.pipes}
     low = min(p.intensity for p in points) / 2
-    ridges = [peak / ceilings.read_roof for peak in peaks.values()]
-    high = 4 * max([*ridges, *(p.intensity for p in points)])
+    bends = [peak / ceilings.read_roof for peak in peaks.values()]
+    high = 4 * max([*bends, *(p.intensity for p in points)])
 
     ends: list[tuple[float, float, str, str]] = []
 
@@ -88,6 +99,10 @@ def roofline(view: View) -> Figure | None:
         ends.append((measured, high, f"{pipe} {si(measured, 'FLOP/s')}{of_claim}", INK))
     if not ends:
         roof(ceilings.read_roof, None, dashes=False)
+    for ridge in ridges(view):
+        axes.axvline(ridge.intensity, color=PALE, lw=0.8, ls=":", zorder=1)
+        foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
+        axes.text(ridge.intensity, 0.02, f"{ridge.text} ", size=7.5, color=PALE, **foot)
 
     def place(point: Point) -> tuple[float, float]:
         return point.intensity, point.record.flops / point.seconds
@@ -218,8 +233,9 @@ def batch_knee(view: View) -> Figure | None:
         if kind not in largest or n * k > math.prod(largest[kind]):
             largest[kind] = (n, k)
     shown = {key: found for key, found in series.items() if largest[key[2]] == key[:2]}
-    mine = {key: found for key, found in shown.items() if ours(found)} or shown
-    (_, _, main, _), longest = max(mine.items(), key=lambda item: (len(item[1]), math.prod(item[0][:2])))
+    leading = main_batches(shown)
+    assert leading
+    (_, _, main, _), longest = leading
     free = free_batch(longest)
     smallest = next(iter(longest))
     more = f"{percent(SAME_BATCH)} more than at batch {smallest}"

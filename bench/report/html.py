@@ -8,101 +8,160 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from bench.judge import boundness, goals, peers
+from bench.judge.answer import answer
 from bench.judge.claims import Verdict
-from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View, batches
-from bench.report import drawing, tables, text
+from bench.judge.view import PREDICTION_BAND, Peer, Point, View, batches, ridges
+from bench.report import claims, drawing, tables, text
+from bench.report.names import case_name
 from bench.units import percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(view: View, verdicts: Sequence[Verdict]) -> str:
-    """The whole page."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    header = view.run.header
-    cases = [tables.cases(view, op) for op in view.ops]
+def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path] | None = None) -> str:
+    """The whole page. `figures` are PNG files, which stand in the page for a browser without JavaScript."""
+    found = answer(view)
     judged = goals.judged(view)
-    return environment.get_template("report.html.j2").render(
-        device=view.run.device_name,
-        subtitle=", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)),
-        notices=text.notices(view),
-        contents=contents(view),
-        verdict=text.verdict(view),
-        scorecard=tables.scorecard(verdicts),
-        tally=text.tally(verdicts),
-        styles={op: drawing.style_numbers(op) for op in view.ops},
-        impls=list(dict.fromkeys(p.record.impl for p in view.points)),
-        any_ours=bool(view.ours),
-        precisions=sorted({p.precision for p in view.points}),
-        has_roofline=view.run.ceilings is not None and any(p.record.flops for p in view.points),
-        has_predictions=any(p.predicted("measured") for p in view.points),
-        has_roof=view.run.ceilings is not None and bool(view.points),
-        has_peers=bool(view.peers),
-        within=percent(PREDICTION_BAND),
-        shapes=shapes(view),
-        cards=[card(row) for row in tables.summary(view).rows],
-        peer_summary=peers.by_peer(view),
-        peers=peers.by_case(view),
-        peers_height=f"{110 + 44 * len(peers.by_peer(view).rows)}px",
-        text_peers=peers.REMARK,
-        text_standing=peers.STANDING,
-        interventions=boundness.table(view, leading_only=True),
-        other_interventions=boundness.table(view, leading_only=False),
-        text_interventions=(boundness.HEADING, *boundness.remarks(view)),
-        goals=goals.table(judged),
-        text_goals=goals.tally(judged),
-        cases=Table(
-            headers=("op", *cases[0].headers),
-            rows=[(op, *row) for op, table in zip(view.ops, cases, strict=True) for row in table.rows],
-            numeric=tuple(n + 1 for n in cases[0].numeric),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            device=view.run.device_name,
+            subtitle=text.subtitle(view),
+            warning=found.warning,
+            notices=text.notices(view),
+            contents=contents(view),
+            tiles=found.tiles,
+            verdict=text.verdict(view),
+            claims=claims.grouped(verdicts),
+            tally=text.tally(verdicts),
+            styles={op: drawing.style_numbers(op) for op in view.ops},
+            impls=list(dict.fromkeys(p.record.impl for p in view.points)),
+            any_ours=bool(view.ours),
+            precisions=sorted({p.precision for p in view.points}),
+            has_roofline=view.run.ceilings is not None and any(p.record.flops for p in view.points),
+            has_predictions=any(p.predicted("measured") for p in view.points),
+            has_roof=view.run.ceilings is not None and bool(view.points),
+            has_peers=bool(view.peers),
+            within=percent(PREDICTION_BAND),
+            shapes=shapes(view),
+            stills={name: still(path) for name, path in (figures or {}).items()},
+            ridges=ridges(view),
+            cards=[card(row) for row in tables.summary(view).rows],
+            peer_summary=peers.by_peer(view),
+            peers=peers.by_case(view),
+            peers_height=f"{110 + 44 * len(peers.by_peer(view).rows)}px",
+            text_peers=peers.REMARK,
+            text_standing=peers.STANDING,
+            interventions=boundness.table(view, leading_only=True),
+            other_interventions=boundness.table(view, leading_only=False),
+            text_interventions=(boundness.HEADING, *boundness.remarks(view)),
+            goals=goals.table(judged),
+            text_goals=goals.tally(judged),
+            cases=cases(view),
+            case_headers=tables.CASES[2:],
+            csv=base64.b64encode(tables.cases_csv(view).encode()).decode(),
+            text_cases=text.CASES,
+            names={p.record.case_id: case_name(p.record.op, p.record.case) for p in view.points},
+            ceilings=tables.ceilings(view),
+            failed=tables.unmeasured(view, refused=False),
+            refused=tables.unmeasured(view, refused=True),
+            flags=tables.flags(view),
+            counters=tables.counters(view),
+            text_counters=text.COUNTERS,
+            repetitions=tables.repetitions(view),
+            text_repetitions=text.REPETITIONS,
+            resolution=tables.same_against_same(view),
+            text_resolution=text.RESOLUTION,
+            notes=text.notes(view),
+            glossary=glossary(),
+            environment=tables.environment(view),
+            commands=text.reproduce(view),
+            data=data(view),
+            css=asset("report.css"),
+            script=asset("report.js") + asset("cases.js"),
+            plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
         )
-        if cases
-        else Table(headers=(), rows=()),
-        text_cases=text.CASES,
-        keys=["/".join((p.record.op, p.record.impl, p.record.case_id)) for op in view.ops for p in view.of(op)],
-        ceilings=tables.ceilings(view),
-        failed=tables.unmeasured(view, refused=False),
-        refused=tables.unmeasured(view, refused=True),
-        flags=tables.flags(view),
-        counters=tables.counters(view),
-        text_counters=text.COUNTERS,
-        repetitions=tables.repetitions(view),
-        text_repetitions=text.REPETITIONS,
-        resolution=tables.same_against_same(view),
-        text_resolution=text.RESOLUTION,
-        notes=text.notes(view),
-        environment=tables.environment(view),
-        commands=text.reproduce(view),
-        data=data(view),
-        css=asset("report.css"),
-        script=asset("report.js"),
-        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     )
+
+
+def environment() -> Environment:
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def contents(view: View) -> list[tuple[str, str]]:
     """The anchors and names of those parts of the page that this run has."""
     parts = (
-        ("claims", "Claims", True),
-        ("measurements", "Measurements", True),
+        ("about-batch", "Batch", bool(shapes(view))),
+        ("about-roofline", "Roofline", view.run.ceilings is not None and any(p.record.flops for p in view.points)),
         ("interventions", "Is it memory?", bool(view.interventions)),
-        ("goals", "Goals", view.run.on_gpu),
+        ("claims", "Claims", True),
+        ("cases", "Every case", bool(view.points)),
         ("ops", "By op", bool(view.points)),
+        ("goals", "Goals", view.run.on_gpu),
         ("about-peers", "Peers", bool(view.peers)),
+        ("glossary", "Glossary", True),
         ("environment", "Environment", bool(view.run.header)),
     )
     return [(anchor, name) for anchor, name, shown in parts if shown]
+
+
+def cases(view: View) -> list[dict[str, Any]]:
+    """The rows of the table of all cases: texts for the reader, and the numbers that columns are sorted by."""
+    rows = []
+    for op in view.ops:
+        for p, cells in zip(view.of(op), tables.cases(view, op).rows, strict=True):
+            name, case_id, *others = cells
+            numbers: list[Any] = [
+                "",
+                p.seconds,
+                "",
+                p.rate,
+                p.share,
+                "",
+                p.predicted("measured"),
+                p.predicted("datasheet"),
+            ]
+            rows.append(
+                {
+                    "key": "/".join((p.record.op, p.record.impl, p.record.case_id)),
+                    "op": op,
+                    "id": case_id,
+                    "name": name,
+                    "cells": list(zip(tables.CASES[2:], others, numbers, strict=True)),
+                }
+            )
+    return rows
+
+
+def still(figure: Path) -> str:
+    """A PNG of a figure as a `data:` address, half as wide and in 64 colours: a quarter of its bytes."""
+    with Image.open(figure) as image:
+        half = image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    packed = BytesIO()
+    half.quantize(64).save(packed, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(packed.getvalue()).decode()}"
+
+
+@cache
+def glossary() -> list[tuple[str, str]]:
+    """The terms and their meanings, as the table in this room's README.md has them."""
+    text = (TEMPLATES.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    return [(term.replace("`", ""), meaning.replace("`", "")) for term, meaning in rows if term not in ("term", "---")]
 
 
 def asset(name: str) -> Markup:
@@ -152,6 +211,7 @@ def data(view: View) -> dict[str, Any]:
                 "measured": {k: v for k, v in ceilings.pipes.items() if k in pipes} if ceilings else {},
                 "published": {pipe: peak.value for pipe in sorted(pipes) if (peak := view.run.published(pipe))},
             },
+            "ridges": [{"pipe": r.pipe, "at": r.intensity, "text": r.text} for r in ridges(view)],
             "read": [[size, size / s / ceilings.read_roof] for size, s in ceilings.read_points] if ceilings else [],
         },
     }
@@ -164,6 +224,7 @@ def point(p: Point) -> dict[str, Any]:
         "impl": p.record.impl,
         "ours": p.record.ours,
         "id": p.record.case_id,
+        "name": case_name(p.record.op, p.record.case),
         "precision": p.precision,
         "bytes": p.record.bytes,
         "flops": p.record.flops,

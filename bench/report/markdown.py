@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.judge import boundness, goals, peers
+from bench.judge.answer import answer
 from bench.judge.claims import Verdict
 from bench.judge.view import Table, View
 from bench.report import tables, text
@@ -29,31 +30,33 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
 
 
 def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path], directory: Path) -> Iterator[str]:
-    header = view.run.header
+    answered = answer(view)
     yield f"# decodebench on {escape(view.run.device_name)}"
-    yield escape(", ".join(str(header[k]) for k in ("suite", "started") if header.get(k)))
-    for notice in text.notices(view):
+    yield escape(text.subtitle(view))
+    for notice in [answered.warning] * bool(answered.warning) + text.notices(view):
         yield f"> **{escape(notice)}**"
+    yield markdown_table(tables.tiles(answered))
     yield "\n".join(f"{n}. {escape(line)}" for n, line in enumerate(text.verdict(view), start=1))
-    for name, path in figures.items():
-        yield f"![{name}]({path.relative_to(directory).as_posix()})"
-        yield CAPTIONS[name]
+    for name in ("batch", "roofline"):
+        yield from _figure(name, figures, directory)
     yield from _section(boundness.HEADING, boundness.table(view, leading_only=True), *boundness.remarks(view))
     yield from _folded("Every other intervention", boundness.table(view, leading_only=False))
-    yield from _section("By op", tables.summary(view), *([peers.STANDING] if view.peers else []))
-    if judged := goals.judged(view):
-        yield from _section("Goals", goals.table(judged), goals.tally(judged))
     yield "## Published claims"
     yield escape(text.tally(verdicts))
     yield from _folded("Every claim", tables.scorecard(verdicts))
-    yield from _section("Peers", peers.by_peer(view), peers.REMARK)
-    yield from _folded("Every peer, case by case", peers.by_case(view))
-    yield from _section("Ceilings", tables.ceilings(view))
     if view.ops:
         yield "## Every case"
         yield text.CASES
     for op in view.ops:
         yield from _folded(op, tables.cases(view, op))
+    for name in ("prediction", "efficiency"):
+        yield from _figure(name, figures, directory)
+    yield from _section("By op", tables.summary(view), *([peers.STANDING] if view.peers else []))
+    if judged := goals.judged(view):
+        yield from _section("Goals", goals.table(judged), goals.tally(judged))
+    yield from _section("Peers", peers.by_peer(view), peers.REMARK)
+    yield from _folded("Every peer, case by case", peers.by_case(view))
+    yield from _section("Ceilings", tables.ceilings(view))
     if view.unmeasured:
         yield "## Not measured"
         if (failed := tables.unmeasured(view, refused=False)).rows:
@@ -72,6 +75,12 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
     if commands := text.reproduce(view):
         yield "## Reproduce"
         yield "```\n" + "\n".join(commands) + "\n```"
+
+
+def _figure(name: str, figures: Mapping[str, Path], directory: Path) -> Iterator[str]:
+    if name in figures:
+        yield f"![{name}]({figures[name].relative_to(directory).as_posix()})"
+        yield CAPTIONS[name]
 
 
 def _section(heading: str, table: Table, *remarks: str) -> Iterator[str]:

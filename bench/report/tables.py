@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from math import isfinite
 
 from bench.judge import peers
+from bench.judge.answer import Answer
 from bench.judge.claims import Verdict, main_table
 from bench.judge.resolution import pairs, reach
 from bench.judge.view import Accuracy, Point, Table, View, gap, role
 from bench.records import FLAGS
+from bench.report.names import case_name
 from bench.run import flatten
 from bench.units import difference, digits, duration, measured, percent, si, signed
 
@@ -66,30 +70,68 @@ def cases(view: View, op: str) -> Table:
     for p in view.of(op):
         rows.append(
             (
+                case_name(op, p.record.case),
                 p.record.case_id,
                 p.record.impl + ("" if p.record.ours else " (peer)"),
                 measured(p.time),
+                ", ".join(p.record.flags),
                 digits(p.rate / 1e9),
                 share(p.share) if p.share is not None else "",
+                p.bound,
                 expected(p, "measured"),
                 expected(p, "datasheet"),
-                p.bound,
-                ", ".join(p.record.flags),
             )
         )
-    return Table(headers=CASES, rows=rows, numeric=(2, 3, 4, 5, 6))
+    return Table(headers=CASES, rows=rows, numeric=(3, 5, 6, 8, 9))
 
 
 CASES = (
+    "what it is",
     "case",
     "implementation",
     "median time",
+    "flags",
     "GB/s",
     "of read roof",
+    "bound",
     "predicted from ceilings",
     "predicted from datasheet",
-    "bound",
+)
+"""The flags stand beside the time that they qualify."""
+
+
+def cases_csv(view: View) -> str:
+    """Every case of every op as CSV, in SI units, in the order of the tables: a header, then one line for each time."""
+    text = StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(CSV)
+    for op in view.ops:
+        for p in view.of(op):
+            r = p.record
+            high = p.time.high if isfinite(p.time.high) else ""
+            found = (p.seconds, p.time.low, high, " ".join(r.flags), r.bytes, r.flops, p.rate, p.share, p.bound)
+            predicted = (p.predicted("measured"), p.predicted("datasheet"))
+            lines.writerow((op, r.case_id, case_name(op, r.case), r.impl, r.ours, *found, *predicted))
+    return text.getvalue()
+
+
+CSV = (
+    "op",
+    "case",
+    "name",
+    "impl",
+    "ours",
+    "median_s",
+    "low_s",
+    "high_s",
     "flags",
+    "bytes",
+    "flops",
+    "bytes_per_s",
+    "of_read_roof",
+    "bound",
+    "predicted_from_ceilings_s",
+    "predicted_from_datasheet_s",
 )
 
 
@@ -284,3 +326,9 @@ def scorecard(verdicts: Sequence[Verdict]) -> Table:
     """The verdicts on published claims, one row each."""
     headers, rows = main_table(verdicts)
     return Table(headers=headers, rows=rows)
+
+
+def tiles(found: Answer) -> Table:
+    """The three tiles on top of a report: the questions as headers, and one row of answers."""
+    cells = [f"{tile.answer}: {tile.because}" for tile in found.tiles]
+    return Table(headers=[tile.question for tile in found.tiles], rows=[cells])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections import Counter
 from collections.abc import Sequence
-from typing import get_args
 
 from bench.judge.boundness import evidence, sentence
-from bench.judge.busyness import banner
 from bench.judge.claims import Verdict
-from bench.judge.claims.base import Status
+from bench.judge.claims import tally as count_verdicts
 from bench.judge.view import PREDICTION_BAND, Accuracy, View
 from bench.run import flatten
 from bench.units import percent, si
@@ -37,7 +34,7 @@ RESOLUTION = (
 def notices(view: View) -> list[str]:
     """What the reader must know before any number: that the run stopped early, was on a CPU, or has damaged lines."""
     run = view.run
-    found = [busy] if (busy := banner(run)) else []
+    found = []
     if not run.on_gpu and not run.on_host:
         found.append("Where it was measured is not known: the line of the file that says so is missing or damaged.")
     elif not run.on_gpu:
@@ -50,6 +47,13 @@ def notices(view: View) -> list[str]:
         found.append("No read was measured, so there is no measured roof to compare with.")
     found += [f"Damaged line: {warning}." for warning in run.warnings]
     return found
+
+
+def subtitle(view: View) -> str:
+    """The suite, when the run began, and how many cases it timed: the one count that the first screen gives."""
+    header, cases = view.run.header, len({p.case for p in view.points})
+    said = [str(header[k]) for k in ("suite", "started") if header.get(k)]
+    return ", ".join([*said, f"{cases} case{'s' * (cases != 1)} timed"])
 
 
 def verdict(view: View) -> list[str]:
@@ -85,10 +89,10 @@ def _memory(view: View) -> str:
     if not any(p.predicted("measured") for p in view.decode):
         predicted = "no prediction was stored" + ("" if found else ", so nothing was tested")
     else:
-        predicted = f"by prediction, {bound} of {every} cases ({percent(bound / every)}) are"
+        predicted = f"by prediction, {percent(bound / every)} of the cases are"
         if bound:
             near = f"within {percent(PREDICTION_BAND)} of the predicted time"
-            predicted += f", and {held} of those ({percent(held / bound)}) ran {near}"
+            predicted += f", and {percent(held / bound)} of those ran {near}"
     answer = f"{sentence(found)}; {predicted}" if found else predicted
     return f"{question} {answer[0].upper()}{answer[1:]}."
 
@@ -100,7 +104,7 @@ def _accuracy(view: View) -> str:
     else:
         line = (
             f"The predictions, made before measuring, miss by {percent(accuracy.median, 1)} in the median and lie "
-            f"within {percent(PREDICTION_BAND)} for {percent(accuracy.within)} of {accuracy.cases} times"
+            f"within {percent(PREDICTION_BAND)} for {percent(accuracy.within)} of the times"
         )
     if view.noisy > 0.5:
         return f"{line}; but {percent(view.noisy)} of all times are noisy: measure again on an idle machine."
@@ -127,9 +131,7 @@ def reproduce(view: View) -> list[str]:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many claims got which verdict, and what the verdicts mean."""
-    counts = Counter(v.status for v in verdicts)
-    parts = ", ".join(f"{counts[status]} {status}" for status in get_args(Status) if counts[status])
     return (
-        f"Of {len(verdicts)} published claims: {parts}. DEPENDS: the claim holds at the settings that are named. NOT "
-        "MEASURED: the claim needs a measurement that this run does not have, whatever is predicted."
+        f"{count_verdicts(verdicts)} DEPENDS: the claim holds at the settings that are named. NOT MEASURED: the claim "
+        "needs a measurement that this run does not have, whatever is predicted."
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.judge import boundness
+from bench.judge.answer import answer
 from bench.judge.view import View
 from bench.records import Record
 from bench.report import text
@@ -43,10 +44,11 @@ def test_time_that_follows_bytes_alone_is_memory_in_table_and_headline(tmp_path:
     assert row[4].startswith("1.00 [")
     assert row[5].startswith("0.00 [")
     assert row[7] == "memory"
-    assert (
-        "By intervention, yes in 1 of 1 groups of cases: time follows bytes (exponent 1.00), not FLOPs (0.00)"
-        in (text.verdict(found)[1])
-    )
+    said = text.verdict(found)[1]
+    assert "By intervention, yes: 1% more bytes take 1.00% more time, 1% more FLOPs 0.00%" in said
+    tile = answer(found).memory
+    assert (tile.answer, tile.tone) == ("YES (1 of 1 test)", "good")
+    assert tile.because == "time follows the bytes, not the FLOPs"
     assert len(boundness.table(found, leading_only=False).rows) == 3
 
 
@@ -57,7 +59,8 @@ def test_time_that_follows_flops_is_not(tmp_path: Path) -> None:
     evidence = boundness.evidence(found)
     assert evidence is not None
     assert (evidence.yes, evidence.no, evidence.undecided) == (0, 1, 0)
-    assert "By intervention, 1 of 1 groups of cases say no, none a clear yes" in text.verdict(found)[1]
+    assert "By intervention, no: time follows the FLOPs, or it does not follow the bytes" in text.verdict(found)[1]
+    assert answer(found).memory.answer == "NO (1 of 1 test)"
 
 
 def test_time_that_follows_neither_is_undecided_and_said_so(tmp_path: Path) -> None:
@@ -66,7 +69,8 @@ def test_time_that_follows_neither_is_undecided_and_said_so(tmp_path: Path) -> N
     assert evidence is not None
     assert (evidence.yes, evidence.no, evidence.undecided) == (0, 0, 1)
     line = text.verdict(found)[1]
-    assert "By intervention, undecided: time clearly follows neither bytes nor FLOPs in the one group of cases" in line
+    assert "By intervention, undecided: time clearly follows neither the bytes nor the FLOPs" in line
+    assert answer(found).memory.answer == "UNDECIDED (1 of 1 test)"
 
 
 def test_flops_alone_say_that_they_are_free_which_is_no_yes(tmp_path: Path) -> None:
@@ -75,10 +79,8 @@ def test_flops_alone_say_that_they_are_free_which_is_no_yes(tmp_path: Path) -> N
     (row,) = boundness.table(found, leading_only=True).rows
     assert (row[4], row[7]) == ("held", "FLOPs are free")
     line = text.verdict(found)[1]
-    assert (
-        "By intervention, not by arithmetic: FLOPs are free (exponent 0.00) in 1 group, bytes never varied alone"
-        in line
-    )
+    assert "By intervention, probably: 1% more FLOPs take 0.00% more time, but bytes never varied alone" in line
+    assert answer(found).memory.answer == "PROBABLY (1 of 1 test)"
     assert "yes" not in line
 
 

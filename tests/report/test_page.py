@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import re
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +12,7 @@ import pytest
 
 from bench import report
 from bench.run import load_run
+from tests.support.browser import Browser
 from tests.support.synthetic_run import (
     GB,
     case_record,
@@ -60,71 +54,6 @@ def test_an_op_of_another_version_has_a_colour_and_a_marker(tmp_path: Path) -> N
     assert marker < len("●■▲◆▼✚✖◀★")
 
 
-class Browser:
-    """A headless Chromium through chromedriver's WebDriver protocol, with nothing but the standard library."""
-
-    def __init__(self, port: int, arguments: list[str]) -> None:
-        self.root = f"http://127.0.0.1:{port}"
-        options = {"args": arguments}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self.session = ""
-        self.session = (
-            f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
-        )
-
-    def call(self, method: str, path: str, content: Any = None) -> Any:
-        data = json.dumps(content or {}).encode() if method == "POST" else None
-        request = urllib.request.Request(self.root + self.session + path, data=data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
-
-    def open(self, page: Path) -> None:
-        self.call("POST", "/url", {"url": page.as_uri()})
-        for _ in range(200):
-            if self.run("return document.documentElement.dataset.ready === '1'"):
-                return
-            time.sleep(0.05)
-        pytest.fail(f"the page's script did not come to its end: {self.errors()}")
-
-    def run(self, script: str) -> Any:
-        return self.call("POST", "/execute/sync", {"script": script, "args": []})
-
-    def command(self, name: str, parameters: dict[str, Any]) -> None:
-        """A command of Chromium's own protocol."""
-        self.call("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
-
-    def errors(self) -> list[str]:
-        log = self.call("POST", "/se/log", {"type": "browser"})
-        return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver on PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    profile = tmp_path_factory.mktemp("profile")
-    options = "headless no-sandbox disable-gpu no-first-run disable-background-networking window-size=1280,1000"
-    arguments = [f"--{option}" for option in (*options.split(), f"user-data-dir={profile}")]
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            time.sleep(0.05)
-        found = Browser(port, arguments)
-        yield found
-        found.call("DELETE", "")
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
 POINTS = "document.querySelectorAll('#%s .scatterlayer .point').length"
 
 
@@ -159,31 +88,24 @@ def test_the_page_in_a_browser(browser: Browser, full: Path) -> None:
 
 
 def test_no_part_is_wider_than_a_phone(browser: Browser, full: Path) -> None:
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.command("Emulation.setDeviceMetricsOverride", metrics)
-    browser.open(full / "report.html")
-    assert browser.run("return document.documentElement.scrollWidth") <= 390
-    browser.command("Emulation.clearDeviceMetricsOverride", {})
+    with browser.screen(390, mobile=True):
+        browser.open(full / "report.html")
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
 
 
 def test_paper_is_light_and_narrow_even_from_a_dark_screen(browser: Browser, full: Path) -> None:
-    def scheme(value: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": value}]
-        browser.command("Emulation.setEmulatedMedia", {"features": features})
-
     page = "return getComputedStyle(document.documentElement).getPropertyValue('--page').trim()"
     width = "return document.querySelector('#efficiency .main-svg').getBoundingClientRect().width"
-    scheme("dark")
-    browser.open(full / "report.html")
-    assert browser.run(page) == "#0d1117"
-    on_screen = browser.run(width)
-    browser.run("window.dispatchEvent(new Event('beforeprint'))")
-    assert browser.run(page) == "#ffffff"
-    assert browser.run(width) == 680
-    browser.run("window.dispatchEvent(new Event('afterprint'))")
-    assert browser.run(page) == "#0d1117"
-    assert browser.run(width) == pytest.approx(on_screen, abs=2)
-    scheme("light")
+    with browser.media(scheme="dark"):
+        browser.open(full / "report.html")
+        assert browser.run(page) == "#0d1117"
+        on_screen = browser.run(width)
+        browser.run("window.dispatchEvent(new Event('beforeprint'))")
+        assert browser.run(page) == "#ffffff"
+        assert browser.run(width) == 680
+        browser.run("window.dispatchEvent(new Event('afterprint'))")
+        assert browser.run(page) == "#0d1117"
+        assert browser.run(width) == pytest.approx(on_screen, abs=2)
 
 
 def test_roofs_of_a_part_that_no_table_knows_are_drawn(browser: Browser, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_args
 
-from bench.judge.claims.base import SOURCES, Comparison, Published, Verdict
+from bench.judge.claims.base import SOURCES, Comparison, Published, Status, Verdict
 from bench.judge.claims.settle import by_number, predictions_beside
 from bench.units import brief, decimals, si
 
@@ -194,7 +195,7 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
         (
             v.claim.id,
             v.claim.text,
-            "; ".join(map(published_text, v.claim.published)) or "-",
+            "; ".join(f"{p.what}: {published_text(p)}" for p in v.claim.published) or "-",
             per_number(v.predicted) or "-",
             per_number(v.evidence) or "-",
             status_text(v) + (f" ({evidence_text(v)})" if v.by else ""),
@@ -205,12 +206,23 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
     return HEADERS, rows
 
 
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """`Of 45 published claims: 3 HOLDS, 11 DEPENDS, 2 FAILS, 29 NOT MEASURED (predicted: 12 HOLDS, ...).`"""
+    counts = Counter(v.status for v in verdicts)
+    open_ones = Counter(v.predicted_status or "nothing" for v in verdicts if v.status == "NOT MEASURED")
+    parts = [f"{counts[status]} {status}" for status in get_args(Status) if counts[status]]
+    if open_ones:
+        order = [*get_args(Status), "nothing"]
+        parts[-1] += f" (predicted: {', '.join(f'{open_ones[s]} {s}' for s in order if open_ones[s])})"
+    return f"Of {len(verdicts)} published claims: {', '.join(parts)}."
+
+
 OURS = "; the text says it in words, and this project chose the number"
 
 MARKS = {True: "fits", False: "off", None: "left open"}
 
 
-def _lines(comparisons: Sequence[Comparison]) -> list[str]:
+def setting_lines(comparisons: Sequence[Comparison]) -> list[str]:
     """One line for each setting, with each number's value and whether it fits; then how the values were found."""
     settings: dict[str, list[str]] = {}
     for c in comparisons:
@@ -247,17 +259,17 @@ def explain(verdict: Verdict) -> str:
         lines.append(f"  not predicted: {verdict.gap}")
     if verdict.predicted_condition and verdict.predicted_condition != verdict.condition:
         lines.append(f"  condition: {verdict.predicted_condition}")
-    lines += _lines(verdict.predicted)
+    lines += setting_lines(verdict.predicted)
     if verdict.measured:
         lines.append("Measured:")
-        lines += _lines(verdict.measured)
+        lines += setting_lines(verdict.measured)
         ids = dict.fromkeys(i for c in verdict.measured for i in c.records)
         for i in ids:
             flags = f" [{', '.join(i.flags)}]" if i.flags else ""
             lines.append(f"  from {i.op}/{i.impl} {i.case_id} of run {i.run_id or '?'}{flags}")
     if verdict.published:
         lines.append("Published by others:")
-        lines += _lines(verdict.published)
+        lines += setting_lines(verdict.published)
         for rows in verdict.rows:
             of = f"{rows.software} {rows.version} on {rows.part}"
             lines.append(f"  from {rows.count:,} rows of {of} in {rows.source}")

@@ -40,6 +40,8 @@ class CampaignOutcome:
     files: dict[str, int]
     """The files to bring home, and their bytes."""
     faults: list[str]
+    answer: Sequence[str] = ()
+    """What the run found, in the lines of `bench.judge.answer`. Empty before measuring has begun."""
     unfit: bool = False
     interrupted: bool = False
 
@@ -61,13 +63,14 @@ class CampaignOutcome:
             "left": self.left,
             "files": self.files,
             "faults": self.faults,
+            "answer": list(self.answer),
             "unfit": self.unfit,
             "interrupted": self.interrupted,
             "exit_code": self.exit_code,
         }
 
     def lines(self) -> list[str]:
-        """For a terminal: the steps, what is wrong, what is left, and what to bring home."""
+        """For a terminal: the steps, what is wrong, what is left, what to bring home, and what the run found."""
         shown = []
         for name, step in self.steps.items():
             first, *more = step.found or [""]
@@ -83,17 +86,18 @@ class CampaignOutcome:
         shown += [f"too many files: at most {MAX_FILES} can leave some machines"] * (len(self.files) > MAX_FILES)
         if self.run:
             shown.append(f"there, redraw report and figures from {self.run.name}: decodebench report DIR")
-        return shown
+        return [*shown, *self.answer]
 
 
 def summary(outcome: CampaignOutcome, calls: Sequence[dict[str, Any]]) -> str:
-    """The text of `summary.md`: the steps as a table, then what is wrong, what is left, and the files to bring home."""
+    """The text of `summary.md`: what was found, the steps as a table, what is wrong, what is left, the files."""
     rows = [
         f"| {name} | {step.state} | {step.seconds:.0f} s | {'; '.join(step.found).replace('|', '/')} |"
         for name, step in outcome.steps.items()
     ]
     parts = [
         "# Campaign",
+        *["\n".join(f"- {line}" for line in outcome.answer)] * bool(outcome.answer),
         f"{len(calls)} calls, the first at {calls[0]['began']}, the last at {calls[-1]['began']}.",
         "\n".join(["| step | state | took | found |", "| --- | --- | ---: | --- |", *rows]),
     ]

@@ -25,12 +25,12 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, report
 from bench.errors import BadRequest, require
 from bench.files import Lock, replacing, write_text
 from bench.inspection import counters
@@ -350,11 +350,10 @@ class Campaign:
         (self.directory / SUMMARY).unlink(missing_ok=True)  # it is not true before it is written again
         wrong = [v for v in gate.verdicts(self.directory) if v["status"] != "ok"]
         faults = [f"gate: {v['op']} {v['case_id']} {v['impl']}: {v['status']}: {v['reason']}" for v in wrong]
+        found: Sequence[str] = ()
         if directory:
-            from bench import report
-
             pack(directory / FILE)
-            report.write(directory, draw=False)
+            found = report.write(directory, draw=False).answer.lines()
             faulty = runner.Outcome(directory=directory, records=load_run(directory).records).faults
             faults += [f"{r.op} {r.case_id} {r.impl}: {r.status}: {r.reason or ', '.join(r.flags)}" for r in faulty]
         outcome = CampaignOutcome(
@@ -363,6 +362,7 @@ class Campaign:
             steps=self.steps,
             files=self.files(),
             faults=faults,
+            answer=found,
             unfit=self.unfit,
             interrupted=self.interrupted,
         )

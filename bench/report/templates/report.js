@@ -20,15 +20,17 @@ function chosen() {
   const data = new FormData(form);
   const ops = new Set(data.getAll("op"));
   const [impl, precision, flagged] = ["impl", "precision", "flagged"].map((name) => data.get(name));
+  const words = (data.get("words") || "").toLowerCase().split(/\s+/).filter(Boolean);
+  const text = (p) => [p.op, p.id, p.name, p.impl, p.bound, ...p.flags].join(" ").toLowerCase();
   return report.points.filter((p) =>
-    ops.has(p.op) &&
+    ops.has(p.op) && words.every((word) => text(p).includes(word)) &&
     (impl === "all" || (impl === "ours" && p.ours) || (impl === "peers" && !p.ours) || impl === "=" + p.impl) &&
     (precision === "all" || precision === p.precision) &&
     (flagged === "all" || (flagged === "none") === (p.flags.length === 0)));
 }
 
 function hover(p) {
-  const lines = ["<b>" + escapeHtml(p.op + " " + p.id) + "</b>", escapeHtml(p.impl) + (p.ours ? " (ours)" : " (peer)"),
+  const lines = ["<b>" + escapeHtml(p.op + " " + p.id) + "</b>", escapeHtml(p.name), escapeHtml(p.impl) + (p.ours ? " (ours)" : " (peer)"),
     "measured " + si(p.seconds, "s") + " [" + si(p.low, "s") + ", " + si(p.high, "s") + "]",
     si(p.bytes / p.seconds, "B/s") + ", " + percent(p.share) + " of the read roof"];
   if (p.expected) {
@@ -78,6 +80,7 @@ function draw(id, data, layout) {
   if (!element) return;
   const printing = document.documentElement.dataset.print;
   const size = printing ? { width: element.clientWidth, height: element.clientHeight } : { autosize: true };
+  if (narrow()) data = data.map(({ hovertemplate, ...trace }) => ({ ...trace, text: hovertemplate, hoverinfo: "none" }));
   const common = { gridcolor: colour("line"), linecolor: colour("pale"), zeroline: false, automargin: true };
   Plotly.react(element, data, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", dragmode: narrow() ? false : "zoom",
@@ -85,6 +88,15 @@ function draw(id, data, layout) {
     margin: { l: 60, r: 12, t: 12, b: 46 }, hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") } },
     ...size, ...layout, xaxis: { ...common, ...layout.xaxis }, yaxis: { ...common, ...layout.yaxis },
   }, { responsive: true, displayModeBar: false });
+  if (!element.dataset.heard) element.on("plotly_hover", (event) => tell(element, event.points[0].text));
+  element.dataset.heard = "1";
+}
+/* On a phone a label would cover the plot, so what a finger touches is told below it. */
+function tell(element, text) {
+  const place = element.nextElementSibling;
+  if (!narrow() || !text) return;
+  place.hidden = false;
+  place.innerHTML = text.replace("<extra></extra>", "");
 }
 const extent = (values, wider) => [Math.min(...values) / wider, Math.max(...values) * wider];
 const line = (x, y, dash, name, tone = "ink") => ({
@@ -113,22 +125,27 @@ function roofline(points) {
     const text = name + " " + kind + " " + si(bandwidth, "B/s");
     const tone = name === "L2" ? "c2" : kind === "measured" ? "ink" : "pale";
     data.push(line([low, ridge], [low * bandwidth, ridge * bandwidth], dash, text, tone));
-    keys.push(`<span style="color:${colour(tone)}">${dash === "dash" ? "- -" : "—"} ${text}</span>`);
+    keys.push(`<span style="color:${colour(tone)}">${dash === "dash" ? "- -" : "—"} ${escapeHtml(text)}</span>`);
   }
   for (const kind of ["published", "measured"]) for (const [pipe, flops] of Object.entries(source(kind))) {
     const bandwidth = Math.max(...roofs.bandwidths.filter((b) => (b.kind === "measured") === (kind === "measured")).map((b) => b.bandwidth), 0) || flops / low;
     const text = pipe + " " + kind + " " + si(flops, "FLOP/s");
     data.push(line([Math.max(low, flops / bandwidth), high], [flops, flops], kind === "measured" ? "solid" : "dash", text, kind === "measured" ? "ink" : "pale"));
-    if (kind === "measured") annotations.push(narrow() ? label(high, flops, text, { xanchor: "right", yanchor: "bottom" })
-      : label(high, flops, pipe + " " + si(flops, "FLOP/s"), { xanchor: "left", xshift: 4 }));
+    if (narrow()) keys.push(escapeHtml((kind === "measured" ? "— " : "- - ") + text));
+    else if (kind === "measured") annotations.push(label(high, flops, pipe + " " + si(flops, "FLOP/s"), { xanchor: "left", xshift: 4 }));
   }
   const rates = everything.map((p) => p.flops / p.seconds);
   const ceiling = Math.max(peak("measured"), peak("published"), ...rates) * 2;
   const floor = Math.min(...rates) / 2;
-  annotations.push({ xref: "paper", yref: "paper", x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom", align: "right",
-    showarrow: false, text: keys.join("<br>"), font: { size: narrow() ? 10 : 12 } });
+  const shapes = level === "l2" ? [] : roofs.ridges.map((ridge) => ({ type: "line", x0: ridge.at, x1: ridge.at, yref: "paper", y0: 0, y1: 1,
+    line: { color: colour("pale"), width: 1, dash: "dot" }, layer: "below" }));
+  if (shapes.length) annotations.push(...roofs.ridges.map((ridge) => ({ x: Math.log10(ridge.at), yref: "paper", y: 0.02, yanchor: "bottom", xanchor: "right",
+    textangle: -90, text: narrow() ? ridge.text.split(" = ")[1] : ridge.text, showarrow: false, font: { size: 11, color: colour("pale") } })));
+  document.querySelector(".roofs").innerHTML = narrow() ? keys.join("<br>") : "";
+  if (!narrow()) annotations.push({ xref: "paper", yref: "paper", x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom", align: "right",
+    showarrow: false, text: keys.join("<br>"), font: { size: 12 }, bgcolor: colour("page"), opacity: 0.9 });
   draw("roofline", [...data, ...traces(computing, (p) => [p.flops / bytes(p), p.flops / p.seconds])], {
-    annotations, margin: { l: 60, r: narrow() ? 12 : 160, t: 12, b: 46 }, xaxis: { ...logAxis("FLOP per byte (" + (level === "l2" ? "through the L2, as moved" : "DRAM, compulsory") + ")", low, high, "") },
+    annotations, shapes, margin: { l: 60, r: narrow() ? 12 : 160, t: 12, b: 46 }, xaxis: { ...logAxis("FLOP per byte (" + (level === "l2" ? "through the L2, as moved" : "DRAM, compulsory") + ")", low, high, "") },
     yaxis: logAxis("", floor, ceiling, "FLOP/s"),
   });
 }
@@ -225,26 +242,16 @@ function peers(points) {
   });
 }
 
-function tables(points) {
-  const keys = new Set(points.map((p) => p.op + "/" + p.impl + "/" + p.id));
-  let shown = 0;
-  for (const row of document.querySelectorAll("tr[data-key]")) {
-    row.hidden = !keys.has(row.dataset.key);
-    shown += row.hidden ? 0 : 1;
-  }
-  document.getElementById("count").textContent = shown + " of " + report.points.length + " times";
-}
-
 function update() {
   const points = chosen();
   for (const figure of [roofline, prediction, efficiency, batch, peers, tables]) figure(points);
 }
 form.addEventListener("change", update);
+form.addEventListener("input", (event) => event.target.name === "words" && update());
 form.addEventListener("reset", () => setTimeout(update));
 form.addEventListener("submit", (event) => event.preventDefault());
 for (const id of ["level", "shape"]) document.getElementById(id)?.addEventListener("change", update);
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
-window.addEventListener("beforeprint", () => { document.documentElement.dataset.print = "1"; update(); });
-window.addEventListener("afterprint", () => { delete document.documentElement.dataset.print; update(); });
-update();
-document.documentElement.dataset.ready = "1";
+window.addEventListener("beforeprint", () => { document.documentElement.dataset.print = "1"; openClaims(true); update(); });
+window.addEventListener("afterprint", () => { delete document.documentElement.dataset.print; openClaims(false); update(); });
+
