@@ -8,19 +8,33 @@ from typing import Annotated
 import typer
 
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Html, RunDirectory, examples, names
-from bench.terminal.screen import complain, form_of, read_run, show, show_json
+from bench.terminal.screen import complain, form_of, printable, read_run, show, show_json
 
 app = typer.Typer()
 
 
-@app.command("report", epilog=examples("report reports/h200/RUN", "report reports/h200/RUN --no-html"))
-def report_command(run_dir: RunDirectory, html: Html = True) -> None:
-    """Rebuild a run's report from its records."""
+@app.command("report", epilog=examples("report reports/h200/RUN", "report H100_RUN H200_RUN --out both"))
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="a run's directory; several are put side by side")],
+    html: Html = True,
+    out: Annotated[Path, typer.Option(help="with several runs: the directory for comparison.html and .md")] = Path(),
+    threshold: Annotated[
+        float, typer.Option(help="with several runs of a part: exit code 1 if a time grew by more, e.g. 0.05", min=0)
+    ] = 0.05,
+) -> None:
+    """Rebuild a run's report from its records, or put several runs side by side, with a trend for each part."""
     from bench import report
 
-    written = report.write(run_dir, html=html)
-    print(*written, sep="\n")
-    complain(*written.notes)
+    if len(runs) == 1:
+        written = report.write(runs[0], html=html)
+        print(*written, sep="\n")
+        complain(*written.notes)
+        return
+    from bench.report import several
+
+    found = several.write(runs, out, threshold)
+    print(*map(printable, found.lines()), sep="\n")
+    raise typer.Exit(found.exit_code)
 
 
 @app.command(epilog=examples("compare reports/h200/BEFORE reports/h200/AFTER", "compare H100_RUN H200_RUN --json"))

@@ -25,6 +25,7 @@ from bench.judge.answer import answer
 from bench.judge.claims import Verdict
 from bench.judge.view import PREDICTION_BAND, Peer, Point, View, batches, ridges
 from bench.report import claims, drawing, tables, text
+from bench.report import several as side_by_side
 from bench.report.names import case_name
 from bench.units import percent
 
@@ -94,6 +95,35 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path] 
             css=asset("report.css"),
             script=asset("report.js") + asset("cases.js"),
             plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
+        )
+    )
+
+
+def several(views: Sequence[View], trends: Sequence[side_by_side.Trend]) -> str:
+    """The page about several runs."""
+    found = []
+    for trend in trends:
+        lines, marks = side_by_side.drawn(trend)
+        found.append(
+            {
+                "part": trend.part,
+                "summary": trend.summary,
+                "lines": lines,
+                "marks": marks,
+                "table": side_by_side.trend_table(trend),
+                "slower": side_by_side.slower_table(trend),
+            }
+        )
+    named = zip(side_by_side.labels(views), views, strict=True)
+    return (
+        environment()
+        .get_template("several.html.j2")
+        .render(
+            runs=[(label, text.subtitle(view), answer(view).tiles) for label, view in named],
+            warnings=side_by_side.warnings(views),
+            trends=found,
+            cases=side_by_side.cases_table(views),
+            css=asset("report.css"),
         )
     )
 
