@@ -37,6 +37,19 @@ def report_command(
     raise typer.Exit(found.exit_code)
 
 
+@app.command(epilog=examples("site reports", "site reports --out public"))
+def site(
+    source: Annotated[Path, typer.Argument(help="a directory with runs somewhere below it")] = Path("reports"),
+    out: Annotated[Path, typer.Option(help="where the site goes")] = Path("site"),
+) -> None:
+    """Write a static site for any web server: every run's report, an index, a comparison of all runs, a glossary."""
+    from bench.report import site as pages
+
+    found = pages.write(source, out)
+    complain(*found.notes)
+    print(found.index)
+
+
 @app.command(epilog=examples("compare reports/h200/BEFORE reports/h200/AFTER", "compare H100_RUN H200_RUN --json"))
 def compare(
     a: RunDirectory,

@@ -34,9 +34,10 @@ class Written:
         return iter(self.paths)
 
 
-def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Written:
+def write(run_dir: Path | str, *, html: bool = True, draw: bool = True, out: Path | None = None) -> Written:
     """Rebuild `report.md` of a run, with `draw` also `figures/*.png`, and with `html` also `report.html`.
 
+    The files go into the run's directory, or into `out`.
     Each file takes the place of an earlier one when it is whole; the others of an earlier report are deleted at the
     end. If a library is missing, a note says what was left out. Plotting libraries are
     slow to import, so they are imported here. Raises `bench.errors.BadRequest` where there is no run.
@@ -50,7 +51,8 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True) -> Writt
 
     view = View(load_run(run_dir))
     verdicts = scorecard([view.run], COMMITTED)
-    directory = view.run.path
+    directory = out or view.run.path
+    directory.mkdir(parents=True, exist_ok=True)
     notes: list[str] = []
     drawn: dict[str, Path] = {}
     folder, page, interactive = directory / "figures", directory / "report.md", directory / "report.html"

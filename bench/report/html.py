@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -28,6 +28,9 @@ from bench.report import claims, drawing, tables, text
 from bench.report import several as side_by_side
 from bench.report.names import case_name
 from bench.units import percent
+
+if TYPE_CHECKING:
+    from bench.report.site import Entry
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -125,6 +128,15 @@ def several(views: Sequence[View], trends: Sequence[side_by_side.Trend]) -> str:
             cases=side_by_side.cases_table(views),
             css=asset("report.css"),
         )
+    )
+
+
+def site(entries: Sequence[Entry], comparison: str, terms: Sequence[tuple[str, str]]) -> str:
+    """The index of a site. `comparison`: the address of the page about all runs; empty where there is none."""
+    return (
+        environment()
+        .get_template("site.html.j2")
+        .render(entries=entries, comparison=comparison, glossary=terms, css=asset("report.css"))
     )
 
 
