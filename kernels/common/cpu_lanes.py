@@ -25,11 +25,27 @@ EXP2_TERMS = tuple(log(2) ** n / factorial(n) for n in range(6, -1, -1))
 @cache
 def lanes() -> int:
     """Elements of fp32 in a register of this machine, or of the one that NUMBA_CPU_FEATURES tells."""
+    has = features()
+    return 16 if "+avx512f" in has else 8 if "+avx2" in has else 4
+
+
+def features() -> list[str]:
+    """LLVM's names of what the processor has and lacks, as in +avx2 and -avx512f."""
     from numba import config
     from numba.core.codegen import get_host_cpu_features
 
-    has = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
-    return 16 if "+avx512f" in has else 8 if "+avx2" in has else 4
+    return (config.CPU_FEATURES or get_host_cpu_features()).split(",")
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether one instruction multiplies pairs of bf16 and adds both products to an fp32: AVX512-BF16.
+
+    LLVM's function for it has had its arguments in bf16 since LLVM 16.
+    """
+    from llvmlite.binding import llvm_version_info
+
+    return llvm_version_info >= (16, 0, 0) and "+avx512bf16" in features()
 
 
 def widened(builder: Any, values: Any, stored: Any) -> Any:
@@ -127,6 +143,18 @@ class Code:
         size = self.context.get_abi_sizeof(element)
         loaded = self.builder.load(self.builder.bitcast(place, many.as_pointer()), align=size)
         return widened(self.builder, loaded, stored)
+
+    def load_pairs(self, pointer: Any, at: Any) -> Any:
+        """Twice as many bf16 as a vector of fp32 has elements, from the element `at` on, left as they are."""
+        bits, place = self.ir.VectorType(self.ir.IntType(16), 2 * self.count), self.builder.gep(pointer, [at])
+        return self.builder.load(self.builder.bitcast(place, bits.as_pointer()), align=2)
+
+    def add_products(self, pairs: Any, others: Any, total: Any) -> Any:
+        """total[i] + pairs[2i] others[2i] + pairs[2i + 1] others[2i + 1]. Needs `multiplies_bf16`."""
+        kind = self.ir.VectorType(bfloat(), 2 * self.count)
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.count}"
+        multiply = self.declared(name, self.vector, [self.vector, kind, kind])
+        return self.builder.call(multiply, [total, *(self.builder.bitcast(each, kind) for each in (pairs, others))])
 
     def load_one(self, pointer: Any, at: Any, stored: Any) -> Any:
         return widened(self.builder, self.builder.load(self.builder.gep(pointer, [at])), stored)
@@ -243,6 +271,18 @@ def pieces(first: int, last: int, width: int) -> list[tuple[int, int]]:
     """[first, last) cut at the multiples of `width`."""
     cuts = [first, *(i for i in range(first + 1, last) if i % width == 0), last]
     return list(pairwise(cuts))
+
+
+@cache
+def bfloat() -> Any:
+    """LLVM's type of bf16, which llvmlite lacks."""
+    from llvmlite import ir
+
+    class Bfloat(ir.Type):
+        def __str__(self) -> str:
+            return "bfloat"
+
+    return Bfloat()
 
 
 def int64() -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kernels.common.cpu_jit import intrinsic
-from kernels.common.cpu_lanes import LINE_BYTES, Code, narrowed
+from kernels.common.cpu_lanes import LINE_BYTES, Code, multiplies_bf16, narrowed
 
 AHEAD = 2048
 """The processor's own prefetcher begins anew at every page of 4 KiB, so half a page is asked for ahead."""
@@ -75,7 +75,9 @@ def dotting(*, streamed: bool) -> Callable[..., Any]:
 
     def dots(typingctx, a, a_rows, b, b_rows, length, out, at, stride):
         """out[at + j stride + i] = sum over `length` elements of row i of `a` times row j of `b` (fp32), all i and j at
-        once. `a_rows` and `b_rows` are tuples of offsets; `a` has at least as many rows in all as there are outputs."""
+        once. `a_rows` and `b_rows` are tuples of offsets; `a` has at least as many rows in all as there are outputs.
+
+        Where rows are streamed, both are bf16 and the processor multiplies bf16, nothing is widened."""
         from numba import types
 
         def generate(context, builder, signature, arguments):
@@ -89,17 +91,28 @@ def dotting(*, streamed: bool) -> Callable[..., Any]:
             A, B = len(a_at), len(b_at)
             sums = code.variables(A * B, code.zeros())
             size = context.get_abi_sizeof(context.get_data_type(a.dtype))
+            paired = streamed and a.dtype == b.dtype == types.uint16 and multiplies_bf16()
+            width = 2 * code.count if paired else code.count
+            step = max(width, LINE_BYTES // size) if streamed else width
+
+            def load(data, place, kind):
+                return code.load_pairs(data, place) if paired else code.load(data, place, kind.dtype)
 
             def add(at):
-                columns = [code.load(b_data, builder.add(row, at), b.dtype) for row in b_at]
+                if streamed:
+                    for row in a_at:
+                        code.ask(a_data, builder.add(row, builder.add(at, code.int64(AHEAD // size))))
+                for part in range(0, step, width):
+                    add_vectors(builder.add(at, code.int64(part)))
+
+            def add_vectors(at):
+                columns = [load(b_data, builder.add(row, at), b) for row in b_at]
                 for i, row in enumerate(a_at):
-                    place = builder.add(row, at)
-                    if streamed:
-                        code.ask(a_data, builder.add(place, code.int64(AHEAD // size)))
-                    value = code.load(a_data, place, a.dtype)
+                    value = load(a_data, builder.add(row, at), a)
                     for j, column in enumerate(columns):
                         slot = sums[j * A + i]
-                        builder.store(code.fma(value, column, builder.load(slot)), slot)
+                        total = (code.add_products if paired else code.fma)(value, column, builder.load(slot))
+                        builder.store(total, slot)
 
             def add_one(at):
                 for j, column in enumerate(b_at):
@@ -109,8 +122,8 @@ def dotting(*, streamed: bool) -> Callable[..., Any]:
                         factor = code.load_one(b_data, builder.add(column, at), b.dtype)
                         builder.store(code.fma(value, factor, builder.load(place)), place)
 
-            whole = code.whole(arguments[4])
-            code.loop(code.int64(0), whole, code.count, add)
+            whole = builder.mul(builder.sdiv(arguments[4], code.int64(step)), code.int64(step))
+            code.loop(code.int64(0), whole, step, add)
             starts = [builder.add(arguments[6], builder.mul(arguments[7], code.int64(j))) for j in range(B)]
             code.store_sums([builder.load(each) for each in sums], out_data, starts)
             if streamed:

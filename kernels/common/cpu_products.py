@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.common.cpu_jit import jit
-from kernels.common.cpu_loops import apart, dots_streamed, four, prefetch
+from kernels.common.cpu_loops import AHEAD, apart, dots_streamed, four, prefetch
 from kernels.common.cpu_packed import packed_dots
 
 ROWS = 4
@@ -13,9 +13,6 @@ ROWS = 4
 
 CHUNK = 512
 """Columns after which more than 4 rows of x begin again with the same rows of W, which the L1 still holds."""
-
-AHEAD = 512
-"""Columns of the next rows that are asked for while these are multiplied."""
 
 
 @jit
@@ -53,7 +50,7 @@ def multiply_rows(w, first, N, K, scale, scaling, x, x_at, tokens, at, sums, tot
     scale_n, scale_k, stride = scaling
     chunk = min(K, scale_k) if scale_k < K else K if tokens <= 4 else CHUNK
     if chunk == K:
-        prefetch(w, four(at, ROWS, 0), min(K, AHEAD))
+        prefetch(w, four(at, ROWS, 0), min(K, AHEAD // w.itemsize))
     totals[: tokens * ROWS] = 0.0
     for k in range(0, K, chunk):
         length = min(chunk, K - k)
@@ -80,7 +77,7 @@ def multiply_packed(w, first, N, K, scale, zero, group, x, x_at, x_sums, tokens,
     row_offsets(first + ROWS, N, K // 2, at[ROWS:])
     groups = (K + group - 1) // group
     row_offsets(first, N, groups, at[2 * ROWS :])
-    prefetch(w, four(at, ROWS, 0), min(K // 2, 4 * AHEAD))
+    prefetch(w, four(at, ROWS, 0), min(K // 2, AHEAD))
     codes, scales = four(at, 0, 0), four(at, 2 * ROWS, 0)
     for j in range(0, tokens, 2):
         if tokens - j >= 2:

@@ -1,7 +1,8 @@
 """GEMV on the host's cores: each thread has a part of the rows of W, and multiplies four of them at once.
 
-16- and 8-bit weights are widened to fp32 in registers. 4-bit codes are multiplied as they are, and each group's sum is
-scaled once. All FLOPs are fp32 on the ordinary arithmetic pipe.
+bf16 weights are multiplied as they are where the processor can (AVX512-BF16), and those FLOPs are on the pipe of bf16.
+Else 16- and 8-bit weights are widened to fp32 in registers. 4-bit codes are multiplied as they are, and each group's
+sum is scaled once. These FLOPs are fp32 on the ordinary arithmetic pipe.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
-from kernels.common.cpu_lanes import lanes
+from kernels.common.cpu_lanes import lanes, multiplies_bf16
 from kernels.common.cpu_loops import convert
 from kernels.common.cpu_products import ROWS, multiply_packed, multiply_rows
 from kernels.common.integers import cdiv
@@ -35,7 +36,7 @@ def store_rows(totals, first, N, tokens, y):
 
 @kernel
 def multiply(x, x_scale, w, scale, y, shape, scaling, xs, x_at, at, sums, totals):
-    """Each run widens x for itself, then multiplies its rows. `shape` is B, N, K."""
+    """Each run copies x for itself, widened to the type of `xs`, then multiplies its rows. `shape` is B, N, K."""
     B, N, K = shape
     runs = len(xs)
     for run in prange(runs):
@@ -111,10 +112,11 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
         )
     else:
         function = multiply
+        xs = torch.empty(runs, B * K, dtype=torch.bfloat16 if in_pairs(case) else torch.float32)
         scale = array(inputs["w_scale"]) if case.quantized else np.empty(0, dtype=np.float32)
         arguments = (
             *(x, array(inputs["x_scale"]), w, scale, array(y), (B, case.N, K), scaling(case)),
-            torch.empty(runs, B * K).numpy(),
+            array(xs).reshape(runs, B * K),
             np.arange(B) * K,
             at,
             torch.empty(runs, B * ROWS).numpy(),
@@ -128,8 +130,13 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
     return launch
 
 
+def in_pairs(case: GemvCase) -> bool:
+    """Whether W and x are multiplied in bf16, by an instruction of its own."""
+    return case.dtype == case.activations == "bf16" and not case.quantized and multiplies_bf16()
+
+
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    return (Stage(name="gemv", work=on_fma(work(case))),)
+    return (Stage(name="gemv", work=work(case) if in_pairs(case) else on_fma(work(case))),)
 
 
 IMPLS = (cpu_impl(prepare=prepare, stages=stages),)

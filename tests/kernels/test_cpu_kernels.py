@@ -15,6 +15,7 @@ import torch
 from bench.measure.gate import check
 from kernels.attention_decode.op import AttentionCase
 from kernels.common import cpu_jit
+from kernels.ffn_gemv import cpu_gemv
 from kernels.ffn_gemv.op import GemvCase
 from kernels.mla_decode.op import MlaCase
 from kernels.moe_ffn.op import MoeCase
@@ -136,6 +137,33 @@ for function in (products, sums):
         print("\\n".join(made.inspect_asm(made.signatures[-1]).splitlines()))
 """
 
+BF16_PRODUCTS = """
+import numpy as np
+from kernels.common.cpu_jit import jit
+from kernels.common.cpu_loops import dots_streamed, four
+
+@jit
+def products(w, at, out):
+    dots_streamed(w, four(at, 0, 0), w, four(at, 0, 0), 64, out, 0, 4)
+
+made = products.made()
+made.compile(tuple(map(numba.typeof, (np.zeros(64, "u2"), np.zeros(4, "i8"), np.zeros(64, "f4")))))
+print(made.inspect_asm(made.signatures[-1]))
+"""
+
+
+def code_of(source: str, cpu: str, features: str) -> list[str]:
+    """The assembly lines that `source` prints, compiled for another processor."""
+    variables = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": os.devnull}
+    return subprocess.run(
+        [sys.executable, "-c", f"import numba\n{source}"],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -146,17 +174,28 @@ for function in (products, sums):
     ],
 )
 def test_inner_loops_are_vectors_on_every_x86(cpu: str, features: str, register: str) -> None:
-    variables = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": os.devnull}
-    made = subprocess.run(
-        [sys.executable, "-c", f"import numba\n{LOOPS}"],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    fused = [line for line in made.stdout.splitlines() if "vfmadd" in line and "ps" in line.split()[0]]
+    fused = [line for line in code_of(LOOPS, cpu, features) if "vfmadd" in line and "ps" in line.split()[0]]
     assert sum(register in line for line in fused) >= 6 * 16, "16 sums in each of 6 loops"
+
+
+@pytest.mark.slow
+def test_bf16_is_multiplied_by_its_own_instruction_only_where_there_is_one() -> None:
+    avx512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+fma"
+    with_it = code_of(BF16_PRODUCTS, "cooperlake", f"{avx512},+avx512bf16")
+    without = code_of(BF16_PRODUCTS, "skylake-avx512", avx512)
+    assert sum("vdpbf16ps" in line and "%zmm" in line for line in with_it) >= 16
+    assert not any("vdpbf16ps" in line for line in without)
+    assert sum("vfmadd" in line and "%zmm" in line for line in without) >= 2 * 16, "a line is two vectors of fp32"
+
+
+def test_a_gemv_whose_bf16_is_widened_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on processors without a product of bf16: x is in fp32, and W is widened by a shift."""
+    case = GemvCase(B=5, N=37, K=1100, dtype="bf16")
+    monkeypatch.setattr(cpu_gemv, "multiplies_bf16", lambda: False)
+    passes("ffn_gemv", case)
+    assert set(numba_impl("ffn_gemv").stages(case, CPU)[0].work.flops) == {"fma_fp32"}
+    monkeypatch.setattr(cpu_gemv, "multiplies_bf16", lambda: True)
+    assert set(numba_impl("ffn_gemv").stages(case, CPU)[0].work.flops) == {"mma_bf16"}
 
 
 def test_results_are_torch_tensors_of_the_cases_type() -> None:
