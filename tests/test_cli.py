@@ -17,11 +17,12 @@ from rich.console import Console
 from bench.cli import main
 from bench.errors import BadRequest
 from bench.judge.claims import CLAIMS
+from bench.machine import usable_cores
 from bench.terminal import screen
 from bench.terminal.arguments import duration, whole_numbers
 from bench.terminal.progress import Live
 from tests.support import ROOT
-from tests.support.synthetic_run import record, write_run
+from tests.support.synthetic_run import ceiling_records, record, write_run
 
 
 class Done(NamedTuple):
@@ -177,6 +178,22 @@ def test_a_damaged_and_partial_run_is_said_where_it_is_judged(tmp_path: Path) ->
         done = decodebench(*arguments, str(tmp_path), "--json")
         assert "not JSON" in done.stderr
         assert "the run is partial" in done.stderr
+
+
+def test_predict_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its newest run, whose directory is named on stderr."""
+    target = {"kind": "cpu", "name": "Some CPU", "sm_count": usable_cores()}
+    write_run(tmp_path / "reports/cpu/run", ceiling_records(), target=target)
+    monkeypatch.setattr("bench.predict.host.cpu_model", lambda: "Some CPU")
+    monkeypatch.setattr("tests.test_cli.ROOT", tmp_path)
+    asked = ("predict", "--model", "llama-3.1-8b", "--part", "cpu", "--batch", "1", "--json")
+    done = decodebench(*asked)
+    assert "reports/cpu/run" in done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["tokens_per_second"] == pytest.approx(1 / row["seconds"])
+    monkeypatch.setattr("bench.predict.host.cpu_model", lambda: "Another CPU")
+    done = decodebench(*asked)
+    assert (done.returncode, "decodebench run --device cpu" in done.stderr) == (2, True)
 
 
 def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 @app.command(
     epilog=examples(
         "predict --model llama-3.1-70b --part h100-sxm,h200 --tp 2,4 --price h100-sxm=2.5,h200=3.5 --tpot 50ms",
-        "predict --config config.json --context 4096,32768 --csv",
+        "predict --config config.json --context 4096,32768 --part cpu --csv",
     )
 )
 def predict(
@@ -31,7 +31,11 @@ def predict(
     config: Annotated[Path | None, typer.Option(help=CONFIGS)] = None,
     part: Annotated[
         str | None,
-        typer.Option("--part", "--device", help="of `list devices`, comma-separated (default: h100-sxm)"),
+        typer.Option(
+            "--part",
+            "--device",
+            help="of `list devices`, comma-separated (default: h100-sxm); cpu: this machine, by its newest run",
+        ),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run: its machine, as it was measured there")] = None,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8,64,256",
@@ -57,13 +61,19 @@ def predict(
     as_md: AsMarkdown = False,
 ) -> None:
     """Predict time, memory and cost of a whole decode step, from datasheets or from what a run measured."""
+    from bench.judge.busyness import banner
     from bench.predict import command as prediction
-    from bench.predict import expected_rows, sweep
+    from bench.predict import expected_rows, host, sweep
 
     form, limit = form_of(as_csv, as_md), None if tpot is None else short_duration("--tpot", tpot)
     if run_dir and part:
         raise BadRequest("--from predicts for the machine of that run: leave out --device or --part")
+    if part == host.PART:
+        run_dir, part = host.newest_run(Path("reports")), None
+        complain(f"this machine as {run_dir} measured it")
     measured = read_run(run_dir) if run_dir else None
+    if measured and (warning := banner(measured)):
+        complain(warning)
     found = sweep.sweep(
         model=model,
         config=config,

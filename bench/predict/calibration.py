@@ -57,6 +57,8 @@ class Machine:
         peaks = {pipe: measured(flops, "FLOP/s") for pipe, flops in ceilings.pipes.items()}
         bandwidth = measured(ceilings.read_roof, "B/s")
         spec = replace(sheet, memory_bandwidth=bandwidth, peaks={**sheet.peaks, **peaks})
+        if run.on_host and (memory := run.header.get("environment", {}).get("memory_bytes")):
+            spec = replace(spec, memory_capacity=measured(memory, "B"))
         return cls(spec=spec, records=tuple(run.trusted), launch_s=ceilings.launch_s)
 
     def reached(self, ops: Sequence[StepOp], *, kv: str) -> list[Reached]:

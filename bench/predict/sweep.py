@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.devices import DeviceSpec, find
+from bench.devices import DEVICES, DeviceSpec, find
 from bench.errors import BadRequest, require
 from bench.predict import command
 from bench.predict.step_cache import held_bytes
@@ -71,7 +71,7 @@ def _fitted(row: Row, shape: ModelShape, plan: WeightPlan, kv: str) -> Row:
     """The row without prices, and with the number of devices that would do, if it does not fit."""
     if row["fits"] is not False:
         return row | {"smallest_devices": None}
-    spec = find(row["device"]) if row["capacity_bytes"] else None
+    spec = DEVICES.get(row["device"])
     needed = smallest_devices(shape, plan, kv, spec, row["batch"], row["context"]) if spec else None
     unpriced = dict.fromkeys(("dollars_per_million_tokens", "dollars_per_million_input_tokens"))
     return row | unpriced | {"smallest_devices": needed}
