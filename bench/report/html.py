@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from bench.judge import boundness, goals, peers
+from bench.judge import beside, boundness, goals, peers
 from bench.judge.answer import answer
 from bench.judge.claims import Verdict
 from bench.judge.view import PREDICTION_BAND, Peer, Point, View, batches, ridges
@@ -70,6 +70,8 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path] 
             peers_height=f"{110 + 44 * len(peers.by_peer(view).rows)}px",
             text_peers=peers.REMARK,
             text_standing=peers.STANDING,
+            published=beside.table(view),
+            text_published=beside.REMARK,
             interventions=boundness.table(view, leading_only=True),
             other_interventions=boundness.table(view, leading_only=False),
             text_interventions=(boundness.HEADING, *boundness.remarks(view)),

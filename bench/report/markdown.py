@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.judge import boundness, goals, peers
+from bench.judge import beside, boundness, goals, peers
 from bench.judge.answer import answer
 from bench.judge.claims import Verdict
 from bench.judge.view import Table, View
@@ -56,6 +56,7 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
         yield from _section("Goals", goals.table(judged), goals.tally(judged))
     yield from _section("Peers", peers.by_peer(view), peers.REMARK)
     yield from _folded("Every peer, case by case", peers.by_case(view))
+    yield from _section("Best published times", beside.table(view), beside.REMARK)
     yield from _section("Ceilings", tables.ceilings(view))
     if view.unmeasured:
         yield "## Not measured"

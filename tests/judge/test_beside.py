@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import report
 from bench.judge.beside import beside, table
-from tests.support.synthetic_run import KEY, ON_A_CPU, SHEET, gate, measured_view
+from tests.support.synthetic_run import KEY, ON_A_CPU, SHEET, ceiling_records, gate, measured_view, write_run
 
 
 def test_a_near_case_is_compared_by_its_share_of_the_floor(tmp_path: Path) -> None:
@@ -35,3 +36,10 @@ def test_peers_and_doubtful_times_are_not_ours(tmp_path: Path) -> None:
 
 def test_a_host_has_nothing_beside_it(tmp_path: Path) -> None:
     assert beside(measured_view(tmp_path, [gate(0.8)], **ON_A_CPU)) == []
+
+
+def test_both_reports_show_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [*ceiling_records(), gate(0.8)])
+    report.write(run)
+    assert "Best published times" in (run / "report.md").read_text()
+    assert "Best published times" in (run / "report.html").read_text()
