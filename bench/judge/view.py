@@ -228,6 +228,12 @@ class View:
         return [p for p, error in errors if error is not None and abs(error) <= PREDICTION_BAND]
 
     @cached_property
+    def slow(self) -> list[Point]:
+        """Our fastest times that miss their prediction where another implementation ran the case as predicted."""
+        late = (p for p in self.best if (p.error("measured") or 0.0) > PREDICTION_BAND)
+        return [p for p in late if as_predicted(p, self.points)]
+
+    @cached_property
     def interventions(self) -> list[Intervention]:
         """How times respond where only bytes or only FLOPs change, among all cases but those of ceilings."""
         return interventions(p.record for p in self.points)
@@ -308,8 +314,34 @@ def ridges(view: View) -> list[Ridge]:
     return found
 
 
-def gap(point: Point, ceilings: Ceilings) -> str:
-    """Why a case does not reach the read roof: the largest of the parts that make up the lost time."""
+def as_predicted(point: Point, others: Iterable[Point]) -> Point | None:
+    """The fastest other implementation that ran the case in the time predicted for `point`, within `PREDICTION_BAND`.
+
+    Where there is one, the prediction can be reached. So if `point` misses it, its kernel is slow and the model is
+    right. Where there is none, either may be wrong.
+    """
+    expected = point.predicted("measured")
+    if expected is None:
+        return None
+    able = [
+        other
+        for other in others
+        if other.case == point.case
+        and other.record.impl != point.record.impl
+        and other.trusted
+        and other.seconds <= (1 + PREDICTION_BAND) * expected
+    ]
+    return min(able, key=lambda other: other.seconds, default=None)
+
+
+UNEXPLAINED = "the model does not explain it"
+
+
+def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
+    """Why a case does not reach the read roof: the largest of the parts that make up the lost time.
+
+    `others` are the run's points. They tell a slow kernel from an error of the model: see `as_predicted`.
+    """
     ideal = point.record.bytes / ceilings.read_roof
     expected = point.predicted("measured")
     if expected is None:
@@ -321,12 +353,14 @@ def gap(point: Point, ceilings: Ceilings) -> str:
         return "within 5% of the roof"
     moved = sum(s["work"]["bytes_read"] + s["work"]["bytes_written"] for s in point.record.stages)
     parts = {
-        "the model does not explain it": point.seconds - expected,
+        UNEXPLAINED: point.seconds - expected,
         f"bound by {point.bound}": expected - chain - max(terms.get("memory", 0.0), ideal),
         "loads wait for each other before and after the stream": chain,
         "it moves more than the compulsory bytes": max(0.0, (moved - point.record.bytes) / ceilings.read_roof),
     }
     parts["a stream of this size is itself below the roof (launch, ramp, writes)"] = lost - sum(parts.values())
     reason, seconds = max(parts.items(), key=lambda item: item[1])
+    if reason == UNEXPLAINED and (faster := as_predicted(point, others)):
+        reason = f"the kernel is slow, {faster.record.impl} takes {percent(faster.seconds / point.seconds)} of its time"
     share = seconds / lost
     return f"{reason}: {percent(share) if share < 0.995 else 'all'} of the gap"

@@ -106,6 +106,11 @@ def _accuracy(view: View) -> str:
             f"The predictions, made before measuring, miss by {percent(accuracy.median, 1)} in the median and lie "
             f"within {percent(PREDICTION_BAND)} for {percent(accuracy.within)} of the times"
         )
+    if count := len(view.slow):
+        line += (
+            f"; {count} of the misses {'is a slow kernel' if count == 1 else 'are slow kernels'} of ours, for another "
+            "implementation took the predicted time"
+        )
     if view.noisy > 0.5:
         return f"{line}; but {percent(view.noisy)} of all times are noisy: measure again on an idle machine."
     sheet = Accuracy.of(view.ours or view.points, "datasheet")

@@ -10,10 +10,12 @@ import pytest
 from bench.ceilings import Ceilings
 from bench.judge import peers
 from bench.judge.view import Accuracy, batches, free_batch, gap
-from bench.records import MAY_BE_TOO_SHORT
-from bench.report import tables
-from kernels.op import precision
-from tests.support.synthetic_run import GB, ROOF, SWEPT, gemv, measured_view, view
+from bench.predict.roofline import predict_from_ceilings
+from bench.records import MAY_BE_TOO_SHORT, Record
+from bench.report import tables, text
+from kernels.ffn_gemv.op import GemvCase
+from kernels.op import Impl, Target, implementations, precision
+from tests.support.synthetic_run import GB, ROOF, SWEPT, case_record, gemv, measured_view, stream, view
 
 
 def test_only_the_fastest_of_ours_stands_for_a_case(tmp_path: Path) -> None:
@@ -86,6 +88,57 @@ def test_the_reason_for_a_gap(
     prediction = {"measured": {"seconds": expected, "terms": terms, "bound": bound}}
     shown = view(tmp_path, [dataclasses.replace(found, stages=[stage], prediction=prediction)])
     assert gap(shown.points[0], Ceilings(read_points=((GB, GB / ROOF),))).startswith(want)
+
+
+CPU = Target(kind="cpu", name="Some CPU", sm_count=2, l2_bytes=1 << 20)
+CPU_ROOF = 20e9
+
+
+def timed_on_a_cpu(impl: Impl, shares: dict[str, float]) -> list[Record]:
+    """Reads at `CPU_ROOF`, and the times of one GEMV: each implementation reaches a share of its prediction."""
+    case = GemvCase(B=1, N=8192, K=4096, dtype="fp32")
+    read = 1 << 28
+    roof = stream("read", kind="read", read=read, seconds=read / CPU_ROOF)
+    ceilings = Ceilings(read_points=((read, read / CPU_ROOF),), pipes={"fma_fp32": 1e11})
+    stages = impl.stages(case, CPU)
+    predicted = predict_from_ceilings(stages, ceilings, CPU)
+    prediction = {"measured": dataclasses.asdict(predicted)}
+    found = [
+        case_record(
+            "ffn_gemv",
+            name,
+            dataclasses.asdict(case),
+            seconds=predicted.seconds / share,
+            prediction=prediction,
+            stages=[dataclasses.asdict(stage) for stage in stages],
+        )
+        for name, share in shares.items()
+    ]
+    return [roof, *(dataclasses.replace(each, ours=each.impl == "numba") for each in found)]
+
+
+@pytest.mark.parametrize(
+    ("shares", "want", "slow"),
+    [
+        ({"numba": 0.3, "torch": 0.95}, "the kernel is slow, torch takes 32% of its time", 1),
+        ({"numba": 0.3, "torch": 0.3}, "the model does not explain it", 0),
+        ({"numba": 0.3, "torch": 0.6}, "the model does not explain it", 0),
+        ({"numba": 0.3}, "the model does not explain it", 0),
+        ({"numba": 0.97, "torch": 0.3}, "within 5% of the roof", 0),
+    ],
+)
+def test_a_slow_kernel_on_a_cpu_is_told_from_an_error_of_the_model(
+    tmp_path: Path, shares: dict[str, float], want: str, slow: int
+) -> None:
+    """The prediction can be reached where another implementation reached it. Else the model may be wrong."""
+    impl = next(each for each in implementations("ffn_gemv")[0] if each.name == "numba")
+    target = dataclasses.asdict(CPU)
+    shown = view(tmp_path, timed_on_a_cpu(impl, shares), target=target, device={"key": None, "name": "Some CPU"})
+    rows = tables.summary(shown).rows
+    assert [row[5].split(":")[0] for row in rows] == [want]
+    assert len(shown.slow) == slow
+    said = "1 of the misses is a slow kernel of ours, for another implementation took the predicted time"
+    assert (said in " ".join(text.verdict(shown))) == bool(slow)
 
 
 def test_free_batch(tmp_path: Path) -> None:
