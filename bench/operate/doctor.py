@@ -332,10 +332,12 @@ ON_A_GPU: tuple[Callable[[Facts], Check], ...] = (
 
 def without_gpu(facts: Facts) -> list[Check]:
     torch_version = facts.packages.get("torch")
-    works = "run, campaign and selfcheck on the CPU (--device cpu; torch peers); predict, claims, compare, report; "
+    ours = "our kernels in Numba, " if facts.packages.get("numba") else "no kernels of ours: numba is not installed; "
+    on_cpu = f"on the CPU (--device cpu; {ours}torch peers)"
+    works = f"run, campaign and selfcheck {on_cpu}; predict, claims, compare, report; "
     works += "codegen, emulate, tune --dry-run (kernels are compiled here)"
     if not torch_version or not facts.packages.get("triton"):
-        works = "predict, claims, compare, report" + ("; run on the CPU (torch peers)" if torch_version else "")
+        works = "predict, claims, compare, report" + (f"; run {on_cpu}" if torch_version else "")
     return [
         Check(
             name="GPU",

@@ -263,7 +263,9 @@ def test_without_a_gpu_it_says_what_is_missing_and_what_works() -> None:
     assert "codegen" not in "\n".join(bare.lines())
     assert "torch peers" not in "\n".join(bare.lines())
     some = "\n".join(judge(Facts(problem="no driver", packages={"torch": "2.11.0", "triton": None})).lines())
-    assert "torch peers" in some
+    assert "numba is not installed; torch peers" in some
+    numba = {"torch": "2.11.0", "triton": None, "numba": "0.65.0"}
+    assert "our kernels in Numba, torch peers" in "\n".join(judge(Facts(problem="no driver", packages=numba)).lines())
     assert "codegen" not in some
 
 
