@@ -42,7 +42,7 @@ def site(
     source: Annotated[Path, typer.Argument(help="a directory with runs somewhere below it")] = Path("reports"),
     out: Annotated[Path, typer.Option(help="where the site goes")] = Path("site"),
 ) -> None:
-    """Write a static site for any web server: every run's report, an index, a comparison of all runs, a glossary."""
+    """Write a static site for any web server: every run's report, an index, a comparison, the predictor, a glossary."""
     from bench.report import site as pages
 
     found = pages.write(source, out)

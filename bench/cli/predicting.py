@@ -56,6 +56,9 @@ def predict(
     ] = None,
     floor: Annotated[bool, typer.Option("--floor", help="only the floor, with the datasheet's memory")] = False,
     plot: Annotated[Path | None, typer.Option(help="draw latency against throughput into this file")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="write a page with sliders into this file, for all models or the one named")
+    ] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     as_md: AsMarkdown = False,
@@ -68,6 +71,13 @@ def predict(
     form, limit = form_of(as_csv, as_md), None if tpot is None else short_duration("--tpot", tpot)
     if run_dir and part:
         raise BadRequest("--from predicts for the machine of that run: leave out --device or --part")
+    if html:
+        from bench.report import calculator
+
+        first = {"part": part, "batch": batch, "context": context, "weights": weights, "kv": kv, "devices": tp}
+        calculator.write(html, model, config, **{name: text.split(",")[0] for name, text in first.items() if text})
+        print(html)
+        return
     if part == host.PART:
         run_dir, part = host.newest_run(Path("reports")), None
         complain(f"this machine as {run_dir} measured it")

@@ -133,13 +133,19 @@ def several(views: Sequence[View], trends: Sequence[side_by_side.Trend]) -> str:
     )
 
 
-def site(entries: Sequence[Entry], comparison: str, terms: Sequence[tuple[str, str]]) -> str:
-    """The index of a site. `comparison`: the address of the page about all runs; empty where there is none."""
+def site(entries: Sequence[Entry], more: Sequence[tuple[str, str]], terms: Sequence[tuple[str, str]]) -> str:
+    """The index of a site. `more`: addresses and names of its other pages."""
     return (
         environment()
         .get_template("site.html.j2")
-        .render(entries=entries, comparison=comparison, glossary=terms, css=asset("report.css"))
+        .render(entries=entries, more=more, glossary=terms, css=asset("report.css"))
     )
+
+
+def calculator(found: Mapping[str, Any]) -> str:
+    """The page of `bench.report.calculator`."""
+    page = environment().get_template("calculator.html.j2")
+    return page.render(data=found, css=asset("report.css"), script=asset("calculator.js"))
 
 
 def environment() -> Environment:

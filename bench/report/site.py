@@ -1,4 +1,4 @@
-"""A static site of all reports below a directory, for any web server: an index, a page for each run, a glossary."""
+"""A static site of all reports below a directory, for any web server: an index, a page for each run, the predictor."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from bench.errors import BadRequest
 from bench.files import write_text
 from bench.judge.answer import Answer
 from bench.records import FILE
-from bench.report import several
+from bench.report import calculator, several
 from bench.run import load_run
 
 INDEX = "index.html"
 COMPARISON = "comparison.html"
+CALCULATOR = "predict.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class Site:
     """Runs that were left out, and why; and what could not be made."""
 
 
-def write(source: Path, out: Path) -> Site:
-    """Write the reports of all runs below `source` into `out`, with an index and, for two or more runs, a comparison.
+def write(source: Path, out: Path, *, draw: bool = True) -> Site:
+    """Write the reports of all runs below `source` into `out`, with an index, the predictor, and a comparison of runs.
 
     A run that cannot be read is left out with a note. Raises `BadRequest` where no run is left.
     """
@@ -53,7 +54,7 @@ def write(source: Path, out: Path) -> Site:
         place = out / directory.relative_to(source)
         try:
             view = View(load_run(directory))
-            found = report.write(directory, out=place)
+            found = report.write(directory, out=place, draw=draw)
         except BadRequest as error:
             notes.append(f"left out: {error}")
             continue
@@ -73,5 +74,7 @@ def write(source: Path, out: Path) -> Site:
     )
     if len(views) > 1:
         several.write([view.run.path for view in views], out)
-    write_text(out / INDEX, site(entries, COMPARISON if len(views) > 1 else "", glossary()))
+    calculator.write(out / CALCULATOR)
+    more = [(CALCULATOR, "Predict a decode step"), *[(COMPARISON, "All runs side by side")] * (len(views) > 1)]
+    write_text(out / INDEX, site(entries, more, glossary()))
     return Site(index=out / INDEX, entries=entries, notes=tuple(notes))
