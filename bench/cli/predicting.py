@@ -72,10 +72,22 @@ def predict(
     if run_dir and part:
         raise BadRequest("--from predicts for the machine of that run: leave out --device or --part")
     if html:
+        from bench.devices import find
         from bench.report import calculator
 
-        first = {"part": part, "batch": batch, "context": context, "weights": weights, "kv": kv, "devices": tp}
-        calculator.write(html, model, config, **{name: text.split(",")[0] for name, text in first.items() if text})
+        dollars = sweep.read_prices(price)
+        calculator.write(
+            html,
+            model,
+            config,
+            part=find(part.split(",")[0]).key if part else None,
+            batch=whole_numbers(batch, "batch")[0],
+            context=whole_numbers(context, "context")[0],
+            devices=whole_numbers(tp, "tp")[0],
+            weights=weights,
+            kv=kv,
+            price=dollars if isinstance(dollars, float) else None,
+        )
         print(html)
         return
     if part == host.PART:

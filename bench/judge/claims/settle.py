@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from bench.judge.claims.base import Claim, Comparison, NoPrediction, Status, Unmeasured, Verdict
 from bench.judge.claims.others import Others
@@ -40,13 +41,13 @@ def judge_claim(claim: Claim, runs: Sequence[MeasuredPart], others: Others | Non
     predicted, gap = _predict(claim)
     predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
     measured, reason = _measure(claim, runs) if claim.needs_measurement else ([], "")
-    evidence = [c for c in measured if c.on_gpu]
-    published: list[Comparison] = []
+    evidence: Sequence[Comparison] = [c for c in measured if c.on_gpu]
+    published: tuple[Comparison, ...] = ()
     if not evidence and others is not None and claim.by_others:
         published, absent = _published(claim, others)
         reason = "; ".join(filter(None, (reason, absent)))
     evidence = evidence or published
-    judged: list[Comparison] = []
+    judged: Sequence[Comparison] = ()
     if evidence:
         judged = [*evidence, *predictions_beside(predicted, evidence)]
     elif not claim.needs_measurement:
@@ -63,32 +64,34 @@ def judge_claim(claim: Claim, runs: Sequence[MeasuredPart], others: Others | Non
         reason=reason,
         predicted_status=predicted_status,
         predicted_condition=predicted_condition,
-        predicted=tuple(predicted),
+        predicted=predicted,
         measured=tuple(measured) or None,
-        published=tuple(published),
+        published=published,
         gap=gap,
     )
 
 
-def _predict(claim: Claim) -> tuple[list[Comparison], str]:
-    """All predictions, and what could not be predicted."""
+@cache
+def _predict(claim: Claim) -> tuple[tuple[Comparison, ...], str]:
+    """All predictions, and what could not be predicted. The same in every call: a claim depends on nothing else."""
     if claim.predict is None:
-        return [], "the model does not cover this"
+        return (), "the model does not cover this"
     try:
         given = claim.predict()
     except NoPrediction as error:
         given = [error]
     gaps = dict.fromkeys(str(g) for g in given if isinstance(g, NoPrediction))
-    return [c for c in given if isinstance(c, Comparison)], "; ".join(gaps)
+    return tuple(c for c in given if isinstance(c, Comparison)), "; ".join(gaps)
 
 
-def _published(claim: Claim, others: Others) -> tuple[list[Comparison], str]:
+@cache
+def _published(claim: Claim, others: Others) -> tuple[tuple[Comparison, ...], str]:
     """What others' tables say, or the reason why they say nothing."""
     assert claim.by_others
     try:
-        return claim.by_others(others), ""
+        return tuple(claim.by_others(others)), ""
     except Unmeasured as error:
-        return [], f"published tables: {error}"
+        return (), f"published tables: {error}"
 
 
 def _measure(claim: Claim, runs: Sequence[MeasuredPart]) -> tuple[list[Comparison], str]:
