@@ -18,6 +18,7 @@ from bench.cli import main
 from bench.errors import BadRequest
 from bench.judge.claims import CLAIMS
 from bench.machine import usable_cores
+from bench.measure import runner
 from bench.terminal import screen
 from bench.terminal.arguments import duration, whole_numbers
 from bench.terminal.progress import Live
@@ -168,6 +169,40 @@ def test_what_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> N
     done = decodebench("report", str(tmp_path))
     assert done.returncode == 2
     assert done.stderr == f"decodebench: {tmp_path / 'report.md'}: Is a directory\n"
+
+
+def test_a_run_ends_with_its_answer_and_one_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring is pretended: the run lies there already."""
+    path = write_run(tmp_path, [record("kv_append", "torch", "x", read=1 << 20, seconds=1e-3)])
+    monkeypatch.setattr("bench.measure.runner.run", lambda *_: runner.Outcome(directory=path))
+    lines = decodebench("run", "--suite", "smoke").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["Memory-bound?", "How", "Trust", "report:"]
+    assert lines[-1] == f"report: {path / 'report.html'}"
+    found = json.loads(decodebench("run", "--suite", "smoke", "--json").stdout)
+    assert found["answer"]["Memory-bound?"] == lines[0].removeprefix("Memory-bound? ")
+    assert (
+        decodebench("run", "--suite", "smoke", "--no-html").stdout.splitlines()[-1] == f"report: {path / 'report.md'}"
+    )
+
+
+def test_several_runs_are_reported_side_by_side_and_a_slower_one_fails(tmp_path: Path) -> None:
+    runs = []
+    for day, seconds in enumerate((1e-3, 2e-3), start=1):
+        records = [record("kv_append", "torch", "x", read=1 << 20, seconds=seconds)]
+        runs.append(str(write_run(tmp_path / str(day), records, started=f"2026-01-0{day}T00:00:00Z")))
+    done = decodebench("report", *runs, "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "slower: kv_append x torch 2.000x" in done.stdout
+    assert decodebench("report", *runs, "--out", str(tmp_path), "--threshold", "1.5").returncode == 0
+
+
+def test_the_page_with_sliders_begins_where_it_is_asked_to(tmp_path: Path) -> None:
+    page = tmp_path / "x.html"
+    done = decodebench("predict", "--html", str(page), "--model", "llama-2-7b", "--part", "h200", "--price", "3.5")
+    assert (done.returncode, done.stdout.strip()) == (0, str(page))
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    chosen = json.loads(data)["chosen"]
+    assert (chosen["part"], chosen["price"], chosen["context"]) == ("h200", 3.5, 4096)
 
 
 def test_a_damaged_and_partial_run_is_said_where_it_is_judged(tmp_path: Path) -> None:

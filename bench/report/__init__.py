@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.errors import BadRequest
+
 if TYPE_CHECKING:
     from bench.judge.answer import Answer
 
@@ -75,10 +77,20 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True, out: Pat
 
 def can_make(what: str, libraries: tuple[str, ...], notes: list[str]) -> bool:
     """Whether the libraries are installed. If not, adds a note that says why and what to do."""
-    missing = [name for name in libraries if find_spec(name) is None]
-    if missing:
+    if missing := absent(libraries):
         notes.append(
             f"{what} left out: {' and '.join(missing)} not installed here; "
             "run `decodebench report` on this directory where they are"
         )
-    return not missing
+        return False
+    return True
+
+
+def require_pages(what: str) -> None:
+    """Raises `BadRequest` where a library that makes pages is not installed."""
+    if missing := absent(PAGES):
+        raise BadRequest(f"{what} needs {' and '.join(missing)}, not installed here")
+
+
+def absent(libraries: tuple[str, ...]) -> list[str]:
+    return [name for name in libraries if find_spec(name) is None]

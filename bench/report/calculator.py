@@ -28,6 +28,7 @@ from bench.predict.step_cache import held_bytes
 from bench.predict.step_model import RESERVE
 from bench.predict.step_work import decode_ops, expected_experts
 from bench.predict.weights import PRECISIONS, WeightPlan
+from bench.report import require_pages
 from kernels.models import MODELS, ModelShape
 
 WEIGHTS = ("bf16", "fp8", "int8", "int4", "fp4")
@@ -164,6 +165,7 @@ def write(page: Path, name: str | None = None, config: Path | None = None, **cho
     `chosen`: what the page shows first. Raises `BadRequest` for an unknown model, and where a model has amounts that
     no formula of this page describes.
     """
+    require_pages(page.name)
     from bench.report.html import calculator
 
     try:

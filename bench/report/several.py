@@ -20,7 +20,7 @@ from bench.judge.answer import answer
 from bench.judge.busyness import banner
 from bench.judge.compare import Match, compare
 from bench.judge.view import Point, Table, View
-from bench.report import drawing, tables
+from bench.report import drawing, require_pages, tables
 from bench.report.markdown import escape, markdown_table
 from bench.report.names import case_name
 from bench.run import load_run
@@ -97,6 +97,7 @@ def write(runs: Sequence[Path], out: Path, threshold: float = THRESHOLD) -> Seve
 
     Raises `BadRequest` where a run is missing or named twice, or where the threshold is no number from 0 on.
     """
+    require_pages("comparison.html")
     from bench.report.html import several
 
     if not len({path.resolve() for path in runs}) == len(runs) > 1:

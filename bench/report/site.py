@@ -45,6 +45,7 @@ def write(source: Path, out: Path, *, draw: bool = True) -> Site:
 
     A run that cannot be read is left out with a note. Raises `BadRequest` where no run is left.
     """
+    report.require_pages("the site")
     from bench.judge.view import View
     from bench.report import text
     from bench.report.html import glossary, site

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from bench.errors import BadRequest
 from bench.judge.view import View
-from bench.report import several
+from bench.report import calculator, several, site
 from bench.run import load_run
 from tests.support.browser import Browser
 from tests.support.synthetic_run import ceiling_records, gemv, write_run
@@ -76,3 +77,15 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path: Path) -> None:
         assert browser.run("return document.querySelectorAll('.trend circle').length") == 2
         assert browser.run("return document.documentElement.scrollWidth") <= 390
         assert browser.errors() == []
+
+
+def test_a_machine_without_the_libraries_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes None in sys.modules for a module that is not there."""
+    runs = [run_of(tmp_path / name, 1e-3) for name in ("x", "y")]
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(BadRequest, match=r"comparison\.html needs jinja2, not installed here"):
+        several.write(runs, tmp_path)
+    with pytest.raises(BadRequest, match="the site needs jinja2, not installed here"):
+        site.write(tmp_path, tmp_path / "out")
+    with pytest.raises(BadRequest, match=r"page\.html needs jinja2, not installed here"):
+        calculator.write(tmp_path / "page.html", "llama-2-7b")
