@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from bench.errors import require
 from bench.terminal.arguments import comma_separated
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Ops, Suite, examples, names
 from bench.terminal.screen import complain, form_of, show, show_json
@@ -14,8 +15,7 @@ from bench.terminal.screen import complain, form_of, show, show_json
 app = typer.Typer()
 
 Action = Annotated[
-    Literal["show", "fetch", "distill"],
-    typer.Argument(help="show the committed table, fetch the package behind it, or distill it again"),
+    str, typer.Argument(help="show the committed table, fetch the package behind it, or distill it again")
 ]
 Wheel = Annotated[Path | None, typer.Option(help="a wheel, or its directory (default: what is installed)")]
 
@@ -30,6 +30,7 @@ def published(
     """Show the committed table of published measurements, or make it again from NVIDIA's aiconfigurator-core."""
     from bench.judge.published import command
 
+    require("action", [action], ["show", "fetch", "distill"])
     if action == "show":
         found = command.committed()
     elif action == "fetch":
