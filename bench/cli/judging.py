@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Html, RunDirectory, examples, names
-from bench.terminal.screen import complain, form_of, printable, read_run, show, show_json
+from bench.terminal.screen import complain, form_of, printable, read_run, show, show_json, show_lines
 
 app = typer.Typer()
+
+COLOURS = {"HOLDS": "green", "DEPENDS": "yellow", "FAILS": "red", "NOT": "bright_black"}
+"""By the first word of a verdict."""
 
 
 @app.command("report", epilog=examples("report reports/h200/RUN", "report H100_RUN H200_RUN --out both"))
@@ -91,8 +94,11 @@ def claims(
         show_json(found[0] if explain else found)
     elif explain:
         print(judgement.explain(verdicts[0]))
+    elif form := form_of(as_csv, as_md):
+        show(*judgement.main_table(verdicts), form=form)
     else:
-        show(*judgement.main_table(verdicts), form=form_of(as_csv, as_md))
+        show_lines([judgement.line(v) for v in verdicts], colours=COLOURS)
+        print(judgement.tally(verdicts), "`claims --explain I4` shows one in full.")
 
 
 @app.command(epilog=examples("audit table.csv --part h100-sxm", "audit table.parquet --map time=lat:us,m=bs --json"))

@@ -65,6 +65,26 @@ def show(
         console.print(block, "")
 
 
+def show_lines(rows: Sequence[tuple[str, str, str]], *, colours: Mapping[str, str]) -> None:
+    """Print one line a row: a key, a verdict, and a text that is cut at the terminal's width.
+
+    The verdict's first word gives the colour. Output into a pipe has no colours and is not cut.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+    widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for key, verdict, text in rows:
+        line = Text.assemble(
+            (f"{printable(key):<{widest[0]}}  ", "" if os.environ.get("NO_COLOR") else "bold"),
+            (f"{printable(verdict):<{widest[1]}}  ", colours.get(verdict.split()[0], "")),
+            printable(text),
+        )
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line, soft_wrap=True)
+
+
 def lines_of(form: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table as `csv` or `md`."""
     if form == "csv":

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,7 +9,7 @@ import pytest
 from bench.errors import BadRequest
 from bench.predict import sweep
 from bench.terminal.screen import lines_of
-from tests.support import ROOT
+from tests.support.terminal import on_a_terminal
 
 ASKED: dict[str, Any] = {
     "model": "llama-3.1-70b",
@@ -83,27 +79,6 @@ def test_tables_for_other_programs() -> None:
     rows = [["a|b", 'say "x"', "1,342"]]
     assert lines_of("csv", ["p", "q", "r"], rows) == ["p,q,r", '"a|b"'.strip('"') + ',"say ""x""","1,342"']
     assert lines_of("md", ["p", "q", "r"], rows)[2] == r'| a\|b | say "x" | 1,342 |'
-
-
-def on_a_terminal(columns: int, *arguments: str) -> str:
-    """What a command prints on a pseudo-terminal of this width."""
-    leader, follower = pty.openpty()
-    environ = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "bench", *arguments]
-    process = subprocess.Popen(command, stdout=follower, stderr=subprocess.DEVNULL, cwd=ROOT, env=environ)
-    os.close(follower)
-    said = b""
-    while True:
-        try:
-            piece = os.read(leader, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        said += piece
-    os.close(leader)
-    assert process.wait() == 0
-    return said.decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize(("columns", "least"), [(80, False), (120, True)])

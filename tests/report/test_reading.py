@@ -90,6 +90,44 @@ def test_the_search_finds_words_in_any_order_and_the_csv_holds_what_is_shown(pag
     assert len(page.run(f"return {ROWS}.map(r => 1)")) == len(points)
 
 
+def test_a_number_of_the_search_must_match_whole(page: Browser) -> None:
+    """`batch 1` finds neither batch 16 nor batch 128; a flag is found too."""
+    search(page, "gemv batch 1")
+    assert {key.split("/")[2].split("-")[0] for key in page.run(f"return {ROWS}.map(r => r.dataset.key)")} == {"B1"}
+    search(page, "warm")
+    assert page.run(f"return {ROWS}.map(r => r.cells[3].textContent)") == ["warm, noisy"]
+
+
+def test_the_first_column_stays_while_the_table_scrolls(browser: Browser, full: Path) -> None:
+    with browser.screen(700, 900):
+        browser.open(full / "report.html")
+        left = "return document.querySelector('table.cases th[scope=row]').getBoundingClientRect().left"
+        before = browser.run(left)
+        browser.run("document.querySelector('.scroll.tall').scrollLeft = 300")
+        assert browser.run(left) == before
+
+
+def test_hover_tells_the_case_its_name_and_its_flags(page: Browser) -> None:
+    texts = page.run("return document.getElementById('efficiency').data.flatMap(t => t.hovertemplate)")
+    flagged = next(text for text in texts if "flags: warm, noisy" in text)
+    assert "page reads, batch 1" in flagged
+    assert "of the read roof" in flagged
+
+
+def test_roofs_and_ridge_are_labelled(page: Browser) -> None:
+    labels = " ".join(page.run("return document.getElementById('roofline').layout.annotations.map(a => a.text)"))
+    for words in ("DRAM measured 3 TB/s", "mma_bf16 700 TFLOP/s", "ridge 234 FLOP/B = batch 234 in bf16"):
+        assert words in labels
+
+
+def test_the_glossary_explains_ids_pipes_and_bounds(page: Browser) -> None:
+    pairs = "[...document.querySelectorAll('.glossary dt')].map(t => [t.innerText, t.nextSibling.innerText])"
+    terms = dict(page.run("return " + pairs))
+    assert {"ridge point", "read roof", "compulsory bytes", "pipe", "case id", "e_bytes, e_FLOPs"} <= terms.keys()
+    assert "mma_bf16" in terms["pipe"]
+    assert "page16" in terms["case id"]
+
+
 def test_flags_stand_beside_the_time_on_the_screen(page: Browser) -> None:
     headings = page.run("return [...document.querySelectorAll('.cases thead th')].map(h => h.textContent)")
     assert headings.index("flags") == headings.index("median time") + 1
@@ -98,9 +136,12 @@ def test_flags_stand_beside_the_time_on_the_screen(page: Browser) -> None:
     assert page.run(right % headings.index("flags")) < 1280
 
 
-def test_a_link_to_a_claim_opens_it(browser: Browser, full: Path) -> None:
-    browser.open(full / "report.html", at="#T1")
-    told = "document.getElementById('T1')"
+@pytest.mark.parametrize("claim", ["T1", "I8"])
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_link_to_a_claim_opens_it(browser: Browser, full: Path, claim: str, scripts: bool) -> None:
+    """Also one that is folded into the unmeasured, and without JavaScript."""
+    browser.open(full / "report.html", at=f"#{claim}", scripts=scripts)
+    told = f"document.getElementById('{claim}')"
     assert browser.run(f"{VISIBLE} return seen({told})")
     place = browser.run(f"return {told}.getBoundingClientRect().top")
     bar = browser.run("return document.querySelector('form.filters').getBoundingClientRect().bottom")

@@ -18,7 +18,7 @@ from bench.judge.claims.base import Claim, Comparison, Published, Verdict
 from bench.judge.claims.others import COMMITTED, Others
 from bench.judge.claims.reading import MeasuredPart
 from bench.judge.claims.settle import judge_claim
-from bench.judge.claims.words import as_dict, explain, main_table, sentence, status_text, tally
+from bench.judge.claims.words import as_dict, explain, line, main_table, sentence, status_text, tally
 from bench.run import Run
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "explain",
     "find_claim",
     "judge",
+    "line",
     "main_table",
     "scorecard",
     "sentence",

@@ -206,6 +206,20 @@ def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple
     return HEADERS, rows
 
 
+def short_status(verdict: Verdict) -> str:
+    """The verdict in at most 25 characters: `HOLDS`, `NOT MEASURED, model HOLDS`."""
+    if verdict.status == "NOT MEASURED" and verdict.predicted_status:
+        return f"{verdict.status}, model {verdict.predicted_status}"
+    return f"{verdict.status} ({verdict.by.lower()})" if verdict.by else verdict.status
+
+
+def line(verdict: Verdict) -> tuple[str, str, str]:
+    """The id, the verdict, and the claim with the values that decide or that are predicted."""
+    shown = verdict.evidence or verdict.predicted
+    values = f" ({'found' if verdict.evidence else 'predicted'} {per_number(shown)})" if shown else ""
+    return verdict.claim.id, short_status(verdict), verdict.claim.text + values
+
+
 def tally(verdicts: Sequence[Verdict]) -> str:
     """`Of 45 published claims: 3 HOLDS, 11 DEPENDS, 2 FAILS, 29 NOT MEASURED (predicted: 12 HOLDS, ...).`"""
     counts = Counter(v.status for v in verdicts)

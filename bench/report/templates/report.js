@@ -16,14 +16,21 @@ function si(value, unit) {
 const percent = (value) => (value === null ? "not known" : (100 * value).toFixed(0) + "%");
 const escapeHtml = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
 
+/* The words of a search. A number belongs to the word before it and must match whole: "batch 1" does not find batch 16. */
+function sought(words) {
+  const parts = words.toLowerCase().match(/[^\s\d]\S*(\s+\d[\d,.]*(?=\s|$))?|\S+/g) || [];
+  const escaped = parts.map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  return escaped.map((part) => new RegExp((/^\d/.test(part) ? "(?<!\\d)" : "") + part + (/\d$/.test(part) ? "(?!\\d)" : "")));
+}
+
 function chosen() {
   const data = new FormData(form);
   const ops = new Set(data.getAll("op"));
   const [impl, precision, flagged] = ["impl", "precision", "flagged"].map((name) => data.get(name));
-  const words = (data.get("words") || "").toLowerCase().split(/\s+/).filter(Boolean);
+  const words = sought(data.get("words") || "");
   const text = (p) => [p.op, p.id, p.name, p.impl, p.bound, ...p.flags].join(" ").toLowerCase();
   return report.points.filter((p) =>
-    ops.has(p.op) && words.every((word) => text(p).includes(word)) &&
+    ops.has(p.op) && words.every((word) => word.test(text(p))) &&
     (impl === "all" || (impl === "ours" && p.ours) || (impl === "peers" && !p.ours) || impl === "=" + p.impl) &&
     (precision === "all" || precision === p.precision) &&
     (flagged === "all" || (flagged === "none") === (p.flags.length === 0)));
