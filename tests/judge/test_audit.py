@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli import app
+from bench.cli import app, main
 from bench.devices import DEVICES
 from bench.errors import BadRequest
 from bench.judge.audit import audit
@@ -281,18 +282,24 @@ def test_bad_files_get_one_line(content: bytes, tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_rows_with_damaged_times_are_counted_and_the_others_judged(tmp_path: Path):
+def test_rows_with_damaged_times_are_counted_and_the_others_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     table = gemm(0.9)
     table.loc[2, "latency_ms"] = float("nan")
     table.loc[3, "latency_ms"] = -1.0
     table.loc[4, "latency_ms"] = float("inf")
-    done = CliRunner().invoke(app, ["audit", str(saved(tmp_path, table)), "--part", "h100-sxm", "--json"])
-    assert done.exit_code == 2
-    said = json.loads(done.stdout)
+    arguments = ["decodebench", "audit", str(saved(tmp_path, table)), "--part", "h100-sxm", "--json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    said = json.loads(printed.out)
     assert said["judged"] == len(table) - 3
     assert sum(said["unusable"].values()) == 3
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "3 rows were left out" in done.stderr
+    assert len(printed.err.strip().splitlines()) == 1
+    assert "3 rows were left out" in printed.err
 
 
 def test_the_command_prints_each_row_and_the_verdict(tmp_path: Path):

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
+import pandas as pd
+
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number, our_range
 from bench.judge.claims.common import DEEPSEEK_V3, LLAMA_70B, measured, predicted
 from bench.judge.claims.others import Others, ratio, some
@@ -202,7 +204,7 @@ def others_k8(others: Others) -> list[Comparison]:
     rows = rows[(rows["part"] == "h100-sxm") & (rows["window"] > 0) & (rows["T"] >= 2 * rows["window"])]
     ordered = rows.sort_values("T")
     groups = ordered.groupby(["B", "H_q", "H_kv", "D", "window", "stored"], observed=True)
-    both = groups.first().join(groups.last(), lsuffix="_a", rsuffix="_b")
+    both = pd.merge(groups.first(), groups.last(), left_index=True, right_index=True, suffixes=("_a", "_b"))
     both = some(both[both["T_b"] >= 16 * both["T_a"]], "windowed attention at two contexts")
     how = "median over published cases of the time at the longest context / at the shortest, same window"
     return [ratio(K8_GROWTH, both, how, windowed=EVERY_LAYER)]
