@@ -175,7 +175,7 @@ def test_a_run_ends_with_its_answer_and_one_link(tmp_path: Path, monkeypatch: py
     """Measuring is pretended: the run lies there already."""
     path = write_run(tmp_path, [record("kv_append", "torch", "x", read=1 << 20, seconds=1e-3)])
     monkeypatch.setattr("bench.measure.runner.run", lambda *_: runner.Outcome(directory=path))
-    lines = decodebench("run", "--suite", "smoke").stdout.splitlines()
+    lines = [line for line in decodebench("run", "--suite", "smoke").stdout.splitlines() if line]
     assert [line.split()[0] for line in lines] == ["Memory-bound?", "How", "Trust", "report:"]
     assert lines[-1] == f"report: {path / 'report.html'}"
     found = json.loads(decodebench("run", "--suite", "smoke", "--json").stdout)
