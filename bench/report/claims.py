@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.judge.claims import Verdict, sentence, status_text
 from bench.judge.claims.base import SOURCES, Comparison, Status
+from bench.judge.claims.crossings import crossings
 from bench.judge.claims.settle import by_number
 from bench.judge.claims.words import amount, evidence_text, published_text, setting_lines, span
 from bench.judge.view import Table
@@ -39,6 +40,7 @@ def told(verdict: Verdict) -> ToldClaim:
         ("holds for", verdict.condition),
         ("not measured because", verdict.reason),
         ("by the model it holds for", verdict.predicted_condition if verdict.status == "NOT MEASURED" else ""),
+        ("where it changes", "; ".join(crossings(verdict.predicted))),
         ("assumed and varied", claim.setting),
         ("source", "; ".join(f"[{letter}] {SOURCES[letter]}" for letter in claim.source.split())),
         ("evidence", evidence(verdict)),

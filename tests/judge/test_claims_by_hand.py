@@ -204,7 +204,7 @@ def test_energy_by_hand(bare: dict[str, Verdict]) -> None:
 def test_the_energy_of_an_lpu_at_its_least_time_refutes_nothing(bare: dict[str, Verdict]) -> None:
     assert [c.bound for c in bare["M5"].predicted if c.setting["machine"] == "LPU"] == ["lower"]
     assert bare["M5"].predicted_condition == (
-        "machine GPU, batch 1 or 2 or 3; a lower bound leaves open: energy of LPUs per token"
+        "machine GPU, batch 1 to 3 (tried 1, 2, 3; next tried: 8); a lower bound leaves open: energy of LPUs per token"
     )
     assert "energy of LPUs per token at least 0.187 J (left open)" in explain(bare["M5"])
 
@@ -213,7 +213,7 @@ def test_an_upper_bound_of_the_wafer_shows_only_where_the_gpu_is_ahead(bare: dic
     wafer = [c for c in (*bare["H1"].predicted, *bare["H2"].predicted) if "H100 batch" in c.setting]
     assert {c.bound for c in wafer} == {"upper"}
     assert bare["H1"].condition == (
-        "the SRAM or bandwidth or H100's bandwidth; "
+        "the SRAM, bandwidth or H100's bandwidth; "
         "an upper bound leaves open: tokens per second and watt of WSE-3 over the H100"
     )
     assert [(c.setting["context"], c.value < 1) for c in bare["H2"].predicted if c.holds] == [("128", True)]

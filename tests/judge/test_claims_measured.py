@@ -141,7 +141,7 @@ def test_prefill_is_what_a_prompt_reaches_of_the_datasheet_and_of_the_best_gemm(
         ("2048", "the datasheet's peak"): pytest.approx(reached / 989.4e12),
     }
     assert good.status == "DEPENDS"
-    assert "phase prefill, of the best measured GEMM" in good.condition
+    assert "prefill, of the best measured GEMM" in good.condition
     assert {i.op for c in good.measured or () for i in c.records} == {"prefill", "gemm_peak", "ffn_gemv"}
     slow = judge("I10", [run(read(), gemm(), layer(1), layer(64), *prompt(2048, peak=350e12))])
     assert "of the best measured GEMM" not in slow.condition

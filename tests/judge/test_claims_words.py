@@ -10,6 +10,7 @@ import pytest
 
 from bench.judge.claims import CLAIMS, Verdict, as_dict, explain, judge, main_table, scorecard, sentence
 from bench.judge.claims.base import SOURCES, Bound, Claim, Comparison, Published, number
+from bench.judge.claims.crossings import crossings
 from bench.judge.claims.settings import describe
 from bench.judge.claims.settle import judge_claim, settle
 from bench.judge.claims.words import amount, between, value_text
@@ -63,6 +64,61 @@ def test_a_condition_is_the_block_or_the_pieces() -> None:
     assert describe(odd, grid) == "a 1, b x | a 2, b y"
 
 
+def described(values: str, tried: str, factor: str = "batch") -> str:
+    return describe([{factor: v} for v in values.split()], [{factor: v} for v in tried.split()])
+
+
+def test_numbers_are_ranges_with_what_was_tried_beside_them() -> None:
+    grid = "1 64 256 512 1024"
+    assert described("1 64 256", grid) == "batch 1 to 256 (tried 1, 64, 256; next tried: 512)"
+    assert described("64 256", grid) == "batch 64 to 256 (next tried: 1, 512)"
+    assert described("256 512 1024", grid) == "batch 256 to 1,024 (tried 256, 512, 1,024; next tried: 64)"
+    assert described("64", grid) == "batch 64 (next tried: 1, 256)"
+    assert described("1 256", grid) == "batch 1 or 256", "64 was tried and is none"
+    assert described("1", "1 2") == "batch 1", "two numbers make no range"
+    assert described("bf16 fp8 int4", "bf16 fp8 int4 fp32", "weights") == "weights bf16, fp8 or int4"
+
+
+def test_factors_are_said_in_words(bare: dict[str, Verdict]) -> None:
+    assert described("2048 4096", "128 2048 4096", "context") == "a context of 2,048 to 4,096 tokens (next tried: 128)"
+    assert described("MLA", "MLA GQA", "kind") == "MLA"
+    assert "MLA, against DeepSeek 67B, which has GQA, 6 bits (next tried: 8)" in bare["K4"].predicted_condition
+    assert "the latency, batch 1" in bare["T4"].predicted_condition
+
+
+def along(values: dict[str, float], published: Published = TEN, **more: str) -> list[Comparison]:
+    return [
+        Comparison(published=published, value=value, setting={"tokens": at, **more}, how="")
+        for at, value in values.items()
+    ]
+
+
+def test_a_crossing_lies_between_the_numbers_that_were_tried() -> None:
+    """Proportional to the tokens: 10 at 2,000. With the square root, 10 at 4,000. A band has two ends."""
+    line = along({"1000": 5, "4000": 20, "16000": 80})
+    assert crossings(line) == ["ten crosses what was published at about 2,000 tokens"]
+    other = along({"1000": 5, "16000": 20, "64000": 40}, part="slow")
+    assert crossings([*line, *other]) == ["ten crosses what was published at about 2,000 and 4,000 tokens"]
+    band = along({"1000": 1, "2000": 3, "8000": 9}, Published(what="band", low=2, high=4, unit="x"))
+    assert crossings(band) == ["band crosses what was published at about 1,500 and 2,900 tokens"]
+
+
+def test_no_crossing_is_told_where_values_turn_or_nothing_is_crossed() -> None:
+    assert crossings(along({"1000": 5, "4000": 20, "16000": 5})) == []
+    assert crossings(along({"1000": 10, "4000": 20, "16000": 40})) == [], "it begins there"
+    assert crossings(along({"1000": 20, "4000": 30, "16000": 40})) == []
+    assert crossings(along({"1000": 5, "4000": 20})) == [], "two numbers are no line"
+
+
+def test_the_crossing_of_the_cache_is_in_its_sentence(bare: dict[str, Verdict]) -> None:
+    """5 times at 2,928 tokens."""
+    found = crossings(bare["I13"].predicted)
+    assert found == ["speed-up by the KV cache crosses what was published at about 2,900 tokens"]
+    assert sentence(bare["I13"]).endswith(f"; {found[0]}.")
+    assert f"Crossing: {found[0]}" in explain(bare["I13"])
+    assert as_dict(bare["I13"])["crossings"] == found
+
+
 def test_a_condition_ends_with_the_numbers_that_fit_nowhere() -> None:
     parts = [
         Comparison(published=p, value=value, setting={"the": p.what}, how="")
@@ -102,7 +158,7 @@ def bounded(bound: Bound, *table: float) -> list[Comparison]:
 
 def test_what_bounds_leave_open_is_neither_a_fit_nor_a_failure() -> None:
     assert settle(bounded("upper", 1)) == ("FAILS", "")
-    assert settle(bounded("upper", 1, 3, 5)) == (None, "an upper bound leaves open: band (a 3 or 5)")
+    assert settle(bounded("upper", 1, 3, 5)) == (None, "an upper bound leaves open: band (a 3 to 5 (next tried: 1))")
     assert settle(bounded("lower", 1)) == (None, "a lower bound leaves open: band")
     mixed = settle([*bounded("", 3), *bounded("upper", 5)])
     assert mixed == ("DEPENDS", "a 3; an upper bound leaves open: band (a 5)")

@@ -10,6 +10,8 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from bench.judge.claims.base import SOURCES, Comparison, Published, Status, Verdict
+from bench.judge.claims.crossings import crossings
+from bench.judge.claims.settings import phrase
 from bench.judge.claims.settle import by_number, predictions_beside
 from bench.units import brief, decimals, si
 
@@ -136,6 +138,12 @@ def in_words(condition: str) -> str:
     return condition.replace(" | and ", " | ").replace(" | ", ", and for ")
 
 
+def _one_crossing(verdict: Verdict) -> str:
+    """`; time per token crosses what was published at about 2,900 tokens`, if there is one such place to tell."""
+    found = crossings(verdict.predicted)
+    return f"; {found[0]}" if len(found) == 1 else ""
+
+
 def sentence(verdict: Verdict) -> str:
     """What the verdict means, for someone outside the field."""
     claim = verdict.claim.plain
@@ -143,7 +151,8 @@ def sentence(verdict: Verdict) -> str:
         expected = {
             "HOLDS": "by calculation it holds",
             "FAILS": "by calculation it does not hold",
-            "DEPENDS": f"by calculation it holds only for {in_words(verdict.predicted_condition)}",
+            "DEPENDS": f"by calculation it holds only for {in_words(verdict.predicted_condition)}"
+            f"{_one_crossing(verdict)}",
             None: "no calculation decides it",
         }[verdict.predicted_status]
         return f"{claim}: not measured here ({verdict.reason}); {expected}."
@@ -153,7 +162,7 @@ def sentence(verdict: Verdict) -> str:
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
         by = "" if verdict.evidence else "by calculation "
-        return f"{claim}: {by}it holds only for {in_words(verdict.condition)}."
+        return f"{claim}: {by}it holds only for {in_words(verdict.condition)}{_one_crossing(verdict)}."
     judged = (*shown, *predictions_beside(verdict.predicted, shown))
     fitting = {c.published.what for c in judged if c.holds}
     off = [c for c in shown if c.holds is False and c.published.what not in fitting]
@@ -161,7 +170,7 @@ def sentence(verdict: Verdict) -> str:
     published = f"Published for {close.published.what}: {published_text(close.published)}."
     if off:
         return f"{claim}: no. {published} The closest {how} value is {miss(close)}."
-    where = ", ".join(f"{factor} {value}" for factor, value in close.setting.items())
+    where = ", ".join(phrase(factor, [value]) for factor, value in close.setting.items())
     return (
         f"{claim}: no. Each of its numbers fits at some setting, but no setting fits all of them. {published} "
         f"At the nearest setting{f' ({where})' if where else ''} the value is {miss(close)}."
@@ -267,6 +276,7 @@ def explain(verdict: Verdict) -> str:
     ]
     if verdict.condition:
         lines.append(f"Condition: {verdict.condition}")
+    lines += [f"Crossing: {crossed}" for crossed in crossings(verdict.predicted)]
     undecided = "left open by bounds" if verdict.predicted else f"nothing ({verdict.gap})"
     lines.append(f"Predicted: {verdict.predicted_status or undecided}")
     if verdict.predicted and verdict.gap:
@@ -335,6 +345,7 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
         "rows": [asdict(rows) for rows in verdict.rows],
         "condition": verdict.condition,
         "reason": verdict.reason,
+        "crossings": crossings(verdict.predicted),
         "predicted_status": verdict.predicted_status,
         "predicted_condition": verdict.predicted_condition,
         "not_predicted": verdict.gap,
