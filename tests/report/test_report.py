@@ -166,7 +166,7 @@ def test_sections_of_judgement_are_in_both_forms(full: Path) -> None:
         assert re.search(rf"<h2 id=[^>]*>{re.escape(heading)}", page)
     assert "If memory is what a kernel waits for" in markdown
     assert "If memory is what a kernel waits for" in page
-    assert "Of 14 goals: " in markdown
+    assert "Of 15 goals: " in markdown
     assert "| ffn\\_gemv | triton\\_ours | B1-N28672-K8192-bf16 | B 1, 4, 16, 64 |" in markdown
     assert re.search(r"<dt>peers</dt><dd>1\.\d\d \[1\.\d\d, 1\.\d\d\] over 24 cases</dd>", page)
 
