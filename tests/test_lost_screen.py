@@ -67,9 +67,9 @@ def test_what_is_printed_cannot_steer_the_terminal(tmp_path: Path) -> None:
         (["predict", "--model", "llama-3.1-8b", "--price", "1e308"], "--price must be above 0 and at most 1,000,000"),
         (["predict", "--model", "llama-3.1-8b", "--price", "nan"], "--price must be above 0"),
         (["predict", "--model", "llama-3.1-8b", "--context", "9" * 30], "--context: 999999999999... is too large"),
-        (["emulate", "--ctas", "99999999999999999999"], "less than or equal to 65536"),
+        (["emulate", "--ctas", "99999999999999999999"], "65536"),
         (["run", "--budget", ""], "--budget: '' is no duration"),
-        (["run", "--repeat", "0"], "greater than or equal to 1"),
+        (["run", "--repeat", "0"], "--repeat"),
     ],
 )
 def test_numbers_at_the_edge_are_one_line(arguments: list[str], message: str) -> None:

@@ -125,7 +125,7 @@ def without(head: Head, t: int) -> torch.Tensor:
     "case", [few(1024), few(4096, kv="fp8"), few(32768, kv="int8"), latents(16384)], ids=lambda c: c.id
 )
 def test_a_chosen_token_is_worth_ten_tolerances(case: Any) -> None:
-    """Of 200 chosen tokens of each seed. One in a hundred may have a little less: noise adds up against it."""
+    """Of 200 chosen tokens of each seed. Two in a hundred may have a little less: noise adds up against them."""
     op, marks_of = operation(case)
     worth = []
     for seed in range(2):
@@ -135,7 +135,7 @@ def test_a_chosen_token_is_worth_ten_tolerances(case: Any) -> None:
         worth += [max(float(without(head, t).max()) for head in heads) for t in tokens[:: max(1, len(tokens) // 200)]]
     worth.sort()
     tolerance = op.tolerance(case).max_rel
-    assert worth[len(worth) // 100] >= 10 * tolerance
+    assert worth[len(worth) // 50] >= 10 * tolerance
     assert worth[0] >= 8 * tolerance
 
 
