@@ -313,7 +313,7 @@ def finish_tile(
     iters,
     units,
     N_ROWS: tl.constexpr,
-    ACTIVATION: tl.constexpr = "",
+    ACTIVATION: tl.constexpr,
 ):
     """Store a tile of outputs. If CTAs share the tile, each leaves its share, and the last to arrive adds up all
     shares.

@@ -149,7 +149,7 @@ def gemv_fma(
             x_tile = load_x(x + k + offs_x, mask_b, mask_k[None, None, :], EVEN_K)
             sums += w_tile.to(tl.float32)[None, :, :] * x_tile.to(tl.float32)
         y_tile = tl.sum(sums, axis=2)
-        finish_tile(y_tile, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=False)
+        finish_tile(y_tile, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, False, "")
         unit += it_end - it_first
 
 
@@ -202,7 +202,7 @@ def gemv_mma(
             if not BLOCKED:
                 sums *= tl.load(w_scale + tile * BLOCK_N + rows)[:, None]
             sums *= tl.load(x_scale + offs_b, mask=mask_b, other=0.0)[None, :]
-        finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True)
+        finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, True, "")
         unit += it_end - it_first
 
 

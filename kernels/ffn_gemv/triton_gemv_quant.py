@@ -171,7 +171,7 @@ def gemv_words(
                     sums = tl.dot(part, x_tile, sums, input_precision="ieee")
         if FORMAT == "int8" or FORMAT == "fp8":
             sums *= tl.load(scale + rows)[:, None]
-        finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, N_ROWS=True)
+        finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, True, "")
         unit += it_end - it_first
 
 
