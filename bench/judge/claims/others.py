@@ -21,10 +21,8 @@ from bench.judge import published
 from bench.judge.claims.base import Comparison, Published, PublishedRows, Unmeasured
 from bench.judge.claims.common import WEIGHT_KINDS, bandwidth, predicted
 from bench.judge.published.table import Table
+from bench.judge.published.work import IMPOSSIBLE
 from kernels.models import ModelShape, active_parameters
-
-IMPOSSIBLE = 1.02
-"""A row above this share of its floor's speed is wrong: datasheets round."""
 
 FIELDS = ("B", "H_q", "H_kv", "D", "T", "window", "N", "K", "E", "k", "H", "F", "tp", "gated", "stored", "activations")
 """The columns that make up a case, but for `routing`."""

@@ -19,12 +19,9 @@ import numpy as np
 
 from bench.judge.published.cases import MAPPED, Mapped
 from bench.judge.published.table import Array, Table, load
-from bench.judge.published.work import work
+from bench.judge.published.work import IMPOSSIBLE, work
 from bench.units import duration, percent
 from kernels.op import discover
-
-IMPOSSIBLE = 1.02
-"""A row above this share of its floor's speed is wrong: datasheets round."""
 
 FARTHEST = 2.0
 """Doublings. A row that is farther away says little about a case."""

@@ -27,6 +27,8 @@ WEIGHTS = {
 
 LATENT, ROPE = 512, 64
 """DeepSeek's: elements of the latent and of the rotary key that MLA caches for one token."""
+IMPOSSIBLE = 1.02
+"""A row above this share of its floor's speed is wrong: datasheets round."""
 WARM = 4
 """Fewer bytes than this many L2s, read again and again from one buffer, stay partly in it."""
 
