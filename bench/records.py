@@ -7,6 +7,8 @@ Line kinds, in the order in which they appear:
 - `record`: one case of one implementation, with every sample, or with the reason why it has none
 - `note`: a fact about the whole run: the A/A difference, cases left out, an interruption
 - `end`: the run has finished its schedule
+
+`decodebench share` writes the same lines, without predictions, into a file with another name.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from kernels.op import recorded_case
 SCHEMA = 1
 
 FILE = "records.jsonl"
+
+SHARED = "shared"
+"""The field of a header that says that the file was made by `decodebench share`, with the version of its form."""
 
 Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
 

@@ -33,6 +33,7 @@ class Run:
     """A run file as read: damaged lines are named in `warnings` and the rest is used."""
 
     path: Path
+    """The run's directory; of a shared file, a directory named like it, where its report goes."""
     header: dict[str, Any]
     """The first `run` line: run_id, suite, argv, started, device, target, environment, decodebench."""
     headers: list[dict[str, Any]]
@@ -134,7 +135,10 @@ LEFT_OUT = "the line is left out"
 
 
 def load_run(path: Path | str) -> Run:
-    """Read a run's directory or its `records.jsonl`. BadRequest if there is no such file or no usable line in it."""
+    """Read a run's directory, its `records.jsonl`, or a shared file.
+
+    BadRequest if there is no such file or no usable line in it.
+    """
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
@@ -172,7 +176,7 @@ def load_run(path: Path | str) -> Run:
     if not lines["run"] and not records:
         raise BadRequest(f"{file} holds no run" + (f" ({warnings[0]})" if warnings else ""))
     return Run(
-        path=file.parent,
+        path=file.parent if file.name == FILE else file.with_suffix(""),
         header=lines["run"][0] if lines["run"] else {},
         headers=lines["run"],
         records=[record for record in records.values() if not record.repeat],

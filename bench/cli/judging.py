@@ -53,6 +53,19 @@ def site(
     print(found.index)
 
 
+@app.command(epilog=examples("share reports/h200/RUN", "share reports/h200/RUN --out community/h200-mine.jsonl"))
+def share(
+    run: RunDirectory,
+    out: Annotated[
+        Path | None, typer.Option(help="the new file, ending in .jsonl (default: the part and a digest, here)")
+    ] = None,
+) -> None:
+    """Make one file of a run that names neither machine nor person; `report`, `claims`, `compare`, `site` read it."""
+    from bench.report import share as sharing
+
+    print(sharing.write(run, out))
+
+
 @app.command(epilog=examples("compare reports/h200/BEFORE reports/h200/AFTER", "compare H100_RUN H200_RUN --json"))
 def compare(
     a: RunDirectory,

@@ -12,6 +12,7 @@ from bench.errors import BadRequest
 
 if TYPE_CHECKING:
     from bench.judge.answer import Answer
+    from bench.run import Run
 
 DRAWS = ("matplotlib",)
 PAGES = ("plotly", "jinja2", "PIL")
@@ -36,10 +37,10 @@ class Written:
         return iter(self.paths)
 
 
-def write(run_dir: Path | str, *, html: bool = True, draw: bool = True, out: Path | None = None) -> Written:
+def write(run: Path | str | Run, *, html: bool = True, draw: bool = True, out: Path | None = None) -> Written:
     """Rebuild `report.md` of a run, with `draw` also `figures/*.png`, and with `html` also `report.html`.
 
-    The files go into the run's directory, or into `out`.
+    The run is read from a path unless it is given. The files go into the run's directory, or into `out`.
     Each file takes the place of an earlier one when it is whole; the others of an earlier report are deleted at the
     end. If a library is missing, a note says what was left out. Plotting libraries are
     slow to import, so they are imported here. Raises `bench.errors.BadRequest` where there is no run.
@@ -51,7 +52,7 @@ def write(run_dir: Path | str, *, html: bool = True, draw: bool = True, out: Pat
     from bench.report import markdown
     from bench.run import load_run
 
-    view = View(load_run(run_dir))
+    view = View(load_run(run) if isinstance(run, Path | str) else run)
     verdicts = scorecard([view.run], COMMITTED)
     directory = out or view.run.path
     directory.mkdir(parents=True, exist_ok=True)

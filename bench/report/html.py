@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from bench.judge import beside, boundness, goals, peers
+from bench.judge import beside, boundness, goals, kin, peers
 from bench.judge.answer import answer
 from bench.judge.claims import Verdict
 from bench.judge.view import PREDICTION_BAND, Peer, Point, View, batches, ridges
@@ -140,6 +140,13 @@ def site(entries: Sequence[Entry], more: Sequence[tuple[str, str]], terms: Seque
         .get_template("site.html.j2")
         .render(entries=entries, more=more, glossary=terms, css=asset("report.css"))
     )
+
+
+def kin_page(groups: Sequence[Sequence[tuple[str, str, Sequence[kin.Standing]]]]) -> str:
+    """Each part against others of its kind: by part, the address and name of each run and its standing."""
+    shown = [[(address, name, kin.table(found)) for address, name, found in group] for group in groups]
+    page = environment().get_template("kin.html.j2")
+    return page.render(groups=shown, remark=kin.REMARK, css=asset("report.css"))
 
 
 def calculator(found: Mapping[str, Any]) -> str:

@@ -98,14 +98,18 @@ def write(runs: Sequence[Path], out: Path, threshold: float = THRESHOLD) -> Seve
     Raises `BadRequest` where a run is missing or named twice, or where the threshold is no number from 0 on.
     """
     require_pages("comparison.html")
-    from bench.report.html import several
-
     if not len({path.resolve() for path in runs}) == len(runs) > 1:
         raise BadRequest("name two or more different runs")
+    return write_views([View(load_run(path)) for path in runs], out, threshold)
+
+
+def write_views(runs: Sequence[View], out: Path, threshold: float = THRESHOLD) -> Several:
+    """As `write`, of runs that were read."""
+    from bench.report.html import several
+
     if not 0 <= threshold < math.inf:
         raise BadRequest(f"--threshold: wants 0 or more, not {threshold:g}")
-    views = [View(load_run(path)) for path in runs]
-    views.sort(key=lambda view: (view.run.device_name, str(view.run.header.get("started", ""))))
+    views = sorted(runs, key=lambda view: (view.run.device_name, str(view.run.header.get("started", ""))))
     trends = tuple(trends_of(views, threshold))
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,12 @@
-"""A static site of all reports below a directory, for any web server: an index, a page for each run, the predictor."""
+"""A static site of all reports below a directory, for any web server: an index, a page for each run, the predictor.
+
+The runs are those in directories and the files that `decodebench share` made. The site names no machine and no person,
+whatever the runs say. Runs of the same part get a page that compares each with the others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -9,13 +14,16 @@ from urllib.parse import quote
 from bench import report
 from bench.errors import BadRequest
 from bench.files import write_text
+from bench.judge import kin
 from bench.judge.answer import Answer
 from bench.records import FILE
 from bench.report import calculator, several
-from bench.run import load_run
+from bench.report.share import public, shared_files
+from bench.run import Run, load_run
 
 INDEX = "index.html"
 COMPARISON = "comparison.html"
+KIN = "kin.html"
 CALCULATOR = "predict.html"
 
 
@@ -28,6 +36,8 @@ class Entry:
     address: str
     """Relative to the index."""
     answer: Answer
+    standing: str
+    """How the run compares with others of the same part, in one sentence; empty if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,34 +58,55 @@ def write(source: Path, out: Path, *, draw: bool = True) -> Site:
     report.require_pages("the site")
     from bench.judge.view import View
     from bench.report import text
-    from bench.report.html import glossary, site
+    from bench.report.html import glossary, kin_page, site
 
     views, notes, written = [], [], {}
-    for directory in sorted(path.parent for path in source.rglob(FILE)):
-        place = out / directory.relative_to(source)
+    for path in [*sorted(path.parent for path in source.rglob(FILE)), *shared_files(source)]:
         try:
-            view = View(load_run(directory))
-            found = report.write(directory, out=place, draw=draw)
+            run = load_run(path)
+            place = out / run.path.relative_to(source)
+            if run.path in written:
+                raise BadRequest(f"{path}: its report would take the place of the one about {run.path}")
+            run = public(run)
+            found = report.write(run, out=place, draw=draw)
         except BadRequest as error:
             notes.append(f"left out: {error}")
             continue
-        notes += [f"{directory}: {note}" for note in found.notes]
-        views.append(view)
-        written[view.run.path] = found
+        notes += [f"{path}: {note}" for note in found.notes]
+        views.append(View(run))
+        written[run.path] = found
     if not views:
         raise BadRequest(f"no run below {source}")
+    groups = beside_others([view.run for view in views])
+    standings = {run.path: found for group in groups for run, found in group}
     entries = tuple(
         Entry(
             label=label,
             subtitle=text.subtitle(view),
             address=quote(written[view.run.path].main.relative_to(out).as_posix()),
             answer=written[view.run.path].answer,
+            standing=kin.sentence(standings.get(view.run.path, ())),
         )
         for label, view in zip(several.labels(views), views, strict=True)
     )
     if len(views) > 1:
-        several.write([view.run.path for view in views], out)
+        several.write_views(views, out)
+    if groups:
+        names = {entry.address: entry.label for entry in entries}
+        by_path = dict(zip((view.run.path for view in views), names.items(), strict=True))
+        write_text(out / KIN, kin_page([[(*by_path[run.path], found) for run, found in group] for group in groups]))
     calculator.write(out / CALCULATOR)
-    more = [(CALCULATOR, "Predict a decode step"), *[(COMPARISON, "All runs side by side")] * (len(views) > 1)]
+    more = [(CALCULATOR, "Predict a decode step")]
+    more += [(COMPARISON, "All runs side by side")] * (len(views) > 1)
+    more += [(KIN, "Each part against others of its kind")] * bool(groups)
     write_text(out / INDEX, site(entries, more, glossary()))
     return Site(index=out / INDEX, entries=entries, notes=tuple(notes))
+
+
+def beside_others(runs: Sequence[Run]) -> list[list[tuple[Run, list[kin.Standing]]]]:
+    """By part, each run with its standing among the others; without runs and parts that have no others."""
+    groups = []
+    for group in kin.kinds(runs):
+        if found := [(run, standing) for run in group if (standing := kin.standings(run, group))]:
+            groups.append(found)
+    return groups
