@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +133,34 @@ def fastest_of_each(timed: Iterable[T], *, case: Callable[[T], Hashable], second
 
 
 LEFT_OUT = "the line is left out"
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""What may be half of a character in JSON. Two halves in a row are whole, one alone cannot be written anywhere."""
+
+DEEPEST = 30
+"""Levels of lists and objects inside each other that a line may have; those of a run have up to 6."""
+
+
+def check_depth(line: Any) -> None:
+    """ValueError if lists and objects of the line are nested too deeply for what reads them."""
+    level = [line]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def check_characters(line: Any) -> None:
+    """ValueError if a text of the line has half of a character."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text has half of a character (a lone surrogate)") from None
 
 
 def load_run(path: Path | str) -> Run:
@@ -152,6 +181,10 @@ def load_run(path: Path | str) -> Run:
                 continue
             try:
                 line = json.loads(text)
+                if HALF.search(text):
+                    check_characters(line)
+                if text.count("[") + text.count("{") > DEEPEST:
+                    check_depth(line)
                 if not isinstance(line, dict) or "kind" not in line:
                     raise ValueError("lacks its kind")
                 kind = line.pop("kind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from bench.errors import BadRequest
+from bench.files import write_text
+from bench.judge import kin
 from bench.judge.claims import scorecard
 from bench.judge.compare import compare
 from bench.judge.view import View
 from bench.predict.calibration import Machine
 from bench.records import FILE
-from bench.report import html, markdown
+from bench.report import html, markdown, several, share
 from bench.run import load, load_run
 from tests.support import ROOT
 
@@ -24,7 +27,21 @@ SEED = next((ROOT / "reports").glob(f"*/*/{FILE}"))
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 3.5, -3.5, 1e300, 10**40, float("nan"), float("inf"), -float("inf")),
     *("", "x", "\x1b[31m", "a" * 500, "é\n|", [], [[]], [None], [1, "a"], {}, {"a": 1}, {"": None}, {"value": "x"}),
+    *(
+        10**400,
+        -(10**400),
+        5e-324,
+        "\ud800",
+        "\x00",
+        "<script>alert(1)</script>",
+        "{{ 7 * 7 }}",
+        "../../etc",
+        [1e308] * 3,
+    ),
+    functools.reduce(lambda inner, _: {"a": [inner]}, range(100), {}),
+    functools.reduce(lambda inner, _: [inner], range(900), []),
 ]
+"""What a field becomes: another type, no number or too large a one, a text that is code somewhere, a deep nest."""
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -36,7 +53,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def mutated(lines: list[str], rng: random.Random) -> list[str]:
-    """One line changed: a value replaced, a field deleted or renamed, the text cut, or a byte changed."""
+    """One line changed: a value replaced, a field deleted or renamed, the text cut, a byte changed, or lines that are
+    there twice, missing, in another order, or joined."""
     lines, number = list(lines), rng.randrange(len(lines))
     text = lines[number]
     kind = rng.random()
@@ -45,8 +63,21 @@ def mutated(lines: list[str], rng: random.Random) -> list[str]:
     elif kind < 0.2:
         at = rng.randrange(len(text))
         lines[number] = text[:at] + rng.choice('{}[]",:0x\\ \x00') + text[at + 1 :]
-    elif kind < 0.25:
-        lines[number] = rng.choice(["", "null", "[]", "{}", '{"kind":"run"}', '{"kind":"note"}', "[" * 5000])
+    elif kind < 0.23:
+        other = rng.randrange(len(lines))
+        change = rng.randrange(4)
+        if change == 0:
+            lines.insert(other, text)
+        elif change == 1:
+            del lines[number]
+        elif change == 2:
+            lines[number], lines[other] = lines[other], text
+        else:
+            lines[number] = text + lines[other]
+    elif kind < 0.28:
+        lines[number] = rng.choice(
+            ["", "null", "[]", "{}", '{"kind":"run"}', '{"kind":"note"}', "[" * 5000, "\ufeff" + text, '{"kind":1e999}']
+        )
     else:
         line = json.loads(text)
         *parents, last = rng.choice(list(places(line)))
@@ -55,6 +86,8 @@ def mutated(lines: list[str], rng: random.Random) -> list[str]:
             inner = inner[key]
         if isinstance(inner, dict) and rng.random() < 0.2:
             del inner[last]
+        elif isinstance(inner, dict) and rng.random() < 0.1:
+            inner[f"{last} "] = inner.pop(last)
         else:
             inner[last] = rng.choice(VALUES)
         lines[number] = json.dumps(line)
@@ -79,11 +112,15 @@ def read_everything(directory: Path, *, judge: bool) -> None:
     assert all(each.startswith(f"{FILE}:") and each.endswith("the line is left out") for each in run.warnings)
     load(directory)
     one_line(lambda: Machine.of(run))
+    shared = one_line(lambda: share.write(directory, directory / "shared.jsonl"))
+    assert load_run(shared).warnings == []
     if judge:
         view, verdicts = View(run), scorecard([run])
-        markdown.render(view, verdicts, {}, directory)
-        html.render(view, verdicts)
+        write_text(directory / "report.md", markdown.render(view, verdicts, {}, directory))
+        write_text(directory / "report.html", html.render(view, verdicts))
         one_line(lambda: compare(run, load_run(SEED)))
+        several.cases_table([view, View(load_run(SEED))])
+        kin.table(kin.standings(run, [run, load_run(SEED)]))
 
 
 def noted_lines() -> list[str]:
