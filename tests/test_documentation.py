@@ -19,6 +19,12 @@ from bench.cli import app
 from tests.support import ROOT
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+LEAVES: dict[str, Any] = {
+    " ".join([name, *more]): found
+    for name, command in COMMANDS.items()
+    for more, found in ([([sub], each) for sub, each in getattr(command, "commands", {}).items()] or [([], command)])
+}
+"""Every command that does something: those of a group by both words."""
 PAGES = [
     ROOT / "README.md",
     *(ROOT / ".github").rglob("*.md"),
@@ -88,23 +94,29 @@ def test_the_workflow_is_the_whole_check() -> None:
     assert (ROOT / ".ci/run").is_file()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_option_has_a_sentence(name: str) -> None:
-    command = COMMANDS[name]
+    command = LEAVES[name]
     assert command.help
     assert not [p.name for p in command.params if len(p.help or "") < 10], "parameters without a sentence"
-    known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_readme_names_options_that_exist(name: str) -> None:
+    params = [p for leaf, command in LEAVES.items() if leaf.split()[0] == name for p in command.params]
+    known = {flag for p in params for flag in (*p.opts, *p.secondary_opts)}
     assert set(re.findall(r"--[\w-]+", ROWS[name])) <= known, "options that the command does not have"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_examples_in_the_help_are_understood(name: str) -> None:
-    examples = re.findall(r"^decodebench (.+)$", COMMANDS[name].epilog or "", re.MULTILINE)
+    examples = re.findall(r"^decodebench (.+)$", LEAVES[name].epilog or "", re.MULTILINE)
     assert len(examples) == 2 or name in ("doctor", "emulate", "list", "selfcheck")
     for example in examples:
-        command, *arguments = shlex.split(example)
-        assert command == name
-        COMMANDS[name].make_context(name, arguments)  # raises for an option or a value that is unknown
+        arguments = shlex.split(example.partition(" > ")[0])
+        words = len(name.split())
+        assert " ".join(arguments[:words]) == name
+        LEAVES[name].make_context(name, arguments[words:])  # raises for an option or a value that is unknown
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench import __version__
-from bench.cli import inspecting, judging, measuring, predicting, publishing
+from bench.cli import fleet, inspecting, judging, measuring, predicting, publishing
 from bench.errors import BadRequest
 from bench.terminal.output import lost_output, protect
 from bench.terminal.screen import complain, printable
@@ -25,6 +25,7 @@ app = typer.Typer(
 
 for room in (measuring, judging, publishing, predicting, inspecting):
     app.add_typer(room.app)
+app.add_typer(fleet.app, name="fleet")
 
 
 def print_version(asked: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench.inspection.targets import compile_targets, emulate_targets
-from bench.terminal.arguments import duration, seconds
+from bench.terminal.arguments import duration, seconds, shard_number
 from bench.terminal.options import AsJson, Case, Device, Html, Impls, Ops, examples, names
 from bench.terminal.screen import busy, complain, printable, say, show_json
 
@@ -27,6 +27,7 @@ def run(
     case: Case = "",
     out: Annotated[Path, typer.Option(help="folder that holds the runs")] = Path("reports"),
     resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
+    shard: Annotated[str, typer.Option(help="measure the i-th of n parts of the cases, e.g. 1/4")] = "1/1",
     repeat: Annotated[
         int, typer.Option(help="measure everything this many times, for run-to-run variation", min=1, max=1000)
     ] = 1,
@@ -51,6 +52,7 @@ def run(
         ops=tuple(op or ()),
         impls=tuple(impl or ()),
         case=case,
+        shard=shard_number(shard),
         repeat=repeat,
         budget_s=None if budget is None else duration("--budget", budget),
         cap_s=cap if cap is None else seconds("--cap", cap),

@@ -47,9 +47,17 @@ class Request:
     """(op, implementation, why) of what is known to hang. It is recorded as refused and not tried."""
     retuned: tuple[Retuned, ...] = ()
     """What was tuned while the run went on. A case whose record has another configuration is measured again."""
+    shard: tuple[int, int] = (0, 1)
+    """(i, n): of the cases that are no ceilings, those whose place in the order is i modulo n."""
     argv: tuple[str, ...] = ()
     catalogue: str = "kernels.op"
     """The module that knows ops and implementations."""
+
+
+def request_from(fields: Mapping[str, Any]) -> Request:
+    """The request whose `asdict` went through JSON, which turns tuples into lists."""
+    found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Request(**found)
 
 
 DEFAULT_SUITES = {"cuda": "quick", "cpu": "smoke"}
@@ -76,8 +84,12 @@ def resolve_request(request: Request, earlier: Run) -> Request:
         if given and given != kept:
             began = f"with {option} {kept}" if kept else f"without {option}"
             raise BadRequest(f"the run began {began}: with {option} {given} it would be another run")
+    shard = tuple(asked.get("shard", (0, 1)))
+    if request.shard not in ((0, 1), shard):
+        raise BadRequest(f"the run began as shard {shard[0] + 1}/{shard[1]}: it can't go on as another one")
     return dataclasses.replace(
         request,
+        shard=shard,
         suite=asked["suite"],
         ops=tuple(asked["ops"]),
         impls=tuple(asked["impls"]),
@@ -121,7 +133,7 @@ def schedule_jobs(
     for repeat in range(request.repeat):
         settings = Settings(cap_s=cap_s, seed=1000 * repeat, repeat=repeat, run_id=run_id, spec=spec)
         last: list[Job] = []
-        for op, case in ordered(chosen, request):
+        for op, case in shard_of(ordered(chosen, request), request.shard):
             names = [n for n in impls[op.name] if not request.impls or n in request.impls or op.is_ceiling]
             left = [n for n in names if (op.name, n, case.id, repeat) not in finished]
             if names and not left:
@@ -135,7 +147,7 @@ def schedule_jobs(
                     queue.append(Job(op=op.name, case=case, impls=tuple(these), settings=settings))
         jobs += last
     asked = any(request.case in job.case.id and (not request.ops or job.op in request.ops) for job in jobs)
-    if not asked and not done:
+    if not asked and not done and request.shard == (0, 1):  # a shard may have nothing but ceilings
         named = f" with {request.case!r} in its id" if request.case else ""
         chosen_impls = f" for {', '.join(request.impls)}" if request.impls else ""
         raise BadRequest(f"nothing to measure: suite {request.suite} has no case{named}{chosen_impls}")
@@ -169,6 +181,14 @@ def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
             queues.append([(op, by_size[i]) for i in halving(len(by_size))])
         found += round_robin(queues)
     return found
+
+
+def shard_of(cases: Sequence[tuple[Op, Any]], shard: tuple[int, int]) -> list[tuple[Op, Any]]:
+    """All ceilings, which every prediction needs, and every n-th of the other cases."""
+    index, count = shard
+    others = [each for each in cases if not each[0].is_ceiling]
+    mine = {(op.name, case.id) for op, case in others[index::count]}
+    return [(op, case) for op, case in cases if op.is_ceiling or (op.name, case.id) in mine]
 
 
 def round_robin(groups: Iterable[Iterable[T]]) -> list[T]:

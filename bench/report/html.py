@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 from bench.judge import beside, boundness, goals, kin, peers
 from bench.judge.answer import answer
 from bench.judge.claims import Verdict
-from bench.judge.view import PREDICTION_BAND, Peer, Point, View, batches, ridges
+from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View, batches, ridges
 from bench.report import claims, drawing, tables, text
 from bench.report import several as side_by_side
 from bench.report.names import case_name
@@ -131,6 +131,12 @@ def several(views: Sequence[View], trends: Sequence[side_by_side.Trend]) -> str:
             css=asset("report.css"),
         )
     )
+
+
+def fleet(lines: Sequence[str], sections: Sequence[tuple[str, str, Table]]) -> str:
+    """The page of `bench.report.fleet`."""
+    page = environment().get_template("fleet.html.j2")
+    return page.render(lines=lines, sections=sections, css=asset("report.css"))
 
 
 def site(entries: Sequence[Entry], more: Sequence[tuple[str, str]], terms: Sequence[tuple[str, str]]) -> str:

@@ -56,3 +56,11 @@ def seconds(what: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise BadRequest(f"{what}: wants more than 0 seconds, not {value:g}")
     return value
+
+
+def shard_number(text: str) -> tuple[int, int]:
+    """`2/4` as (1, 4): the index from 0, and how many there are. BadRequest for anything else."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number) - 1, int(count)
+    raise BadRequest(f"--shard {text!r}: wants i/n with i from 1 to n, e.g. 1/4")

@@ -15,6 +15,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -102,6 +103,39 @@ class Live:
 
     def _print(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+class Fleet:
+    """Shows a fleet on stderr: a bar for each share. A console that is no terminal gets only the notes."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[what]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Fleet:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def at(self, name: str, done: int, total: int, what: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(escape(name), what="")
+        self._progress.update(self._tasks[name], completed=done, total=total, what=escape(what))
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
 
 
 def versus(record: Record) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import machine
 from bench.measure.worker import ending
+from bench.operate.parent import end_with_parent
 
 
 class Child:
@@ -65,16 +66,6 @@ def look(task: dict[str, Any]) -> dict[str, Any]:
         return tune_lacking(task)
     found = doctor.diagnose() if task["step"] == "doctor" else selfcheck.selfcheck(task["device"])
     return {"exit_code": found.exit_code, "verdict": found.verdict, "found": found.as_dict()}
-
-
-def end_with_parent() -> None:
-    """End this process, and what it started, when its parent ends.
-
-    A killed campaign cannot end them, and they would hold the GPU beside the next call. Nothing is ever sent through
-    standard input; it ends when the parent does.
-    """
-    os.read(sys.stdin.fileno(), 1)
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Files for engines that start machines: a SkyPilot task, a Kubernetes indexed job. Both run `fleet node`."""
+
+from __future__ import annotations
+
+from bench.errors import unknown
+
+SKY = """\
+# sky launch -c decodebench {name} && sky logs decodebench > log.txt
+# then: decodebench fleet collect log.txt --out DIR
+name: decodebench
+num_nodes: {nodes}
+resources:
+  accelerators: {part}:{gpus}
+workdir: .
+setup: |
+  python3 -m pip install -q -e .
+run: |
+  python3 -m bench fleet node --suite {suite}
+"""
+
+KUBERNETES = """\
+# kubectl apply -f {name}; when it is complete, for each pod: kubectl logs POD > POD.txt
+# then: decodebench fleet collect *.txt --out DIR
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: decodebench
+spec:
+  completionMode: Indexed
+  completions: {nodes}
+  parallelism: {nodes}
+  backoffLimitPerIndex: 1
+  maxFailedIndexes: {nodes}
+  template:
+    metadata:
+      labels:
+        app: decodebench
+    spec:
+      restartPolicy: Never
+      affinity:
+        podAntiAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+            - labelSelector:
+                matchLabels:
+                  app: decodebench
+              topologyKey: kubernetes.io/hostname
+      containers:
+        - name: node
+          image: {image}
+          command: ["python3", "-m", "bench", "fleet", "node", "--suite", "{suite}"]
+          env:
+            - name: NODE_NAME
+              valueFrom:
+                fieldRef:
+                  fieldPath: spec.nodeName
+          resources:
+            limits:
+              nvidia.com/gpu: "{gpus}"
+"""
+
+FORMS = {"sky": SKY, "kubernetes": KUBERNETES}
+
+
+def render(form: str, *, nodes: int, gpus: int, part: str, image: str, suite: str) -> str:
+    """The file as text. BadRequest for a form that is unknown."""
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    return FORMS[form].format(name="fleet.yaml", nodes=nodes, gpus=gpus, part=part, image=image, suite=suite)
