@@ -203,6 +203,12 @@ def size_class(size: float) -> str:
 CLASSES = ("below 16 MB", "16 to 64 MB", "64 to 256 MB", "256 MB and more")
 
 
+def all_reduces() -> dict[str, Any]:
+    """The constants of all-reduces by `library generation` (`bench/predict/collectives.py`)."""
+    found: dict[str, Any] = _stored().get("all_reduces", {})
+    return found
+
+
 def servers() -> dict[str, Any]:
     """The constants of whole servers, and the errors with one software left out at a time."""
     found: dict[str, Any] = _stored()["servers"]

@@ -8,10 +8,12 @@ from typing import Any
 
 from bench.devices import DeviceSpec
 from bench.predict.step_model import StepPrediction
+from bench.units import percent
 from kernels.models import ModelShape
 
-KEYS = ("expected_seconds", "expected_low", "expected_high", "expected_rests_on")
-"""What a row has besides the floor: seconds, the range of 10 to 90% of published servers, and what they rest on."""
+KEYS = ("expected_seconds", "expected_low", "expected_high", "expected_all_reduce_seconds", "expected_rests_on")
+"""What a row has besides the floor: seconds, the range of 10 to 90% of published servers, what of it all-reduces take,
+and what they rest on."""
 
 RESTS = "expected: what a server takes, with its range of 10 to 90%; rates, J and $ are those of the floor. It rests on"
 
@@ -28,7 +30,8 @@ def values(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec, by_da
     from bench.predict.step_expected import expect_step  # numpy, which the floor does not need
 
     found = expect_step(predicted, shape, spec)
-    return dict(zip(KEYS, (found.seconds, found.low, found.high, list(found.rests_on)), strict=True))
+    said = (found.seconds, found.low, found.high, found.reduce_seconds, list(found.rests_on))
+    return dict(zip(KEYS, said, strict=True))
 
 
 def cells(row: Mapping[str, Any], number: Callable[..., str]) -> dict[str, str]:
@@ -46,4 +49,18 @@ def cells(row: Mapping[str, Any], number: Callable[..., str]) -> dict[str, str]:
 def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     """What expected times rest on, said once for all parts; nothing where there are none."""
     said = [text for row in predictions for text in row.get("expected_rests_on") or ()]
-    return [RESTS, *(f"  {text}" for text in dict.fromkeys(said))] if said else []
+    return [RESTS, *(f"  {text}" for text in dict.fromkeys(said)), *communication(predictions)] if said else []
+
+
+def communication(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which share of the expected steps all-reduces take, on several parts: from the smallest to the largest."""
+    shares: dict[str, list[float]] = {}
+    for row in predictions:
+        if row.get("expected_all_reduce_seconds"):
+            share = row["expected_all_reduce_seconds"] / row["expected_seconds"]
+            shares.setdefault(f"{row['devices']} x {row['device']}", []).append(share)
+    return [
+        f"all-reduces on {name}: {percent(min(each))}" + (f" to {percent(max(each))}" if len(each) > 1 else "") + " of "
+        "the expected step"
+        for name, each in shares.items()
+    ]

@@ -1,6 +1,6 @@
 """What a whole decode step is expected to take on a server: its large kernels, and what runs between them.
 
-    seconds = kernels x sum of expected times of the large kernels (`expected.py`)
+    seconds = kernels x sum of expected times of the large kernels (`expected.py`, `collectives.py`)
               + layers x layer + all-reduces x reduce + step
 
 The four constants are fitted on published runs of whole servers (`bench/judge/published/server_fit.py`). `layer` stands
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.devices import DeviceSpec
-from bench.predict import expected
+from bench.predict import collectives, expected
 from bench.predict.step_model import PredictedOp, StepPrediction
 from bench.predict.step_work import cached_tokens, expected_experts, kv_share, query_share
 from kernels.models import ModelShape
@@ -33,6 +33,8 @@ class ExpectedStep:
     kernel_seconds: float
     """The large kernels alone, before the constants of servers."""
     reduces: int
+    reduce_seconds: float | None
+    """The all-reduces, a part of `kernel_seconds`; None without any, and where no such link was measured."""
     rests_on: tuple[str, ...]
 
 
@@ -42,10 +44,16 @@ def kernel_seconds(
     """The expected seconds of the large kernels of a step, one after the other, and what their constants rest on.
 
     A cold L2: between two reads of a weight a step reads all others. An operation without constants takes its floor.
+    `among` holds other constants than the stored ones, as `expected.json` does.
     """
     gen, seconds, rests = expected.generation(spec), 0.0, set()
+    kernels = among["constants"] if among else None
+    if reduced := reduce_seconds(predicted, spec, among):
+        floor = sum(op.seconds for op in predicted.ops if op.link_bytes)
+        seconds += max(0.0, reduced[0] - floor)
+        rests.add(f"all_reduce: {reduced[1]}")
     for launch in _launches(predicted, shape):
-        found = expected.find(launch.op, launch.stored, gen, among) if launch.op else None
+        found = expected.find(launch.op, launch.stored, gen, kernels) if launch.op else None
         if found is None or launch.kernels is None:
             seconds += launch.floor
             continue
@@ -54,6 +62,19 @@ def kernel_seconds(
         seconds += max(launch.calls * each, launch.floor)
         rests.add(f"{launch.op} {launch.stored}: {found.rests_on}")
     return seconds, rests
+
+
+def reduce_seconds(
+    predicted: StepPrediction, spec: DeviceSpec, among: Mapping[str, Any] | None = None
+) -> tuple[float, str] | None:
+    """The expected seconds of a step's all-reduces, and what they rest on; None where no such link was measured."""
+    devices = predicted.devices
+    for op in predicted.ops:
+        if op.link_bytes:
+            size = op.link_bytes / op.calls * devices / (2 * (devices - 1))  # `link_bytes` are those of a ring
+            found = collectives.expect(spec, size, devices, among["all_reduces"] if among else None)
+            return (op.calls * found.seconds, found.rests_on) if found else None
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +185,7 @@ def expect_step(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec) 
         high=high * seconds,
         kernel_seconds=kernels,
         reduces=reduces,
+        reduce_seconds=reduced[0] if (reduced := reduce_seconds(predicted, spec)) else None,
         rests_on=(*other, said["rests_on"], *sorted(rests)),
     )
 

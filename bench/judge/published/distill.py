@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.judge.published import aiconfigurator, fit, server_fit, servers
+from bench.judge.published import aiconfigurator, fit, link_fit, server_fit, servers
 from bench.judge.published.aiconfigurator import SHAPE
 from bench.judge.published.table import FILE, Array, Table, mixed, rounded, save
 from bench.judge.published.wheel import Package
@@ -45,7 +45,7 @@ def distill(package: Package, path: Path = FILE) -> tuple[dict[str, Table], dict
     kept = kept.take(order)
     columns = {**kept.columns, "seconds": rounded(kept["seconds"])}
     kernels = Table(columns=columns, names=kept.names, sources=sources, left_out=full.left_out)
-    constants = fit.fit(kernels)
+    constants = {"constants": fit.fit(kernels), "all_reduces": link_fit.fit(kernels)}
     runs = servers.read(package, sources, constants)
     runs = Table(
         **{**vars(runs), "columns": {n: rounded(v) if v.dtype.kind == "f" else v for n, v in runs.columns.items()}}
@@ -53,7 +53,7 @@ def distill(package: Package, path: Path = FILE) -> tuple[dict[str, Table], dict
     tables = {"kernels": kernels, "servers": runs}
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, tables)
-    return tables, {"constants": constants, "servers": server_fit.fit(runs)}
+    return tables, {**constants, "servers": server_fit.fit(runs)}
 
 
 def size_class(size: Array) -> Array:

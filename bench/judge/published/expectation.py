@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from bench.devices import find
+from bench.judge.published import link_fit
 from bench.judge.published.table import Array, Table
 from bench.judge.published.work import Floor, rates, work
-from bench.predict import expected
+from bench.predict import collectives, expected
 
 
 def shape(op: str, rows: Table, floor: Floor) -> expected.Kernels | None:
@@ -67,4 +68,7 @@ def expectation(table: Table) -> Array:
             kernels = shape(op, rows, work(rows))
             if kernels is not None:
                 seconds[index] = expected.total(expected.terms(kernels, found.constants, parts(rows), warm=True))
+    for library, gen, index in link_fit.groups(table):
+        if said := expected.all_reduces().get(f"{library} {gen}"):
+            seconds[index] = link_fit.predicted(collectives.Library.of(said), table.take(index))
     return seconds

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.judge.published.fit import simplex
+from bench.judge.published.search import simplex
 from bench.judge.published.table import Array, Table
 from bench.predict.step_expected import server_seconds
 

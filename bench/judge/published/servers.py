@@ -52,7 +52,8 @@ WEIGHTS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": 
 
 
 def read(package: Package, sources: dict[str, Any], constants: Mapping[str, Any]) -> Table:
-    """The runs whose part and model are known. `constants` are those of kernels, as in `expected.json`.
+    """The runs whose part and model are known. `constants` are those of kernels and of all-reduces, as in
+    `expected.json`.
 
     Raises `BadRequest` if the package has no runs.
     """

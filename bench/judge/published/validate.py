@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.devices import DEVICES, find
-from bench.judge.published import fit, server_fit
+from bench.judge.published import fit, link_fit, server_fit
 from bench.judge.published.expectation import expectation, generations
 from bench.judge.published.table import Array, Table, load
 from bench.judge.published.work import WARM, Floor, work
@@ -32,6 +32,7 @@ TARGETS: tuple[tuple[str, Mapping[str, Any], float, float], ...] = (
         0.25,
         1.0,
     ),
+    ("all-reduces, 8 KB to 16 MB", {"op": "all_reduce", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
     *(
         (f"8 and 4 bits, {title}, from 64 MB", {"op": op, "stored": LOW, "least": 64e6, "rows": 128}, 0.20, 0.60)
         for LOW in [("fp8", "fp8_block", "int8", "int4", "mxfp4", "nvfp4")]
@@ -166,6 +167,8 @@ def in_sample(rows: Table) -> Array:
                 )
                 index = np.flatnonzero(mine)
                 found[index] |= fit.declared(rows.take(index), op, part, software)
+    for _, gen, index in link_fit.groups(rows):
+        found[index] |= link_fit.declared(rows.take(index), gen)
     return found
 
 

@@ -1,0 +1,113 @@
+"""The constants of expected all-reduces (`bench/predict/collectives.py`), fitted on declared rows.
+
+For each library and generation the newest version on one part is fitted; other versions and parts are out of sample.
+Kernels that were launched one by one from the host are left out: their 20 us are the launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from bench.devices import find
+from bench.judge.published.search import simplex
+from bench.judge.published.table import Array, Table
+from bench.judge.published.work import rates
+from bench.predict import expected
+from bench.predict.collectives import LEAST, LIBRARIES, MOST, Algorithm, Library, seconds
+
+STARTS = (
+    {"one_shot": (3e-6, 1e-6, 0.6), "two_shot": (8e-6, 2e-6, 0.7)},
+    {"one_shot": (5e-6, 3e-6, 0.3), "two_shot": (10e-6, 4e-6, 0.5)},
+)
+"""Where the search starts: the better of two ends is taken."""
+
+
+def in_graph(rows: Table) -> Array:
+    """A mask: all-reduces of a decode step's size that were launched from a graph, or by a library of its own."""
+    eager = np.array(["eager" in name for name in rows.names["kernel"]], dtype=bool)[rows["kernel"]]
+    size = 2 * rows["N"].astype(np.int64)
+    reduces = rows["op"] == rows.code("op", "all_reduce") if "all_reduce" in rows.names["op"] else False
+    return reduces & ~eager & (size >= LEAST) & (size <= MOST)
+
+
+def groups(rows: Table) -> Iterator[tuple[str, str, Array]]:
+    """Library and generation, and the index of their rows. An engine that calls NCCL counts as NCCL."""
+    mask = in_graph(rows)
+    by_nccl = np.array([name == "NCCL" for name in rows.names["kernel"]], dtype=bool)[rows["kernel"]]
+    libraries = np.where(by_nccl, "nccl", rows.text("software").astype(str))
+    gens = np.array([expected.generation(find(name)) for name in rows.names["part"]], dtype=object)[rows["part"]]
+    for library in LIBRARIES:
+        mine = mask & (libraries == library)
+        for gen in expected.FITTED_ON:
+            index = np.flatnonzero(mine & (gens == gen))
+            if len(index):
+                yield library, gen, index
+
+
+def declared(rows: Table, gen: str) -> Array:
+    """A mask over the rows of one group: the newest version on the part that is fitted."""
+    part = expected.FITTED_ON[gen]
+    if part not in rows.names["part"]:
+        return np.zeros(len(rows), dtype=bool)
+    mine = rows["part"] == rows.code("part", part)
+    versions = rows.text("version")
+    newest = max(set(versions[mine]), key=as_numbers, default="")
+    return mine & (versions == newest)
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """`1.3.0rc20` as (1, 3, 0, 20)."""
+    return tuple(int("".join(c for c in word if c.isdigit()) or 0) for word in version.replace("rc", ".").split("."))
+
+
+def fit(table: Table) -> dict[str, Any]:
+    """The constants by `library generation`, with what they rest on and the spread on all other rows."""
+    stored = {}
+    for library, gen, index in groups(table):
+        rows = table.take(index)
+        mine = declared(rows, gen)
+        if mine.sum() < 12 or not np.isfinite(links(rows)).all():
+            continue
+        said = constants(rows.take(np.flatnonzero(mine)))
+        others = rows.take(np.flatnonzero(~mine)) if not mine.all() else rows
+        ratio = others["seconds"] / predicted(Library.of(said), others)
+        version = rows.text("version")[mine][0]
+        stored[f"{library} {gen}"] = said | {
+            "rests_on": f"{int(mine.sum())} all-reduces of {library} {version} on {expected.FITTED_ON[gen]} "
+            "(aiconfigurator-core)",
+            "spread": [round(float(value), 3) for value in np.percentile(ratio, (10, 50, 90))],
+        }
+    return stored
+
+
+def links(rows: Table) -> Array:
+    """The datasheet's bandwidth of each row's link in B/s; NaN where none is published."""
+    return rates(rows)[0]
+
+
+def predicted(library: Library, rows: Table) -> Array:
+    size, ranks = 2.0 * rows["N"], rows["tp"].astype(np.float64)
+    found: Array = seconds(library, size=size, ranks=ranks, link=links(rows))
+    return found
+
+
+def constants(rows: Table) -> dict[str, Any]:
+    def error(logs: Array) -> float:
+        return float(np.mean(np.abs(np.log(rows["seconds"] / predicted(library_of(logs), rows)))))
+
+    ends = [simplex(error, np.log([*start["one_shot"], *start["two_shot"]]), steps=1500) for start in STARTS]
+    best = library_of(min(ends, key=error))
+    return {
+        name: {field: float(f"{value:.3g}") for field, value in vars(algorithm).items()}
+        for name, algorithm in (("one_shot", best.one_shot), ("two_shot", best.two_shot))
+    }
+
+
+def library_of(logs: Array) -> Library:
+    values = [float(value) for value in np.exp(logs)]
+    names = ("start", "rank", "rate")
+    one, two = (Algorithm(**dict(zip(names, each, strict=True))) for each in (values[:3], values[3:]))
+    return Library(one_shot=one, two_shot=two)
