@@ -142,6 +142,8 @@ class Tolerance:
     """How far `slope` may be from 1, and `bias` from 0, beyond their own noise; None: any value."""
     roundings: int | None = None
     """Roundings to the output's type in series, that of the output among them, as far as their noise is known."""
+    each_sequence: bool = False
+    """Is each sequence, an index of the first dimension, judged by its own slope and noise too?"""
 
 
 def poison_with_nan(case: Case, inputs: Inputs, output: torch.Tensor) -> None:

@@ -106,8 +106,13 @@ def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[
     for first in range(0, len(copies), group):
         indices = range(first, min(first + group, len(copies)))
         reference = torch.stack([op.reference(case, copies[k]) for k in indices])
+        if tolerance.each_sequence:
+            # the sequences of all copies, one after another
+            reference = reference.flatten(0, 1)
         for i, written in enumerate(outputs):
             found = torch.stack([written[k].detach() for k in indices])
+            if tolerance.each_sequence:
+                found = found.flatten(0, 1)
             errors = compare(found, reference, tolerance)
             if not errors.passed:
                 where = f"copies {first} to {indices[-1]}" if group > 1 else f"copy {first}"

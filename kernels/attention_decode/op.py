@@ -141,7 +141,7 @@ def marks_of(case: AttentionCase, device: str, seed: int) -> Marks:
 def value_codes(case: AttentionCase, marks: Marks) -> float:
     """Codes of an 8-bit cache that stand for an ordinary value, a power of two. The largest marked value fills the
     type, as if scales were made from the largest value of a group, and may lose a tenth."""
-    return 2.0 ** math.floor(math.log2(1.1 * LARGEST[case.kv] / marks.amplitude))
+    return 2.0 ** math.floor(math.log2(1.1 * LARGEST[case.kv] / (marks.amplitude * marks.emphasis)))
 
 
 def first_pages(case: AttentionCase, table: torch.Tensor, length: int) -> list[int]:
@@ -296,7 +296,9 @@ def tolerance(case: AttentionCase) -> Tolerance:
     why = "probabilities and o are each rounded to its type once"
     rounds_to = "bf16" if case.kv and case.dtype == "fp16" else case.dtype
     roundings = 2 if rounds_to == case.dtype else None
-    return rounded(rounds_to, terms="T terms", max_units=8, rms_units=1, roundings=roundings, why=why)
+    return rounded(
+        rounds_to, terms="T terms", max_units=8, rms_units=1, roundings=roundings, each_sequence=True, why=why
+    )
 
 
 def cases(suite: str) -> list[AttentionCase]:

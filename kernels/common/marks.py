@@ -8,7 +8,7 @@ So every token gets a mark: the query heads of one class attend to it, and its v
   tokens among them, `depth` tokens to a cell; the other half attend to chosen tokens only, one to a cell.
 - **Scores**, in units of ln 2. Each class has a channel, one dim of the keys. A query holds 1 / (KEY_STEP x softmax
   scale) units in the channel of its class, 0 in the other channels, and small random values elsewhere, which move its
-  scores by 0.1 nats. In the channel of a class a key holds KEY_STEP times its score: `raised` + f with f ~ U(0, 1) for
+  scores by 0.05 nats. In the channel of a class a key holds KEY_STEP times its score: `raised` + f with f ~ U(0, 1) for
   the tokens of this class, and `ground` for all others, which together take a thirtieth of the mass of the raised
   ones. The sink, the first token that every query sees, takes four fifths of the softmax in every class; its value is
   zero.
@@ -16,20 +16,22 @@ So every token gets a mark: the query heads of one class attend to it, and its v
   its dim, so that each mark adds the same a = p A to its cell.
 
 **Ten tolerances.** Take a row with one token to a cell. The ordinary values of its `dims` tokens add noise of
-sqrt(2.2 dims) p to each element (2.2 is the mean of 4^f); A = 6 sqrt(dims) makes this 0.25 a. So an element is
-a (1 + 0.25 z), z ~ N(0, 1), and the row has an rms of 1.03 a. If the token is missing, the element is wrong by a. Its
-`max_rel` (see `compare.py`) is 1 / (1 + 0.25 z + 1.03): 0.49 for z = 0, and 0.33 for z = 4. The tolerance in bf16 is
-8 x 2^-8 = 0.031, so this is more than ten of them. A doubled token adds a too, and a misplaced one leaves its cell. The
-rows with chosen tokens are such rows for every T.
+sqrt(2.2 dims) p to each element (2.2 is the mean of 4^f); A = 10 sqrt(dims) makes this 0.15 a. The noise of its
+score moves the mark itself by 5%. So an element is a (1 + 0.05 y + 0.15 z), with y and z ~ N(0, 1), and the row has an
+rms of 1.01 a. If the token is missing, the element is wrong by a (1 + 0.05 y). Its `max_rel` (see `compare.py`) is
+(1 + 0.05 y) / (2.01 + 0.05 y + 0.15 z): 0.50 without noise. The tolerance in bf16 is 8 x 2^-8 = 0.031. Ten of them are
+missed where 0.11 y - 0.15 z < -1.19, which is 6.4 standard deviations: one token in 10^10. A doubled token adds a too,
+and a misplaced one leaves its cell. The rows with chosen tokens are such rows for every T.
 
 **One tolerance.** Where k = `depth` tokens share a cell, it has an rms of a sqrt(k), and a lost token is a `max_rel` of
 1 / (sqrt(k) (1 + |z|)): above 0.031 for k = 64 and |z| < 3. Llama-3.1-8B with T = 131,072 has k = 64. So there 99% of
 all tokens show, and the 2,048 chosen ones by ten tolerances.
 
 The chosen differ from seed to seed. The first and the last token of every range and all tokens of a draft are always
-among them. The edges between sixteenths of T come next, and then the edges of pages and of blocks of 64, where splits
-begin and end: each is preferred to the other tokens of its cell. A model with one query head for a KV head has no class
-to spare for them: if it has more tokens than KV heads x dims, k of them share a cell, and that is all.
+among them, and no two of these share a cell, unless they are more than the cells. The edges between sixteenths of T
+come next, and then the edges of pages and of blocks of 64, where splits begin and end: each is preferred to the other
+tokens of its cell. A model with one query head for a KV head has no class to spare for them: if it has more tokens than
+KV heads x dims, k of them share a cell. There only the ends are chosen, and their values are twice as large.
 
 **Systematic errors** show too: the sink scores log2(6 tokens of a row) units more than the raised tokens, 5 to 9 nats.
 A softmax scale that is off by 0.1% changes its share, and with it all other shares, by 0.4 to 0.7% (see `compare.py`).
@@ -65,7 +67,7 @@ SINK_RATIO = 4.0
 SHORTEST_WITH_SINK = 2
 """Tokens. If a sequence is a sink alone, its output is zero and shows nothing."""
 
-NOISE = 0.1
+NOISE = 0.05
 """Standard deviation of a score, in nats, that comes from the ordinary values of query and key."""
 
 BLOCK = 64
@@ -77,8 +79,8 @@ class Marks:
     """Tables over the tokens [0, T) on one device, int64 but for the scores.
 
     Token t is raised to `score[t]` for class `group[t]` of KV head `head[t]`. If `chosen[t]`, it is raised as much for
-    class `second[t]`. Its value has the amplitude 2^-(score[t] - raised) A in `dim[t]`. Class c has the key's dim
-    `channels + c` as its channel.
+    class `second[t]`. Its value has the amplitude 2^-(score[t] - raised) A in `dim[t]`, times `emphasis` if it is
+    chosen. Class c has the key's dim `channels + c` as its channel.
     """
 
     head: torch.Tensor
@@ -111,7 +113,12 @@ class Marks:
     @property
     def amplitude(self) -> float:
         """A, in standard deviations of ordinary values."""
-        return 6 * self.dims**0.5
+        return 10 * self.dims**0.5
+
+    @property
+    def emphasis(self) -> float:
+        """2 if chosen tokens share their cells with others."""
+        return 2.0 if self.depth > 1 and not self.for_chosen else 1.0
 
     def sink_scores(self, tokens: int) -> list[float]:
         """For each class, the score of the sink of a sequence of so many tokens."""
@@ -159,8 +166,12 @@ def draw_marks(
     for edge in {page, BLOCK} - {0, 1}:
         wanted += 0.5 * ((t % edge == 0) | (t % edge == edge - 1))
     wanted[[edge + side for edge in range(0, T, cdiv(T, 16)) if edge for side in (-1, 0)]] += 2.0
-    wanted[ends(sequences, q_len)] = 8.0
-    place = (head * max(1, for_chosen) + second) * dims + dim
+    row = head * max(1, for_chosen) + second
+    at_an_end = ends(sequences, q_len)
+    if cells < T or for_chosen:
+        set_apart(at_an_end, row, dim, dims)
+    wanted[at_an_end] = 8.0
+    place = row * dims + dim
     best = torch.zeros(heads * max(1, for_chosen) * dims).scatter_reduce_(0, place, wanted, "amax")
     tables = {
         "head": head,
@@ -168,10 +179,10 @@ def draw_marks(
         "dim": dim,
         "second": second,
         "score": raised + torch.rand(T, generator=generator),
+        "chosen": wanted == 8.0 if cells < T and not for_chosen else wanted == best[place],
     }
     return Marks(
         **{name: table.to(device) for name, table in tables.items()},
-        chosen=(wanted == best[place]).to(device),
         T=T,
         raised=raised,
         heads=heads,
@@ -190,6 +201,16 @@ def ends(sequences: Sequence[Ranges], q_len: int) -> list[int]:
             if end > start:
                 found |= {start, *range(max(start, end - q_len), end)}
     return sorted(found)
+
+
+def set_apart(tokens: Sequence[int], row: torch.Tensor, dim: torch.Tensor, dims: int) -> None:
+    """Move these tokens to other dims of their row where two of them have the same one, as long as dims are left."""
+    taken: set[tuple[int, int]] = set()
+    for t in tokens:
+        r, first = int(row[t]), int(dim[t])
+        free = ((first + step) % dims for step in range(dims))
+        dim[t] = next((d for d in free if (r, d) not in taken), first)
+        taken.add((r, int(dim[t])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +263,7 @@ def write_marks(
         keys.put(own, marks.channels + marks.second[token], torch.where(marks.chosen[token], score, ground))
     keys.put(own, marks.channels + marks.group[token], score)
     sign = 2 * draw.integers(0, 2, tuple(token.shape)) - 1
+    sign = sign * torch.where(marks.chosen[token], marks.emphasis, 1.0)
     values.put(own, marks.dim[token], sign * torch.exp2(marks.raised - marks.score[token]) * (marks.amplitude * unit))
     if sinks:
         page = torch.tensor([[[s.page]] for s in sinks], device=device)

@@ -74,3 +74,15 @@ def test_the_worst_of_all_copies_counts_and_the_first_fault_is_told(monkeypatch:
 def test_of_no_implementation_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     op: Any = Doubling(monkeypatch)
     assert gate.check_copies(op, SimpleNamespace(), COPIES, []) == []
+
+
+def test_sequences_of_all_copies_are_judged_one_by_one() -> None:
+    """[B, q_len, heads, D] of five copies: the second sequence of the last copy is too large by 0.2%."""
+    copies = [{"x": torch.randn(2, 1, 16, 64, generator=torch.Generator().manual_seed(k))} for k in range(5)]
+    y = [(2 * copy["x"]).bfloat16() for copy in copies]
+    y[4][1] = (2.004 * copies[4]["x"][1]).bfloat16()
+    unit = 2.0**-8
+    tolerance = Tolerance(max_rel=8 * unit, rms_rel=unit, slope=0.0625 * unit, each_sequence=True)
+    op: Any = SimpleNamespace(tolerance=lambda case: tolerance, reference=lambda case, inputs: 2 * inputs["x"])
+    (found,) = gate.check_copies(op, SimpleNamespace(), copies, [y])
+    assert "of sequence 9" in (found.reason or "")

@@ -125,6 +125,44 @@ def test_latent_attention(case: MlaCase, seeds: int) -> None:
     all_caught(case, attend(), attention_faults(1.007, *(["latent_scale"] if case.kv else [])), seeds)
 
 
+def missed_in_one_of(batch: int, case: Any, wrong: dict[str, Kernel], seeds: int) -> Counter[str]:
+    """For how many seeds a fault in a single sequence is not seen; the other sequences are right, and all alike."""
+    op: Any = OPS[type(case)]
+    found: Counter[str] = Counter()
+    for seed in range(seeds):
+        inputs = op.inputs(case, "cpu", seed)
+        expected, tolerance = op.reference(case, inputs).expand(batch, -1, -1, -1), op.tolerance(case)
+        y = attend()(case, inputs).repeat(batch, 1, 1, 1)
+        found["right"] += not compare(y, expected, tolerance).passed
+        for name, kernel in wrong.items():
+            y[batch // 3] = kernel(case, inputs)[0]
+            found[name] += compare(y, expected, tolerance).passed
+    return +found
+
+
+@pytest.mark.parametrize(
+    ("batch", "seeds"),
+    [
+        pytest.param(16, 2, marks=pytest.mark.slow),
+        *(pytest.param(batch, 100, marks=pytest.mark.exhaustive) for batch in (16, 256)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("case", "gain", "scales"),
+    [
+        (heads(4096, page=16), 1.002, ()),
+        (heads(4096, kv="fp8"), 1.002, ("k_scale", "v_scale")),
+        (MlaCase(B=1, H=16, T=2048, L=512), 1.007, ()),
+    ],
+    ids=lambda value: getattr(value, "id", None),
+)
+def test_one_sequence_of_a_batch(case: Any, gain: float, scales: tuple[str, ...], batch: int, seeds: int) -> None:
+    """`offset` is left out: of one sequence, it is not told from the noise."""
+    faults = attention_faults(gain, *scales)
+    del faults["offset"]
+    assert missed_in_one_of(batch, case, faults, seeds) == {}
+
+
 def in_bf16(y: torch.Tensor, gain: float) -> torch.Tensor:
     return (y.float() * gain).bfloat16()
 
@@ -227,6 +265,7 @@ def test_small_shapes_in_every_run() -> None:
     """Two seeds of each operation, so that a change of the gate or of the inputs is noticed at once."""
     all_caught(heads(512, kv="int8"), attend(), attention_faults(1.002, "k_scale", "v_scale"), seeds=2)
     all_caught(MlaCase(B=1, H=16, T=512, L=512), attend(), attention_faults(1.007), seeds=2)
+    assert missed_in_one_of(64, heads(1024), {"gain": attend(Fault(gain=1.002))}, seeds=1) == {}
     for case in (GemvCase(B=2, N=512, K=512, weights="fp8_block"), GemvCase(B=2, N=512, K=512)):
         all_caught(case, gemv, gemv_faults(case), seeds=2)
     all_caught(FfnCase(B=4, hidden=512, ffn=512), ffn, FFN_FAULTS, seeds=2)

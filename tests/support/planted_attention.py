@@ -22,7 +22,7 @@ from kernels.op import Inputs
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """What the query rows of one KV head see: scores `[rows, T]` in nats (-inf: not seen) and values `[T, D]`, which
-    are those of a quantized cache divided by their `scale [T]`."""
+    are those of a quantized cache divided by their `scale [T]`. A learned sink is one more token, whose value is 0."""
 
     scores: torch.Tensor
     values: torch.Tensor
@@ -61,14 +61,19 @@ def attention_heads(case: AttentionCase, inputs: Inputs, b: int, more: int = 0) 
     if case.window:
         unseen |= (t <= last - case.window) & (t >= case.sinks)
     q = inputs["q"][b].float().view(case.q_len, case.H_kv, case.group, case.D)
-    return [
-        Head(
-            scores=(q[:, h].flatten(0, 1) @ k[:, h].T * case.softmax_scale).masked_fill(unseen, -torch.inf),
-            values=v[:, h] / scale[:, h, None],
-            scale=scale[:, h],
-        )
-        for h in range(case.H_kv)
-    ]
+    heads = []
+    for h in range(case.H_kv):
+        scores = q[:, h].flatten(0, 1) @ k[:, h].T * case.softmax_scale
+        if case.softcap:
+            scores = case.softcap * torch.tanh(scores / case.softcap)
+        scores, values, scales = scores.masked_fill(unseen, -torch.inf), v[:, h] / scale[:, h, None], scale[:, h]
+        if case.sink_logits:
+            logits = inputs["sink_logits"].view(case.H_kv, case.group)[h].repeat(case.q_len)
+            scores = torch.cat([scores, logits[:, None]], dim=1)
+            values, scales = (torch.cat([x, torch.ones_like(x[:1])]) for x in (values, scales))
+            values[-1] = 0
+        heads.append(Head(scores=scores, values=values, scale=scales))
+    return heads
 
 
 def mla_head(case: MlaCase, inputs: Inputs, b: int) -> Head:
@@ -111,6 +116,19 @@ def attend(head: Head, dtype: torch.dtype, fault: Fault, splits: int) -> torch.T
     size = torch.stack(sizes)
     o = (torch.stack(parts) * size).sum(dim=0) / size.sum(dim=0).clamp_min(1e-30)
     return o * fault.gain
+
+
+def worth_of(heads: list[Head], tokens: torch.Tensor) -> torch.Tensor:
+    """For each of these tokens, how wrong the output is without it: `max_rel` of `compare`, without any rounding."""
+    best = torch.zeros(len(tokens))
+    for head in heads:
+        p, values = torch.softmax(head.scores, dim=-1), head.values * head.scale[:, None]
+        o = p @ values
+        scale = o.abs() + o.square().mean(dim=-1, keepdim=True).sqrt()
+        for p_row, o_row, scale_row in zip(p[:, tokens], o, scale, strict=True):
+            change = (p_row / (1 - p_row))[:, None] * (o_row - values[tokens])
+            best = best.maximum((change.abs() / scale_row).amax(dim=-1))
+    return best
 
 
 def all_heads(case: Any, inputs: Inputs, more: int = 0) -> list[list[Head]]:
