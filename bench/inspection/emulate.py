@@ -29,7 +29,7 @@ LARGEST = 3 << 30
 
 def program(launch: KernelLaunch, sm: int) -> Program:
     """Compile a launch for `sm` and bind its arguments, whose tensors must be on the host."""
-    binary = compiled(launch, sm)
+    binary = compiled(launch, sm, assemble=False)
     _, signature, _, _ = bind(launch, sm)
     layouts = iter(getattr(binary.metadata, "tensordesc_meta", None) or ())
     arguments: list[Any] = []

@@ -3,10 +3,11 @@
 A kernel is written as a Numba function, but nothing here imports Numba before a kernel is called. Without Numba every
 kernel is refused, and all else works.
 
-Compiled code is kept in `<cache>/decodebench/numba-<digest of these sources>`, where `<cache>` is `$NUMBA_CACHE_DIR`,
-`$XDG_CACHE_HOME` or `~/.cache`, whichever is set first. Numba itself looks only at the file of a function, not at what
-the function calls, so the digest is in the path: a change anywhere compiles anew. Where that directory cannot be
-written, kernels are compiled again in every process, which takes some seconds for each operation.
+Compiled code is kept in `<cache>/decodebench/numba-<version>-<digest of these sources>`, where `<cache>` is
+`$NUMBA_CACHE_DIR`, `$XDG_CACHE_HOME` or `~/.cache`, whichever is set first. Numba itself looks only at the file of a
+function, not at what the function calls, so the digest is in the path: a change anywhere compiles anew. The version is
+there too, because an index that another version wrote is thrown away. Where that directory cannot be written, kernels
+are compiled again in every process, which takes some seconds for each operation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +108,8 @@ def cache_directory() -> str:
     for path in sorted(root.rglob("cpu_*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     try:
-        path = (Path(given) if given else Path.home() / ".cache") / "decodebench" / f"numba-{digest.hexdigest()[:12]}"
+        ours = (Path(given) if given else Path.home() / ".cache") / "decodebench"
+        path = ours / f"numba-{version('numba')}-{digest.hexdigest()[:12]}"
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return str(path)

@@ -26,6 +26,7 @@ from tests.kernels.test_ops import in_bf16
 from tests.support.uninterpreted import elsewhere
 
 HOST = Target(kind="cpu", name="host", sm_count=2, l2_bytes=1 << 20)
+HERE = "tests.inspection.test_compiled_kernels"
 SMS = 4
 """So few SMs that even tiny shapes are split among them."""
 OURS = [(op.name, impl.name) for op in discover().values() for impl in implementations(op.name)[0] if impl.build]
@@ -72,17 +73,43 @@ def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None, without: str 
     return errors
 
 
-def gated(name: str, impl_name: str, sm: int, seed: int | None, most: int = 1000) -> dict[str, str]:
-    """What the gate says about the small cases, with bf16 for fp16; "" for a pass."""
+def small_cases(name: str, impl_name: str, sm: int) -> list[Any]:
+    """What the implementation takes of the small cases, with bf16 for fp16."""
     op, impl = found(name, impl_name)
-    cases = [c for c in dict.fromkeys(map(in_bf16, op.cases("test"))) if impl.supports(c, part(sm)) is None]
-    return {case.id: gate(op, impl, case, sm, seed).reason or "" for case in cases[:most]}
+    return [c for c in dict.fromkeys(map(in_bf16, op.cases("test"))) if impl.supports(c, part(sm)) is None]
+
+
+def options(name: str, impl_name: str, case: Any, sm: int) -> set[tuple[Any, ...]]:
+    """What a case asks its kernels to compile: types, and constants. Of integers: whether they are 0, 1 or more."""
+    op, impl = found(name, impl_name)
+    asked: set[tuple[Any, ...]] = set()
+    for launch in launches(impl, case, op.inputs(case, "meta", 0), part(sm)):
+        kernel = launch.kernel.fn.__name__
+        asked |= {(kernel, n, str(getattr(v, "dtype", type(v)))) for n, v in launch.args.items()}
+        asked |= {(kernel, n, min(v, 2) if type(v) is int else str(v)) for n, v in launch.constexprs.items()}
+    return asked
+
+
+def covering(name: str, impl_name: str, sm: int) -> list[Any]:
+    """A few small cases that together ask for every option that one of them asks for. Compiling one takes a second."""
+    asked = {case: options(name, impl_name, case, sm) for case in small_cases(name, impl_name, sm)}
+    left, chosen = set().union(*asked.values()), []
+    while left:
+        chosen.append(max(asked, key=lambda case: len(asked[case] & left)))
+        left -= asked[chosen[-1]]
+    return chosen
+
+
+def gated(name: str, impl_name: str, sm: int, seed: int | None, cases: list[Any]) -> dict[str, str]:
+    """What the gate says about the cases; "" for a pass."""
+    return {case.id: gate(*found(name, impl_name), case, sm, seed).reason or "" for case in cases}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cases", ["covering", pytest.param("small_cases", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(("op", "impl"), OURS)
-def test_compiled_kernels_pass_the_gate(op: str, impl: str) -> None:
-    said = elsewhere("tests.inspection.test_compiled_kernels", f"t.gated({op!r}, {impl!r}, 90, None)")
+def test_compiled_kernels_pass_the_gate(op: str, impl: str, cases: str) -> None:
+    said = elsewhere(HERE, f"t.gated({op!r}, {impl!r}, 90, None, t.{cases}({op!r}, {impl!r}, 90))")
     assert said
     assert not any(said.values()), said
 
@@ -90,14 +117,14 @@ def test_compiled_kernels_pass_the_gate(op: str, impl: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ["attention_decode", "ffn_gemv", "mla_decode"])
 def test_kernels_compiled_for_the_generation_before_pass_too(op: str) -> None:
-    said = elsewhere("tests.inspection.test_compiled_kernels", f"t.gated({op!r}, 'triton', 80, None, most=6)")
+    said = elsewhere(HERE, f"t.gated({op!r}, 'triton', 80, None, t.covering({op!r}, 'triton', 80)[:6])")
     assert not any(said.values()), said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "impl"), OURS)
 def test_they_pass_in_whatever_order_warps_go(op: str, impl: str) -> None:
-    said = elsewhere("tests.inspection.test_compiled_kernels", f"t.gated({op!r}, {impl!r}, 90, 1, most=2)")
+    said = elsewhere(HERE, f"t.gated({op!r}, {impl!r}, 90, 1, t.covering({op!r}, {impl!r}, 90)[:2])")
     assert not any(said.values()), said
 
 
@@ -129,7 +156,7 @@ def sabotage() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_kernels_without_what_orders_their_steps_fail() -> None:
-    said = elsewhere("tests.inspection.test_compiled_kernels", "t.sabotage()")
+    said = elsewhere(HERE, "t.sabotage()")
     assert said.pop("whole") == ""
     assert all(said.values()), said
 
@@ -150,8 +177,8 @@ def fault(change: Callable[[dict[str, Any]], None]) -> str:
 @pytest.mark.slow
 def test_a_page_that_does_not_exist_is_a_fault() -> None:
     code = "t.fault(lambda inputs: inputs['block_table'].fill_(1 << 20))"
-    assert "outside of every tensor" in elsewhere("tests.inspection.test_compiled_kernels", code)
-    assert elsewhere("tests.inspection.test_compiled_kernels", "t.fault(lambda inputs: None)") == ""
+    assert "outside of every tensor" in elsewhere(HERE, code)
+    assert elsewhere(HERE, "t.fault(lambda inputs: None)") == ""
 
 
 # ---- the compiled code asks for the bytes that are predicted
@@ -189,7 +216,7 @@ def traffic() -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 def test_compiled_code_asks_for_the_bytes_that_are_predicted() -> None:
     """DRAM delivers at least what was touched and at most what was asked for; the L2 makes the difference."""
-    for name, said in elsewhere("tests.inspection.test_compiled_kernels", "t.traffic()").items():
+    for name, said in elsewhere(HERE, "t.traffic()").items():
         assert said["compulsory"] <= said["touched"] <= 1.01 * said["predicted"] + said["l2"], (name, said)
         assert 0.999 <= said["asked"] / (said["predicted"] + said["l2"]) <= 1.05, (name, said)
 
@@ -214,4 +241,4 @@ def left_on_the_way(buffers: int) -> float:
 @pytest.mark.slow
 def test_two_buffers_leave_nothing_under_way_during_products() -> None:
     """Triton starts a copy after the products of a block, so with two buffers DRAM waits for the products."""
-    assert elsewhere("tests.inspection.test_compiled_kernels", "[t.left_on_the_way(n) for n in (2, 3)]") == [0, 10240]
+    assert elsewhere(HERE, "[t.left_on_the_way(n) for n in (2, 3)]") == [0, 10240]

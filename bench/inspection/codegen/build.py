@@ -78,15 +78,26 @@ def configuration(launch: KernelLaunch, sm: int) -> str:
     return repr((name, signature, constants, attributes, launch.options))
 
 
-def compiled(launch: KernelLaunch, sm: int) -> Any:
-    """Triton's compiled kernel, with its listings in `.asm`."""
+def compiled(launch: KernelLaunch, sm: int, *, assemble: bool = True) -> Any:
+    """Triton's compiled kernel, with its listings in `.asm`. Unless `assemble`, they end with the PTX."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     options, signature, constants, attributes = bind(launch, sm)
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options.__dict__)
+    with knobs.runtime.scope():
+        if not assemble:
+            knobs.runtime.add_stages_inspection_hook = without_assembler
+        return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options.__dict__)
+
+
+def without_assembler(backend: Any = None, stages: dict[str, Any] | None = None, *_: Any) -> tuple[str, str]:
+    """Triton calls it once for a part of the key in its cache, and once with the stages of compiling."""
+    if stages:
+        stages["cubin"] = lambda ptx, metadata: b""
+    return "without assembler", ""
 
 
 @cache
