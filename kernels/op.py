@@ -151,6 +151,11 @@ def poison_with_nan(case: Case, inputs: Inputs, output: torch.Tensor) -> None:
     output.fill_(float("nan") if output.dtype.is_floating_point else -(2**7) + 1)
 
 
+def as_stored(case: Case, output: torch.Tensor) -> torch.Tensor:
+    """The output as it is, where it holds the numbers that the reference gives."""
+    return output
+
+
 @dataclass(frozen=True, kw_only=True)
 class Op(Generic[CaseT]):
     """One operation. `reference` computes in fp32 or fp64 torch and never calls what it checks.
@@ -176,6 +181,9 @@ class Op(Generic[CaseT]):
     tolerance: Callable[[CaseT], Tolerance]
     volatile: tuple[str, ...]
     poison: Callable[[CaseT, Inputs, torch.Tensor], None] = poison_with_nan
+    decoded: Callable[[CaseT, torch.Tensor], torch.Tensor] = as_stored
+    """What an output stands for, where it stores something else: codes and their scales, or numbers of experts. The
+    correctness gate compares this with the reference."""
 
     @property
     def is_ceiling(self) -> bool:

@@ -74,7 +74,8 @@ def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Lau
             exchange(inputs, fresh)
         output = poisoned_run(op, case, inputs, launch)
         late = late_write(output, target)
-        errors = compare(output, op.reference(case, inputs), tolerance, truncated=truncates(output, target))
+        found = op.decoded(case, output)
+        errors = compare(found, op.reference(case, inputs), tolerance, truncated=truncates(output, target))
         if late:
             errors = replace(errors, reason=late)
         elif changed and not errors.passed:
@@ -110,7 +111,7 @@ def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[
             # the sequences of all copies, one after another
             reference = reference.flatten(0, 1)
         for i, written in enumerate(outputs):
-            found = torch.stack([written[k].detach() for k in indices])
+            found = torch.stack([op.decoded(case, written[k].detach()) for k in indices])
             if tolerance.each_sequence:
                 found = found.flatten(0, 1)
             errors = compare(found, reference, tolerance)

@@ -107,6 +107,7 @@ def full() -> Iterable[GemvCase]:
     yield from of_model("qwen2.5-7b", "q k gate down")
     yield from of_model("qwen3-32b", "q o gate down")
     yield from of_model("gpt-oss-20b", "q o")
+    yield from of_model("gemma-3-27b", "lm_head")
     for size in (1024, 2048, 4096, 8192, 16384):
         yield GemvCase(B=1, N=size, K=size)
     for B in (1, 16):

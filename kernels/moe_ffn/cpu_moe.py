@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kernels.common.cpu_gated import activate
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
 from kernels.common.cpu_loops import convert
 from kernels.common.cpu_products import ROWS, multiply_rows
-from kernels.common.gated import ACTIVATIONS, ALPHA, CUBE, LIMIT, SQRT_2_OVER_PI
+from kernels.common.gated import ACTIVATIONS
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Inputs, Launch, Stage, Target
 
@@ -37,26 +38,6 @@ def sort_pairs(ids, E, k, first, pairs):
         expert = ids[pair]
         pairs[place[expert]] = pair
         place[expert] += 1
-
-
-@jit
-def activate(kind, g, u):
-    """h of `kernels/common/gated.py`; `kind` counts in its `ACTIVATIONS`."""
-    one = np.float32(1.0)
-    if kind == 0:
-        return g / (one + np.exp(-g)) * u
-    if kind == 1:
-        inner = np.float32(SQRT_2_OVER_PI) * (g + np.float32(CUBE) * g * g * g)
-        return g * (one + np.tanh(inner)) * np.float32(0.5) * u
-    # not min and max, which drop a NaN
-    limit = np.float32(LIMIT)
-    if g > limit:
-        g = limit
-    if u > limit:
-        u = limit
-    if u < -limit:
-        u = -limit
-    return g / (one + np.exp(-np.float32(ALPHA) * g)) * (u + one)
 
 
 @jit

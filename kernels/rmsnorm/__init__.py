@@ -1,0 +1,1 @@
+"""RMSNorm: the norm before and after each block of a layer."""

@@ -1,0 +1,198 @@
+"""h = x + residual and y[b, d] = h[b, d] / sqrt(mean_d h[b, d]^2 + EPSILON) w[d], of B tokens.
+
+x, residual, h and y are [B, D], w is [D]. Without a residual h is x. h is rounded to the type of x before the norm, as
+models do it, and is an output too. With 8-bit activations, y is stored as codes with a fp32 scale for each token:
+scale[b] = max_d |y[b, d]| / L and code = round(y / scale), with L = 448 for fp8 (e4m3) and 127 for int8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from kernels.common.compare import rounded
+from kernels.common.fields import TYPES, Dtype, OneOf
+from kernels.common.outliers import mark_columns, outliers
+from kernels.common.random_inputs import BYTES, LARGEST, RandomInputs, torch_dtype
+from kernels.models import MODELS
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+EPSILON = 1e-5
+"""`rms_norm_eps` of Llama; others have 1e-6."""
+
+LEAST = 1e-12
+"""The smallest scale of a token, so that a token of zeros has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormCase(Case):
+    """`activations` is the type of y: `dtype` (also if empty), or fp8 or int8."""
+
+    B: int
+    D: int
+    residual: bool = False
+    dtype: Dtype = "bf16"
+    activations: Annotated[str, OneOf("", *TYPES, *LARGEST)] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "activations", self.activations or self.dtype)
+        if self.activations in TYPES and self.activations != self.dtype:
+            raise ValueError(f"activations {self.activations}: they are {self.dtype} like dtype, fp8 or int8")
+
+    @property
+    def quantized(self) -> bool:
+        return self.activations != self.dtype
+
+    @property
+    def id(self) -> str:
+        parts = [f"B{self.B}", f"D{self.D}", *(["residual"] if self.residual else []), self.dtype]
+        return "-".join([*parts, *([f"y{self.activations}"] if self.quantized else [])])
+
+
+def of_model(model: str, B: int, activations: str = "") -> NormCase:
+    """The norm before a block of a layer, which also adds what the block before it gave."""
+    return NormCase(model=model, B=B, D=MODELS[model].hidden, residual=True, activations=activations)
+
+
+def cases(suite: str) -> list[NormCase]:
+    if suite == "smoke":
+        return [NormCase(B=64, D=4096, residual=True, dtype="fp32")]
+    if suite == "quick":
+        return [of_model("llama-3.1-8b", 1), of_model("llama-3.1-70b", 64, "fp8")]
+    if suite == "full":
+        return [
+            *(of_model("llama-3.1-8b", B) for B in (1, 16, 64, 256)),
+            *(of_model("llama-3.1-70b", B, kind) for kind in ("fp8", "int8") for B in (1, 64, 256)),
+            *(of_model("gpt-oss-20b", B) for B in (1, 64)),
+            NormCase(B=1, D=8192, model="llama-3.1-70b"),
+        ]
+    return [
+        NormCase(B=3, D=72, dtype="fp32"),
+        NormCase(B=5, D=130, residual=True, dtype="fp16"),
+        NormCase(B=2, D=64, residual=True, dtype="fp16", activations="fp8"),
+        NormCase(B=3, D=200, dtype="fp32", activations="int8"),
+    ]
+
+
+def inputs(case: NormCase, device: str, seed: int) -> Inputs:
+    """x, residual ~ N(0, 1) with outlier columns, and w ~ 1 + N(0, 1) / 4.
+
+    The outliers of codes are as small as the largest of the other values, or the codes of these would be 0.
+    """
+    draw = RandomInputs(device, seed)
+    made: Inputs = {"x": draw.normal((case.B, case.D), case.dtype)}
+    if case.residual:
+        made["residual"] = draw.normal((case.B, case.D), case.dtype)
+    mark_columns(made["x"], outliers(draw, case.D), size=0.05 if case.quantized else 0.25)
+    made["w"] = draw.normal((case.D,), case.dtype, scale=0.25)
+    if device != "meta":
+        made["w"] += 1
+    return made
+
+
+class Output(NamedTuple):
+    """Views of one tensor, which the launch returns; `scale` [B] without codes and `h` without a residual are empty."""
+
+    whole: torch.Tensor
+    y: torch.Tensor
+    scale: torch.Tensor
+    h: torch.Tensor
+
+
+def output(case: NormCase, device: torch.device) -> Output:
+    """y, then h, as rows of one tensor. With codes it is flat bytes: the scales, then h, then the codes."""
+    import torch
+
+    B, D, wide = case.B, case.D, torch_dtype(case.dtype)
+    if not case.quantized:
+        whole = torch.empty((2 if case.residual else 1) * B, D, dtype=wide, device=device)
+        return Output(whole, whole[:B], torch.empty(0, device=device), whole[B:])
+    scales, stored = 16 * ((4 * B + 15) // 16), BYTES[case.dtype] * B * D if case.residual else 0
+    whole = torch.empty(scales + stored + B * D, dtype=torch.uint8, device=device)
+    return views(case, whole, scales, stored)
+
+
+def views(case: NormCase, whole: torch.Tensor, scales: int, stored: int) -> Output:
+    """The parts of flat bytes: `scales` bytes of scales, `stored` bytes of h, then the codes."""
+    import torch
+
+    y = whole[scales + stored :].view(torch_dtype(case.activations)).view(case.B, case.D)
+    h = whole[scales : scales + stored].view(torch_dtype(case.dtype)).view(-1, case.D)
+    return Output(whole, y, whole[: 4 * case.B].view(torch.float32), h)
+
+
+def decoded(case: NormCase, found: torch.Tensor) -> torch.Tensor:
+    """Rows of y, then of h; codes times their scales, in fp32."""
+    import torch
+
+    if not case.quantized:
+        return found
+    scales, stored = 16 * ((4 * case.B + 15) // 16), BYTES[case.dtype] * case.B * case.D if case.residual else 0
+    _, y, scale, h = views(case, found, scales, stored)
+    return torch.cat([y.float() * scale[:, None], h.float()])
+
+
+def poison(case: NormCase, inputs: Inputs, found: torch.Tensor) -> None:
+    """NaN in every type of float; int8 codes get theirs from their scales."""
+    import torch
+
+    found.view(torch.uint8).fill_(0xFF)
+
+
+def reference(case: NormCase, inputs: Inputs) -> torch.Tensor:
+    """fp64: rows of y, then of h. Codes are those of the exact y."""
+    import torch
+
+    h = inputs["x"]
+    if case.residual:
+        h = (h.double() + inputs["residual"].double()).to(h.dtype)
+    wide = h.double()
+    y = wide * (wide.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * inputs["w"].double()
+    if case.quantized:
+        scale = (y.abs().amax(-1, keepdim=True) / LARGEST[case.activations]).clamp(min=LEAST)
+        codes = y / scale
+        y = (codes.round() if case.activations == "int8" else codes.float().to(torch.float8_e4m3fn).double()) * scale
+    return torch.cat([y, wide]) if case.residual else y
+
+
+def work(case: NormCase) -> Work:
+    """Each array once. An element takes a square, a sum and two products; one more for the residual, two for a code."""
+    elements, size = case.B * case.D, BYTES[case.dtype]
+    each = 4 + case.residual + 2 * case.quantized
+    arrays = 2 if case.residual else 1
+    stored = elements * BYTES[case.activations] + (4 * case.B if case.quantized else 0)
+    return Work(
+        flops={"fma_fp32": each * elements},
+        bytes_read=size * (arrays * elements + case.D),
+        bytes_written=size * (arrays - 1) * elements + stored,
+    )
+
+
+def tolerance(case: NormCase) -> Tolerance:
+    if case.quantized:
+        why = "a value next to a border may get the next code: an eighth of it in fp8, a 127th of the largest in int8"
+        return Tolerance(max_rel=0.15, rms_rel=0.02 if case.activations == "fp8" else 0.012, why=why)
+    why = "one rounding of y to its type, which peers also make of the normalized h"
+    return rounded(case.dtype, terms="D terms", max_units=4, rms_units=1.5, why=why)
+
+
+OP = Op(
+    name="rmsnorm",
+    title="RMSNorm",
+    role="decode",
+    about="the norm before each block, with the addition before it and the quantization after it",
+    formula="h = x + residual; y = h / sqrt(mean(h^2) + 1e-5) w",
+    case_type=NormCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("x",),
+    poison=poison,
+    decoded=decoded,
+)

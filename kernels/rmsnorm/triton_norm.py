@@ -1,0 +1,108 @@
+"""One CTA per token. The row stays in registers between its two uses, and its largest value between norm and codes."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common.random_inputs import BYTES, LARGEST
+from kernels.launch import Built, KernelLaunch, triton_impl
+from kernels.op import Inputs, Stage, Target
+from kernels.rmsnorm.op import EPSILON, LEAST, NormCase, output, work
+
+HALF_EVEN: tl.constexpr = tl.constexpr(12582912.0)
+"""1.5 x 2^23: a fp32 added to it is rounded to a whole number."""
+
+
+@triton.jit
+def e4m3(x):
+    """x as bytes of fp8, rounded to even, at most 448. Made of integers, it needs no sm_89 and is right when
+    interpreted."""
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    # below 2^-6 in steps of 2^-9; else the last 20 bits of the mantissa are rounded away
+    small = (tl.abs(x) * 512.0 + HALF_EVEN) - HALF_EVEN
+    normal = tl.minimum(((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960, 126)
+    code = tl.where(size < 0x3C800000, small.to(tl.int32), normal)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def norm_kernel(
+    x,  # [B, D]
+    residual,  # [B, D] or None
+    w,  # [D]
+    y,  # [B, D]
+    scale,  # [B] or None
+    h,  # [B, D] or None
+    D,
+    EPSILON: tl.constexpr,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    b = tl.program_id(0)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = offs_d < D
+    at = b * D + offs_d
+    row = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if residual is not None:
+        row = (row + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)).to(h.dtype.element_ty)
+        tl.store(h + at, row, mask=mask)
+        row = row.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(row * row) / D + EPSILON)
+    row = row * factor * tl.load(w + offs_d, mask=mask, other=0.0).to(tl.float32)
+    if scale is not None:
+        unit = tl.maximum(tl.max(tl.abs(row)) / LARGEST, LEAST)
+        tl.store(scale + b, unit)
+        row = row / unit
+        if y.dtype.element_ty == tl.int8:
+            tl.store(y + at, ((row + HALF_EVEN) - HALF_EVEN).to(tl.int8), mask=mask)
+        else:
+            tl.store(y + at, e4m3(row), mask=mask)
+    else:
+        tl.store(y + at, row.to(y.dtype.element_ty), mask=mask)
+
+
+def build(case: NormCase, inputs: Inputs, target: Target) -> Built:
+    x = inputs["x"]
+    out = output(case, x.device)
+    block = triton.next_power_of_2(case.D)
+    launch = KernelLaunch(
+        kernel=norm_kernel,
+        grid=(case.B,),
+        args={
+            "x": x,
+            "residual": inputs["residual"] if case.residual else None,
+            "w": inputs["w"],
+            "y": out.y.view(torch.uint8) if case.activations == "fp8" else out.y,
+            "scale": out.scale if case.quantized else None,
+            "h": out.h if case.residual else None,
+            "D": case.D,
+        },
+        constexprs={
+            "EPSILON": EPSILON,
+            "LARGEST": float(LARGEST.get(case.activations, 1)),
+            "LEAST": LEAST,
+            "BLOCK_D": block,
+        },
+        num_warps=max(1, min(16, block // 256)),
+        streams=("x",),
+        why_narrow="D is no multiple of 8: rows begin anywhere" if case.D % 8 else "",
+        why_few_in_flight="a step normalizes some tokens: the launch decides, not the memory",
+    )
+    return Built(launches=(launch,), output=out.whole)
+
+
+def stages(case: NormCase, target: Target) -> tuple[Stage, ...]:
+    """The compulsory bytes; the other CTAs find w in the L2."""
+    again = (case.B - 1) * case.D * BYTES[case.dtype]
+    return (Stage(name="norm", work=work(case), l2_bytes=again, ctas=case.B, ctas_per_sm=4),)
+
+
+def supports(case: NormCase, target: Target) -> str | None:
+    return f"holds a row in registers: D at most 32,768, not {case.D}" if case.D > 1 << 15 else None
+
+
+IMPLS = (triton_impl(name="triton", build=build, stages=stages, supports=supports),)

@@ -1,0 +1,1 @@
+"""QK-norm, RoPE and the write into the cache, in one."""

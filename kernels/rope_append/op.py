@@ -1,0 +1,211 @@
+"""Between the product that gives Q, K and V and attention: QK-norm, rotation, and the write into the cache.
+
+qkv [B, H_q + 2 H_kv, D] holds the heads of Q, then of K, then of V, of one token a sequence. Each head of Q and K is
+normalized (x / sqrt(mean(x^2) + EPSILON) w, where the model does so) and rotated: of its first R dims, x[i] and
+x[i + R/2] become x[i] cos - x[i + R/2] sin and x[i + R/2] cos + x[i] sin, with cos and sin of the token's position and
+of i. K and V then go to the slot of the cache that `kernels/kv_append` tells, Q to q [B, H_q, D].
+
+q and the cache are rows of D elements of one tensor, `memory`: first the B H_q rows of q, then those of the cache. The
+rest of the cache stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kernels.common import paging
+from kernels.common.compare import rounded
+from kernels.common.fields import Count, Dtype
+from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
+from kernels.kv_append import op as kv_append
+from kernels.models import attention_heads
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.rmsnorm.op import EPSILON
+
+if TYPE_CHECKING:
+    import torch
+
+THETA = 10000.0
+"""`rope_theta` of Llama 2. Which angles there are decides nothing here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeCase(Case):
+    """The cache is that of `kernels/kv_append`. `rotary` is R, 0 for all D dims."""
+
+    PLAIN: ClassVar[Mapping[str, Any]] = {"rotary": 0}
+
+    B: int
+    H_q: int
+    H_kv: int
+    D: int
+    T: int
+    page: Count = 16
+    layout: paging.Layout = "NHD"
+    lengths: paging.Lengths = "ragged"
+    qk_norm: bool = False
+    rotary: Count = 0
+    dtype: Dtype = "bf16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.R % 2 or self.R > self.D:
+            raise ValueError(f"rotary {self.rotary}: an even number of the D = {self.D} dims")
+        assert self.append
+
+    @property
+    def R(self) -> int:
+        return self.rotary or self.D
+
+    @property
+    def id(self) -> str:
+        parts = [f"Hq{self.H_q}", *(["norm"] if self.qk_norm else []), *([f"R{self.rotary}"] if self.rotary else [])]
+        return "-".join([*parts, self.append.id])
+
+    @property
+    def append(self) -> kv_append.AppendCase:
+        """The write of the same tokens into the same cache."""
+        names = ("B", "H_kv", "D", "T", "page", "layout", "lengths", "dtype")
+        return kv_append.AppendCase(**{name: getattr(self, name) for name in names})
+
+    @property
+    def heads(self) -> int:
+        return self.H_q + 2 * self.H_kv
+
+    @property
+    def q_rows(self) -> int:
+        return self.B * self.H_q
+
+
+def of_model(model: str, B: int, **more: Any) -> RopeCase:
+    """The cache is no larger than a comparison needs: the bytes depend on B alone."""
+    H_q, H_kv, D = attention_heads(model)
+    return RopeCase(model=model, B=B, H_q=H_q, H_kv=H_kv, D=D, T=64, **more)
+
+
+def cases(suite: str) -> list[RopeCase]:
+    if suite == "smoke":
+        return [of_model("qwen3-32b", 16, qk_norm=True)]
+    if suite == "quick":
+        return [of_model("llama-3.1-8b", 1), of_model("qwen3-32b", 64, qk_norm=True)]
+    if suite == "full":
+        return [
+            *(of_model("llama-3.1-8b", B) for B in (1, 16, 64, 256)),
+            *(of_model("qwen3-32b", B, qk_norm=True) for B in (1, 64, 256)),
+            of_model("gpt-oss-20b", 64),
+            of_model("phi-2", 64, rotary=32),
+        ]
+    return [
+        RopeCase(B=3, H_q=4, H_kv=2, D=32, T=40, dtype="fp32"),
+        RopeCase(B=2, H_q=3, H_kv=1, D=48, T=20, page=4, layout="HND", qk_norm=True, dtype="fp16"),
+        RopeCase(B=3, H_q=2, H_kv=2, D=20, T=33, page=0, rotary=8, dtype="fp16"),
+    ]
+
+
+def rotations(positions: int, R: int, theta: float, device: str) -> torch.Tensor:
+    """fp32 [positions, R]: R/2 cosines, then R/2 sines of position theta^(-2i/R)."""
+    import torch
+
+    angle = torch.arange(positions, device=device)[:, None] * theta ** -(torch.arange(0, R, 2, device=device) / R)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def inputs(case: RopeCase, device: str, seed: int) -> Inputs:
+    """qkv ~ N(0, 1), heads of Q and K times 1 to 2 so that no norm leaves them; weights of norms ~ 1 + N(0, 1) / 4.
+
+    `q_weight` and `k_weight` are [0] without a norm. Lengths and table are those of `kernels/kv_append`.
+    """
+    import torch
+
+    draw = RandomInputs(device, seed)
+    append = case.append
+    given = kv_append.inputs(append, device, seed)
+    rows = case.q_rows + prod(kv_append.cache_shape(append)[:-1])
+    memory = torch.zeros(rows, case.D, dtype=torch_dtype(case.dtype), device=device)
+    cache_of(case, memory).copy_(given["kv"])
+    made: Inputs = {"qkv": draw.normal((case.B, case.heads, case.D), case.dtype), "memory": memory}
+    for name in ("q_weight", "k_weight"):
+        made[name] = draw.normal((case.D if case.qk_norm else 0,), case.dtype, scale=0.25).add_(1)
+    if device != "meta":
+        made["qkv"] *= 1 + torch.arange(case.heads, device=device)[None, :, None] % 2
+    made["rotations"] = rotations(case.T, case.R, THETA, device)
+    return made | {name: given[name] for name in ("block_table", "lengths")}
+
+
+def q_of(case: RopeCase, memory: torch.Tensor) -> torch.Tensor:
+    """q [B, H_q, D], a view."""
+    return memory[: case.q_rows].view(case.B, case.H_q, case.D)
+
+
+def cache_of(case: RopeCase, memory: torch.Tensor) -> torch.Tensor:
+    """The cache as `kernels/kv_append` has it, a view."""
+    return memory[case.q_rows :].view(kv_append.cache_shape(case.append))
+
+
+def rotated(case: RopeCase, inputs: Inputs, x: torch.Tensor, weight: str) -> torch.Tensor:
+    """Heads x [B, H, D] in fp64, normalized and rotated."""
+    import torch
+
+    x = x.double()
+    if case.qk_norm:
+        x = x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * inputs[weight].double()
+    cos, sin = inputs["rotations"].double()[inputs["lengths"].long()][:, None].chunk(2, dim=-1)
+    first, second, rest = x.split([case.R // 2, case.R // 2, case.D - case.R], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def reference(case: RopeCase, inputs: Inputs) -> torch.Tensor:
+    """fp64. The cache as it was, with each new token put in its place."""
+    import torch
+
+    qkv, append = inputs["qkv"], case.append
+    q, k, v = qkv.split([case.H_q, case.H_kv, case.H_kv], dim=1)
+    q, k = rotated(case, inputs, q, "q_weight"), rotated(case, inputs, k, "k_weight")
+    kv = kv_append.background(kv_append.cache_shape(append), case.dtype, qkv.device).double()
+    b, physical, slot = kv_append.slots(append, inputs).T
+    for half, new in enumerate((k, v.double())):
+        paging.nhd(kv[half], case.layout)[physical, slot] = new[b]
+    return torch.cat([q.flatten(0, 1), kv.reshape(-1, case.D)])
+
+
+def poison(case: RopeCase, inputs: Inputs, output: torch.Tensor) -> None:
+    """NaN in q and in the slots that must be written, and nowhere else."""
+    q_of(case, output).fill_(float("nan"))
+    kv_append.poison_slots(case.append, inputs, cache_of(case, output))
+
+
+def work(case: RopeCase) -> Work:
+    """Q, K and V once, in and out; the angles of each token, both weights, lengths and table entries once."""
+    append, size = kv_append.work(case.append), BYTES[case.dtype]
+    q, turned = size * case.q_rows * case.D, case.B * (case.H_q + case.H_kv) * case.D
+    weights = 2 * size * case.D if case.qk_norm else 0
+    return Work(
+        flops={"fma_fp32": (7 if case.qk_norm else 3) * turned},
+        bytes_read=append.bytes_read + q + 4 * case.B * case.R + weights,
+        bytes_written=append.bytes_written + q,
+    )
+
+
+def tolerance(case: RopeCase) -> Tolerance:
+    why = "one rounding of q and k to their type, which peers also make of the normalized head and of each product"
+    return rounded(case.dtype, terms="D terms", max_units=8, rms_units=1.5, slope_units=0.25, why=why)
+
+
+OP = Op(
+    name="rope_append",
+    title="RoPE and append",
+    role="decode",
+    about="QK-norm, rotation and the write into the cache, in one",
+    formula="q, k = rotate(norm(q)), rotate(norm(k)); cache[slot(b)] = (k[b], v[b])",
+    case_type=RopeCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("qkv", "memory", "block_table", "lengths"),
+    poison=poison,
+)

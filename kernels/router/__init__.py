@@ -1,0 +1,1 @@
+"""Routing: which experts a token takes, and with which weights."""

@@ -1,0 +1,94 @@
+"""Routing on one core of the host: some thousand logits take less time than to wake another thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kernels.common.cpu_jit import array, cpu_impl, jit
+from kernels.common.cpu_loops import convert
+from kernels.op import Inputs, Launch, Stage, Target
+from kernels.router.op import RouterCase, output, work
+
+if TYPE_CHECKING:
+    import torch
+
+
+@jit
+def score_row(row, E, bias, scores, chosen_by):
+    """Scores by a softmax, not divided by their sum, which is returned; with a bias by a sigmoid."""
+    if len(bias):
+        for e in range(E):
+            scores[e] = np.float32(1.0) / (np.float32(1.0) + np.exp(-row[e]))
+            chosen_by[e] = scores[e] + bias[e]
+        return np.float32(1.0)
+    largest, total = row[:E].max(), np.float32(0.0)
+    for e in range(E):
+        scores[e] = chosen_by[e] = np.exp(row[e] - largest)
+        total += scores[e]
+    return total
+
+
+@jit
+def keep_groups(chosen_by, E, groups, top_groups, sums):
+    """-inf for the experts of all but the best groups."""
+    each = E // groups
+    for g in range(groups):
+        first = second = np.float32(-np.inf)
+        for value in chosen_by[g * each : (g + 1) * each]:
+            if value > first:
+                first, second = value, first
+            elif value > second:
+                second = value
+        sums[g] = first + second
+    for _ in range(top_groups):
+        sums[np.argmax(sums[:groups])] = -np.inf
+    for g in range(groups):
+        if sums[g] != -np.inf:
+            chosen_by[g * each : (g + 1) * each] = -np.inf
+
+
+@jit
+def route(logits, bias, ids, weights, shape, flags, row, scores, chosen_by):
+    """`shape` is B, E, k, groups, top_groups; `flags` whether weights are renormalized, and what they are scaled by."""
+    B, E, k, groups, top_groups = shape
+    renormalize, scaling = flags
+    for b in range(B):
+        convert(logits, b * E, E, np.float32(1.0), row, 0)
+        total = score_row(row, E, bias, scores, chosen_by)
+        if groups:
+            keep_groups(chosen_by, E, groups, top_groups, row)
+        taken = np.float32(0.0)
+        for j in range(k):
+            best = np.argmax(chosen_by)
+            ids[b * k + j], weights[b * k + j] = best, scores[best]
+            taken += scores[best]
+            chosen_by[best] = -np.inf
+        for j in range(k):
+            weights[b * k + j] *= scaling / (taken if renormalize else total)
+
+
+def prepare(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
+    import torch
+
+    whole, ids, weights = output(case, inputs["logits"].device)
+    arguments = (
+        *(array(each) for each in (inputs["logits"], inputs["bias"], ids, weights)),
+        (case.B, case.E, case.k, case.groups, case.top_groups),
+        (case.renormalize, np.float32(case.scaling)),
+        *torch.empty(3, case.E).numpy(),
+    )
+
+    def launch() -> torch.Tensor:
+        route(*arguments)
+        return whole
+
+    return launch
+
+
+def stages(case: RouterCase, target: Target) -> tuple[Stage, ...]:
+    return (Stage(name="router", work=work(case)),)
+
+
+IMPLS = (cpu_impl(prepare=prepare, stages=stages),)

@@ -1,0 +1,97 @@
+"""h[b, f] = a(x[b, f], x[b, F + f]): the gated activation of what one product gave as gate and up beside each other.
+
+The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`. x is [B, 2F] and h is [B, F], of one
+type. `ffn_block` and `moe_ffn` do this in the product itself; it is a kernel of its own where weights are quantized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernels.common import gated
+from kernels.common.compare import rounded
+from kernels.common.fields import Dtype
+from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.models import MODELS
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCase(Case):
+    """`F` is the width of the FFN."""
+
+    B: int
+    F: int
+    dtype: Dtype = "bf16"
+    activation: gated.Activation = "swiglu"
+
+    @property
+    def id(self) -> str:
+        return f"B{self.B}-F{self.F}-{self.dtype}" + gated.suffix(self.activation)
+
+
+def of_model(model: str, B: int, activation: str = "swiglu") -> GateCase:
+    return GateCase(model=model, B=B, F=MODELS[model].ffn, activation=activation)
+
+
+def cases(suite: str) -> list[GateCase]:
+    if suite == "smoke":
+        return [GateCase(B=64, F=14336, dtype="fp32")]
+    if suite == "quick":
+        return [of_model("llama-3.1-8b", 1), of_model("llama-3.1-70b", 64)]
+    if suite == "full":
+        return [
+            *(of_model("llama-3.1-8b", B) for B in (1, 16, 64, 256)),
+            *(of_model("llama-3.1-70b", B) for B in (1, 64, 256)),
+            of_model("gemma-3-27b", 64, "geglu"),
+            of_model("gpt-oss-20b", 64, "swiglu_clamped"),
+        ]
+    return [
+        GateCase(B=3, F=72, dtype="fp32"),
+        GateCase(B=1, F=1, dtype="fp16"),
+        GateCase(B=2, F=1030, dtype="fp16", activation="geglu"),
+        GateCase(B=5, F=130, dtype="fp16", activation="swiglu_clamped"),
+    ]
+
+
+def inputs(case: GateCase, device: str, seed: int) -> Inputs:
+    """x ~ N(0, 1), four times as large for a clamped activation, so that some of it is beyond the limit."""
+    scale = gated.gain(case.activation)
+    return {"x": RandomInputs(device, seed).normal((case.B, 2 * case.F), case.dtype, scale=scale)}
+
+
+def reference(case: GateCase, inputs: Inputs) -> torch.Tensor:
+    """fp64."""
+    gate, up = inputs["x"].double().chunk(2, dim=1)
+    return gated.hidden(case.activation, gate, up)
+
+
+def work(case: GateCase) -> Work:
+    """Gate and up once, h once; an exponential, a sum, a quotient and a product for each value."""
+    values, size = case.B * case.F, BYTES[case.dtype]
+    return Work(flops={"fma_fp32": 4 * values}, bytes_read=2 * size * values, bytes_written=size * values)
+
+
+def tolerance(case: GateCase) -> Tolerance:
+    why = "one rounding of h to its type, which peers also make of a(g)"
+    return rounded(case.dtype, terms="single", max_units=5, rms_units=2, why=why)
+
+
+OP = Op(
+    name="silu_mul",
+    title="gated activation",
+    role="decode",
+    about="the gated activation between the two products of an FFN",
+    formula="h = a(gate, up), a(g,u) = silu(g) u",
+    case_type=GateCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=("x",),
+)

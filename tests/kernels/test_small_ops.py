@@ -1,0 +1,181 @@
+"""The small kernels between the large ones, against published code. The gate must see what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.measure.gate import check
+from kernels.common.compare import compare
+from kernels.kv_append import op as kv_append
+from kernels.op import Impl, Target, implementations
+from kernels.rmsnorm import op as rmsnorm
+from kernels.rmsnorm.op import NormCase
+from kernels.rope_append import op as rope_append
+from kernels.rope_append.op import RopeCase
+from kernels.router import op as router
+from kernels.router.op import DEEPSEEK, RouterCase
+
+CPU = Target(kind="cpu", name="cpu", sm_count=2)
+
+
+def impl(op: str, name: str) -> Impl:
+    return next(each for each in implementations(op)[0] if each.name == name)
+
+
+def passes(op: Any, case: Any, output: torch.Tensor, inputs: dict[str, Any]) -> bool:
+    return compare(op.OP.decoded(case, output), op.reference(case, inputs), op.tolerance(case)).passed
+
+
+def test_the_norm_is_torchs() -> None:
+    case = NormCase(B=4, D=48, residual=True, dtype="fp32")
+    inputs = rmsnorm.inputs(case, "cpu", 0)
+    h = inputs["x"] + inputs["residual"]
+    expected = torch.nn.functional.rms_norm(h, (48,), inputs["w"], rmsnorm.EPSILON)
+    torch.testing.assert_close(rmsnorm.reference(case, inputs).float(), torch.cat([expected, h]))
+
+
+@pytest.mark.parametrize("activations", ["fp8", "int8"])
+def test_codes_and_their_scales_are_compared_together(activations: str) -> None:
+    """A scale that is off by a tenth shows, and so do codes that are cut off instead of rounded."""
+    case = NormCase(B=3, D=256, residual=True, dtype="bf16", activations=activations)
+    inputs = rmsnorm.inputs(case, "cpu", 0)
+    whole = impl("rmsnorm", "torch").prepare(case, inputs, CPU)()
+    out = rmsnorm.output(case, whole.device)
+    assert passes(rmsnorm, case, whole, inputs)
+    scaled = whole.clone()
+    scaled[:4].view(torch.float32).mul_(1.1)
+    assert not passes(rmsnorm, case, scaled, inputs)
+    cut = whole.clone()
+    codes = cut[-case.B * case.D :]
+    if activations == "fp8":
+        codes -= (codes & 1).to(codes.dtype)
+    else:
+        codes.view(torch.int8).sub_(codes.view(torch.int8).sign() * (torch.arange(len(codes)) % 2))
+    assert not passes(rmsnorm, case, cut, inputs)
+    rmsnorm.poison(case, inputs, out.whole)
+    assert rmsnorm.decoded(case, out.whole).isnan().all()
+
+
+def test_every_fp8_code_is_stored_as_torch_rounds_it() -> None:
+    """Halfway values, subnormals and both ends of the range, in rows whose largest value is 448."""
+    case = NormCase(B=2, D=514, dtype="fp32", activations="fp8")
+    inputs = rmsnorm.inputs(case, "cpu", 0)
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    numbers = bytes_.view(torch.float8_e4m3fn).float().nan_to_num(0.0)
+    halfway = (numbers[:-1] + numbers[1:]) / 2
+    row = torch.cat([numbers, halfway, torch.tensor([448.0, -448.0, 0.0])])
+    inputs["x"] = torch.stack([row, -row]) / row.square().mean().sqrt()
+    inputs["w"].fill_(1)
+    whole = impl("rmsnorm", "numba").prepare(case, inputs, CPU)()
+    _, y, scale, _ = rmsnorm.views(case, whole, 16, 0)
+    found = y.float() * scale[:, None]
+    expected = rmsnorm.reference(case, inputs).float()
+    different = (found - expected).abs() > 1e-3 * expected.abs()
+    assert different.float().mean() < 0.2, "a halfway value may go to either side"
+    whole_codes = torch.cat([row[:256], torch.zeros(258)]).bool()
+    assert not different[:, whole_codes].any()
+
+
+def published(case: RouterCase, logits: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Gate.forward` of DeepSeek-V3's inference/model.py."""
+    scores = logits.sigmoid()
+    original = scores
+    scores = (scores + bias).view(len(logits), case.groups, -1)
+    best = scores.topk(2, dim=-1)[0].sum(dim=-1).topk(case.top_groups, dim=-1)[1]
+    mask = scores.new_ones(len(logits), case.groups, dtype=torch.bool).scatter_(1, best, False)
+    scores = scores.masked_fill_(mask.unsqueeze(-1), float("-inf")).flatten(1)
+    indices = torch.topk(scores, case.k, dim=-1)[1]
+    weights = original.gather(1, indices)
+    return indices, weights / weights.sum(dim=-1, keepdim=True) * case.scaling
+
+
+def test_the_reference_routes_as_deepseek_does() -> None:
+    case = RouterCase(B=9, E=64, k=6, **DEEPSEEK)
+    inputs = router.inputs(case, "cpu", 0)
+    ids, weights = published(case, inputs["logits"], inputs["bias"])
+    expected = torch.zeros(9, 64).scatter(1, ids, weights)
+    torch.testing.assert_close(router.reference(case, inputs).float(), expected)
+
+
+def test_a_wrong_expert_a_wrong_weight_and_an_expert_twice_show() -> None:
+    case = RouterCase(B=3, E=16, k=3, dtype="fp32")
+    inputs = router.inputs(case, "cpu", 0)
+    whole = impl("router", "torch").prepare(case, inputs, CPU)()
+    assert passes(router, case, whole, inputs)
+    swapped = whole[:, :, [1, 0, 2]]
+    assert passes(router, case, swapped, inputs), "the order is free"
+    for change in (lambda ids, w: ids[0].add_(1).remainder_(16), lambda ids, w: w[1].mul_(1.01)):
+        wrong = whole.clone()
+        change(wrong[0], wrong[1].view(torch.float32))
+        assert not passes(router, case, wrong, inputs)
+    twice = whole.clone()
+    twice[0, 0, 1] = twice[0, 0, 0]
+    assert router.decoded(case, twice)[0].isnan().all()
+    assert not router.decoded(case, twice)[1:].isnan().any()
+
+
+@pytest.mark.parametrize("case", [RouterCase(B=50, E=256, k=8, **DEEPSEEK), RouterCase(B=50, E=512, k=10)])
+def test_no_choice_of_drawn_logits_is_close(case: RouterCase) -> None:
+    """So no rounding of a score changes what is right."""
+    inputs = router.inputs(case, "cpu", 3)
+    wide = inputs["logits"].double()
+    by = wide.sigmoid() + inputs["bias"].double() if case.score == "sigmoid" else wide
+    gaps = by.sort(1).values.diff(dim=1)
+    assert gaps.min() > 1e-4
+    if case.groups:
+        sums = by.view(50, 8, -1).sort(-1).values[..., -2:].sum(-1).sort(1).values.diff(dim=1)
+        assert sums.min() > 1e-5
+
+
+def test_heads_turn_as_transformers_turns_them() -> None:
+    """`apply_rotary_pos_emb` of Llama, which Qwen3 calls after its norms."""
+    case = RopeCase(B=3, H_q=4, H_kv=2, D=16, T=30, qk_norm=True, dtype="fp32")
+    inputs = rope_append.inputs(case, "cpu", 0)
+    positions = inputs["lengths"].double()
+    frequency = 1.0 / rope_append.THETA ** (torch.arange(0, 16, 2).double() / 16)
+    angle = torch.cat([positions[:, None] * frequency] * 2, dim=-1)[:, None]
+    q = inputs["qkv"][:, :4].double()
+    q = q * (q.square().mean(-1, keepdim=True) + rope_append.EPSILON).rsqrt() * inputs["q_weight"].double()
+    half = torch.cat([-q[..., 8:], q[..., :8]], dim=-1)
+    expected = q * angle.cos() + half * angle.sin()
+    found = rope_append.q_of(case, rope_append.reference(case, inputs))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cache_is_written_in_one_slot_a_sequence_and_nowhere_else() -> None:
+    case = RopeCase(B=4, H_q=2, H_kv=2, D=32, T=40, page=4, dtype="bf16")
+    inputs = rope_append.inputs(case, "cpu", 0)
+    before = rope_append.cache_of(case, inputs["memory"]).clone()
+    memory = impl("rope_append", "numba").prepare(case, inputs, CPU)()
+    changed = (rope_append.cache_of(case, memory) != before).any(-1)
+    places = {(0, p, s) for _, p, s in kv_append.slots(case.append, inputs).tolist()}
+    assert {(0, p, s) for _, p, s, _ in changed.nonzero().tolist()} == places
+    v = inputs["qkv"][:, 4:]
+    for b, page, slot in kv_append.slots(case.append, inputs).tolist():
+        assert torch.equal(rope_append.cache_of(case, memory)[1, page, slot], v[b])
+
+
+@pytest.mark.parametrize(
+    ("case_type", "fields", "reason"),
+    [
+        (NormCase, {"B": 1, "D": 8, "activations": "fp16"}, "activations fp16"),
+        (RopeCase, {"B": 1, "H_q": 1, "H_kv": 1, "D": 8, "T": 4, "rotary": 9}, "rotary 9"),
+        (RouterCase, {"B": 1, "E": 8, "k": 9}, "k = 9"),
+        (RouterCase, {"B": 1, "E": 8, "k": 2, "groups": 3, "top_groups": 1}, "groups 3"),
+        (RouterCase, {"B": 1, "E": 8, "k": 2, "score": "sigmoid"}, "dtype bf16"),
+    ],
+)
+def test_refusals(case_type: Any, fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        case_type(**fields)
+
+
+def test_bf16_on_a_host() -> None:
+    """The types that models have; the cases of every suite's tests are in fp16 and fp32."""
+    for op, case in ((rmsnorm.OP, NormCase(B=2, D=96, residual=True)), (router.OP, RouterCase(B=3, E=32, k=4))):
+        errors = check(op, impl(op.name, "numba"), replace(case, dtype="bf16"), CPU)
+        assert errors.passed, errors.reason
