@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.records import Record
 
@@ -37,13 +38,19 @@ class Ceilings:
     larger footprint has more misses of the TLB."""
     cached_loads: Points = ()
     """The same where a cache holds the whole footprint."""
+    usual_read_s: float = 0.0
+    """On a host, seconds of the roof's read around the samples, in the median of the run. The times of streams are
+    those of a memory that is as fast. 0 without such reads."""
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> Ceilings | None:
         """The fastest implementation at each size; None if no read has been measured yet.
 
-        Only times that can be trusted count.
+        Only times that can be trusted count. Where the roof was read around the samples, a stream takes as long as it
+        would take while that read takes its median over the run.
         """
+        records = list(records)
+        usual = usual_read(records)
         reads: dict[int, float] = {}
         copies: dict[int, float] = {}
         launches: list[float] = []
@@ -56,6 +63,8 @@ class Ceilings:
             seconds = record.seconds
             if not record.is_trusted or not seconds:
                 continue
+            if record.op == "stream" and record.read_s:
+                seconds *= usual / record.read_s
             if record.op == "stream":
                 kind = record.case["kind"]
                 if kind == "read":
@@ -88,6 +97,21 @@ class Ceilings:
             best_read=best_read,
             memory_loads=memory_loads,
             cached_loads=cached_loads,
+            usual_read_s=usual,
+        )
+
+    def beside(self, record: Record) -> Ceilings:
+        """The ceilings in the seconds of a measurement: streams are slower by as much as the read of the roof was.
+
+        Without reads around the record's samples, the ceilings are the same for the whole run.
+        """
+        if not record.read_s or not self.usual_read_s:
+            return self
+        slower = record.read_s / self.usual_read_s
+        return replace(
+            self,
+            read_points=tuple((size, slower * seconds) for size, seconds in self.read_points),
+            copy_points=tuple((size, slower * seconds) for size, seconds in self.copy_points),
         )
 
     @property
@@ -135,6 +159,12 @@ class Ceilings:
         else:
             found = [seconds for size, seconds in self.cached_loads if size <= L1_FOOTPRINT]
         return found[-1] if found else None
+
+
+def usual_read(records: Iterable[Record]) -> float:
+    """Seconds of the read around the samples of all records, in the median; 0.0 without any."""
+    found = [seconds for r in records if r.roof for name in ("before_s", "after_s") for seconds in r.roof[name]]
+    return statistics.median(found) if found else 0.0
 
 
 def prices_of_loads(chases: Iterable[Record], launch_s: float) -> tuple[Points, Points]:

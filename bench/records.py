@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -41,9 +41,9 @@ Status = Literal["ok", "refused", "wrong", "failed", "timeout", "skipped"]
 
 FLAGS = {
     "noisy": "sampling reached its time or sample cap before the interval of the median was narrow enough: 0.5% of it "
-    "on a GPU, 2% on a host",
+    "on a GPU; on a host 2% of it, or of the median ratio to the reads of the roof around each sample",
     "disturbed": "other programs or other machines had more than 10% of the host's cores during the measurement, and "
-    "again when it was repeated",
+    "again when it was repeated at the end of the run, if there was time for that",
     "throttled": "the device lowered its clocks during the measurement, and again when the measurement was repeated",
     "power-capped": "the board's power limit held the clocks down; measuring again would not help",
     "impossible": "more than 2% (on a host 50%) faster than the fastest read of the run, or for a ceiling than the "
@@ -96,6 +96,10 @@ class Record:
     """`{"datasheet": Prediction | None, "measured": Prediction | None, "at": iso time}`, made before measuring."""
     samples_s: list[float] = field(default_factory=list)
     """Seconds per launch with cold caches and without launch gaps (graph replay on a GPU)."""
+    roof: dict[str, Any] = field(default_factory=dict)
+    """How fast the memory was in the same seconds: `{"bytes": n, "before_s": [...], "after_s": [...]}`. Each sample of
+    a host lies between two cold reads of so many bytes, which took `before_s[i]` and `after_s[i]` seconds. Empty on a
+    GPU, and in records of earlier versions."""
     isolated_s: list[float] = field(default_factory=list)
     """Seconds of single cold launches, one event pair each; empty on a CPU."""
     stop: str = ""
@@ -129,6 +133,17 @@ class Record:
     def ordered(self) -> np.ndarray:
         """The samples in ascending order: what every resampling needs."""
         return np.sort(np.asarray(self.samples_s, dtype=float))
+
+    @cached_property
+    def in_reads(self) -> np.ndarray:
+        """Each sample over the mean of the two reads around it, in ascending order; empty without such reads."""
+        return in_reads(self.samples_s, self.roof)
+
+    @property
+    def read_s(self) -> float | None:
+        """Seconds of the roof's read in the seconds of this measurement: the median sample over the median of
+        `in_reads`. None without such reads."""
+        return self.seconds / float(np.median(self.in_reads)) if self.seconds and len(self.in_reads) else None
 
     @cached_property
     def interval(self) -> Interval | None:
@@ -165,6 +180,25 @@ class Record:
     def flops(self) -> int:
         """Compulsory FLOPs of one launch, all pipes."""
         return sum(self.work["flops"].values())
+
+
+def in_reads(samples_s: Sequence[float], roof: Mapping[str, Any]) -> np.ndarray:
+    """Samples over the mean of the two reads of a record's `roof` around them, in ascending order."""
+    if not roof or not len(samples_s):
+        return np.array([])
+    around = (np.asarray(roof["before_s"], dtype=float) + np.asarray(roof["after_s"], dtype=float)) / 2
+    return np.sort(np.asarray(samples_s, dtype=float) / around)
+
+
+def comparable(records: Sequence[Record]) -> list[np.ndarray]:
+    """The samples of each record in ascending order, in one unit: only ratios of them mean something.
+
+    The unit is the read of the roof around each sample, if all records have such reads of one size. Then a memory that
+    was slower for one record than for another is not taken for a difference between them. Else it is the second.
+    """
+    if all(len(r.in_reads) for r in records) and len({r.roof["bytes"] for r in records}) == 1:
+        return [r.in_reads for r in records]
+    return [r.ordered for r in records]
 
 
 class Writer:
@@ -256,6 +290,8 @@ def from_line(line: dict[str, Any]) -> Record:
         if f.name in given and not fits(given[f.name]):
             raise ValueError(f"field {f.name} is not {what}")
     check_record(given)
+    if (roof := given.get("roof")) and not len(roof["before_s"]) == len(roof["after_s"]) == len(given["samples_s"]):
+        raise ValueError("field roof has not two reads for each sample")
     given["stages"] = [{**STAGE, **stage} for stage in given.get("stages", ())]
     try:
         given["case"] = recorded_case(given["op"], given["case"])

@@ -22,6 +22,7 @@ from bench.errors import BadRequest
 from bench.records import FILE, Record, from_line
 from bench.schema import check_line
 from bench.units import si, tick
+from kernels.op import Target
 
 if TYPE_CHECKING:
     import pandas
@@ -54,6 +55,12 @@ class Run:
     def on_host(self) -> bool:
         """Neither this nor `on_gpu` holds where the header is missing: where it was measured is then not known."""
         return self.header.get("target", {}).get("kind") == "cpu"
+
+    @property
+    def target(self) -> Target:
+        """Where the run measured, as far as its header says."""
+        said = {name: value for name, value in self.header.get("target", {}).items() if name in TARGET_FIELDS}
+        return Target(**{"kind": "cpu", "name": "", **said})
 
     @property
     def device(self) -> dict[str, Any]:
@@ -131,6 +138,8 @@ def fastest_of_each(timed: Iterable[T], *, case: Callable[[T], Hashable], second
             best[key] = each
     return list(best.values())
 
+
+TARGET_FIELDS = {f.name for f in dataclasses.fields(Target)} - {"config"}
 
 LEFT_OUT = "the line is left out"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")

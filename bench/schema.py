@@ -134,6 +134,14 @@ prediction = fields(
     {"seconds": amount},
     {"terms": table(amount), "bound": text, "basis": text, "missing": array(text)},
 )
+reads = {"bytes": count, "before_s": array(seconds), "after_s": array(seconds)}
+
+
+def roof(value: Any) -> str:
+    """Reads around samples; an empty object without."""
+    return fields(reads)(value) if value else "" if isinstance(value, dict) else ": not an object"
+
+
 error = fields({}, {"max_abs": maybe(anything), "max_rel": maybe(anything)})
 
 RECORD: dict[str, Shape] = {
@@ -141,6 +149,7 @@ RECORD: dict[str, Shape] = {
     "stages": array(stage),
     "prediction": fields({}, {"datasheet": maybe(prediction), "measured": maybe(prediction), "at": text}),
     "samples_s": array(seconds),
+    "roof": roof,
     "isolated_s": array(seconds),
     "rotation": table(leaf),
     "telemetry": plain,
@@ -153,7 +162,7 @@ RECORD: dict[str, Shape] = {
 named = {"op": text, "impl": text, "case_id": text}
 
 NOTES: dict[str, Shape] = {
-    "aa": fields({**named, "samples_s": array(array(seconds), length=2)}),
+    "aa": fields({**named, "samples_s": array(array(seconds), length=2)}, {"roof": array(roof, length=2)}),
     "counters": fields(named),
     "counters denied": fields({"reason": text}),
     "missing": fields({}, {"op": text, "module": text, "reason": text}),

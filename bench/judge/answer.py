@@ -11,7 +11,7 @@ from typing import Literal
 
 from bench.judge.boundness import Evidence, evidence, short
 from bench.judge.busyness import banner
-from bench.judge.view import SAME_BATCH, Accuracy, Point, View, batches, free_batch, main_batches
+from bench.judge.view import SAME_BATCH, Point, View, batches, free_batch, main_batches
 from bench.units import percent
 
 MANY = 0.5
@@ -153,8 +153,9 @@ def _trust(view: View) -> Tile:
     if against:
         return Tile(question="Trust", answer="LOW", because="; ".join(against), tone="bad")
     reasons = ["no result is wrong or impossibly fast"]
-    if accuracy := Accuracy.of(view.ours or view.points, "measured"):
-        reasons.append(f"predictions made before measuring miss by {percent(accuracy.median, 1)} in the median")
+    if accuracy := view.accuracy:
+        made = "with the roof read between the samples" if view.paired else "made before measuring"
+        reasons.append(f"predictions {made} miss by {percent(accuracy.median, 1)} in the median{view.accuracy_of}")
     noisy = "no time is noisy" if not view.noisy else f"{percent(view.noisy)} of the times are noisy"
     return Tile(question="Trust", answer="HIGH", because="; ".join([*reasons, noisy]), tone="good")
 
@@ -177,7 +178,7 @@ def doubts(view: View) -> list[str]:
         share = flagged_share(view, flag)
         if share > MANY:
             found.append(f"{percent(share)} of the times {words}")
-    accuracy = Accuracy.of(view.ours or view.points, "measured")
+    accuracy = view.accuracy
     if accuracy and accuracy.median > MISSED:
         found.append(f"predictions miss by {percent(accuracy.median)} in the median")
     if not view.run.complete:

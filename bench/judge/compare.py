@@ -1,8 +1,8 @@
 """Two runs, case by case: first how their headers differ, then what became faster or slower.
 
-Two runs of one part are compared by the ratio of median times. For runs of two parts, that ratio is compared with the
-ratio of their measured read roofs: a memory-bound case that follows the roof has the same ratio. Pure; never imports
-torch.
+Two runs of one part are compared by the ratio of median times. Where the roof was read around the samples of both, the
+times are counted in such reads. For runs of two parts, the ratio is compared with the ratio of their measured read
+roofs: a memory-bound case that follows the roof has the same ratio. Pure; never imports torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from bench.errors import BadRequest
 from bench.judge.busyness import banner
 from bench.judge.resolution import SAME, resolutions, side
+from bench.records import comparable
 from bench.run import Run, flatten, load_run
 from bench.stats import Interval, median_interval, ratio_interval
 from bench.units import difference, measured, percent, ratio, si
@@ -139,15 +142,16 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Comparison:
         if ours[0].work != theirs[0].work:
             redefined.append(key)
             continue
-        samples_a, samples_b = ([s for r in records for s in r.samples_s] for records in (ours, theirs))
+        in_one_unit = comparable([*ours, *theirs])
+        both = (in_one_unit[: len(ours)], in_one_unit[len(ours) :])
         matches.append(
             Match(
                 op=key[0],
                 impl=key[1],
                 case_id=key[2],
-                a=median_interval(samples_a),
-                b=median_interval(samples_b),
-                ratio=ratio_interval(samples_b, samples_a),
+                a=median_interval(np.concatenate([r.ordered for r in ours])),
+                b=median_interval(np.concatenate([r.ordered for r in theirs])),
+                ratio=ratio_interval(np.concatenate(both[1]), np.concatenate(both[0])),
                 expected=expected,
                 flags=tuple(dict.fromkeys(flag for record in [*ours, *theirs] for flag in record.flags)),
                 resolution=apart.get(key[0], 0.0),

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from bench.records import Record
+from bench.records import Record, comparable
 from bench.stats import BOUNDS, Interval, resampled_medians
 
 TOLERANCE = 0.15
@@ -34,7 +34,7 @@ def near(interval: Interval, value: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One case: the bytes and FLOPs of its work, and every sample in seconds."""
+    """One case: the bytes and FLOPs of its work, and every sample, in seconds or in reads of the roof."""
 
     bytes: int
     flops: int
@@ -106,4 +106,5 @@ def of_records(records: Iterable[Record]) -> Elasticity:
     kinds = {(r.op, r.impl) for r in used}
     if len(kinds) > 1:
         raise ValueError(f"records of several implementations: {sorted(kinds)}")
-    return fit([Point(bytes=r.bytes, flops=r.flops, samples_s=r.samples_s) for r in used])
+    samples = comparable(used)
+    return fit([Point(bytes=r.bytes, flops=r.flops, samples_s=s) for r, s in zip(used, samples, strict=True)])

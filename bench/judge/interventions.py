@@ -26,7 +26,7 @@ import numpy as np
 
 from bench.judge import elasticity
 from bench.judge.elasticity import NotIdentified, Point, near
-from bench.records import Record
+from bench.records import Record, comparable
 from bench.stats import BOUNDS, Interval, resampled_medians
 
 LABELS = ("model", "layer")
@@ -242,7 +242,7 @@ def fitted_together(family: Sequence[Group], base: dict[str, Any]) -> Interventi
     records = list({r.case_id: r for g in family for r in g.records}.values())
     records.sort(key=lambda r: (r.bytes, r.flops))
     try:
-        result = elasticity.fit([point(r) for r in records])
+        result = elasticity.fit(points(records))
     except NotIdentified:
         return None
     fields = dict.fromkeys(group.field for group in family)
@@ -285,8 +285,9 @@ def alone(group: Group, base: dict[str, Any]) -> Intervention:
     )
 
 
-def point(record: Record) -> Point:
-    return Point(bytes=record.bytes, flops=record.flops, samples_s=record.ordered)
+def points(records: Sequence[Record]) -> list[Point]:
+    samples = comparable(records)
+    return [Point(bytes=r.bytes, flops=r.flops, samples_s=s) for r, s in zip(records, samples, strict=True)]
 
 
 def elasticity_of(amounts: Sequence[int], records: Sequence[Record]) -> Interval:
@@ -294,7 +295,8 @@ def elasticity_of(amounts: Sequence[int], records: Sequence[Record]) -> Interval
     logs = np.log(np.asarray(amounts, dtype=float))
     weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
     rng = np.random.default_rng(0)
-    resampled = np.stack([resampled_medians(r.ordered, rng) for r in records])
+    samples = comparable(records)
+    resampled = np.stack([resampled_medians(each, rng) for each in samples])
     low, high = np.quantile(weights @ np.log(resampled), BOUNDS)
-    best = weights @ np.log([np.median(r.ordered) for r in records])
+    best = weights @ np.log([np.median(each) for each in samples])
     return Interval(low=float(low), median=float(best), high=float(high))

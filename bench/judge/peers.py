@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.judge.resolution import SAME, resolutions, side
 from bench.judge.view import Peer, Table, View
+from bench.records import comparable
 from bench.run import fastest_of_each
 from bench.stats import BOUNDS, Interval, resampled_medians
 from bench.units import percent, ratio
@@ -33,7 +34,7 @@ def fastest(view: View, op: str | None = None) -> list[Peer]:
 def geometric_mean(peers: Sequence[Peer]) -> Interval:
     """The geometric mean of the ratios. Resampling both sides' samples of every case gives its 95% interval."""
     rng = np.random.default_rng(0)
-    pairs = [(p.peer.record.ordered, p.ours.record.ordered) for p in peers]
+    pairs = [comparable([p.peer.record, p.ours.record]) for p in peers]
     ratios = [resampled_medians(theirs, rng) / resampled_medians(ours, rng) for theirs, ours in pairs]
     resampled = np.mean(np.log(ratios), axis=0)
     low, high = np.exp(np.quantile(resampled, BOUNDS))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from bench.records import in_reads
 from bench.run import Run
 from bench.stats import Interval, ratio_interval
 
@@ -21,6 +22,8 @@ def pairs(run: Run) -> Iterator[tuple[dict[str, Any], Interval]]:
     for note in run.notes:
         if note.get("note") == "aa":
             first, second = note["samples_s"]
+            if roofs := note.get("roof"):
+                first, second = in_reads(first, roofs[0]), in_reads(second, roofs[1])
             yield note, ratio_interval(second, first)
 
 

@@ -10,15 +10,18 @@ from functools import cached_property
 
 from bench.ceilings import Ceilings
 from bench.judge.interventions import Intervention, interventions
-from bench.predict.step_work import PRECISIONS
-from bench.records import Record
+from bench.predict.roofline import Prediction, predict_beside
+from bench.records import Record, comparable
 from bench.run import Run, fastest_of_each
 from bench.stats import Interval, ratio_interval
-from bench.units import brief, percent
+from bench.units import percent
 from kernels.op import Op, Role, discover, precision
 
 PREDICTION_BAND = 0.12
 """A time counts as predicted if it differs from its prediction by at most this share of it."""
+
+HOST_LARGE = 16_000_000
+"""Bytes from which on a host's predictions are judged."""
 
 SAME_BATCH = 0.10
 """A larger batch is free as long as it takes at most this much longer than the smallest."""
@@ -40,7 +43,11 @@ class Point:
     record: Record
     time: Interval
     share: float | None
-    """Compulsory bytes over time, as a fraction of the read roof; None without a measured roof."""
+    """Compulsory bytes over time, as a fraction of the read roof of the same seconds; None without a measured roof."""
+    beside: Prediction | None = None
+    """On a host, the prediction under the read roof that was measured between the samples."""
+    slower: float = 1.0
+    """How many times longer the read of the roof took around these samples than in the median of the run."""
 
     @property
     def case(self) -> tuple[str, str]:
@@ -62,9 +69,25 @@ class Point:
         return self.record.flops / self.record.bytes if self.record.bytes else 0.0
 
     def predicted(self, basis: str) -> float | None:
-        """Seconds that the `measured` ceilings or the `datasheet` predict."""
+        """Seconds that the `measured` ceilings or the `datasheet` predict.
+
+        Where the roof was read between the samples, the ceilings are those of the same seconds.
+        """
+        if basis == "measured" and self.beside:
+            return self.beside.seconds
         found = self.record.prediction.get(basis)
         return found["seconds"] if found else None
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        """The terms of the prediction from measured ceilings; empty without one."""
+        found = self.record.prediction.get("measured")
+        return self.beside.terms if self.beside else found["terms"] if found else {}
+
+    @property
+    def usual_seconds(self) -> float:
+        """The time at the memory's usual speed in this run. It can be compared with that of another case."""
+        return self.seconds / self.slower
 
     def error(self, basis: str) -> float | None:
         """(measured - predicted) / predicted: +0.1 means 10% slower than predicted."""
@@ -142,12 +165,20 @@ class View:
     @cached_property
     def all_points(self) -> list[Point]:
         """Every case with a time, also those of ceilings."""
-        roof = self.run.ceilings.read_roof if self.run.ceilings else None
-        return [
-            Point(record=r, time=r.interval, share=r.bytes / r.interval.median / roof if roof else None)
-            for r in self.run.timed
-            if r.interval
-        ]
+        return [self.point(r, r.interval) for r in self.run.timed if r.interval]
+
+    def point(self, record: Record, time: Interval) -> Point:
+        ceilings = self.run.ceilings
+        if ceilings is None:
+            return Point(record=record, time=time, share=None)
+        there = ceilings.beside(record)
+        return Point(
+            record=record,
+            time=time,
+            share=record.bytes / time.median / there.read_roof,
+            beside=predict_beside(record, ceilings, self.run.target),
+            slower=ceilings.read_roof / there.read_roof,
+        )
 
     @cached_property
     def points(self) -> list[Point]:
@@ -179,7 +210,7 @@ class View:
             return []
         best = {p.case: p for p in self.best}
         return [
-            Peer(ours=ours, peer=p, ratio=ratio_interval(p.record.ordered, ours.record.ordered))
+            Peer(ours=ours, peer=p, ratio=ratio_interval(*comparable([p.record, ours.record])))
             for p in self.points
             if not p.record.ours and (ours := best.get(p.case))
         ]
@@ -239,6 +270,26 @@ class View:
         return interventions(p.record for p in self.points)
 
     @cached_property
+    def accuracy(self) -> Accuracy | None:
+        """How well our times, or in a run without ours all times, follow the predictions from measured ceilings.
+
+        On a host only the cases of `HOST_LARGE` bytes and more count: below, the start of the threads decides.
+        """
+        found = [p for p in self.ours or self.points if not self.run.on_host or p.record.bytes >= HOST_LARGE]
+        return Accuracy.of(found, "measured")
+
+    @property
+    def accuracy_of(self) -> str:
+        """Which times `accuracy` counts, where these are not all."""
+        return " for cases of 16 MB and more" if self.run.on_host else ""
+
+    @cached_property
+    def paired(self) -> tuple[float, float] | None:
+        """The lowest and the highest rate of the roof's read beside any point, in B/s; None without such reads."""
+        rates = [p.record.roof["bytes"] / p.record.read_s for p in self.points if p.record.read_s]
+        return (min(rates), max(rates)) if rates else None
+
+    @cached_property
     def noisy(self) -> float:
         """The share of times whose interval stayed wider than the aim, without ceilings."""
         return sum("noisy" in p.record.flags for p in self.points) / len(self.points) if self.points else 0.0
@@ -268,50 +319,13 @@ def main_batches(
 
 def free_batch(series: dict[int, Point]) -> int:
     """The largest batch up to which no batch takes more than `SAME_BATCH` longer than the smallest."""
-    first = next(iter(series.values())).seconds
+    first = next(iter(series.values())).usual_seconds
     free = next(iter(series))
     for batch, point in series.items():
-        if point.seconds > (1 + SAME_BATCH) * first:
+        if point.usual_seconds > (1 + SAME_BATCH) * first:
             break
         free = batch
     return free
-
-
-def left_of_ridge(point: Point, ceilings: Ceilings) -> bool | None:
-    """Whether the bytes take longer at the read roof than the FLOPs at their pipes' peaks; None without a peak."""
-    arithmetic = ceilings.arithmetic_seconds(point.record.work["flops"])
-    return bool(point.record.bytes / ceilings.read_roof > arithmetic) if arithmetic else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ridge:
-    """Where the arithmetic of a pipe takes as long as the memory."""
-
-    pipe: str
-    intensity: float
-    """FLOP/B: the measured peak over the measured read roof."""
-    precision: str
-    """The first type of weights that the pipe multiplies."""
-    batch: float
-    """The batch at which a product with weights of that type has this intensity: 2 FLOP per weight and row."""
-
-    @property
-    def text(self) -> str:
-        return f"ridge {brief(self.intensity)} FLOP/B = batch {self.batch:,.0f} in {self.precision}"
-
-
-def ridges(view: View) -> list[Ridge]:
-    """The measured ridge of each pipe that a case uses."""
-    ceilings = view.run.ceilings
-    if ceilings is None:
-        return []
-    found = []
-    for pipe in sorted({pipe for p in view.points for pipe in p.record.work["flops"]} & ceilings.pipes.keys()):
-        types = [(name, kind) for name, kind in PRECISIONS.items() if kind.pipe == pipe]
-        if types:
-            at, (name, kind) = ceilings.pipes[pipe] / ceilings.read_roof, types[0]
-            found.append(Ridge(pipe=pipe, intensity=at, precision=name, batch=at * kind.bytes / 2))
-    return found
 
 
 def as_predicted(point: Point, others: Iterable[Point]) -> Point | None:
@@ -342,11 +356,12 @@ def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
 
     `others` are the run's points. They tell a slow kernel from an error of the model: see `as_predicted`.
     """
-    ideal = point.record.bytes / ceilings.read_roof
+    roof = ceilings.beside(point.record).read_roof
+    ideal = point.record.bytes / roof
     expected = point.predicted("measured")
     if expected is None:
         return "no prediction from measured ceilings"
-    terms = point.record.prediction["measured"]["terms"]
+    terms = point.terms
     chain = terms.get("chain", 0.0)
     lost = point.seconds - ideal
     if lost <= 0.05 * point.seconds:
@@ -356,7 +371,7 @@ def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
         UNEXPLAINED: point.seconds - expected,
         f"bound by {point.bound}": expected - chain - max(terms.get("memory", 0.0), ideal),
         "loads wait for each other before and after the stream": chain,
-        "it moves more than the compulsory bytes": max(0.0, (moved - point.record.bytes) / ceilings.read_roof),
+        "it moves more than the compulsory bytes": max(0.0, (moved - point.record.bytes) / roof),
     }
     parts["a stream of this size is itself below the roof (launch, ramp, writes)"] = lost - sum(parts.values())
     reason, seconds = max(parts.items(), key=lambda item: item[1])

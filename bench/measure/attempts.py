@@ -1,8 +1,8 @@
-"""Sampling under telemetry, again where the machine did not let it be."""
+"""Sampling under telemetry, again where the GPU throttled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.measure.telemetry import Sampler
@@ -17,26 +17,19 @@ def sample_calmly(
     telemetry: Callable[[], Sampler],
     *,
     attempts: int,
+    roof: Timer | None = None,
     cap_s: float,
     aim: float,
     entering: Callable[[str], None],
 ) -> Attempt:
-    """`sample_interleaved`, at most `attempts` times: again while the part was throttled or the host was disturbed."""
-    tried: list[Attempt] = []
+    """`sample_interleaved`, at most `attempts` times: again while the part was throttled. The last attempt counts.
+
+    A host that others disturbed stays so for a while. So a disturbed case is measured again at the end of the run.
+    """
     for _ in range(attempts):
         with telemetry() as sampler:
-            samplings = sample_interleaved(timers, cap_s=cap_s, aim=aim, entering=entering)
-        tried.append((samplings, sampler.summary()))
-        if not any(tried[-1][1].get(reason) for reason in ("throttled", "disturbed")):
+            samplings = sample_interleaved(timers, cap_s=cap_s, aim=aim, roof=roof, entering=entering)
+        summary = sampler.summary()
+        if not summary.get("throttled"):
             break
-    return calmest(tried)
-
-
-def calmest(tried: Sequence[Attempt]) -> Attempt:
-    """The last attempt; on a host, the one in which others had the least of the cores."""
-
-    def taken(attempt: Attempt) -> float:
-        host = attempt[1].get("host") or {}
-        return host.get("others", 0.0) + host.get("stolen", 0.0)
-
-    return min(reversed(tried), key=taken)
+    return samplings, summary

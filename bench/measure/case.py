@@ -11,17 +11,16 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from bench.ceilings import Ceilings
-from bench.devices import DeviceSpec
 from bench.errors import describe
 from bench.measure.attempts import sample_calmly
 from bench.measure.copies import DoesNotFit, draw_copies
 from bench.measure.flags import allocates, flags_of, waits
 from bench.measure.gate import check_copies, check_prepared
 from bench.measure.memory import collect_if_memory_is_short
-from bench.measure.telemetry import Sampler
+from bench.measure.roof import ReadRoof
+from bench.measure.settings import Listener, Settings
 from bench.measure.timing import (
     AIM,
     HOST_AIM,
@@ -41,47 +40,9 @@ from kernels.common.compare import Errors
 from kernels.launch import Built
 from kernels.op import Impl, Inputs, Launch, Op, Stage, Target
 
-THROTTLE_RETRIES = 2
-"""A case in which the GPU throttled, or in which others took the cores, is measured again at most so many times."""
-
 
 class Broken(Exception):
     """The process cannot be used any more. The listener has the records made so far."""
-
-
-class Listener(Protocol):
-    """Hears what a measurement reports."""
-
-    def entering(self, impl: str, phase: str) -> None: ...
-    def prediction(self, line: dict[str, Any]) -> None: ...
-    def record(self, record: Record) -> None: ...
-    def note(self, line: dict[str, Any]) -> None: ...
-
-
-def unwatched() -> Sampler:
-    return Sampler(None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a case is measured."""
-
-    cap_s: float = 1.0
-    """Sampling seconds per implementation."""
-    seed: int = 0
-    repeat: int = 0
-    memory_bytes: int = 8 << 30
-    """Free memory, of which rotating copies take a part."""
-    run_id: str = ""
-    aa: bool = False
-    """Time the first implementation twice: the difference is the resolution of the run."""
-    retries: int = THROTTLE_RETRIES
-    spec: DeviceSpec | None = None
-    ceilings: Ceilings | None = None
-    timed: bool = True
-    """False: only the gate. What passes it gets a record without times."""
-    telemetry: Callable[[], Sampler] = unwatched
-    """Watches while a case is sampled: all its implementations in turn, and the spin kernels between them."""
 
 
 @dataclass(kw_only=True)
@@ -113,6 +74,7 @@ class Measurement:
         self.fresh: Inputs = {}
         self.spoilt = False
         self.isolated = 0
+        self.roof: ReadRoof | None = None
         self.rotation: Rotation | None = None
 
     def run(self, impls: Sequence[Impl]) -> None:
@@ -134,6 +96,9 @@ class Measurement:
                 self.survives(entrant, self.check)
             entrants = []
         ready = [entrant for entrant in entrants if self.survives(entrant, self.gate)]
+        if ready:
+            self.listener.entering("", "the roof")
+            self.roof = self.settings.roof()
         timed = [entrant for entrant in ready if self.survives(entrant, self.make_timer)]
         if self.settings.aa and timed and not self.survives(timed[0], self.make_twin):
             timed = timed[1:]
@@ -231,7 +196,9 @@ class Measurement:
         assert self.rotation
         if self.target.kind == "cuda":
             return GraphTimer(entrant.launches)
-        return HostTimer(entrant.launches, host_flush(self.rotation.flush_bytes))
+        roof = self.roof
+        swept = roof is not None and roof.size >= self.rotation.flush_bytes
+        return HostTimer(entrant.launches, host_flush(0 if swept else self.rotation.flush_bytes))
 
     def time(self, entrants: list[Entrant]) -> None:
         """Sample all in turns under telemetry, again if it was throttled or disturbed, then check every copy's output.
@@ -253,6 +220,7 @@ class Measurement:
             timers,
             self.settings.telemetry,
             attempts=1 + self.settings.retries,
+            roof=self.roof,
             cap_s=self.settings.cap_s,
             aim=AIM if self.target.kind == "cuda" else HOST_AIM,
             entering=lambda name: self.listener.entering(at_fault[name], "timing"),
@@ -272,6 +240,7 @@ class Measurement:
                 error=error_dict(errors),
                 # a wrong result has no time
                 samples_s=sampling.samples_s if errors.passed else [],
+                roof=self.beside(sampling) if errors.passed else {},
                 isolated_s=self.isolate(entrant) if errors.passed else [],
                 stop=sampling.stop,
                 telemetry=telemetry,
@@ -282,6 +251,12 @@ class Measurement:
         for timer in timers.values():
             timer.close()
 
+    def beside(self, sampling: Sampling) -> dict[str, Any]:
+        """For the record: the reads around each sample."""
+        if self.roof is None:
+            return {}
+        return {"bytes": self.roof.size, "before_s": sampling.before_s, "after_s": sampling.after_s}
+
     def isolate(self, entrant: Entrant) -> list[float]:
         if self.target.kind != "cuda":
             return []
@@ -290,15 +265,10 @@ class Measurement:
         return isolated_times(entrant.launches, self.isolated - 1)
 
     def note_aa(self, name: str, samplings: Mapping[str, Sampling]) -> None:
-        self.listener.note(
-            {
-                "note": "aa",
-                "op": self.op.name,
-                "impl": name,
-                "case_id": self.case.id,
-                "samples_s": [samplings[name].samples_s, samplings[f"{name} again"].samples_s],
-            }
-        )
+        both = [samplings[name], samplings[f"{name} again"]]
+        note = {"note": "aa", "op": self.op.name, "impl": name, "case_id": self.case.id}
+        roofs = {"roof": [self.beside(each) for each in both]} if self.roof else {}
+        self.listener.note({**note, "samples_s": [each.samples_s for each in both], **roofs})
 
     def flags(self, entrant: Entrant, sampling: Sampling, telemetry: Mapping[str, Any]) -> list[str]:
         """What a reader must know of this time."""

@@ -22,9 +22,9 @@ from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
 from bench.files import Lock, new_directory, remove_if_empty
-from bench.measure.case import THROTTLE_RETRIES
 from bench.measure.precompile import precompile
 from bench.measure.schedule import DEFAULT_SUITES, Request, check_names, resolve_request, schedule_jobs
+from bench.measure.settings import THROTTLE_RETRIES
 from bench.measure.worker import Job, Receiver, Worker
 from bench.records import Record, Status, Writer, as_line, now
 from bench.run import Run, load_run
@@ -34,7 +34,11 @@ COMPILED_SHAPES = 3
 """Of each operation, so many shapes of an implementation that torch.compile builds: each takes 3 to 6 s."""
 
 LASTING = 3
-"""After so many cases in a row that stayed throttled or disturbed, another try of the next would not help."""
+"""After so many cases in a row that stayed throttled, another try of the next would not help. The same holds at the end
+of a run for cases that stay disturbed."""
+
+AGAIN_SHARE = 0.25
+"""Without a budget, disturbed cases are measured again for at most this share of the time that the run has taken."""
 
 
 class Display(Protocol):
@@ -136,6 +140,12 @@ def _run(
             lock.release()
 
 
+def taken_by_others(record: Record) -> float:
+    """The share of a host's cores that other programs and other machines had while this was measured."""
+    host = record.telemetry.get("host") or {}
+    return host.get("others", 0.0) + host.get("stolen", 0.0)
+
+
 def why_not_again(record: Record) -> str:
     return f"not tried: it hung in {record.case_id}: {record.reason}"
 
@@ -226,7 +236,9 @@ class Session(Receiver):
         self._hanging = {(op, impl): why for op, impl, why in request.hanging}
         self._hanging |= {(r.op, r.impl): why_not_again(r) for r in self.outcome.records if r.status == "timeout"}
         self._throttled_in_a_row, self._last_timed = 0, ("", "", 0)
-        self._deadline = self.clock() + (request.budget_s or math.inf)
+        self._replaceable: dict[tuple[str, str, str, int], Record] = {}
+        self._begun = self.clock()
+        self._deadline = self._begun + (request.budget_s or math.inf)
 
     def clock(self) -> float:
         return self._pretence.clock() if self._pretence else time.monotonic()
@@ -243,20 +255,42 @@ class Session(Receiver):
         try:
             self.compile(jobs, target)
             while queue and self.clock() <= self._deadline:
-                job = self.worth_measuring(queue.popleft())
-                if job is None:
-                    continue
-                self.display.working(job.op, job.case.id)
-                ceilings = Ceilings.from_records(self.outcome.records)
-                settings = dataclasses.replace(
-                    job.settings, ceilings=ceilings, aa=self.pairs(job, queue), retries=self.retries
-                )
-                if left := self.worker.do(dataclasses.replace(job, settings=settings), self):
+                if (job := self.worth_measuring(queue.popleft())) and (left := self.measure(job, queue)):
                     queue.appendleft(left)
             self.skip(queue)
+            if not queue:
+                self.serve_disturbed(jobs)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self.writer.append("note", {"note": "interrupted", "at": now()})
+
+    def measure(self, job: Job, later: Iterable[Job]) -> Job | None:
+        """Have a job done. Returns what a fault left of it."""
+        self.display.working(job.op, job.case.id)
+        ceilings = Ceilings.from_records(self.outcome.records)
+        aa = self.pairs(job, later)
+        settings = dataclasses.replace(job.settings, ceilings=ceilings, aa=aa, retries=self.retries)
+        return self.worker.do(dataclasses.replace(job, settings=settings), self)
+
+    def serve_disturbed(self, jobs: Iterable[Job]) -> None:
+        """Measure the cases again that others disturbed, in the time that is left. The calmer times count."""
+        now_s = self.clock()
+        limit = min(self._deadline, now_s + AGAIN_SHARE * (now_s - self._begun))
+        if self.request.budget_s is not None:
+            limit = self._deadline
+        disturbed = {(r.op, r.impl, r.case_id, r.repeat): r for r in self.outcome.records if "disturbed" in r.flags}
+        in_a_row = 0
+        for job in jobs:
+            keys = {name: (job.op, name, job.case.id, job.settings.repeat) for name in job.impls}
+            self._replaceable = {key: disturbed[key] for key in keys.values() if key in disturbed}
+            again = job.only([name for name, key in keys.items() if key in disturbed])
+            if again is None:
+                continue
+            if in_a_row >= LASTING or self.clock() > limit:
+                break
+            self.measure(again, ())
+            in_a_row = in_a_row + 1 if self._replaceable else 0
+        self._replaceable = {}
 
     def worth_measuring(self, job: Job) -> Job | None:
         """The job without what is known to cost too much. That is recorded as refused."""
@@ -280,16 +314,15 @@ class Session(Receiver):
 
     @property
     def retries(self) -> int:
-        """How often a case is measured again if it was throttled or disturbed: not at all while that lasts."""
+        """How often a case is measured again at once if it was throttled: not at all while that lasts."""
         return 0 if self._throttled_in_a_row >= LASTING else THROTTLE_RETRIES
 
     def watch_throttling(self, record: Record) -> None:
-        """Count the cases that stayed throttled or disturbed since the last one that did not."""
+        """Count the cases that stayed throttled since the last one that did not."""
         key = (record.op, record.case_id, record.repeat)
         if record.samples_s and key != self._last_timed:
             self._last_timed = key
-            held_back = {"throttled", "disturbed"} & set(record.flags)
-            self._throttled_in_a_row = self._throttled_in_a_row + 1 if held_back else 0
+            self._throttled_in_a_row = self._throttled_in_a_row + 1 if "throttled" in record.flags else 0
 
     def pairs(self, job: Job, later: Iterable[Job]) -> bool:
         """Is one implementation of this case timed twice, for the A/A difference?
@@ -330,6 +363,13 @@ class Session(Receiver):
         self.writer.append("note", line)
 
     def record(self, job: Job, record: Record) -> None:
+        key = (record.op, record.impl, record.case_id, record.repeat)
+        if (earlier := self._replaceable.get(key)) is not None:
+            if not record.is_timed or taken_by_others(record) >= taken_by_others(earlier):
+                return
+            self.outcome.records.remove(earlier)
+            if "disturbed" not in record.flags:
+                del self._replaceable[key]
         self.watch_throttling(record)
         if record.status == "timeout":
             self._hanging[record.op, record.impl] = why_not_again(record)

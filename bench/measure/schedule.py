@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from bench.devices import DeviceSpec
 from bench.errors import BadRequest, require
-from bench.measure.case import Settings
+from bench.measure.settings import Settings
 from bench.measure.worker import Job
 from bench.records import Record
 from bench.run import Run
@@ -63,7 +63,7 @@ def request_from(fields: Mapping[str, Any]) -> Request:
 DEFAULT_SUITES = {"cuda": "quick", "cpu": "smoke"}
 """By kind of target, the suite of a run where the user names none."""
 
-CAPS = {"smoke": 0.3, "quick": 0.5, "full": 1.0}
+CAPS = {"smoke": 0.4, "quick": 0.5, "full": 1.0}
 """Default sampling seconds per implementation and case."""
 
 

@@ -307,11 +307,27 @@ class Sampling:
     """All samples of one timer, and why sampling ended."""
 
     samples_s: list[float] = field(default_factory=list)
+    before_s: list[float] = field(default_factory=list)
+    """Seconds of the roof's read before each sample, and of the one after it; empty without a roof."""
+    after_s: list[float] = field(default_factory=list)
     stop: str = "time cap"
 
     @property
     def converged(self) -> bool:
         return self.stop == "converged"
+
+    @property
+    def halfwidth(self) -> float:
+        """Half of the interval of the median, as a share of the median."""
+        return median_interval(self.samples_s).relative_halfwidth
+
+    @property
+    def ratio_halfwidth(self) -> float:
+        """The same of the samples over the reads of the roof around them; that of the samples without such reads."""
+        if not self.before_s:
+            return self.halfwidth
+        reads = zip(self.samples_s, self.before_s, self.after_s, strict=True)
+        return median_interval([2 * sample / (before + after) for sample, before, after in reads]).relative_halfwidth
 
 
 def sample_interleaved(
@@ -319,6 +335,7 @@ def sample_interleaved(
     *,
     cap_s: float,
     aim: float = AIM,
+    roof: Timer | None = None,
     entering: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sampling]:
@@ -327,7 +344,11 @@ def sample_interleaved(
     Because they take turns, drift of clocks and temperature hits all alike. `entering(name)` is called before each
     sample, so that the right one is blamed for a fault. The interval is looked at whenever sampling ends, so `stop` is
     `converged` for every median that is known within `aim`.
+
+    With a `roof`, each sample lies between two of the roof's: R A R B R A R. Then sampling goes on until the median of
+    the ratios to these is known within `aim`. When the time is up, it is enough that one of both medians is.
     """
+    before = roof.sample() if roof else 0.0
     results = {name: Sampling() for name in timers}
     active = list(timers)
     used = dict.fromkeys(timers, 0.0)
@@ -339,10 +360,16 @@ def sample_interleaved(
             for _ in range(max(1, len(result.samples_s) // 4) if len(result.samples_s) >= MIN_SAMPLES else 1):
                 start = clock()
                 result.samples_s.append(timers[name].sample())
+                if roof:
+                    after = roof.sample()
+                    result.before_s.append(before)
+                    result.after_s.append(after)
+                    before = after
                 used[name] += clock() - start
             taken = len(result.samples_s)
             time_up = used[name] >= cap_s and taken >= FEWEST_SAMPLES
-            if (time_up or taken >= MIN_SAMPLES) and median_interval(result.samples_s).relative_halfwidth <= aim:
+            known = (time_up or taken >= MIN_SAMPLES) and result.ratio_halfwidth <= aim
+            if known or (time_up and result.halfwidth <= aim):
                 result.stop = "converged"
             elif taken >= MAX_SAMPLES:
                 result.stop = "sample cap"

@@ -24,8 +24,10 @@ from typing import Any
 from bench import machine
 from bench.devices.driver import open_gpu_or_none
 from bench.errors import BadRequest, describe
-from bench.measure.case import Broken, Settings, measure
+from bench.measure.case import Broken, measure
 from bench.measure.memory import free_memory
+from bench.measure.roof import lazy_roof
+from bench.measure.settings import Settings
 from bench.measure.telemetry import HostSampler, Sampler
 from bench.records import Record, Status
 from kernels.op import Case, Config, Impl, Missing, Target, config_text
@@ -303,6 +305,7 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     machine.let_waiting_threads_sleep()
+    machine.want_large_pages()
     try:
         registry = importlib.import_module(catalogue)
         target = machine.detect(device)
@@ -328,10 +331,11 @@ def serve(connection: Connection, marker: Any, device: str, catalogue: str, outp
     connection.send(("ready", ready))
     gpu = open_gpu_or_none() if target.kind == "cuda" else None
     pipe = Pipe(connection, marker)
+    roof = lazy_roof(catalogue, target)
     while (job := next_job(connection)) is not None:
         pipe.entering("", "")  # nobody yet: what the last job's implementations did is over
         watch = (lambda: Sampler(gpu)) if target.kind == "cuda" else HostSampler
-        settings = replace(job.settings, memory_bytes=free_memory(target), telemetry=watch)
+        settings = replace(job.settings, memory_bytes=free_memory(target), telemetry=watch, roof=roof)
         try:
             measure(ops[job.op], job.case, job.chosen(impls[job.op][0]), target, settings, pipe)
         except Broken:

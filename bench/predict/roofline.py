@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec, issue_rate
-from kernels.op import Stage, Target
+from bench.records import Record
+from kernels.op import Stage, Target, Work
 
 Terms = dict[str, float | None]
 """Seconds of one stage by term; None where the ceiling of the term is not known."""
@@ -66,6 +67,22 @@ def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: T
     """The roofline under the ceilings measured in the same run, stage by stage."""
     terms = (measured_terms(stage, ceilings, target) for stage in stages)
     return _sum_up(terms, "ceilings measured in this run")
+
+
+def predict_beside(record: Record, ceilings: Ceilings, target: Target) -> Prediction | None:
+    """The same formula under the read roof that was measured between the samples of a record. None without one.
+
+    The formula, the work and the other ceilings do not know the record's own times.
+    """
+    if not record.read_s or not record.prediction.get("measured"):
+        return None
+    known = {f.name for f in fields(Stage)}
+    stages = [
+        Stage(**{**{k: v for k, v in stage.items() if k in known}, "work": Work(**stage["work"])})
+        for stage in record.stages
+    ]
+    found = (measured_terms(stage, ceilings.beside(record), target) for stage in stages)
+    return _sum_up(found, "ceilings of this run, with the read roof measured between the samples")
 
 
 def datasheet_terms(stage: Stage, spec: DeviceSpec) -> Terms:

@@ -11,17 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.files import replacing
+from bench.judge.ridges import left_of_ridge, ridges
 from bench.judge.view import (
     PREDICTION_BAND,
     SAME_BATCH,
-    Accuracy,
     Point,
     View,
     batches,
     free_batch,
-    left_of_ridge,
     main_batches,
-    ridges,
 )
 from bench.report.drawing import (
     COLOURS,
@@ -132,7 +130,7 @@ def roofline(view: View) -> Figure | None:
 def prediction(view: View) -> Figure | None:
     """Measured over predicted time: at 1 the prediction came true."""
     points = [p for p in view.points if p.predicted("measured")]
-    accuracy = Accuracy.of(view.ours or view.points, "measured")
+    accuracy = view.accuracy
     if not points or accuracy is None:
         return None
     figure, axes = canvas(8.5, 4.6)

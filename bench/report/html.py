@@ -23,7 +23,8 @@ from plotly.offline import get_plotlyjs
 from bench.judge import beside, boundness, goals, kin, peers
 from bench.judge.answer import answer
 from bench.judge.claims import Verdict
-from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View, batches, ridges
+from bench.judge.ridges import ridges
+from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View, batches
 from bench.report import claims, drawing, tables, text
 from bench.report import several as side_by_side
 from bench.report.names import case_name

@@ -39,6 +39,13 @@ def notices(view: View) -> list[str]:
         found.append("Where it was measured is not known: the line of the file that says so is missing or damaged.")
     elif not run.on_gpu:
         found.append("Measured on a CPU; says nothing about GPUs.")
+    if rates := view.paired:
+        low, high = (si(rate, "B/s") for rate in rates)
+        found.append(
+            "The read roof was measured between the samples of each case, because the memory of a host is not always "
+            f"equally fast: from case to case it read {low} to {high}. Each prediction and each share of the roof "
+            "takes the roof of the same seconds. The formula, the bytes and the FLOPs were stored before."
+        )
     if not run.complete:
         found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")
     if not view.points:
@@ -98,13 +105,16 @@ def _memory(view: View) -> str:
 
 
 def _accuracy(view: View) -> str:
-    accuracy = Accuracy.of(view.ours or view.points, "measured")
+    accuracy = view.accuracy
     if accuracy is None:
         line = "The predictions: none from measured ceilings"
     else:
+        made = "made before measuring"
+        if view.paired:
+            made = "by the formula that was stored before, with the read roof measured between the samples of each case"
         line = (
-            f"The predictions, made before measuring, miss by {percent(accuracy.median, 1)} in the median and lie "
-            f"within {percent(PREDICTION_BAND)} for {percent(accuracy.within)} of the times"
+            f"The predictions, {made}, miss by {percent(accuracy.median, 1)} in the median{view.accuracy_of} "
+            f"and lie within {percent(PREDICTION_BAND)} for {percent(accuracy.within)} of the times"
         )
     if count := len(view.slow):
         line += (

@@ -1,4 +1,4 @@
-"""A case is sampled again where the machine did not let it be."""
+"""A case is sampled again where the GPU throttled."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from bench.measure.attempts import sample_calmly
 from bench.measure.telemetry import Sampler
 
 
-def test_a_disturbed_case_is_measured_again_and_the_calmest_attempt_counts() -> None:
-    seen = [
-        {"host": {"others": 0.5, "stolen": 0.0}, "disturbed": True},
-        {"host": {"others": 0.1, "stolen": 0.1}, "disturbed": True},
-        {"host": {"others": 0.3, "stolen": 0.0}, "disturbed": True},
-    ]
-
+def test_a_throttled_case_is_measured_again_and_the_last_attempt_counts() -> None:
     class Told(Sampler):
         def __init__(self) -> None:
             super().__init__(None)
@@ -23,11 +17,17 @@ def test_a_disturbed_case_is_measured_again_and_the_calmest_attempt_counts() -> 
         def summary(self) -> dict[str, Any]:
             return told.pop(0)
 
-    told = list(seen)
-    timers = {"one": SimpleNamespace(sample=lambda: 1.0)}
-    how: dict[str, Any] = {"cap_s": 1.0, "aim": 0.02, "entering": lambda name: None}
-    assert sample_calmly(timers, Told, attempts=3, **how)[1] == seen[1]  # type: ignore[arg-type]
+    def sampled(*summaries: dict[str, Any]) -> dict[str, Any]:
+        told[:] = summaries
+        return sample_calmly(timers, Told, attempts=3, cap_s=1.0, aim=0.02, entering=lambda name: None)[1]
+
+    told: list[dict[str, Any]] = []
+    timers: Any = {"one": SimpleNamespace(sample=lambda: 1.0)}
+    hot, fine = {"throttled": True, "n": 1}, {"throttled": False}
+    assert sampled(hot, hot, {"throttled": True, "n": 2})["n"] == 2
     assert not told
-    told = [seen[0], {"host": {"others": 0.0, "stolen": 0.0}, "disturbed": False}, seen[2]]
-    assert sample_calmly(timers, Told, attempts=3, **how)[1]["disturbed"] is False  # type: ignore[arg-type]
-    assert told == [seen[2]], "a calm attempt ends it"
+    assert sampled(hot, fine, hot) == fine
+    assert told == [hot], "an attempt without throttling ends it"
+    disturbed = {"disturbed": True}
+    assert sampled(disturbed, hot, hot) == disturbed
+    assert told == [hot, hot], "a disturbed host is measured again at the end of the run, not at once"

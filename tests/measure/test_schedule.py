@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from bench.measure import runner
-from bench.measure.case import THROTTLE_RETRIES
 from bench.measure.runner import COMPILED_SHAPES, LASTING
 from bench.measure.schedule import Request, schedule_jobs
+from bench.measure.settings import THROTTLE_RETRIES
 from bench.measure.worker import Job
 from bench.records import FILE, Record, Status
-from kernels.op import discover, implementations
+from kernels.op import Target, discover, implementations
 from tests.support import planted
 from tests.support.heard import Silent
 from tests.support.synthetic_run import record
@@ -88,6 +88,31 @@ def test_three_shapes_of_what_torch_compiles(tmp_path: Path, status: Status, fou
     if not fourth:
         assert begun.outcome.records[-1].status == "refused"
         assert "no more than 3" in (begun.outcome.records[-1].reason or "")
+
+
+def disturbed(others: float) -> dict[str, Any]:
+    return {"telemetry": {"host": {"others": others}}, "flags": ["disturbed"] * (others > 0.1)}
+
+
+@pytest.mark.parametrize(("then", "kept"), [(0.05, 0.05), (0.3, 0.3), (0.6, 0.5)])
+def test_a_disturbed_time_is_taken_again_at_the_end_and_the_calmer_one_counts(
+    tmp_path: Path, then: float, kept: float
+) -> None:
+    begun, asked = session(tmp_path), []
+    others = {("honest", 1): 0.0, ("slow", 1): 0.5, ("honest", 2): 0.0, ("slow", 3): then}
+
+    def do(job: Job, listener: runner.Session) -> None:
+        asked.append((job.case.K, job.impls))
+        for impl in job.impls:
+            listener.record(job, pretended(job, impl, **disturbed(others[impl, len(asked)])))
+
+    begun.worker = SimpleNamespace(ready=begun.worker.ready, do=do)  # type: ignore[assignment]
+    begun.clock = lambda: 1e12  # type: ignore[method-assign]
+    begun.compile = lambda jobs, target: None  # type: ignore[method-assign]
+    begun.serve([toy(4, "honest", "slow"), toy(8, "honest")], Target(kind="cpu", name="cpu"))
+    assert asked == [(4, ("honest", "slow")), (8, ("honest",)), (4, ("slow",))]
+    found = [r for r in begun.outcome.records if r.impl == "slow"]
+    assert [r.telemetry["host"]["others"] for r in found] == [kept]
 
 
 def test_after_three_cases_in_a_row_that_stay_throttled_none_is_measured_again(tmp_path: Path) -> None:

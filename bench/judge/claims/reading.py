@@ -111,7 +111,7 @@ def intensity_bracket(record: Record, run: MeasuredPart) -> tuple[float, float]:
     The kernel cannot have moved more bytes than the measured read roof moves in its time, nor fewer than the
     compulsory ones.
     """
-    most_bytes = max(record.bytes, seconds(record) * run.ceilings.read_roof)
+    most_bytes = max(record.bytes, seconds(record) * run.ceilings.beside(record).read_roof)
     return record.flops / most_bytes, record.flops / record.bytes
 
 
