@@ -69,7 +69,7 @@ def test_what_is_printed_cannot_steer_the_terminal(tmp_path: Path) -> None:
         (["predict", "--model", "llama-3.1-8b", "--context", "9" * 30], "--context: 999999999999... is too large"),
         (["emulate", "--ctas", "99999999999999999999"], "65536"),
         (["run", "--budget", ""], "--budget: '' is no duration"),
-        (["run", "--repeat", "0"], "--repeat"),
+        (["run", "--repeat", "0"], "Invalid value for '--repeat'"),
     ],
 )
 def test_numbers_at_the_edge_are_one_line(arguments: list[str], message: str) -> None:

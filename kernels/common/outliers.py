@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 COUNT = 16
 """Outlier columns, if K has four times as many."""
 
+SHOWN = 8
+"""Each of fewer columns shows without a mark. If all had one, the rows of x would be alike, and so would the rounding
+errors of y, which then do not tell their noise."""
+
 GROUPS = (32, 128)
 """Columns of a group that shares a scale; their edges are preferred."""
 
@@ -46,10 +50,10 @@ def outliers(draw: RandomInputs, K: int) -> list[int]:
 
 
 def mark_columns(x: torch.Tensor, columns: list[int], size: float = 0.25) -> None:
-    """Set these columns of x `[B, K]` to `size` sqrt(K)."""
+    """Set these columns of x `[B, K]` to `size` sqrt(K), if there are `SHOWN` columns."""
     import torch
 
-    if x.device.type != "meta":
+    if x.device.type != "meta" and x.shape[1] >= SHOWN:
         value = torch.tensor(size * x.shape[1] ** 0.5, device=x.device)
         writable(x)[:, columns] = encoded(value, x.dtype)
 

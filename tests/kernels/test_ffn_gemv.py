@@ -208,3 +208,14 @@ def test_cases_of_models_have_the_models_shapes(suite: str) -> None:
     for case in OP.cases(suite):
         if case.model:
             assert op.projections(op.MODELS[case.model])[case.layer] == (case.N, case.K)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 6])
+@pytest.mark.parametrize("weights", ["", "int8", "int4"])
+def test_a_rounded_reference_passes_the_gate_with_very_few_columns(K: int, weights: str) -> None:
+    if K % 2 and weights == "int4":
+        return
+    for seed, (B, N) in enumerate(((48, 65), (17, 12), (48, 65))):
+        case = GemvCase(B=B, N=N, K=K, weights=weights)
+        y = OP.reference(case, OP.inputs(case, "cpu", seed))
+        assert compare(y.bfloat16(), y, OP.tolerance(case)).passed
