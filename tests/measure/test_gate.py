@@ -33,6 +33,9 @@ class Doubling:
     def reference(self, case: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return 2 * inputs["x"]
 
+    def decoded(self, case: Any, output: torch.Tensor) -> torch.Tensor:
+        return output
+
 
 def outputs(**wrong: float) -> list[torch.Tensor]:
     """Right outputs of all copies, except that the first element of `copy<k>` is off by that share."""
@@ -83,6 +86,10 @@ def test_sequences_of_all_copies_are_judged_one_by_one() -> None:
     y[4][1] = (2.004 * copies[4]["x"][1]).bfloat16()
     unit = 2.0**-8
     tolerance = Tolerance(max_rel=8 * unit, rms_rel=unit, slope=0.0625 * unit, each_sequence=True)
-    op: Any = SimpleNamespace(tolerance=lambda case: tolerance, reference=lambda case, inputs: 2 * inputs["x"])
+    op: Any = SimpleNamespace(
+        tolerance=lambda case: tolerance,
+        reference=lambda case, inputs: 2 * inputs["x"],
+        decoded=lambda case, output: output,
+    )
     (found,) = gate.check_copies(op, SimpleNamespace(), copies, [y])
     assert "of sequence 9" in (found.reason or "")
