@@ -99,7 +99,7 @@ OTHERS = {
     "experts of fp8, gate and up": Steady(
         "moe_ffn", MoeCase(B=2, E=1, k=1, H=1024, F=128, weights="fp8_block"), launch=1
     ),
-    "experts of fp8, down": Steady("moe_ffn", MoeCase(B=1, E=1, k=1, H=256, F=1280, weights="fp8_block"), launch=2),
+    "experts of fp8, down": Steady("moe_ffn", MoeCase(B=1, E=1, k=1, H=256, F=1536, weights="fp8_block"), launch=2),
     "experts of mxfp4, gate and up": Steady(
         "moe_ffn", MoeCase(B=2, E=1, k=1, H=2048, F=128, weights="mxfp4"), launch=1
     ),
