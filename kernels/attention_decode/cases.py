@@ -27,6 +27,7 @@ class AttentionCase(Case):
     - `softcap`: scores s become softcap tanh(s / softcap); 0 for no cap
     - `sink_logits`: each query head has one more logit, learned and not capped, in the denominator of its softmax
     - `prefix`: the first tokens of all sequences, kept once, in pages that every block table points to
+    - `grown`: tokens that every sequence has gained since its length was drawn, as after so many steps
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1}
@@ -50,6 +51,7 @@ class AttentionCase(Case):
     softcap: float = 0.0
     sink_logits: bool = False
     prefix: Count = 0
+    grown: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +63,8 @@ class AttentionCase(Case):
                 f"prefix {self.prefix}: a shared prefix is whole pages (here of {self.page}), fewer than T = {self.T} "
                 f"tokens, and has no window (here {self.window})"
             )
+        if self.grown and self.grown >= self.T - self.prefix:
+            raise ValueError(f"grown {self.grown}: fewer tokens than the T - prefix = {self.T - self.prefix} of each")
         if self.sinks and not self.window:
             raise ValueError(f"sinks {self.sinks}: sinks need a window")
 
@@ -87,6 +91,8 @@ class AttentionCase(Case):
             parts.append("sinklogits")
         if self.prefix:
             parts.append(f"prefix{self.prefix}")
+        if self.grown:
+            parts.append(f"grown{self.grown}")
         parts.append(self.dtype)
         if self.kv:
             parts.append(f"kv{self.kv}")

@@ -48,8 +48,8 @@ SCALE_STEP = 1.25
 @cache
 def lengths(case: AttentionCase) -> tuple[int, ...]:
     """Tokens per sequence, the shared prefix included."""
-    own = paging.random_lengths(case.lengths, case.B, case.T - case.prefix, case.seed)
-    return tuple(case.prefix + n for n in own)
+    own = paging.random_lengths(case.lengths, case.B, case.T - case.prefix - case.grown, case.seed)
+    return tuple(case.prefix + case.grown + n for n in own)
 
 
 def live(case: AttentionCase, length: int) -> Ranges:

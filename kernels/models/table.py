@@ -43,6 +43,13 @@ MODELS: dict[str, ModelShape] = {
         _shape("llama-3.1-405b", "meta-llama/Llama-3.1-405B", (126, 16384, 128, 8, 128, 53248, 128256, 131072)),
         _shape("llama-2-7b", "meta-llama/Llama-2-7b-hf", (32, 4096, 32, 32, 128, 11008, 32000, 4096)),
         _shape("llama-2-70b", "meta-llama/Llama-2-70b-hf", (80, 8192, 64, 8, 128, 28672, 32000, 4096)),
+        _shape(
+            "llama-3.2-1b",
+            "meta-llama/Llama-3.2-1B",
+            (16, 2048, 32, 8, 64, 8192, 128256, 131072),
+            tied_embeddings=True,
+        ),
+        _shape("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", (24, 896, 14, 2, 64, 4864, 151936, 32768), tied_embeddings=True),
         _shape("qwen2.5-7b", "Qwen/Qwen2.5-7B", (28, 3584, 28, 4, 128, 18944, 152064, 131072)),
         _shape("qwen2.5-72b", "Qwen/Qwen2.5-72B", (80, 8192, 64, 8, 128, 29568, 152064, 131072)),
         _shape("qwen3-32b", "Qwen/Qwen3-32B", (64, 5120, 64, 8, 128, 25600, 151936, 40960)),

@@ -1,21 +1,15 @@
-"""The same by torch, operator by operator, and compiled to one kernel by torch.compile."""
+"""The same by torch, operator by operator."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
-from kernels.rmsnorm.op import EPSILON, LEAST, NormCase, Output, output, work
+from kernels.rmsnorm.op import EPSILON, LEAST, NormCase, output, work
 
 if TYPE_CHECKING:
     import torch
-
-
-def one_pass(case: NormCase, target: Target) -> tuple[Stage, ...]:
-    """One kernel, taken to move the compulsory bytes."""
-    return (Stage(name="norm", work=work(case)),)
 
 
 def stages(case: NormCase, target: Target) -> tuple[Stage, ...]:
@@ -54,66 +48,4 @@ def prepare(case: NormCase, inputs: Inputs, target: Target) -> Launch:
     return launch
 
 
-def whole_norm(x: Any, residual: Any, w: Any, kind: str) -> Any:
-    """h, y and the scales of its codes, as torch.compile is given them."""
-    h = x if residual is None else x + residual
-    wide = h.float()
-    y = wide * (wide.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * w.float()
-    if not kind:
-        return h, y.to(x.dtype), None
-    y, scale = codes(y, kind)
-    return h, y, scale
-
-
-@cache
-def compiled_norm() -> Any:
-    import torch
-
-    return torch.compile(whole_norm, dynamic=False, fullgraph=True)
-
-
-def prepare_compiled(case: NormCase, inputs: Inputs, target: Target) -> Launch:
-    """Its results are copied into one tensor, which a user need not do."""
-    import torch
-
-    x, w, norm = inputs["x"], inputs["w"], compiled_norm()
-    residual, kind = inputs.get("residual"), case.activations if case.quantized else ""
-    out = output(case, x.device)
-
-    def launch() -> torch.Tensor:
-        h, y, scale = norm(x, residual, w, kind)
-        return keep(out, h, y, scale, residual is not None)
-
-    with torch._dynamo.config.patch(recompile_limit=1 << 10):
-        launch()
-    return launch
-
-
-def keep(out: Output, h: Any, y: Any, scale: Any, with_h: bool) -> torch.Tensor:
-    out.y.copy_(y)
-    if scale is not None:
-        out.scale.copy_(scale)
-    if with_h:
-        out.h.copy_(h)
-    return out.whole
-
-
-def supports_compiled(case: NormCase, target: Target) -> str | None:
-    if target.kind != "cuda" or target.sm < 80:
-        return "is compiled for NVIDIA GPUs of sm_80 or later"
-    if case.activations == "fp8" and target.sm < 89:
-        return "Triton converts to fp8 on sm_89 or later"
-    return None
-
-
-IMPLS = (
-    Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),
-    Impl(
-        name="torch-compiled",
-        stages=one_pass,
-        prepare=prepare_compiled,
-        supports=supports_compiled,
-        by_torch_compile=True,
-        version=torch_version,
-    ),
-)
+IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),)

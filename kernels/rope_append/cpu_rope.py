@@ -34,7 +34,9 @@ def turn(row, D, R, weight, epsilon, rotations, position):
 
 
 @jit
-def turn_and_append(qkv, memory, q_weight, k_weight, rotations, table, lengths, shape, strides, epsilon, row, weights):
+def turn_and_append(
+    qkv, bias, memory, q_weight, k_weight, rotations, table, lengths, shape, strides, epsilon, row, weights
+):
     """`shape` is H_q, H_kv, D, R, tokens a page, columns of the table; `strides` those of half, page, slot and head,
     and where the cache begins."""
     H_q, H_kv, D, R, page, columns = shape
@@ -47,6 +49,10 @@ def turn_and_append(qkv, memory, q_weight, k_weight, rotations, table, lengths, 
         slot = cache + np.int64(table[b * columns + t // page]) * stride_page + t % page * stride_slot
         for h in range(heads):
             convert(qkv, (b * heads + h) * D, D, np.float32(1.0), row, 0)
+            if len(bias):
+                convert(bias, h * D, D, np.float32(1.0), weights[2], 0)
+                for d in range(D):
+                    row[d] += weights[2, d]
             if h < H_q + H_kv:
                 turn(row, D, R, weights[0 if h < H_q else 1][: len(q_weight)], epsilon, rotations, t)
             kv, head = (h - H_q) // H_kv, (h - H_q) % H_kv
@@ -62,14 +68,14 @@ def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
     slot, head = (3, 2) if case.layout == "HND" else (2, 3)
     table = inputs["block_table"] if case.page else torch.arange(case.B, dtype=torch.int32)[:, None]
     arguments = (
-        *(array(inputs[name]) for name in ("qkv", "memory", "q_weight", "k_weight", "rotations")),
+        *(array(inputs[name]) for name in ("qkv", "bias", "memory", "q_weight", "k_weight", "rotations")),
         array(table),
         array(inputs["lengths"]),
         (case.H_q, case.H_kv, case.D, case.R, case.append.tokens_per_page, table.shape[1]),
         (kv.stride(0), kv.stride(1), kv.stride(slot), kv.stride(head), case.q_rows * case.D),
         np.float32(EPSILON),
         torch.empty(case.D).numpy(),
-        torch.empty(2, case.D).numpy(),
+        torch.empty(3, case.D).numpy(),
     )
 
     def launch() -> torch.Tensor:

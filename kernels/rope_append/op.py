@@ -1,9 +1,10 @@
 """Between the product that gives Q, K and V and attention: QK-norm, rotation, and the write into the cache.
 
-qkv [B, H_q + 2 H_kv, D] holds the heads of Q, then of K, then of V, of one token a sequence. Each head of Q and K is
-normalized (x / sqrt(mean(x^2) + EPSILON) w, where the model does so) and rotated: of its first R dims, x[i] and
-x[i + R/2] become x[i] cos - x[i + R/2] sin and x[i + R/2] cos + x[i] sin, with cos and sin of the token's position and
-of i. K and V then go to the slot of the cache that `kernels/kv_append` tells, Q to q [B, H_q, D].
+qkv [B, H_q + 2 H_kv, D] holds the heads of Q, then of K, then of V, of one token a sequence, without the bias
+[H_q + 2 H_kv, D] that some models add. Each head of Q and K is normalized (x / sqrt(mean(x^2) + EPSILON) w, where the
+model does so) and rotated: of its first R dims, x[i] and x[i + R/2] become x[i] cos - x[i + R/2] sin and
+x[i + R/2] cos + x[i] sin, with cos and sin of the token's position and of i. K and V then go to the slot of the cache
+that `kernels/kv_append` tells, Q to q [B, H_q, D].
 
 q and the cache are rows of D elements of one tensor, `memory`: first the B H_q rows of q, then those of the cache. The
 rest of the cache stays as it was.
@@ -46,6 +47,7 @@ class RopeCase(Case):
     page: Count = 16
     layout: paging.Layout = "NHD"
     lengths: paging.Lengths = "ragged"
+    bias: bool = False
     qk_norm: bool = False
     rotary: Count = 0
     dtype: Dtype = "bf16"
@@ -62,7 +64,8 @@ class RopeCase(Case):
 
     @property
     def id(self) -> str:
-        parts = [f"Hq{self.H_q}", *(["norm"] if self.qk_norm else []), *([f"R{self.rotary}"] if self.rotary else [])]
+        parts = [f"Hq{self.H_q}", *(["bias"] if self.bias else []), *(["norm"] if self.qk_norm else [])]
+        parts += [f"R{self.rotary}"] if self.rotary else []
         return "-".join([*parts, self.append.id])
 
     @property
@@ -90,18 +93,18 @@ def cases(suite: str) -> list[RopeCase]:
     if suite == "smoke":
         return [of_model("qwen3-32b", 16, qk_norm=True)]
     if suite == "quick":
-        return [of_model("llama-3.1-8b", 1), of_model("qwen3-32b", 64, qk_norm=True)]
+        return [of_model("qwen3-32b", 64, qk_norm=True)]
     if suite == "full":
         return [
             *(of_model("llama-3.1-8b", B) for B in (1, 16, 64, 256)),
             *(of_model("qwen3-32b", B, qk_norm=True) for B in (1, 64, 256)),
-            of_model("gpt-oss-20b", 64),
+            of_model("gpt-oss-20b", 64, bias=True),
             of_model("phi-2", 64, rotary=32),
         ]
     return [
         RopeCase(B=3, H_q=4, H_kv=2, D=32, T=40, dtype="fp32"),
         RopeCase(B=2, H_q=3, H_kv=1, D=48, T=20, page=4, layout="HND", qk_norm=True, dtype="fp16"),
-        RopeCase(B=3, H_q=2, H_kv=2, D=20, T=33, page=0, rotary=8, dtype="fp16"),
+        RopeCase(B=3, H_q=2, H_kv=2, D=20, T=33, page=0, rotary=8, bias=True, dtype="fp16"),
     ]
 
 
@@ -116,7 +119,8 @@ def rotations(positions: int, R: int, theta: float, device: str) -> torch.Tensor
 def inputs(case: RopeCase, device: str, seed: int) -> Inputs:
     """qkv ~ N(0, 1), heads of Q and K times 1 to 2 so that no norm leaves them; weights of norms ~ 1 + N(0, 1) / 4.
 
-    `q_weight` and `k_weight` are [0] without a norm. Lengths and table are those of `kernels/kv_append`.
+    `q_weight` and `k_weight` are [0] without a norm, `bias` without a bias. Lengths and table are those of
+    `kernels/kv_append`.
     """
     import torch
 
@@ -129,6 +133,7 @@ def inputs(case: RopeCase, device: str, seed: int) -> Inputs:
     made: Inputs = {"qkv": draw.normal((case.B, case.heads, case.D), case.dtype), "memory": memory}
     for name in ("q_weight", "k_weight"):
         made[name] = draw.normal((case.D if case.qk_norm else 0,), case.dtype, scale=0.25).add_(1)
+    made["bias"] = draw.normal((case.heads if case.bias else 0, case.D), case.dtype)
     if device != "meta":
         made["qkv"] *= 1 + torch.arange(case.heads, device=device)[None, :, None] % 2
     made["rotations"] = rotations(case.T, case.R, THETA, device)
@@ -149,7 +154,6 @@ def rotated(case: RopeCase, inputs: Inputs, x: torch.Tensor, weight: str) -> tor
     """Heads x [B, H, D] in fp64, normalized and rotated."""
     import torch
 
-    x = x.double()
     if case.qk_norm:
         x = x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * inputs[weight].double()
     cos, sin = inputs["rotations"].double()[inputs["lengths"].long()][:, None].chunk(2, dim=-1)
@@ -161,12 +165,14 @@ def reference(case: RopeCase, inputs: Inputs) -> torch.Tensor:
     """fp64. The cache as it was, with each new token put in its place."""
     import torch
 
-    qkv, append = inputs["qkv"], case.append
+    qkv, append = inputs["qkv"].double(), case.append
+    if case.bias:
+        qkv = qkv + inputs["bias"].double()
     q, k, v = qkv.split([case.H_q, case.H_kv, case.H_kv], dim=1)
     q, k = rotated(case, inputs, q, "q_weight"), rotated(case, inputs, k, "k_weight")
     kv = kv_append.background(kv_append.cache_shape(append), case.dtype, qkv.device).double()
     b, physical, slot = kv_append.slots(append, inputs).T
-    for half, new in enumerate((k, v.double())):
+    for half, new in enumerate((k, v)):
         paging.nhd(kv[half], case.layout)[physical, slot] = new[b]
     return torch.cat([q.flatten(0, 1), kv.reshape(-1, case.D)])
 
@@ -178,10 +184,10 @@ def poison(case: RopeCase, inputs: Inputs, output: torch.Tensor) -> None:
 
 
 def work(case: RopeCase) -> Work:
-    """Q, K and V once, in and out; the angles of each token, both weights, lengths and table entries once."""
+    """Q, K and V once, in and out; the angles of each token, bias, both weights, lengths and table entries once."""
     append, size = kv_append.work(case.append), BYTES[case.dtype]
     q, turned = size * case.q_rows * case.D, case.B * (case.H_q + case.H_kv) * case.D
-    weights = 2 * size * case.D if case.qk_norm else 0
+    weights = size * case.D * (2 * case.qk_norm + case.heads * case.bias)
     return Work(
         flops={"fma_fp32": (7 if case.qk_norm else 3) * turned},
         bytes_read=append.bytes_read + q + 4 * case.B * case.R + weights,

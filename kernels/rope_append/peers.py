@@ -1,8 +1,7 @@
-"""The same by torch: norms and rotations operator by operator, or compiled, and the write of `kernels/kv_append`."""
+"""The same by torch: norms and rotations operator by operator, and the write of `kernels/kv_append`."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from kernels.common.random_inputs import BYTES
@@ -12,24 +11,17 @@ from kernels.rmsnorm.op import EPSILON
 from kernels.rope_append.op import RopeCase, cache_of, q_of, work
 
 
-def write(case: RopeCase) -> tuple[Stage, ...]:
-    return kv_append.stages(case.append, Target(kind="cuda", name=""))
-
-
-def one_pass(case: RopeCase, target: Target) -> tuple[Stage, ...]:
-    """One kernel that turns the heads, and the write."""
-    appended = kv_append.work(case.append).bytes
-    turned = work(case)
-    rest = Work(flops=turned.flops, bytes_read=max(0, turned.bytes - appended))
-    return (Stage(name="turn", work=rest), *write(case))
-
-
 def stages(case: RopeCase, target: Target) -> tuple[Stage, ...]:
     """Norms, halves, products and sums of Q and of K; what passes between them stays in the L2."""
     heads = case.B * (case.H_q + case.H_kv) * case.D * BYTES[case.dtype]
-    first, *rest = one_pass(case, target)
+    least, appended = work(case), kv_append.work(case.append).bytes
+    first = Work(flops=least.flops, bytes_read=max(0, least.bytes - appended))
     names = [*(["norm"] if case.qk_norm else []), "swap", "cos", "sin", "add", "copy"]
-    return (first, *(Stage(name=name, work=Work(), l2_bytes=2 * heads) for name in names), *rest)
+    return (
+        Stage(name="angles", work=first),
+        *(Stage(name=name, work=Work(), l2_bytes=2 * heads) for name in names),
+        *kv_append.stages(case.append, target),
+    )
 
 
 def turned(x: Any, weight: Any, cos: Any, sin: Any, R: int) -> Any:
@@ -44,64 +36,30 @@ def turned(x: Any, weight: Any, cos: Any, sin: Any, R: int) -> Any:
     return torch.cat([part, rest], dim=-1) if rest.shape[-1] else part
 
 
-def heads_of(qkv: Any, rotations: Any, lengths: Any, q_weight: Any, k_weight: Any, H_q: int, H_kv: int, R: int) -> Any:
-    """q and k, turned."""
-    cos, sin = rotations[lengths].to(qkv.dtype)[:, None].chunk(2, dim=-1)
+def heads_of(case: RopeCase, inputs: Inputs) -> tuple[Any, Any, Any]:
+    """q and k, turned, and v."""
+    qkv = inputs["qkv"] + inputs["bias"] if case.bias else inputs["qkv"]
+    cos, sin = inputs["rotations"][inputs["lengths"]].to(qkv.dtype)[:, None].chunk(2, dim=-1)
     cos, sin = cos.repeat(1, 1, 2), sin.repeat(1, 1, 2)
-    q, k = qkv[:, :H_q], qkv[:, H_q : H_q + H_kv]
-    return turned(q, q_weight, cos, sin, R), turned(k, k_weight, cos, sin, R)
+    q, k, v = qkv.split([case.H_q, case.H_kv, case.H_kv], dim=1)
+    return turned(q, inputs["q_weight"], cos, sin, case.R), turned(k, inputs["k_weight"], cos, sin, case.R), v
 
 
-def launch_of(case: RopeCase, inputs: Inputs, target: Target, function: Any) -> Launch:
+def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
     qkv, memory = inputs["qkv"], inputs["memory"]
-    q, k = q_of(case, memory), qkv.new_empty(case.B, case.H_kv, case.D)
-    given = {"k": k, "v": qkv[:, case.H_q + case.H_kv :], "kv": cache_of(case, memory)}
+    q, (k, v) = q_of(case, memory), qkv.new_empty(2, case.B, case.H_kv, case.D)
+    given = {"k": k, "v": v, "kv": cache_of(case, memory)}
     append = kv_append.prepare(case.append, inputs | given, target)
-    names = ("qkv", "rotations", "lengths", "q_weight", "k_weight")
 
     def launch() -> Any:
-        found_q, found_k = function(*(inputs[name] for name in names), case.H_q, case.H_kv, case.R)
+        found_q, found_k, found_v = heads_of(case, inputs)
         q.copy_(found_q)
         k.copy_(found_k)
+        v.copy_(found_v)
         append()
         return memory
 
     return launch
 
 
-def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
-    return launch_of(case, inputs, target, heads_of)
-
-
-@cache
-def compiled() -> Any:
-    import torch
-
-    return torch.compile(heads_of, dynamic=False, fullgraph=True)
-
-
-def prepare_compiled(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
-    import torch
-
-    launch = launch_of(case, inputs, target, compiled())
-    with torch._dynamo.config.patch(recompile_limit=1 << 10):
-        launch()
-    return launch
-
-
-def supports_compiled(case: RopeCase, target: Target) -> str | None:
-    fits = target.kind == "cuda" and target.sm >= 80
-    return None if fits else "is compiled for NVIDIA GPUs of sm_80 or later"
-
-
-IMPLS = (
-    Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),
-    Impl(
-        name="torch-compiled",
-        stages=one_pass,
-        prepare=prepare_compiled,
-        supports=supports_compiled,
-        by_torch_compile=True,
-        version=torch_version,
-    ),
-)
+IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),)

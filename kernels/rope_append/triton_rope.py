@@ -16,6 +16,7 @@ from kernels.rope_append.op import RopeCase, cache_of, q_of, work
 def rope_kernel(
     qkv,  # [B, H_q + 2 H_kv, D]
     q,  # [B, H_q, D]
+    bias,  # [H_q + 2 H_kv, D] or None
     kv,  # [2, pages, page, H_kv, D] or [2, pages, H_kv, page, D]
     q_weight,  # [D] or None
     k_weight,
@@ -42,10 +43,14 @@ def rope_kernel(
     mask = offs_d < D
     first = qkv + b * stride_qkv_b + h * D
     row = tl.load(first + offs_d, mask=mask, other=0.0).to(tl.float32)
+    if bias is not None:
+        row += tl.load(bias + h * D + offs_d, mask=mask, other=0.0).to(tl.float32)
     if h < H_q + H_kv:
         # the other one of the pair that is rotated; dims past R are not
         other = tl.where(offs_d < R // 2, offs_d + R // 2, tl.where(offs_d < R, offs_d - R // 2, offs_d))
         pair = tl.load(first + other, mask=mask, other=0.0).to(tl.float32)
+        if bias is not None:
+            pair += tl.load(bias + h * D + other, mask=mask, other=0.0).to(tl.float32)
         if q_weight is not None:
             weight = q_weight
             if h >= H_q:
@@ -79,6 +84,7 @@ def build(case: RopeCase, inputs: Inputs, target: Target) -> Built:
         args={
             "qkv": qkv,
             "q": q_of(case, memory),
+            "bias": inputs["bias"] if case.bias else None,
             "kv": kv,
             "q_weight": inputs["q_weight"] if case.qk_norm else None,
             "k_weight": inputs["k_weight"] if case.qk_norm else None,
@@ -115,6 +121,7 @@ def stages(case: RopeCase, target: Target) -> tuple[Stage, ...]:
     waits for its position, then for the angles or the page."""
     turned = case.B * (case.H_q + case.H_kv)
     again = 4 * case.R * (turned - case.B) + (BYTES[case.dtype] * case.D * turned if case.qk_norm else 0)
+    again += (case.B - 1) * case.heads * case.D * BYTES[case.dtype] if case.bias else 0
     return (
         Stage(
             name="rope",

@@ -1,8 +1,7 @@
-"""Routing by torch, operator by operator as model code is written, and compiled by torch.compile."""
+"""Routing by torch, operator by operator as model code is written."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
@@ -25,11 +24,6 @@ def stages(case: RouterCase, target: Target) -> tuple[Stage, ...]:
     )
 
 
-def one_pass(case: RouterCase, target: Target) -> tuple[Stage, ...]:
-    """One kernel, taken to move the compulsory bytes."""
-    return (Stage(name="router", work=work(case)),)
-
-
 def route(logits: Any, bias: Any, k: int, groups: int, top_groups: int, renormalize: bool, scaling: float) -> Any:
     """Weights and ids, in fp32 and int64."""
     import torch
@@ -49,13 +43,13 @@ def route(logits: Any, bias: Any, k: int, groups: int, top_groups: int, renormal
     return weights * scaling, ids
 
 
-def launch_of(case: RouterCase, inputs: Inputs, function: Any) -> Launch:
+def prepare(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
     """Copies ids and weights into one tensor, which a user need not do."""
     whole, ids, weights = output(case, inputs["logits"].device)
     given = (inputs["logits"], inputs["bias"], case.k, case.groups, case.top_groups, case.renormalize, case.scaling)
 
     def launch() -> Any:
-        found_weights, found = function(*given)
+        found_weights, found = route(*given)
         weights.copy_(found_weights)
         ids.copy_(found)
         return whole
@@ -63,39 +57,4 @@ def launch_of(case: RouterCase, inputs: Inputs, function: Any) -> Launch:
     return launch
 
 
-def prepare(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
-    return launch_of(case, inputs, route)
-
-
-@cache
-def compiled() -> Any:
-    import torch
-
-    return torch.compile(route, dynamic=False, fullgraph=True)
-
-
-def prepare_compiled(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
-    import torch
-
-    launch = launch_of(case, inputs, compiled())
-    with torch._dynamo.config.patch(recompile_limit=1 << 10):
-        launch()
-    return launch
-
-
-def supports_compiled(case: RouterCase, target: Target) -> str | None:
-    fits = target.kind == "cuda" and target.sm >= 80
-    return None if fits else "is compiled for NVIDIA GPUs of sm_80 or later"
-
-
-IMPLS = (
-    Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),
-    Impl(
-        name="torch-compiled",
-        stages=one_pass,
-        prepare=prepare_compiled,
-        supports=supports_compiled,
-        by_torch_compile=True,
-        version=torch_version,
-    ),
-)
+IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),)
