@@ -1,0 +1,131 @@
+"""A decode step against models that nobody here wrote: Hugging Face transformers, with the same random weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.common import paging
+from kernels.decode_step.op import OP, StepCase, lengths
+from kernels.decode_step.parts import rope_case
+from kernels.kv_append.op import cache_shape
+from kernels.op import Impl, Target, implementations
+from kernels.rope_append.op import cache_of
+
+CPU = Target(kind="cpu", name="cpu", sm_count=1)
+STEPS = 16
+TOLERANCE = 2e-4
+"""Largest error of a logit, whose rms is about 1: fp32 sums in another order, through two layers."""
+IN_FP16 = 0.02
+"""The same with weights and activations in fp16."""
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Threads that wait for each other take longer than these products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def impl(name: str) -> Impl:
+    return next(each for each in implementations("decode_step")[0] if each.name == name)
+
+
+Cached = list[list[tuple[torch.Tensor, torch.Tensor]]]
+"""By layer and sequence: keys and values [tokens, H_kv, D], from the first token that is still cached."""
+
+
+def fill(case: StepCase, inputs: dict[str, Any], caches: Cached, rest: float) -> None:
+    """Write what was cached before into the pages of this step, and `rest` everywhere else."""
+    rope = rope_case(case)
+    rows = rope.q_rows + math.prod(cache_shape(rope.append)[:-1])
+    for layer, sequences in enumerate(caches):
+        memory = torch.full((rows, rope.D), rest)
+        for half, stored in enumerate(cache_of(rope, memory)):
+            for b, pair in enumerate(sequences):
+                last = int(inputs["positions"][b])
+                for t in range(last - len(pair[half]), last):
+                    page = int(inputs["block_table"][b, t // case.page])
+                    stored[page, t % case.page] = pair[half][t - last]
+        inputs[f"{layer}.memory"] = memory
+
+
+def keep(case: StepCase, inputs: dict[str, Any], caches: Cached) -> None:
+    """Add the keys and values that this step wrote."""
+    rope = rope_case(case)
+    for layer, sequences in enumerate(caches):
+        cache = cache_of(rope, inputs[f"{layer}.memory"])
+        for b, pair in enumerate(sequences):
+            t = int(inputs["positions"][b])
+            new = (paging.gather(half, inputs["block_table"][b], t, t + 1, case.page) for half in cache)
+            sequences[b] = tuple(torch.cat([old, own]) for old, own in zip(pair, new, strict=True))
+
+
+def prefilled(model: Any, prompts: list[list[int]]) -> Cached:
+    """What transformers caches of each prompt. Layers with a window keep its last tokens."""
+    found: Cached = []
+    for b, prompt in enumerate(prompts):
+        past = model(torch.tensor([prompt]), use_cache=True).past_key_values
+        for layer, each in enumerate(past.layers):
+            if b == 0:
+                found.append([])
+            found[layer].append((each.keys[0].transpose(0, 1), each.values[0].transpose(0, 1)))
+    return found
+
+
+NAMES = ["toy-llama-3", "toy-qwen2.5", "toy-qwen3", "toy-mistral", "toy-mixtral", "toy-qwen3-moe", "toy-gemma-3"]
+
+
+def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
+    """Weights and caches in fp16; the angles stay in fp32."""
+    kept = {name for name in inputs if name.endswith("rotations")}
+    halved = {n: t.half() if t.is_floating_point() and n not in kept else t for n, t in inputs.items()}
+    return {name: tensor.to(device) for name, tensor in halved.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Target) -> None:
+    """A ragged batch with paged caches. The step goes on from the cache of a prompt, by its own tokens and caches.
+
+    Torch multiplies what a mask hides with 0, so for it the rest of the cache is finite. Ours never read it.
+    """
+    pytest.importorskip("transformers")
+    from tests.support.transformers_models import model_of, step_inputs, weights_of
+
+    model = model_of(name)
+    weights = weights_of(name, model)
+    case = StepCase(model=name, B=3, T=14, page=4, lengths="ragged", seed=8, dtype="fp32")
+    draw = torch.Generator().manual_seed(1)
+    texts = [torch.randint(0, 130, (n,), generator=draw).tolist() for n in lengths(case)]
+    caches = prefilled(model, [text[:-1] for text in texts])
+    for step in range(STEPS):
+        now = replace(case, T=case.T + step, grown=step)
+        assert list(lengths(now)) == [len(text) for text in texts]
+        expected = torch.stack([model(torch.tensor([text])).logits[0, -1] for text in texts])
+        inputs = step_inputs(now, weights, [text[-1] for text in texts], seed=step)
+        fill(now, inputs, caches, rest=50.0)
+        found = {"torch": impl("torch").prepare(now, inputs, CPU)(), "reference": OP.reference(now, inputs)}
+        fill(now, inputs, caches, rest=math.nan)
+        found["numba"] = impl("numba").prepare(now, inputs, CPU)()
+        for each, logits in found.items():
+            assert float((logits - expected).abs().max()) < TOLERANCE, (each, step)
+        tokens = expected.argmax(1).tolist()
+        assert inputs["next"].tolist() == tokens, step
+        if step == 1:
+            narrow = in_fp16(inputs, target.device)
+            logits = impl("triton").prepare(replace(now, weights="", dtype="fp16"), narrow, target)().cpu()
+            assert float((logits - expected).abs().max()) < IN_FP16
+            assert narrow["next"].tolist() == logits.argmax(1).tolist()
+        keep(now, inputs, caches)
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
