@@ -24,6 +24,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from tests.support import quick_interpreter
+
+    quick_interpreter.install()
 
 from bench.machine import gpu_target, keep_products_exact
 from kernels.op import Target

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -36,8 +37,13 @@ def rehearsed(suite: str, budget_s: float, **more: Any) -> Rehearsal:
     return rehearse(Request(suite=suite, budget_s=budget_s), Silent(), kernels=kernels, **more)
 
 
+@cache
+def quick() -> Rehearsal:
+    return rehearsed("quick", 360.0, calls=1)
+
+
 def test_quick_fits_in_six_minutes() -> None:
-    found = rehearsed("quick", 360.0, calls=1)
+    found = quick()
     assert found.calls[0].steps["measure"].state == "done"
     assert found.calls[0].steps["gate"].state == "done"
     assert found.took_s[0] <= 360.0
@@ -64,9 +70,7 @@ def test_full_fits_in_two_calls_of_nine_minutes_and_tuning_in_three() -> None:
 
 def test_a_hanging_kernel_costs_a_minute_at_most() -> None:
     """In the gate, and nothing in the measurement, where it is not tried."""
-    without, hangs = (
-        rehearsed("quick", 360.0, calls=1, hangs=hangs) for hangs in (None, ("attention_decode", "triton"))
-    )
+    without, hangs = quick(), rehearsed("quick", 360.0, calls=1, hangs=("attention_decode", "triton"))
     steps = (without.calls[0].steps, hangs.calls[0].steps)
     plain, slow = (found["gate"].seconds for found in steps)
     assert 0.0 < slow - plain <= 60.0
