@@ -22,12 +22,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zlib import crc32
 
 import numpy as np
 
 from bench.errors import BadRequest
 from bench.schema import STAGE, check_record
-from bench.stats import Interval, median_interval
+from bench.stats import Interval, median_interval, median_of, resampled_medians
 from kernels.op import recorded_case
 
 SCHEMA = 1
@@ -150,10 +151,24 @@ class Record:
         """Median seconds with their 95% interval; None without samples."""
         return median_interval(self.ordered) if self.samples_s else None
 
-    @property
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """The medians of draws from the samples. Each record has a seed of its own, so two records are independent."""
+        return self._drawn(self.ordered)
+
+    @cached_property
+    def resampled_in_reads(self) -> np.ndarray:
+        """The same of `in_reads`."""
+        return self._drawn(self.in_reads)
+
+    def _drawn(self, samples: np.ndarray) -> np.ndarray:
+        name = "/".join((*self.key, str(self.repeat)))
+        return resampled_medians(samples, np.random.default_rng(crc32(name.encode())))
+
+    @cached_property
     def seconds(self) -> float | None:
         """Median seconds of one launch."""
-        return self.interval.median if self.interval else None
+        return median_of(self.ordered) if self.samples_s else None
 
     @property
     def may_be_too_short(self) -> bool:
@@ -196,9 +211,16 @@ def comparable(records: Sequence[Record]) -> list[np.ndarray]:
     The unit is the read of the roof around each sample, if all records have such reads of one size. Then a memory that
     was slower for one record than for another is not taken for a difference between them. Else it is the second.
     """
-    if all(len(r.in_reads) for r in records) and len({r.roof["bytes"] for r in records}) == 1:
-        return [r.in_reads for r in records]
-    return [r.ordered for r in records]
+    return [r.in_reads for r in records] if _in_reads(records) else [r.ordered for r in records]
+
+
+def comparable_medians(records: Sequence[Record]) -> list[np.ndarray]:
+    """The medians of draws from the samples that `comparable` gives."""
+    return [r.resampled_in_reads for r in records] if _in_reads(records) else [r.resampled for r in records]
+
+
+def _in_reads(records: Sequence[Record]) -> bool:
+    return all(len(r.in_reads) for r in records) and len({r.roof["bytes"] for r in records}) == 1
 
 
 class Writer:

@@ -39,6 +39,8 @@ class Point:
     bytes: int
     flops: int
     samples_s: Sequence[float] | np.ndarray
+    resampled: np.ndarray | None = None
+    """What `resampled_medians` gave for the samples, where several fits use the case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ def fit(points: Sequence[Point]) -> Elasticity:
     medians = np.array([np.median(p.samples_s) for p in points])
     best = exponents(medians)
     rng = np.random.default_rng(0)
-    resampled = np.stack([resampled_medians(p.samples_s, rng) for p in points])
+    drawn = [resampled_medians(p.samples_s, rng) if p.resampled is None else p.resampled for p in points]
+    resampled = np.stack(drawn)
     low, high = np.quantile(exponents(resampled), BOUNDS, axis=1)
     return Elasticity(
         bytes=Interval(low=float(low[1]), median=float(best[1]), high=float(high[1])),

@@ -16,7 +16,6 @@ the times that no intervention uses, and says why.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ import numpy as np
 
 from bench.judge import elasticity
 from bench.judge.elasticity import NotIdentified, Point, near
-from bench.records import Record, comparable
-from bench.stats import BOUNDS, Interval, resampled_medians
+from bench.records import Record, comparable, comparable_medians
+from bench.stats import Interval, bounds
 
 LABELS = ("model", "layer")
 """Fields that say where a shape comes from. They change nothing about the work."""
@@ -161,80 +160,103 @@ def one_field_groups(records: Sequence[Record]) -> list[Group]:
     """All groups of records that differ in one field, which changes bytes, FLOPs, or both in proportion."""
     found = []
     fields = dict.fromkeys(name for r in records for name in r.case if name not in LABELS)
+    items = [
+        {name: (name, str(value)) for name, value in sorted(r.case.items()) if name not in LABELS} for r in records
+    ]
+    pipes = [tuple(sorted(r.work["flops"])) for r in records]
     for field in fields:
-
-        def rest(record: Record, field: str = field) -> Any:
-            others = (item for item in sorted(record.case.items()) if item[0] not in (field, *LABELS))
-            return tuple((name, str(value)) for name, value in others), tuple(sorted(record.work["flops"]))
-
-        for alike in by((r for r in records if field in r.case), rest).values():
-            if clean := longest_clean(sorted(alike, key=lambda r: (r.flops, r.bytes))):
+        alike: dict[Any, list[Record]] = defaultdict(list)
+        for record, of_case, used in zip(records, items, pipes, strict=True):
+            if field in of_case:
+                rest = tuple(item for name, item in of_case.items() if name != field)
+                alike[rest, used].append(record)
+        for group in alike.values():
+            if len(group) > 1 and (clean := longest_clean(sorted(group, key=lambda r: (r.flops, r.bytes)))):
                 changed, kept = clean
                 found.append(Group(field=field, changed=changed, records=kept))
     return found
 
 
 def longest_clean(records: Sequence[Record]) -> tuple[Changed, tuple[Record, ...]] | None:
-    """The longest run of consecutive records that are an intervention, and what changes in it.
+    """The longest run of consecutive records that are an intervention, and what changes in it; the first of several.
 
-    Not all records need to be: at a large batch, for example, the activations' bytes begin to count.
+    Not all records need to be: at a large batch, for example, the activations' bytes begin to count. The rows grow by
+    one record at a time, all at once: `highest[i]` and `lowest[i]` are the extremes of the row that begins at i.
     """
-    for count in range(len(records), 1, -1):
-        for first in range(len(records) - count + 1):
-            row = tuple(records[first : first + count])
-            if changed := change(row):
-                return changed, row
-    return None
+    amounts = amounts_of(records)
+    highest, lowest, best = amounts, amounts, None
+    for count in range(2, len(records) + 1):
+        highest = np.maximum(highest[:-1], amounts[count - 1 :])
+        lowest = np.minimum(lowest[:-1], amounts[count - 1 :])
+        kinds = changes(highest, lowest)
+        if first := next(((at, kind) for at, kind in enumerate(kinds) if kind), None):
+            best = (count, *first)
+    if best is None:
+        return None
+    count, at, kind = best
+    return kind, tuple(records[at : at + count])
+
+
+def amounts_of(records: Sequence[Record]) -> np.ndarray:
+    """One row for each record: bytes, FLOPs, FLOPs per byte."""
+    return np.array([(r.bytes, r.flops, r.flops / r.bytes) for r in records], dtype=float).reshape(-1, 3)
 
 
 def change(records: Sequence[Record]) -> Changed | None:
-    """What varies over the records; None if nothing varies by enough, or if it does not vary alone."""
-    size, flops, ratio = (
-        math.log(max(values) / min(values))
-        for values in ([r.bytes for r in records], [r.flops for r in records], [r.flops / r.bytes for r in records])
+    """What varies over the records."""
+    amounts = amounts_of(records)
+    return changes(amounts.max(axis=0, keepdims=True), amounts.min(axis=0, keepdims=True))[0]
+
+
+def changes(highest: np.ndarray, lowest: np.ndarray) -> list[Changed | None]:
+    """What varies in each row of records; None if nothing varies by enough, or if it does not vary alone.
+
+    The columns are the extremes of bytes, of FLOPs, and of FLOPs per byte.
+    """
+    size, flops, ratio = np.log(highest / lowest).T
+    least = np.log(CHANGED)
+    found = np.select(
+        [
+            (flops >= least) & (size <= MAX_CONFOUNDING * flops),
+            (size >= least) & (flops <= MAX_CONFOUNDING * size),
+            (size >= least) & (ratio <= MAX_CONFOUNDING * size),
+        ],
+        [1, 2, 3],
     )
-    least = math.log(CHANGED)
-    if flops >= least and size <= MAX_CONFOUNDING * flops:
-        return "FLOPs"
-    if size >= least and flops <= MAX_CONFOUNDING * size:
-        return "bytes"
-    if size >= least and ratio <= MAX_CONFOUNDING * size:
-        return "both"
-    return None
+    kinds: tuple[Changed | None, ...] = (None, "FLOPs", "bytes", "both")
+    return [kinds[each] for each in found]
 
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that share records, directly or through other groups, and together change both FLOPs and bytes.
 
     A group of kind `both` joins only where no other group changes bytes. If FLOPs alone cost no time, and time is
-    proportional where both change, then the time follows the bytes.
+    proportional where both change, then the time follows the bytes. No record is in two families.
     """
     found = connected([g for g in groups if g.changed in ("FLOPs", "bytes")])
-    families = []
-    for family in found:
-        kinds = {g.changed for g in family}
-        if kinds == {"FLOPs"}:
-            mine = {r.case_id for g in family for r in g.records}
-            family += [g for g in groups if g.changed == "both" and mine & {r.case_id for r in g.records}]
-            kinds = {g.changed for g in family}
-        if len(kinds) > 1:
-            families.append(family)
-    return families
+    lacking = [g for family in found if {g.changed for g in family} == {"FLOPs"} for g in family]
+    ids = {r.case_id for g in lacking for r in g.records}
+    both = [g for g in groups if g.changed == "both" and any(r.case_id in ids for r in g.records)]
+    return [family for family in (*found, *connected([*lacking, *both])) if len({g.changed for g in family}) > 1]
 
 
 def connected(groups: Sequence[Group]) -> list[list[Group]]:
-    """The groups, collected so that no record is in two collections."""
-    components: list[tuple[set[str], list[Group]]] = []
-    for group in groups:
-        ids, members = {r.case_id for r in group.records}, [group]
-        apart = []
-        for others in components:
-            if ids & others[0]:
-                ids, members = ids | others[0], others[1] + members
-            else:
-                apart.append(others)
-        components = [*apart, (ids, members)]
-    return [members for _, members in components]
+    """The groups, collected so that no record is in two collections. Each record of each group is looked at once."""
+    parent = list(range(len(groups)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    first_with: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        for record in group.records:
+            parent[root(number)] = root(first_with.setdefault(record.case_id, number))
+    components: dict[int, list[Group]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        components[root(number)].append(group)
+    return list(components.values())
 
 
 def fitted_together(family: Sequence[Group], base: dict[str, Any]) -> Intervention | None:
@@ -286,17 +308,16 @@ def alone(group: Group, base: dict[str, Any]) -> Intervention:
 
 
 def points(records: Sequence[Record]) -> list[Point]:
-    samples = comparable(records)
-    return [Point(bytes=r.bytes, flops=r.flops, samples_s=s) for r, s in zip(records, samples, strict=True)]
+    return [
+        Point(bytes=r.bytes, flops=r.flops, samples_s=samples, resampled=resampled)
+        for r, samples, resampled in zip(records, comparable(records), comparable_medians(records), strict=True)
+    ]
 
 
 def elasticity_of(amounts: Sequence[int], records: Sequence[Record]) -> Interval:
     """The least-squares slope of log median time over log amount. Resampling every record gives the interval."""
     logs = np.log(np.asarray(amounts, dtype=float))
     weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
-    rng = np.random.default_rng(0)
-    samples = comparable(records)
-    resampled = np.stack([resampled_medians(each, rng) for each in samples])
-    low, high = np.quantile(weights @ np.log(resampled), BOUNDS)
-    best = weights @ np.log([np.median(each) for each in samples])
-    return Interval(low=float(low), median=float(best), high=float(high))
+    low, high = bounds(weights @ np.log(np.stack(comparable_medians(records))))
+    best = weights @ np.log([np.median(each) for each in comparable(records)])
+    return Interval(low=low, median=float(best), high=high)

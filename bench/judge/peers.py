@@ -8,9 +8,9 @@ import numpy as np
 
 from bench.judge.resolution import SAME, resolutions, side
 from bench.judge.view import Peer, Table, View
-from bench.records import comparable
+from bench.records import comparable_medians
 from bench.run import fastest_of_each
-from bench.stats import BOUNDS, Interval, resampled_medians
+from bench.stats import BOUNDS, Interval
 from bench.units import percent, ratio
 
 REMARK = (
@@ -33,13 +33,12 @@ def fastest(view: View, op: str | None = None) -> list[Peer]:
 
 def geometric_mean(peers: Sequence[Peer]) -> Interval:
     """The geometric mean of the ratios. Resampling both sides' samples of every case gives its 95% interval."""
-    rng = np.random.default_rng(0)
-    pairs = [comparable([p.peer.record, p.ours.record]) for p in peers]
-    ratios = [resampled_medians(theirs, rng) / resampled_medians(ours, rng) for theirs, ours in pairs]
+    pairs = [comparable_medians([p.peer.record, p.ours.record]) for p in peers]
+    ratios = [theirs / ours for theirs, ours in pairs]
     resampled = np.mean(np.log(ratios), axis=0)
     low, high = np.exp(np.quantile(resampled, BOUNDS))
     mean = np.exp(np.mean([np.log(p.ratio.median) for p in peers]))
-    if any(len(samples) == 1 for pair in pairs for samples in pair):
+    if any(len(each.record.samples_s) == 1 for p in peers for each in (p.peer, p.ours)):
         low, high = 0.0, np.inf
     return Interval(low=float(low), median=float(mean), high=float(high))
 

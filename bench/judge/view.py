@@ -186,6 +186,14 @@ class View:
         return [p for p in self.all_points if role(p.record.op) != "ceiling"]
 
     @cached_property
+    def by_case(self) -> dict[tuple[str, str], list[Point]]:
+        """The points by operation and case id."""
+        found: dict[tuple[str, str], list[Point]] = {}
+        for p in self.points:
+            found.setdefault(p.case, []).append(p)
+        return found
+
+    @cached_property
     def ours(self) -> list[Point]:
         return [p for p in self.points if p.record.ours]
 
@@ -262,7 +270,7 @@ class View:
     def slow(self) -> list[Point]:
         """Our fastest times that miss their prediction where another implementation ran the case as predicted."""
         late = (p for p in self.best if (p.error("measured") or 0.0) > PREDICTION_BAND)
-        return [p for p in late if as_predicted(p, self.points)]
+        return [p for p in late if as_predicted(p, self.by_case[p.case])]
 
     @cached_property
     def interventions(self) -> list[Intervention]:
@@ -354,7 +362,7 @@ UNEXPLAINED = "the model does not explain it"
 def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
     """Why a case does not reach the read roof: the largest of the parts that make up the lost time.
 
-    `others` are the run's points. They tell a slow kernel from an error of the model: see `as_predicted`.
+    `others` are the run's points of this case. They tell a slow kernel from an error of the model: see `as_predicted`.
     """
     roof = ceilings.beside(point.record).read_roof
     ideal = point.record.bytes / roof

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -176,7 +177,7 @@ def roof_labels(axes: Axes, points: Sequence[tuple[float, float]], lines: Sequen
     length = math.dist(a, b)
     along = (b - a) / length
     across = (-along[1], along[0])
-    dots: Any = axes.transData.transform(list(points)) if points else []
+    dots: Any = axes.transData.transform(list(points)) if points else ()
     pixels = axes.figure.dpi / 72
     size = 8.5 * pixels
     room, depth = 0.55 * size * max(len(text) for _, text, _ in lines), 1.25 * size * len(lines)
@@ -184,7 +185,8 @@ def roof_labels(axes: Axes, points: Sequence[tuple[float, float]], lines: Sequen
     def clearance(at: float) -> float:
         """The distance of the nearest point from the middle line of the texts."""
         spots = [a + along * (at + room * i / 8) + [0.5 * depth * c for c in across] for i in range(9)]
-        return min((math.dist(spot, dot) for spot in spots for dot in dots), default=math.inf)
+        away = np.hypot(*(np.asarray(spots)[:, None] - dots).T) if len(dots) else math.inf
+        return float(np.min(away))
 
     tries = [0.02 * length + step * max(0.0, 0.9 * length - room) / 40 for step in range(41)]
     clear = next((at for at in tries if clearance(at) > depth + size), max(tries, key=clearance))

@@ -38,7 +38,7 @@ def summary(view: View) -> Table:
                 f"{share(best.share)} ({best.record.case_id})",
                 share(statistics.median(p.share or 0.0 for p in found)),
                 f"{share(worst.share)} ({worst.record.case_id})",
-                gap(worst, view.run.ceilings, view.points),
+                gap(worst, view.run.ceilings, view.by_case[worst.case]),
                 percent(accuracy.median, 1) if accuracy else "",
                 *peers.standing(view, op),
             )

@@ -36,9 +36,6 @@ class Doubling:
     def reference(self, case: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return 2 * inputs["x"]
 
-    def decoded(self, case: Any, output: torch.Tensor) -> torch.Tensor:
-        return output
-
 
 def outputs(**wrong: float) -> list[torch.Tensor]:
     """Right outputs of all copies, except that the first element of `copy<k>` is off by that share."""

@@ -77,10 +77,12 @@ def decode(
     context: int = 2048,
     devices: int = 1,
     q_len: int = 1,
+    crossings: bool = False,
 ) -> StepPrediction:
     """`step_model.step` at the datasheet's roofline. Raises `NoPrediction` if a number that it needs is unpublished."""
     result = step(
         shape,
+        crossings=crossings,
         device=find(key),
         weights=weights,
         kv=kv,

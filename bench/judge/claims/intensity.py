@@ -191,7 +191,7 @@ I4_BATCH = number("batch at which a decode FFN passes the H100's ridge", 150, "r
 def predict_i4() -> list[Comparison]:
     found = []
     for weights, kind in WEIGHT_KINDS.items():
-        crossing = decode(LLAMA_70B, weights=weights).op("gate_up").crossing_batch
+        crossing = decode(LLAMA_70B, weights=weights, crossings=True).op("gate_up").crossing_batch
         how = "smallest batch at which gate and up compute longer than they read"
         found.append(predicted(I4_BATCH, crossing or math.inf, how, weights=kind))
     return found

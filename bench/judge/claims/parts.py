@@ -63,7 +63,7 @@ def predict_h9() -> list[Comparison]:
     found = []
     ask: dict[str, Any] = {"weights": "fp4", "kv": "fp8", "context": 4096}
     for shape, batch in product((LLAMA_70B, DEEPSEEK_V3), (1, 64)):
-        old, new = (step(shape, device=find(key), batch=batch, **ask) for key in ("b200", "r200"))
+        old, new = (step(shape, device=find(key), batch=batch, crossings=False, **ask) for key in ("b200", "r200"))
         ratios = {"decode": old.seconds / new.seconds, "prefill": old.prefill_seconds / new.prefill_seconds}
         for phase, value in ratios.items():
             setting = {"phase": phase, "model": shape.name, "batch": batch}

@@ -170,6 +170,7 @@ def explained(
         remarks.append("the file does not say the weights' precision: bf16 is taken (--weights)")
     prediction = step(
         shape,
+        crossings=False,
         device=spec,
         weights=weights or result.weights or "bf16",
         kv=kv or result.kv or "bf16",

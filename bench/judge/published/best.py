@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,12 @@ class Best:
 
 def best(part: str, op: str, case: Mapping[str, Any]) -> Best | None:
     """The best published time of a case of `op`, given as its fields, on a part. None if no row is near."""
+    return _best_of(part, op, tuple(case.items()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _best_of(part: str, op: str, fields: tuple[tuple[str, Any], ...]) -> Best | None:
+    case = dict(fields)
     found = [b for name, mapped in MAPPED.items() if mapped.op == op and (b := _best(part, name, mapped, case))]
     return min(found, key=lambda b: (b.distance, b.seconds), default=None)
 

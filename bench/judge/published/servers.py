@@ -135,9 +135,9 @@ def _floor(
     weights = recipe(shape, PRECISION[stored])
     kv, context = CACHE[stored], min(T, shape.max_context)
     asked: dict[str, Any] = {"weights": weights, "kv": kv, "context": context, "devices": tp}
-    found = step(shape, device=spec, batch=B, reserve=LEAST_RESERVE, **asked)
+    found = step(shape, device=spec, batch=B, reserve=LEAST_RESERVE, crossings=False, **asked)
     if found.max_batch and found.max_batch < B:  # the other requests wait
-        found = step(shape, device=spec, batch=found.max_batch, **asked)
+        found = step(shape, device=spec, batch=found.max_batch, crossings=False, **asked)
     reduces = sum(op.calls for op in found.ops if op.link_bytes)
     prefill = sum(op.seconds for op in found.prefill_ops)
     return found.seconds, kernel_seconds(found, shape, spec, constants)[0], shape.layers, reduces, prefill
