@@ -251,7 +251,7 @@ def layouts_of_mxfp4(sm: int) -> list[str]:
     case = GemvCase(N=256, K=1024, B=1, dtype="bf16", weights="mxfp4")
     part = compile_targets()[sm]
     (gemv,) = triton_gemv_quant.build(case, ffn_gemv.inputs(case, "meta", 0), part).launches
-    text = compiled(gemv, sm).asm["ttgir"]
+    text = compiled(gemv, sm, assemble=False).asm["ttgir"]
     named = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
     unpackers = re.findall(r"elementwise_inline_asm .*?: tensor<\w+, (#.*?)>, ", text)
     return [named.get(layout, layout) for layout in unpackers]

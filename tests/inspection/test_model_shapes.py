@@ -1,8 +1,9 @@
-"""Shapes of models that no suite measures, compiled for each part: spills, narrow loads, too few bytes in flight. One
-that takes long to interpret is executed as compiled."""
+"""Shapes of models that no suite measures, compiled for sm_90 and exhaustively for all parts: spills, narrow loads, too
+few bytes in flight. One that takes long to interpret is executed as compiled."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -44,12 +45,13 @@ SHAPES: dict[str, tuple[str, Any]] = {
 }
 
 
-def wrong(name: str) -> list[str]:
-    """What is wrong with the compiled kernels of a shape, on each part."""
+def wrong(name: str, sms: Sequence[int]) -> list[str]:
+    """What is wrong with the compiled kernels of a shape."""
     op_name, case = SHAPES[name]
     op, impl = found(op_name, "triton")
     said = []
-    for sm, target in compile_targets().items():
+    for sm in sms:
+        target = compile_targets()[sm]
         assert impl.supports(case, target) is None
         for launch in launches(op, impl, case, target):
             report = report_of(launch, target, op=op_name, impl="triton", case_id=case.id)
@@ -60,9 +62,10 @@ def wrong(name: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sms", [[90], pytest.param([*compile_targets()], marks=pytest.mark.exhaustive)], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes_of_models_compile_without_a_problem(name: str) -> None:
-    assert elsewhere("tests.inspection.test_model_shapes", f"t.wrong({name!r})") == []
+def test_shapes_of_models_compile_without_a_problem(name: str, sms: Sequence[int]) -> None:
+    assert elsewhere("tests.inspection.test_model_shapes", f"t.wrong({name!r}, {sms})") == []
 
 
 def many_experts() -> str:

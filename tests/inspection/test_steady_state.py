@@ -184,9 +184,9 @@ SAME_LOOP = {
     80: {
         "attention": "attention over pages, fp8",
         "attention over pages": "attention over pages, fp8",
+        "attention, fp8": "attention over pages, fp8",
         "GEMV of large batches": "GEMV by tensor cores",
         "MLA": "MLA over pages",
-        "MLA, fp8": "MLA over pages",
     },
 }
 """Cases whose copies are pipelined as those of another case. Only the exhaustive tests execute them."""
