@@ -46,6 +46,8 @@ class Diagnosis:
     checks: tuple[Check, ...]
     fix_hints: bool = False
     """Does a terminal show the commands too?"""
+    board: str | None = None
+    """`driver.board` of the GPU, which tells it from others of its kind."""
 
     @property
     def exit_code(self) -> int:
@@ -65,6 +67,7 @@ class Diagnosis:
     def as_dict(self) -> dict[str, Any]:
         return {
             "part": self.part,
+            "board": self.board,
             "verdict": self.verdict,
             "exit_code": self.exit_code,
             "reasons": list(self.reasons),
@@ -361,7 +364,8 @@ def judge(facts: Facts) -> Diagnosis:
     checks += [check(facts) for check in ON_A_GPU]
     if "telemetry" in facts.failed:
         checks.append(Check(name="telemetry", level="warning", found=facts.failed["telemetry"]))
-    return Diagnosis(part=facts.spec.name if facts.spec else facts.target.name, checks=tuple(checks))
+    part = facts.spec.name if facts.spec else facts.target.name
+    return Diagnosis(part=part, checks=tuple(checks), board=facts.gpu.get("board"))
 
 
 def diagnose(*, fix_hints: bool = False) -> Diagnosis:

@@ -215,6 +215,27 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> N
     assert len(done) == len(set(done)), "something was measured twice"
 
 
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_two_runs_begun_at_once_are_two_whole_files(tmp_path: Path, turns: int = 10) -> None:
+    """Whole runs, with workers and kernels. `tests/test_files.py` begins ten pairs of writers alone in a second."""
+    script, out = run_script(tmp_path, 'impls=("honest",)'), tmp_path / "reports"
+    expected = {("toy", "honest", case, 0) for case in ("B8-K4096", "B8-K8192", "B8-K16384")}
+    for _ in range(turns):
+        both = [subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        printed = {process.communicate()[0].strip() for process in both}
+        assert [process.returncode for process in both] == [0, 0]
+        assert len(printed) == 2
+    files = list(out.glob(f"*/*/{FILE}"))
+    assert len(files) == 2 * turns
+    for file in files:
+        run = load_run(file)
+        assert (run.complete, run.warnings, len(run.headers)) == (True, [], 1)
+        assert keys(file.parent) == expected
+        assert run.header["run_id"] == file.parent.name
+        assert file.read_text().count('"kind":"record"') == len(expected)
+
+
 def lines_written(out: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in out.glob(f"*/*/{FILE}"))
 

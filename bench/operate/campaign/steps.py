@@ -37,7 +37,7 @@ from bench.inspection import counters
 from bench.measure import runner
 from bench.measure.counting import count_into
 from bench.measure.schedule import HANG_S, outdated
-from bench.operate.campaign import gate, tuning
+from bench.operate.campaign import earlier, gate, tuning
 from bench.operate.campaign.child import Child
 from bench.operate.campaign.outcome import MAX_BYTES, SUMMARY, CampaignOutcome, Progress, summary
 from bench.records import FILE, now
@@ -168,14 +168,12 @@ class Campaign:
 
     def check(self) -> None:
         """Open the steps again whose results do not lie there any more."""
-        measured, directory = self.steps["measure"], self.run_directory()
-        if measured.state == "done":
-            run = load_run(directory) if directory else None
-            lie_there = len(run.records) + len(run.repeats) if run else 0
-            if lie_there < sum(measured.result.values()):
-                found = f"{lie_there} of {sum(measured.result.values())} records lie there: what is missing is measured"
-                self.steps["measure"] = Progress(seconds=measured.seconds, found=[found])
-                self.steps["counters"] = Progress()
+        measured, run = self.steps["measure"], earlier.run_that_lies(self.run_directory())
+        if run:
+            earlier.refuse_other_code(run, self.asked["source_digest"])
+        if measured.state == "done" and (found := earlier.missing(run, measured.result)):
+            self.steps["measure"] = Progress(seconds=measured.seconds, found=[found])
+            self.steps["counters"] = Progress()
         if self.steps["gate"].state == "done" and not gate.verdicts(self.directory):
             self.steps["gate"] = Progress(found=["its verdicts do not lie there: checked again"])
 
@@ -229,6 +227,8 @@ class Campaign:
 
     def doctor(self, progress: Progress, limit_s: float) -> None:
         self.unfit = self.look("doctor", progress, limit_s) == 2 and self.request.device != "cpu"
+        if other := earlier.other_board(earlier.run_that_lies(self.run_directory()), progress.result.get("board")):
+            self.unfit, progress.found = True, [other]
 
     def selfcheck(self, progress: Progress, limit_s: float) -> None:
         self.look("selfcheck", progress, limit_s)
