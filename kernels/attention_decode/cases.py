@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from kernels.common import paging
 from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.integers import next_power_of_2
 from kernels.common.paging import Layout, Lengths, Order
@@ -28,9 +29,12 @@ class AttentionCase(Case):
     - `sink_logits`: each query head has one more logit, learned and not capped, in the denominator of its softmax
     - `prefix`: the first tokens of all sequences, kept once, in pages that every block table points to
     - `grown`: tokens that every sequence has gained since its length was drawn, as after so many steps
+    - `context`: sparse attention: T tokens are read of so many that each sequence has. The block table is the list of
+      them, in any order: of tokens with `page` 1, of blocks with larger pages. 0: all tokens are read. All KV heads
+      read the same; where each has a list of its own, a case has one KV head and a sequence for each
     """
 
-    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1}
+    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "window": 0, "prefix": 0, "q_len": 1, "context": 0}
 
     B: int
     H_q: int
@@ -52,6 +56,7 @@ class AttentionCase(Case):
     sink_logits: bool = False
     prefix: Count = 0
     grown: Count = 0
+    context: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +70,10 @@ class AttentionCase(Case):
             )
         if self.grown and self.grown >= self.T - self.prefix:
             raise ValueError(f"grown {self.grown}: fewer tokens than the T - prefix = {self.T - self.prefix} of each")
+        if reason := paging.wrong_context(self.context, self.T, self.page):
+            raise ValueError(reason)
+        if self.context and (self.window or self.prefix):
+            raise ValueError(f"context {self.context}: a list of tokens has no window and no prefix")
         if self.sinks and not self.window:
             raise ValueError(f"sinks {self.sinks}: sinks need a window")
 
@@ -93,6 +102,8 @@ class AttentionCase(Case):
             parts.append(f"prefix{self.prefix}")
         if self.grown:
             parts.append(f"grown{self.grown}")
+        if self.context:
+            parts.append(f"of{self.context}")
         parts.append(self.dtype)
         if self.kv:
             parts.append(f"kv{self.kv}")
@@ -158,6 +169,7 @@ def test() -> list[AttentionCase]:
         AttentionCase(B=1, H_q=4, H_kv=2, D=96, T=130, kv="fp8", dtype="fp16"),
         AttentionCase(B=1, H_q=4, H_kv=2, D=192, T=70, page=16, dtype="fp16"),
         AttentionCase(B=2, H_q=4, H_kv=1, D=512, T=70, page=16, dtype="fp16", lengths="ragged"),
+        *(small(2, 4, 90, page=page, context=300, lengths="ragged") for page in (1, 64)),
         # more query rows than one tile holds: two full tiles, and Falcon-7B's 71 query heads of one KV head
         small(2, 32, 70, q_len=8, page=16, lengths="ragged"),
         AttentionCase(B=2, H_q=71, H_kv=1, D=64, T=90, dtype="fp16", lengths="ragged"),
@@ -235,6 +247,9 @@ def full() -> list[AttentionCase]:
         layer("nemotron-4-340b", 32, 4096, page=16),
         # Gemma 4 has a scale of 1, since it normalises queries and keys (`Gemma4TextAttention` of transformers)
         layer("gemma-4-31b", 32, 4096, page=16, scale=1.0),
+        *(layer("llama-3.1-8b", 32, 2048, page=page, context=32768) for page in (1, 64, 128)),
+        # native sparse attention (arXiv 2502.11089): 16 blocks of 64 tokens for each of 4 KV heads, whose group is 16
+        AttentionCase(B=4 * 32, H_q=16, H_kv=1, D=128, T=1024, page=64, context=65536),
         AttentionCase(B=32, H_q=16, H_kv=1, D=256, T=16384, page=16),
         AttentionCase(B=32, H_q=64, H_kv=1, D=128, T=16384, page=16),
     ]

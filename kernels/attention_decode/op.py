@@ -184,6 +184,7 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
         shared=case.prefix // page,
         shuffled=bool(case.page) and case.order == "shuffled",
         spare=bool(case.page),
+        pool=case.B * cdiv(case.context, page),
         seed=seed,
     )
     marks = marks_of(case, device, seed)

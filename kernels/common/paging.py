@@ -78,19 +78,20 @@ def block_table(
     shared: int = 0,
     shuffled: bool = True,
     spare: bool = True,
+    pool: int = 0,
     seed: int = 0,
 ) -> Paged:
     """Physical pages for every logical page that holds a live token.
 
     The first `shared` logical pages are the same physical pages for every sequence. With `spare`, a sixteenth more
-    pages (at least one) belong to nobody. A contiguous cache is `page=T, columns=1, shuffled=False, spare=False`; there
-    an empty sequence has its page too.
+    pages (at least one) belong to nobody; there are at least `pool` pages in all. A contiguous cache is `page=T,
+    columns=1, shuffled=False, spare=False`; there an empty sequence has its page too.
     """
     import torch
 
     owned = [[i for i in live_pages(r, page) if i >= shared] if spare else [0] for r in ranges]
     live = shared + sum(map(len, owned))
-    pages = live + (max(1, live // 16) if spare else 0)
+    pages = max(pool, live + (max(1, live // 16) if spare else 0))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(pages, generator=generator) if shuffled else torch.arange(pages)
     table = torch.tensor(GARBAGE, dtype=torch.int32).repeat(cdiv(columns, 2))[:columns].repeat(len(ranges), 1)
@@ -147,3 +148,10 @@ def gather(cache: torch.Tensor, table_row: torch.Tensor, start: int, end: int, p
     pages = table_row[first : cdiv(end, page)].long()
     slots, _ = poisonable(cache)  # fp8 as bytes, which torch indexes on every device
     return slots[pages].view(cache.dtype).flatten(0, 1)[start - first * page : end - first * page]
+
+
+def wrong_context(context: int, T: int, page: int) -> str:
+    """What is wrong with a case that reads T tokens of a sequence of `context`; empty if nothing is."""
+    if context and (context < T or not page):
+        return f"context {context}: at least T = {T} tokens, in pages (here of {page}), which the block table picks"
+    return ""

@@ -65,9 +65,11 @@ class MlaCase(Case):
     - `kv`: type of the cached latents: `fp8` with a scale per token, or `dtype`, which becomes `""`
     - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves
     - `scale`: the factor of the scores, 0 for (128 + R)^-1/2
+    - `context`: sparse attention: T tokens are read of so many that each sequence has. The block table is the list of
+      them, in any order: of tokens with `page` 1, of blocks with larger pages. 0: all tokens are read
     """
 
-    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1}
+    PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1, "context": 0}
 
     B: int
     H: int
@@ -81,10 +83,13 @@ class MlaCase(Case):
     kv: Annotated[str, OneOf("", "fp8", *TYPES)] = ""
     q_len: int = 1
     scale: float = 0.0
+    context: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
+        if reason := paging.wrong_context(self.context, self.T, self.page):
+            raise ValueError(reason)
 
     @property
     def id(self) -> str:
@@ -95,6 +100,8 @@ class MlaCase(Case):
             parts.append(f"q{self.q_len}")
         if self.page:
             parts.append(f"page{self.page}")
+        if self.context:
+            parts.append(f"of{self.context}")
         if self.scale:
             parts.append(f"scale{self.scale:.4g}")
         return "-".join([*parts, self.dtype] + ([f"kv{self.kv}"] if self.kv else []))
@@ -136,6 +143,11 @@ def table_bytes(case: MlaCase) -> int:
     return 4 * sum(cdiv(length, case.page) for length in lengths(case)) if case.page else 0
 
 
+def sparse(B: int, H: int, context: int, **more: Any) -> MlaCase:
+    """DeepSeek-V3.2 reads the 2,048 tokens that its indexer picks (`index_topk` of its config.json)."""
+    return MlaCase(model="deepseek-v3.2", B=B, H=H, T=2048, page=1, context=context, **more)
+
+
 def smoke() -> Iterable[MlaCase]:
     """For a CPU: 75 MB of cache."""
     yield MlaCase(B=8, H=16, T=4096, dtype="fp32")
@@ -147,6 +159,7 @@ def quick() -> Iterable[MlaCase]:
         yield MlaCase(model="deepseek-v3", B=B, H=H, T=T)
     yield MlaCase(model="deepseek-v3", B=64, H=16, T=8192, page=64, lengths="ragged")
     yield MlaCase(model="deepseek-v3", B=32, H=128, T=4096, kv="fp8")
+    yield sparse(32, 16, 32768, kv="fp8")
 
 
 def full() -> Iterable[MlaCase]:
@@ -165,6 +178,8 @@ def full() -> Iterable[MlaCase]:
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, kv="fp8")
     yield MlaCase(model="deepseek-v3", B=64, H=16, T=16384, page=64, lengths="ragged", kv="fp8")
     yield MlaCase(model="deepseek-v3", B=32, H=128, T=8192, page=64, scale=YARN_SCALE)
+    yield from (sparse(B, 128, 131072, kv=kv) for B in (1, 8) for kv in ("", "fp8"))
+    yield from (sparse(64, H, 32768, kv="fp8") for H in (16, 128))
     # more arithmetic over the same latents: twice and four times the queries
     for H, q_len in ((16, 4), (128, 2)):
         yield MlaCase(model="deepseek-v3", B=32, H=H, T=8192, page=64, q_len=q_len)
@@ -191,6 +206,7 @@ def test() -> Iterable[MlaCase]:
     yield small(2, 16, 90, page=16, scale=0.2, lengths="ragged")
     yield small(3, 16, 66, q_len=4, lengths="holes")
     yield small(2, 16, 70, page=16, q_len=3, lengths="holes", kv="fp8")
+    yield from (small(2, 16, 70, page=1, context=200, lengths="ragged", kv=kv) for kv in ("", "fp8"))
 
 
 def cases(suite: str) -> list[MlaCase]:
@@ -211,7 +227,10 @@ def inputs(case: MlaCase, device: str, seed: int) -> Inputs:
     ranges = [((0, length),) for length in lengths(case)]
     columns = cdiv(case.T, page) + (1 if case.page else 0)
     scattered = bool(case.page)
-    paged = paging.block_table(ranges, page=page, columns=columns, shuffled=scattered, spare=scattered, seed=seed)
+    pool = case.B * cdiv(case.context, page)
+    paged = paging.block_table(
+        ranges, page=page, columns=columns, shuffled=scattered, spare=scattered, pool=pool, seed=seed
+    )
     marks = marks_of(case, device, seed)
     # a score is a sum over L ordinary latents and a marked one, and over R rotary elements ~ N(0, 1)
     latents = ORDINARY * (case.L + marks.amplitude**2) ** 0.5

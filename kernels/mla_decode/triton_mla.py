@@ -82,6 +82,11 @@ def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int
     return buffers * block_t * case.token_bytes + queries + converted + SMEM_RESERVED
 
 
+def few_buffers(case: MlaCase, target: Target) -> bool:
+    """Whether addresses of small pages leave no registers for those of a third block."""
+    return bool(case.kv) and target.sm >= 100 and case.page % BLOCK_T > 0
+
+
 @cache
 def plan(case: MlaCase, target: Target) -> Plan:
     """As many buffers as fit, up to four; with tcgen05 (sm_100) Triton keeps two more than it is asked for.
@@ -92,7 +97,7 @@ def plan(case: MlaCase, target: Target) -> Plan:
     words = bool(case.kv) and target.sm != 90
     block_m = BLOCK_M_WORDS if words and target.sm < 90 else BLOCK_M
     spare = 2 if target.sm >= 100 else 0
-    most = 2 if words and target.sm >= 100 and case.page % BLOCK_T else 4
+    most = 2 if few_buffers(case, target) else 4
     buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
     fields |= target.overrides
@@ -115,17 +120,19 @@ def plan(case: MlaCase, target: Target) -> Plan:
     )
 
 
-SLOTS = {"": (3.8, 4.0, 5.3), "fp8": (8.75, 9.2, 10.1)}
+SLOTS = {"": (3.8, 4.0, 5.3, 4.1), "fp8": (8.75, 9.2, 10.1, 8.95)}
 """Instructions of a thread for each byte of the cache, as compiled for sm_90: contiguous, in pages that hold whole
-blocks, in smaller pages. fp8 is a bit more than half as many bytes for the same products, and is unpacked."""
+blocks, in smaller pages, in a list of tokens. fp8 is a bit more than half as many bytes for the same products, and is unpacked."""
 
 
 def slots_per_byte(case: MlaCase, p: Plan, target: Target) -> float:
     """`KernelLaunch.slots_per_byte` of the main kernel; 0 for a part that is not sm_90."""
     if target.sm != 90 or target.kind != "cuda":
         return 0.0
-    contiguous, whole, scattered = SLOTS[case.kv]
-    return contiguous if not case.page else scattered if case.page % p.block_t else whole
+    contiguous, whole, scattered, alone = SLOTS[case.kv]
+    if case.page <= 1:
+        return alone if case.page else contiguous
+    return scattered if case.page % p.block_t else whole
 
 
 def shape_class(case: MlaCase) -> str:
@@ -309,6 +316,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         streams=("cache", "rope") if case.kv else ("cache",),
         wants_mma=True,
         slots_per_byte=slots_per_byte(case, p, target),
+        why_few_in_flight="the addresses of a third block would spill" if few_buffers(case, target) else "",
     )
     merge = merge_launch([s for s in p.segments if s.is_first], parts, o, group=case.H)
     return Built(launches=(main, merge), output=o)
