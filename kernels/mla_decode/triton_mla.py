@@ -122,7 +122,8 @@ def plan(case: MlaCase, target: Target) -> Plan:
 
 SLOTS = {"": (3.8, 4.0, 5.3, 4.1), "fp8": (8.75, 9.2, 10.1, 8.95)}
 """Instructions of a thread for each byte of the cache, as compiled for sm_90: contiguous, in pages that hold whole
-blocks, in smaller pages, in a list of tokens. fp8 is a bit more than half as many bytes for the same products, and is unpacked."""
+blocks, in smaller pages, in a list of tokens. fp8 is a bit more than half as many bytes for the same products, and is
+unpacked."""
 
 
 def slots_per_byte(case: MlaCase, p: Plan, target: Target) -> float:
