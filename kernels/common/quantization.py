@@ -10,10 +10,13 @@ A weight matrix W `[N, K]` is stored as codes and scales, in the layout that che
 | int4      | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - 8) * scale                 |
 | int4_zp   | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - zero) * scale              |
 | mxfp4     | uint8 `[N, K/2]`               | e8m0 (uint8) `[N, K/32]`  | e2m1(w) * 2^(scale - 127)       |
+| nvfp4     | uint8 `[N, K/2]`               | e4m3 `[N, K/16]`          | e2m1(w) * scale * global        |
 
-`w_zero` of int4_zp is uint8 `[N, K/128]`. A byte holds two 4-bit codes, that of the even column in its low half.
+`w_zero` of int4_zp is uint8 `[N, K/128]`. `w_global` of nvfp4 is fp32, one for each matrix. A byte holds two 4-bit
+codes, that of the even column in its low half.
 Fractions round up. mxfp4 is the OCP Microscaling specification v1.0; e2m1 has the values 0, .5, 1, 1.5, 2, 3, 4, 6
-and their negatives.
+and their negatives. nvfp4 is NVIDIA's format of Blackwell checkpoints: TensorRT Model Optimizer's `weight`,
+`weight_scale` and `weight_scale_2`.
 """
 
 from __future__ import annotations
@@ -59,7 +62,12 @@ FORMATS = {
     "int4": Format(bits=4, group_k=128),
     "int4_zp": Format(bits=4, group_k=128),
     "mxfp4": Format(bits=4, group_k=32),
+    "nvfp4": Format(bits=4, group_k=16),
 }
+E2M1_FORMATS = ("mxfp4", "nvfp4")
+
+BESIDE = ("scale", "zero", "global")
+"""What a packed matrix may have beside its codes: `w_scale` and so on."""
 
 Weights = Annotated[str, OneOf("", *TYPES, *FORMATS)]
 """What a case's `weights` may be: a format, or `dtype`, for which the empty text stands too."""
@@ -76,17 +84,20 @@ def check_weights(weights: str, dtype: str, **columns: int) -> None:
 
 
 def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
-    """Bytes of codes, scales and zero points; `scale_size` is the size of one of int4's 16-bit scales."""
+    """Bytes of a matrix: codes, scales and zero points; `scale_size` is the size of one of int4's 16-bit scales."""
     kind = FORMATS[format]
     scales = 1
     for n in kind.scale_shape(N, K):
         scales *= n
-    size = {"mxfp4": 1, "int4": scale_size, "int4_zp": scale_size + 1}.get(format, 4)
-    return N * K * kind.bits // 8 + scales * size
+    size = {"mxfp4": 1, "nvfp4": 1, "int4": scale_size, "int4_zp": scale_size + 1}.get(format, 4)
+    return N * K * kind.bits // 8 + scales * size + (4 if format == "nvfp4" else 0)
 
 
-RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "fp8": 32.0, "fp8_block": 32.0}
-"""The rms of drawn codes, less their zero point; for mxfp4 of the e2m1 values that they stand for."""
+RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "nvfp4": 2.9, "fp8": 32.0, "fp8_block": 32.0}
+"""The rms of drawn codes, less their zero point; for mxfp4 and nvfp4 of the e2m1 values that they stand for."""
+
+NVFP4_SCALE = 32.0
+"""The size of drawn scales of nvfp4. e4m3 reaches 448, and checkpoints give the largest block this scale."""
 
 
 def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str, height: int = 0) -> Inputs:
@@ -105,6 +116,14 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str, 
         # half or a quarter of 2^-(K^1/2's exponent) in turn with once or twice as much
         middle = 127 - (K.bit_length() + 1) // 2
         return {"w": codes, "w_scale": alternate(draw.integers(middle - 2, middle, shape, "uint8"), 2)}
+    if format == "nvfp4":
+        matrices = (N // (height or N),)
+        scale = draw.scales(shape, NVFP4_SCALE, one_sided=False).to(torch_dtype("fp8"))
+        return {
+            "w": codes,
+            "w_scale": scale,
+            "w_global": draw.scales(matrices, K**-0.5 / RMS_CODES[format] / 1.5 / NVFP4_SCALE),
+        }
     packed = {"w": codes, "w_scale": draw.scales(shape, K**-0.5 / RMS_CODES[format] / 1.5)}
     packed["w_scale"] = packed["w_scale"].to(torch_scale_dtype(format, dtype))
     if format == "int4_zp":
@@ -134,7 +153,7 @@ def write_codes(format: str, weights: Inputs, rows: torch.Tensor, columns: torch
     zero = torch.tensor(8, device=codes.device)
     if format == "int4_zp":
         zero = weights["w_zero"][rows[:, None] // kind.group_n, columns // kind.group_k].int()
-    if format == "mxfp4":
+    if format in E2M1_FORMATS:
         nearest = min(range(8), key=lambda i: abs(E2M1[i] - abs(value))) | (8 if value < 0 else 0)
         wanted = torch.full((len(rows), len(columns)), nearest, dtype=torch.uint8, device=codes.device)
     else:
@@ -172,39 +191,45 @@ def dequantize(format: str, weights: Inputs, first: int, end: int, height: int =
     height = height or len(weights["w"])
     row_group = rows // height * cdiv(height, kind.group_n) + rows % height // kind.group_n
     group = row_group[:, None], (columns // kind.group_k)[None, :]
+    if format in E2M1_FORMATS:
+        magnitude = torch.tensor(E2M1, device=codes.device)[(codes & 7).long()]
+        value = torch.where(codes > 7, -magnitude, magnitude)
+        if format == "mxfp4":
+            return value * torch.exp2(weights["w_scale"][group].float() - 127)
+        return value * weights["w_scale"].float()[group] * weights["w_global"][rows // height, None]
     scale = weights["w_scale"][group]
     if format == "fp8_block":
         return codes.float() * scale
-    if format == "mxfp4":
-        magnitude = torch.tensor(E2M1, device=codes.device)[(codes & 7).long()]
-        return torch.where(codes > 7, -magnitude, magnitude) * torch.exp2(scale.float() - 127)
     zero = weights["w_zero"][group].float() if format == "int4_zp" else 8.0
     return (codes.float() - zero) * scale.float()
 
 
-WORDS = 32
-"""int32 words of one block in a packed row: 32 words x 8 (4-bit) or 4 (8-bit) codes = 256 or 128 columns."""
+def block_words(format: str) -> int:
+    """int32 words of one block in a packed row: 32 words of 8 (4-bit) or 4 (8-bit) codes are 256 or 128 columns. nvfp4
+    has 16, so that the 16 columns of a part share a scale."""
+    return 16 if format == "nvfp4" else 32
 
 
 def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
-    """Codes -> int32 `[N, blocks * WORDS]`: code i of word j is that of column `32 i + j` of its block, zero past K.
+    """Codes -> int32 `[N, blocks * W]` with W = `block_words`: code i of word j is that of column `W i + j` of its
+    block, zero past K.
 
     Unpacking a tile of words gives one matrix for each i, and its columns are consecutive columns of W. Each matrix is
     multiplied with its own slice of x, so nothing has to be interleaved.
     """
     import torch
 
-    bits = FORMATS[format].bits
+    bits, words = FORMATS[format].bits, block_words(format)
     codes = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
     N, K = codes.shape
     parts = 32 // bits
-    blocks = cdiv(K, parts * WORDS)
-    if past := blocks * parts * WORDS - K:  # a padding of zero columns would copy gigabytes of experts
+    blocks = cdiv(K, parts * words)
+    if past := blocks * parts * words - K:  # a padding of zero columns would copy gigabytes of experts
         codes = torch.nn.functional.pad(codes, (0, past))
-    codes = codes.view(N, blocks, parts, WORDS).transpose(2, 3)
+    codes = codes.view(N, blocks, parts, words).transpose(2, 3)
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes.contiguous().view(torch.int32).view(N, blocks * WORDS)
+    return codes.contiguous().view(torch.int32).view(N, blocks * words)
 
 
 def by_group(scale: torch.Tensor, groups: int) -> torch.Tensor:

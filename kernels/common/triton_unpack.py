@@ -1,11 +1,11 @@
 """Weights of 8 and 4 bits, unpacked in registers for kernels that multiply them with 16-bit activations.
 
 `prepare` packs the codes once with `quantization.pack_words`: 32-bit word j of a block holds one code of each of its
-4 or 8 parts, and the code of part i is that of column `32 i + j`. A thread takes two neighbouring words of its row in
-one 8-byte read of shared memory. For each part, a few integer instructions turn the two words into a register with two
-16-bit floats. The tensor cores take their left operand in exactly this form, so the weights never go back to shared
-memory. An integer becomes a float by setting it into the mantissa of a power of two and subtracting that power: this
-needs no conversion instruction and is exact.
+4 or 8 parts, and the code of part i is that of column `32 i + j` (of nvfp4 `16 i + j`: a part has one scale). A thread
+takes two neighbouring words of its row in one 8-byte read of shared memory. For each part, a few integer instructions
+turn the two words into a register with two 16-bit floats. The tensor cores take their left operand in exactly this
+form, so the weights never go back to shared memory. An integer becomes a float by setting it into the mantissa of a
+power of two and subtracting that power: this needs no conversion instruction and is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.quantization import FORMATS, by_group, pack_words
+from kernels.common.quantization import E2M1_FORMATS, FORMATS, by_group, pack_words
 from kernels.common.random_inputs import torch_dtype
 from kernels.op import Target
 
@@ -39,9 +39,9 @@ TURN, KEPT = 14, 0x60306030
 
 
 def arranged(words: torch.Tensor) -> torch.Tensor:
-    """mxfp4's words `[..., 2 n]` as bf16 wants them. The bits of each two neighbours move to the places of `PLACES`:
-    the first word's to the low half of a register, the second word's to the high half. The two neighbours are in one
-    thread, as the tensor cores' left operand demands."""
+    """Words of e2m1 codes `[..., 2 n]` as bf16 wants them. The bits of each two neighbours move to the places of
+    `PLACES`: the first word's to the low half of a register, the second word's to the high half. The two neighbours are
+    in one thread, as the tensor cores' left operand demands."""
     pairs = words.unflatten(-1, (-1, 2))
     moved = torch.zeros_like(pairs)
     for i, (register, place) in enumerate(PLACES):
@@ -58,11 +58,36 @@ def arranged(words: torch.Tensor) -> torch.Tensor:
 def words_of(format: str, codes: torch.Tensor, dtype: str, plain: bool) -> torch.Tensor:
     """Packed codes as the kernel takes them; `plain` is for the interpreter."""
     words = pack_words(format, codes)
-    return arranged(words) if format == "mxfp4" and dtype == "bf16" and not plain else words
+    return arranged(words) if format in E2M1_FORMATS and dtype == "bf16" and not plain else words
+
+
+NVFP4_BIAS = 22
+"""A byte of `nvfp4_words` stands for (1 + low 3 bits / 8) 2^(high 5 bits - NVFP4_BIAS). e4m3's largest, 448, gets the
+exponent field 30, which is the largest of fp16 too."""
+NVFP4_BF16 = 222
+"""What is added to the exponent field in bf16. e2m1's bits, read as bf16, are 2^-126 times their value, so a factor
+must be large. 252 is the largest field here."""
+
+
+def nvfp4_power(dtype: str) -> int:
+    """Unpacked weights are 2^-this times what they stand for, so that no factor leaves the range of the type."""
+    return 126 + 127 - NVFP4_BIAS - NVFP4_BF16 if dtype == "bf16" else 14 + 15 - NVFP4_BIAS
 
 
 @triton.constexpr_function
-def unpack_arranged() -> str:
+def factor_ptx(format: str, bf16: bool, i: int) -> list[str]:
+    """PTX that puts the factor of part i into both halves of `m`: its exponent field (mxfp4), or exponent and mantissa
+    (nvfp4, see `nvfp4_words`), moved to the place that the wider type has for them."""
+    lines = [f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * (i % 4):#x};"]
+    if format == "mxfp4":
+        return [*lines, f"shl.b32 m, m, {7 if bf16 else 10};"]
+    if not bf16:
+        return [*lines, "shl.b32 m, m, 7;"]
+    return [*lines, "shl.b32 m, m, 4;", f"add.u32 m, m, {(NVFP4_BF16 << 7) * 0x10001:#x};"]
+
+
+@triton.constexpr_function
+def unpack_arranged(format: str) -> str:
     """`unpack_ptx` for `arranged` words: one turn and one mask for each part, where plain codes take two of each."""
     lines = []
     # the parts of the third register come last, when the other two registers are free
@@ -74,8 +99,7 @@ def unpack_arranged() -> str:
         lines += [
             f"shf.l.wrap.b32 t, {name}, {name}, {(6 - place) % 32};",
             "and.b32 t, t, 0x81C081C0;",
-            f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * (i % 4):#x};",
-            "shl.b32 m, m, 7;",
+            *factor_ptx(format, True, i),
             f"fma.rn.bf16x2 ${i}, t, m, a;",
         ]
     return "{ .reg .b32 third, t, m, a; mov.b32 a, 0x80008000; " + " ".join(lines) + " }"
@@ -86,11 +110,11 @@ def unpack_ptx(format: str, bf16: bool) -> str:
     """PTX that turns two words into pairs of floats (bf16 or fp16): part i of both words -> output i.
 
     The operands are the outputs and the two words. Further inputs follow, each of them twice: for int4_zp, one word
-    with `-(magic + zero)` of both groups of 128 columns; for mxfp4, one word of four scale bytes for each group.
+    with `-(magic + zero)` of both groups of 128 columns; for mxfp4 and nvfp4, two words of four scale bytes.
     `magic` is the power of two whose last mantissa bit is worth one.
     """
-    if format == "mxfp4" and bf16:
-        return unpack_arranged()
+    if format in E2M1_FORMATS and bf16:
+        return unpack_arranged(format)
     fma = f"fma.rn.{'bf16x2' if bf16 else 'f16x2'}"
     magic = 0x43004300 if bf16 else 0x64006400
     one = 0x3F803F80 if bf16 else 0x3C003C00
@@ -100,6 +124,7 @@ def unpack_ptx(format: str, bf16: bool) -> str:
         "int4": (one, 0xC308C308 if bf16 else 0xE408E408),
         "int4_zp": (one, 0),
         "mxfp4": (0, 0x80008000),
+        "nvfp4": (0, 0x80008000),
     }.get(format, (0x7B807B80 if bf16 else 0x5C005C00, 0x80008000))
     lines = [f"mov.b32 m, {multiply:#x};", f"mov.b32 a, {add:#x};"]
     if FORMATS[format].bits == 4:
@@ -115,12 +140,11 @@ def unpack_ptx(format: str, bf16: bool) -> str:
                 f"lop3.b32 t, t, 0x000f000f, {magic:#x}, 0xea;",
                 f"{fma} ${i}, t, m, a;",
             ]
-        elif format == "mxfp4":
+        elif format in E2M1_FORMATS:
             # in fp16 the sign goes to the top, and the other three bits to the border of exponent and mantissa
             shift = 9 - 4 * place
             lines += [
-                f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * place:#x};",
-                "shl.b32 m, m, 10;",
+                *factor_ptx(format, False, i),
                 f"shl.b32 t, {half}, {12 - 4 * place};",
                 "and.b32 t, t, 0x80008000;",
                 f"{'shl' if shift > 0 else 'shr'}.b32 u, {half}, {abs(shift)};",
@@ -151,19 +175,20 @@ def unpack_ptx(format: str, bf16: bool) -> str:
 @triton.constexpr_function
 def unpack_operands(format: str) -> str:
     """Constraints of `unpack_ptx`; `&`, because every output is written before the last input is read."""
-    inputs = 2 + {"int4_zp": 2, "mxfp4": 4}.get(format, 0)
+    inputs = 2 + {"int4_zp": 2, "mxfp4": 4, "nvfp4": 4}.get(format, 0)
     return ",".join(["=&r"] * (32 // FORMATS[format].bits) + ["r"] * inputs)
 
 
 @triton.jit
 def of_groups(values, it, ROWS, rows):
-    """The words of mxfp4's scales of a block: one for each of its two groups of 128 columns."""
+    """The words of a block's scales, of mxfp4 or nvfp4: one for the parts 0 to 3, one for 4 to 7."""
     return tl.load(values + 2 * it * ROWS + rows)[:, None], tl.load(values + (2 * it + 1) * ROWS + rows)[:, None]
 
 
 @triton.jit
 def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
-    """Words -> their parts in the type of `x`. For mxfp4 `lo` and `hi` come from `of_groups`; for int4_zp they are the
+    """Words -> their parts in the type of `x`. For mxfp4 and nvfp4 `lo` and `hi` come from
+    `of_groups`; for int4_zp they are the
     zero points and None; else both are None."""
     PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
     OPERANDS: tl.constexpr = unpack_operands(FORMAT)
@@ -185,12 +210,16 @@ def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl
         value = ((code ^ 128) - 128).to(tl.float32)
     elif BITS == 8:
         value = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
-    elif FORMAT == "mxfp4":
+    elif FORMAT == "mxfp4" or FORMAT == "nvfp4":
         exponent = (code >> 1) & 3
         half = (code & 1).to(tl.float32) * 0.5
         value = tl.where(exponent == 0, half, (1.0 + half) * (1 << exponent).to(tl.float32) * 0.5)
         scale = ((lo if i < 4 else hi) >> (8 * (i % 4))) & 255
-        value = tl.where(code > 7, -value, value) * tl.exp2((scale - MAGIC).to(tl.float32))
+        value = tl.where(code > 7, -value, value)
+        if FORMAT == "mxfp4":
+            value *= tl.exp2((scale - MAGIC).to(tl.float32))
+        else:
+            value *= tl.exp2(((scale >> 3) - MAGIC).to(tl.float32)) * (1.0 + (scale & 7).to(tl.float32) * 0.125)
     elif FORMAT == "int4_zp":
         value = code.to(tl.float32) + (half_of(lo, i // 4, x) + MAGIC)
     else:
@@ -199,17 +228,27 @@ def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl
 
 
 def magic_number(format: str, dtype: str) -> int:
-    """For the interpreter: the offset that the stored exponent fields of mxfp4, or zero points of int4_zp, contain."""
+    """For the interpreter: the offset that the stored exponent fields of mxfp4 and nvfp4, or zero points of int4_zp,
+    contain."""
     if format == "mxfp4":
         return 253 if dtype == "bf16" else 29
+    if format == "nvfp4":
+        return NVFP4_BIAS + nvfp4_power(dtype)
     return 128 if dtype == "bf16" else 1024
 
 
 def scales_of(
-    format: str, dtype: str, blocks: int, scale: torch.Tensor, zero: torch.Tensor | None
+    format: str,
+    dtype: str,
+    blocks: int,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    whole: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(scales, what else unpacking needs) as the kernels read them, for rows of `blocks` blocks. One stands for both
-    where a kernel reads only one."""
+    where a kernel reads only one. `whole` has nvfp4's scales of whole matrices."""
+    if whole is not None:
+        return whole * 2.0 ** nvfp4_power(dtype), nvfp4_words(scale, blocks)
     if format == "mxfp4":
         scale = mxfp4_words(scale, 2 * blocks, dtype)
     elif FORMATS[format].bits == 4:
@@ -237,3 +276,19 @@ def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
         raise ValueError(f"mxfp4 scales of 2^{int(scale.min()) - 127} to 2^{int(scale.max()) - 127} do not fit {dtype}")
     fields = torch.nn.functional.pad((scale.int() + offset).to(torch.uint8), (0, 4 * groups - scale.shape[1]))
     return fields.view(torch.int32).T.contiguous()
+
+
+def nvfp4_words(scale: torch.Tensor, blocks: int) -> torch.Tensor:
+    """e4m3 `[N, K/16]` -> int32 `[2 blocks, N]` of four bytes each: for a block of 128 columns, a word of the parts 0
+    to 3 and one of 4 to 7.
+
+    A byte has 5 bits of exponent and 3 of mantissa, so that also e4m3's subnormal scales have a normal form: unpacking
+    takes one addition. Raises ValueError for scales that are negative, zero or no numbers.
+    """
+    value = scale.float()
+    if not value.is_meta and not bool(((value > 0) & (value <= 448)).all()):
+        raise ValueError("nvfp4 scales must be positive numbers up to 448")
+    mantissa, exponent = torch.frexp(value)  # value = mantissa 2^exponent, mantissa from 1/2 to 1
+    byte = ((exponent - 1 + NVFP4_BIAS) << 3 | (mantissa * 16 - 8).to(torch.int32)).to(torch.uint8)
+    byte = torch.nn.functional.pad(byte, (0, 8 * blocks - byte.shape[1]))
+    return byte.view(torch.int32).T.contiguous()

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kernels.attention_decode.op import AttentionCase
+from kernels.common.quantization import BESIDE
 from kernels.common.random_inputs import BYTES
 from kernels.decode_step.op import StepCase, angles, head_of
 from kernels.decode_step.parts import OUTSIDE, Part, parts
@@ -54,7 +55,7 @@ class Composition:
         import torch
 
         stored = stored or f"{layer}.{name}"
-        packed = {f"w_{p}": self.inputs[f"{stored}_{p}"] for p in ("scale", "zero") if f"{stored}_{p}" in self.inputs}
+        packed = {f"w_{p}": self.inputs[f"{stored}_{p}"] for p in BESIDE if f"{stored}_{p}" in self.inputs}
         none = torch.empty(0, dtype=torch.float32, device=x.device)
         return self.run(layer, name, x=x, w=self.inputs[stored], x_scale=none, **packed)
 
@@ -116,7 +117,7 @@ class Composition:
                 bias=torch.empty(0, dtype=torch.float32, device=x.device),
             )
             matrices = {f"w_{n}": inputs[f"{layer}.experts_{n}"] for n in ("gate_up", "down")}
-            for name in ("gate_up_scale", "gate_up_zero", "down_scale", "down_zero"):
+            for name in (f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in BESIDE):
                 if f"{layer}.experts_{name}" in inputs:
                     matrices[f"w_{name}"] = inputs[f"{layer}.experts_{name}"]
             weights = found[1].view(torch.float32)

@@ -18,7 +18,7 @@ from kernels.common import gated, paging
 from kernels.common.compare import UNIT_ROUNDOFF
 from kernels.common.fields import Count, Dtype
 from kernels.common.integers import cdiv
-from kernels.common.quantization import Weights, check_weights, dequantize, random_weights
+from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.decode_step.parts import Part, attention_case, parts, rope_case, windowed
 from kernels.decode_step.wiring import shape_of, wiring_of
@@ -219,7 +219,7 @@ def weight(case: StepCase, inputs: Inputs, name: str) -> torch.Tensor:
     if f"{name}_scale" not in inputs:
         return w.float()
     rows = w.flatten(0, -2)
-    packed = {"w": rows} | {f"w_{p}": inputs[f"{name}_{p}"] for p in ("scale", "zero") if f"{name}_{p}" in inputs}
+    packed = {"w": rows} | {f"w_{p}": inputs[f"{name}_{p}"] for p in BESIDE if f"{name}_{p}" in inputs}
     return dequantize(case.weights, packed, 0, len(rows), height_of(case, name)).unflatten(0, w.shape[:-1])
 
 

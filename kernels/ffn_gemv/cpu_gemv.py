@@ -139,4 +139,8 @@ def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
     return (Stage(name="gemv", work=work(case) if in_pairs(case) else on_fma(work(case))),)
 
 
-IMPLS = (cpu_impl(prepare=prepare, stages=stages),)
+def supports(case: GemvCase, target: Target) -> str | None:
+    return "no kernel here multiplies nvfp4 on a host" if case.weights == "nvfp4" else None
+
+
+IMPLS = (cpu_impl(prepare=prepare, stages=stages, supports=supports),)

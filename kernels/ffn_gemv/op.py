@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 from kernels.common.compare import rounded
 from kernels.common.fields import TYPES, Dtype, OneOf
 from kernels.common.outliers import mark_columns, mark_rows, outliers, signed_groups
-from kernels.common.quantization import FORMATS, Weights, check_weights, dequantize, random_weights, weight_bytes
+from kernels.common.quantization import (
+    BESIDE,
+    FORMATS,
+    Weights,
+    check_weights,
+    dequantize,
+    random_weights,
+    weight_bytes,
+)
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS, projections
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -92,7 +100,7 @@ def quick() -> Iterable[GemvCase]:
         yield from of_model("llama-3.1-70b", "gate", B)
     yield from of_model("llama-3.1-70b", "q down")
     yield from of_model("llama-3.1-8b", "k gate lm_head")
-    for weights in ("fp8", "int8", "int4", "mxfp4"):
+    for weights in ("fp8", "int8", "int4", "mxfp4", "nvfp4"):
         yield from of_model("llama-3.1-70b", "gate", weights=weights)
     yield from of_model("llama-3.1-70b", "gate", 16, weights="int4")
 
@@ -168,7 +176,7 @@ def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
         drawn |= random_weights(draw, case.weights, case.N, case.K, case.dtype)
     else:
         drawn["w"] = draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5)
-    packed = {name: drawn[name] for name in ("w_scale", "w_zero") if name in drawn}
+    packed = {name: drawn[name] for name in (f"w_{part}" for part in BESIDE) if name in drawn}
     format = case.weights if case.quantized else ""
     for level, mine in signed_groups(columns, FORMATS[format].group_k if format else 0).items():
         mark_rows(drawn["w"], [0, case.N - 1], mine, level, format, **packed)

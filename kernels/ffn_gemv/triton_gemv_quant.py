@@ -4,7 +4,8 @@
 
 Unpacking has a roof of its own (`SLOTS`). In a cycle, an H100's SM issues for 4 x 32 lanes and receives 15 bytes of
 weights (3.35 TB/s, 132 SMs, 1.7 GHz), an H200's 21. So at B <= 16 weights of 4 bits take 60 to 63% of an H100's issue
-slots and 85 to 90% of an H200's, weights of 8 bits 51 to 60% and 73 to 85%.
+slots and 85 to 90% of an H200's, weights of 8 bits 51 to 60% and 73 to 85%. nvfp4 has twice as many scales to unpack
+as mxfp4: 63% and 88%, since an eighth of its bytes are scales.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import next_power_of_2
-from kernels.common.quantization import FORMATS, WORDS, weight_bytes
+from kernels.common.quantization import E2M1_FORMATS, FORMATS, block_words, weight_bytes
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import (
     Plan,
@@ -53,6 +54,7 @@ SLOTS = {
     "int4": (5.1, 7.2, 7.8),
     "int4_zp": (5.2, 7.3, 7.9),
     "mxfp4": (5.4, 7.3, 7.4),
+    "nvfp4": (6.05, 7.6, 7.6),
 }
 """Instructions of a thread for each byte of packed weights, the loop's overhead included, as compiled for sm_90: for
 tiles of 16, 32 and 64 batch columns."""
@@ -64,17 +66,17 @@ def slots_per_byte(case: GemvCase, p: Plan, target: Target) -> float:
 
 
 def plan(case: GemvCase, target: Target) -> Plan:
-    """Units of 128 rows by 32 words: 16 KB of weights, and x^T beside them."""
-    parts = 32 // FORMATS[case.weights].bits
-    BLOCK_N, BLOCK_K = 128, parts * WORDS
+    """Units of 128 rows by 32 words, or of 256 by 16: 16 KB of weights, and x^T beside them."""
+    parts, words = 32 // FORMATS[case.weights].bits, block_words(case.weights)
+    BLOCK_N, BLOCK_K = 4096 // words, parts * words
     BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
-    unit_bytes = BLOCK_N * WORDS * 4
+    unit_bytes = BLOCK_N * words * 4
     if parts == 8 and BLOCK_B == 16 and target.sm in (0, 90):
         # one warp group for all 128 rows needs a sixth fewer instructions; mxfp4 has no registers for a third CTA
-        num_warps, ctas_per_sm = 4, 2 if case.weights == "mxfp4" else 3
+        num_warps, ctas_per_sm = 4, 2 if case.weights in E2M1_FORMATS else 3
     else:
         # on sm_100, unpacking mxfp4 would spill to make room for a second CTA
-        fit_twice = max_block_b(target) > BLOCK_B and not (case.weights == "mxfp4" and target.sm >= 100)
+        fit_twice = max_block_b(target) > BLOCK_B and not (case.weights in E2M1_FORMATS and target.sm >= 100)
         num_warps, ctas_per_sm = 8, 2 if fit_twice else 1
     chosen = {"num_warps": num_warps, "ctas_per_sm": ctas_per_sm} | target.overrides
     plan = Plan(
@@ -140,7 +142,7 @@ def gemv_words(
             words = tl.load(w_first + it * WIDTH + offs_w)
             lo = None
             hi = None
-            if FORMAT == "mxfp4":
+            if FORMAT == "mxfp4" or FORMAT == "nvfp4":
                 lo, hi = of_groups(unpacking, it, N, rows)
             elif FORMAT == "int4_zp":
                 lo = tl.load(unpacking + it * N + rows)[:, None]
@@ -171,6 +173,8 @@ def gemv_words(
                     sums = tl.dot(part, x_tile, sums, input_precision="ieee")
         if FORMAT == "int8" or FORMAT == "fp8":
             sums *= tl.load(scale + rows)[:, None]
+        elif FORMAT == "nvfp4":
+            sums *= tl.load(scale)
         finish_tile(sums, None, y, offs_b, B, N, stride_y_b, partial, arrived, tile, iters, units, True, "")
         unit += it_end - it_first
 
@@ -182,7 +186,8 @@ def build(case: GemvCase, inputs: Inputs, target: Target) -> Built:
     plain = target.kind == "interpreter"
     words = words_of(case.weights, inputs["w"], case.dtype, plain)
     y = torch.empty(case.B, case.N, dtype=x.dtype, device=x.device)
-    scale, unpacking = scales_of(case.weights, case.dtype, p.iters, inputs["w_scale"], inputs.get("w_zero"))
+    given = inputs["w_scale"], inputs.get("w_zero"), inputs.get("w_global")
+    scale, unpacking = scales_of(case.weights, case.dtype, p.iters, *given)
     only = launch(
         gemv_words,
         p,
@@ -203,10 +208,11 @@ def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
     """Packed words (K padded to a block), packed scales, x and y once, and what tiles read again."""
     p = plan(case, target)
     size = BYTES[case.dtype]
-    extra = {"int4": size, "int4_zp": 2 * size, "mxfp4": 4}.get(case.weights, 0) * 2 * p.iters * case.N
+    extra = {"int4": size, "int4_zp": 2 * size, "mxfp4": 4, "nvfp4": 4}.get(case.weights, 0) * 2 * p.iters * case.N
     if not extra:
         extra = weight_bytes(case.weights, case.N, case.K, size) - case.N * case.K
-    weights = 4 * WORDS * p.iters * case.N + extra
+    extra += 4 if case.weights == "nvfp4" else 0
+    weights = 4 * block_words(case.weights) * p.iters * case.N + extra
     outputs = size * case.B * case.N
     return (
         stage(

@@ -19,7 +19,7 @@ from kernels.common import gated
 from kernels.common.compare import hidden_slope_units, rounded
 from kernels.common.fields import Count, Dtype, OneOf
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
-from kernels.common.quantization import Weights, check_weights, dequantize, random_weights, weight_bytes
+from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -163,6 +163,7 @@ def full() -> Iterable[MoeCase]:
     yield from of_model("deepseek-v3", (16, 64, 256), tensor_parallel=8, routing="zipf")
     yield from of_model("gpt-oss-20b", (1, 16, 128), weights="mxfp4")
     yield from of_model("gpt-oss-120b", (1, 16, 256), weights="mxfp4")
+    yield from of_model("deepseek-v3", (1, 16, 64), 8, weights="nvfp4")
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8, weights="fp8_block")
     yield from of_model("deepseek-v3", (1, 16), weights="fp8_block")
     for weights in ("", "int8", "fp8", "int4_zp"):
@@ -184,6 +185,7 @@ def test() -> Iterable[MoeCase]:
         (3, 192, 80, "fp8_block"),
         (1, 320, 96, "mxfp4"),
         (18, 72, 266, "mxfp4"),
+        (18, 72, 266, "nvfp4"),
         (2, 320, 96, "int4"),
         (18, 72, 266, "int4_zp"),
         (3, 192, 136, "int8"),
@@ -205,9 +207,9 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     hit. So each of k = 8 experts is about a third of y's norm, and the last one hit is half of it. If a token loses an
     expert, one of the H elements of its row has a `max_rel` above 0.31: ten tolerances.
 
-    Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale`, `w_down_scale` and, for int4_zp, the same with `_zero`
-    are those that `quantization.py` makes for all experts' rows below each other, `[E * 2F, H]` and `[E * H, F]`, where
-    no scale is for rows of two matrices.
+    Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale`, `w_down_scale`, for int4_zp the same with `_zero` and
+    for nvfp4 with `_global` are those that `quantization.py` makes for all experts' rows below each other,
+    `[E * 2F, H]` and `[E * H, F]`, where no scale is for rows of two matrices.
 
     `seed` also permutes the experts: other experts are hit, but as many of them, by as many tokens.
     """
@@ -240,7 +242,7 @@ def height(case: MoeCase, name: str) -> int:
 
 def packed_as(case: MoeCase, drawn: Inputs, name: str) -> Inputs:
     """Codes, scales and zero points of all experts' matrices, under the names of `quantization.py`."""
-    parts = {part: drawn[f"{name}_{part}"] for part in ("scale", "zero") if f"{name}_{part}" in drawn}
+    parts = {part: drawn[f"{name}_{part}"] for part in BESIDE if f"{name}_{part}" in drawn}
     return {"w": drawn[name].flatten(0, 1)} | {f"w_{part}": tensor for part, tensor in parts.items()}
 
 

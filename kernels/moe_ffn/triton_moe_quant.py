@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import cdiv
-from kernels.common.quantization import FORMATS, WORDS
+from kernels.common.quantization import E2M1_FORMATS, FORMATS, block_words
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import clipped_rows, own_part, weights_at
 from kernels.common.triton_unpack import (
@@ -38,6 +38,7 @@ from kernels.op import Inputs, Target
 
 SLOTS = {
     "mxfp4": (6.2, 6.75),
+    "nvfp4": (8.4, 9.05),
     "fp8_block": (4.05, 4.75),
     "int4": (5.7, 6.45),
     "int4_zp": (5.85, 6.55),
@@ -64,15 +65,16 @@ def slots_per_byte(case: MoeCase, p: Plan, target: Target, g: Gemm) -> float:
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
-    """Units of 64 rows by 32 words, and the scales as `scales_of` lays them. The down product has half the sums, so an
-    SM's registers have room for one more CTA."""
+    """Units of 64 rows by 32 words (nvfp4: 16), and the scales as `scales_of` lays them. The down product has half the
+    sums, so an SM's registers have room for one more CTA."""
     ctas_per_sm += matrices == 1 and target.sm in (0, 90)
-    BLOCK_K = 32 // FORMATS[case.weights].bits * WORDS
+    words = block_words(case.weights)
+    BLOCK_K = 32 // FORMATS[case.weights].bits * words
     iters = cdiv(K, BLOCK_K)
     # words of 4 bytes for each row and block, for each block of 128 rows, or for each row
-    per_row = {"mxfp4": 2, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
+    per_row = {"mxfp4": 2, "nvfp4": 2, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
     scales = 4 * (per_row * iters * rows or (iters * cdiv(rows, 128) if case.weights == "fp8_block" else rows))
-    unit = matrices * BLOCK_N * WORDS * 4
+    unit = matrices * BLOCK_N * words * 4
     return gemm_of(
         target,
         ctas_per_sm=ctas_per_sm,
@@ -82,13 +84,14 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
         K=K,
         matrices=matrices,
         BLOCK_K=BLOCK_K,
-        expert_bytes=matrices * (4 * WORDS * iters * rows + scales),
+        expert_bytes=matrices * (4 * words * iters * rows + scales),
     )
 
 
 def widest(case: MoeCase, target: Target) -> int:
-    """The most pairs of a tile. Groups of int4 have sums of their own: for gate and up, 64 columns of them spill."""
-    return min(32 if case.weights in ("int4", "int4_zp") else 64, max_block_b(target))
+    """The most pairs of a tile. Groups of int4 have sums of their own: for gate and up, 64 columns of them
+    spill. nvfp4's units are half as large, and tiles of 64 leave too few of them in flight."""
+    return min(32 if case.weights in ("int4", "int4_zp", "nvfp4") else 64, max_block_b(target))
 
 
 def plan(case: MoeCase, target: Target) -> Plan:
@@ -99,7 +102,7 @@ def plan(case: MoeCase, target: Target) -> Plan:
     """
     tile = min(tile_pairs(case), widest(case, target))
     halves = case.weights in ("int4", "int4_zp")
-    alone = target.sm >= 100 and (case.weights == "mxfp4" or (halves and tile > 16))
+    alone = target.sm >= 100 and (case.weights in E2M1_FORMATS or (halves and tile > 16))
     fit_twice = tile <= 32 and not alone
     return plan_of(case, target, gemm, tile=tile, ctas_per_sm=2 if fit_twice else 1, num_warps=4)
 
@@ -151,6 +154,7 @@ def expert_words(
     - fp8_block: `scale` is fp32, one for 128 rows and columns of a matrix
     - int4 and int4_zp: `scale` is words of two 16-bit scales, and `unpacking` words of two zero points, `[iters, ROWS]`
     - mxfp4: `unpacking` is words of four exponents, `[2 iters, ROWS]`
+    - nvfp4: `unpacking` is words of four scales, `[2 iters, ROWS]`, and `scale` is fp32, one for each matrix
     """
     PARTS: tl.constexpr = 32 // BITS
     WIDTH: tl.constexpr = BLOCK_K // PARTS
@@ -178,7 +182,7 @@ def expert_words(
             words = tl.load(w_first + it * WIDTH + offs_w)
             lo = None
             hi = None
-            if FORMAT == "mxfp4":
+            if FORMAT == "mxfp4" or FORMAT == "nvfp4":
                 lo, hi = of_groups(unpacking, it, ROWS, rows)
             elif FORMAT == "int4_zp":
                 lo = tl.load(unpacking + it * ROWS + rows)[:, None]
@@ -190,7 +194,7 @@ def expert_words(
                 words_up = tl.load(w_second + it * WIDTH + offs_w)
                 lo_up = None
                 hi_up = None
-                if FORMAT == "mxfp4":
+                if FORMAT == "mxfp4" or FORMAT == "nvfp4":
                     lo_up, hi_up = of_groups(unpacking, it, ROWS, N + rows)
                 elif FORMAT == "int4_zp":
                     lo_up = tl.load(unpacking + it * ROWS + N + rows)[:, None]
@@ -233,6 +237,10 @@ def expert_words(
             sums *= tl.load(scale + rows)[:, None]
             if GATED:
                 sums_up *= tl.load(scale + N + rows)[:, None]
+        elif FORMAT == "nvfp4":
+            sums *= tl.load(scale + matrix)
+            if GATED:
+                sums_up *= tl.load(scale + matrix + 1)
         finish_item(
             sums,
             sums_up,
@@ -261,7 +269,7 @@ def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
 
     def weights(g: Gemm, name: str) -> dict[str, Any]:
         words = words_of(case.weights, inputs[name].flatten(0, 1), case.dtype, plain)
-        given = inputs[f"{name}_scale"], inputs.get(f"{name}_zero")
+        given = inputs[f"{name}_scale"], inputs.get(f"{name}_zero"), inputs.get(f"{name}_global")
         scale, unpacking = scales_of(case.weights, case.dtype, g.iters, *given)
         rows = {"ROWS": words.shape[0], "stride_w_n": words.stride(0)}
         return {"w": words, "scale": scale, "unpacking": unpacking, **rows}

@@ -7,8 +7,9 @@ import torch
 
 from kernels.common.quantization import (
     E2M1,
+    E2M1_FORMATS,
     FORMATS,
-    WORDS,
+    block_words,
     by_group,
     dequantize,
     pack_words,
@@ -17,7 +18,7 @@ from kernels.common.quantization import (
     weight_bytes,
 )
 from kernels.common.random_inputs import RandomInputs
-from kernels.common.triton_unpack import arranged, mxfp4_words, unpack_ptx
+from kernels.common.triton_unpack import NVFP4_BIAS, arranged, mxfp4_words, nvfp4_power, nvfp4_words, unpack_ptx
 from tests.support.properties import given, settings, st
 from tests.support.snippet import MASK, halves, register, run_ptx
 
@@ -50,18 +51,22 @@ def test_ptx_unpacks_every_byte(format: str, dtype: torch.dtype) -> None:
 
 
 @TYPES
-@pytest.mark.parametrize("format", ["int4", "int4_zp", "mxfp4"])
+@pytest.mark.parametrize("format", ["int4", "int4_zp", "mxfp4", "nvfp4"])
 def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype) -> None:
     magic = 128 if dtype == torch.bfloat16 else 1024
     scale_bytes = torch.tensor([[120, 121, 119, 127, 128, 115, 118, 122]], dtype=torch.uint8)
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
-    lo, hi = (int(word) & MASK for word in mxfp4_words(scale_bytes, 2, name)[:, 0])
+    words_of_scales = mxfp4_words(scale_bytes, 2, name)
+    if format == "nvfp4":
+        scales = torch.tensor([[448.0, 1.0, 0.875, 2**-6, 2**-7, 2**-9, 1.5 * 2**-8, 26.0]]).to(torch.float8_e4m3fn)
+        words_of_scales = nvfp4_words(scales, 1)
+    lo, hi = (int(word) & MASK for word in words_of_scales[:, 0])
     zeros = pair(-(magic + 3), dtype) & 0xFFFF | pair(-(magic + 11), dtype) & 0xFFFF0000
-    extra = {"int4": [], "mxfp4": [lo, lo, hi, hi], "int4_zp": [zeros, zeros]}[format]
+    extra = {"int4": [], "mxfp4": [lo, lo, hi, hi], "nvfp4": [lo, lo, hi, hi], "int4_zp": [zeros, zeros]}[format]
     for turn in range(16):
         codes = [[(turn + 5 * word + i) % 16 for i in range(8)] for word in range(2)]
         words = [sum(code << 4 * i for i, code in enumerate(of_word)) for of_word in codes]
-        if (format, name) == ("mxfp4", "bf16"):
+        if format in E2M1_FORMATS and name == "bf16":
             signed = torch.tensor(words).to(torch.int32)
             words = [word & MASK for word in arranged(signed).tolist()]
         got = unpacked(format, dtype, words, extra)
@@ -70,6 +75,8 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
                 code = codes[word][i]
                 if format == "mxfp4":
                     want = E2M1[code & 7] * (-1) ** (code >> 3) * 2.0 ** (int(scale_bytes[0, i]) - 127)
+                elif format == "nvfp4":
+                    want = E2M1[code & 7] * (-1) ** (code >> 3) * float(scales[0, i]) * 2.0 ** -nvfp4_power(name)
                 else:
                     want = code - (8 if format == "int4" else (3, 11)[i // 4])
                 assert float(got[i, word]) == want
@@ -92,6 +99,9 @@ def test_dequantize_follows_the_definition(format: str) -> None:
             want = float(w[n, k]) * float(scale[n // 128, k // 128])
         elif format == "mxfp4":
             want = E2M1[code % 8] * (1 if code < 8 else -1) * 2.0 ** (int(scale[n, k // 32]) - 127)
+        elif format == "nvfp4":
+            whole = float(weights["w_global"][0])
+            want = E2M1[code % 8] * (1 if code < 8 else -1) * float(scale[n, k // 16]) * whole
         else:
             zero = int(weights["w_zero"][n, k // 128]) if format == "int4_zp" else 8
             want = (code - zero) * float(scale[n, k // 128])
@@ -102,17 +112,17 @@ def test_dequantize_follows_the_definition(format: str) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(format=st.sampled_from(list(FORMATS)), N=st.integers(1, 5), K=st.integers(1, 300).map(lambda k: 2 * k))
 def test_packing_keeps_every_code(format: str, N: int, K: int) -> None:
-    """Code i of word j is that of column 32 i + j of its block; codes past K are zero."""
+    """Code i of word j is that of column W i + j of its block, W = `block_words`; codes past K are zero."""
     bits = FORMATS[format].bits
-    parts = 32 // bits
+    parts, width = 32 // bits, block_words(format)
     codes = random_weights(RandomInputs("cpu", K), format, N, K, "bf16")["w"]
     plain = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
     words = pack_words(format, codes)
-    blocks = -(-K // (parts * WORDS))
+    blocks = -(-K // (parts * width))
     assert words.dtype == torch.int32
-    assert words.shape == (N, blocks * WORDS)
+    assert words.shape == (N, blocks * width)
     split = torch.stack([(words.long() >> bits * i) & (2**bits - 1) for i in range(parts)], dim=1)
-    columns = split.view(N, parts, blocks, WORDS).transpose(1, 2).reshape(N, -1)
+    columns = split.view(N, parts, blocks, width).transpose(1, 2).reshape(N, -1)
     assert torch.equal(columns[:, :K], plain.long())
     assert not columns[:, K:].any()
 
@@ -140,3 +150,17 @@ def test_odd_columns_and_wide_scales_are_refused() -> None:
         mxfp4_words(torch.full((2, 4), 129, dtype=torch.uint8), 1, "bf16")
     with pytest.raises(ValueError, match="do not fit fp16"):
         mxfp4_words(torch.full((2, 4), 98, dtype=torch.uint8), 1, "fp16")
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="positive"):
+            nvfp4_words(torch.full((2, 8), wrong).to(torch.float8_e4m3fn), 1)
+
+
+def test_every_scale_of_nvfp4_has_a_byte_of_its_own() -> None:
+    """All positive numbers of e4m3, the subnormal ones too."""
+    scales = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn)[None]
+    found = nvfp4_words(scales, 16).T.contiguous().view(torch.uint8)[0, : scales.shape[1]].int()
+    assert torch.equal(torch.exp2((found >> 3) - NVFP4_BIAS) * (1 + (found & 7) / 8), scales[0].float())
+
+
+def test_nvfp4_has_nine_sixteenths_of_a_byte_for_each_weight() -> None:
+    assert weight_bytes("nvfp4", 128, 4096, 2) == 0.5625 * 128 * 4096 + 4

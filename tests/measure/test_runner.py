@@ -217,8 +217,9 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> N
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
-def test_two_runs_begun_at_once_are_two_whole_files(tmp_path: Path, turns: int = 10) -> None:
+def test_two_runs_begun_at_once_are_two_whole_files(tmp_path: Path) -> None:
     """Whole runs, with workers and kernels. `tests/test_files.py` begins ten pairs of writers alone in a second."""
+    turns = 10
     script, out = run_script(tmp_path, 'impls=("honest",)'), tmp_path / "reports"
     expected = {("toy", "honest", case, 0) for case in ("B8-K4096", "B8-K8192", "B8-K16384")}
     for _ in range(turns):

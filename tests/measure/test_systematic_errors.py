@@ -185,7 +185,7 @@ def gemv_faults(case: GemvCase) -> dict[str, Kernel]:
         wrong["scale of the row before"] = lambda case, inputs: gemv(
             case, changed(inputs, "w_scale", lambda scale: scale[-1].copy_(scale[-2].clone()))
         )
-    if case.weights in ("int4", "int4_zp", "mxfp4", "fp8_block"):
+    if case.weights in ("int4", "int4_zp", "mxfp4", "nvfp4", "fp8_block"):
         wrong["scale of the group before"] = lambda case, inputs: gemv(
             case, changed(inputs, "w_scale", lambda scale: scale[:, -1].copy_(scale[:, -2].clone()))
         )
@@ -201,6 +201,7 @@ GEMVS = [
     GemvCase(B=1, N=1024, K=2048, weights="int4"),
     GemvCase(B=1, N=1024, K=2048, weights="int4_zp"),
     GemvCase(B=1, N=1024, K=2048, weights="mxfp4"),
+    GemvCase(B=1, N=1024, K=2048, weights="nvfp4"),
 ]
 
 
