@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -148,9 +149,9 @@ def test_declared_slots_are_wrong_beyond_a_tenth_of_those_counted_for_sm_90(
         assert said == f"declares {declared:.2f} issue slots a byte, the main loop has {found:.2f}"
 
 
-def declared(name: str) -> list[dict[str, Any]]:
+def declared(name: str, suites: Sequence[str]) -> list[dict[str, Any]]:
     """The reports of an op's kernels that declare slots, in the measured cases, compiled for sm_90."""
-    tasks, _ = collect([name], [compile_targets()[90]], ["quick", "full"])
+    tasks, _ = collect([name], [compile_targets()[90]], suites)
     op, impls = discover()[name], {impl.name: impl for impl in implementations(name)[0]}
     declaring = [t for t in tasks if launches(op, impls[t.impl], t.case, t.target)[t.index].slots_per_byte]
     return [dataclasses.asdict(run_task(task)) for task in declaring]
@@ -166,8 +167,10 @@ UNPACKS = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("suites", [["quick"], pytest.param(["full"], marks=pytest.mark.exhaustive)], ids=str)
 @pytest.mark.parametrize("op", UNPACKS)
-def test_kernels_issue_what_their_stages_declare(op: str) -> None:
-    found = [KernelReport(**r) for r in elsewhere("tests.inspection.test_issue", f"t.declared({op!r})")]
+def test_kernels_issue_what_their_stages_declare(op: str, suites: list[str]) -> None:
+    """`.ci/run` sees those of all suites, because it compiles them."""
+    found = [KernelReport(**r) for r in elsewhere("tests.inspection.test_issue", f"t.declared({op!r}, {suites})")]
     assert [f"{r.case_id}: {said}" for r in found if (said := misdeclared(r))] == []
     assert {r.kernel for r in found} == UNPACKS[op]
