@@ -91,11 +91,15 @@ def options(name: str, impl_name: str, case: Any, sm: int) -> set[tuple[Any, ...
 
 
 def covering(name: str, impl_name: str, sm: int) -> list[Any]:
-    """A few small cases that together ask for every option that one of them asks for. Compiling one takes a second."""
+    """A few small cases that together ask for every option that one of them asks for: of equals, those of most bytes.
+
+    Compiling a case takes a second.
+    """
     asked = {case: options(name, impl_name, case, sm) for case in small_cases(name, impl_name, sm)}
     left, chosen = set().union(*asked.values()), []
+    size = found(name, impl_name)[0].work
     while left:
-        chosen.append(max(asked, key=lambda case: len(asked[case] & left)))
+        chosen.append(max(asked, key=lambda case: (len(asked[case] & left), size(case).bytes)))
         left -= asked[chosen[-1]]
     return chosen
 

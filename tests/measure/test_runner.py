@@ -222,6 +222,7 @@ def test_two_runs_begun_at_once_are_two_whole_files(tmp_path: Path) -> None:
     turns = 10
     script, out = run_script(tmp_path, 'impls=("honest",)'), tmp_path / "reports"
     expected = {("toy", "honest", case, 0) for case in ("B8-K4096", "B8-K8192", "B8-K16384")}
+    turns = 10
     for _ in range(turns):
         both = [subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True) for _ in range(2)]
         printed = {process.communicate()[0].strip() for process in both}
