@@ -92,6 +92,22 @@ class Built:
         return self.output
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartedLaunch:
+    """Calls that run in this order, each with the name of what it does, and the tensor that then holds the result.
+
+    A name may come again, as in each layer of a model. Each call can also be timed alone.
+    """
+
+    parts: tuple[tuple[str, Callable[[], Any]], ...]
+    output: Any
+
+    def __call__(self) -> Any:
+        for _, call in self.parts:
+            call()
+        return self.output
+
+
 def triton_impl(
     *,
     name: str,

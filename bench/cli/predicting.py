@@ -10,7 +10,7 @@ import typer
 from bench.errors import BadRequest
 from bench.terminal.arguments import comma_separated, short_duration, whole_numbers
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, examples
-from bench.terminal.screen import complain, form_of, read_run, show, show_json
+from bench.terminal.screen import busy, complain, form_of, read_run, show, show_json
 from kernels.model_config import FAMILIES
 
 app = typer.Typer()
@@ -126,3 +126,44 @@ def predict(
     if run_dir:
         print()
         show(*prediction.measured_table(found))
+
+
+@app.command(
+    epilog=examples(
+        "step --model llama-3.1-8b --batch 1 --context 4096 --part h200",
+        "step --model qwen2.5-0.5b --context 1024 --device cpu --json",
+    )
+)
+def step(
+    model: Annotated[str, typer.Option(help="one of `list models`")],
+    batch: Annotated[int, typer.Option(help="sequences that each get a token", min=1)] = 1,
+    context: Annotated[int, typer.Option(help="tokens that each of them attends to", min=1)] = 4096,
+    part: Annotated[str, typer.Option(help="of `list devices`: what a step is expected to take there")] = "h100-sxm",
+    device: Annotated[str, typer.Option(help="cpu: measure the step on this host instead")] = "",
+    layers: Annotated[int, typer.Option(help="only so many layers of the model (default: all)", min=0)] = 0,
+    weights: Annotated[str, typer.Option(help=f"precision of the weights: {PRECISIONS}")] = "bf16",
+    kv: Annotated[str, typer.Option(help="precision of the KV cache: the same without w8a16")] = "bf16",
+    run_dir: Annotated[Path | None, typer.Option("--from", help="a run, for the read roof that it measured")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where the microseconds of a whole decode step go: floor, operations, gaps, and each one's share."""
+    from bench.predict import step_request
+
+    run = read_run(run_dir) if run_dir else None
+    asked = step_request.Request(
+        model=model, batch=batch, context=context, layers=layers, weights=weights, kv=kv, part=part
+    )
+    if device not in ("", "cpu"):
+        raise BadRequest(f"--device {device}: a step is measured here on a cpu; on a GPU `decodebench run` measures it")
+    if device:
+        from bench.measure.step_parts import measure_request
+
+        with busy("measuring the step and each of its operations"):
+            found = measure_request(asked)
+    else:
+        found = step_request.expect(asked, run.ceilings.read_roof if run and run.ceilings else None)
+    if as_json:
+        show_json(found.as_dict())
+        return
+    print(*found.lines(), "", sep="\n")
+    show(*found.table())

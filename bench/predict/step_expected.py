@@ -46,22 +46,43 @@ def kernel_seconds(
     A cold L2: between two reads of a weight a step reads all others. An operation without constants takes its floor.
     `among` holds other constants than the stored ones, as `expected.json` does.
     """
-    gen, seconds, rests = expected.generation(spec), 0.0, set()
-    kernels = among["constants"] if among else None
-    if reduced := reduce_seconds(predicted, spec, among):
-        floor = sum(op.seconds for op in predicted.ops if op.link_bytes)
-        seconds += max(0.0, reduced[0] - floor)
-        rests.add(f"all_reduce: {reduced[1]}")
+    alone = alone_seconds(predicted, shape, spec, among)
+    return sum(each.seconds for each in alone), {each.rests_on for each in alone if each.rests_on}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """What the launches of some operations of a step are expected to take, one after the other, without any other."""
+
+    names: tuple[str, ...]
+    """The operations of the step; several where one launch is published for them."""
+    seconds: float
+    rests_on: str
+    """Empty where nobody fitted constants: then `seconds` is the floor."""
+
+
+def alone_seconds(
+    predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec, among: Mapping[str, Any] | None = None
+) -> list[Alone]:
+    """`kernel_seconds` operation by operation, in the order of the step."""
+    gen, alone = expected.generation(spec), []
+    kernels, reduced = among["constants"] if among else None, reduce_seconds(predicted, spec, among)
     for launch in _launches(predicted, shape):
         found = expected.find(launch.op, launch.stored, gen, kernels) if launch.op else None
+        if reduced and launch.reduces:
+            said = f"all_reduce: {reduced[1]}"
+            alone.append(Alone(names=launch.names, seconds=max(reduced[0], launch.floor), rests_on=said))
+            continue
         if found is None or launch.kernels is None:
-            seconds += launch.floor
+            alone.append(Alone(names=launch.names, seconds=launch.floor, rests_on=""))
             continue
         part = expected.Part.of(spec, launch.pipe)
         each = float(expected.total(expected.terms(launch.kernels, found.constants, part, warm=False))[0])
-        seconds += max(launch.calls * each, launch.floor)
-        rests.add(f"{launch.op} {launch.stored}: {found.rests_on}")
-    return seconds, rests
+        seconds = max(launch.calls * each, launch.floor)
+        alone.append(
+            Alone(names=launch.names, seconds=seconds, rests_on=f"{launch.op} {launch.stored}: {found.rests_on}")
+        )
+    return alone
 
 
 def reduce_seconds(
@@ -81,11 +102,15 @@ def reduce_seconds(
 class _Launch:
     """One of an operation's equal launches, and how many there are."""
 
+    names: tuple[str, ...]
+    """The operations of the step."""
     op: str = ""
     """The operation of `expected.json`; empty where nobody fitted any."""
     stored: str = ""
     kernels: expected.Kernels | None = None
     pipe: str = "mma_bf16"
+    reduces: bool = False
+    """Whether it is the all-reduces of the step."""
     calls: int
     floor: float
     """Seconds of all launches together."""
@@ -102,15 +127,22 @@ def _launches(predicted: StepPrediction, shape: ModelShape) -> Iterator[_Launch]
         elif op.stored == "weights":
             kernels = _product(op, shape, kinds, predicted)
             yield _Launch(
-                op="ffn_gemv", stored=_stored(op), kernels=kernels, pipe=_pipe(op), calls=op.calls, floor=op.seconds
+                names=(op.name,),
+                op="ffn_gemv",
+                stored=_stored(op),
+                kernels=kernels,
+                pipe=_pipe(op),
+                calls=op.calls,
+                floor=op.seconds,
             )
         elif op.measured_as in ("attention_decode", "mla_decode"):
             kind = kinds[op.name.removeprefix("attention")]
             cache = "fp8" if predicted.kv in ("fp8", "int8", "int4", "fp4") else "bf16"
             kernels = _attention(op, kind, predicted)
-            yield _Launch(op=op.measured_as, stored=cache, kernels=kernels, calls=op.calls, floor=op.seconds)
+            name, seconds = op.measured_as, op.seconds
+            yield _Launch(names=(op.name,), op=name, stored=cache, kernels=kernels, calls=op.calls, floor=seconds)
         else:
-            yield _Launch(calls=op.calls, floor=op.seconds)
+            yield _Launch(names=(op.name,), reduces=bool(op.link_bytes), calls=op.calls, floor=op.seconds)
 
 
 def _pipe(op: PredictedOp) -> str:
@@ -166,8 +198,15 @@ def _routed(ops: list[PredictedOp], predicted: StepPrediction, shape: ModelShape
         H=_array(shape.expert_hidden or shape.hidden),
         F=_array(shape.expert_ffn / predicted.devices),
     )
-    floor = sum(op.seconds for op in ops)
-    return _Launch(op="moe_ffn", stored=_stored(ops[0]), kernels=kernels, pipe=_pipe(ops[0]), calls=calls, floor=floor)
+    return _Launch(
+        names=tuple(op.name for op in ops),
+        op="moe_ffn",
+        stored=_stored(ops[0]),
+        kernels=kernels,
+        pipe=_pipe(ops[0]),
+        calls=calls,
+        floor=sum(op.seconds for op in ops),
+    )
 
 
 def expect_step(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec) -> ExpectedStep:

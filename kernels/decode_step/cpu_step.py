@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from kernels.common.cpu_jit import cpu_impl
 from kernels.decode_step import compose
 from kernels.decode_step.op import StepCase
 from kernels.decode_step.sequence import Sequence
 from kernels.op import Inputs, Launch, Stage, Target
 
-if TYPE_CHECKING:
-    import torch
-
-OPS = ("rmsnorm", "ffn_gemv", "rope_append", "attention_decode", "silu_mul", "router", "moe_ffn")
-NAMES = dict.fromkeys(OPS, ("numba",)) | {"ffn_block": ("numba", "torch")}
+OPS = ("rmsnorm", "ffn_gemv", "rope_append", "attention_decode", "ffn_block", "silu_mul", "router", "moe_ffn")
+NAMES = dict.fromkeys(OPS, ("numba",))
 
 
 def prepare(case: StepCase, inputs: Inputs, target: Target) -> Launch:
     sequence = Sequence(NAMES, target)
-    logits = compose.Composition(case, inputs, sequence).logits()
-
-    def launch() -> torch.Tensor:
-        sequence()
-        return logits
-
-    return launch
+    return sequence.launch(compose.Composition(case, inputs, sequence).logits())
 
 
 def stages(case: StepCase, target: Target) -> tuple[Stage, ...]:

@@ -70,6 +70,11 @@ class StepCase(Case):
         return self.layers or shape_of(self.model).layers
 
     @property
+    def windowed_layers(self) -> int:
+        """How many of the measured layers have the window of the model."""
+        return sum(windowed(self, layer) for layer in range(self.measured_layers))
+
+    @property
     def bytes(self) -> int:
         return BYTES[self.dtype]
 
@@ -101,7 +106,7 @@ def cases(suite: str) -> list[StepCase]:
             StepCase(model="gemma-3-27b", layers=6, B=1, T=4096),
         ]
     return [
-        StepCase(model="toy-gemma-3", B=3, T=20, page=4, lengths="ragged", dtype="fp32"),
+        StepCase(model="toy-gemma-3", B=3, T=20, page=4, lengths="ragged", dtype="fp16"),
         StepCase(model="toy-qwen2.5", layers=1, B=2, T=9, page=0, dtype="fp16"),
     ]
 

@@ -55,13 +55,7 @@ def attention_stages(part: Part) -> tuple[Stage, ...]:
 
 def prepare(case: StepCase, inputs: Inputs, target: Target) -> Launch:
     sequence = Sequence(NAMES, target, {"attention_decode": attention})
-    logits = compose.Composition(case, inputs, sequence).logits()
-
-    def launch() -> torch.Tensor:
-        sequence()
-        return logits
-
-    return launch
+    return sequence.launch(compose.Composition(case, inputs, sequence).logits())
 
 
 def stages(case: StepCase, target: Target) -> tuple[Stage, ...]:

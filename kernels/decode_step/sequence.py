@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernels.decode_step import compose
 from kernels.decode_step.parts import Part
+from kernels.launch import PartedLaunch
 from kernels.op import Inputs, Launch, Target
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Sequence:
-    """Collects the launches of all parts; a call runs them in order.
+    """Collects the launches of all parts in order, each with the name of its part.
 
     A launch may return another tensor each time. Then its result is copied into the tensor that the next part reads.
     `others` prepares the parts of operations that `names` lacks.
@@ -24,11 +25,10 @@ class Sequence:
         self, names: compose.Names, target: Target, others: dict[str, Callable[..., Launch]] | None = None
     ) -> None:
         self.names, self.target, self.others = names, target, others or {}
-        self.launches: list[Callable[[], Any]] = []
+        self.calls: list[tuple[str, Callable[[], Any]]] = []
 
-    def __call__(self) -> None:
-        for launch in self.launches:
-            launch()
+    def launch(self, output: torch.Tensor) -> PartedLaunch:
+        return PartedLaunch(parts=tuple(self.calls), output=output)
 
     def run(self, part: Part, given: Inputs) -> torch.Tensor:
         if part.op in self.others:
@@ -40,10 +40,10 @@ class Sequence:
         launch = prepare(part.case, given, self.target)
         first, second = launch(), launch()
         if first.data_ptr() == second.data_ptr():
-            self.launches.append(launch)
+            self.calls.append((part.name, launch))
             return first
         kept = first.clone()
-        self.launches.append(lambda: kept.copy_(launch()))
+        self.calls.append((part.name, lambda: kept.copy_(launch())))
         return kept
 
     def look_up(self, tokens: torch.Tensor, table: torch.Tensor, factor: float) -> torch.Tensor:
@@ -57,10 +57,10 @@ class Sequence:
                 x.mul_(factor)
 
         launch()
-        self.launches.append(launch)
+        self.calls.append(("embedding", launch))
         return x
 
     def choose(self, logits: torch.Tensor, out: torch.Tensor) -> None:
         import torch
 
-        self.launches.append(lambda: torch.argmax(logits, dim=1, out=out))
+        self.calls.append(("sampling", lambda: torch.argmax(logits, dim=1, out=out)))

@@ -1,0 +1,84 @@
+"""`decodebench step`: which step is asked for, and what it is expected to take. Pure: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.devices import DeviceSpec, Quantity, find
+from bench.errors import BadRequest
+from bench.predict import expected_rows
+from bench.predict.command import load_shape
+from bench.predict.model_file import known_precision
+from bench.predict.step_model import StepPrediction
+from bench.predict.step_model import step as predict_step
+from bench.predict.step_waterfall import MeasuredStep, Waterfall, expected_waterfall, measured_waterfall
+from bench.predict.weights import recipe
+from kernels.models import ModelShape
+from kernels.op import discover
+
+PAGE = 16
+"""Tokens a page of the cache, as in vLLM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One step; `layers` of 0 stands for all of the model."""
+
+    model: str
+    batch: int
+    context: int
+    layers: int = 0
+    weights: str = "bf16"
+    kv: str = "bf16"
+    part: str = "h100-sxm"
+
+    @property
+    def case(self) -> Any:
+        """The case that measures this step. Raises `BadRequest` for one that is not composed."""
+        if self.kv != self.weights and self.kv not in ("bf16", "fp16", "fp32"):
+            raise BadRequest(f"--kv {self.kv}: a step is measured with a cache in 16 or 32 bits")
+        dtype = self.weights if self.weights in ("bf16", "fp16", "fp32") else "bf16"
+        fields = {"model": self.model.lower(), "B": self.batch, "T": self.context, "layers": self.layers}
+        fields |= {"page": PAGE, "dtype": dtype, "weights": "" if dtype == self.weights else self.weights}
+        try:
+            return discover()["decode_step"].case_from_dict(fields)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+
+
+def shape_of(request: Request) -> ModelShape:
+    """The shape with as many layers as are asked for; windows stay where they are in the first of them."""
+    shape = load_shape(request.model)
+    if not request.layers or request.layers == shape.layers:
+        return shape
+    if request.layers > shape.layers:
+        raise BadRequest(f"--layers {request.layers}: {shape.name} has {shape.layers}")
+    if shape.is_moe or shape.window_heads or shape.attention_free_layers or shape.state_mixer:
+        raise BadRequest(f"--layers: the layers of {shape.name} are not all alike")
+    inside = request.case.windowed_layers if shape.window else 0
+    return replace(shape, layers=request.layers, windowed_layers=inside)
+
+
+def predicted_on(request: Request, spec: DeviceSpec) -> StepPrediction:
+    """The floor of the step. Raises `BadRequest`."""
+    shape = shape_of(request)
+    plan = recipe(shape, known_precision(request.weights))
+    return predict_step(shape, device=spec, weights=plan, kv=request.kv, batch=request.batch, context=request.context)
+
+
+def expect(request: Request, read_roof: float | None = None) -> Waterfall:
+    """The step on a part of the datasheets, by constants. Raises `BadRequest`."""
+    spec = expected_rows.as_reported(find(request.part))
+    return expected_waterfall(predicted_on(request, spec), shape_of(request), spec, read_roof)
+
+
+def host_spec(name: str, read_roof: float) -> DeviceSpec:
+    """A host as a part: its memory is as fast as it was read just now, and no other number is known."""
+    rate = Quantity(value=read_roof, unit="B/s", kind="measured", source="a read of 256 MiB just before the step")
+    return DeviceSpec(key="cpu", name=name, vendor="", year=0, memory_bandwidth=rate)
+
+
+def measured(request: Request, found: MeasuredStep, name: str, read_roof: float) -> Waterfall:
+    """The step as it was measured on a host whose memory was read at `read_roof`."""
+    return measured_waterfall(predicted_on(request, host_spec(name, read_roof)), shape_of(request), found)
