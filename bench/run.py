@@ -11,12 +11,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.ceilings import Ceilings
+from bench.ceilings import Ceilings, usual_read
 from bench.devices import DEVICES, DeviceSpec, Quantity
 from bench.errors import BadRequest
 from bench.records import FILE, Record, from_line
@@ -103,6 +103,16 @@ class Run:
     def ceilings(self) -> Ceilings | None:
         """The measured roofs; None if no read was measured."""
         return Ceilings.from_records(self.trusted)
+
+    def at_usual_speed(self) -> Run:
+        """The run with the times that its cases would have taken if the memory had always been as fast as in the median
+        of the run. Only times with reads of the roof around them change."""
+        usual = usual_read(self.trusted)
+
+        def changed(record: Record) -> Record:
+            return replace(record, samples_s=[usual * t for t in record.in_reads], roof={}) if record.roof else record
+
+        return replace(self, records=[changed(r) for r in self.records]) if usual else self
 
     def find(self, op: str, **fields: object) -> list[Record]:
         """The trusted records of an op whose case has these values; a tuple allows any of several values."""
@@ -214,7 +224,7 @@ def load_run(path: Path | str) -> Run:
     for note in lines["note"]:
         key = (note.get("op"), note.get("impl"), note.get("case_id"), 0)
         if note.get("note") == "counters" and key in records:
-            records[key] = dataclasses.replace(records[key], counters=note)
+            records[key] = replace(records[key], counters=note)
     if not lines["run"] and not records:
         raise BadRequest(f"{file} holds no run" + (f" ({warnings[0]})" if warnings else ""))
     return Run(

@@ -182,6 +182,7 @@ def smoke() -> list[AttentionCase]:
         *(AttentionCase(B=4, H_q=8 * group, H_kv=8, D=128, T=1024, dtype="fp32") for group in (1, 2, 8)),
         layer("llama-3.1-8b", 4, 1024, dtype="fp32"),
         layer("llama-3.1-8b", 4, 1024, dtype="fp32", page=16),
+        *(AttentionCase(B=4, H_q=8 * group, H_kv=8, D=128, T=2048, dtype="fp32") for group in (1, 2)),
         layer("llama-3.1-8b", 8, 1024),
         layer("llama-2-7b", 1, 1024, dtype="fp32"),
         layer("llama-3.1-8b", 8, 1024, lengths="ragged", page=16),

@@ -21,7 +21,6 @@ from kernels.common.cpu_softmax import (
     score_rows,
     soften_rows,
     start_rows,
-    tokens_at_once,
 )
 from kernels.common.integers import cdiv
 from kernels.common.quantization import SCALE_GROUP
@@ -117,7 +116,6 @@ def attend_run(
     window, sinks, scale, softcap = limits
     group = H_q // H_kv
     rows = q_len * group
-    step = tokens_at_once(rows)
     for segment in mine:
         b, begin, end, slot, parts = segment[0], segment[2], segment[3], segment[4], segment[6]
         for i in range(q_len):
@@ -131,22 +129,15 @@ def attend_run(
         for first in range(begin, end, BLOCK):
             count = min(BLOCK, end - first)
             place_tokens(table, b, first + BLOCK, end, cache, at, scale_at)
-            for i in range(0, BLOCK, step):
-                for h in range(H_kv):
-                    score_rows(k, at, i, h * stride_head, qs, h * rows * D, rows, D, s, h * rows * BLOCK)
+            score_rows(k, at, H_kv, stride_head, qs, 0, rows, D, s)
             if scaled:
                 scale_block(s, k_scale, scale_at, H_kv, rows)
             if softcap > 0.0 or count < BLOCK or q_len > 1:
                 limit_scores(s, first, count, H_kv, q_len, group, lengths[b], window, sinks, softcap)
-            for h in range(H_kv):
-                r = h * rows
-                soften_rows(s, r * BLOCK, m, norm, state + r, rows, D, o, (state + r) * D)
+            soften_rows(s, m, norm, state, H_kv * rows, D, o, state * D)
             if scaled:
                 scale_block(s, v_scale, scale_at, H_kv, rows)
-            for i in range(0, BLOCK, 8):
-                for h in range(H_kv):
-                    r = h * rows
-                    add_values(v, at, i, h * stride_head, s, r * BLOCK, rows, D, o, (state + r) * D)
+            add_values(v, at, H_kv, stride_head, s, rows, D, o, state * D)
         if parts == 1:
             finish(b, slot, m, norm, o, sink_logits, heads, out)
 

@@ -244,6 +244,35 @@ def soften(typingctx, s, at, less):
 
 
 @intrinsic
+def add_row(typingctx, out, out_at, a, at, length):
+    """out[out_at:] += the sum of the vectors of the row of `a` from a[at] on. The row has whole vectors."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):
+        code = Code(context, builder)
+        out_data, data = code.data(out, arguments[0]), code.data(a, arguments[2])
+        pair = code.variables(2, code.zeros())
+        builder.store(code.load(out_data, arguments[1], out.dtype), pair[0])
+
+        def add(at, slot):
+            value = code.load(data, builder.add(arguments[3], at), a.dtype)
+            builder.store(builder.fadd(builder.load(slot), value), slot)
+
+        def add_two(at):
+            add(at, pair[0])
+            add(builder.add(at, code.int64(code.count)), pair[1])
+
+        step = code.int64(2 * code.count)
+        whole = builder.mul(builder.sdiv(arguments[4], step), step)
+        code.loop(code.int64(0), whole, 2 * code.count, add_two)
+        code.loop(whole, arguments[4], code.count, lambda at: add(at, pair[0]))
+        code.store(builder.fadd(builder.load(pair[0]), builder.load(pair[1])), out_data, arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, a, types.int64, types.int64), generate
+
+
+@intrinsic
 def row_sum(typingctx, a, at, length):
     """The sum of `length` elements of `a` from a[at] on, in four vectors at once."""
     from numba import types

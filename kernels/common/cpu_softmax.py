@@ -26,59 +26,62 @@ LOG2_E = 1.4426950408889634
 
 
 @jit
-def score_rows(k, at, i, k_at, q, q_at, rows, D, s, s_at):
-    """s[row, i:i+n] of the `rows` query rows from q_at on, for the keys at at[i:i+n] + k_at, n = `tokens_at_once`.
+def score_rows(k, at, heads, stride_head, q, q_at, rows, D, s):
+    """s[h rows + row, i] of the `rows` query rows of each KV head, from q_at on, for the keys at at[i] + h stride_head.
 
     There are as many sums at once as the registers hold. The keys of the next block are asked for: the processor's own
     prefetcher does not follow rows that are KiB apart.
     """
     apart()
-    if rows == 1:
-        prefetch(k, eight(at, i + BLOCK, k_at), D)
-        dots(k, eight(at, i, k_at), q, (q_at,), D, s, s_at + i, BLOCK)
-    elif rows == 2:
-        prefetch(k, eight(at, i + BLOCK, k_at), D)
-        dots(k, eight(at, i, k_at), q, (q_at, q_at + D), D, s, s_at + i, BLOCK)
-    else:
-        prefetch(k, four(at, i + BLOCK, k_at), D)
-        keys = four(at, i, k_at)
-        for row in range(0, rows - 3, 4):
-            x, to = q_at + row * D, s_at + row * BLOCK + i
-            dots(k, keys, q, (x, x + D, x + 2 * D, x + 3 * D), D, s, to, BLOCK)
-        for row in range(rows // 4 * 4, rows):
-            dots(k, keys, q, (q_at + row * D,), D, s, s_at + row * BLOCK + i, BLOCK)
+    step = 8 if rows <= 2 else 4
+    for i in range(0, BLOCK, step):
+        for h in range(heads):
+            k_at, x, to = h * stride_head, q_at + h * rows * D, h * rows * BLOCK + i
+            if rows == 1:
+                prefetch(k, eight(at, i + BLOCK, k_at), D)
+                dots(k, eight(at, i, k_at), q, (x,), D, s, to, BLOCK)
+            elif rows == 2:
+                prefetch(k, eight(at, i + BLOCK, k_at), D)
+                dots(k, eight(at, i, k_at), q, (x, x + D), D, s, to, BLOCK)
+            else:
+                prefetch(k, four(at, i + BLOCK, k_at), D)
+                keys = four(at, i, k_at)
+                for _ in range(rows // 4):
+                    dots(k, keys, q, (x, x + D, x + 2 * D, x + 3 * D), D, s, to, BLOCK)
+                    x, to = x + 4 * D, to + 4 * BLOCK
+                for _ in range(rows % 4):
+                    dots(k, keys, q, (x,), D, s, to, BLOCK)
+                    x, to = x + D, to + BLOCK
 
 
 @jit
-def tokens_at_once(rows):
-    """How many tokens `score_rows` takes."""
-    return 8 if rows <= 2 else 4
-
-
-@jit
-def add_values(v, at, i, v_at, s, s_at, rows, D, o, o_at):
-    """o[row] += s[row, i:i+8] times the values at at[i:i+8] + v_at."""
+def add_values(v, at, heads, stride_head, s, rows, D, o, o_at):
+    """o[h rows + row] += the sum over i of s[h rows + row, i] times the value at at[i] + h stride_head."""
     apart()
-    prefetch(v, eight(at, i + BLOCK, v_at), D)
-    values = eight(at, i, v_at)
-    if rows == 1:
-        add_rows(o, (o_at,), s, (s_at + i,), v, values, D)
-    elif rows == 2:
-        add_rows(o, (o_at, o_at + D), s, (s_at + i, s_at + i + BLOCK), v, values, D)
-    else:
-        for row in range(0, rows - 3, 4):
-            x, p = o_at + row * D, s_at + row * BLOCK + i
-            outputs = (x, x + D, x + 2 * D, x + 3 * D)
-            add_rows(o, outputs, s, (p, p + BLOCK, p + 2 * BLOCK, p + 3 * BLOCK), v, values, D)
-        for row in range(rows // 4 * 4, rows):
-            add_rows(o, (o_at + row * D,), s, (s_at + row * BLOCK + i,), v, values, D)
+    for i in range(0, BLOCK, 8):
+        for h in range(heads):
+            v_at, x, p = h * stride_head, o_at + h * rows * D, h * rows * BLOCK + i
+            prefetch(v, eight(at, i + BLOCK, v_at), D)
+            values = eight(at, i, v_at)
+            if rows == 1:
+                add_rows(o, (x,), s, (p,), v, values, D)
+            elif rows == 2:
+                add_rows(o, (x, x + D), s, (p, p + BLOCK), v, values, D)
+            else:
+                for _ in range(rows // 4):
+                    outputs = (x, x + D, x + 2 * D, x + 3 * D)
+                    add_rows(o, outputs, s, (p, p + BLOCK, p + 2 * BLOCK, p + 3 * BLOCK), v, values, D)
+                    x, p = x + 4 * D, p + 4 * BLOCK
+                for _ in range(rows % 4):
+                    add_rows(o, (x,), s, (p,), v, values, D)
+                    x, p = x + D, p + BLOCK
 
 
 @jit
-def soften_rows(s, s_at, m, norm, m_at, rows, D, o, o_at):
+def soften_rows(s, m, norm, m_at, rows, D, o, o_at):
     """Scores of a block become weights. The running maximum m, the sum of weights norm and o follow."""
     for row in range(rows):
-        place = s_at + row * BLOCK
+        place = row * BLOCK
         highest = largest(s, place)
         before = m[m_at + row]
         if highest > before:

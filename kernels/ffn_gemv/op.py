@@ -83,15 +83,17 @@ def of_model(model: str, layers: str, B: int = 1, **more: str) -> list[GemvCase]
 
 
 def smoke() -> Iterable[GemvCase]:
-    """For a CPU: 16 to 64 MB of weights, since the caches of servers hold tens of MB.
+    """For a CPU: 16 to 134 MB of weights, since the caches of servers hold tens of MB.
 
-    The batch up to the knee, then the same weights in 16, 8 and 4 bits.
+    The batch up to the knee, twice the weights, then weights in 16, 8 and 4 bits.
     """
     for B in (1, 2, 4, 8, 16):
-        yield GemvCase(B=B, N=4096, K=4096, dtype="fp32")
-    yield GemvCase(B=1, N=4096, K=1024, dtype="fp32")
-    for weights in ("", "int8", "int4"):
-        yield GemvCase(B=1, N=8192, K=4096, dtype="bf16", weights=weights)
+        yield from of_model("llama-3.1-8b", "o", B, dtype="fp32")
+    for B in (1, 2):
+        yield GemvCase(B=B, N=4096, K=8192, dtype="fp32")
+    for weights in ("", "int8"):
+        yield from of_model("llama-3.1-8b", "o", dtype="bf16", weights=weights)
+    yield GemvCase(B=1, N=8192, K=4096, dtype="bf16", weights="int4")
 
 
 def quick() -> Iterable[GemvCase]:

@@ -19,7 +19,6 @@ from kernels.common.cpu_softmax import (
     score_rows,
     soften_rows,
     start_rows,
-    tokens_at_once,
 )
 from kernels.common.split_kv import split
 from kernels.mla_decode.op import MlaCase, lengths, work
@@ -68,7 +67,7 @@ def attend_run(
     apart()
     H, L, R, q_len = shape
     rows, scaled = q_len * H, len(scales) > 0
-    step, width = tokens_at_once(rows), L if scaled else L + R
+    width = L if scaled else L + R
     scores, ropes = s[: rows * BLOCK], s[rows * BLOCK :]
     for segment in mine:
         b, begin, end, slot, parts = segment[0], segment[2], segment[3], segment[4], segment[6]
@@ -80,10 +79,9 @@ def attend_run(
         for first in range(begin, end, BLOCK):
             count = min(BLOCK, end - first)
             place_tokens(table, b, first + BLOCK, end, paging, width, R, at[0], at[1], at[2])
-            for i in range(0, BLOCK, step):
-                score_rows(cache, at[0], i, 0, qs, 0, rows, width, scores, 0)
-                if scaled:
-                    score_rows(rope, at[1], i, 0, qs, rows * L, rows, R, ropes, 0)
+            score_rows(cache, at[0], 1, 0, qs, 0, rows, width, scores)
+            if scaled:
+                score_rows(rope, at[1], 1, 0, qs, rows * L, rows, R, ropes)
             if scaled:
                 for row in range(rows):
                     for j in range(BLOCK):
@@ -91,13 +89,12 @@ def attend_run(
                         scores[place] = scores[place] * scales[at[2, j]] + ropes[place]
             if count < BLOCK or q_len > 1:
                 hide_tokens(scores, first, count, q_len, H, ends[b])
-            soften_rows(scores, 0, m, norm, state, rows, L, o, state * L)
+            soften_rows(scores, m, norm, state, rows, L, o, state * L)
             if scaled:
                 for row in range(rows):
                     for j in range(BLOCK):
                         scores[row * BLOCK + j] *= scales[at[2, j]]
-            for i in range(0, BLOCK, 8):
-                add_values(cache, at[0], i, 0, scores, 0, rows, L, o, state * L)
+            add_values(cache, at[0], 1, 0, scores, rows, L, o, state * L)
         if parts == 1:
             finish(b, slot, m, norm, o, rows, L, out)
 

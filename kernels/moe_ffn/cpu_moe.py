@@ -15,6 +15,7 @@ from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange,
 from kernels.common.cpu_loops import convert
 from kernels.common.cpu_products import ROWS, multiply_rows
 from kernels.common.gated import ACTIVATIONS
+from kernels.common.integers import cdiv
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Inputs, Launch, Stage, Target
 
@@ -56,8 +57,8 @@ def gate_and_up(w, none, e, tile, tokens, xs, x_at, H, F, kind, hidden, hidden_a
 def experts(
     x, ids, weights, w_gate_up, w_down, y, shape, first, pairs, xs, x_at, hidden, hidden_at, total, at, sums, found
 ):
-    """`shape` is B, E, k, H, F and the kind of activation. `found` has room for two tiles a thread, `total` for a
-    thread's sums of `ROWS` rows."""
+    """`shape` is B, E, k, H, F and the kind of activation. `found` has room for two tiles a thread. `total` has
+    the sums of all tiles of `ROWS` rows."""
     B, E, k, H, F, kind = shape
     runs = len(at)
     none = np.empty(0, dtype=np.float32)
@@ -91,22 +92,23 @@ def experts(
                     found[run, 1],
                 )
     for run in prange(runs):
-        for tile in range(down_tiles * run // runs, down_tiles * (run + 1) // runs):
-            row, mine = tile * ROWS, total[run]
-            mine[:] = 0.0
-            for e in range(E):
-                begin, tokens = first[e], first[e + 1] - first[e]
-                if tokens:
-                    w, places = w_down[e * H * F : (e + 1) * H * F], hidden_at[begin : begin + tokens]
-                    multiply_rows(
-                        w, row, H, F, none, UNSCALED, hidden, places, tokens, at[run], sums[run], found[run, 0]
-                    )
-                    for j in range(tokens):
-                        pair = pairs[begin + j]
-                        for i in range(ROWS):
-                            mine[pair // k * ROWS + i] += weights[pair] * found[run, 0, j * ROWS + i]
+        begin_tile, end_tile = down_tiles * run // runs, down_tiles * (run + 1) // runs
+        total[begin_tile * ROWS * B : end_tile * ROWS * B] = 0.0
+        for e in range(E):
+            begin, tokens = first[e], first[e + 1] - first[e]
+            w, places = w_down[e * H * F : (e + 1) * H * F], hidden_at[begin : begin + tokens]
+            for tile in range(begin_tile if tokens else end_tile, end_tile):
+                row = tile * ROWS
+                multiply_rows(w, row, H, F, none, UNSCALED, hidden, places, tokens, at[run], sums[run], found[run, 0])
+                for j in range(tokens):
+                    pair = pairs[begin + j]
+                    to = (tile * B + pair // k) * ROWS
+                    for i in range(ROWS):
+                        total[to + i] += weights[pair] * found[run, 0, j * ROWS + i]
+        for tile in range(begin_tile, end_tile):
+            row = tile * ROWS
             for b in range(B):
-                convert(mine, b * ROWS, min(ROWS, H - row), np.float32(1.0), y, b * H + row)
+                convert(total, (tile * B + b) * ROWS, min(ROWS, H - row), np.float32(1.0), y, b * H + row)
 
 
 def prepare(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
@@ -124,7 +126,7 @@ def prepare(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         np.empty(pairs, dtype=np.int64),
         torch.empty(pairs * case.F).numpy(),
         np.empty(pairs, dtype=np.int64),
-        torch.empty(runs, case.B * ROWS).numpy(),
+        torch.empty(cdiv(case.H, ROWS) * ROWS * case.B).numpy(),
         np.empty((runs, 3 * ROWS), dtype=np.int64),
         torch.empty(runs, pairs * ROWS).numpy(),
         torch.empty(runs, 2, pairs * ROWS).numpy(),

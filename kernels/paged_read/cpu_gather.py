@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, prange, threads
-from kernels.common.cpu_loops import prefetch, row_sum
+from kernels.common.cpu_lanes import lanes
+from kernels.common.cpu_loops import add_row, prefetch, row_sum
 from kernels.op import Inputs, Launch, Stage, Target
 from kernels.paged_read.op import CHUNK, PagedReadCase, lengths, work
 
@@ -26,28 +27,34 @@ def place(table, b, t, cache):
 
 
 @jit
-def sum_chunk(k, v, table, b, first, end, cache, heads, y, y_at):
-    """The sums of tokens first to end, for each KV head. `heads` is H_kv, D and the stride of heads."""
+def sum_chunk(k, v, table, b, first, end, cache, heads, sums, y, y_at):
+    """The sums of tokens first to end, for each KV head. `heads` is H_kv, D and the stride of heads. `sums` has a
+    vector for each KV head."""
     H_kv, D, stride_head = heads
-    y[y_at : y_at + H_kv] = 0.0
+    count = len(sums) // H_kv
+    sums[:] = 0.0
     for t in range(first, end):
         at, soon = place(table, b, t, cache), place(table, b, min(t + AHEAD, end - 1), cache)
         for h in range(H_kv):
             prefetch(k, (soon + h * stride_head,), D)
             prefetch(v, (soon + h * stride_head,), D)
             row = at + h * stride_head
-            y[y_at + h] += row_sum(k, row, D) + row_sum(v, row, D)
+            add_row(sums, h * count, k, row, D)
+            add_row(sums, h * count, v, row, D)
+    for h in range(H_kv):
+        y[y_at + h] = row_sum(sums, h * count, count)
 
 
 @kernel
-def sum_chunks(k, v, table, y, chunks, ends, starts, cache, heads):
+def sum_chunks(k, v, table, y, chunks, ends, starts, sums, cache, heads):
     """A row of `chunks` is a sequence and a chunk of it; thread i has those from starts[i] to starts[i + 1]."""
     per_sequence = len(y) // (len(ends) * heads[0])
     for run in prange(len(starts) - 1):
         for i in range(starts[run], starts[run + 1]):
             b, chunk = chunks[i, 0], chunks[i, 1]
             end = min((chunk + 1) * CHUNK, ends[b])
-            sum_chunk(k, v, table, b, chunk * CHUNK, end, cache, heads, y, (b * per_sequence + chunk) * heads[0])
+            to = (b * per_sequence + chunk) * heads[0]
+            sum_chunk(k, v, table, b, chunk * CHUNK, end, cache, heads, sums[run], y, to)
 
 
 def plan(case: PagedReadCase, runs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +81,7 @@ def prepare(case: PagedReadCase, inputs: Inputs, target: Target) -> Launch:
         chunks,
         np.array(lengths(case), dtype=np.int64),
         starts,
+        torch.empty(len(starts) - 1, case.H_kv * lanes()).numpy(),
         (table.shape[1], case.tokens_per_page, k.stride(0), k.stride(slot)),
         (case.H_kv, case.D, k.stride(head)),
     )

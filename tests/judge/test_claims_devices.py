@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.judge.claims import Verdict, explain, judge, scorecard
+from bench.judge.claims import Verdict, explain, judge, scorecard, sentence
+from bench.judge.claims.words import short_status
 from bench.run import Run
 from tests.support.claim_records import H100, attend, full_run, gemm, host_copy, l2_read, layer, read, run
 
@@ -52,17 +53,30 @@ def test_settings_that_name_their_part_need_no_device() -> None:
     assert on_chip == "tier on chip, part NVIDIA H100 SXM or NVIDIA A100 SXM 80 GB", "the H200 misses"
 
 
-def test_a_run_on_a_cpu_is_shown_and_decides_nothing() -> None:
-    verdict = judge("T6", [run(attend(64, 8), attend(64, 8, kv="fp8"), device="Xeon", kind="cpu")])
+def test_a_run_on_a_cpu_is_shown_and_decides_nothing_about_gpus() -> None:
+    narrow = [layer(1), layer(1, "fp8", bandwidth=3e12, pipe="mma_fp8")]
+    verdict = judge("T7", [run(*narrow, device="Xeon", kind="cpu")])
     assert verdict.status == "NOT MEASURED"
     assert "CPU only" in verdict.reason
     assert verdict.measured
     assert not verdict.measured[0].on_gpu
     assert "[CPU]" in explain(verdict)
     for every in scorecard([run(read(), gemm(), layer(1), attend(64, 8), device="Xeon", kind="cpu")]):
-        if every.claim.needs_measurement:
+        if every.claim.needs_measurement and not every.claim.any_part:
             assert every.status == "NOT MEASURED", every.claim.id
             assert "CPU only" in every.reason or every.claim.never, every.claim.id
+
+
+def test_a_claim_about_any_part_is_judged_on_a_cpu_unless_a_gpu_ran() -> None:
+    cpu = run(attend(64, 8), attend(64, 8, kv="fp8"), device="Xeon", kind="cpu")
+    verdict = judge("T6", [cpu])
+    assert verdict.by == "MEASURED"
+    assert not any(c.on_gpu for c in verdict.evidence)
+    assert short_status(verdict) == f"{verdict.status} on this CPU"
+    assert "on this CPU" in sentence(verdict)
+    assert "MEASURED on this CPU" in explain(verdict)
+    gpu = run(attend(64, 8), attend(64, 8, kv="fp8", time=1.9))
+    assert decided([judge("T6", [cpu, gpu])]) == decided([judge("T6", [gpu])])
 
 
 def test_another_part_does_not_judge_the_h100() -> None:

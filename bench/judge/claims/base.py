@@ -202,6 +202,9 @@ class Claim:
     """What published tables say where no run of ours does. Raises `Unmeasured`."""
     never: str = ""
     """Why the claim cannot be measured here at all."""
+    any_part: bool = False
+    """Whether the claim names no GPU and no number of one. A run on a CPU then judges it where no run is on a GPU, and
+    the verdict says so."""
 
     @property
     def needs_measurement(self) -> bool:
@@ -223,7 +226,9 @@ class Verdict:
     predicted_condition: str = ""
     predicted: tuple[Comparison, ...]
     measured: tuple[Comparison, ...] | None
-    """None if nothing was measured. Values of a CPU run are listed, but they judge nothing."""
+    """None if nothing was measured. Values of a CPU run are listed, but they judge only claims about any part."""
+    on_this_cpu: bool = False
+    """Whether runs on a CPU judge."""
     published: tuple[Comparison, ...] = ()
     """Values from others' tables. They judge where no run of ours does."""
     gap: str = ""
@@ -231,8 +236,8 @@ class Verdict:
 
     @property
     def evidence(self) -> tuple[Comparison, ...]:
-        """The measured values that judge: those of our GPU runs, or else those that others published."""
-        return tuple(c for c in self.measured or () if c.on_gpu) or self.published
+        """The measured values that judge: those of our GPU runs or a CPU run, or else those that others published."""
+        return tuple(c for c in self.measured or () if c.on_gpu or self.on_this_cpu) or self.published
 
     @property
     def by(self) -> Evidence:

@@ -143,6 +143,7 @@ I7 = Claim(
     predict=predict_i7,
     measure=measure_i7,
     by_others=others_i7,
+    any_part=True,
 )
 
 # ------------------------------------------------------------------------------------------ I14: uneven experts

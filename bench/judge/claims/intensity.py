@@ -293,4 +293,5 @@ I5 = Claim(
     predict=predict_i5,
     measure=measure_i5,
     by_others=others_i5,
+    any_part=True,
 )

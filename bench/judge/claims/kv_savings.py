@@ -122,6 +122,7 @@ K4 = Claim(
     setting="The head counts of every known model. MLA is DeepSeek-V2's. Measured as attention time per query head",
     predict=predict_k4,
     measure=measure_k4,
+    any_part=True,
 )
 
 # ---------------------------------------------------------------------------------------------------- K6: paging
@@ -221,4 +222,5 @@ K8 = Claim(
     predict=predict_k8,
     measure=measure_k8,
     by_others=others_k8,
+    any_part=True,
 )

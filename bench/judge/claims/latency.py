@@ -197,6 +197,7 @@ T3 = Claim(
     predict=predict_t3,
     measure=measure_t3,
     by_others=others_t3,
+    any_part=True,
 )
 
 # ------------------------------------------------------------------------------------------ T8: throughput or latency
@@ -256,6 +257,7 @@ T8 = Claim(
     predict=predict_t8,
     measure=measure_t8,
     by_others=others_t8,
+    any_part=True,
 )
 
 # -------------------------------------------------------------------------------------- T9: output over input tokens
@@ -359,4 +361,5 @@ T10 = Claim(
     predict=predict_t10,
     measure=measure_t10,
     by_others=others_t10,
+    any_part=True,
 )

@@ -117,6 +117,7 @@ T4 = Claim(
     predict=predict_t4,
     measure=measure_t4,
     by_others=others_t4,
+    any_part=True,
 )
 
 # ------------------------------------------------------------------------------------- T5: the size of 4-bit weights
@@ -191,6 +192,7 @@ T6 = Claim(
     predict=predict_t6,
     measure=measure_t6,
     by_others=others_t6,
+    any_part=True,
 )
 
 # ---------------------------------------------------------------------------------- T7: memory and compute in few bits

@@ -20,9 +20,13 @@ T = TypeVar("T")
 
 
 class MeasuredPart:
-    """What one run measured on its part. Only times that can be trusted judge a claim. Reports show the others."""
+    """What one run measured on its part. Only times that can be trusted judge a claim. Reports show the others.
+
+    Times of a host are those at the usual speed of its memory, so that cases can be compared.
+    """
 
     def __init__(self, run: Run) -> None:
+        run = run.at_usual_speed()
         self.device = run.device_name
         self.part = run.part
         """The part's row in the table of devices, or None if the table does not hold it."""
@@ -111,7 +115,7 @@ def intensity_bracket(record: Record, run: MeasuredPart) -> tuple[float, float]:
     The kernel cannot have moved more bytes than the measured read roof moves in its time, nor fewer than the
     compulsory ones.
     """
-    most_bytes = max(record.bytes, seconds(record) * run.ceilings.beside(record).read_roof)
+    most_bytes = max(record.bytes, seconds(record) * run.ceilings.read_roof)
     return record.flops / most_bytes, record.flops / record.bytes
 
 

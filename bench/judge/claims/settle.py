@@ -14,6 +14,8 @@ tolerance. The verdict follows from the grid alone:
 - A measured value replaces the predicted one of the same setting. Settings that were not measured keep their
   prediction. If several devices measured something, each one is judged together with the remaining predictions.
 - A claim that must be measured is `NOT MEASURED` until a device of the right kind measured it, whatever is predicted.
+- A claim that names no GPU (`any_part`) is judged by a run on a CPU if no run on a GPU is given: "on this CPU". Its
+  times are those at the usual speed of the memory in the run, and no prediction of a GPU stands beside them.
 - Evidence is ranked: what our runs measured (MEASURED), else what others published (PUBLISHED), else, for claims that
   need no measurement, the model (PREDICTED). Published values replace predictions as measured ones do.
 """
@@ -41,14 +43,17 @@ def judge_claim(claim: Claim, runs: Sequence[MeasuredPart], others: Others | Non
     predicted, gap = _predict(claim)
     predicted_status, predicted_condition = settle(predicted) if predicted else (None, "")
     measured, reason = _measure(claim, runs) if claim.needs_measurement else ([], "")
-    evidence: Sequence[Comparison] = [c for c in measured if c.on_gpu]
+    on_this_cpu = claim.any_part and bool(measured) and not any(run.on_gpu for run in runs)
+    evidence: Sequence[Comparison] = [c for c in measured if c.on_gpu or on_this_cpu]
     published: tuple[Comparison, ...] = ()
     if not evidence and others is not None and claim.by_others:
         published, absent = _published(claim, others)
         reason = "; ".join(filter(None, (reason, absent)))
     evidence = evidence or published
     judged: Sequence[Comparison] = ()
-    if evidence:
+    if on_this_cpu:
+        judged = evidence  # the predictions are of GPUs
+    elif evidence:
         judged = [*evidence, *predictions_beside(predicted, evidence)]
     elif not claim.needs_measurement:
         judged, reason = predicted, f"no prediction: {gap}"
@@ -66,6 +71,7 @@ def judge_claim(claim: Claim, runs: Sequence[MeasuredPart], others: Others | Non
         predicted_condition=predicted_condition,
         predicted=predicted,
         measured=tuple(measured) or None,
+        on_this_cpu=on_this_cpu,
         published=published,
         gap=gap,
     )
@@ -125,7 +131,7 @@ def _measure(claim: Claim, runs: Sequence[MeasuredPart]) -> tuple[list[Compariso
                 reasons.append(str(error))
     if not runs:
         return found, "no run given"
-    if not any(run.on_gpu for run in runs):
+    if not any(run.on_gpu for run in runs) and not claim.any_part:
         return found, "measured on a CPU only; the claim is about GPUs"
     return found, "; ".join(dict.fromkeys(reasons))
 

@@ -144,6 +144,9 @@ def _one_crossing(verdict: Verdict) -> str:
     return f"; {found[0]}" if len(found) == 1 else ""
 
 
+ON_THIS_CPU = " on this CPU"
+
+
 def sentence(verdict: Verdict) -> str:
     """What the verdict means, for someone outside the field."""
     claim = verdict.claim.plain
@@ -158,12 +161,15 @@ def sentence(verdict: Verdict) -> str:
         return f"{claim}: not measured here ({verdict.reason}); {expected}."
     shown = verdict.evidence or verdict.predicted
     how = {"MEASURED": "measured", "PUBLISHED": "measured by others"}.get(verdict.by, "calculated")
+    how += ON_THIS_CPU if verdict.on_this_cpu else ""
     if verdict.status == "HOLDS":
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
-        by = "" if verdict.evidence else "by calculation "
+        by = "on this CPU " if verdict.on_this_cpu else "" if verdict.evidence else "by calculation "
         return f"{claim}: {by}it holds only for {in_words(verdict.condition)}{_one_crossing(verdict)}."
-    judged = (*shown, *predictions_beside(verdict.predicted, shown))
+    judged = tuple(shown)
+    if not verdict.on_this_cpu:
+        judged += tuple(predictions_beside(verdict.predicted, shown))
     fitting = {c.published.what for c in judged if c.holds}
     off = [c for c in shown if c.holds is False and c.published.what not in fitting]
     close = nearest(off) if off else nearest_setting(judged)
@@ -193,7 +199,7 @@ HEADERS = ("id", "claim", "published", "predicted", "measured", "verdict", "cond
 def evidence_text(verdict: Verdict) -> str:
     """`PUBLISHED: 34 rows of sglang, vllm`, or the kind of evidence alone; empty where nothing decides."""
     if verdict.by != "PUBLISHED":
-        return verdict.by
+        return verdict.by + (ON_THIS_CPU if verdict.on_this_cpu else "")
     names = ", ".join(dict.fromkeys(rows.software for rows in verdict.rows))
     return f"PUBLISHED: {sum(rows.count for rows in verdict.rows):,} rows of {names}"
 
@@ -219,6 +225,8 @@ def short_status(verdict: Verdict) -> str:
     """The verdict in at most 25 characters: `HOLDS`, `NOT MEASURED, model HOLDS`."""
     if verdict.status == "NOT MEASURED" and verdict.predicted_status:
         return f"{verdict.status}, model {verdict.predicted_status}"
+    if verdict.on_this_cpu:
+        return f"{verdict.status}{ON_THIS_CPU}"
     return f"{verdict.status} ({verdict.by.lower()})" if verdict.by else verdict.status
 
 
@@ -298,7 +306,7 @@ def explain(verdict: Verdict) -> str:
             of = f"{rows.software} {rows.version} on {rows.part}"
             lines.append(f"  from {rows.count:,} rows of {of} in {rows.source}")
     if verdict.by:
-        lines.append(f"Evidence: {verdict.by}")
+        lines.append(f"Evidence: {verdict.by}{ON_THIS_CPU if verdict.on_this_cpu else ''}")
     if verdict.reason:
         lines.append(f"Not measured: {verdict.reason}")
     return "\n".join(lines)
@@ -342,6 +350,7 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
         ],
         "status": verdict.status,
         "evidence": verdict.by,
+        "on_this_cpu": verdict.on_this_cpu,
         "rows": [asdict(rows) for rows in verdict.rows],
         "condition": verdict.condition,
         "reason": verdict.reason,
