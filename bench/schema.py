@@ -51,12 +51,14 @@ def maybe(shape: Shape) -> Shape:
     return lambda value: "" if value is None else shape(value)
 
 
-def array(of: Shape, *, length: int | None = None) -> Shape:
+def array(of: Shape, *, length: int | None = None, least: int = 0) -> Shape:
     def check(value: Any) -> str:
         if not isinstance(value, list):
             return ": not a list"
         if length is not None and len(value) != length:
             return f": not {length} values"
+        if len(value) < least:
+            return f": not at least {least} value{'s' * (least != 1)}"
         for index, each in enumerate(value):
             if wrong := of(each):
                 return f"[{index}]{wrong}"
@@ -162,7 +164,7 @@ RECORD: dict[str, Shape] = {
 named = {"op": text, "impl": text, "case_id": text}
 
 NOTES: dict[str, Shape] = {
-    "aa": fields({**named, "samples_s": array(array(seconds), length=2)}, {"roof": array(roof, length=2)}),
+    "aa": fields({**named, "samples_s": array(array(seconds, least=1), length=2)}, {"roof": array(roof, length=2)}),
     "counters": fields(named),
     "counters denied": fields({"reason": text}),
     "missing": fields({}, {"op": text, "module": text, "reason": text}),
@@ -192,7 +194,9 @@ LINES: dict[str, Shape] = {
                 },
             ),
             "environment": fields(
-                {}, {"packages": maybe(table(leaf)), "gpu": maybe(table(anything)), "git": maybe(table(leaf))}
+                {},
+                {"packages": maybe(table(leaf)), "gpu": maybe(table(anything)), "git": maybe(table(leaf))}
+                | {"variables": maybe(table(leaf)), "precision": maybe(table(leaf))},
             ),
             "decodebench": text,
         },

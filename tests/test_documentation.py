@@ -111,7 +111,7 @@ def test_the_readme_names_options_that_exist(name: str) -> None:
 @pytest.mark.parametrize("name", LEAVES)
 def test_examples_in_the_help_are_understood(name: str) -> None:
     examples = re.findall(r"^decodebench (.+)$", LEAVES[name].epilog or "", re.MULTILINE)
-    assert len(examples) == 2 or name in ("doctor", "emulate", "list", "selfcheck")
+    assert len(examples) >= 2
     for example in examples:
         arguments = shlex.split(example.partition(" > ")[0])
         words = len(name.split())

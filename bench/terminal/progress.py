@@ -72,6 +72,8 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._working and kind is None:
+            self._progress.advance(self._task)
         self._progress.stop()
 
     def begin(self, target: Target, directory: Path, total: int, done: int) -> None:
@@ -89,14 +91,17 @@ class Live:
     def record(self, record: Record) -> None:
         if record.status in ("refused", "skipped"):
             return
-        name = escape(f"{record.op:17} {record.case_id:44} {record.impl:12}")
+        wide = self.console.width if self.console.is_terminal else WIDEST
+        name = [f"{record.op:17}", f"{record.case_id:44}", f"{record.impl:12}"]
         if record.status != "ok" or record.seconds is None:
-            self._print(f"[red]{name} {record.status}: {escape(record.reason or '')}[/red]")
+            self._print(f"[red]{escape(' '.join(name))} {record.status}: {escape(record.reason or '')}[/red]")
             return
         rate = si(record.bytes / record.seconds, "B/s")
         flops = si(record.flops / record.seconds, "FLOP/s") if record.flops else ""
-        flags = f"  [yellow]{', '.join(record.flags)}[/yellow]" if record.flags else ""
-        self._print(f"{name} {duration(record.seconds):>9} {rate:>10} {flops:>13}{versus(record)}{flags}")
+        said = [f"{duration(record.seconds):>9}", f"{rate:>10}", f"{flops:>13}", versus(record)]
+        flags = ", ".join(record.flags)
+        for line in fitting(name, said, flags, wide):
+            self._print(escape(line).replace(FLAGS_HERE, f"[yellow]{escape(flags)}[/yellow]"))
 
     def note(self, text: str) -> None:
         self._print(f"[yellow]{escape(text)}[/yellow]")
@@ -136,6 +141,28 @@ class Fleet:
 
     def note(self, text: str) -> None:
         self._progress.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+
+
+WIDEST = 1000
+"""Columns of what is no terminal."""
+
+FLAGS_HERE = "\0"
+
+
+def fitting(name: list[str], said: list[str], flags: str, width: int) -> list[str]:
+    """A result as one line or, where that is too long, as two of which the second is indented. No number is split.
+
+    `FLAGS_HERE` stands where the flags belong.
+    """
+    end = f"  {FLAGS_HERE}" if flags else ""
+    whole = " ".join([*name, *said[:-1]]) + said[-1]
+    if len(whole) + len(flags) + 2 <= width:
+        return [whole + end]
+    first = " ".join(each.strip() for each in name)
+    kept = [each.strip() for each in (said[0], said[-1], said[1], said[2]) if each.strip()]
+    while len(kept) > 1 and len("  ".join(kept)) + len(flags) + 4 > width:
+        kept.pop()
+    return [first, "  " + "  ".join(kept) + end]
 
 
 def versus(record: Record) -> str:

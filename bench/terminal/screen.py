@@ -28,41 +28,32 @@ def show(
 ) -> None:
     """Print a table for people, or for machines a list of objects, or in the form `csv` or `md`.
 
-    A terminal that is too narrow gets no columns of `least_important`, the first of them first; a line then names what
-    is left out. If it is still too narrow, each row becomes a block of lines.
+    `bench.terminal.tables` says how it is made to fit a terminal. Columns of `least_important` go first, the first of
+    them first. Lines on stderr say what is left out.
     """
     if as_json:
         show_json([dict(zip(headers, row, strict=True)) for row in rows])
         return
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     if form:
-        print("\n".join(lines_of(form, headers, [[printable(str(cell)) for cell in row] for row in rows])))
+        print("\n".join(lines_of(form, headers, cells)))
         return
     from rich.console import Console
-    from rich.table import Column, Table
 
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    from bench.terminal import tables
+
     # output into a pipe has no terminal whose width could cut it
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
-    gone = []
-    for name in least_important:
-        if name in headers and narrowest(headers, cells) > console.width:
-            at = list(headers).index(name)
-            headers = [*headers[:at], *headers[at + 1 :]]
-            cells = [[*row[:at], *row[at + 1 :]] for row in cells]
-            gone.append(name)
-    if gone:
-        complain(f"left out at {console.width} columns: {', '.join(gone)}; --csv, --md and --json have all")
-    if narrowest(headers, cells) <= console.width:
-        table = Table(*headers, box=None, header_style="" if os.environ.get("NO_COLOR") else "bold", pad_edge=False)
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
-        return
-    for row in cells:
-        block = Table.grid("", Column(overflow="fold"), padding=(0, 2))
-        for header, cell in zip(headers, row, strict=True):
-            block.add_row(header, cell)
-        console.print(block, "")
+    found = tables.fit(headers, cells, console.width, least_important)
+    if found.gone:
+        complain(f"left out at {console.width} columns: {', '.join(found.gone)}; --csv, --md and --json have all")
+    if found.everywhere:
+        complain(f"in every row: {', '.join(f'{name} {value}' for name, value in found.everywhere)}")
+    header, lines = tables.lines(found, console.width)
+    for line in header:
+        console.print(line, style="" if os.environ.get("NO_COLOR") else "bold", soft_wrap=True)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def show_lines(rows: Sequence[tuple[str, str, str]], *, colours: Mapping[str, str]) -> None:
@@ -104,13 +95,6 @@ def form_of(as_csv: bool, as_md: bool) -> str:
     if as_csv and as_md:
         raise BadRequest("choose one of --csv and --md")
     return "csv" if as_csv else "md" if as_md else ""
-
-
-def narrowest(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """The least number of terminal columns at which no word of the table is cut."""
-    columns = zip(headers, *rows, strict=True)
-    longest = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
-    return sum(longest) + 2 * (len(longest) - 1)
 
 
 def show_json(content: Any) -> None:

@@ -6,16 +6,17 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from tests.support import ROOT
 
 
-def on_a_terminal(columns: int, *arguments: str, colour: bool = False) -> str:
-    """What a command prints on a pseudo-terminal of this width."""
+def on_a_terminal(columns: int, *arguments: str, colour: bool = False, program: Sequence[str] = ("-m", "bench")) -> str:
+    """What a command prints on a pseudo-terminal of this width. `program`: what Python runs, if not `decodebench`."""
     leader, follower = pty.openpty()
     environ = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm"}
     environ |= {} if colour else {"NO_COLOR": "1"}
-    command = [sys.executable, "-m", "bench", *arguments]
+    command = [sys.executable, *program, *arguments]
     process = subprocess.Popen(command, stdout=follower, stderr=subprocess.DEVNULL, cwd=ROOT, env=environ)
     os.close(follower)
     said = b""
