@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -277,3 +278,10 @@ def test_tables_come_as_csv_and_markdown_too() -> None:
     assert all(line.startswith("|") and line.endswith("|") for line in lines)
     refused = decodebench("list", "ops", "--csv", "--md")
     assert (refused.returncode, refused.stderr) == (2, "decodebench: choose one of --csv and --md\n")
+
+
+def test_a_shell_completes_commands() -> None:
+    environ = {"_DECODEBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "decodebench sel", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['decodebench']; from bench.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environ}, cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout.decode().split()) == (0, ["selfcheck"])

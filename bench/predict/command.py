@@ -18,6 +18,7 @@ from bench.predict.weights import WeightPlan, recipe
 from bench.run import Run
 from bench.units import percent, tick
 from kernels.models import MODELS, ModelShape
+from kernels.op import precision
 
 DEAREST = 1_000_000
 """Dollars per hour of one part."""
@@ -193,6 +194,7 @@ def as_row(
                 "op": r.record.op,
                 "impl": r.record.impl,
                 "case_id": r.record.case_id,
+                "precision": precision(r.record.case),
                 "bytes_over_those_predicted": r.size,
                 "flags": r.record.flags,
             }
@@ -225,7 +227,16 @@ def table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
 
 def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells: the share of its roof that each operation is taken to reach, and the record that says so."""
-    headers = ["batch", "operation", "of its roof", "as measured in", "implementation", "bytes of it", "flags"]
+    headers = [
+        "batch",
+        "operation",
+        "of its roof",
+        "as measured in",
+        "precision",
+        "implementation",
+        "bytes of it",
+        "flags",
+    ]
     lines = []
     for row in predictions:
         known = {each["name"]: each for each in row["measured"]}
@@ -233,9 +244,10 @@ def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str],
             if found := known.get(name):
                 size = f"{_number(found['bytes_over_those_predicted'])}x"
                 case = f"{found['op']} {found['case_id']}"
-                said = [percent(found["efficiency"]), case, found["impl"], size, ", ".join(found["flags"])]
+                how = [found["precision"], found["impl"], size, ", ".join(found["flags"])]
+                said = [percent(found["efficiency"]), case, *how]
             else:
-                said = ["100%", "not measured", "", "", ""]
+                said = ["100%", "not measured", "", "", "", ""]
             lines.append([f"{row['batch']:,}", name, *said])
     return headers, lines
 

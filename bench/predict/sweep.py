@@ -45,7 +45,7 @@ def sweep(
     if isinstance(prices, Mapping):
         for name in prices:
             find(name)
-        require("part in --price", prices, [find(part).key for part in parts])
+        require("part in --price", prices, _priced(parts, run))
     found: list[Row] = []
     for stored, cache, context, count in itertools.product(weights, kv, contexts, devices):
         shape, plan, own = command.load_model(model, config, stored)
@@ -59,12 +59,21 @@ def sweep(
                 weights=stored,
                 kv=cache,
                 devices=count,
-                dollars_per_hour=prices.get(find(part).key) if isinstance(prices, Mapping) else prices,
+                dollars_per_hour=prices.get(_priced([part], run)[0]) if isinstance(prices, Mapping) else prices,
                 run=run,
                 **more,
             )
             found += [_fitted(row, shape, plan, cache or own) for row in rows]
     return found
+
+
+def _priced(parts: Sequence[str], run: Run | None) -> list[str]:
+    """The keys of the parts that can have a price: of a run, that of its own part."""
+    if run is None:
+        return [find(part).key for part in parts]
+    if run.part is None:
+        raise BadRequest(f"--price: {run.device_name} is not in `list devices`; give its price without a name")
+    return [run.part.key]
 
 
 def _fitted(row: Row, shape: ModelShape, plan: WeightPlan, kv: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from math import isfinite
@@ -246,6 +247,14 @@ def environment(view: View) -> Table:
     return Table(headers=("", ""), rows=rows)
 
 
+POWER_FROM = {
+    "energy": "from the board's energy counter",
+    "instant": "from readings of the power at a moment",
+    "average": "from readings of the driver's average over a second",
+    "not said": "the record does not say how it was read",
+}
+
+
 def while_measuring(view: View) -> Iterator[tuple[str, str]]:
     """The telemetry of all cases together: clocks, power, temperature, slowdowns."""
     seen = [r.telemetry for r in view.run.records if r.telemetry]
@@ -254,7 +263,11 @@ def while_measuring(view: View) -> Iterator[tuple[str, str]]:
             lowest, highest = min(c["min"] for c in clocks), max(c["max"] for c in clocks)
             yield f"while measuring: {words}", f"{si(lowest, 'Hz')} to {si(highest, 'Hz')}"
     if power := [s["power_w"] for s in seen if s.get("power_w")]:
-        yield "while measuring: mean power of a case", f"{min(power):.0f} W to {max(power):.0f} W"
+        ways = Counter(str(s.get("power_from") or "not said") for s in seen if s.get("power_w"))
+        read = ", ".join(
+            f"{POWER_FROM.get(way, way)} in {count} case{'s' * (count != 1)}" for way, count in ways.most_common()
+        )
+        yield "while measuring: mean power of a case", f"{min(power):.0f} W to {max(power):.0f} W ({read})"
     if heat := [s["temperature_c"] for s in seen if s.get("temperature_c")]:
         yield "while measuring: highest temperature", f"{max(heat):.0f} °C"
     for name, words in (("throttled", "throttled"), ("power_capped", "held back by the power cap")):

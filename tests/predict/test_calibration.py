@@ -13,6 +13,7 @@ from bench.errors import BadRequest
 from bench.predict import command
 from bench.predict.calibration import Machine
 from bench.predict.step_model import step
+from bench.predict.sweep import sweep
 from bench.records import Record
 from bench.run import load_run
 from kernels.models import model
@@ -134,6 +135,7 @@ def test_rows_say_what_was_measured_and_the_table_what_was_not(tmp_path):
         "op": "ffn_gemv",
         "impl": "triton_gemv",
         "case_id": "B1-N8192-K28672-bf16",
+        "precision": "bf16",
         "efficiency": by_name["down"]["efficiency"],
         "flags": ["noisy"],
         "bytes_over_those_predicted": pytest.approx(0.5, rel=1e-3),
@@ -142,8 +144,8 @@ def test_rows_say_what_was_measured_and_the_table_what_was_not(tmp_path):
     assert all(len(line) == len(headers) for line in lines)
     assert len(lines) == 2 * len(found[0]["ops"])
     cells = {tuple(line[:2]): line[2:] for line in lines}
-    assert cells["2", "gate_up"] == ["78%", "ffn_gemv B1-N8192-K28672-bf16", "triton_gemv", "0.5x", "noisy"]
-    assert cells["1", "kv_append"] == ["100%", "not measured", "", "", ""]
+    assert cells["2", "gate_up"] == ["78%", "ffn_gemv B1-N8192-K28672-bf16", "bf16", "triton_gemv", "0.5x", "noisy"]
+    assert cells["1", "kv_append"] == ["100%", "not measured", "", "", "", ""]
 
 
 def test_measured_steps_say_nothing_about_prefill(tmp_path):
@@ -158,6 +160,18 @@ def test_a_part_outside_the_table_has_only_measured_numbers(tmp_path):
     row = command.rows(run=load_run(run), model="llama-3.1-70b", parts=[], batches=[1], context=4096)[0]
     assert (row["device"], row["max_batch"], row["missing"]) == ("Some CPU", None, ["memory_capacity", "power"])
     assert row["weight_bytes"] > 100 * GB
+
+
+def test_a_price_by_name_is_that_of_the_runs_part(tmp_path):
+    asked = {"model": "llama-3.1-8b", "config": None, "parts": ["h100-sxm"], "batches": [1], "contexts": [2048]}
+    run = load_run(write_run(tmp_path / "known", ceiling_records(), device={"key": "h200", "name": "NVIDIA H200"}))
+    (row,) = sweep(**asked, run=run, prices={"h200": 3.6})
+    assert row["dollars_per_million_tokens"] == pytest.approx(3.6 / 3600 * row["seconds"] * 1e6)
+    with pytest.raises(BadRequest, match="unknown part in --price 'h100-sxm'"):
+        sweep(**asked, run=run, prices={"h100-sxm": 3.6})
+    other = load_run(write_run(tmp_path / "other", ceiling_records(), device={"key": None, "name": "Some CPU"}))
+    with pytest.raises(BadRequest, match="Some CPU is not in `list devices`; give its price without a name"):
+        sweep(**asked, run=other, prices={"h200": 3.6})
 
 
 def test_the_roof_is_the_slowest_of_memory_and_pipes_that_are_known(tmp_path):

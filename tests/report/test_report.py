@@ -364,12 +364,20 @@ def test_counters_stand_beside_what_was_declared(tmp_path: Path) -> None:
 
 def test_repetitions_and_telemetry_are_summed_up(tmp_path: Path) -> None:
     clock = {"min": 1.2e9, "median": 1.7e9, "max": 1.98e9}
-    watched = {"sm_clock_hz": clock, "power_w": 512.0, "temperature_c": 61, "throttled": False, "power_capped": True}
+    watched = {
+        "sm_clock_hz": clock,
+        "power_w": 512.0,
+        "power_from": "energy",
+        "temperature_c": 61,
+        "throttled": False,
+        "power_capped": True,
+    }
     first = gemv(4e-4, case_id="one", telemetry=watched)
     again = dataclasses.replace(first, repeat=1, samples_s=samples(4.4e-4))
     report.write(write_run(tmp_path, [first, again]))
     page = (tmp_path / "report.md").read_text()
     assert "| ffn\\_gemv | 1 | 10.0% | 10.0% |" in page
     assert "| while measuring: SM clock | 1.20 GHz to 1.98 GHz |" in page
+    assert "mean power of a case | 512 W to 512 W (from the board's energy counter in 1 case) |" in page
     assert "| while measuring: cases throttled | 0 of 1 |" in page
     assert "| while measuring: cases held back by the power cap | 1 of 1 |" in page
