@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, needs_whole_vectors, on_fma, prange, threads
 from kernels.common.cpu_loops import BLOCK, convert
-from kernels.common.cpu_softmax import score_rows, tokens_at_once
+from kernels.common.cpu_softmax import score_rows
 from kernels.index_score.op import IndexCase, lengths, work
 from kernels.op import Inputs, Launch, Stage, Target
 
@@ -27,9 +27,7 @@ def score_block(keys, scales, table, b, first, end, paging, q, w, wide, at, s, y
         token = np.int64(table[b * columns + t // page]) * page + t % page
         convert(keys, token * D, D, np.float32(1.0), wide, j * D)
         at[j], at[BLOCK + j], at[2 * BLOCK + j] = j * D, j * D, token
-    step = tokens_at_once(H)
-    for i in range(0, BLOCK, step):
-        score_rows(wide, at, i, 0, q, 0, H, D, s, 0)
+    score_rows(wide, at, 1, 0, q, 0, H, D, s)
     for j in range(end - first):
         total = np.float32(0.0)
         for h in range(H):
