@@ -144,16 +144,17 @@ def table(found: Sequence[Standing]) -> Table:
 def sentence(found: Sequence[Standing]) -> str:
     """One line for an index: the read roof and the operation that deviates most."""
     named = {each.measure: each for each in found}
-    said = [_said(named["read roof"], "it reads")] if "read roof" in named else []
+    said = [f"reads {_faster(named['read roof'])}"] if "read roof" in named else []
     ops = [each for each in found if not each.median]
     if ops:
         farthest = max(ops, key=lambda each: abs(each.deviation))
-        said.append(_said(farthest, f"its {farthest.measure} runs"))
+        said.append(f"is {_faster(farthest)} in {farthest.measure}")
     if not said:
         return ""
     count = max(len(each.others) for each in found)
-    return f"Against {count} other run{'s' * (count != 1)} of this part, {' and '.join(said)} than their median."
+    others = "the other run" if count == 1 else f"the median of {count} other runs"
+    return f"This run {' and '.join(said)} than {others} of the same part."
 
 
-def _said(standing: Standing, what: str) -> str:
-    return f"{what} {percent(abs(standing.deviation), 1)} {'faster' if standing.deviation >= 0 else 'slower'}"
+def _faster(standing: Standing) -> str:
+    return f"{percent(abs(standing.deviation), 1)} {'faster' if standing.deviation >= 0 else 'slower'}"

@@ -75,15 +75,17 @@ def _roof(view: View) -> str:
     if sheet := view.run.published("memory_bandwidth"):
         whose = "its datasheet's" if sheet.kind == "datasheet" else f"the {sheet.kind}"
         line += f" ({percent(view.run.ceilings.read_roof / sheet.value)} of {whose} {si(sheet.value, 'B/s')})"
-    size, whose = ("large " if view.run.on_gpu else "", "our " if view.ours else "")
-    parts = []
+    size = "large " if view.run.on_gpu else ""
+    reached, absent = [], []
     for op in view.leading_ops:
         if found := [p.share or 0.0 for p in view.large(op.name)]:
-            middle = percent(statistics.median(found))
-            parts.append(f"{whose}{size}{op.title} reaches at best {percent(found[-1])} of that (median {middle})")
+            reached.append(f"{percent(found[-1])} in {op.title} (median {percent(statistics.median(found))})")
         else:
-            parts.append(f"no {size}{op.title} was measured")
-    return f"{line}; {', '.join(parts)}." if parts else f"{line}."
+            absent.append(f"no {size}case of {op.title} was measured")
+    if reached:
+        whose = "our" if view.ours else "the"
+        line += f"; of that, {whose} best {size}case reaches {' and '.join(reached)}"
+    return "; ".join([line, *absent]) + "."
 
 
 def _memory(view: View) -> str:

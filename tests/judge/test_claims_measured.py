@@ -56,7 +56,10 @@ def test_the_knee_of_a_sweep_is_found_and_decides() -> None:
 def test_a_token_at_the_roof_and_at_half_of_it() -> None:
     good = judge("T1", [run(layer(1))])
     assert good.status == "DEPENDS"
-    assert good.condition == "capacity set aside; at no setting: 16-bit weights of 70B over the memory of one part"
+    assert good.condition == (
+        "where the part's memory may be too small for the weights; "
+        "at no setting: 16-bit weights of 70B over the memory of one part"
+    )
     assert good.measured
     assert good.measured[0].value == pytest.approx(2 * active_parameters(LLAMA_70B) / READ, rel=0.01)
     bad = judge("T1", [run(layer(1, bandwidth=1.5e12))])

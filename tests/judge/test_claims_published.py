@@ -94,7 +94,7 @@ def test_changed_rows_change_verdicts():
     slower = judge("T6", others=changed("attention_decode", 2.0, stored="fp8"))
     assert slower.status == "FAILS"
     flat = changed("attention_decode", 3.0, B=64)
-    assert judge("I15", others=COMMITTED).condition == "prefix none"
+    assert judge("I15", others=COMMITTED).condition == "without a shared prefix"
     assert judge("I15", others=flat).status == "FAILS" or "MLA" in judge("I15", others=flat).condition
     cost = [judge("M1", others=o).published[0].value for o in (COMMITTED, changed("ffn_gemv", 2.0, stored="bf16"))]
     assert cost[1] == pytest.approx(2 * cost[0])

@@ -268,7 +268,7 @@ def test_conditions_are_joined_by_words(bare: dict[str, Verdict]) -> None:
     assert sentence(bare["H3"]).startswith(
         f"{bare['H3'].claim.plain}: by calculation it holds only for the memory of NVIDIA Rubin R200, and for the "
     )
-    assert "hit rate 0.99, and for 3 more." in sentence(bare["M3"])
+    assert "a hit rate of 0.99, and for 3 more." in sentence(bare["M3"])
 
 
 def test_a_sentence_and_the_table_count_gpus_alone() -> None:

@@ -68,7 +68,7 @@ def test_verdict_by_hand(tmp_path: Path) -> None:
     lines = text.verdict(found)
     assert len(lines) == 3
     assert "Synthetic GPU reads at most 3.00 TB/s (89% of its datasheet's 3.35 TB/s)" in lines[0]
-    assert "our large GEMV reaches at best 351% of that (median 291%)." in lines[0]
+    assert "; of that, our best large case reaches 351% in GEMV (median 291%)." in lines[0]
     assert "attention" not in lines[0]
     assert text.subtitle(found).endswith(", 4 cases timed")
     predicted = "here? By prediction, 75% of the cases are, and 67% of those"
@@ -230,7 +230,7 @@ def test_a_cpu_run_says_so_and_shows_its_numbers(tmp_path: Path) -> None:
     paths = report.write(run)
     page = (run / "report.md").read_text()
     assert "Measured on a CPU; says nothing about GPUs." in page
-    assert "Some CPU reads at most 20.0 GB/s; GEMV reaches at best 67% of that (median 67%)." in page
+    assert "Some CPU reads at most 20.0 GB/s; of that, the best case reaches 67% in GEMV (median 67%)." in page
     assert "needs a GPU" in page
     assert {p.name for p in paths} >= {"report.md", "report.html", "roofline.png", "efficiency.png"}
     assert "## Peers" not in page

@@ -177,7 +177,7 @@ def test_deviations_from_the_median_of_the_others_by_hand(tmp_path: Path) -> Non
     assert not op.outside
     assert kin.table([roof]).rows[0][3:] == ("-45.0%", "-12.0% to +10.0%", "3", "outside the others' range")
     assert kin.sentence(list(found.values())) == (
-        "Against 3 other runs of this part, it reads 45.0% slower and its GEMV runs 100.0% faster than their median."
+        "This run reads 45.0% slower and is 100.0% faster in GEMV than the median of 3 other runs of the same part."
     )
 
 
@@ -202,7 +202,7 @@ def test_a_site_takes_shared_files_and_names_nobody(tmp_path: Path, monkeypatch:
     found = site.write(source, tmp_path / "out", draw=False)
     assert found.notes == ()
     assert [entry.address for entry in found.entries] == ["mine/report.html", "community/theirs/report.html"]
-    assert all("Against 1 other run of this part, it reads" in entry.standing for entry in found.entries)
+    assert all("than the other run of the same part." in entry.standing for entry in found.entries)
     page = (tmp_path / "out" / "kin.html").read_text()
     assert page.count("read roof") == 2
     assert "+10.0%" in page

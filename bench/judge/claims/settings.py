@@ -22,8 +22,37 @@ PHRASES = {
     "bits": "{} bits",
     "query heads per KV head": "{} query heads per KV head",
     "chance of expert r": "a chance of {} of expert r",
+    "cache": "a cache in {}",
+    "devices": "{} devices",
+    "GPUs": "{} GPUs",
+    "tokens of a GPU": "{} tokens for each GPU",
+    "log-sd of lengths": "lengths whose logarithms deviate by {}",
+    "reserved": "memory reserved for the {}",
+    "accepted": "a chance of {} that a draft is accepted",
+    "$ an hour": "a price of ${} an hour",
+    "$ per million": "a price of ${} per million tokens",
+    "hit rate": "a hit rate of {}",
+    "request": "a request of {}",
+    "prefixes": "prefixes of {}",
+    "said": "the text's number {}",
+    "GB": "a GB of {}",
+    "tier": "the tier {}",
+    "link": "the link {}",
+    "windowed": "a window in {}",
+    "H100 batch": "on the H100 the {}",
 }
 """How to say the values of a factor. Others are said as they are: `batch 64`, `weights bf16`."""
+
+WORDS = {
+    ("capacity", "set aside"): "where the part's memory may be too small for the weights",
+    ("prefix", "none"): "without a shared prefix",
+    ("query heads per KV head", "1"): "1 query head per KV head",
+    ("counted", "measured"): "by measured times",
+    ("counted", "bytes"): "by bytes alone",
+    ("experts' time", "floor"): "experts that take their floor",
+    ("H100 batch", "largest that fits"): "on the H100 the largest batch that fits",
+}
+"""How to say one value of a factor where the rule of `PHRASES` gives no good words."""
 
 
 def describe(some: Sequence[Setting], everywhere: Sequence[Setting]) -> str:
@@ -59,7 +88,8 @@ def phrase(factor: str, values: Sequence[str], tried: Sequence[str] = ()) -> str
         notes += [f"next tried: {', '.join(around)}"] if around else []
         words = said[0] if len(values) == 1 else f"{said[0]} to {said[-1]}"
         beside = f" ({'; '.join(notes)})" if notes else ""
-    return PHRASES.get(factor, f"{factor} {{}}").format(words) + beside
+    said_alone = WORDS.get((factor, values[0])) if len(values) == 1 else None
+    return (said_alone or PHRASES.get(factor, f"{factor} {{}}").format(words)) + beside
 
 
 def _grouped(value: str) -> str:
