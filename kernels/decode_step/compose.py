@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.quantization import BESIDE
 from kernels.common.random_inputs import BYTES
-from kernels.decode_step.op import StepCase, angles, head_of
+from kernels.decode_step.inputs import angles, head_of
+from kernels.decode_step.op import StepCase
 from kernels.decode_step.parts import OUTSIDE, Part, parts
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.op import Impl, Inputs, Stage, Target, implementations

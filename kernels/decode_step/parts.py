@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kernels.attention_decode.cases import AttentionCase
+from kernels.attention_decode.op import lengths as drawn_lengths
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
@@ -69,6 +70,11 @@ def attention_case(case: StepCase, layer: int) -> AttentionCase:
         window=shape.window if windowed(case, layer) else 0,
         scale=wiring.attention_scale,
     )
+
+
+def lengths(case: StepCase) -> tuple[int, ...]:
+    """Cached tokens of each sequence, the new one included."""
+    return drawn_lengths(attention_case(case, 0))
 
 
 def rope_case(case: StepCase) -> RopeCase:

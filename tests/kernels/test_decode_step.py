@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from kernels.common import paging
-from kernels.decode_step.op import OP, StepCase, lengths
-from kernels.decode_step.parts import rope_case
+from kernels.decode_step.op import OP, StepCase
+from kernels.decode_step.parts import lengths, rope_case
 from kernels.kv_append.op import cache_shape
 from kernels.op import Impl, Target, implementations
 from kernels.rope_append.op import cache_of

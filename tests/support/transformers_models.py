@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from kernels.decode_step.op import StepCase, bookkeeping
+from kernels.decode_step.inputs import bookkeeping
+from kernels.decode_step.op import StepCase
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.rmsnorm.op import EPSILON
 
