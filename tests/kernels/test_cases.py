@@ -28,6 +28,8 @@ H100 = DEVICES["h100-sxm"].target()
 OPS = discover()
 CASES, DRAWS = 150, 20000
 """Distinct cases that are wanted of each op, and draws after which it has no more."""
+WANTED = {"decode_step": 20}
+"""Fewer of what asks each of its operations for its answers, layer by layer."""
 BYTES = (4, 6, 8, 404, 16384, 5 * 16384)
 SIZES = (1, 2, 3, 5, 8, 16, 33, 64, 80, 96, 128, 192, 256, 260)
 WRONG = (-1, 0.5, True, None, "", "x", "fp8_e5m2", float("nan"), float("inf"))
@@ -79,9 +81,9 @@ def answers(op: Op, case: Case) -> None:
 def test_a_case_is_refused_when_it_is_made_or_everything_has_an_answer(op: Op) -> None:
     rng = random.Random(0)
     made: set[str] = set()
-    refused = 0
+    refused, wanted = 0, WANTED.get(op.name, CASES)
     for _ in range(DRAWS):
-        if len(made) == CASES:
+        if len(made) == wanted:
             break
         given = drawn(op, rng)
         try:
@@ -94,7 +96,7 @@ def test_a_case_is_refused_when_it_is_made_or_everything_has_an_answer(op: Op) -
         elif case.id not in made:
             made.add(case.id)
             answers(op, case)
-    assert len(made) >= CASES // 8
+    assert len(made) >= wanted // 8
     assert refused >= 5
 
 
