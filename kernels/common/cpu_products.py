@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.common.cpu_jit import jit
-from kernels.common.cpu_loops import AHEAD, apart, dots_streamed, four, prefetch
-from kernels.common.cpu_packed import packed_dots
+from kernels.common.cpu_loops import AHEAD, apart, dot_row, dots_streamed, four, prefetch
+from kernels.common.cpu_packed import packed_products
 
 ROWS = 4
 """Rows of W that are multiplied at once; with 4 rows of x their 16 sums fill half of AVX-512's registers."""
@@ -48,6 +48,17 @@ def multiply_rows(w, first, N, K, scale, scaling, x, x_at, tokens, at, sums, tot
     row_offsets(first, N, K, at)
     row_offsets(first + ROWS, N, K, at[ROWS:])
     scale_n, scale_k, stride = scaling
+    if w.itemsize == 1 and tokens <= 2 and scale_k >= K:
+        for i in range(ROWS):
+            row = min(first + i, N - 1)
+            if tokens == 1:
+                dot_row(w, row * K, x, (x_at[0],), K, totals, i, ROWS)
+            else:
+                dot_row(w, row * K, x, (x_at[0], x_at[1]), K, totals, i, ROWS)
+            if len(scale):
+                for j in range(tokens):
+                    totals[j * ROWS + i] *= scale[row // scale_n * stride]
+        return
     chunk = min(K, scale_k) if scale_k < K else K if tokens <= 4 else CHUNK
     if chunk == K:
         prefetch(w, four(at, ROWS, 0), min(K, AHEAD // w.itemsize))
@@ -70,7 +81,8 @@ def multiply_rows(w, first, N, K, scale, scaling, x, x_at, tokens, at, sums, tot
 def multiply_packed(w, first, N, K, scale, zero, group, x, x_at, x_sums, tokens, at, totals):
     """The same for 4-bit codes, two in a byte, with a scale for each `group` columns.
 
-    Of each group x has the even columns first, then the odd ones, zero past K; `x_sums` has its sums lane by lane.
+    Of each group x has the even columns first, then the odd ones, zero past K; `x_sums` has its sums lane by lane. If x
+    is in bf16, see `packed_pairs`.
     """
     apart()
     row_offsets(first, N, K // 2, at)
@@ -82,6 +94,6 @@ def multiply_packed(w, first, N, K, scale, zero, group, x, x_at, x_sums, tokens,
     for j in range(0, tokens, 2):
         if tokens - j >= 2:
             rows = (x_at[j], x_at[j + 1])
-            packed_dots(w, codes, scale, zero, scales, x, rows, x_sums, K, totals, j * ROWS, ROWS)
+            packed_products(w, codes, scale, zero, scales, x, rows, x_sums, K, totals, j * ROWS, ROWS)
         else:
-            packed_dots(w, codes, scale, zero, scales, x, (x_at[j],), x_sums, K, totals, j * ROWS, ROWS)
+            packed_products(w, codes, scale, zero, scales, x, (x_at[j],), x_sums, K, totals, j * ROWS, ROWS)

@@ -2,7 +2,7 @@
 
 bf16 weights are multiplied as they are where the processor can (AVX512-BF16), and those FLOPs are on the pipe of bf16.
 Else 16- and 8-bit weights are widened to fp32 in registers. 4-bit codes are multiplied as they are, and each group's
-sum is scaled once. These FLOPs are fp32 on the ordinary arithmetic pipe.
+sum is scaled once, in bf16 too where the processor can. All other FLOPs are fp32 on the ordinary arithmetic pipe.
 """
 
 from __future__ import annotations
@@ -50,30 +50,31 @@ def multiply(x, x_scale, w, scale, y, shape, scaling, xs, x_at, at, sums, totals
 
 
 @jit
-def spread_columns(x, B, K, group, count, xs, x_sums, row):
-    """Of each group the even columns, then the odd ones, and the sums of each group lane by lane."""
+def spread_columns(x, B, K, group, count, parts, xs, x_sums, row, spread):
+    """Of each group the columns 0, `parts`, 2 `parts` and so on, then 1, ...; and sums of each group lane by lane."""
     groups = (K + group - 1) // group
     width = groups * group
     for b in range(B):
         convert(x, b * K, K, np.float32(1.0), row, 0)
         row[K:width] = 0.0
         for g in range(groups):
-            to = b * width + g * group
-            for i in range(group // 2):
-                xs[to + i], xs[to + group // 2 + i] = row[g * group + 2 * i], row[g * group + 2 * i + 1]
+            for part in range(parts):
+                for i in range(group // parts):
+                    spread[part * (group // parts) + i] = row[g * group + parts * i + part]
+            convert(spread, 0, group, np.float32(1.0), xs, b * width + g * group)
             lane = (b * groups + g) * count
             x_sums[lane : lane + count] = 0.0
             for i in range(group):
-                x_sums[lane + i % count] += xs[to + i]
+                x_sums[lane + i % count] += spread[i]
 
 
 @kernel
-def multiply_4bit(x, w, scale, zero, y, shape, xs, x_sums, row, x_at, at, totals):
-    """`shape` is B, N, K, columns of a group, lanes of a vector."""
-    B, N, K, group, count = shape
+def multiply_4bit(x, w, scale, zero, y, shape, xs, x_sums, row, spread, x_at, at, totals):
+    """`shape` is B, N, K, columns of a group, lanes of a vector, parts of a group."""
+    B, N, K, group, count, parts = shape
     runs = len(xs)
     for run in prange(runs):
-        spread_columns(x, B, K, group, count, xs[run], x_sums[run], row[run])
+        spread_columns(x, B, K, group, count, parts, xs[run], x_sums[run], row[run], spread[run])
         tiles = (N + ROWS - 1) // ROWS
         for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
             first = tile * ROWS
@@ -101,11 +102,15 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
         function, group, count = multiply_4bit, FORMATS[case.weights].group_k, lanes()
         width = cdiv(K, group) * group
         zero = array(inputs["w_zero"]) if "w_zero" in inputs else np.empty(0, dtype=np.float32)
+        paired = codes_in_pairs(case)
+        xs = torch.empty(runs * B * width, dtype=torch.bfloat16 if paired else torch.float32)
+        shape = (B, case.N, K, group, count, 4 if paired else 2)
         arguments = (
-            *(x, w, array(inputs["w_scale"]), zero, array(y), (B, case.N, K, group, count)),
-            torch.empty(runs, B * width).numpy(),
+            *(x, w, array(inputs["w_scale"]), zero, array(y), shape),
+            array(xs).reshape(runs, B * width),
             torch.empty(runs, B * width // group * count).numpy(),
             torch.empty(runs, width).numpy(),
+            torch.empty(runs, group).numpy(),
             np.arange(B) * width,
             at,
             totals,
@@ -135,8 +140,15 @@ def in_pairs(case: GemvCase) -> bool:
     return case.dtype == case.activations == "bf16" and not case.quantized and multiplies_bf16()
 
 
+def codes_in_pairs(case: GemvCase) -> bool:
+    """Whether codes of 4 bits are multiplied as bf16 numbers."""
+    whole = case.K % FORMATS[case.weights].group_k == 0 and lanes() == 16
+    return case.weights.startswith("int4") and case.dtype == "bf16" and whole and multiplies_bf16()
+
+
 def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
-    return (Stage(name="gemv", work=work(case) if in_pairs(case) else on_fma(work(case))),)
+    paired = codes_in_pairs(case) if case.quantized and FORMATS[case.weights].bits == 4 else in_pairs(case)
+    return (Stage(name="gemv", work=work(case) if paired else on_fma(work(case))),)
 
 
 def supports(case: GemvCase, target: Target) -> str | None:
