@@ -121,6 +121,7 @@ stage = fields(
         "work": work,
         "l2_bytes": amount,
         "link_bytes": amount,
+        "peer_bytes": amount,
         "instructions": amount,
         "ctas": count,
         "ctas_per_sm": count,

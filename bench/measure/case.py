@@ -340,8 +340,8 @@ def version(impl: Impl) -> str:
 
 
 def usable(prediction: Prediction | None) -> dict[str, Any] | None:
-    """A prediction for a record, None without the memory's or the link's term: it would come from the wrong roof."""
-    if prediction is None or {"memory_bandwidth", "host_bandwidth"} & set(prediction.missing):
+    """A prediction for a record, None without the memory's or a link's term: it would come from the wrong roof."""
+    if prediction is None or {"memory_bandwidth", "host_bandwidth", "link_bandwidth"} & set(prediction.missing):
         return None
     return dataclasses.asdict(prediction)
 

@@ -6,7 +6,8 @@ A timer owns prepared launches over rotating copies of the inputs. One `sample()
   of one replay between two events, divided by its number of launches. A spin kernel ahead of the first event keeps the
   device busy until everything is queued, so that no launch gap of the host is in the time.
 - CPU: a sample is one launch on the next copy, between two readings of the host's clock. Where the copies together are
-  smaller than `COLD_FACTOR` last-level caches, a buffer of the cache's size is swept before it, outside the time.
+  smaller than `COLD_FACTOR` last-level caches, a buffer of the cache's size is swept before it, outside the time. A
+  launch of several ranks tells its time itself: that of the slowest rank.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ class HostTimer:
         end, busy_end = self._clock(), self._busy_clock()
         self._wall += end - start
         self._busy += busy_end - busy
-        return end - start
+        return getattr(self._launches[turn], "slowest_s", end - start)
 
     @property
     def waited(self) -> bool:

@@ -9,6 +9,7 @@ It makes two predictions of the same stages: from the part's datasheet, and from
 | `memory` | DRAM bytes | bytes / bandwidth | a stream of as many bytes, launch and ramp included, and the tail |
 | `l2` | DRAM bytes and those that the L2 serves | - | launch + bytes / rate of `stream` l2_read |
 | `link` | bytes to or from the host | bytes / bandwidth | launch + bytes / rate of `host_link`'s fastest plain copy |
+| `peers` | bytes from other GPUs | bytes / bandwidth of the link in one direction | not measured |
 | a pipe | FLOPs of `mma_bf16`, `fma_fp32`, ... | FLOPs / peak | launch + FLOPs / peak of `gemm_peak` |
 | `issue` | instructions, conversions too | instructions / issue rate | launch + the same at the clock of `fma_fp32` |
 | `chain` | loads in a row, before and after the stream | - | loads x price of `stream` chase, level by level |
@@ -35,6 +36,7 @@ CEILING_OF = {
     "memory": "memory_bandwidth",
     "l2": "l2_bandwidth",
     "link": "host_bandwidth",
+    "peers": "link_bandwidth",
     "issue": "issue_rate",
     "chain": "dependent_load",
 }
@@ -49,9 +51,9 @@ class Prediction:
     terms: dict[str, float] = field(default_factory=dict)
     """Seconds by name, summed over stages."""
     bound: str
-    """`memory`, `l2`, `link`, `issue`, `chain`, `launch`, or the name of a pipe. Each stage is spent under its largest
-    term, and under `chain`; the bound is the term under which most time is spent. With measured ceilings, it is
-    `launch` where launches take over half."""
+    """`memory`, `l2`, `link`, `peers`, `issue`, `chain`, `launch`, or the name of a pipe. Each stage is spent under its
+    largest term, and under `chain`; the bound is the term under which most time is spent. With measured ceilings, it
+    is `launch` where launches take over half."""
     basis: str
     """The device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
@@ -91,6 +93,8 @@ def datasheet_terms(stage: Stage, spec: DeviceSpec) -> Terms:
     terms: Terms = {"memory": _time(stage.work.bytes, memory)}
     if stage.link_bytes:
         terms["link"] = _time(stage.link_bytes, link)
+    if stage.peer_bytes:
+        terms["peers"] = _time(stage.peer_bytes, spec.link_bandwidth.value if spec.link_bandwidth else None)
     if stage.instructions:
         terms["issue"] = _time(stage.instructions, issue_rate(spec.sm, peaks.get("fma_fp32", 0.0)))
     return terms | {pipe: _time(flops, peaks.get(pipe)) for pipe, flops in stage.work.flops.items()}
@@ -104,6 +108,8 @@ def measured_terms(stage: Stage, ceilings: Ceilings, target: Target) -> Terms:
         terms["l2"] = _time(stage.work.bytes + stage.l2_bytes, ceilings.l2_bandwidth, launch)
     if stage.link_bytes:
         terms["link"] = _time(stage.link_bytes, ceilings.host_bandwidth, launch)
+    if stage.peer_bytes:
+        terms["peers"] = None  # no ceiling of this run says what the link between GPUs gives
     if stage.instructions:
         terms["issue"] = _time(stage.instructions, issue_rate(target.sm, pipes.get("fma_fp32", 0.0)), launch)
     if stage.loads_before or stage.loads_after:

@@ -1,0 +1,182 @@
+"""y[b, d] = sum over ranks of x_r[b, d]: the sum of what n ranks hold, which every rank gets.
+
+x_r and y are [B, hidden]. Tensor parallelism calls it twice in each layer, with B tokens of a decode step. The sum is
+taken in fp32 and rounded once; a library may round after each addition.
+
+One process measures: rank 0. On a host, the other ranks are processes that it starts (`ranks.py`), all inputs and
+outputs are in memory that they share, and the output that is checked holds what every rank got. On GPUs, this process
+launches on all of them, one GPU a rank, and the output of rank 0 is checked.
+
+`Work` is that of one rank: it reads its x and writes its y. What ranks read of each other are the `peer_bytes` of the
+stages. On a host there is no link between ranks: one memory holds all of it, and its stages count all ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernels.all_reduce.segment import Segment
+from kernels.common.compare import rounded
+from kernels.common.fields import Dtype
+from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
+from kernels.models import MODELS
+from kernels.op import Case, Inputs, Op, Target, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_RANKS = 8
+"""The GPUs of one server."""
+
+NAMES = tuple(f"x{r}" for r in range(MOST_RANKS))
+"""The inputs of all ranks by name. Those beyond the ranks of a case are empty."""
+
+RANK_SEEDS = 1 << 40
+"""The seeds of two ranks differ by this, so that no seed of a copy is also that of another rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceCase(Case):
+    B: int
+    hidden: int
+    ranks: int
+    dtype: Dtype = "bf16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.ranks <= MOST_RANKS:
+            raise ValueError(f"ranks {self.ranks}: 2 to {MOST_RANKS}")
+
+    @property
+    def id(self) -> str:
+        return f"n{self.ranks}-B{self.B}-D{self.hidden}-{self.dtype}"
+
+    @property
+    def elements(self) -> int:
+        return self.B * self.hidden
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message: what one rank holds."""
+        return self.elements * BYTES[self.dtype]
+
+
+def of_model(model: str, B: int, ranks: int) -> ReduceCase:
+    return ReduceCase(model=model, B=B, hidden=MODELS[model].hidden, ranks=ranks)
+
+
+def cases(suite: str) -> list[ReduceCase]:
+    """The case of `smoke` has eight ranks, which a small host refuses: starting them takes longer than all else."""
+    if suite == "smoke":
+        return [of_model("llama-3.1-70b", 16, 8)]
+    if suite == "quick":
+        return [of_model("llama-3.1-70b", B, n) for n in (2, 8) for B in (64, 1)]
+    if suite == "full":
+        return [of_model("llama-3.1-70b", B, n) for n in (2, 4, 8) for B in (256, 64, 16, 1)]
+    return [
+        ReduceCase(B=3, hidden=43, ranks=3, dtype="fp32"),
+        ReduceCase(B=1, hidden=1, ranks=4, dtype="fp32"),
+        ReduceCase(B=5, hidden=256, ranks=4, dtype="fp16"),
+    ]
+
+
+def inputs(case: ReduceCase, device: str, seed: int) -> Inputs:
+    """x_r ~ N(0, 1), each from a seed of its own: `x0` to `x7`, empty beyond the ranks.
+
+    On a host they lie one after the other in `segment`, which other processes can map. On `cuda`, x_r is on GPU r, and
+    on the last one where there are fewer.
+    """
+    import torch
+
+    shape, dtype = (case.B, case.hidden), torch_dtype(case.dtype)
+    segment = Segment((case.ranks, *shape), dtype) if device == "cpu" else None
+    made: Inputs = {"segment": segment} if segment else {}
+    for r, name in enumerate(NAMES):
+        home = f"cuda:{min(r, torch.cuda.device_count() - 1)}" if device == "cuda" else device
+        if r >= case.ranks:
+            made[name] = torch.empty(0, *shape[1:], dtype=dtype, device=home)
+            continue
+        made[name] = RandomInputs(home, seed + r * RANK_SEEDS).normal(shape, case.dtype)
+        if segment:
+            segment.tensor[r].copy_(made[name])
+            made[name] = segment.tensor[r]
+    return made
+
+
+def reference(case: ReduceCase, inputs: Inputs) -> torch.Tensor:
+    """[B, hidden] in fp64."""
+    total = inputs["x0"].double()
+    for name in NAMES[1 : case.ranks]:
+        total = total + inputs[name].to(total.device).double()
+    return total
+
+
+def decoded(case: ReduceCase, output: torch.Tensor) -> torch.Tensor:
+    """[B, hidden]. Of outputs of all ranks, [ranks, B, hidden], an element that is not the same for all becomes NaN:
+    ranks that go on with different sums drift apart."""
+    import torch
+
+    if output.ndim == 2:
+        return output
+    same = (output == output[:1]).all(0)
+    return torch.where(same, output[0], float("nan"))
+
+
+def work(case: ReduceCase) -> Work:
+    """One rank's: its x, its y, and its share of the n - 1 additions of each element."""
+    flops = (case.ranks - 1) * case.elements // case.ranks
+    return Work(flops={"fma_fp32": flops}, bytes_read=case.size, bytes_written=case.size)
+
+
+def one_shot(case: ReduceCase) -> Work:
+    """One rank's, where it adds up all that the ranks hold."""
+    return dataclasses.replace(work(case), flops={"fma_fp32": (case.ranks - 1) * case.elements})
+
+
+def together(work: Work, ranks: int) -> Work:
+    """The work of all ranks, for ranks that share one memory."""
+    return Work(
+        flops={pipe: ranks * flops for pipe, flops in work.flops.items()},
+        bytes_read=ranks * work.bytes_read,
+        bytes_written=ranks * work.bytes_written,
+    )
+
+
+def tolerance(case: ReduceCase) -> Tolerance:
+    """n terms in fp32 and one rounding. Libraries round up to n - 1 partial sums, whose errors add up to
+    0.425 sqrt((n + 1) / 2) unit roundoffs (rms): 0.9 for 8 ranks."""
+    why = "one rounding of the sum to its type; a library may round after each of its n - 1 additions"
+    return rounded(case.dtype, terms="n terms", max_units=8, rms_units=1.5, why=why)
+
+
+def too_few(case: ReduceCase, target: Target) -> str | None:
+    """A refusal of a machine that has fewer cores or GPUs than the case has ranks.
+
+    A process that sees no GPU asks for a part that is not here, to compile for it: it is not refused.
+    """
+    if target.kind == "cpu":
+        cores = target.sm_count
+        return f"needs a core for each of {case.ranks} ranks, {cores} are usable" if cores < case.ranks else None
+    import torch
+
+    found = torch.cuda.device_count() if target.kind == "cuda" else 0
+    return f"needs a GPU for each of {case.ranks} ranks, {found} are here" if 0 < found < case.ranks else None
+
+
+OP = Op(
+    name="all_reduce",
+    title="all-reduce",
+    role="decode",
+    about="the sum over the ranks of a model that is split, twice in each layer",
+    formula="y[b, d] = sum_r x_r[b, d]",
+    case_type=ReduceCase,
+    cases=cases,
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    tolerance=tolerance,
+    volatile=NAMES,
+    decoded=decoded,
+)

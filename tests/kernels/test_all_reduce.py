@@ -1,0 +1,148 @@
+"""All-reduce among processes of a host against the sum in fp64; ranks that die or hang are named; what is counted."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from threading import Timer
+
+import pytest
+import torch
+
+from bench.devices import find
+from bench.measure.gate import check
+from bench.measure.timing import HostTimer
+from kernels.all_reduce import member, ranks
+from kernels.all_reduce.op import NAMES, OP, ReduceCase, decoded, of_model, too_few, work
+from kernels.op import Target, implementations, total
+
+HOST = Target(kind="cpu", name="cpu", sm_count=4, l2_bytes=1 << 20)
+"""A host of four cores. This one may have fewer: the ranks then wait for each other."""
+
+H200 = find("h200").target()
+IMPLS = {impl.name: impl for impl in implementations("all_reduce")[0]}
+ODD = ReduceCase(B=3, hidden=683, ranks=3)
+"""2,049 elements: one more than the kernel adds up at once, and no multiple of the ranks."""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[ranks.Collective]:
+    """Three ranks that share memory, for all tests that lose none. They end with the last launch that has them."""
+    launch = IMPLS["shared-one-shot"].prepare(ODD, OP.inputs(ODD, "cpu", 5), HOST)
+    nursery, pid = launch.group.nursery, launch.group.pids[1]
+    yield weakref.proxy(launch)
+    assert nursery.code(pid, 0.0) is None
+    del launch
+    gc.collect()
+    assert nursery.code(pid, 5.0) is not None
+
+
+@pytest.mark.parametrize("name", ["shared-one-shot", "shared-two-shot"])
+def test_ranks_that_share_memory_get_the_sum(shared: ranks.Collective, name: str) -> None:
+    for case in (ODD, replace(ODD, dtype="fp32"), replace(ODD, B=1, hidden=1)):
+        assert check(OP, IMPLS[name], case, HOST).reason is None, case.id
+
+
+def gloo_sums(n: int) -> ranks.Collective:
+    case = replace(ODD, ranks=n)
+    launch = IMPLS["gloo"].prepare(case, OP.inputs(case, "cpu", 5), HOST)
+    for each in (case, replace(case, dtype="fp32", B=1)):
+        assert check(OP, IMPLS["gloo"], each, HOST).reason is None, each.id
+    return launch
+
+
+def test_gloo_gives_the_sum_until_a_rank_is_killed() -> None:
+    launch = gloo_sums(3)
+    launch()
+    os.kill(launch.group.pids[2], signal.SIGKILL)
+    with pytest.raises(ranks.RankLost, match=r"rank 2 of 3 died: signal 9 \(SIGKILL\)"):
+        launch()
+    assert all(launch.group.nursery.code(pid, 5.0) is not None for pid in launch.group.pids.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 4])
+def test_gloo_gives_the_sum_of_two_and_four(n: int) -> None:
+    gloo_sums(n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("name", ["shared-one-shot", "shared-two-shot"])
+def test_two_and_four_ranks_share_memory(name: str, n: int) -> None:
+    for case in OP.cases("test"):
+        assert check(OP, IMPLS[name], replace(case, ranks=n), HOST).reason is None, case.id
+
+
+def test_the_time_of_a_launch_is_that_of_its_slowest_rank(shared: ranks.Collective) -> None:
+    timer = HostTimer([shared])
+    start = time.perf_counter()
+    sample = timer.sample()
+    assert sample == max(shared.seconds)
+    assert all(0 < each < time.perf_counter() - start for each in shared.seconds)
+    assert len(shared.seconds) == 3
+
+
+def test_what_is_lost_shows(shared: ranks.Collective) -> None:
+    """A rank that does not add one input, or that keeps an old output."""
+    output = shared()
+    inputs = OP.inputs(ODD, "cpu", 5)
+    for name in NAMES[:3]:
+        lacking = OP.reference(ODD, inputs) - inputs[name].double()
+        assert not torch.allclose(lacking, decoded(ODD, output).double(), rtol=0.1)
+    assert decoded(ODD, output).isfinite().all()
+    output[2, 1, 7] += 1
+    assert decoded(ODD, output).isnan().nonzero().tolist() == [[1, 7]]
+
+
+SMALL = ReduceCase(B=1, hidden=64, ranks=2)
+
+
+def test_a_rank_that_hangs_is_named_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = IMPLS["shared-two-shot"].prepare(SMALL, OP.inputs(SMALL, "cpu", 0), HOST)
+    launch()
+    monkeypatch.setattr(ranks, "LIMIT_S", 0.5)
+    group = launch.group
+    os.kill(group.pids[1], signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(ranks.RankLost, match=r"of 2 ranks, rank 1 \(process \d+, stopped\) did not come within 0.5 s"):
+        launch()
+    assert time.monotonic() - started < member.LIMIT_S
+    with pytest.raises(ranks.RankLost, match="rank 1"):
+        launch()
+    assert group.nursery.code(group.pids[1], 5.0) == -signal.SIGKILL, "no rank stays behind"
+
+
+@pytest.mark.slow
+def test_after_a_loss_the_next_launch_gets_new_ranks() -> None:
+    """The rank is killed while both are at work: the launch that is lost says so, and the next one is right."""
+    launch = IMPLS["shared-one-shot"].prepare(SMALL, OP.inputs(SMALL, "cpu", 0), HOST)
+    Timer(0.2, os.kill, (launch.group.pids[1], signal.SIGKILL)).start()
+    with pytest.raises(ranks.RankLost, match="rank 1 of 2 died: signal 9"):
+        deque((launch() for _ in count()), maxlen=0)
+    assert check(OP, IMPLS["shared-one-shot"], SMALL, HOST).reason is None
+
+
+def test_a_machine_with_too_few_cores_or_gpus_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = of_model("llama-3.1-70b", 1, 8)
+    assert too_few(case, HOST) == "needs a core for each of 8 ranks, 4 are usable"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert too_few(case, H200) == "needs a GPU for each of 8 ranks, 4 are here"
+    assert too_few(replace(case, ranks=4), H200) is None
+    with pytest.raises(ValueError, match="ranks 9: 2 to 8"):
+        replace(case, ranks=9)
+
+
+def test_work_by_hand() -> None:
+    """Batch 16 of a hidden size of 8,192 in bf16 are 256 KiB, which each rank reads and writes."""
+    case = of_model("llama-3.1-70b", 16, 4)
+    assert (work(case).bytes_read, work(case).bytes_written) == (1 << 18, 1 << 18)
+    assert work(case).flops["fma_fp32"] == 3 * 16 * 8192 // 4
+    assert total(IMPLS["shared-one-shot"].stages(case, HOST)).bytes == 4 * (1 << 19)
