@@ -1,0 +1,1 @@
+"""Sampling: what does it cost to draw the next token from the logits?"""
