@@ -133,6 +133,22 @@ class KimiLinear(Hybrid):
         return {"state_mixer": mixer}
 
 
+def mamba1(fields: Fields, hidden: int, layers: int, *, state: str, expand: str, rank: str, kernel: str) -> StateMixer:
+    """x and z come from one projection. dt, B and C are made from the convolved x; dt has a low rank."""
+    inner, size = fields.whole(expand) * hidden, fields.whole(state)
+    dt = fields.whole(rank) if isinstance(fields.get(rank), int) else -(-hidden // 16)
+    return StateMixer(
+        kind="mamba",
+        layers=layers,
+        inputs=((2 * inner, hidden),),
+        inner=((dt + 2 * size, inner), (inner, dt)),
+        output=(hidden, inner),
+        state=inner * size,
+        conv=inner * (fields.whole(kernel) - 1),
+        state_bytes=state_bytes(fields),
+    )
+
+
 class Mamba1(Hybrid):
     """Jamba: attention in one of `attn_layer_period` layers, experts in one of `expert_layer_period`."""
 
@@ -146,20 +162,41 @@ class Mamba1(Hybrid):
 
     @staticmethod
     def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
-        hidden, state = numbers["hidden"], fields.whole("mamba_d_state")
-        inner = fields.whole("mamba_expand") * hidden
-        rank = fields.whole("mamba_dt_rank") if isinstance(fields.get("mamba_dt_rank"), int) else -(-hidden // 16)
-        mixer = StateMixer(
-            kind="mamba",
-            layers=sum(states),
-            inputs=((2 * inner, hidden),),
-            inner=((rank + 2 * state, inner), (inner, rank)),
-            output=(hidden, inner),
-            state=inner * state,
-            conv=inner * (fields.whole("mamba_d_conv") - 1),
-            state_bytes=state_bytes(fields),
-        )
-        return {"state_mixer": mixer}
+        names = {"state": "mamba_d_state", "expand": "mamba_expand", "rank": "mamba_dt_rank", "kernel": "mamba_d_conv"}
+        return {"state_mixer": mamba1(fields, numbers["hidden"], sum(states), **names)}
+
+
+class PureMamba(Hybrid):
+    """Mamba without attention and without FFNs: every layer is a mixer. There is no longest context.
+
+    Tensor parallelism shares its channels, or in Mamba-2 its heads.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("mamba", "falcon_mamba", "mamba2")
+    defaults: ClassVar = {
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1 << 20,
+        "intermediate_size": 1,
+    }
+    whole_heads = False
+
+    @staticmethod
+    def states(fields: Fields, layers: int) -> list[bool]:
+        return [True] * layers
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        hidden, layers = numbers["hidden"], numbers["layers"]
+        if fields.model_type == "mamba2":
+            names = {"heads": "num_heads", "head_dim": "head_dim", "groups": "n_groups"}
+            mixer = mamba2(fields, hidden, layers, **names, state="state_size", kernel="conv_kernel")
+            shared = fields.whole("num_heads")
+        else:
+            names = {"state": "state_size", "expand": "expand", "rank": "time_step_rank", "kernel": "conv_kernel"}
+            mixer = mamba1(fields, hidden, layers, **names)
+            shared = mixer.output[1]
+        return {"state_mixer": mixer, "heads": shared, "kv_heads": shared, "head_dim": 1, "plain_layers": layers}
 
 
 class Bamba(Hybrid):

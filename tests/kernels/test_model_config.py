@@ -195,3 +195,52 @@ def test_every_layer_is_told_apart() -> None:
     mixers = [layer.mixer for layer in reading.layers]
     assert [number for number, mixer in enumerate(mixers) if mixer == "attention"] == [4, 12, 20, 28]
     assert [layer.ffn for layer in reading.layers[:4]] == ["dense", "moe", "dense", "moe"]
+
+
+MAMBA: dict[str, tuple[dict[str, Any], float, int]] = {
+    # parameters in 1e9 by the model cards and checkpoints, and the bytes of the state of a request by hand: layers x
+    # (channels x state in fp32 + channels x 3 inputs of the convolution in 16 bits)
+    "mamba-130m": (
+        {"model_type": "mamba", "num_hidden_layers": 24, "intermediate_size": 1536},
+        0.1291,
+        24 * (1536 * 16 * 4 + 1536 * 3 * 2),
+    ),
+    "mamba-2.8b": (
+        {"model_type": "mamba", "hidden_size": 2560, "num_hidden_layers": 64, "time_step_rank": 160},
+        2.768,
+        64 * (5120 * 16 * 4 + 5120 * 3 * 2),
+    ),
+    "falcon-mamba-7b": (
+        {"model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64, "vocab_size": 65024}
+        | {"tie_word_embeddings": False, "time_step_rank": 256},
+        7.27,
+        64 * (8192 * 16 * 4 + 8192 * 3 * 2),
+    ),
+    "Mamba-Codestral-7B-v0.1": (
+        {"model_type": "mamba2"},
+        7.285,
+        64 * (8192 * 128 * 4 + (8192 + 2 * 8 * 128) * 3 * 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAMBA)
+def test_models_without_attention(name: str) -> None:
+    given, billions, state = MAMBA[name]
+    found = from_config({"text_config": given})
+    assert models.parameters(found) == pytest.approx(billions * 1e9, rel=0.01)
+    assert found.state_bytes_per_request == state
+    assert (found.attention_layers, models.kv_bytes_per_token(found, 2)) == (0, 0)
+
+
+def test_a_step_without_attention_is_the_same_at_every_context() -> None:
+    from bench.devices import find
+    from bench.predict.step_model import step
+
+    found = from_config({"text_config": MAMBA["Mamba-Codestral-7B-v0.1"][0]})
+    short, long = (step(found, device=find("h100-sxm"), batch=8, context=tokens) for tokens in (128, 1 << 20))
+    assert short.seconds == long.seconds
+    state = MAMBA["Mamba-Codestral-7B-v0.1"][2]
+    assert short.seconds > (2 * models.active_parameters(found) + 8 * state) / 3.35e12
+    with pytest.raises(BadConfig, match="num_heads"):
+        from_config({"text_config": {"model_type": "mamba2", "num_heads": "many"}})
