@@ -112,6 +112,8 @@ def rotations(positions: int, R: int, theta: float, device: str) -> torch.Tensor
     """fp32 [positions, R]: R/2 cosines, then R/2 sines of position theta^(-2i/R)."""
     import torch
 
+    if device == "meta":  # powers there would import all of torch's decompositions, which takes seconds
+        return torch.empty(positions, R, device=device)
     angle = torch.arange(positions, device=device)[:, None] * theta ** -(torch.arange(0, R, 2, device=device) / R)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
