@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step.op import OP, StepCase
-from kernels.decode_step.parts import lengths, rope_case
+from kernels.decode_step.parts import lengths, parts, rope_case
 from kernels.kv_append.op import cache_shape
 from kernels.op import Impl, Target, implementations
 from kernels.rope_append.op import cache_of
@@ -129,3 +130,13 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
         keep(now, inputs, caches)
         for text, token in zip(texts, tokens, strict=True):
             text.append(token)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_step_with_quantized_weights_passes_the_gate(weights: str) -> None:
+    """Gate and up are then one product, and the activation is a part of its own. The LM head stays in 16 bits."""
+    case = StepCase(model="toy-llama-3", layers=1, B=2, T=9, weights=weights, dtype="fp16")
+    assert {part.name for part in parts(case)} >= {"gate_up", "activation", "down"}
+    errors = check(OP, impl("numba"), case, CPU)
+    assert errors.passed, errors.reason
