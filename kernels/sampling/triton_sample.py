@@ -34,8 +34,9 @@ MOST_GROUPS = 8192
 PART = 4096
 """Logits that a CTA reads, 16 bytes or two times 16 in each of its threads."""
 
-TILE = 8192
-"""Listed logits that are counted at once."""
+TILE = 4096
+"""Listed logits that the last CTA keeps in registers with their weights. The rest of a list comes from the L2 again in
+each step: with p = 0.9 a list has about 1/12 of 128K logits."""
 
 STEPS = 16
 """Steps of a bisection between the bound and the largest logit, in keys of 16 bits about 10, of 32 bits 25."""
@@ -164,10 +165,11 @@ def largest_kernel(
 
 
 @triton.jit
-def listed_mass(keys, bound, count, top, factor, TILE: tl.constexpr, COUNT: tl.constexpr):
-    """The weight, or with COUNT the number, of the listed keys from a bound on."""
-    found = 0.0
-    for start in range(0, count, TILE):
+def listed_mass(near, values, keys, bound, count, top, factor, TILE: tl.constexpr, COUNT: tl.constexpr):
+    """The weight, or with COUNT the number, of the listed keys from a bound on. The first tile of them is `near`, with
+    its `values`."""
+    found = tl.sum(tl.where(near >= bound, values, 0.0))
+    for start in range(TILE, count, TILE):
         offs = start + tl.arange(0, TILE)
         key = tl.load(keys + offs, mask=offs < count, other=LEAST, cache_modifier=".cg")
         value = 1.0 if COUNT else weight_of(number_of(key), top, factor)
@@ -176,13 +178,26 @@ def listed_mass(keys, bound, count, top, factor, TILE: tl.constexpr, COUNT: tl.c
 
 
 @triton.jit
-def largest_with(keys, least, count, wanted, top, factor, TILE: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr):
+def largest_with(
+    near,
+    values,
+    keys,
+    least,
+    count,
+    wanted,
+    top,
+    factor,
+    TILE: tl.constexpr,
+    COUNT: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
     """The largest key at which the listed keys from it on have the `wanted` weight or number; at least `least`."""
     low = (least >> SHIFT).to(tl.int64)
     high = (key_of(top) >> SHIFT).to(tl.int64) + 1
     while high - low > 1:
         middle = (low + high) >> 1
-        enough = listed_mass(keys, (middle << SHIFT).to(tl.int32), count, top, factor, TILE, COUNT) >= wanted
+        bound = (middle << SHIFT).to(tl.int32)
+        enough = listed_mass(near, values, keys, bound, count, top, factor, TILE, COUNT) >= wanted
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle)
     return (low << SHIFT).to(tl.int32)
@@ -225,13 +240,17 @@ def threshold_kernel(
         top = tl.load(largest + 2 * b)
         total = tl.load(largest + 2 * b + 1)
         keys = listed + b * V
+        offs_n = tl.arange(0, TILE)
+        near = tl.load(keys + offs_n, mask=offs_n < count, other=LEAST, cache_modifier=".cg")
+        weights = tl.where(offs_n < count, weight_of(number_of(near), top, factor), 0.0)
         threshold = bound
         if K:
-            threshold = largest_with(keys, bound, count, k, top, factor, TILE, True, SHIFT)
-            total = listed_mass(keys, threshold, count, top, factor, TILE, False)
+            ones = tl.full([TILE], 1.0, tl.float32)
+            threshold = largest_with(near, ones, keys, bound, count, k, top, factor, TILE, True, SHIFT)
+            total = listed_mass(near, weights, keys, threshold, count, top, factor, TILE, False)
         if P:
-            share = tl.load(p + b)
-            threshold = largest_with(keys, threshold, count, share * total, top, factor, TILE, False, SHIFT)
+            wanted = tl.load(p + b) * total
+            threshold = largest_with(near, weights, keys, threshold, count, wanted, top, factor, TILE, False, SHIFT)
         tl.store(bounds + 2 * b + 1, tl.maximum(threshold, tl.load(bounds + 2 * b + 1)))
 
 
@@ -331,7 +350,10 @@ def stages(case: SamplingCase, target: Target) -> tuple[Stage, ...]:
     """The first launch reads the logits from DRAM, the others from the L2 where it holds them. A step of a bisection
     takes as long as a load from the L2."""
     p, least = plan(case, target), work(case)
-    steps, twice = STEPS if case.k or case.p else 0, 2 if case.k and case.p else 1
+    steps = STEPS if case.k or case.p else 0
+    # behind the tile in registers a nucleus of all tokens has some more in the L2
+    each = (1 if case.k else 0) + (1 if case.p else 0) + (1 if case.p and not case.k else 0)
+    again = 4 * case.B * steps * max(0, case.V // 12 - TILE) if case.p and not case.k else 0
     greedy = not case.temperature
     size, written = BYTES[case.dtype] * case.B * case.V, Work(bytes_written=least.bytes_written)
 
@@ -350,7 +372,9 @@ def stages(case: SamplingCase, target: Target) -> tuple[Stage, ...]:
     maxima = 8 * case.B * (cdiv(case.V, p.group) + p.parts)
     found = [stage("largest", first, 4 + steps, l2_bytes=maxima)]
     if steps:
-        found.append(passing(stage("threshold", Work(), 5 + steps * twice, before=1), target, size, read=size))
+        found.append(
+            passing(stage("threshold", Work(), 5 + steps * each, before=1, l2_bytes=again), target, size, read=size)
+        )
     if not greedy:
         found.append(passing(stage("pick", written, 5, before=1), target, size, read=size))
     return tuple(found)
