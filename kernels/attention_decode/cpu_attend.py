@@ -6,12 +6,14 @@ by its maxima and sums. In a block of 16 tokens keys are read once and in order 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kernels.attention_decode.op import AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, work
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, needs_whole_vectors, on_fma, prange, threads
+from kernels.common.cpu_lanes import lanes, multiplies_bf16
 from kernels.common.cpu_loops import BLOCK, UNSEEN, apart, convert
 from kernels.common.cpu_softmax import (
     LOG2_E,
@@ -113,7 +115,7 @@ def attend_run(
     apart()
     H_q, H_kv, D, q_len = heads
     stride_head, scaled = cache[4], cache[5] > 0
-    window, sinks, scale, softcap = limits
+    window, sinks, scale, softcap, factor = limits
     group = H_q // H_kv
     rows = q_len * group
     for segment in mine:
@@ -130,6 +132,8 @@ def attend_run(
             count = min(BLOCK, end - first)
             place_tokens(table, b, first + BLOCK, end, cache, at, scale_at)
             score_rows(k, at, H_kv, stride_head, qs, 0, rows, D, s)
+            if factor != np.float32(1.0):
+                convert(s, 0, H_kv * rows * BLOCK, factor, s, 0)
             if scaled:
                 scale_block(s, k_scale, scale_at, H_kv, rows)
             if softcap > 0.0 or count < BLOCK or q_len > 1:
@@ -166,7 +170,8 @@ def attend(
     limits,
 ):
     """`heads` is H_q, H_kv, D, q_len. `cache` is the columns of the table, tokens a page, the strides of page, slot and
-    head, and the strides of a page's and a group's scales. `limits` is window, sinks, the factor of q, softcap."""
+    head, and the strides of a page's and a group's scales. `limits` is window, sinks, the factor of q, softcap,
+    and the factor of scores."""
     for thread in prange(len(starts) - 1):
         attend_run(
             segments[starts[thread] : starts[thread + 1]],
@@ -212,6 +217,9 @@ def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     scores = LOG2_E if not case.softcap else 1 / case.softcap
     scale_strides = (groups * case.H_kv, case.H_kv) if case.kv else (0, 0)
     out = torch.empty_like(inputs["q"])
+    qs = torch.empty(runs * rows * case.D, dtype=torch.bfloat16 if in_pairs(case) else torch.float32)
+    factors = (np.float32(1.0), np.float32(case.softmax_scale * scores))
+    of_query, of_scores = factors if in_pairs(case) else factors[::-1]
     arguments = (
         *(array(inputs[name]) for name in ("q", "k", "v", "k_scale", "v_scale")),
         array(table.contiguous()) if not case.page else array(inputs["block_table"]),
@@ -220,7 +228,7 @@ def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
         np.array(lengths(case), dtype=np.int64),
         np.array([segment.row() for segment in segments], dtype=np.int64),
         np.array(starts, dtype=np.int64),
-        torch.empty(runs, rows * case.D).numpy(),
+        array(qs).reshape(runs, rows * case.D),
         torch.empty(runs, rows * BLOCK).numpy(),
         torch.empty(slots * rows).numpy(),
         torch.empty(slots * rows).numpy(),
@@ -228,7 +236,7 @@ def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
         np.empty((runs, 2, 2 * BLOCK), dtype=np.int64),
         (case.H_q, case.H_kv, case.D, case.q_len),
         (table.shape[1], page, k.stride(0), k.stride(slot), k.stride(head), *scale_strides),
-        (case.window, case.sinks, np.float32(case.softmax_scale * scores), np.float32(case.softcap)),
+        (case.window, case.sinks, of_query, np.float32(case.softcap), of_scores),
     )
 
     def launch() -> torch.Tensor:
@@ -238,13 +246,22 @@ def prepare(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     return launch
 
 
+def in_pairs(case: AttentionCase) -> bool:
+    """Whether queries and keys are multiplied in bf16, by an instruction of its own. The scale then comes after it."""
+    return case.dtype == "bf16" and not case.kv and case.D % (2 * lanes()) == 0 and multiplies_bf16()
+
+
 def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
-    """Each sequence reads a shared prefix for itself; all else is read once."""
+    """Each sequence reads a shared prefix for itself; all else is read once. Weighted sums of values are in fp32."""
     again = Work()
     if case.prefix:
         shared = ((0, case.prefix),)
         again = Work(bytes_read=(case.B - 1) * (kv_tokens_bytes(case, shared) + table_bytes(case, shared)))
-    return (Stage(name="attend", work=on_fma(work(case) + again)),)
+    moved = on_fma(work(case) + again)
+    if in_pairs(case):
+        half = moved.total_flops // 2
+        moved = replace(moved, flops={"mma_bf16": half, "fma_fp32": moved.total_flops - half})
+    return (Stage(name="attend", work=moved),)
 
 
 def supports(case: AttentionCase, target: Target) -> str | None:

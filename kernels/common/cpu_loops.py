@@ -77,7 +77,7 @@ def dotting(*, streamed: bool) -> Callable[..., Any]:
         """out[at + j stride + i] = sum over `length` elements of row i of `a` times row j of `b` (fp32), all i and j at
         once. `a_rows` and `b_rows` are tuples of offsets; `a` has at least as many rows in all as there are outputs.
 
-        Where rows are streamed, both are bf16 and the processor multiplies bf16, nothing is widened."""
+        Where both are bf16 and the processor multiplies bf16, nothing is widened. Rows must then have whole vectors."""
         from numba import types
 
         def generate(context, builder, signature, arguments):
@@ -91,7 +91,7 @@ def dotting(*, streamed: bool) -> Callable[..., Any]:
             A, B = len(a_at), len(b_at)
             sums = code.variables(A * B, code.zeros())
             size = context.get_abi_sizeof(context.get_data_type(a.dtype))
-            paired = streamed and a.dtype == b.dtype == types.uint16 and multiplies_bf16()
+            paired = a.dtype == b.dtype == types.uint16 and multiplies_bf16()
             width = 2 * code.count if paired else code.count
             step = max(width, LINE_BYTES // size) if streamed else width
 
