@@ -56,6 +56,15 @@ def test_a_host_that_does_not_tell_its_cache_is_swept_all_the_same(monkeypatch: 
     assert machine.environment()["last_level_cache_bytes"] == 0, "what the system tells is kept"
 
 
+def test_large_pages_are_asked_for_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    machine.want_large_pages()
+    assert machine.recorded_variables()["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    machine.want_large_pages()
+    assert machine.recorded_variables()["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
 def test_recorded_variables_tell_settings_but_neither_paths_nor_names() -> None:
     environ = {
         "TRITON_F32_DEFAULT": "ieee",

@@ -117,6 +117,18 @@ def test_a_slower_memory_is_no_error_of_the_prediction(tmp_path: Path) -> None:
     assert found.paired == pytest.approx((SPEED / 1.9, SPEED), rel=0.01)
 
 
+def test_a_run_at_the_usual_speed_of_its_memory(tmp_path: Path) -> None:
+    """Claims read these times: two cases that move as many bytes take as long, however slow the memory was for one."""
+    found = shown(tmp_path, moves("quick", 64 * MiB, 100, 1.0), moves("slow", 64 * MiB, 200, 1.9)).run
+    before, after = found.ceilings, found.at_usual_speed()
+    quick, slow = (r.seconds or 0.0 for r in after.records if r.op == "ffn_gemv")
+    assert slow == pytest.approx(quick, rel=0.01)
+    assert before
+    assert after.ceilings
+    assert after.ceilings.read_roof == pytest.approx(before.read_roof, rel=1e-6)
+    assert after.at_usual_speed() is after, "nothing is left to change"
+
+
 def test_times_in_reads_are_compared_only_if_all_have_them() -> None:
     quick, slow = moves("quick", 64 * MiB, 100, 1.0), moves("slow", 128 * MiB, 100, 2.0)
     first, second = comparable([quick, slow])
