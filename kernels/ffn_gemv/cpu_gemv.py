@@ -13,7 +13,7 @@ import numpy as np
 
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
 from kernels.common.cpu_lanes import lanes, multiplies_bf16
-from kernels.common.cpu_loops import convert
+from kernels.common.cpu_loops import apart, convert
 from kernels.common.cpu_products import ROWS, multiply_packed, multiply_rows
 from kernels.common.integers import cdiv
 from kernels.common.quantization import FORMATS
@@ -34,19 +34,26 @@ def store_rows(totals, first, N, tokens, y):
         convert(totals, j * ROWS, min(ROWS, N - first), np.float32(1.0), y, j * N + first)
 
 
+@jit
+def multiply_run(run, runs, x, x_scale, w, scale, y, shape, scaling, xs, x_at, at, sums, totals):
+    """One thread's rows. A slice of an array costs as much as some lines, so none is made for each tile."""
+    apart()
+    B, N, K = shape
+    for b in range(B):
+        convert(x, b * K, K, x_scale[b] if len(x_scale) else np.float32(1.0), xs, b * K)
+    tiles = (N + ROWS - 1) // ROWS
+    for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
+        first = tile * ROWS
+        multiply_rows(w, first, N, K, scale, scaling, xs, x_at, B, at, sums, totals)
+        store_rows(totals, first, N, B, y)
+
+
 @kernel
 def multiply(x, x_scale, w, scale, y, shape, scaling, xs, x_at, at, sums, totals):
     """Each run copies x for itself, widened to the type of `xs`, then multiplies its rows. `shape` is B, N, K."""
-    B, N, K = shape
     runs = len(xs)
     for run in prange(runs):
-        for b in range(B):
-            convert(x, b * K, K, x_scale[b] if len(x_scale) else np.float32(1.0), xs[run], b * K)
-        tiles = (N + ROWS - 1) // ROWS
-        for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
-            first = tile * ROWS
-            multiply_rows(w, first, N, K, scale, scaling, xs[run], x_at, B, at[run], sums[run], totals[run])
-            store_rows(totals[run], first, N, B, y)
+        multiply_run(run, runs, x, x_scale, w, scale, y, shape, scaling, xs[run], x_at, at[run], sums[run], totals[run])
 
 
 @jit
@@ -68,18 +75,41 @@ def spread_columns(x, B, K, group, count, parts, xs, x_sums, row, spread):
                 x_sums[lane + i % count] += spread[i]
 
 
+@jit
+def multiply_4bit_run(run, runs, x, w, scale, zero, y, shape, xs, x_sums, row, spread, x_at, at, totals):
+    """One thread's rows."""
+    apart()
+    B, N, K, group, count, parts = shape
+    spread_columns(x, B, K, group, count, parts, xs, x_sums, row, spread)
+    tiles = (N + ROWS - 1) // ROWS
+    for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
+        first = tile * ROWS
+        multiply_packed(w, first, N, K, scale, zero, group, xs, x_at, x_sums, B, at, totals)
+        store_rows(totals, first, N, B, y)
+
+
 @kernel
 def multiply_4bit(x, w, scale, zero, y, shape, xs, x_sums, row, spread, x_at, at, totals):
     """`shape` is B, N, K, columns of a group, lanes of a vector, parts of a group."""
-    B, N, K, group, count, parts = shape
     runs = len(xs)
     for run in prange(runs):
-        spread_columns(x, B, K, group, count, parts, xs[run], x_sums[run], row[run], spread[run])
-        tiles = (N + ROWS - 1) // ROWS
-        for tile in range(tiles * run // runs, tiles * (run + 1) // runs):
-            first = tile * ROWS
-            multiply_packed(w, first, N, K, scale, zero, group, xs[run], x_at, x_sums[run], B, at[run], totals[run])
-            store_rows(totals[run], first, N, B, y)
+        multiply_4bit_run(
+            run,
+            runs,
+            x,
+            w,
+            scale,
+            zero,
+            y,
+            shape,
+            xs[run],
+            x_sums[run],
+            row[run],
+            spread[run],
+            x_at,
+            at[run],
+            totals[run],
+        )
 
 
 def scaling(case: GemvCase) -> tuple[int, int, int]:
