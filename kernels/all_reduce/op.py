@@ -14,6 +14,7 @@ stages. On a host there is no link between ranks: one memory holds all of it, an
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,11 +153,13 @@ def tolerance(case: ReduceCase) -> Tolerance:
 
 
 def too_few(case: ReduceCase, target: Target) -> str | None:
-    """A refusal of a machine that has fewer cores or GPUs than the case has ranks.
+    """A refusal of a machine that is no Linux, or that has fewer cores or GPUs than the case has ranks.
 
     A process that sees no GPU asks for a part that is not here, to compile for it: it is not refused.
     """
     if target.kind == "cpu":
+        if not hasattr(os, "memfd_create"):
+            return "needs Linux: ranks share memory that belongs to no file"
         cores = target.sm_count
         return f"needs a core for each of {case.ranks} ranks, {cores} are usable" if cores < case.ranks else None
     import torch

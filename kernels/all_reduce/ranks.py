@@ -17,7 +17,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +70,15 @@ class Nursery:
         return self.codes.get(pid)
 
 
-@cache
-def nursery(owner: int) -> Nursery:
-    """The nursery of the process with this id: a fork of this process starts its own."""
-    return Nursery()
+_nurseries: dict[int, Nursery] = {}
+
+
+def nursery() -> Nursery:
+    """The nursery of this process, if it lives. A fork of this process starts its own."""
+    found = _nurseries.get(os.getpid())
+    if found is None or found.process.poll() is not None:
+        found = _nurseries[os.getpid()] = Nursery()
+    return found
 
 
 class Group:
@@ -83,7 +87,7 @@ class Group:
     def __init__(self, name: str, ranks: int, dtype: str) -> None:
         self.ranks, self.lost = ranks, ""
         join = kind(name, dtype)  # before the nursery does the same, so that it finds what was compiled
-        self.nursery = nursery(os.getpid())
+        self.nursery = nursery()
         self.pids: dict[int, int] = {}
         self.slots = count()
         control = os.memfd_create("decodebench-control")

@@ -1,4 +1,6 @@
-"""All-reduce among processes of a host against the sum in fp64; ranks that die or hang are named; what is counted."""
+"""All-reduce against the sum in fp64: among processes of a host, where a rank that dies or hangs is named, and among
+pretended GPUs; what is counted.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,19 @@ from threading import Timer
 import pytest
 import torch
 
+from bench.ceilings import Ceilings
 from bench.devices import find
+from bench.inspection.emulate import program
+from bench.inspection.emulator.execute import execute
+from bench.measure.case import usable
 from bench.measure.gate import check
 from bench.measure.timing import HostTimer
+from bench.predict.roofline import predict_from_ceilings, predict_from_datasheet
 from kernels.all_reduce import member, ranks
 from kernels.all_reduce.op import NAMES, OP, ReduceCase, decoded, of_model, too_few, work
+from kernels.common.compare import compare
 from kernels.op import Target, implementations, total
+from tests.support.uninterpreted import elsewhere
 
 HOST = Target(kind="cpu", name="cpu", sm_count=4, l2_bytes=1 << 20)
 """A host of four cores. This one may have fewer: the ranks then wait for each other."""
@@ -146,3 +155,41 @@ def test_work_by_hand() -> None:
     assert (work(case).bytes_read, work(case).bytes_written) == (1 << 18, 1 << 18)
     assert work(case).flops["fma_fp32"] == 3 * 16 * 8192 // 4
     assert total(IMPLS["shared-one-shot"].stages(case, HOST)).bytes == 4 * (1 << 19)
+
+
+def test_predictions_know_the_link_between_gpus() -> None:
+    """One shot among 8: 7 x 4 MiB come over 450 GB/s in 65 us; two shots, as NCCL may, 2 x 7 / 8 of them in 16 us.
+    What the link gives is measured by nobody, so there is no prediction from measured ceilings."""
+    case = of_model("llama-3.1-70b", 256, 8)
+    spec = find("h200")
+    for name, sent in (("triton-one-shot", 7 * (1 << 22)), ("nccl", 7 * (1 << 20))):
+        stages = IMPLS[name].stages(case, H200)
+        assert sum(stage.peer_bytes for stage in stages) == sent
+        found = predict_from_datasheet(stages, spec)
+        assert (found.seconds, found.bound) == (pytest.approx(sent / 450e9), "peers")
+        measured = predict_from_ceilings(stages, Ceilings(read_points=((1 << 20, 2e-6),), best_read=4e12), H200)
+        assert measured.missing == ("fma_fp32", "link_bandwidth")
+        assert usable(measured) is None
+
+
+def emulated(ranks: int, rounds: int) -> list[str | None]:
+    """What the gate says of each launch of compiled kernels of so many ranks on one part, one order of warps each."""
+    from kernels.all_reduce.triton_one_shot import pretended
+
+    case = ReduceCase(B=3, hidden=2731, ranks=ranks)
+    inputs = OP.inputs(case, "cpu", 0)
+    built = pretended(case, inputs, replace(H200, sm_count=2))
+    made, found = program(built.launches[0], 90), []
+    for seed in range(rounds):
+        OP.poison(case, inputs, built.output)
+        execute(made, seed=seed)
+        found.append(compare(decoded(case, built.output), OP.reference(case, inputs), OP.tolerance(case)).reason)
+        flags = [built.launches[0].args[f"flags{r}"] for r in range(ranks)]
+        assert all(bool((flag == 2 * seed + 2).all()) for flag in flags), "two barriers a launch, each of all ranks"
+    return found
+
+
+@pytest.mark.slow
+def test_pretended_gpus_wait_for_each_other_and_get_the_same_sum() -> None:
+    """The compiled code of sm_90, on the emulator: two ranks of two CTAs, launch after launch with the same flags."""
+    assert elsewhere("tests.kernels.test_all_reduce", "t.emulated(2, 3)") == [None] * 3
