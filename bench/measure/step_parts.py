@@ -6,6 +6,7 @@ they are larger than it.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -90,6 +91,7 @@ def measure_step(case: Any, target: Target) -> MeasuredStep:
         parts=measured_parts(launch.parts),  # type: ignore[attr-defined]
         peers={PEER: median_of(peer)} if peer else {},
         source=f"medians on {target.name}, {target.sm_count} cores",
+        notes=busy_note(target),
     )
 
 
@@ -98,6 +100,14 @@ def measure_request(request: step_request.Request) -> Waterfall:
     target = machine.detect("cpu")
     roof = read_roof(target)
     return step_request.measured(request, measure_step(request.case, target), target.name, roof)
+
+
+def busy_note(target: Target) -> tuple[str, ...]:
+    """Whether other processes want the cores too; the step's own threads are as many as there are cores."""
+    load = os.getloadavg()[0]
+    if load <= target.sm_count + 1:
+        return ()
+    return (f"other processes are at work: a load of {load:.0f} on {target.sm_count} cores; these times say little",)
 
 
 def measured_parts(parts: Sequence[tuple[str, Callable[[], Any]]]) -> tuple[MeasuredPart, ...]:

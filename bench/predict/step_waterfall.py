@@ -122,6 +122,7 @@ class MeasuredStep:
     peers: Mapping[str, float]
     """Seconds of the same step by other implementations."""
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def floor_rows(predicted: StepPrediction) -> dict[str, tuple[int, float]]:
@@ -204,7 +205,8 @@ def measured_waterfall(
         Level(name="dependencies: each in its place in the step", seconds=inside, source=found.source),
         Level(name=f"step ({found.impl})", seconds=found.seconds, source=found.source),
     ]
-    notes = tuple(f"the same step by {name}: {seconds * 1e3:,.2f} ms" for name, seconds in found.peers.items())
+    peers = (f"the same step by {name}: {seconds * 1e3:,.2f} ms" for name, seconds in found.peers.items())
+    notes = (*found.notes, *peers)
     return _waterfall(predicted, shape, levels, shared(rows), measured=True, notes=notes)
 
 

@@ -154,3 +154,13 @@ def test_a_toy_is_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(part.alone > 0 and part.in_step > 0 for part in found.parts)
     assert found.seconds > max(part.in_step for part in found.parts)
     assert set(found.peers) == {"torch"}
+
+
+def test_a_busy_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.measure import step_parts
+    from kernels.op import Target
+
+    host = Target(kind="cpu", name="a host", sm_count=2)
+    for load, said in ((2.5, 0), (9.0, 1)):
+        monkeypatch.setattr(step_parts.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert len(step_parts.busy_note(host)) == said
