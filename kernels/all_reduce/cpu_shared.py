@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kernels.all_reduce.member import Member, Message
-from kernels.all_reduce.op import ReduceCase, one_shot, together, too_few, work
+from kernels.all_reduce.op import ReduceCase, adds_only, one_shot, together, work
 from kernels.common.cpu_jit import cpu_impl, jit
 from kernels.common.cpu_loops import convert
 from kernels.op import Inputs, Launch, Stage, Target
@@ -92,6 +92,6 @@ def prepare(case: ReduceCase, inputs: Inputs, target: Target, *, shots: int) -> 
 
 
 IMPLS = tuple(
-    cpu_impl(name=name, prepare=partial(prepare, shots=shots), stages=stages, supports=too_few)
+    cpu_impl(name=name, prepare=partial(prepare, shots=shots), stages=stages, supports=adds_only)
     for name, shots, stages in (("shared-one-shot", 1, one_shot_stages), ("shared-two-shot", 2, two_shot_stages))
 )

@@ -1,7 +1,9 @@
 """y[b, d] = sum over ranks of x_r[b, d]: the sum of what n ranks hold, which every rank gets.
 
 x_r and y are [B, hidden]. Tensor parallelism calls it twice in each layer, with B tokens of a decode step. The sum is
-taken in fp32 and rounded once; a library may round after each addition.
+taken in fp32 and rounded once; a library may round after each addition. Fused with what follows in a layer, the sum is
+added to the residual and normalized: h = residual + sum_r x_r, y[b, d] = h[b, d] / sqrt(mean_d h[b, d]^2 + 1e-5) w[d].
+Then h is an output too.
 
 One process measures: rank 0. On a host, the other ranks are processes that it starts (`ranks.py`), all inputs and
 outputs are in memory that they share, and the output that is checked holds what every rank got. On GPUs, this process
@@ -15,8 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernels.all_reduce.segment import Segment
 from kernels.common.compare import rounded
@@ -27,6 +30,8 @@ from kernels.op import Case, Inputs, Op, Target, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
+
+EPSILON = 1e-5
 
 MOST_RANKS = 8
 """The GPUs of one server."""
@@ -44,6 +49,10 @@ class ReduceCase(Case):
     hidden: int
     ranks: int
     dtype: Dtype = "bf16"
+    fused: bool = False
+    """With the residual and the norm behind it."""
+
+    PLAIN: ClassVar[Mapping[str, Any]] = {"fused": False}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +61,7 @@ class ReduceCase(Case):
 
     @property
     def id(self) -> str:
-        return f"n{self.ranks}-B{self.B}-D{self.hidden}-{self.dtype}"
+        return f"n{self.ranks}-B{self.B}-D{self.hidden}-{self.dtype}{'-fused' * self.fused}"
 
     @property
     def elements(self) -> int:
@@ -64,8 +73,11 @@ class ReduceCase(Case):
         return self.elements * BYTES[self.dtype]
 
 
-def of_model(model: str, B: int, ranks: int) -> ReduceCase:
-    return ReduceCase(model=model, B=B, hidden=MODELS[model].hidden, ranks=ranks)
+def of_model(model: str, B: int, ranks: int, fused: bool = False) -> ReduceCase:
+    return ReduceCase(model=model, B=B, hidden=MODELS[model].hidden, ranks=ranks, fused=fused)
+
+
+BATCHES = (256, 64, 16, 1)
 
 
 def cases(suite: str) -> list[ReduceCase]:
@@ -75,11 +87,13 @@ def cases(suite: str) -> list[ReduceCase]:
     if suite == "quick":
         return [of_model("llama-3.1-70b", B, n) for n in (2, 8) for B in (64, 1)]
     if suite == "full":
-        return [of_model("llama-3.1-70b", B, n) for n in (2, 4, 8) for B in (256, 64, 16, 1)]
+        return [of_model("llama-3.1-70b", B, n, fused) for fused in (False, True) for n in (2, 4, 8) for B in BATCHES]
     return [
         ReduceCase(B=3, hidden=43, ranks=3, dtype="fp32"),
         ReduceCase(B=1, hidden=1, ranks=4, dtype="fp32"),
         ReduceCase(B=5, hidden=256, ranks=4, dtype="fp16"),
+        ReduceCase(B=3, hidden=200, ranks=3, dtype="fp16", fused=True),
+        ReduceCase(B=2, hidden=77, ranks=4, dtype="fp32", fused=True),
     ]
 
 
@@ -87,7 +101,7 @@ def inputs(case: ReduceCase, device: str, seed: int) -> Inputs:
     """x_r ~ N(0, 1), each from a seed of its own: `x0` to `x7`, empty beyond the ranks.
 
     On a host they lie one after the other in `segment`, which other processes can map. On `cuda`, x_r is on GPU r, and
-    on the last one where there are fewer.
+    on the last one where there are fewer. `residual` ~ N(0, 1) and w ~ 1 + N(0, 1) / 4 are the same for all ranks.
     """
     import torch
 
@@ -103,20 +117,32 @@ def inputs(case: ReduceCase, device: str, seed: int) -> Inputs:
         if segment:
             segment.tensor[r].copy_(made[name])
             made[name] = segment.tensor[r]
+    if case.fused:
+        draw = RandomInputs(device, seed + MOST_RANKS * RANK_SEEDS)
+        made["residual"] = draw.normal(shape, case.dtype)
+        made["w"] = draw.normal(shape[1:], case.dtype, scale=0.25)
+        if device != "meta":
+            made["w"] += 1
     return made
 
 
 def reference(case: ReduceCase, inputs: Inputs) -> torch.Tensor:
-    """[B, hidden] in fp64."""
+    """[B, hidden] in fp64; fused, the rows of y, then those of h."""
+    import torch
+
     total = inputs["x0"].double()
     for name in NAMES[1 : case.ranks]:
         total = total + inputs[name].to(total.device).double()
-    return total
+    if not case.fused:
+        return total
+    h = total + inputs["residual"].double()
+    y = h * (h.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * inputs["w"].double()
+    return torch.cat([y, h])
 
 
 def decoded(case: ReduceCase, output: torch.Tensor) -> torch.Tensor:
-    """[B, hidden]. Of outputs of all ranks, [ranks, B, hidden], an element that is not the same for all becomes NaN:
-    ranks that go on with different sums drift apart."""
+    """The output of one rank. Of outputs of all ranks, [ranks, rows, hidden], an element that is not the same for all
+    becomes NaN: ranks that go on with different sums drift apart."""
     import torch
 
     if output.ndim == 2:
@@ -126,14 +152,23 @@ def decoded(case: ReduceCase, output: torch.Tensor) -> torch.Tensor:
 
 
 def work(case: ReduceCase) -> Work:
-    """One rank's: its x, its y, and its share of the n - 1 additions of each element."""
+    """One rank's: its x, its y, and its share of the n - 1 additions of each element. Fused, also the residual, w and
+    h, and 5 operations for each element."""
     flops = (case.ranks - 1) * case.elements // case.ranks
-    return Work(flops={"fma_fp32": flops}, bytes_read=case.size, bytes_written=case.size)
+    least = Work(flops={"fma_fp32": flops}, bytes_read=case.size, bytes_written=case.size)
+    return least + after(case) if case.fused else least
+
+
+def after(case: ReduceCase) -> Work:
+    """What the residual and the norm add."""
+    read = case.size + case.hidden * BYTES[case.dtype]
+    return Work(flops={"fma_fp32": 5 * case.elements}, bytes_read=read, bytes_written=case.size)
 
 
 def one_shot(case: ReduceCase) -> Work:
     """One rank's, where it adds up all that the ranks hold."""
-    return dataclasses.replace(work(case), flops={"fma_fp32": (case.ranks - 1) * case.elements})
+    flops = (case.ranks - 1 + 5 * case.fused) * case.elements
+    return dataclasses.replace(work(case), flops={"fma_fp32": flops})
 
 
 def together(work: Work, ranks: int) -> Work:
@@ -168,12 +203,17 @@ def too_few(case: ReduceCase, target: Target) -> str | None:
     return f"needs a GPU for each of {case.ranks} ranks, {found} are here" if 0 < found < case.ranks else None
 
 
+def adds_only(case: ReduceCase, target: Target) -> str | None:
+    """The refusal of implementations that leave the residual and the norm to another launch."""
+    return "only adds up: the residual and the norm are another launch" if case.fused else too_few(case, target)
+
+
 OP = Op(
     name="all_reduce",
     title="all-reduce",
     role="decode",
-    about="the sum over the ranks of a model that is split, twice in each layer",
-    formula="y[b, d] = sum_r x_r[b, d]",
+    about="the sum over the ranks of a model that is split, twice in each layer, alone or with residual and norm",
+    formula="y[b, d] = sum_r x_r[b, d]; fused h = residual + sum_r x_r; y = h / sqrt(mean(h^2) + 1e-5) w",
     case_type=ReduceCase,
     cases=cases,
     inputs=inputs,

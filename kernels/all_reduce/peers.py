@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from kernels.all_reduce.member import LIMIT_S, Member, Message
-from kernels.all_reduce.op import ReduceCase, together, too_few, work
+from kernels.all_reduce.op import ReduceCase, adds_only, together, work
 from kernels.common.random_inputs import torch_dtype
 from kernels.op import Impl, Inputs, Launch, Stage, Target, torch_version
 
@@ -51,7 +51,7 @@ def gloo_supports(case: ReduceCase, target: Target) -> str | None:
         return "needs a host: it adds up on the host's own cores"
     if not (distributed.is_available() and distributed.is_gloo_available()):
         return "needs gloo, which this torch was built without"
-    return too_few(case, target)
+    return adds_only(case, target)
 
 
 def gloo_stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:

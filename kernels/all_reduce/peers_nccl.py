@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kernels.all_reduce.gpus import Forked
-from kernels.all_reduce.op import NAMES, ReduceCase, too_few, work
-from kernels.op import Impl, Inputs, Launch, Stage, Target
+from kernels.all_reduce.op import EPSILON, NAMES, ReduceCase, after, too_few, work
+from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,7 @@ def supports(case: ReduceCase, target: Target) -> str | None:
 def prepare(case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
     import torch
     from torch.cuda import nccl
+    from torch.nn.functional import rms_norm
 
     xs = [inputs[name] for name in NAMES[: case.ranks]]
     ys = [torch.empty_like(x) for x in xs]
@@ -34,12 +37,37 @@ def prepare(case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
         forked(lambda streams: nccl.all_reduce(xs, ys, streams=list(streams)))
         return ys[0]
 
-    return launch
+    if not case.fused:
+        return launch
+    outputs = [torch.empty(2, case.B, case.hidden, dtype=x.dtype, device=x.device) for x in xs]
+    residuals, weights = ([inputs[name].to(x.device) for x in xs] for name in ("residual", "w"))
+
+    def whole(streams: Sequence[torch.cuda.Stream]) -> None:
+        nccl.all_reduce(xs, ys, streams=list(streams))
+        for r, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                h = torch.add(ys[r], residuals[r], out=outputs[r][1])
+                outputs[r][0].copy_(rms_norm(h, (case.hidden,), weights[r], EPSILON))
+
+    def fused() -> torch.Tensor:
+        forked(whole)
+        return outputs[0].flatten(0, 1)
+
+    return fused
 
 
 def stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
-    """Of one rank: the least over the link, 2 (n - 1) / n of the message. NCCL picks ring, tree or switch itself."""
-    return (Stage(name="all-reduce", work=work(case), peer_bytes=2 * (case.ranks - 1) * case.size // case.ranks),)
+    """Of one rank: the least over the link, 2 (n - 1) / n of the message. NCCL picks ring, tree or switch itself.
+    Fused, torch's addition and norm follow, which find what they read in the L2."""
+    alone, sent = dataclasses.replace(case, fused=False), 2 * (case.ranks - 1) * case.size // case.ranks
+    reduce = Stage(name="all-reduce", work=work(alone), peer_bytes=sent)
+    if not case.fused:
+        return (reduce,)
+    return (
+        reduce,
+        Stage(name="add", work=after(case), l2_bytes=case.size),
+        Stage(name="norm", work=Work(), l2_bytes=2 * case.size),
+    )
 
 
 def version() -> str:

@@ -12,19 +12,21 @@ Where the peers are not there (interpreted, or compiled only), the flags hold nu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
 from kernels.all_reduce.gpus import AllGpus
-from kernels.all_reduce.op import MOST_RANKS, NAMES, ReduceCase, one_shot, too_few
+from kernels.all_reduce.op import MOST_RANKS, NAMES, ReduceCase, adds_only, one_shot
 from kernels.common.random_inputs import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Impl, Inputs, Launch, Stage, Target
 
 WARPS = 8
+WHY_FEW = "a message of decode is small: the latency of the link decides, not its bytes in flight"
 ARRIVED = 1 << 30
 """The number in the flags where peers are not waited for."""
 
@@ -95,70 +97,99 @@ def plan(case: ReduceCase, target: Target) -> tuple[int, int]:
     return block, min(triton.cdiv(case.elements, block), target.sm_count)
 
 
-def launch_of(
-    case: ReduceCase,
-    inputs: Inputs,
-    target: Target,
-    *,
-    rank: int,
-    flags: Sequence[torch.Tensor],
-    y: torch.Tensor,
-    ranks: int = 1,
-) -> KernelLaunch:
-    """The kernel of one rank, or of so many from this one on; y is [ranks, B, hidden] then."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a launch runs: as one rank, or as `ranks` ranks from this one on, on the part that has y and `epochs`."""
+
+    rank: int
+    ranks: int
+    flags: Sequence[torch.Tensor]
+    """Of each rank of the case, [CTAs, ranks of the case]."""
+    epochs: torch.Tensor
+    y: torch.Tensor
+    """[rows, hidden], or [ranks, rows, hidden] for several."""
+
+
+Launches = Callable[[ReduceCase, Inputs, Target, Place], KernelLaunch]
+"""A kernel that meets its peers, as `launch_of` gives it."""
+
+
+def rows(case: ReduceCase) -> int:
+    return (2 if case.fused else 1) * case.B
+
+
+def alone(launches: Launches, ctas: int, case: ReduceCase, inputs: Inputs, target: Target) -> Built:
+    """Rank 0 alone, its peers taken to have arrived."""
+    device, dtype = inputs["x0"].device, inputs["x0"].dtype
+    place = Place(
+        rank=0,
+        ranks=1,
+        flags=[torch.full((ctas, case.ranks), ARRIVED, dtype=torch.int32, device=device) for _ in range(case.ranks)],
+        epochs=torch.zeros(ctas, dtype=torch.int32, device=device),
+        y=torch.empty(rows(case), case.hidden, dtype=dtype, device=device),
+    )
+    return Built(launches=(launches(case, inputs, target, place),), output=place.y)
+
+
+def pretended(launches: Launches, ctas: int, case: ReduceCase, inputs: Inputs, target: Target) -> Built:
+    """All ranks in one launch on one part, where they wait for each other. All CTAs must run at the same time."""
+    device, dtype, n = inputs["x0"].device, inputs["x0"].dtype, case.ranks
+    place = Place(
+        rank=0,
+        ranks=n,
+        flags=[*torch.zeros(n, ctas, n, dtype=torch.int32, device=device)],
+        epochs=torch.zeros(n * ctas, dtype=torch.int32, device=device),
+        y=torch.empty(n, rows(case), case.hidden, dtype=dtype, device=device),
+    )
+    return Built(launches=(launches(case, inputs, target, place),), output=place.y)
+
+
+def everywhere(launches: Launches, ctas: int, case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
+    """A launch on each GPU."""
+    homes = [inputs[name].device for name in NAMES[: case.ranks]]
+    flags = [torch.zeros(ctas, case.ranks, dtype=torch.int32, device=home) for home in homes]
+    places = [
+        Place(
+            rank=r,
+            ranks=1,
+            flags=flags,
+            epochs=torch.zeros(ctas, dtype=torch.int32, device=home),
+            y=torch.empty(rows(case), case.hidden, dtype=inputs["x0"].dtype, device=home),
+        )
+        for r, home in enumerate(homes)
+    ]
+    return AllGpus([launches(case, inputs, target, place) for place in places], places[0].y)
+
+
+def of_all(case: ReduceCase, inputs: Inputs, flags: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The arguments `x0` to `flags7`; the first rank's stand for those beyond the ranks, and are not used."""
+    found = {}
+    for name, of_ranks in (("x", [inputs[name] for name in NAMES[: case.ranks]]), ("flags", flags)):
+        for r in range(MOST_RANKS):
+            found[f"{name}{r}"] = of_ranks[r if r < case.ranks else 0]
+    return found
+
+
+def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) -> KernelLaunch:
+    """The kernel of one rank, or of all."""
     block, ctas = plan(case, target)
-
-    def all_of(of_ranks: Sequence[torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-        padded = [*of_ranks, *[of_ranks[0]] * (MOST_RANKS - case.ranks)]
-        return {f"{name}{r}": each for r, each in enumerate(padded)}
-
     return KernelLaunch(
         kernel=one_shot_kernel,
-        grid=(ctas, ranks),
+        grid=(ctas, where.ranks),
         args={
-            **all_of([inputs[name] for name in NAMES[: case.ranks]], "x"),
-            **all_of(flags, "flags"),
-            "own": flags[rank],
-            "epochs": torch.zeros(ranks * ctas, dtype=torch.int32, device=y.device),
-            "y": y,
+            **of_all(case, inputs, where.flags),
+            "own": where.flags[where.rank],
+            "epochs": where.epochs,
+            "y": where.y,
             "elements": case.elements,
-            "rank": rank,
+            "rank": where.rank,
         },
         constexprs={"RANKS": case.ranks, "BLOCK": block},
         num_warps=WARPS,
         streams=NAMES[: case.ranks],
         why_narrow="the last 16 bytes are not whole" if case.elements % 16 else "",
-        why_few_in_flight="a message of decode is small: the latency of the link decides, not its bytes in flight",
+        why_few_in_flight=WHY_FEW,
     )
-
-
-def build(case: ReduceCase, inputs: Inputs, target: Target) -> Built:
-    """Rank 0 alone, its peers taken to have arrived."""
-    x = inputs["x0"]
-    shape = (plan(case, target)[1], case.ranks)
-    flags = [torch.full(shape, ARRIVED, dtype=torch.int32, device=x.device) for _ in range(case.ranks)]
-    y = torch.empty_like(x)
-    return Built(launches=(launch_of(case, inputs, target, rank=0, flags=flags, y=y),), output=y)
-
-
-def pretended(case: ReduceCase, inputs: Inputs, target: Target) -> Built:
-    """All ranks in one launch on one part, where they wait for each other. All CTAs must run at the same time."""
-    device, shape = inputs["x0"].device, (case.ranks, plan(case, target)[1], case.ranks)
-    flags = torch.zeros(shape, dtype=torch.int32, device=device)
-    y = torch.empty(case.ranks, case.B, case.hidden, dtype=inputs["x0"].dtype, device=device)
-    launch = launch_of(case, inputs, target, rank=0, flags=[*flags], y=y, ranks=case.ranks)
-    return Built(launches=(launch,), output=y)
-
-
-def prepare(case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
-    if target.kind != "cuda":
-        return build(case, inputs, target)
-    xs = [inputs[name] for name in NAMES[: case.ranks]]
-    shape = (plan(case, target)[1], case.ranks)
-    flags = [torch.zeros(shape, dtype=torch.int32, device=x.device) for x in xs]
-    ys = [torch.empty_like(x) for x in xs]
-    launches = [launch_of(case, inputs, target, rank=r, flags=flags, y=y) for r, y in enumerate(ys)]
-    return AllGpus(launches, ys[0])
 
 
 def stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
@@ -168,5 +199,29 @@ def stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
     return (Stage(name="read and add", work=work, peer_bytes=(case.ranks - 1) * case.size, ctas=ctas, ctas_per_sm=2),)
 
 
-ONE_SHOT: Impl[ReduceCase] = triton_impl(name="triton-one-shot", build=build, stages=stages, supports=too_few)
-IMPLS = (dataclasses.replace(ONE_SHOT, prepare=prepare),)
+def impl(
+    name: str,
+    launches: Launches,
+    ctas: Callable[[ReduceCase, Target], int],
+    stages: Callable[[ReduceCase, Target], Sequence[Stage]],
+    supports: Callable[[ReduceCase, Target], str | None],
+) -> Impl[ReduceCase]:
+    """An `Impl` whose `build` is rank 0 alone, which is compiled, interpreted and emulated."""
+
+    def build(case: ReduceCase, inputs: Inputs, target: Target) -> Built:
+        return alone(launches, ctas(case, target), case, inputs, target)
+
+    def prepare(case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
+        if target.kind != "cuda":
+            return build(case, inputs, target)
+        return everywhere(launches, ctas(case, target), case, inputs, target)
+
+    one_rank = triton_impl(name=name, build=build, stages=stages, supports=supports)
+    return dataclasses.replace(one_rank, prepare=prepare)
+
+
+def ctas(case: ReduceCase, target: Target) -> int:
+    return plan(case, target)[1]
+
+
+IMPLS = (impl("triton-one-shot", launch_of, ctas, stages, adds_only),)

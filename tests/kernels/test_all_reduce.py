@@ -86,7 +86,7 @@ def test_gloo_gives_the_sum_of_two_and_four(n: int) -> None:
 @pytest.mark.parametrize("n", [2, 4])
 @pytest.mark.parametrize("name", ["shared-one-shot", "shared-two-shot"])
 def test_two_and_four_ranks_share_memory(name: str, n: int) -> None:
-    for case in OP.cases("test"):
+    for case in (each for each in OP.cases("test") if not each.fused):
         assert check(OP, IMPLS[name], replace(case, ranks=n), HOST).reason is None, case.id
 
 
@@ -145,6 +145,11 @@ def test_a_machine_with_too_few_cores_or_gpus_refuses(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert too_few(case, H200) == "needs a GPU for each of 8 ranks, 4 are here"
     assert too_few(replace(case, ranks=4), H200) is None
+    fused = replace(case, ranks=4, fused=True)
+    assert all("only adds up" in IMPLS[name].supports(fused, HOST) for name in IMPLS if name.startswith("shared"))
+    assert IMPLS["triton-fused"].supports(fused, H200) is None
+    assert IMPLS["triton-one-shot"].supports(fused, H200) is not None
+    assert IMPLS["triton-fused"].supports(replace(fused, fused=False), H200) is not None
     with pytest.raises(ValueError, match="ranks 9: 2 to 8"):
         replace(case, ranks=9)
 
@@ -154,6 +159,8 @@ def test_work_by_hand() -> None:
     case = of_model("llama-3.1-70b", 16, 4)
     assert (work(case).bytes_read, work(case).bytes_written) == (1 << 18, 1 << 18)
     assert work(case).flops["fma_fp32"] == 3 * 16 * 8192 // 4
+    fused = work(replace(case, fused=True))
+    assert (fused.bytes_read, fused.bytes_written) == ((2 << 18) + (1 << 14), 2 << 18), "residual, w and h too"
     assert total(IMPLS["shared-one-shot"].stages(case, HOST)).bytes == 4 * (1 << 19)
 
 
@@ -172,13 +179,14 @@ def test_predictions_know_the_link_between_gpus() -> None:
         assert usable(measured) is None
 
 
-def emulated(ranks: int, rounds: int) -> list[str | None]:
+def emulated(fused: bool, ranks: int, rounds: int) -> list[str | None]:
     """What the gate says of each launch of compiled kernels of so many ranks on one part, one order of warps each."""
-    from kernels.all_reduce.triton_one_shot import pretended
+    from kernels.all_reduce import triton_fused, triton_one_shot
 
-    case = ReduceCase(B=3, hidden=2731, ranks=ranks)
-    inputs = OP.inputs(case, "cpu", 0)
-    built = pretended(case, inputs, replace(H200, sm_count=2))
+    case = ReduceCase(B=3, hidden=200 if fused else 2731, ranks=ranks, fused=fused)
+    kernels = triton_fused if fused else triton_one_shot
+    inputs, part = OP.inputs(case, "cpu", 0), replace(H200, sm_count=2)
+    built = triton_one_shot.pretended(kernels.launch_of, kernels.ctas(case, part), case, inputs, part)
     made, found = program(built.launches[0], 90), []
     for seed in range(rounds):
         OP.poison(case, inputs, built.output)
@@ -190,6 +198,7 @@ def emulated(ranks: int, rounds: int) -> list[str | None]:
 
 
 @pytest.mark.slow
-def test_pretended_gpus_wait_for_each_other_and_get_the_same_sum() -> None:
-    """The compiled code of sm_90, on the emulator: two ranks of two CTAs, launch after launch with the same flags."""
-    assert elsewhere("tests.kernels.test_all_reduce", "t.emulated(2, 3)") == [None] * 3
+@pytest.mark.parametrize("fused", [False, True])
+def test_pretended_gpus_wait_for_each_other_and_get_the_same_sum(fused: bool) -> None:
+    """The compiled code of sm_90, on the emulator: two ranks, launch after launch with the same flags."""
+    assert elsewhere("tests.kernels.test_all_reduce", f"t.emulated({fused}, 2, 3)") == [None] * 3
