@@ -26,7 +26,7 @@ from bench.measure.case import usable
 from bench.measure.gate import check
 from bench.measure.timing import HostTimer
 from bench.predict.roofline import predict_from_ceilings, predict_from_datasheet
-from kernels.all_reduce import member, ranks
+from kernels.all_reduce import member, peers_nccl, ranks
 from kernels.all_reduce.op import NAMES, OP, ReduceCase, decoded, of_model, too_few, work
 from kernels.common.compare import compare
 from kernels.op import Target, implementations, total
@@ -202,3 +202,17 @@ def emulated(fused: bool, ranks: int, rounds: int) -> list[str | None]:
 def test_pretended_gpus_wait_for_each_other_and_get_the_same_sum(fused: bool) -> None:
     """The compiled code of sm_90, on the emulator: two ranks, launch after launch with the same flags."""
     assert elsewhere("tests.kernels.test_all_reduce", f"t.emulated({fused}, 2, 3)") == [None] * 3
+
+
+def test_what_surrounds_nccl_passes_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended NCCL adds up on the host; the streams are numbers."""
+
+    def pretended(xs: list[torch.Tensor], ys: list[torch.Tensor], streams: list[int]) -> None:
+        assert streams == list(range(len(xs)))
+        for y in ys:
+            y.copy_(torch.stack(xs).double().sum(0))
+
+    monkeypatch.setattr(torch.cuda.nccl, "all_reduce", pretended)
+    monkeypatch.setattr(peers_nccl, "Forked", lambda n: lambda work: work(range(n)))
+    for case in (ODD, replace(ODD, fused=True)):
+        assert check(OP, IMPLS["nccl"], case, HOST).reason is None, case.id
