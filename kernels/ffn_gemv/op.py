@@ -102,7 +102,7 @@ def quick() -> Iterable[GemvCase]:
         yield from of_model("llama-3.1-70b", "gate", B)
     yield from of_model("llama-3.1-70b", "q down")
     yield from of_model("llama-3.1-8b", "k gate lm_head")
-    for weights in ("fp8", "int8", "int4", "mxfp4", "nvfp4"):
+    for weights in ("fp8", "int8", "int4", "mxfp4"):
         yield from of_model("llama-3.1-70b", "gate", weights=weights)
     yield from of_model("llama-3.1-70b", "gate", 16, weights="int4")
 

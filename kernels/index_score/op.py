@@ -86,7 +86,7 @@ def cases(suite: str) -> list[IndexCase]:
     if suite == "smoke":
         return [deepseek(2, 8192)]
     if suite == "quick":
-        return [deepseek(1, 131072), deepseek(32, 32768), deepseek(32, 32768, page=0)]
+        return [deepseek(32, 32768)]
     if suite == "full":
         return [
             *(deepseek(1, T) for T in (4096, 16384, 65536, 131072)),

@@ -185,11 +185,9 @@ def cases(suite: str) -> list[StateCase]:
         return [
             replace(QWEN, B=1),
             replace(QWEN, B=64),
-            replace(QWEN, B=64, conv=0),
             replace(NEMOTRON, B=64),
             replace(NEMOTRON, B=64, every=8),
             replace(KIMI, B=64),
-            replace(JAMBA, B=64),
         ]
     if suite == "full":
         return [

@@ -6,11 +6,13 @@ import itertools
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +204,9 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> N
                 process.send_signal(signal.SIGKILL)
                 kills += 1
                 process.wait()
+                for file in out.glob(f"*/*/{FILE}"):
+                    if b"\n" not in file.read_bytes():  # it died before its first line: there is no run to go on with
+                        shutil.rmtree(file.parent)
                 continue
         printed, _ = process.communicate()
         assert process.returncode == 0
@@ -211,8 +216,11 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, moments: int) -> N
             break
         shutil.rmtree(out)  # it finished before it could be killed, so begin again
     lines = [json.loads(line) for line in (finished / FILE).read_text().splitlines() if line.endswith("}")]
-    done = [(r["op"], r["impl"], r["case_id"], r["repeat"]) for r in lines if r["kind"] == "record"]
-    assert len(done) == len(set(done)), "something was measured twice"
+    records = [((r["op"], r["impl"], r["case_id"], r["repeat"]), r["flags"]) for r in lines if r["kind"] == "record"]
+    done = Counter(key for key, _ in records)
+    # what other programs disturbed is measured again at the end
+    again = {key for key, flags in records if "disturbed" in flags}
+    assert not [key for key, count in done.items() if count > 1 and key not in again], "something was measured twice"
 
 
 @pytest.mark.exhaustive
@@ -289,7 +297,8 @@ def test_left_stands_behind_the_time_that_is_left(tmp_path: Path) -> None:
         live.begin(Target(kind="cpu", name="host"), tmp_path, 3, 1)
     assert "toy B8" in before
     assert "left" not in before
-    assert "0:00:00 -:--:-- left" in screen.file.getvalue()  # type: ignore[attr-defined]
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"0:00:00 (-:--:--|0:00:0\d) left", shown), "the time gone, then the time left"
 
 
 class Idle:

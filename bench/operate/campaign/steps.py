@@ -390,7 +390,7 @@ MEASURE = Step(name="measure", share=1.0, least_s=OVERRUN_S + 20.0, least_cpu_s=
 STEPS = (
     Step(name="doctor", share=0.15, least_s=10.0),
     Step(name="gate", share=0.3, least_s=20.0),
-    Step(name="tune", share=0.4, least_s=40.0, most_s=tuning.LIMIT_S),
+    Step(name="tune", share=0.15, least_s=40.0, most_s=tuning.LIMIT_S),
     MEASURE,
     Step(name="selfcheck", share=0.5, least_s=40.0),
     Step(name="counters", share=1.0, least_s=100.0),
