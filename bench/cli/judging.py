@@ -83,8 +83,10 @@ def compare(
     elif form := form_of(as_csv, as_md):
         show(*compare_runs.main_table(comparison), form=form)
     else:
-        print(*compare_runs.lines(comparison), sep="\n")
+        *before, tally = compare_runs.lines(comparison)
+        print(*before, sep="\n")
         show(*compare_runs.main_table(comparison))
+        print(tally)
     raise typer.Exit(comparison.exit_code)
 
 

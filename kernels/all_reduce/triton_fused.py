@@ -89,6 +89,7 @@ def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) ->
         },
         constexprs={"RANKS": case.ranks, "EPSILON": EPSILON, "BLOCK_D": block},
         num_warps=max(1, min(16, block // 256)),
+        max_registers=128,
         streams=(*NAMES[: case.ranks], "residual"),
         why_narrow="the rows are no multiple of 16 elements: they begin anywhere" if case.hidden % 16 else "",
         why_few_in_flight=WHY_FEW,
