@@ -278,10 +278,16 @@ def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:
                     "predicted_measured_s": measured.get("seconds"),
                     "bound": measured.get("bound") or datasheet.get("bound"),
                     "flags": " ".join(record.flags),
-                    **{f"case.{name}": value for name, value in record.case.items()},
+                    **{f"case.{name}": as_cell(value) for name, value in record.case.items()},
                 }
             )
     return pandas.DataFrame(rows)
+
+
+def as_cell(value: Any) -> Any:
+    """The value, or its text if it is a whole number of more than 64 bits: such a number is damage, and pandas 2.2
+    cannot hold it."""
+    return str(value) if isinstance(value, int) and value.bit_length() > 63 else value
 
 
 UNITS = {"_bytes": "B", "smem_per_sm": "B", "_hz": "Hz", "_w": "W"}

@@ -54,7 +54,10 @@ def case_of(table: Table, row: int) -> tuple[str, Case] | None:
         fields["F"] //= max(1, int(table["tp"][row]))
     if mapped.stored:
         fields[mapped.stored] = table.names["stored"][table["stored"][row]]
-    if mapped.activations and table.names["activations"][table["activations"][row]] == "fp8":
+    activations = table.names["activations"][table["activations"][row]]
+    if activations == "nvfp4":  # our products in nvfp4 have 16-bit activations
+        return None
+    if mapped.activations and activations == "fp8":
         fields[mapped.activations] = "fp8"
     try:
         return mapped.op, discover()[mapped.op].case_from_dict({**fields, **mapped.fixed})
