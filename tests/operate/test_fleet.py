@@ -312,7 +312,8 @@ def test_options_of_another_engine_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_nodes_of_a_ray_cluster_send_their_records_back(tmp_path: Path) -> None:
+def test_two_nodes_of_a_ray_cluster_send_their_records_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # as the engine does before it imports Ray
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Ray:
     address: str | None = None
 
     def __post_init__(self) -> None:
+        # under `uv run`, Ray would start each of its workers by `uv run` too, in a copy of this directory
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self._ray = optional("ray", "ray")
         runtime = {"working_dir": str(machine.ROOT), "excludes": ["reports", "build", ".*", "tests"]}
         if not self._ray.is_initialized():
