@@ -21,6 +21,7 @@ from kernels.common.compare import compare
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
 from kernels.gemm_peak.op import PeakCase
+from kernels.index_score.op import IndexCase
 from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase
 from kernels.moe_ffn.op import MoeCase
@@ -112,6 +113,7 @@ OTHERS = {
     "reads by TMA": Steady("stream", StreamCase(kind="read", size=32 * SIZE), impl="triton-tma"),
     "reads of the L2": Steady("stream", StreamCase(kind="l2_read", size=3 * SIZE, passes=5), loop="ld.global"),
     "a chase": Steady("stream", StreamCase(kind="chase", size=2688, chains=3, loads=5), loop="ld.global"),
+    "index scores": Steady("index_score", IndexCase(B=1, T=2100, H=16, D=32, page=16)),
     "chains of FMAs": Steady("gemm_peak", PeakCase(kind="fma", M=1061, K=2064, dtype="fp32"), loop="fma"),
 }
 """Executed as compiled for sm_90; the exhaustive tests execute them for sm_80 too."""
