@@ -87,7 +87,7 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert json.loads((out / steps.STATE).read_text())["steps"]["measure"]["state"] == "open"
-    outcome = steps.run(planted(), out, display := Silent())
+    outcome = steps.run(planted(), out, Silent())
     states = {name: step.state for name, step in outcome.steps.items()}
     assert states == {
         "doctor": "skipped",
