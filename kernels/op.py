@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kernels.launch import Built
 
 SUITES = ("smoke", "quick", "full")
-"""Measured suites, sized for one to two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
+"""Measured suites, sized for two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
 
 Inputs = dict[str, Any]
 """Named tensors (and a few plain values) that one launch reads."""
@@ -163,7 +163,8 @@ def as_stored(case: Case, output: torch.Tensor) -> torch.Tensor:
 class Op(Generic[CaseT]):
     """One operation. `reference` computes in fp32 or fp64 torch and never calls what it checks.
 
-    - `cases(suite)`: the shapes of `smoke`, `quick`, `full`, and of `test` (small, edgy, for the interpreter)
+    - `cases(suite)`: the shapes of `smoke`, `quick`, `full`, and of `test` (small, edgy, for the interpreter). `smoke`
+      has only what shows whether decode is memory-bound on a host; other operations have no case there
     - `inputs(case, device, seed)`: fresh tensors on `cuda`, `cpu` or `meta` (shapes only, for code generation); the
       same seed gives the same values, different seeds differ
     - `work(case)`: the compulsory minimum that any implementation must read, write and compute

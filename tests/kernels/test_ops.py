@@ -140,7 +140,7 @@ def test_small_cases_in_fp16_exist_in_bf16(op: Op) -> None:
 def test_cases_are_distinct_and_survive_a_record(op: Op) -> None:
     for suite in (*SUITES, "test"):
         cases = op.cases(suite)
-        assert cases, f"{op.name} has no {suite} case"
+        assert cases or suite == "smoke", f"{op.name} has no {suite} case"
         assert len({case.id for case in cases}) == len(cases)
         for case in cases:
             assert op.case_from_dict(case.as_dict()) == case
