@@ -24,7 +24,7 @@ Threshold = Annotated[
     float | None,
     typer.Option(help="a share is an outlier if it is slower by more than this (default: 0.03 on GPUs)", min=0),
 ]
-Suite = Annotated[str, typer.Option(help="smoke, quick or full")]
+Suite = Annotated[str | None, typer.Option(help="smoke, quick or full (default: quick on GPUs, else smoke)")]
 CpuShares = Annotated[int, typer.Option(help="without GPUs: equal parts of each machine's cores", min=1, max=1024)]
 Cap = Annotated[float | None, typer.Option(help="sampling seconds per implementation and case")]
 
@@ -35,7 +35,7 @@ Cap = Annotated[float | None, typer.Option(help="sampling seconds per implementa
 def run(
     out: Annotated[Path, typer.Option(help="where everything goes; the same directory again continues")],
     engine: Annotated[str, typer.Option(help="local, ray or slurm")] = "local",
-    suite: Suite = "quick",
+    suite: Suite = None,
     device: Device = "auto",
     op: Ops = None,
     impl: Impls = None,
@@ -88,7 +88,7 @@ def report(directory: Directory, threshold: Threshold = None, html: Html = True,
 
 @app.command("node", epilog=examples("fleet node --suite quick > events.jsonl", "fleet node --op stream"))
 def node(
-    suite: Suite = "quick",
+    suite: Suite = None,
     device: Device = "auto",
     op: Ops = None,
     impl: Impls = None,
@@ -142,7 +142,7 @@ def render(
     gpus: Annotated[int, typer.Option(help="GPUs of each machine", min=0)] = 8,
     part: Annotated[str, typer.Option(help="sky: its name of the GPU")] = "H100",
     image: Annotated[str, typer.Option(help="kubernetes: the image, see bench/operate/box")] = "decodebench:latest",
-    suite: Suite = "quick",
+    suite: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
 ) -> None:
     """Print a file that makes every machine of a cloud or a cluster run `fleet node`."""
     from bench.operate.fleet.rendering import render as rendered
