@@ -23,7 +23,7 @@ from bench.report import html, markdown, several, share
 from bench.run import load, load_run
 from tests.support import ROOT
 
-SEED = next((ROOT / "reports").glob(f"*/*/{FILE}"))
+SEED = next((ROOT / "reports").glob(f"cpu-intel-*/*/{FILE}"))
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 3.5, -3.5, 1e300, 10**40, float("nan"), float("inf"), -float("inf")),
     *("", "x", "\x1b[31m", "a" * 500, "é\n|", [], [[]], [None], [1, "a"], {}, {"a": 1}, {"": None}, {"value": "x"}),

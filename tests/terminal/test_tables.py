@@ -18,7 +18,7 @@ from tests.support import ROOT
 from tests.support.synthetic_run import record
 from tests.support.terminal import on_a_terminal
 
-RUN = next((ROOT / "reports").glob(f"*/*/{FILE}")).parent
+RUN = next((ROOT / "reports").glob(f"cpu-intel-*/*/{FILE}")).parent
 IDS = [(op.name, case.id) for op in discover().values() for case in op.cases("full")]
 HEADERS = ["op", "case", "implementation", "a", "b", "b / a", "verdict", "flags"]
 ROWS = [
