@@ -69,8 +69,15 @@ def run(
         cap_s=cap if cap is None else seconds("--cap", cap),
         argv=tuple(sys.argv[1:]),
     )
+    pinned = head.hosts(out) if engine == "slurm" else None
     reached = engines.engine(
-        engine, out, address=address, count=nodes, partition=partition, gpus_per_node=gpus_per_node
+        engine,
+        out,
+        address=address,
+        count=nodes,
+        partition=partition,
+        gpus_per_node=gpus_per_node,
+        pinned=pinned,
     )
     with Fleet() as display:
         whole = head.measure(out, request, engine, reached, display, cpu_shares=cpu_shares, alone=alone)

@@ -204,6 +204,13 @@ def test_logs_with_prefixes_become_a_fleet(tmp_path: Path) -> None:
         logs.collect([ROOT / "README.md"], tmp_path / "out")
 
 
+def test_a_job_goes_on_at_the_host_on_which_it_ran(tmp_path: Path) -> None:
+    assert head.hosts(tmp_path) == {}
+    nodes = {"job0": {"host": "node-7", "shares": {}}}
+    (tmp_path / head.STATE).write_text(json.dumps({"engine": "slurm", "request": {}, "nodes": nodes}))
+    assert head.hosts(tmp_path) == {"job0": "node-7"}
+
+
 def share(name: str) -> dict[str, Any]:
     return {"name": name, "slot": "s", "serial": ""}
 

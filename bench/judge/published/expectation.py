@@ -9,7 +9,7 @@ import numpy as np
 from bench.devices import find
 from bench.judge.published import link_fit
 from bench.judge.published.table import Array, Table
-from bench.judge.published.work import Floor, rates, work
+from bench.judge.published.work import Floor, generations, rates, work
 from bench.predict import collectives, expected
 
 
@@ -39,11 +39,6 @@ def parts(rows: Table) -> expected.Part:
     known = [expected.Part.of(find(name)) for name in rows.names["part"]]
     sms, l2 = (np.array([getattr(part, name) for part in known])[rows["part"]] for name in ("sms", "l2"))
     return expected.Part(bandwidth=bandwidth, peak=peak, sms=sms, l2=l2)
-
-
-def generations(rows: Table) -> Array:
-    """Each row's generation of parts, as text."""
-    return np.array([expected.generation(find(name)) for name in rows.names["part"]], dtype=object)[rows["part"]]
 
 
 def groups(table: Table) -> Iterator[tuple[str, str, str, Array]]:

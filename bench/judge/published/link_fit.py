@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.devices import find
 from bench.judge.published.search import simplex
 from bench.judge.published.table import Array, Table
-from bench.judge.published.work import rates
+from bench.judge.published.work import generations, rates
 from bench.predict import expected
 from bench.predict.collectives import LEAST, LIBRARIES, MOST, Algorithm, Library, seconds
 
@@ -35,14 +34,13 @@ def in_graph(rows: Table) -> Array:
 
 def groups(rows: Table) -> Iterator[tuple[str, str, Array]]:
     """Library and generation, and the index of their rows. An engine that calls NCCL counts as NCCL."""
-    mask = in_graph(rows)
-    by_nccl = np.array([name == "NCCL" for name in rows.names["kernel"]], dtype=bool)[rows["kernel"]]
-    libraries = np.where(by_nccl, "nccl", rows.text("software").astype(str))
-    gens = np.array([expected.generation(find(name)) for name in rows.names["part"]], dtype=object)[rows["part"]]
+    chosen = np.flatnonzero(in_graph(rows))
+    rows = rows.take(chosen)
+    libraries = np.where(rows.text("kernel") == "NCCL", "nccl", rows.text("software"))
+    gens = generations(rows)
     for library in LIBRARIES:
-        mine = mask & (libraries == library)
         for gen in expected.FITTED_ON:
-            index = np.flatnonzero(mine & (gens == gen))
+            index = chosen[(libraries == library) & (gens == gen)]
             if len(index):
                 yield library, gen, index
 

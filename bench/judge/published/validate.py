@@ -13,9 +13,9 @@ import numpy as np
 
 from bench.devices import DEVICES, find
 from bench.judge.published import fit, link_fit, server_fit
-from bench.judge.published.expectation import expectation, generations
+from bench.judge.published.expectation import expectation
 from bench.judge.published.table import Array, Table, load
-from bench.judge.published.work import WARM, Floor, work
+from bench.judge.published.work import WARM, Floor, generations, work
 from bench.predict import expected
 
 PERCENTILES = (10, 50, 90)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.devices import find
 from bench.judge.published.table import Array, Table
+from bench.predict.expected import generation
 
 BYTES = {"fp32": 4, "bf16": 2, "fp8": 1, "int8": 1, "nvfp4": 0.5, "int4": 0.5, "mxfp4": 0.5}
 WEIGHTS = {
@@ -89,6 +90,11 @@ def rates(table: Table) -> tuple[Array, Array]:
     if "all_reduce" in table.names["op"]:
         bandwidth = np.where(table["op"] == table.code("op", "all_reduce"), link[table["part"]], bandwidth)
     return bandwidth, peaks[table["part"], table["activations"]]
+
+
+def generations(table: Table) -> Array:
+    """Each row's generation of parts, as text."""
+    return np.array([generation(find(name)) for name in table.names["part"]], dtype=object)[table["part"]]
 
 
 Rows = dict[str, Array]

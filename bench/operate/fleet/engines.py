@@ -143,9 +143,6 @@ def optional(module: str, package: str) -> ModuleType:
         raise BadRequest(f"this engine needs {package}: pip install {package}") from None
 
 
-ENGINES = ("local", "ray", "slurm")
-
-
 def engine(name: str, folder: Path, **options: Any) -> Engine:
     """The engine of this name. `options` that it does not know are an error where they are set."""
     kinds: dict[str, type] = {"local": Local, "ray": Ray, "slurm": Slurm}

@@ -167,6 +167,12 @@ def read_state(directory: Path) -> State | None:
         raise BadRequest(f"{path} is damaged ({error}); the records beside it are whole") from None
 
 
+def hosts(directory: Path) -> dict[str, str]:
+    """By node, the host on which it ran: a job of Slurm must go on there, since a share belongs to one board."""
+    state = read_state(directory)
+    return {name: node["host"] for name, node in state.nodes.items()} if state else {}
+
+
 def members(directory: Path, state: State, prefix: str = "") -> Iterator[Member]:
     """Every share that has measured something. A summary that is missing is made from the records."""
     for name, found in sorted(state.nodes.items()):
