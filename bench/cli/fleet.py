@@ -108,7 +108,7 @@ def node(
     from bench.operate.fleet.node import Task, measure
     from bench.terminal import listing
 
-    name = platform.node()
+    name = platform.node() or "node"
 
     listing.check(op or [], suite, case)
     request = Request(device=device, suite=suite, ops=tuple(op or ()), impls=tuple(impl or ()), case=case, cap_s=cap)

@@ -204,6 +204,25 @@ def test_logs_with_prefixes_become_a_fleet(tmp_path: Path) -> None:
         logs.collect([ROOT / "README.md"], tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["", "..", "../kept", "/tmp", ".hidden"])
+def test_a_log_cannot_name_a_folder_elsewhere(tmp_path: Path, name: str) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    log, out = tmp_path / "log", tmp_path / "out"
+    log.write_text(json.dumps({"node": name, "fleet": {"kind": "node"}}, separators=(",", ":")))
+    with pytest.raises(BadRequest, match="no name of a machine"):
+        logs.collect([log], out)
+    assert kept.is_dir()
+    lines = [
+        {"kind": "node", "host": "h", "shares": [share(name)]},
+        {"kind": "records", "share": name, "text": "x\n"},
+    ]
+    log.write_text("\n".join(json.dumps({"node": "a", "fleet": each}, separators=(",", ":")) for each in lines))
+    said = logs.collect([log], out)
+    assert "no name of a machine" in said[0]
+    assert not list(tmp_path.rglob(FILE))
+
+
 def test_a_job_goes_on_at_the_host_on_which_it_ran(tmp_path: Path) -> None:
     assert head.hosts(tmp_path) == {}
     nodes = {"job0": {"host": "node-7", "shares": {}}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -119,6 +120,11 @@ class Head:
 
     def hear(self, name: str, event: Event, prefix: str, waiting: set[str], task: Task) -> None:
         kind = event["kind"]
+        for folder_name in (
+            name,
+            *([each["name"] for each in event["shares"]] if kind == "node" else [event["share"]]),
+        ):
+            check_name(folder_name)
         if kind == "node":
             shares = {each["name"]: each for each in event["shares"]}
             before = self.state.nodes.get(name, {}).get("shares", {})
@@ -165,6 +171,12 @@ def read_state(directory: Path) -> State | None:
         return State(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise BadRequest(f"{path} is damaged ({error}); the records beside it are whole") from None
+
+
+def check_name(name: str) -> None:
+    """BadRequest for a name that is no folder's name: it came from another machine, or from a log."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise BadRequest(f"{name[:80]!r} is no name of a machine or of a share")
 
 
 def hosts(directory: Path) -> dict[str, str]:

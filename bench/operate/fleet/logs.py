@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.errors import BadRequest
 from bench.measure.schedule import Request
 from bench.operate.fleet.engines import Local
-from bench.operate.fleet.head import Head, State, read_state
+from bench.operate.fleet.head import Head, State, check_name, read_state
 from bench.operate.fleet.node import Event, Task
 
 MARK = '{"node":'
@@ -70,6 +70,7 @@ def collect(files: Sequence[Path], out: Path) -> list[str]:
         if not names:
             raise BadRequest(f"{path} holds nothing that `fleet node` printed")
         for name in names:
+            check_name(name)
             logs.setdefault(name, []).append(path)
     out.mkdir(parents=True, exist_ok=True)
     for name in logs:
