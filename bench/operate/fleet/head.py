@@ -120,13 +120,10 @@ class Head:
 
     def hear(self, name: str, event: Event, prefix: str, waiting: set[str], task: Task) -> None:
         kind = event["kind"]
-        for folder_name in (
-            name,
-            *([each["name"] for each in event["shares"]] if kind == "node" else [event["share"]]),
-        ):
-            check_name(folder_name)
         if kind == "node":
             shares = {each["name"]: each for each in event["shares"]}
+            for folder_name in (name, *shares):
+                check_name(folder_name)
             before = self.state.nodes.get(name, {}).get("shares", {})
             for gone in sorted(set(before) - set(shares)):
                 self.lose(f"{name}/{gone}", "it is not there any more")
@@ -134,6 +131,7 @@ class Head:
             waiting |= set(shares) - set(task.finished)
             return
         share = event["share"]
+        check_name(share)
         folder = self.directory / name / share / prefix
         if kind == "at":
             self.display.at(f"{share} of {name}", event["done"], event["total"], event["what"])
