@@ -142,10 +142,10 @@ def test_a_link_to_a_claim_opens_it(browser: Browser, full: Path, claim: str, sc
     """Also one that is folded into the unmeasured, and without JavaScript."""
     browser.open(full / "report.html", at=f"#{claim}", scripts=scripts)
     told = f"document.getElementById('{claim}')"
-    assert browser.run(f"{VISIBLE} return seen({told})")
-    place = browser.run(f"return {told}.getBoundingClientRect().top")
-    bar = browser.run("return document.querySelector('form.filters').getBoundingClientRect().bottom")
-    assert bar <= place < 1000
+    assert browser.comes(f"{VISIBLE} return seen({told})")
+    place = f"const place = {told}.getBoundingClientRect().top; "
+    bar = "const bar = document.querySelector('form.filters').getBoundingClientRect().bottom; "
+    assert browser.comes(f"{place} {bar} return bar <= place && place < 1000")
     assert browser.run(f"return {told}.querySelectorAll('dt').length") >= 2
 
 
@@ -183,12 +183,10 @@ def test_without_javascript_everything_is_readable(browser: Browser, full: Path)
     hidden = (
         f"{VISIBLE} return ['.tiles', '.verdict', '.cases', '.glossary'].filter(s => !seen(document.querySelector(s)))"
     )
-    assert browser.run(hidden) == []
-    assert (
-        browser.run("return [...document.querySelectorAll('img.still')].map(i => i.naturalWidth > 300)") == [True] * 4
-    )
-    assert (
-        browser.run(f"{VISIBLE} return [...document.querySelectorAll('.plot, form.filters')].filter(seen).length") == 0
-    )
-    assert len(browser.run(f"return {ROWS}.map(r => 1)")) == len(json.loads(page_data(full))["points"])
+    assert browser.comes(hidden, [])
+    pictures = "return [...document.querySelectorAll('img.still')].map(i => i.naturalWidth > 300)"
+    assert browser.comes(pictures, [True] * 4)
+    useless = f"{VISIBLE} return [...document.querySelectorAll('.plot, form.filters')].filter(seen).length"
+    assert browser.comes(useless, 0)
+    assert browser.comes(f"return {ROWS}.length", len(json.loads(page_data(full))["points"]))
     browser.command("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -52,6 +52,15 @@ class Browser:
     def run(self, script: str) -> Any:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
+    def comes(self, script: str, wanted: Any = True, *, seconds: float = 10) -> bool:
+        """Wait until the script returns what is wanted: without JavaScript nothing says when a page is ready."""
+        until = time.monotonic() + seconds
+        while (found := self.run(script)) != wanted:
+            if time.monotonic() > until:
+                pytest.fail(f"{script!r} still returns {found!r}, not {wanted!r}")
+            time.sleep(0.05)
+        return True
+
     def command(self, name: str, parameters: dict[str, Any]) -> Any:
         """A command of Chromium's own protocol."""
         return self.call("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
