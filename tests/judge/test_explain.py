@@ -159,9 +159,12 @@ BAD = {
     '{"avg_ts": -3, "n_gen": 128}': "avg_ts is -3",
     '{"avg_ts": "fast", "n_gen": 128}': "expected a number above 0",
     '{"avg_ts": 3, "n_gen": 0}': "no decode run",
-    '{"total_input_tokens": 5, "mean_tpot_ms": 3}': "lacks or misstates 'completed'",
+    '{"total_input_tokens": 5, "mean_tpot_ms": 3}': "lacks 'completed'",
     '{"inter_token_latency": {"avg": 3, "unit": "fortnights"}}': "has the unit",
-    '{"world_info": 3, "performance": {}}': "lacks or misstates",
+    '{"world_info": 3, "performance": {}, "request_info": 3}': "is built differently",
+    '{"total_input_tokens": 5, "total_output_tokens": 5, "completed": 1, "mean_tpot_ms": 3, "duration": 1, '
+    '"server_info": {"tp_size": NaN}}': "tp_size is nan",
+    '{"avg_ts": 1' + "0" * 400 + ', "n_gen": 128}': "expected a number above 0",
     '{"avg_latency": 1, "latencies": []': "is no JSON",
     "[" * 100_000: "",
 }
@@ -175,6 +178,14 @@ def test_bad_files_get_one_line(content: str, tmp_path: Path):
         explain(path, model="llama-3.1-8b", part="h100-sxm")
     assert BAD[content] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_large_numbers_are_written_out():
+    """DeepSeek-V3 has 1,342 GB of weights in bf16, and a server may run 1,200 sequences."""
+    (found,) = [explained(result(batch=1200), MODELS["deepseek-v3"], DEVICES["h200"], devices=8)]
+    text = "\n".join(found.lines())
+    assert "batch 1,200," in text
+    assert "e+" not in text
 
 
 def test_unknown_names(tmp_path: Path):

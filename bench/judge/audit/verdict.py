@@ -17,7 +17,7 @@ from bench.judge.audit.columns import described, plain
 from bench.judge.audit.reasons import GIB, MARGIN, PIPE_MARGIN, REASONS
 from bench.judge.audit.table import OTHER_METRIC, Table, load
 from bench.judge.audit.work import MAKERS, OPS, PREFILL, operations, types
-from bench.units import percent
+from bench.units import brief, percent
 
 SHOWN = 20
 """Rows that are printed. JSON holds all."""
@@ -115,7 +115,7 @@ class Audit:
                 str(number),
                 row.part,
                 row.op,
-                "" if row.op == "rate" else f"{row.bytes / 1e6:,.3g}",
+                "" if row.op == "rate" else brief(row.bytes / 1e6),
                 "" if row.op == "rate" else f"{row.seconds * 1e6:,.4g}",
                 f"{row.share:.3f}",
                 row.bound,

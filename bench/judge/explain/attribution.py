@@ -19,7 +19,7 @@ from bench.predict import expected
 from bench.predict.command import check_split, load_shape
 from bench.predict.step_expected import ExpectedStep, expect_step
 from bench.predict.step_model import StepPrediction, step
-from bench.units import duration, percent
+from bench.units import brief, duration, percent
 from kernels.models import MODELS, ModelShape
 
 HELP = {
@@ -107,7 +107,7 @@ class Explanation:
         where = f"{asked.devices} x {asked.device}" if asked.devices > 1 else asked.device
         lines = [
             f"{self.result.format}: {asked.model} on {where}, weights {asked.weights}, KV {asked.kv}, batch "
-            f"{self.result.batch:,.3g}, {asked.context:,} tokens of context",
+            f"{brief(self.result.batch)}, {asked.context:,} tokens of context",
             f"measured {duration(measured)} a step, floor {duration(self.floor_s)}{self._expected}: "
             f"{percent(self.share)} of the floor's speed is reached",
         ]
@@ -230,14 +230,14 @@ def floor_parts(prediction: StepPrediction, spec: DeviceSpec, result: Result) ->
         sums["weights"] += streamed - cache
         sums["compute"] += op.seconds - streamed
     why = {
-        "weights": f"{prediction.weight_bytes / 1e9:,.3g} GB at {bandwidth / 1e12:.3g} TB/s on each device",
+        "weights": f"{brief(prediction.weight_bytes / 1e9)} GB at {bandwidth / 1e12:.3g} TB/s on each device",
         "KV cache": f"{prediction.kv_bytes_per_request / 1e9:.3g} GB a sequence",
         "compute": "where arithmetic takes longer than the bytes",
         "link": "bytes of all-reduces over the link",
     }
     if result.weight_bytes:
         sums["weights"] *= result.weight_bytes / prediction.weight_bytes
-        why["weights"] = f"{result.weight_bytes / 1e9:,.3g} GB, the file's size, at {bandwidth / 1e12:.3g} TB/s"
+        why["weights"] = f"{brief(result.weight_bytes / 1e9)} GB, the file's size, at {bandwidth / 1e12:.3g} TB/s"
     return tuple(Part(name=name, seconds=s, why=why[name]) for name, s in sums.items() if s > 0)
 
 
@@ -268,7 +268,7 @@ def where_the_rest_goes(
         found.append(Part(name="latency of small kernels", seconds=small, why=why))
     if prefill and result.requests_per_s:
         busy = min(0.9, constants["prefill"] * result.requests_per_s * prefill)
-        why = f"{result.requests_per_s:,.3g} prompts a second of at least {duration(prefill)} each"
+        why = f"{brief(result.requests_per_s)} prompts a second of at least {duration(prefill)} each"
         found.append(Part(name="prefill between steps", seconds=busy * (floor + rest), why=why))
     known = sum(part.seconds for part in found)
     if known > rest:

@@ -17,7 +17,6 @@ bench_serving.py and bench_one_batch.py, llama.cpp's tools/llama-bench, tensorrt
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,8 +87,10 @@ def read(path: Path, given: Given) -> list[Result]:
         kinds.add(kind)
         try:
             result = READERS[kind][1](fields, given)
-        except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-            raise BadRequest(f"{path} looks like a result of {kind}, but lacks or misstates {error}") from None
+        except KeyError as error:
+            raise BadRequest(f"{path} looks like a result of {kind}, but lacks {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise BadRequest(f"{path} looks like a result of {kind}, but is built differently: {error}") from None
         except BadValue as error:
             raise BadRequest(f"{path} ({kind}): {error}") from None
         found += [result] if result else []
@@ -119,6 +120,10 @@ def objects(path: Path, text: str) -> Iterator[Fields]:
         yield each if isinstance(each, dict) else {}
 
 
+LARGEST = 1e18
+"""No count, time or size of a benchmark is larger, or smaller than its reciprocal."""
+
+
 class BadValue(ValueError):
     """A number of a result that cannot be: negative, NaN, text."""
 
@@ -129,10 +134,18 @@ def positive(fields: Fields, *names: str) -> float:
         if fields.get(name) is None:
             continue
         value = fields[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise BadValue(f"{name} is {value!r}: expected a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 / LARGEST <= value <= LARGEST:
+            raise BadValue(f"{name} is {repr(value)[:40]}: expected a number above 0, from 1e-18 to 1e18")
         return float(value)
     raise KeyError(names[0])
+
+
+def counted(fields: Fields, name: str) -> int:
+    """How many devices a field says, 1 where it is absent. Raises `BadValue`."""
+    value = 1.0 if fields.get(name) is None else positive(fields, name)
+    if value % 1:
+        raise BadValue(f"{name} is {value:g}: expected a whole number")
+    return int(value)
 
 
 def optional(fields: Fields, *names: str, scale: float = 1.0) -> float | None:
@@ -184,7 +197,7 @@ def served(fields: Fields, given: Given, format: str) -> Result:
         tpot_p99_s=optional(fields, "p99_tpot_ms", "p99_itl_ms", scale=1e-3),
         requests_per_s=optional(fields, "request_throughput") or completed / positive(fields, "duration"),
         model=name,
-        devices=int(server(fields, "tp_size") or 1),
+        devices=counted({"tp_size": server(fields, "tp_size")}, "tp_size"),
         weights=weights_in(name),
         tokens_per_step=optional(fields, "accept_length", "spec_decode_acceptance_length") or 1.0,
         notes=(*notes, *(() if given.batch or batch else ("the batch is not known: 1 is taken",))),
@@ -232,7 +245,7 @@ def llama_bench(fields: Fields, given: Given) -> Result | None:
         format="llama-bench",
         tpot_s=1 / positive(fields, "avg_ts"),
         batch=1,
-        input_tokens=float(fields.get("n_depth") or 0),
+        input_tokens=optional(fields, "n_depth") or 0.0,
         output_tokens=positive(fields, "n_gen"),
         model=str(fields.get("model_filename", "")).rsplit("/", 1)[-1],
         gpu=str(fields.get("gpu_info", "")),
@@ -271,7 +284,7 @@ def trtllm(fields: Fields, given: Given) -> Result:
         requests_per_s=optional(performance, "request_throughput_req_s"),
         model=str(engine.get("model", "")),
         gpu=str((fields.get("machine") or {}).get("name", "")),
-        devices=int(world.get("tp_size") or 1),
+        devices=counted(world, "tp_size"),
         weights=weights_in(quantized) or weights_in(str(engine.get("model", ""))),
         kv="fp8" if "FP8" in cache.upper() else "",
         tokens_per_step=optional(decoding, "average") or 1.0,
