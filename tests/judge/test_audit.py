@@ -166,6 +166,49 @@ def test_a_table_in_long_form_with_settings_in_a_text(tmp_path: Path):
     assert list(found.unusable) == ["the metric is neither a time nor a rate"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "m;n;k;latency_us\n1;8192;8192;41,200\n4;8192;8192;45,0\n",
+        'm,n,k,latency_ms\n1,"8,192","8,192","0,0412"\n4,"8,192","8,192","0,045"\n',
+        "m,n,k,latency_us,\n1,8192,8192,41.2,\n4,8192,8192,45.0,\n",
+        "# by hand\nm\tn\tk\tlatency_us\n1\t8192\t8192\t41.2\n4\t8192\t8192\t45.0\n",
+        "sep=;\nm;n;k;latency_us\n1;8192;8192;41.2\n4;8192;8192;45\n",
+    ],
+    ids=["decimal commas", "thousands", "commas at the end", "comment", "Excel"],
+)
+def test_numbers_are_read_as_people_write_them(content: str, tmp_path: Path):
+    path = tmp_path / "table"
+    for encoding in ("utf-8", "utf-16"):
+        path.write_text(content, encoding=encoding)
+        found = audit(path, part="h100-sxm")
+        assert found.rows["share"].round(3).tolist() == [0.973, 0.891]
+        assert sum("commas are read as" in note for note in found.notes) == (3 if '"' in content else 0)
+
+
+def test_a_unit_in_latin_1(tmp_path: Path):
+    path = tmp_path / "table"
+    path.write_bytes("m,n,k,latency (µs)\n1,8192,8192,41.2\n".encode("latin-1"))
+    assert audit(path, part="h100-sxm").rows["share"].round(3).tolist() == [0.973]
+
+
+def test_shapes_that_cannot_be_are_told(tmp_path: Path):
+    shape = {"num_tokens": [1, 1, 1.5], "num_experts": 8, "topk": [2, 9, 2], "hidden_size": 4096, "inter_size": 14336}
+    found = audit(saved(tmp_path, pd.DataFrame(shape).assign(latency_us=300)), part="h100-sxm")
+    assert found.unusable.to_dict() == {
+        2: "topk is more than the experts",
+        3: "the shape has m that is no whole number",
+    }
+
+
+def test_a_rate_without_a_unit_is_asked_for(tmp_path: Path):
+    """3000 may be GB/s or MB/s: in bytes a second each table would be sound."""
+    path = saved(tmp_path, pd.DataFrame({"name": ["copy"], "bandwidth": [3900]}))
+    with pytest.raises(BadRequest, match="has no unit.* rate=bandwidth:gb/s"):
+        audit(path, part="h100-sxm")
+    assert audit(path, part="h100-sxm", mapping=["rate=bandwidth:gb/s"]).exit_code == 1
+
+
 def test_columns_are_found_by_many_names():
     names = [
         "Batch Size",
@@ -270,6 +313,7 @@ BAD = {
     "all negative": b"m,n,k,time_us\n1,8192,8192,-3\n1,8192,8192,nan\n",
     "a number": b"17",
     "ragged": b"m,n,k,time_us\n1,2,3,4\n1,2,3,4,5,6\n",
+    "one value more": b"m,n,k,time_us\n1,2,3,4,5\n",
 }
 
 

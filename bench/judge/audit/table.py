@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Table:
     """Whether the unit of the times is written in the file or given."""
     spare: tuple[str, ...] = ()
     """Further columns of times or rates."""
+    notes: tuple[str, ...] = ()
+    """How numbers were read that can be read in two ways."""
 
 
 def load(path: Path, mapping: Sequence[str] = ()) -> Table:
@@ -52,9 +55,19 @@ def load(path: Path, mapping: Sequence[str] = ()) -> Table:
             f"{path} has no column of times or rates; it has {', '.join(names)}; name one with --map, "
             "as in --map time=COLUMN:us"
         )
+    spare = columns.spare(names, found)
+    for role in ("rate", "flop_rate"):
+        if role in found and found[role].scale is None:
+            if not found.keys() & {"time", "rate", "flop_rate"} - {role}:
+                raise BadRequest(
+                    f"{path}: the rate {found[role].source} has no unit: give it with --map, as in --map "
+                    f"{role}={found[role].source}:{'gb/s' if role == 'rate' else 'tflop/s'}"
+                )
+            spare.append(found.pop(role).source)
     if "dtype" not in found and (said := type_in(found)):
         found["dtype"] = Column(role="dtype", source=said, scale=1.0, constant=True)
     rows = pd.DataFrame(index=pd.RangeIndex(1, len(raw) + 1, name="row"))
+    notes = []
     for role, column in found.items():
         values = pd.Series(column.source, index=rows.index) if column.constant else raw[column.source]
         values = pd.Series(values.to_numpy(), index=rows.index)
@@ -64,11 +77,28 @@ def load(path: Path, mapping: Sequence[str] = ()) -> Table:
             rows[role] = values.astype(object).where(values.notna(), "").astype(str)
         else:
             scale = column.scale if column.scale is not None else 1.0
-            rows[role] = pd.to_numeric(values, errors="coerce").astype(float) * scale
+            numbers, note = as_numbers(values)
+            rows[role] = numbers * scale
+            notes += [f"{column.source}: {note}"] if note else []
     if OTHER_METRIC in raw:
         rows[OTHER_METRIC] = raw[OTHER_METRIC].to_numpy()
     unit_known = "time" not in found or found["time"].scale is not None
-    return Table(rows=rows, columns=found, unit_known=unit_known, spare=tuple(columns.spare(names, found)))
+    return Table(rows=rows, columns=found, unit_known=unit_known, spare=tuple(spare), notes=tuple(notes))
+
+
+def as_numbers(values: pd.Series) -> tuple[pd.Series, str]:
+    """Numbers, NaN where a text is none, and how commas in them were read; empty where there are none.
+
+    A comma is taken for a separator of thousands if all numbers that have one have three digits behind each.
+    """
+    found = pd.to_numeric(values, errors="coerce").astype(float)
+    texts = values[found.isna() & values.notna()].astype(str).str.strip()
+    commas = texts[texts.str.fullmatch(r"[+-]?\d+(,\d+)+(\.\d+)?(e[+-]?\d+)?", case=False)]
+    if commas.empty:
+        return found, ""
+    grouped = commas.str.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?").all()
+    read = pd.to_numeric(commas.str.replace(",", "" if grouped else "."), errors="coerce")
+    return found.fillna(read), f"its commas are read as {'thousands' if grouped else 'decimals'}"
 
 
 def type_in(found: Mapping[str, Column]) -> str:
@@ -103,9 +133,7 @@ def read(path: Path) -> pd.DataFrame:
 def parsed(content: bytes) -> pd.DataFrame:
     if content[:4] == b"PAR1":
         return pd.read_parquet(io.BytesIO(content))
-    if b"\0" in content[:4096]:
-        raise ValueError("it holds binary data")
-    text = content.decode("utf-8-sig").strip()
+    text = decoded(content).strip()
     if text[0] in "[{":
         try:
             return of_objects(json.loads(text))
@@ -114,9 +142,34 @@ def parsed(content: bytes) -> pd.DataFrame:
             if len(lines) < 2 or not is_json(lines[0]):
                 raise error
             return of_objects([json.loads(line) for line in lines])
-    head = text.splitlines()[0]
-    separator = max(",;\t|", key=head.count)
-    return pd.read_csv(io.StringIO(text), sep=separator, skipinitialspace=True, on_bad_lines="error")
+    lines = text.splitlines()
+    while len(lines) > 1 and lines[0].startswith(("#", "sep=")):  # a comment, or what Excel writes for itself
+        del lines[0]
+    separator = max(",;\t|", key=lines[0].count)
+    with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+        try:
+            return pd.read_csv(
+                io.StringIO("\n".join(lines)),
+                sep=separator,
+                decimal="," if separator == ";" else ".",
+                skipinitialspace=True,
+                on_bad_lines="error",
+                index_col=False,  # or a separator at the end of each line would move all values by a column
+            )
+        except pd.errors.ParserWarning:
+            raise ValueError("a row has more values than there are columns") from None
+
+
+def decoded(content: bytes) -> str:
+    """A text in UTF-8, in UTF-16 with its mark, or, as older programs write it, in Latin-1."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if b"\0" in content[:4096]:
+        raise ValueError("it holds binary data")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def is_json(line: str) -> bool:

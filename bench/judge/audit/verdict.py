@@ -154,7 +154,7 @@ def audit(path: Path, *, part: str | None = None, mapping: Sequence[str] = ()) -
         reason = unusable.value_counts().index[0]
         raise BadRequest(f"{path}: no row can be judged: {reason}")
     worked, note = timed(worked, table, asked, named)
-    judged, notes = [], [note] if note else []
+    judged, notes = [], [*table.notes, *([note] if note else [])]
     if table.spare:
         notes.append(f"not judged: {', '.join(table.spare)}; one at a time with --map")
     for key, mine in worked.groupby(held_against(named[worked.index], asked)):
@@ -235,6 +235,10 @@ def faults(rows: pd.DataFrame) -> pd.Series:
     for role in rows.columns.intersection(sorted({role for roles in OPS.values() for role in roles})):
         wrong = rows[role].notna() & ~((rows[role] >= 1) & (rows[role] < 2**50))
         unusable = unusable.mask(unusable.eq("") & wrong, f"the shape has {role} below 1, or one that is too large")
+        broken = rows[role].notna() & (rows[role] % 1 != 0)
+        unusable = unusable.mask(unusable.eq("") & broken, f"the shape has {role} that is no whole number")
+    if {"topk", "experts"} <= set(rows.columns):
+        unusable = unusable.mask(unusable.eq("") & (rows["topk"] > rows["experts"]), "topk is more than the experts")
     if "op" in rows:
         prefill = rows["op"].map(plain).str.contains(PREFILL, regex=True)
         unusable = unusable.mask(unusable.eq("") & prefill, "prefill is not audited")
