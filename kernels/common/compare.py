@@ -21,9 +21,10 @@ number of telling elements, sum(r^2)^2 / sum(r^4): elements near zero beside lar
 is below 64, errors are taken to have the `rms_rel` of the tolerance. The same holds for the bias, with 1 in the place
 of r.
 
-Where the tolerance asks for it, slope and noise of each sequence are judged too: in a batch of 64, an error of 0.2% in
-one sequence moves the slope of all by 0.003%. A sequence is judged if it has 16 rows and 128 telling elements, within 6
-standard errors, since there are many sequences.
+Where the tolerance asks for it, slope, bias and noise of each sequence are judged too: in a batch of 64, an error of
+0.2% in one sequence moves the slope of all by 0.003%. A sequence is judged if it has 16 rows and 128 telling elements,
+within 6 standard errors, since there are many sequences. Its bias is that of rows which count alike; all its elements
+tell of it.
 """
 
 from __future__ import annotations
@@ -227,31 +228,34 @@ def systematic(d: torch.Tensor, r: torch.Tensor, dtype: torch.dtype, tolerance: 
 
 
 def of_sequences(d: torch.Tensor, r: torch.Tensor, output: torch.Tensor, tolerance: Tolerance) -> str | None:
-    """What is wrong with the slope or the noise of one sequence, an index of the first dimension of the output."""
+    """What is wrong with the slope, bias or noise of one sequence, an index of the first dimension of the output."""
     import torch
 
     rows = d.shape[0] // output.shape[0]
     if rows < SEQUENCE_ROWS or tolerance.slope is None:
         return None
     tiny, once = torch.finfo(torch.float32).tiny, one_rounding(output.dtype)
-    weight = row_weights(r, float(r.square().mean()) ** 0.5 + tiny)
+    weight = row_weights(r, 1.0)
     last = ((r.to(output.dtype).to(r.dtype) - r) * weight).square()
     last, d, r = (x.unflatten(0, (-1, rows)) for x in (last, d * weight, r * weight))
 
     def sums(values: torch.Tensor) -> torch.Tensor:
         return values.sum(dim=(1, 2), dtype=torch.float64)
 
-    size, quartic = sums(r * r) + tiny, sums(r**4) + tiny
+    def spreads(terms: torch.Tensor) -> torch.Tensor:
+        return torch.maximum(sums(terms * terms), terms.sum(dim=-1, dtype=torch.float64).square().sum(dim=-1)).sqrt()
+
+    size, quartic, count = sums(r * r) + tiny, sums(r**4) + tiny, d[0].numel()
     telling = size**2 / quartic
-    excess = sums(d * r) / size
-    terms = d * r - excess[:, None, None] * (r * r)
-    apart, together = sums(terms * terms), terms.sum(dim=-1, dtype=torch.float64).square().sum(dim=-1)
-    error = torch.maximum(apart, together).sqrt().clamp_min(once * quartic.sqrt()) / size
-    allowed = tolerance.slope + MANY_ERRORS * error
+    excess, bias = sums(d * r) / size, sums(d) / count
+    slope_error = spreads(d * r - excess[:, None, None] * (r * r)).clamp_min(once * quartic.sqrt()) / size
+    bias_error = spreads(d - bias[:, None, None]).clamp_min(once * size.sqrt()) / count
     judged = telling >= ENOUGH_ELEMENTS
-    if (off := judged & ~(excess.abs() <= allowed)).any():
-        b = int(off.nonzero()[0])
-        return f"slope {1 + float(excess[b]):.6f} of sequence {b}, off by more than {float(allowed[b]):.2g}"
+    for name, ideal, found, error in (("slope", 1, excess, slope_error), ("bias", 0, bias, bias_error)):
+        allowed = tolerance.slope + MANY_ERRORS * error
+        if (off := (judged | (found is bias)) & ~(found.abs() <= allowed)).any():
+            b = int(off.nonzero()[0])
+            return f"{name} {ideal + float(found[b]):.6f} of sequence {b}, off by more than {float(allowed[b]):.2g}"
     if tolerance.roundings:
         noise = (sums(d * d) / (sums(last) + (tolerance.roundings - 1) * once**2 * size + tiny)).sqrt()
         most = 1 + NOISE_MARGIN + 3.0 / telling.sqrt()

@@ -79,16 +79,17 @@ def test_another_shape_fails() -> None:
     assert "shape" in (compare(matrix()[:4], matrix(), TIGHT).reason or "")
 
 
-def test_each_sequence_is_judged_by_its_own_slope_and_noise() -> None:
+def test_each_sequence_is_judged_by_its_own_slope_bias_and_noise() -> None:
     r = torch.randn(64, 1, 16, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     unit = 2.0**-8
     loose = Tolerance(max_rel=8 * unit, rms_rel=unit, slope=0.0625 * unit, roundings=1)
     strict = replace(loose, each_sequence=True)
-    steeper, twice = r.bfloat16(), r.bfloat16()
+    steeper, higher, twice = (r.bfloat16() for _ in range(3))
     steeper[17] = (r[17] * 1.002).bfloat16()
+    higher[17] = (r[17] + 0.002).bfloat16()
     twice[17] = ((r[17] * 1.3).bfloat16().double() / 1.3).bfloat16()
     assert compare(r.bfloat16(), r, strict).passed
-    for wrong, what in ((steeper, "slope"), (twice, "noise")):
+    for wrong, what in ((steeper, "slope"), (higher, "bias"), (twice, "noise")):
         assert compare(wrong, r, loose).passed
         reason = compare(wrong, r, strict).reason or ""
         assert reason.startswith(what)

@@ -157,10 +157,32 @@ def missed_in_one_of(batch: int, case: Any, wrong: dict[str, Kernel], seeds: int
     ids=lambda value: getattr(value, "id", None),
 )
 def test_one_sequence_of_a_batch(case: Any, gain: float, scales: tuple[str, ...], batch: int, seeds: int) -> None:
-    """`offset` is left out: of one sequence, it is not told from the noise."""
-    faults = attention_faults(gain, *scales)
-    del faults["offset"]
-    assert missed_in_one_of(batch, case, faults, seeds) == {}
+    assert missed_in_one_of(batch, case, attention_faults(gain, *scales), seeds) == {}
+
+
+SHORT = [
+    heads(2, B=2),
+    heads(16, B=4, kv="int8"),
+    heads(64, B=16, page=16, lengths="ragged"),
+    MlaCase(B=8, H=16, T=32, L=512, lengths="ragged"),
+    MlaCase(B=8, H=16, T=32, L=512, kv="fp8", lengths="ragged"),
+]
+
+
+@seeds_or_100(6)
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.id)
+def test_an_offset_in_one_short_sequence(case: Any, seeds: int) -> None:
+    """0.1% of its rms is added to one sequence before it is rounded, half of what one rounding leaves."""
+    op: Any = OPS[type(case)]
+    for seed in range(seeds):
+        inputs = op.inputs(case, "cpu", seed)
+        expected, tolerance, found = op.reference(case, inputs), op.tolerance(case), all_heads(case, inputs)
+        y, b = output(case, found), seed % case.B
+        assert compare(y, expected, tolerance).passed
+        for offset in (0.001, -0.001):
+            wrong = y.clone()
+            wrong[b] = output(case, [found[b]], Fault(offset=offset))[0]
+            assert not compare(wrong, expected, tolerance).passed, (seed, offset)
 
 
 def in_bf16(y: torch.Tensor, gain: float) -> torch.Tensor:
