@@ -166,7 +166,7 @@ def test() -> list[AttentionCase]:
         small(3, 4, 100, prefix=64, page=16, lengths="ragged"),
         small(2, 6, 130, scale=0.05, softcap=50.0, sink_logits=True, page=8, lengths="holes"),
         AttentionCase(B=2, H_q=6, H_kv=2, D=80, T=90, page=16, dtype="fp16", lengths="ragged"),
-        AttentionCase(B=1, H_q=4, H_kv=2, D=96, T=130, kv="fp8", dtype="fp16"),
+        AttentionCase(B=1, H_q=4, H_kv=2, D=112, T=130, kv="fp8", dtype="fp16"),
         AttentionCase(B=1, H_q=4, H_kv=2, D=192, T=70, page=16, dtype="fp16"),
         AttentionCase(B=2, H_q=4, H_kv=1, D=512, T=70, page=16, dtype="fp16", lengths="ragged"),
         *(small(2, 4, 90, page=page, context=300, lengths="ragged") for page in (1, 64)),
@@ -243,7 +243,7 @@ def full() -> list[AttentionCase]:
         layer("gpt-oss-120b", 64, 4096, page=16, window=128),
         layer("llama-3.1-8b", 64, 12288, page=16, prefix=8192),
         layer("llama-3.1-70b", 128, 8704, page=16, prefix=8192, lengths="ragged"),
-        layer("phi-2", 32, 2048, page=16),
+        *(layer("phi-2", 32, 2048, page=16, kv=kv) for kv in ("", "fp8")),
         layer("phi-3-mini", 32, 4096, page=16),
         layer("nemotron-4-340b", 32, 4096, page=16),
         # Gemma 4 has a scale of 1, since it normalises queries and keys (`Gemma4TextAttention` of transformers)

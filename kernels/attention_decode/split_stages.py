@@ -34,10 +34,8 @@ def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
 def supports(case: AttentionCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
-    # Triton knows of a stride that it is a multiple of 16 elements, or nothing; an 8-bit cache is read in words of two
-    step = 32 if case.kv else 16
-    if case.D % step or case.width > 512:
-        return f"needs a head_dim of a multiple of {step} up to 512, this is {case.D}: reads would be narrow"
+    if case.D % 16 or case.width > 512:
+        return f"needs a head_dim of a multiple of 16 up to 512, this is {case.D}: reads would be narrow"
     return fits(case, target, case.rows)
 
 

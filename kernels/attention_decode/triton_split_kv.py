@@ -20,6 +20,7 @@ from kernels.attention_decode.triton_attend import (
     load_query,
     merge_parts,
     normalise,
+    stride_unit,
     with_sink,
 )
 from kernels.common.triton_kv import LOG2_E, Parts, merge_launch, new_parts, strides, table
@@ -74,6 +75,7 @@ def split_kv_kernel(
     KV: tl.constexpr,
     SM: tl.constexpr,
     V_COLUMNS: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr,
     SCALE_GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
@@ -90,12 +92,20 @@ def split_kv_kernel(
 
     - ROW_TILES > 1: the rows of a sequence and KV head are cut into tiles of BLOCK_M
     - MERGE_TILE > 0: the CTA that completes a cut pair merges its parts
+    - STRIDE_UNIT > 1: strides of the caches are told in so many words
     - SEQS > 1: a tile holds the rows of SEQS sequences, which all read the pages of the first (a shared prefix)
     - SINK_LOGITS: the first segment of a pair counts the logits of its heads' sinks
     - PREFIX_SEQS > 0: the first segment of a pair also merges the parts of its shared prefix, whose tiles hold
       PREFIX_SEQS sequences; `prefix_slots [H_kv, tiles, 2]` has each tile's first slot and number of parts
     """
     ROWS: tl.constexpr = Q_LEN * GROUP
+    if STRIDE_UNIT > 1:
+        stride_k_page *= STRIDE_UNIT
+        stride_k_t *= STRIDE_UNIT
+        stride_k_h *= STRIDE_UNIT
+        stride_v_page *= STRIDE_UNIT
+        stride_v_t *= STRIDE_UNIT
+        stride_v_h *= STRIDE_UNIT
     offs_m = tl.arange(0, BLOCK_M)
     if ROW_TILES > 1:
         offs_m += tl.program_id(1) * BLOCK_M
@@ -254,6 +264,7 @@ def split_launch(
             "KV": case.kv,
             "SM": p.sm,
             "V_COLUMNS": p.v_columns,
+            "STRIDE_UNIT": stride_unit(case),
             "SCALE_GROUP": SCALE_GROUP,
             "WINDOW": case.window,
             "SINKS": case.sinks,

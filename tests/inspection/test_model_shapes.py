@@ -32,9 +32,10 @@ def rows(count: int, D: int, **more: Any) -> AttentionCase:
 SHAPES: dict[str, tuple[str, Any]] = {
     "heads of 80 dims": ("attention_decode", heads("phi-2")),
     "heads of 80 dims, contiguous": ("attention_decode", heads("phi-2", page=0)),
-    "heads of 96 dims, fp8": ("attention_decode", heads("phi-3-mini", kv="fp8")),
+    "heads of 80 dims, fp8": ("attention_decode", heads("phi-2", kv="fp8")),
+    "heads of 112 dims, int8, in pages of 64": ("attention_decode", rows(8, 112, page=64, kv="int8")),
     "heads of 192 dims": ("attention_decode", heads("nemotron-4-340b")),
-    "heads of 192 dims, int8": ("attention_decode", heads("nemotron-4-340b", kv="int8")),
+    "heads of 208 dims, int8": ("attention_decode", rows(4, 208, page=16, kv="int8")),
     "heads of 512 dims, fp8": ("attention_decode", heads("gemma-4-31b", kv="fp8")),
     "heads of 512 dims in pages of 64": ("attention_decode", heads("gemma-4-31b", page=64)),
     "heads of 64 dims, int8, 32 rows": ("attention_decode", rows(32, 64, page=16, kv="int8")),

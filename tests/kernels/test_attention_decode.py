@@ -253,7 +253,7 @@ def test_torch_agrees_with_the_reference(case: AttentionCase) -> None:
         (CASCADE, small(), "prefix"),
         (CASCADE, small(page=16, prefix=32, dtype="fp32"), "tf32"),
         (TRITON, small(D=72), "multiple of 16 up to 512"),
-        (TRITON, small(D=80, kv="fp8"), "multiple of 32 up to 512"),
+        (TRITON, small(D=72, kv="fp8"), "multiple of 16 up to 512"),
         (TRITON, small(D=528), "528"),
         (CASCADE, small(H_q=65, page=16, prefix=32), "1 x 65"),
     ],

@@ -57,7 +57,7 @@ VARIANTS = [
     small(prefix=32, page=16, B=2, T=60, lengths="ragged"),
     small(scale=0.05, softcap=50.0, T=90),
     small(sink_logits=True, B=3, H_q=6, H_kv=2, T=300, page=16, lengths="holes"),
-    small(D=96, H_kv=2, kv="fp8", T=90, page=16),
+    small(D=80, H_kv=2, kv="fp8", T=90, page=16),
     small(D=192, kv="int8", T=70, softcap=3.0),
     small(D=512, kv="fp8", B=2, T=90, lengths="ragged", sink_logits=True),
     small(sink_logits=True, window=20, kv="fp8", q_len=3, B=2, T=90, lengths="ragged"),
