@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from kernels.all_reduce.member import Member, Message
-from kernels.all_reduce.op import ReduceCase, adds_only, one_shot, together, work
-from kernels.common.cpu_jit import cpu_impl, jit
+from kernels.all_reduce.op import ReduceCase, adds_only, collective, one_shot, work
+from kernels.common.cpu_jit import STORED, cpu_impl, jit
 from kernels.common.cpu_loops import convert
+from kernels.common.ranks.cases import together
+from kernels.common.ranks.member import Member, Message
 from kernels.op import Inputs, Launch, Stage, Target
 
 CHUNK = 2048
 """Elements that are added up at once: sums and terms of fp32, 16 KiB, stay in the L1."""
-
-STORED = {"fp32": "f4", "fp16": "i2", "bf16": "u2"}
-"""The types in which kernels load elements: see `cpu_lanes`."""
 
 
 @jit
@@ -44,20 +41,16 @@ def warm(dtype: str) -> None:
     add_up(nothing, 1, 0, 0, 0, nothing, 0, scratch, scratch)
 
 
-def arrays(member: Member, message: Message) -> tuple[Any, Any]:
-    """x and y of all ranks, flat."""
-    x, y = (np.frombuffer(memory, STORED[message.dtype]) for memory in (message.x, message.y))
-    return x[: member.ranks * message.elements], y[: member.ranks * message.elements]
-
-
 def shared(member: Member, folder: str) -> Callable[[Message], Callable[[], None]]:
     total, term = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
 
     def part_of(message: Message) -> Callable[[], None]:
-        (x, y), n = arrays(member, message), message.elements
+        case = ReduceCase(**message.case)
+        x, y = (np.frombuffer(memory, STORED[case.dtype]) for memory in (message.x, message.y))
+        n = case.elements
         own = member.rank * n
         cuts = [n * r // member.ranks for r in range(member.ranks + 1)]
-        warm(message.dtype)
+        warm(case.dtype)
 
         def whole() -> None:
             add_up(x, member.ranks, n, 0, n, y, own, total, term)
@@ -86,9 +79,7 @@ def two_shot_stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
 
 
 def prepare(case: ReduceCase, inputs: Inputs, target: Target, *, shots: int) -> Launch:
-    from kernels.all_reduce.ranks import Collective
-
-    return Collective("shared", case, inputs, shots)
+    return collective(f"{__name__}:shared", case, inputs, shots)
 
 
 IMPLS = tuple(

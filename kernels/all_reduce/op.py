@@ -5,9 +5,9 @@ taken in fp32 and rounded once; a library may round after each addition. Fused w
 added to the residual and normalized: h = residual + sum_r x_r, y[b, d] = h[b, d] / sqrt(mean_d h[b, d]^2 + 1e-5) w[d].
 Then h is an output too.
 
-One process measures: rank 0. On a host, the other ranks are processes that it starts (`ranks.py`), all inputs and
-outputs are in memory that they share, and the output that is checked holds what every rank got. On GPUs, this process
-launches on all of them, one GPU a rank, and the output of rank 0 is checked.
+One process measures: rank 0. On a host, the other ranks are processes that it starts (`kernels/common/ranks`), all
+inputs and outputs are in memory that they share, and the output that is checked holds what every rank got. On GPUs,
+this process launches on all of them, one GPU a rank, and the output of rank 0 is checked.
 
 `Work` is that of one rank: it reads its x and writes its y. What ranks read of each other are the `peer_bytes` of the
 stages. On a host there is no link between ranks: one memory holds all of it, and its stages count all ranks.
@@ -16,48 +16,31 @@ stages. On a host there is no link between ranks: one memory holds all of it, an
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kernels.all_reduce.segment import Segment
 from kernels.common.compare import rounded
-from kernels.common.fields import Dtype
 from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
+from kernels.common.ranks.cases import MOST_RANKS, NAMES, RANK_SEEDS, RankedCase, of_ranks, too_few
+from kernels.common.ranks.segment import Segment
 from kernels.models import MODELS
-from kernels.op import Case, Inputs, Op, Target, Tolerance, Work
+from kernels.op import Inputs, Launch, Op, Target, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
 
 EPSILON = 1e-5
 
-MOST_RANKS = 8
-"""The GPUs of one server."""
-
-NAMES = tuple(f"x{r}" for r in range(MOST_RANKS))
-"""The inputs of all ranks by name. Those beyond the ranks of a case are empty."""
-
-RANK_SEEDS = 1 << 40
-"""The seeds of two ranks differ by this, so that no seed of a copy is also that of another rank."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReduceCase(Case):
+class ReduceCase(RankedCase):
     B: int
     hidden: int
-    ranks: int
-    dtype: Dtype = "bf16"
     fused: bool = False
     """With the residual and the norm behind it."""
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"fused": False}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 2 <= self.ranks <= MOST_RANKS:
-            raise ValueError(f"ranks {self.ranks}: 2 to {MOST_RANKS}")
 
     @property
     def id(self) -> str:
@@ -97,25 +80,9 @@ def cases(suite: str) -> list[ReduceCase]:
 
 
 def inputs(case: ReduceCase, device: str, seed: int) -> Inputs:
-    """x_r ~ N(0, 1), each from a seed of its own: `x0` to `x7`, empty beyond the ranks.
-
-    On a host they lie one after the other in `segment`, which other processes can map. On `cuda`, x_r is on GPU r, and
-    on the last one where there are fewer. `residual` ~ N(0, 1) and w ~ 1 + N(0, 1) / 4 are the same for all ranks.
-    """
-    import torch
-
-    shape, dtype = (case.B, case.hidden), torch_dtype(case.dtype)
-    segment = Segment((case.ranks, *shape), dtype) if device == "cpu" else None
-    made: Inputs = {"segment": segment} if segment else {}
-    for r, name in enumerate(NAMES):
-        home = f"cuda:{min(r, torch.cuda.device_count() - 1)}" if device == "cuda" else device
-        if r >= case.ranks:
-            made[name] = torch.empty(0, *shape[1:], dtype=dtype, device=home)
-            continue
-        made[name] = RandomInputs(home, seed + r * RANK_SEEDS).normal(shape, case.dtype)
-        if segment:
-            segment.tensor[r].copy_(made[name])
-            made[name] = segment.tensor[r]
+    """`of_ranks`; `residual` ~ N(0, 1) and w ~ 1 + N(0, 1) / 4 are the same for all ranks."""
+    shape = (case.B, case.hidden)
+    made = of_ranks(case, shape, device, seed)
     if case.fused:
         draw = RandomInputs(device, seed + MOST_RANKS * RANK_SEEDS)
         made["residual"] = draw.normal(shape, case.dtype)
@@ -170,15 +137,6 @@ def one_shot(case: ReduceCase) -> Work:
     return dataclasses.replace(work(case), flops={"fma_fp32": flops})
 
 
-def together(work: Work, ranks: int) -> Work:
-    """The work of all ranks, for ranks that share one memory."""
-    return Work(
-        flops={pipe: ranks * flops for pipe, flops in work.flops.items()},
-        bytes_read=ranks * work.bytes_read,
-        bytes_written=ranks * work.bytes_written,
-    )
-
-
 def tolerance(case: ReduceCase) -> Tolerance:
     """n terms in fp32 and one rounding. Libraries round up to n - 1 partial sums, whose errors add up to
     0.425 sqrt((n + 1) / 2) unit roundoffs (rms): 0.9 for 8 ranks."""
@@ -186,25 +144,17 @@ def tolerance(case: ReduceCase) -> Tolerance:
     return rounded(case.dtype, terms="n terms", max_units=8, rms_units=1.5, why=why)
 
 
-def too_few(case: ReduceCase, target: Target) -> str | None:
-    """A refusal of a machine that is no Linux, or that has fewer cores or GPUs than the case has ranks.
-
-    A process that sees no GPU asks for a part that is not here, to compile for it: it is not refused.
-    """
-    if target.kind == "cpu":
-        if not hasattr(os, "memfd_create"):
-            return "needs Linux: ranks share memory that belongs to no file"
-        cores = target.sm_count
-        return f"needs a core for each of {case.ranks} ranks, {cores} are usable" if cores < case.ranks else None
-    import torch
-
-    found = torch.cuda.device_count() if target.kind == "cuda" else 0
-    return f"needs a GPU for each of {case.ranks} ranks, {found} are here" if 0 < found < case.ranks else None
-
-
 def adds_only(case: ReduceCase, target: Target) -> str | None:
     """The refusal of implementations that leave the residual and the norm to another launch."""
     return "only adds up: the residual and the norm are another launch" if case.fused else too_few(case, target)
+
+
+def collective(way: str, case: ReduceCase, inputs: Inputs, shots: int = 1) -> Launch:
+    """A launch on a host, whose output is [ranks, B, hidden]: what every rank got."""
+    from kernels.common.ranks.group import Collective
+
+    y = Segment((case.ranks, case.B, case.hidden), torch_dtype(case.dtype))
+    return Collective(way, case, inputs["segment"], y, shots)
 
 
 OP = Op(

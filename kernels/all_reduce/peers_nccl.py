@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from kernels.all_reduce.gpus import Forked
-from kernels.all_reduce.op import EPSILON, NAMES, ReduceCase, after, too_few, work
+from kernels.all_reduce.op import EPSILON, ReduceCase, after, work
+from kernels.common.ranks.cases import too_few, xs_of
+from kernels.common.ranks.gpus import Forked
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def prepare(case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
     from torch.cuda import nccl
     from torch.nn.functional import rms_norm
 
-    xs = [inputs[name] for name in NAMES[: case.ranks]]
+    xs = xs_of(case, inputs)
     ys = [torch.empty_like(x) for x in xs]
     forked = Forked(case.ranks)
 

@@ -1,7 +1,7 @@
 """One shot with the residual and the norm: CTA b adds up row b of all GPUs and the residual, and normalizes it.
 
-The row stays in registers between the sum and the norm, so nothing but h and y is written. The ranks meet row by row,
-as in `triton_one_shot.py`.
+The row stays in registers between the sum and the norm, so nothing but h and y is written. The ranks meet row by row:
+see `kernels/common/ranks/triton_meet.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.all_reduce.op import EPSILON, NAMES, ReduceCase, one_shot, too_few
-from kernels.all_reduce.triton_one_shot import WHY_FEW, Place, impl, meet, of_all
+from kernels.all_reduce.op import EPSILON, ReduceCase, one_shot
 from kernels.common.random_inputs import BYTES
+from kernels.common.ranks.cases import NAMES, too_few, xs_of
+from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet, of_all
 from kernels.launch import KernelLaunch
 from kernels.op import Inputs, Stage, Target
 
@@ -78,7 +79,7 @@ def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) ->
         kernel=fused_kernel,
         grid=(case.B, where.ranks),
         args={
-            **of_all(case, inputs, where.flags),
+            **of_all(xs_of(case, inputs), where.flags),
             "own": where.flags[where.rank],
             "epochs": where.epochs,
             "residual": inputs["residual"].to(where.y.device),
@@ -115,4 +116,6 @@ def supports(case: ReduceCase, target: Target) -> str | None:
     return too_few(case, target)
 
 
-IMPLS = (impl("triton-fused", launch_of, ctas, stages, supports),)
+MEETING = Meeting(launch_of=launch_of, ctas=ctas, shape=lambda case: (2 * case.B, case.hidden))
+
+IMPLS = (MEETING.impl("triton-fused", stages, supports),)

@@ -117,6 +117,10 @@ def cache_directory() -> str:
         return ""
 
 
+STORED = {"fp32": "f4", "fp16": "i2", "bf16": "u2"}
+"""The types in which kernels load elements: see `cpu_lanes`."""
+
+
 def array(tensor: torch.Tensor) -> np.ndarray:
     """The elements of a contiguous tensor on the host, flat, in the type in which kernels load them: see `cpu_lanes`.
 
@@ -128,7 +132,7 @@ def array(tensor: torch.Tensor) -> np.ndarray:
         raise ValueError(f"a tensor with strides {tensor.stride()}: kernels take contiguous ones")
     flat, stored = tensor.detach().reshape(-1), tensor.dtype
     if stored == torch.bfloat16:
-        return flat.view(torch.int16).numpy().view("u2")
+        return flat.view(torch.int16).numpy().view(STORED["bf16"])
     if stored == torch.float16:
         return flat.view(torch.int16).numpy()
     if stored == torch.float8_e4m3fn:

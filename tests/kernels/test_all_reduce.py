@@ -26,9 +26,12 @@ from bench.measure.case import usable
 from bench.measure.gate import check
 from bench.measure.timing import HostTimer
 from bench.predict.roofline import predict_from_ceilings, predict_from_datasheet
-from kernels.all_reduce import member, peers_nccl, ranks
-from kernels.all_reduce.op import NAMES, OP, ReduceCase, decoded, of_model, too_few, work
+from kernels.all_reduce import peers_nccl
+from kernels.all_reduce.op import OP, ReduceCase, decoded, of_model, work
 from kernels.common.compare import compare
+from kernels.common.ranks import group as ranks
+from kernels.common.ranks import member
+from kernels.common.ranks.cases import NAMES, too_few
 from kernels.op import Target, implementations, total
 from tests.support.uninterpreted import elsewhere
 
@@ -186,7 +189,7 @@ def emulated(fused: bool, ranks: int, rounds: int) -> list[str | None]:
     case = ReduceCase(B=3, hidden=200 if fused else 2731, ranks=ranks, fused=fused)
     kernels = triton_fused if fused else triton_one_shot
     inputs, part = OP.inputs(case, "cpu", 0), replace(H200, sm_count=2)
-    built = triton_one_shot.pretended(kernels.launch_of, kernels.ctas(case, part), case, inputs, part)
+    built = kernels.MEETING.pretended(case, inputs, part)
     made, found = program(built.launches[0], 90), []
     for seed in range(rounds):
         OP.poison(case, inputs, built.output)

@@ -1,6 +1,6 @@
-"""The processes of all ranks but rank 0: `python -m kernels.all_reduce.rank SOCKET`.
+"""The processes of all ranks but rank 0: `python -m kernels.common.ranks.nursery SOCKET`.
 
-This process is the nursery. It imports what a way to reduce needs, once, and forks each rank, which then starts at
+This process is the nursery. It imports what a way needs, once, and forks each rank, which then starts at
 once. It has no threads. It ends, and kills the ranks, when its socket closes: with the process that started it. A rank
 ends when its own socket closes, or when the others do not come within `LIMIT_S`.
 """
@@ -15,8 +15,8 @@ import sys
 import time
 from typing import Any
 
-from kernels.all_reduce.member import LIMIT_S, Member, Message, kind
-from kernels.all_reduce.segment import mapped
+from kernels.common.ranks.member import LIMIT_S, Member, Message, way
+from kernels.common.ranks.segment import mapped
 
 MOST_BYTES = 4096
 REAP_S = 0.05
@@ -55,7 +55,7 @@ def nursery(channel: socket.socket) -> None:
         if "kill" in message:
             kill(set(message["kill"]) & alive)
             continue
-        join = kind(message["kind"], message["dtype"])
+        join = way(message["way"], message["dtype"])
         pid = os.fork()
         if pid == 0:
             channel.close()

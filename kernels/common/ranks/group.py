@@ -1,6 +1,6 @@
 """Rank 0's end: it starts the other ranks, launches with them, and names the one that died or does not come.
 
-Ranks of one kind and number are shared by all launches that are prepared while one of these lives. They end with the
+Ranks of one way and number are shared by all launches that are prepared while one of these lives. They end with the
 last launch, or with this process. The nursery that forks them stays, since what it has imported is needed again.
 """
 
@@ -21,12 +21,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels.all_reduce.member import CONTROL_BYTES, LIMIT_S, Member, Message, kind
-from kernels.all_reduce.op import ReduceCase
-from kernels.all_reduce.rank import receive, send
-from kernels.all_reduce.segment import Segment, mapped
-from kernels.common.random_inputs import torch_dtype
-from kernels.op import Inputs
+from kernels.common.ranks.cases import RankedCase
+from kernels.common.ranks.member import CONTROL_BYTES, LIMIT_S, Member, Message, way
+from kernels.common.ranks.nursery import receive, send
+from kernels.common.ranks.segment import Segment, mapped
 
 if TYPE_CHECKING:
     import torch
@@ -43,16 +41,16 @@ class RankLost(RuntimeError):
 
 
 class Nursery:
-    """The process of `rank.py`, and how the ranks that it forked ended."""
+    """The process of `nursery.py`, and how the ranks that it forked ended."""
 
     def __init__(self) -> None:
         self.channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.codes: dict[int, int] = {}
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kernels.all_reduce.rank", str(far.fileno())],
+            [sys.executable, "-m", "kernels.common.ranks.nursery", str(far.fileno())],
             pass_fds=[far.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **alone, "PYTHONPATH": path},
@@ -86,7 +84,7 @@ class Group:
 
     def __init__(self, name: str, ranks: int, dtype: str) -> None:
         self.ranks, self.lost = ranks, ""
-        join = kind(name, dtype)  # before the nursery does the same, so that it finds what was compiled
+        join = way(name, dtype)  # before the nursery does the same, so that it finds what was compiled
         self.nursery = nursery()
         self.pids: dict[int, int] = {}
         self.slots = count()
@@ -98,7 +96,7 @@ class Group:
         for r in range(1, ranks):
             self.channels[r], far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with far:
-                order = {"kind": name, "dtype": dtype, "rank": r, "ranks": ranks, "folder": folder.name}
+                order = {"way": name, "dtype": dtype, "rank": r, "ranks": ranks, "folder": folder.name}
                 send(self.nursery.channel, order, [far.fileno(), control])
         self.member = Member(0, ranks, mapped(control), self.look)
         os.close(control)
@@ -205,7 +203,7 @@ _groups: weakref.WeakValueDictionary[tuple[str, int, int], Group] = weakref.Weak
 
 
 def group(name: str, ranks: int, dtype: str) -> Group:
-    """The ranks of this kind and number. They are started, ready for `dtype`, unless a launch that lives has them."""
+    """The ranks of this way and number. They are started, ready for `dtype`, unless a launch that lives has them."""
     key = (name, ranks, os.getpid())
     found = _groups.get(key)
     if found is None or found.lost:
@@ -214,18 +212,17 @@ def group(name: str, ranks: int, dtype: str) -> Group:
 
 
 class Collective:
-    """A prepared launch on a host. All ranks meet at a barrier, reduce, and it returns when all have finished.
+    """A prepared launch on a host. All ranks meet at a barrier, do their part, and it returns when all have finished.
 
-    Its output is [ranks, B, hidden]: what every rank got. Raises `RankLost` if a rank died, or did not come in time.
+    `x` and `y` are what all ranks have and get, [ranks, ...]; y is its output. Raises `RankLost` if a rank died, or did
+    not come in time.
     """
 
-    def __init__(self, name: str, case: ReduceCase, inputs: Inputs, shots: int = 1) -> None:
-        self.group = group(name, case.ranks, case.dtype)
-        x: Segment = inputs["segment"]
-        y = Segment((case.ranks, case.B, case.hidden), torch_dtype(case.dtype))
+    def __init__(self, way: str, case: RankedCase, x: Segment, y: Segment, shots: int = 1) -> None:
+        self.group = group(way, case.ranks, case.dtype)
         self.output = y.tensor
         self.slot = next(self.group.slots)
-        message: dict[str, Any] = {"elements": case.elements, "dtype": case.dtype, "shots": shots}
+        message: dict[str, Any] = {"case": case.as_dict(), "shots": shots}
         self.part = self.group.part_of(Message(x=mapped(x.fd), y=mapped(y.fd), **message))
         self.group.tell({"take": self.slot, "message": message}, [x.fd, y.fd])
         self.group.answers("taken")

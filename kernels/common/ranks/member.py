@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.all_reduce.segment import words
+from kernels.common.ranks.segment import words
 
 LIMIT_S = 10.0
 """So long a rank waits for the others before it gives them up. A collective takes milliseconds."""
@@ -32,12 +32,11 @@ POLLS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """A prepared launch: `x` and `y` are the bytes of [ranks, elements] of `dtype`, which all ranks share."""
+    """A prepared launch of a case. `x` and `y` are the bytes of all ranks' inputs and outputs, which they share."""
 
     x: mmap.mmap
     y: mmap.mmap
-    elements: int
-    dtype: str
+    case: dict[str, Any]
     shots: int
     """1 or 2, where there is a choice."""
 
@@ -79,16 +78,15 @@ class Member:
         self.launches += 1
 
 
-Kind = Callable[[Member, Any], Callable[[Message], Callable[[], None]]]
-"""A way to reduce. `kind(member, folder)` joins the ranks, which may use an empty folder to find each other; what it
+Way = Callable[[Member, str], Callable[[Message], Callable[[], None]]]
+"""How ranks do it. `way(member, folder)` joins them, and they may use an empty folder to find each other; what it
 returns makes of a message the part of one rank."""
 
 
-def kind(name: str, dtype: str) -> Kind:
-    """`shared` or `gloo`. What it needs is imported and compiled here, which takes seconds."""
-    if name == "gloo":
-        importlib.import_module("torch.distributed")
-        return importlib.import_module("kernels.all_reduce.peers").gloo
-    shared = importlib.import_module("kernels.all_reduce.cpu_shared")
-    shared.warm(dtype)
-    return shared.shared
+def way(name: str, dtype: str) -> Way:
+    """`package.module:function`. The module's `warm(dtype)` imports or compiles what it needs, which takes seconds."""
+    module, function = name.split(":")
+    loaded = importlib.import_module(module)
+    loaded.warm(dtype)
+    found: Way = getattr(loaded, function)
+    return found
