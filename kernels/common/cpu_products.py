@@ -11,6 +11,9 @@ from kernels.common.cpu_packed import packed_products
 ROWS = 4
 """Rows of W that are multiplied at once; with 4 rows of x their 16 sums fill half of AVX-512's registers."""
 
+UNSCALED = (1 << 40, 1 << 40, 0)
+"""The `scaling` of `multiply_rows` without scales."""
+
 CHUNK = 512
 """Columns after which more than 4 rows of x begin again with the same rows of W, which the L1 still holds."""
 

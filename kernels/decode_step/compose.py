@@ -12,14 +12,24 @@ from kernels.common.quantization import BESIDE
 from kernels.common.random_inputs import BYTES
 from kernels.decode_step.inputs import angles, head_of
 from kernels.decode_step.op import StepCase
-from kernels.decode_step.parts import OUTSIDE, Part, parts
+from kernels.decode_step.parts import OUTSIDE, Part, parts, prefix_of, routed
 from kernels.decode_step.wiring import shape_of, wiring_of
+from kernels.latent_append.op import LatentCase
+from kernels.latent_append.op import cache_of as latents_of
+from kernels.latent_append.op import q_of as latents_q
 from kernels.op import Impl, Inputs, Stage, Target, implementations
 from kernels.rmsnorm.op import NormCase
 from kernels.rope_append.op import RopeCase, cache_of, q_of
 
 if TYPE_CHECKING:
     import torch
+
+ATTENTION = ("attention_decode", "mla_decode")
+OPS = (
+    *("rmsnorm", "ffn_gemv", "rope_append", "latent_append", "head_gemv", *ATTENTION),
+    *("ffn_block", "silu_mul", "router", "moe_ffn"),
+)
+"""The operations of `kernels/` that steps consist of."""
 
 Names = Mapping[str, Sequence[str]]
 """For each operation, the implementations to take: the first one that supports the case."""
@@ -60,19 +70,23 @@ class Composition:
         none = torch.empty(0, dtype=torch.float32, device=x.device)
         return self.run(layer, name, x=x, w=self.inputs[stored], x_scale=none, **packed)
 
-    def norm(self, layer: int, name: str, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[Any, Any]:
-        """The normalized sum of x and the residual, and the sum; without a residual x itself."""
+    def norm(self, layer: int, name: str, new: Sequence[torch.Tensor], x: torch.Tensor | None) -> tuple[Any, Any]:
+        """The normalized sum of x and what is new, and the sum; without x what is new itself."""
         case: NormCase = self.part(layer, name)
-        given = {"x": x, "w": self.inputs[name if layer == OUTSIDE else f"{layer}.{name}"]}
-        if residual is None:
-            return self.run(layer, name, **given), x
-        rows = self.run(layer, name, **given, residual=residual)
+        given = {"x": new[0], "w": self.inputs[name if layer == OUTSIDE else f"{layer}.{name}"]}
+        if x is None:
+            return self.run(layer, name, **given), new[0]
+        if case.addend:
+            given["addend"] = new[1] if case.addend == "rows" else self.inputs[f"{layer}.o_bias"]
+        rows = self.run(layer, name, **given, residual=x)
         return rows[: case.B], rows[case.B :]
 
     def attention(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        """What attention adds to the residual."""
+        """What attention adds to the residual, less the bias of its last product."""
         import torch
 
+        if shape_of(self.case.model).is_mla:
+            return self.latent_attention(layer, x)
         case, inputs = self.case, self.inputs
         rope: RopeCase = self.part(layer, "kv_append")
         attention: AttentionCase = self.part(layer, "attention")
@@ -100,45 +114,91 @@ class Composition:
             v_scale=none,
             block_table=inputs["block_table"],
             lengths=inputs["lengths"],
-            sink_logits=none,
+            sink_logits=inputs[f"{layer}.sink_logits"],
         )
         y = self.product(layer, "o", o.view(case.B, attention.H_q * attention.D))
-        return self.norm(layer, "attention_post_norm", y, None)[0] if wiring_of(case.model).post_norms else y
+        return self.norm(layer, "attention_post_norm", [y], None)[0] if wiring_of(case.model).post_norms else y
 
-    def ffn(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        """What the FFN or the experts add to the residual."""
+    def latent_attention(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """The same with latents (MLA)."""
         import torch
 
-        case, inputs = self.case, self.inputs
-        if shape_of(case.model).is_moe:
-            found = self.run(
-                layer,
-                "route",
-                logits=self.product(layer, "router", x),
-                bias=torch.empty(0, dtype=torch.float32, device=x.device),
-            )
-            matrices = {f"w_{n}": inputs[f"{layer}.experts_{n}"] for n in ("gate_up", "down")}
-            for name in (f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in BESIDE):
-                if f"{layer}.experts_{name}" in inputs:
-                    matrices[f"w_{name}"] = inputs[f"{layer}.experts_{name}"]
-            weights = found[1].view(torch.float32)
-            y = self.run(layer, "experts", x=x, topk_ids=found[0], topk_weights=weights, **matrices)
-        elif case.quantized:
-            gate_up = self.product(layer, "gate_up", x)
-            y = self.product(layer, "down", self.run(layer, "activation", x=gate_up))
+        inputs, B = self.inputs, self.case.B
+        latent: LatentCase = self.part(layer, "kv_append")
+        qkv = self.product(layer, "qkv", x)
+        rank = qkv.shape[1] - latent.L - latent.R
+        q, _ = self.norm(layer, "q_norm", [qkv[:, :rank]], None)
+        q = self.product(layer, "q_b", q).view(B, latent.H, latent.D + latent.R)
+        memory = self.run(
+            layer,
+            "kv_append",
+            q=q,
+            kv=qkv[:, rank:],
+            weight=inputs[f"{layer}.latent_norm"],
+            memory=inputs[f"{layer}.memory"],
+            rotations=inputs["rotations"],
+            block_table=inputs["block_table"],
+            lengths=inputs["positions"],
+        )
+        q_latent = self.run(layer, "kv_b_keys", x=q[..., : latent.D], w=inputs[f"{layer}.kv_b_keys"])
+        none = torch.empty(0, dtype=torch.float32, device=x.device)
+        o = self.run(
+            layer,
+            "attention",
+            q_latent=q_latent[:, None],
+            q_rope=latents_q(latent, memory)[:, None],
+            cache=latents_of(latent, memory),
+            rope=none,
+            latent_scale=none,
+            block_table=inputs["block_table"],
+            lengths=inputs["lengths"],
+        )
+        values = self.run(layer, "kv_b_values", x=o[:, 0], w=inputs[f"{layer}.kv_b_values"])
+        return self.product(layer, "o", values.flatten(1))
+
+    def ffn(self, layer: int, x: torch.Tensor) -> list[torch.Tensor]:
+        """What the FFN adds to the residual, or what routed experts add and then what shared experts do."""
+        if routed(self.case, layer):
+            found = [self.experts(layer, x)]
+            if shape_of(self.case.model).shared_width:
+                found.append(self.dense(layer, "shared", x))
         else:
-            matrices = {f"w_{name}": inputs[f"{layer}.{name}"] for name in ("gate", "up", "down")}
-            y = self.run(layer, "ffn", x=x, **matrices)
-        return self.norm(layer, "ffn_post_norm", y, None)[0] if wiring_of(case.model).post_norms else y
+            found = [self.dense(layer, "ffn", x)]
+        if wiring_of(self.case.model).post_norms:
+            return [self.norm(layer, "ffn_post_norm", found, None)[0]]
+        return found
+
+    def experts(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        inputs = self.inputs
+        logits = self.product(layer, "router", x)
+        found = self.run(layer, "route", logits=logits, bias=inputs[f"{layer}.router_bias"])
+        matrices = {f"w_{n}": inputs[f"{layer}.experts_{n}"] for n in ("gate_up", "down")}
+        for name in (f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in BESIDE):
+            if f"{layer}.experts_{name}" in inputs:
+                matrices[f"w_{name}"] = inputs[f"{layer}.experts_{name}"]
+        if wiring_of(self.case.model).expert_bias:
+            matrices |= {f"b_{n}": inputs[f"{layer}.experts_{n}_bias"] for n in ("gate_up", "down")}
+        weights = found[1].view(torch.float32)
+        return self.run(layer, "experts", x=x, topk_ids=found[0], topk_weights=weights, **matrices)
+
+    def dense(self, layer: int, name: str, x: torch.Tensor) -> torch.Tensor:
+        prefix = prefix_of(name)
+        if self.case.quantized:
+            gate_up = self.product(layer, f"{prefix}gate_up", x)
+            return self.product(layer, f"{prefix}down", self.run(layer, f"{prefix}activation", x=gate_up))
+        matrices = {f"w_{each}": self.inputs[f"{layer}.{prefix}{each}"] for each in ("gate", "up", "down")}
+        return self.run(layer, name, x=x, **matrices)
 
     def logits(self) -> torch.Tensor:
         """The whole step; also writes the next tokens into `next`."""
         case, inputs = self.case, self.inputs
         factor = shape_of(case.model).hidden ** 0.5 if wiring_of(case.model).scaled_embedding else 1.0
-        new, x = self.kernels.look_up(inputs["tokens"], inputs["embedding"], factor), None
+        new, x = [self.kernels.look_up(inputs["tokens"], inputs["embedding"], factor)], None
         for layer in range(case.measured_layers):
             y, x = self.norm(layer, "attention_norm", new, x)
-            new = self.attention(layer, y)
+            new = [self.attention(layer, y)]
             y, x = self.norm(layer, "ffn_norm", new, x)
             new = self.ffn(layer, y)
         y, _ = self.norm(OUTSIDE, "final_norm", new, x)

@@ -8,8 +8,7 @@ from kernels.decode_step.op import StepCase
 from kernels.decode_step.sequence import Sequence
 from kernels.op import Inputs, Launch, Stage, Target
 
-OPS = ("rmsnorm", "ffn_gemv", "rope_append", "attention_decode", "ffn_block", "silu_mul", "router", "moe_ffn")
-NAMES = dict.fromkeys(OPS, ("numba",))
+NAMES = dict.fromkeys(compose.OPS, ("numba",))
 
 
 def prepare(case: StepCase, inputs: Inputs, target: Target) -> Launch:

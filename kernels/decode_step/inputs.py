@@ -6,16 +6,23 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kernels.attention_decode.cases import AttentionCase
 from kernels.common import paging
 from kernels.common.integers import cdiv
 from kernels.common.quantization import random_weights
 from kernels.common.random_inputs import RandomInputs
-from kernels.decode_step.parts import Part, lengths, parts, rope_case, windowed
+from kernels.decode_step.parts import Part, lengths, memory_shape, parts, prefix_of, rope_case, windowed
 from kernels.decode_step.wiring import shape_of, wiring_of
+from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
+from kernels.head_gemv.op import HeadCase
 from kernels.kv_append.op import cache_shape
+from kernels.latent_append.op import LatentCase
+from kernels.moe_ffn.op import MoeCase
 from kernels.op import Inputs
-from kernels.rope_append.op import rotations
+from kernels.rmsnorm.op import NormCase
+from kernels.rope_append.op import RopeCase, rotations
+from kernels.router.op import RouterCase
 
 if TYPE_CHECKING:
     import torch
@@ -30,28 +37,42 @@ def matrices(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
     if not shape.tied_embeddings:
         yield "lm_head", (shape.vocab, shape.hidden), dtype
     for part in parts(case):
-        at = f"{part.layer}."
-        if isinstance(part.case, GemvCase) and part.name != "lm_head":
-            yield at + part.name, (part.case.N, part.case.K), part.case.weights
-        elif part.name == "ffn":
+        at, each = f"{part.layer}.", part.case
+        if isinstance(each, GemvCase) and part.name != "lm_head":
+            yield at + part.name, (each.N, each.K), each.weights
+        elif isinstance(each, HeadCase):
+            yield at + part.name, (each.H, each.N, each.K), dtype
+        elif isinstance(each, FfnCase):
             for name in ("gate", "up"):
-                yield at + name, (shape.ffn, shape.hidden), dtype
-            yield at + "down", (shape.hidden, shape.ffn), dtype
-        elif part.name == "experts":
-            yield at + "experts_gate_up", (shape.experts, 2 * shape.expert_ffn, shape.hidden), case.weights
-            yield at + "experts_down", (shape.experts, shape.hidden, shape.expert_ffn), case.weights
+                yield at + prefix_of(part.name) + name, (each.ffn, shape.hidden), dtype
+            yield at + prefix_of(part.name) + "down", (shape.hidden, each.ffn), dtype
+        elif isinstance(each, MoeCase):
+            yield at + "experts_gate_up", (each.E, 2 * each.F, each.H), case.weights
+            yield at + "experts_down", (each.E, each.H, each.F), case.weights
 
 
-def vectors(case: StepCase) -> Iterator[tuple[str, int]]:
-    """Name and size of each norm's weights and each bias."""
-    shape, wiring = shape_of(case.model), wiring_of(case.model)
+def vectors(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of each norm's weights, each bias and the logits of sinks. What a model lacks has size 0."""
+    shape, wiring, dtype = shape_of(case.model), wiring_of(case.model), case.dtype
     for part in parts(case):
-        if part.op == "rmsnorm":
-            yield named(part), shape.hidden
-        elif part.op == "rope_append":
-            norm, bias = shape.head_dim if wiring.qk_norm else 0, rope_case(case).heads * shape.head_dim
-            yield from ((f"{part.layer}.q_norm", norm), (f"{part.layer}.k_norm", norm))
-            yield f"{part.layer}.bias", bias if wiring.qkv_bias else 0
+        at, each = f"{part.layer}.", part.case
+        if isinstance(each, NormCase):
+            yield named(part), (each.D,), dtype
+            if each.addend == "bias":
+                yield at + "o_bias", (each.D,), dtype
+        elif isinstance(each, RopeCase):
+            norm, bias = shape.head_dim if wiring.qk_norm else 0, each.heads * shape.head_dim
+            yield from ((at + name, (norm,), dtype) for name in ("q_norm", "k_norm"))
+            yield at + "bias", (bias if wiring.qkv_bias else 0,), dtype
+        elif isinstance(each, LatentCase):
+            yield at + "latent_norm", (each.L,), dtype
+        elif isinstance(each, AttentionCase):
+            yield at + "sink_logits", (each.H_q if each.sink_logits else 0,), "fp32"
+        elif isinstance(each, RouterCase):
+            yield at + "router_bias", (each.E if each.has_bias else 0,), "fp32" if each.score == "sigmoid" else dtype
+        elif isinstance(each, MoeCase) and each.bias:
+            yield at + "experts_gate_up_bias", (each.E, 2 * each.F), dtype
+            yield at + "experts_down_bias", (each.E, each.H), dtype
 
 
 def named(part: Part) -> str:
@@ -60,13 +81,14 @@ def named(part: Part) -> str:
 
 def inputs(case: StepCase, device: str, seed: int) -> Inputs:
     """Weights of order K^-1/2, norms 1 + N(0, 1) / 8, biases and caches N(0, 1); `next` is where the step puts its
-    tokens (int64 [B], like `tokens`). `<layer>.memory` holds queries and cache, see `kernels/rope_append`.
+    tokens (int64 [B], like `tokens`). `<layer>.memory` holds queries and cache, see `kernels/rope_append` and
+    `kernels/latent_append`.
 
     Quantized matrices have their scales and zero points beside them: `0.qkv_scale`.
     """
     import torch
 
-    draw, shape, rope = RandomInputs(device, seed), shape_of(case.model), rope_case(case)
+    draw, shape = RandomInputs(device, seed), shape_of(case.model)
     made: Inputs = {"tokens": draw.integers(0, shape.vocab, (case.B,), "int64")}
     made["next"] = torch.zeros_like(made["tokens"])
     for name, size, stored in matrices(case):
@@ -76,13 +98,13 @@ def inputs(case: StepCase, device: str, seed: int) -> Inputs:
             packed = random_weights(draw, stored, math.prod(size[:-1]), size[-1], case.dtype, height_of(case, name))
             made[name] = packed.pop("w").unflatten(0, size[:-1])
             made |= {name + part.removeprefix("w"): tensor for part, tensor in packed.items()}
-    for name, length in vectors(case):
-        made[name] = draw.normal((length,), case.dtype, scale=1.0 if name.endswith("bias") else 0.125)
-        if device != "meta" and not name.endswith("bias"):
+    for name, size, stored in vectors(case):
+        is_norm = name.endswith("norm")
+        made[name] = draw.normal(size, stored, scale=0.125 if is_norm else 1.0)
+        if device != "meta" and is_norm:
             made[name] += 1
-    rows = rope.q_rows + math.prod(cache_shape(rope.append)[:-1])
     for layer in range(case.measured_layers):
-        made[f"{layer}.memory"] = draw.normal((rows, shape.head_dim), case.dtype)
+        made[f"{layer}.memory"] = draw.normal(memory_shape(case), case.dtype)
     return made | bookkeeping(case, device, seed)
 
 
@@ -104,18 +126,19 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed))
         table = torch.full((case.B, columns + 1), paging.GARBAGE[0], dtype=torch.int32)
         table[:, :columns] = order[: case.B * columns].view(case.B, columns)
-    wiring, D = wiring_of(case.model), shape_of(case.model).head_dim
+    wiring, shape = wiring_of(case.model), shape_of(case.model)
     made = {"lengths": found, "positions": found - 1, "block_table": table}
     made = {name: tensor.to(device) for name, tensor in made.items()}
-    made["rotations"] = rotations(case.T, D, wiring.theta, device)
-    if wiring.window_theta:
-        made["window_rotations"] = rotations(case.T, D, wiring.window_theta, device)
+    R = shape.rope_dim or shape.head_dim
+    for name, rope in (("rotations", wiring.rope), ("window_rotations", wiring.window_rope)):
+        if rope:
+            made[name] = rotations(case.T, rope.frequencies(R), device) * rope.magnitude
     return made
 
 
 def angles(case: StepCase, inputs: Inputs, layer: int) -> torch.Tensor:
     """The angles that a layer rotates by."""
-    own = wiring_of(case.model).window_theta and windowed(case, layer)
+    own = wiring_of(case.model).window_rope and windowed(case, layer)
     return inputs["window_rotations" if own else "rotations"]
 
 

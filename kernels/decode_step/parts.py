@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from kernels.attention_decode.cases import AttentionCase
@@ -12,6 +13,10 @@ from kernels.attention_decode.op import lengths as drawn_lengths
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
+from kernels.head_gemv.op import HeadCase
+from kernels.kv_append.op import cache_shape
+from kernels.latent_append.op import LatentCase
+from kernels.mla_decode.op import MlaCase
 from kernels.moe_ffn.op import MoeCase
 from kernels.op import Case, Work, discover
 from kernels.rmsnorm.op import NormCase
@@ -49,8 +54,23 @@ class Part:
 
 def windowed(case: StepCase, layer: int) -> bool:
     """Whether a layer has the window of the model."""
-    every = wiring_of(case.model).full_every
+    wiring = wiring_of(case.model)
+    if wiring.windows:
+        return wiring.windows[layer]
+    every = wiring.full_every
     return bool(shape_of(case.model).window) and (not every or (layer + 1) % every > 0)
+
+
+def routed(case: StepCase, layer: int) -> bool:
+    """Whether a layer has experts."""
+    shape = shape_of(case.model)
+    return shape.is_moe and layer >= shape.dense_layers
+
+
+def scale(case: StepCase, width: int) -> float:
+    """The factor of the scores of heads of this width; 0 for width^-1/2."""
+    wiring = wiring_of(case.model)
+    return wiring.attention_scale or (wiring.score_factor != 1) * wiring.score_factor * width**-0.5
 
 
 def attention_case(case: StepCase, layer: int) -> AttentionCase:
@@ -68,13 +88,57 @@ def attention_case(case: StepCase, layer: int) -> AttentionCase:
         page=case.page,
         dtype=case.dtype,
         window=shape.window if windowed(case, layer) else 0,
-        scale=wiring.attention_scale,
+        scale=scale(case, shape.head_dim),
+        sink_logits=wiring.sink_logits,
+    )
+
+
+def mla_case(case: StepCase) -> MlaCase:
+    shape = shape_of(case.model)
+    return MlaCase(
+        model=case.model,
+        B=case.B,
+        H=shape.heads,
+        T=case.T,
+        L=shape.kv_latent,
+        R=shape.rope_dim,
+        lengths=case.lengths,
+        seed=case.seed,
+        grown=case.grown,
+        page=case.page,
+        dtype=case.dtype,
+        scale=scale(case, shape.head_dim + shape.rope_dim) or (shape.head_dim + shape.rope_dim) ** -0.5,
+    )
+
+
+def latent_case(case: StepCase) -> LatentCase:
+    shape, wiring = shape_of(case.model), wiring_of(case.model)
+    return LatentCase(
+        model=case.model,
+        B=case.B,
+        H=shape.heads,
+        D=shape.head_dim,
+        L=shape.kv_latent,
+        R=shape.rope_dim,
+        T=case.T,
+        page=case.page,
+        dtype=case.dtype,
+        epsilon=wiring.latent_epsilon,
     )
 
 
 def lengths(case: StepCase) -> tuple[int, ...]:
     """Cached tokens of each sequence, the new one included."""
     return drawn_lengths(attention_case(case, 0))
+
+
+def memory_shape(case: StepCase) -> tuple[int, int]:
+    """Rows and columns of what holds the queries and the cache of a layer."""
+    if shape_of(case.model).is_mla:
+        latent = latent_case(case)
+        return latent.rows, latent.R
+    rope = rope_case(case)
+    return rope.q_rows + prod(cache_shape(rope.append)[:-1]), rope.D
 
 
 def rope_case(case: StepCase) -> RopeCase:
@@ -90,6 +154,7 @@ def rope_case(case: StepCase) -> RopeCase:
         bias=wiring.qkv_bias,
         qk_norm=wiring.qk_norm,
         dtype=case.dtype,
+        epsilon=wiring.epsilon,
     )
 
 
@@ -97,15 +162,26 @@ def product(case: StepCase, layer: str, N: int, K: int, weights: str = "") -> Ge
     return GemvCase(model=case.model, layer=layer, B=case.B, N=N, K=K, dtype=case.dtype, weights=weights)
 
 
-def norm(case: StepCase, *, residual: bool) -> NormCase:
-    return NormCase(model=case.model, B=case.B, D=shape_of(case.model).hidden, residual=residual, dtype=case.dtype)
+def norm(case: StepCase, *, residual: bool, addend: str = "") -> NormCase:
+    shape, wiring = shape_of(case.model), wiring_of(case.model)
+    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype, "epsilon": wiring.epsilon}
+    return NormCase(D=shape.hidden, residual=residual, addend=addend, **common)
+
+
+def norm_after(case: StepCase, layer: int) -> NormCase:
+    """The norm behind this many layers, which adds what the last of them gave. Shared experts give their own part."""
+    shared = layer > 0 and routed(case, layer - 1) and shape_of(case.model).shared_width
+    return norm(case, residual=layer > 0, addend="rows" if shared else "")
 
 
 def mixer(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
     """Attention with its norms and products."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
+    yield "attention_norm", "rmsnorm", norm_after(case, layer)
+    if shape.is_mla:
+        yield from latent_mixer(case)
+        return
     rope = rope_case(case)
-    yield "attention_norm", "rmsnorm", norm(case, residual=layer > 0)
     yield "qkv", "ffn_gemv", product(case, "qkv", rope.heads * shape.head_dim, shape.hidden, case.weights)
     yield "kv_append", "rope_append", rope
     yield "attention", "attention_decode", attention_case(case, layer)
@@ -114,26 +190,63 @@ def mixer(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
         yield "attention_post_norm", "rmsnorm", norm(case, residual=False)
 
 
-def ffn(case: StepCase) -> Iterator[tuple[str, str, Case]]:
-    """The FFN or the experts, with their norms. Quantized weights are multiplied in two products."""
+def router_case(case: StepCase) -> RouterCase:
+    shape, more = shape_of(case.model), dict(wiring_of(case.model).router)
+    E, k = shape.experts, shape.experts_per_token
+    return RouterCase(model=case.model, B=case.B, E=E, k=k, dtype=case.dtype, **more)
+
+
+def latent_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
+    """Absorbed MLA: queries become latents, and what attention gives in latents becomes values, head by head."""
+    shape, wiring = shape_of(case.model), wiring_of(case.model)
+    heads, L, R = shape.heads, shape.kv_latent, shape.rope_dim
+    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype}
+    yield "qkv", "ffn_gemv", product(case, "qkv", shape.q_latent + L + R, shape.hidden, case.weights)
+    yield "q_norm", "rmsnorm", NormCase(D=shape.q_latent, epsilon=wiring.latent_epsilon, **common)
+    yield "q_b", "ffn_gemv", product(case, "q_b", heads * (shape.head_dim + R), shape.q_latent, case.weights)
+    yield "kv_append", "latent_append", latent_case(case)
+    yield "kv_b_keys", "head_gemv", HeadCase(H=heads, N=L, K=shape.head_dim, **common)
+    yield "attention", "mla_decode", mla_case(case)
+    yield "kv_b_values", "head_gemv", HeadCase(H=heads, N=shape.value_dim, K=L, **common)
+    yield "o", "ffn_gemv", product(case, "o", shape.hidden, heads * shape.value_dim, case.weights)
+
+
+def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
+    """The FFN or the experts, with their norms."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype}
-    yield "ffn_norm", "rmsnorm", norm(case, residual=True)
-    if shape.is_moe:
+    yield "ffn_norm", "rmsnorm", norm(case, residual=True, addend="bias" if wiring.o_bias else "")
+    if routed(case, layer):
         E, k, kind = shape.experts, shape.experts_per_token, wiring.activation
         yield "router", "ffn_gemv", product(case, "router", E, shape.hidden)
-        yield "route", "router", RouterCase(E=E, k=k, **common, **dict(wiring.router))
+        yield "route", "router", router_case(case)
         sizes: dict[str, Any] = {"E": E, "k": k, "H": shape.hidden, "F": shape.expert_ffn}
-        yield "experts", "moe_ffn", MoeCase(**common, **sizes, weights=case.weights, activation=kind)
-    elif case.quantized:
-        yield "gate_up", "ffn_gemv", product(case, "gate_up", 2 * shape.ffn, shape.hidden, case.weights)
-        yield "activation", "silu_mul", GateCase(F=shape.ffn, activation=wiring.activation, **common)
-        yield "down", "ffn_gemv", product(case, "down", shape.hidden, shape.ffn, case.weights)
+        sizes |= {"weights": case.weights, "activation": kind, "bias": wiring.expert_bias}
+        yield "experts", "moe_ffn", MoeCase(**common, **sizes)
+        if shape.shared_width:
+            yield from dense(case, "shared", shape.shared_width)
     else:
-        sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "activation": wiring.activation}
-        yield "ffn", "ffn_block", FfnCase(**common, **sizes)
+        yield from dense(case, "ffn", shape.ffn)
     if wiring.post_norms:
         yield "ffn_post_norm", "rmsnorm", norm(case, residual=False)
+
+
+def dense(case: StepCase, name: str, width: int) -> Iterator[tuple[str, str, Case]]:
+    """A FFN that every token takes. Quantized weights are multiplied in two products."""
+    shape, kind = shape_of(case.model), wiring_of(case.model).activation
+    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype}
+    if not case.quantized:
+        yield name, "ffn_block", FfnCase(hidden=shape.hidden, ffn=width, activation=kind, **common)
+        return
+    prefix = prefix_of(name)
+    yield f"{prefix}gate_up", "ffn_gemv", product(case, "gate_up", 2 * width, shape.hidden, case.weights)
+    yield f"{prefix}activation", "silu_mul", GateCase(F=width, activation=kind, **common)
+    yield f"{prefix}down", "ffn_gemv", product(case, "down", shape.hidden, width, case.weights)
+
+
+def prefix_of(name: str) -> str:
+    """What the names of the matrices of a FFN begin with."""
+    return "shared_" if name == "shared" else ""
 
 
 @cache
@@ -144,8 +257,8 @@ def parts(case: StepCase) -> tuple[Part, ...]:
     looked_up = Work(bytes_read=row + 8 * case.B, bytes_written=row)
     found = [Part(name="embedding", own_work=looked_up)]
     for layer in range(case.measured_layers):
-        inside = [*mixer(case, layer), *ffn(case)]
+        inside = [*mixer(case, layer), *ffn(case, layer)]
         found += [Part(name=name, layer=layer, op=op, case=each) for name, op, each in inside]
-    found.append(Part(name="final_norm", op="rmsnorm", case=norm(case, residual=True)))
+    found.append(Part(name="final_norm", op="rmsnorm", case=norm_after(case, case.measured_layers)))
     found.append(Part(name="lm_head", op="ffn_gemv", case=product(case, "lm_head", shape.vocab, shape.hidden)))
     return (*found, Part(name="sampling", own_work=Work(bytes_read=logits, bytes_written=8 * case.B)))

@@ -11,37 +11,80 @@ from kernels.decode_step import compose
 from kernels.decode_step.op import StepCase
 from kernels.decode_step.parts import Part
 from kernels.decode_step.sequence import Sequence
+from kernels.mla_decode.op import MlaCase
+from kernels.mla_decode.op import lengths as latent_lengths_of
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 if TYPE_CHECKING:
     import torch
 
-OPS = ("rmsnorm", "ffn_gemv", "rope_append", "ffn_block", "silu_mul", "router")
-NAMES = dict.fromkeys(OPS, ("torch",)) | {"moe_ffn": ("torch-grouped", "torch-gather")}
+NAMES = {name: ("torch",) for name in compose.OPS if name not in compose.ATTENTION}
+NAMES["moe_ffn"] = ("torch-grouped", "torch-gather")
+
+
+def seen_by(case: AttentionCase | MlaCase, device: torch.device, window: int = 0) -> torch.Tensor:
+    """[B, T]: which tokens each sequence sees."""
+    import torch
+
+    place, length = torch.arange(case.T, device=device), torch.tensor(drawn(case), device=device)[:, None]
+    return (place < length) & (place >= length - window if window else True)
+
+
+def drawn(case: AttentionCase | MlaCase) -> tuple[int, ...]:
+    return lengths_of(case) if isinstance(case, AttentionCase) else latent_lengths_of(case)
+
+
+def gathered(case: AttentionCase | MlaCase, stored: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """A cache [pages, page, ...] as [B, T, ...]."""
+    if not case.page:
+        return stored
+    return stored[table[:, : -(-case.T // case.page)].long()].flatten(1, 2)[:, : case.T]
 
 
 def attention(case: AttentionCase, inputs: Inputs, target: Target) -> Launch:
     """Pages are gathered into [B, H_kv, T, D]. A mask hides what a sequence does not see; without one torch takes its
-    fast path."""
+    fast path. That knows no learned sinks, so with them it is two products around a softmax, as in transformers."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    T, q, device = case.T, inputs["q"].transpose(1, 2), inputs["q"].device
-    table = inputs["block_table"][:, : -(-T // case.page)].long() if case.page else None
-    place, length = torch.arange(T, device=device), torch.tensor(lengths_of(case), device=device)[:, None]
-    seen = (place < length) & (place >= length - case.window if case.window else True)
+    q, table = inputs["q"].transpose(1, 2), inputs["block_table"]
+    seen = seen_by(case, q.device, case.window)
     mask = None if bool(seen.all()) else seen[:, None, None]
+    hidden = ~seen[:, None, None]
 
     def tokens(name: str) -> torch.Tensor:
-        stored = paging.nhd(inputs[name], case.layout)
-        whole = stored[table].flatten(1, 2)[:, :T] if table is not None else stored
-        return whole.transpose(1, 2)
+        return gathered(case, paging.nhd(inputs[name], case.layout), table).transpose(1, 2)
+
+    def with_sinks(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rows = q.view(case.B, case.H_kv, case.group, case.D)
+        scores = (rows @ k.transpose(2, 3) * case.softmax_scale).float().masked_fill(hidden, float("-inf"))
+        sinks = inputs["sink_logits"].view(1, case.H_kv, case.group, 1).expand(case.B, -1, -1, -1)
+        shares = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., : case.T]
+        return (shares.to(v.dtype) @ v).view(case.B, 1, case.H_q, case.D)
 
     def launch() -> torch.Tensor:
         k, v = tokens("k"), tokens("v")
+        if case.sink_logits:
+            return with_sinks(k, v)
         grouped = case.group > 1
         o = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=case.softmax_scale, enable_gqa=grouped)
         return o.transpose(1, 2)
+
+    return launch
+
+
+def latent_attention(case: MlaCase, inputs: Inputs, target: Target) -> Launch:
+    """Two batched products around a softmax, over gathered latents."""
+    import torch
+
+    q = inputs["q_latent"].new_empty(case.B, case.H, case.L + case.R)
+    hidden = ~seen_by(case, q.device)[:, None]
+
+    def launch() -> torch.Tensor:
+        torch.cat([inputs["q_latent"][:, 0], inputs["q_rope"][:, 0]], dim=-1, out=q)
+        cached = gathered(case, inputs["cache"], inputs["block_table"])
+        scores = (q @ cached.transpose(1, 2) * case.softmax_scale).float().masked_fill(hidden, float("-inf"))
+        return (scores.softmax(-1).to(q.dtype) @ cached[..., : case.L])[:, None]
 
     return launch
 
@@ -53,13 +96,17 @@ def attention_stages(part: Part) -> tuple[Stage, ...]:
     return (Stage(name="gather", work=copies), Stage(name="sdpa", work=work))
 
 
+ATTENTION = {"attention_decode": attention, "mla_decode": latent_attention}
+STAGES = dict.fromkeys(ATTENTION, attention_stages)
+
+
 def prepare(case: StepCase, inputs: Inputs, target: Target) -> Launch:
-    sequence = Sequence(NAMES, target, {"attention_decode": attention})
+    sequence = Sequence(NAMES, target, ATTENTION)
     return sequence.launch(compose.Composition(case, inputs, sequence).logits())
 
 
 def stages(case: StepCase, target: Target) -> tuple[Stage, ...]:
-    return compose.stages(case, NAMES, target, {"attention_decode": attention_stages})
+    return compose.stages(case, NAMES, target, STAGES)
 
 
 def supports(case: StepCase, target: Target) -> str | None:

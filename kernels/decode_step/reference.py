@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING
 from kernels.common import gated, paging
 from kernels.common.quantization import BESIDE, dequantize
 from kernels.decode_step.inputs import angles, head_of, height_of
-from kernels.decode_step.parts import attention_case, lengths, rope_case
+from kernels.decode_step.parts import (
+    attention_case,
+    latent_case,
+    lengths,
+    mla_case,
+    prefix_of,
+    rope_case,
+    routed,
+    router_case,
+)
 from kernels.decode_step.wiring import shape_of, wiring_of
+from kernels.latent_append.op import cache_of as latents_of
 from kernels.op import Inputs
-from kernels.rmsnorm.op import EPSILON
 from kernels.rope_append.op import cache_of
+from kernels.router.op import reference as routing
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +39,15 @@ def weight(case: StepCase, inputs: Inputs, name: str) -> torch.Tensor:
     return dequantize(case.weights, packed, 0, len(rows), height_of(case, name)).unflatten(0, w.shape[:-1])
 
 
-def normed(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * w.float()
+def normed(x: torch.Tensor, w: torch.Tensor, epsilon: float) -> torch.Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * w.float()
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
@@ -43,9 +60,9 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
         qkv = qkv + inputs[f"{layer}.bias"].float().view(rope.heads, rope.D)
     q, k, v = qkv.split([rope.H_q, rope.H_kv, rope.H_kv], dim=1)
     if rope.qk_norm:
-        q, k = normed(q, inputs[f"{layer}.q_norm"]), normed(k, inputs[f"{layer}.k_norm"])
+        q, k = (normed(x, inputs[f"{layer}.{n}_norm"], rope.epsilon) for x, n in ((q, "q"), (k, "k")))
     cos, sin = angles(case, inputs, layer)[inputs["positions"].long()][:, None].chunk(2, dim=-1)
-    q, k = (torch.cat([a * cos - b * sin, b * cos + a * sin], -1) for a, b in (t.chunk(2, -1) for t in (q, k)))
+    q, k = turned(q, cos, sin), turned(k, cos, sin)
     cache, out = cache_of(rope, inputs[f"{layer}.memory"]), torch.empty_like(q)
     for b, length in enumerate(lengths(case)):
         row = inputs["block_table"][b] if case.page else torch.tensor([b], device=x.device)
@@ -53,38 +70,87 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
         old = (paging.gather(half, row, first, length - 1, attention.tokens_per_page).float() for half in cache)
         keys, values = (torch.cat([o, new[b : b + 1]]) for o, new in zip(old, (k, v), strict=True))
         scores = torch.einsum("hgd,thd->hgt", q[b].unflatten(0, (rope.H_kv, -1)), keys) * attention.softmax_scale
-        out[b] = torch.einsum("hgt,thd->hgd", scores.softmax(-1), values).flatten(0, 1)
+        if attention.sink_logits:
+            sinks = inputs[f"{layer}.sink_logits"].view(rope.H_kv, -1, 1)
+            scores = torch.cat([scores, sinks], -1)
+        shares = scores.softmax(-1)[..., : len(keys)]
+        out[b] = torch.einsum("hgt,thd->hgd", shares, values).flatten(0, 1)
     return out.flatten(1)
 
 
-def fed_forward(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
+def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
+    """[B, H D_v] of MLA without absorption: keys and values of each head are made from the latents."""
     import torch
 
-    shape, kind = shape_of(case.model), wiring_of(case.model).activation
-    if not shape.is_moe:
-        names = ("gate_up",) if case.quantized else ("gate", "up")
-        gate, up = torch.cat([x @ weight(case, inputs, f"{layer}.{n}").T for n in names], 1).chunk(2, 1)
-        return gated.hidden(kind, gate, up) @ weight(case, inputs, f"{layer}.down").T
-    shares, ids = (x @ weight(case, inputs, f"{layer}.router").T).softmax(-1).topk(shape.experts_per_token)
-    shares, y = shares / shares.sum(-1, keepdim=True), torch.zeros_like(x)
-    first, second = (weight(case, inputs, f"{layer}.experts_{n}") for n in ("gate_up", "down"))
-    for e in ids.unique().tolist():
-        token, slot = (ids == e).nonzero(as_tuple=True)
-        gate, up = (x[token] @ first[e].T).chunk(2, 1)
-        y.index_add_(0, token, gated.hidden(kind, gate, up) @ second[e].T * shares[token, slot, None])
+    mla, latent, wiring = mla_case(case), latent_case(case), wiring_of(case.model)
+    qkv = x @ weight(case, inputs, f"{layer}.qkv").T
+    q, new, key = qkv.split([qkv.shape[1] - mla.L - mla.R, mla.L, mla.R], dim=1)
+    q = normed(q, inputs[f"{layer}.q_norm"], wiring.latent_epsilon) @ weight(case, inputs, f"{layer}.q_b").T
+    q, rotary = q.view(case.B, mla.H, -1).split([latent.D, mla.R], dim=-1)
+    cos, sin = inputs["rotations"][inputs["positions"].long()].chunk(2, dim=-1)
+    q = torch.cat([q, turned(rotary, cos[:, None], sin[:, None])], -1)
+    new = torch.cat([normed(new, inputs[f"{layer}.latent_norm"], latent.epsilon), turned(key, cos, sin)], -1)
+    cache, to_keys = latents_of(latent, inputs[f"{layer}.memory"]), inputs[f"{layer}.kv_b_keys"].float()
+    to_values, out = inputs[f"{layer}.kv_b_values"].float(), []
+    for b, length in enumerate(lengths(case)):
+        row = inputs["block_table"][b] if case.page else torch.tensor([b], device=x.device)
+        old = paging.gather(cache, row, 0, length - 1, case.page or case.T).float()
+        tokens, shared = torch.cat([old, new[b : b + 1]]).split([mla.L, mla.R], dim=-1)
+        keys = torch.einsum("tl,hld->htd", tokens, to_keys)
+        keys = torch.cat([keys, shared.expand(mla.H, -1, -1)], -1)
+        shares = (torch.einsum("hd,htd->ht", q[b], keys) * mla.softmax_scale).softmax(-1)
+        out.append(torch.einsum("ht,htd->hd", shares, torch.einsum("tl,hdl->htd", tokens, to_values)))
+    return torch.stack(out).flatten(1)
+
+
+def fed_forward(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
+    if not routed(case, layer):
+        return dense(case, inputs, layer, x, "ffn")
+    y = routed_experts(case, inputs, layer, x)
+    return y + dense(case, inputs, layer, x, "shared") if shape_of(case.model).shared_width else y
+
+
+def dense(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, name: str) -> torch.Tensor:
+    import torch
+
+    names, at = ("gate_up",) if case.quantized else ("gate", "up"), f"{layer}.{prefix_of(name)}"
+    gate, up = torch.cat([x @ weight(case, inputs, at + n).T for n in names], 1).chunk(2, 1)
+    return gated.hidden(wiring_of(case.model).activation, gate, up) @ weight(case, inputs, f"{at}down").T
+
+
+def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
+    """Each expert hit, with its tokens. Routing is that of `kernels/router`, by its reference."""
+    import torch
+
+    kind, route = wiring_of(case.model).activation, router_case(case)
+    logits = x @ weight(case, inputs, f"{layer}.router").T
+    shares = routing(route, {"logits": logits, "bias": inputs[f"{layer}.router_bias"]}).float()
+    y, (first, second) = (
+        torch.zeros_like(x),
+        (weight(case, inputs, f"{layer}.experts_{n}") for n in ("gate_up", "down")),
+    )
+    biases = [inputs.get(f"{layer}.experts_{n}_bias") for n in ("gate_up", "down")]
+    for e in shares.any(0).nonzero().flatten().tolist():
+        (token,) = shares[:, e].nonzero(as_tuple=True)
+        found = x[token] @ first[e].T
+        gate, up = (found if biases[0] is None else found + biases[0][e].float()).chunk(2, 1)
+        found = gated.hidden(kind, gate, up) @ second[e].T
+        y.index_add_(0, token, (found if biases[1] is None else found + biases[1][e].float()) * shares[token, e, None])
     return y
 
 
 def reference(case: StepCase, inputs: Inputs) -> torch.Tensor:
     """Logits [B, V]."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
+    attend = attended_latents if shape.is_mla else attended
     x = inputs["embedding"][inputs["tokens"]].float()
     if wiring.scaled_embedding:
         x = x * shape.hidden**0.5
     for layer in range(case.measured_layers):
-        for name, block in (("attention", attended), ("ffn", fed_forward)):
-            y = block(case, inputs, layer, normed(x, inputs[f"{layer}.{name}_norm"]))
+        for name, block in (("attention", attend), ("ffn", fed_forward)):
+            y = block(case, inputs, layer, normed(x, inputs[f"{layer}.{name}_norm"], wiring.epsilon))
             if name == "attention":
                 y = y @ weight(case, inputs, f"{layer}.o").T
-            x = x + (normed(y, inputs[f"{layer}.{name}_post_norm"]) if wiring.post_norms else y)
-    return normed(x, inputs["final_norm"]) @ inputs[head_of(case)].float().T
+                y = y + inputs[f"{layer}.o_bias"].float() if wiring.o_bias else y
+            x = x + (normed(y, inputs[f"{layer}.{name}_post_norm"], wiring.epsilon) if wiring.post_norms else y)
+    return normed(x, inputs["final_norm"], wiring.epsilon) @ inputs[head_of(case)].float().T

@@ -12,8 +12,7 @@ from kernels.decode_step.parts import Part
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
 
-OPS = ("rmsnorm", "ffn_gemv", "rope_append", "attention_decode", "ffn_block", "silu_mul", "router", "moe_ffn")
-NAMES = dict.fromkeys(OPS, ("triton",))
+NAMES = dict.fromkeys(compose.OPS, ("triton",))
 
 
 @triton.jit

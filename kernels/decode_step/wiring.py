@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kernels.decode_step.angles import Rope, yarn_magnitude
 from kernels.models import MODELS, ModelShape
+from kernels.rmsnorm.op import EPSILON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,14 +16,22 @@ class Wiring:
     """What a layer of a family does that no size tells.
 
     `full_every`: every so many layers one has no window; 0: all layers have the window of the shape, if it has one.
-    `window_theta` is the base of the angles in layers with a window, 0 for the same as in the others. `router` holds
-    fields of `kernels/router`.
+    `windows` says it layer by layer instead. `window_rope` turns the heads of layers with a window, None for the same
+    angles as in the others. `router` holds fields of `kernels/router`.
     """
 
-    theta: float = 10000.0
-    window_theta: float = 0.0
+    rope: Rope = field(default_factory=Rope)
+    window_rope: Rope | None = None
     full_every: int = 0
+    windows: tuple[bool, ...] = ()
+    epsilon: float = EPSILON
+    latent_epsilon: float = EPSILON
+    """That of the norms of latents (MLA)."""
     qkv_bias: bool = False
+    o_bias: bool = False
+    expert_bias: bool = False
+    """Biases of the router and of the experts' products."""
+    sink_logits: bool = False
     qk_norm: bool = False
     post_norms: bool = False
     """Norms also behind attention and behind the FFN, before the residual is added."""
@@ -30,26 +40,54 @@ class Wiring:
     """Embeddings are multiplied by the square root of the hidden size."""
     attention_scale: float = 0.0
     """0 for the inverse root of the size of a head."""
+    score_factor: float = 1.0
+    """Multiplies that inverse root."""
+    norms_less_one: bool = False
+    """How files store norms."""
+    pairs_adjacent: bool = False
+    """Whether files keep the two dims of a rotated pair next to each other, not half a head apart."""
     router: tuple[tuple[str, Any], ...] = ()
 
 
 FAMILIES: Mapping[str, Wiring] = {
-    # config.json of each: rope_theta, and the family's model code in transformers
+    # config.json of each: rope_theta and rms_norm_eps, and the family's model code in transformers
     "llama-2": Wiring(),
-    "llama-3": Wiring(theta=500000.0),
-    "qwen2.5": Wiring(theta=1e6, qkv_bias=True),
-    "qwen3": Wiring(theta=1e6, qk_norm=True),
+    "llama-3": Wiring(rope=Rope(theta=500000.0)),
+    "qwen2.5": Wiring(rope=Rope(theta=1e6), qkv_bias=True, epsilon=1e-6),
+    "qwen3": Wiring(rope=Rope(theta=1e6), qk_norm=True, epsilon=1e-6),
     "mistral": Wiring(),
-    "mixtral": Wiring(theta=1e6),
+    "mixtral": Wiring(rope=Rope(theta=1e6)),
     "gemma-3": Wiring(
-        theta=1e6,
-        window_theta=10000.0,
+        rope=Rope(theta=1e6),
+        window_rope=Rope(),
         full_every=6,
+        epsilon=1e-6,
         qk_norm=True,
         post_norms=True,
         activation="geglu",
         scaled_embedding=True,
+        norms_less_one=True,
         attention_scale=168**-0.5,  # query_pre_attn_scalar of the 27B
+    ),
+    "gpt-oss": Wiring(
+        rope=Rope(
+            theta=150000.0, kind="yarn", factor=32.0, original=4096, truncate=False, magnitude=yarn_magnitude(32.0)
+        ),
+        full_every=2,
+        qkv_bias=True,
+        o_bias=True,
+        expert_bias=True,
+        sink_logits=True,
+        activation="swiglu_clamped",
+        router=(("bias", True),),
+    ),
+    "deepseek-v3": Wiring(
+        rope=Rope(kind="yarn", factor=40.0, original=4096),
+        epsilon=1e-6,
+        latent_epsilon=1e-6,
+        pairs_adjacent=True,
+        score_factor=yarn_magnitude(40.0) ** 2,
+        router=(("score", "sigmoid"), ("groups", 8), ("top_groups", 4), ("scaling", 2.5)),
     ),
 }
 """By the beginning of a model's name."""
@@ -78,6 +116,20 @@ TOYS: Mapping[str, ModelShape] = {
         _toy("toy-mixtral", experts=4, experts_per_token=2, expert_ffn=96),
         _toy("toy-qwen3-moe", experts=8, experts_per_token=3, expert_ffn=48),
         _toy("toy-gemma-3", window=6, windowed_layers=1, tied_embeddings=True),
+        _toy("toy-gpt-oss", experts=8, experts_per_token=3, expert_ffn=48, window=7, windowed_layers=1),
+        _toy(
+            "toy-deepseek-v3",
+            kv_heads=4,
+            experts=32,
+            experts_per_token=6,
+            expert_ffn=32,
+            dense_layers=1,
+            shared_experts=1,
+            kv_latent=32,
+            q_latent=24,
+            rope_dim=16,
+            v_head_dim=24,
+        ),
     )
 }
 
@@ -88,7 +140,7 @@ def shape_of(model: str) -> ModelShape:
     shape = MODELS.get(name) or TOYS.get(name)
     if shape is None:
         raise ValueError(f"model {model!r}: expected one of {', '.join(composed())}")
-    if family(name) is None or shape.is_mla or shape.state_mixer or shape.shared_width or shape.softcap:
+    if family(name) is None:
         raise ValueError(f"model {model}: no step is composed for its family; there is for {', '.join(composed())}")
     return shape
 
@@ -107,4 +159,4 @@ def wiring_of(model: str) -> Wiring:
 
 def composed() -> list[str]:
     """The models of the table whose step is composed."""
-    return [name for name, shape in MODELS.items() if family(name) and not shape.is_mla]
+    return [name for name in MODELS if family(name)]

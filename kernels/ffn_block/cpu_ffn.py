@@ -12,16 +12,13 @@ import numpy as np
 from kernels.common.cpu_gated import activate
 from kernels.common.cpu_jit import array, cpu_impl, kernel, on_fma, prange, threads
 from kernels.common.cpu_loops import convert
-from kernels.common.cpu_products import ROWS, multiply_rows
+from kernels.common.cpu_products import ROWS, UNSCALED, multiply_rows
 from kernels.common.gated import ACTIVATIONS
 from kernels.ffn_block.op import FfnCase, work
 from kernels.op import Inputs, Launch, Stage, Target
 
 if TYPE_CHECKING:
     import torch
-
-UNSCALED = (1 << 40, 1 << 40, 0)
-"""`multiply_rows` takes no scales."""
 
 
 @kernel

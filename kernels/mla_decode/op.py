@@ -67,6 +67,7 @@ class MlaCase(Case):
     - `scale`: the factor of the scores, 0 for (128 + R)^-1/2
     - `context`: sparse attention: T tokens are read of so many that each sequence has. The block table is the list of
       them, in any order: of tokens with `page` 1, of blocks with larger pages. 0: all tokens are read
+    - `grown`: tokens that every sequence has gained since its length was drawn, as after so many steps
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform", "q_len": 1, "context": 0}
@@ -84,12 +85,15 @@ class MlaCase(Case):
     q_len: int = 1
     scale: float = 0.0
     context: Count = 0
+    grown: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
         if reason := paging.wrong_context(self.context, self.T, self.page):
             raise ValueError(reason)
+        if self.grown >= self.T:
+            raise ValueError(f"grown {self.grown}: fewer tokens than the T = {self.T} of each")
 
     @property
     def id(self) -> str:
@@ -104,6 +108,8 @@ class MlaCase(Case):
             parts.append(f"of{self.context}")
         if self.scale:
             parts.append(f"scale{self.scale:.4g}")
+        if self.grown:
+            parts.append(f"grown{self.grown}")
         return "-".join([*parts, self.dtype] + ([f"kv{self.kv}"] if self.kv else []))
 
     @property
@@ -130,7 +136,7 @@ YARN_SCALE = (DEEPSEEK.head_dim + DEEPSEEK.rope_dim) ** -0.5 * (0.1 * log(40) + 
 @cache
 def lengths(case: MlaCase) -> tuple[int, ...]:
     """Tokens per sequence."""
-    return paging.random_lengths(case.lengths, case.B, case.T, case.seed)
+    return tuple(case.grown + n for n in paging.random_lengths(case.lengths, case.B, case.T - case.grown, case.seed))
 
 
 def visible(case: MlaCase) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from kernels.common.cpu_gated import activate
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
 from kernels.common.cpu_loops import convert
-from kernels.common.cpu_products import ROWS, multiply_rows
+from kernels.common.cpu_products import ROWS, UNSCALED, multiply_rows
 from kernels.common.gated import ACTIVATIONS
 from kernels.common.integers import cdiv
 from kernels.moe_ffn.op import MoeCase, work
@@ -21,9 +21,6 @@ from kernels.op import Inputs, Launch, Stage, Target
 
 if TYPE_CHECKING:
     import torch
-
-UNSCALED = (1 << 40, 1 << 40, 0)
-"""`multiply_rows` takes no scales."""
 
 
 @jit
@@ -42,20 +39,43 @@ def sort_pairs(ids, E, k, first, pairs):
 
 
 @jit
-def gate_and_up(w, none, e, tile, tokens, xs, x_at, H, F, kind, hidden, hidden_at, at, sums, gate, up):
-    """hidden[pair] = a(gate, up) for `ROWS` rows of expert e; hidden_at are the places of its pairs."""
+def gate_and_up(w, bias, none, e, tile, tokens, xs, x_at, H, F, kind, hidden, hidden_at, at, sums, gate, up):
+    """hidden[pair] = a(gate, up) for `ROWS` rows of expert e; hidden_at are the places of its pairs. `bias` has that of
+    every expert, in fp32, or is empty."""
     first, count = tile * ROWS, min(ROWS, F - tile * ROWS)
     expert = w[e * 2 * F * H : (e + 1) * 2 * F * H]
     multiply_rows(expert[: F * H], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, gate)
     multiply_rows(expert[F * H :], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, up)
     for j in range(tokens):
         for i in range(count):
-            hidden[hidden_at[j] + first + i] = activate(kind, gate[j * ROWS + i], up[j * ROWS + i])
+            g, u, row = gate[j * ROWS + i], up[j * ROWS + i], e * 2 * F + first + i
+            if len(bias):
+                g += bias[row]
+                u += bias[row + F]
+            hidden[hidden_at[j] + first + i] = activate(kind, g, u)
 
 
 @kernel
 def experts(
-    x, ids, weights, w_gate_up, w_down, y, shape, first, pairs, xs, x_at, hidden, hidden_at, total, at, sums, found
+    x,
+    ids,
+    weights,
+    w_gate_up,
+    w_down,
+    b_gate_up,
+    b_down,
+    y,
+    shape,
+    first,
+    pairs,
+    xs,
+    x_at,
+    hidden,
+    hidden_at,
+    total,
+    at,
+    sums,
+    found,
 ):
     """`shape` is B, E, k, H, F and the kind of activation. `found` has room for two tiles a thread. `total` has
     the sums of all tiles of `ROWS` rows."""
@@ -75,6 +95,7 @@ def experts(
                 places = hidden_at[begin : begin + tokens]
                 gate_and_up(
                     w_gate_up,
+                    b_gate_up,
                     none,
                     e,
                     tile,
@@ -104,7 +125,10 @@ def experts(
                     pair = pairs[begin + j]
                     to = (tile * B + pair // k) * ROWS
                     for i in range(ROWS):
-                        total[to + i] += weights[pair] * found[run, 0, j * ROWS + i]
+                        value = found[run, 0, j * ROWS + i]
+                        if len(b_down):
+                            value += b_down[e * H + min(row + i, H - 1)]
+                        total[to + i] += weights[pair] * value
         for tile in range(begin_tile, end_tile):
             row = tile * ROWS
             for b in range(B):
@@ -115,9 +139,10 @@ def prepare(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
     import torch
 
     runs, pairs = threads(target), case.pairs
-    y = torch.empty_like(inputs["x"])
+    y, none = torch.empty_like(inputs["x"]), np.empty(0, dtype=np.float32)
     arguments = (
         *(array(inputs[name]) for name in ("x", "topk_ids", "topk_weights", "w_gate_up", "w_down")),
+        *(array(inputs[name].float()) if case.bias else none for name in ("b_gate_up", "b_down")),
         array(y),
         (case.B, case.E, case.k, case.H, case.F, ACTIVATIONS.index(case.activation)),
         np.empty(case.E + 1, dtype=np.int64),

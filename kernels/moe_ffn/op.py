@@ -3,8 +3,9 @@
 The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`.
 
 x is [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H] (gate rows, then up rows),
-w_down [E, H, F], y [B, H]. Only experts that some token of the batch is routed to are read: k of E at batch 1, all at
-large batches. So the bytes of a decode step grow with the batch until all E experts are hit.
+w_down [E, H, F], y [B, H]. With `bias`, the products have biases b_gate_up [E, 2F] and b_down [E, H] (gpt-oss).
+Only experts that some token of the batch is routed to are read: k of E at batch 1, all at large batches. So the bytes
+of a decode step grow with the batch until all E experts are hit.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class MoeCase(Case):
     dtype: Dtype = "bf16"
     weights: Weights = ""
     activation: gated.Activation = "swiglu"
+    bias: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +71,9 @@ class MoeCase(Case):
         routing = "" if self.routing == "uniform" else f"-{self.routing}"
         seed = f"-seed{self.seed}" if self.seed else ""
         return f"B{self.B}-E{self.E}k{self.k}-H{self.H}-F{self.F}{routing}{seed}-{self.dtype}" + (
-            (f"-w{self.weights}" if self.quantized else "") + gated.suffix(self.activation)
+            (f"-w{self.weights}" if self.quantized else "")
+            + gated.suffix(self.activation)
+            + ("-bias" if self.bias else "")
         )
 
     @property
@@ -79,12 +83,17 @@ class MoeCase(Case):
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of gate, up and down of one expert, scales included."""
+        """Bytes of gate, up and down of one expert, scales and biases included."""
         if self.quantized:
             size = BYTES[self.dtype]
             gate_or_up = weight_bytes(self.weights, self.F, self.H, size)
-            return 2 * gate_or_up + weight_bytes(self.weights, self.H, self.F, size)
-        return 3 * self.H * self.F * BYTES[self.dtype]
+            return 2 * gate_or_up + weight_bytes(self.weights, self.H, self.F, size) + self.bias_bytes
+        return 3 * self.H * self.F * BYTES[self.dtype] + self.bias_bytes
+
+    @property
+    def bias_bytes(self) -> int:
+        """Bytes of the biases of one expert, which are in the type of the activations."""
+        return (2 * self.F + self.H) * BYTES[self.dtype] * self.bias
 
 
 @cache
@@ -169,6 +178,7 @@ def full() -> Iterable[MoeCase]:
     for weights in ("", "int8", "fp8", "int4_zp"):
         yield MoeCase(B=16, weights=weights, **QWEN3_NEXT)
     yield MoeCase(B=16, weights="fp8_block", **QWEN3_235B_OF_8)
+    yield from of_model("gpt-oss-20b", (1, 16), weights="mxfp4", activation="swiglu_clamped", bias=True)
 
 
 def test() -> Iterable[MoeCase]:
@@ -179,6 +189,8 @@ def test() -> Iterable[MoeCase]:
     yield MoeCase(B=4, E=16, k=4, H=64, F=48, routing="zipf", dtype="fp32")
     yield MoeCase(B=3, E=5, k=2, H=72, F=40, dtype="fp16", activation="geglu")
     yield MoeCase(B=5, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped")
+    yield MoeCase(B=4, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped", bias=True)
+    yield MoeCase(B=3, E=4, k=2, H=72, F=40, dtype="fp16", bias=True)
     for B, H, F, weights in (
         (1, 256, 128, "fp8_block"),
         (18, 128, 256, "fp8_block"),
@@ -229,6 +241,9 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
             drawn |= {f"{name}{part.removeprefix('w')}": tensor for part, tensor in packed.items()}
         else:
             drawn[name] = draw.normal((case.E, N, K), case.dtype, scale=K**-0.5)
+    if case.bias:
+        drawn["b_gate_up"] = draw.normal((case.E, 2 * case.F), case.dtype, scale=0.5)
+        drawn["b_down"] = draw.normal((case.E, case.H), case.dtype, scale=0.5)
     mark(case, drawn, draw)
     if device != "meta":
         drawn["x"].mul_(gated.gain(case.activation))
@@ -273,8 +288,11 @@ def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
     y = torch.zeros_like(x)
     for e in sorted(set(ids.flatten().tolist())):
         token, slot = (ids == e).nonzero(as_tuple=True)
-        gate, up = (x[token] @ expert_weights(case, inputs, "w_gate_up", e).T).chunk(2, dim=1)
+        first = x[token] @ expert_weights(case, inputs, "w_gate_up", e).T
+        gate, up = (first + inputs["b_gate_up"][e].float() if case.bias else first).chunk(2, dim=1)
         down = gated.hidden(case.activation, gate, up) @ expert_weights(case, inputs, "w_down", e).T
+        if case.bias:
+            down = down + inputs["b_down"][e].float()
         y.index_add_(0, token, down * weights[token, slot, None])
     return y
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kernels.common.gated import by_torch
 from kernels.common.random_inputs import BYTES
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 
 UNPACKED = "torch multiplies experts in the type of the activations; none of its operators unpacks these weights"
+
+if TYPE_CHECKING:
+    import torch
 
 GATHER_BYTES = 4 << 30
 """Bytes of copied experts above which the gather refuses."""
@@ -18,6 +23,11 @@ def grouped_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
     size = BYTES[case.dtype]
     between = size * case.pairs * (case.H + 2 * case.F + 2 * case.F + 2 * case.H)
     return (Stage(name="grouped_mm", work=work(case), l2_bytes=2 * between),)
+
+
+def biased(inputs: Inputs, name: str, product: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """The product of each pair, with the bias of its expert if there is one."""
+    return product + inputs[name][experts] if name in inputs else product
 
 
 def grouped_supports(case: MoeCase, target: Target) -> str | None:
@@ -47,8 +57,9 @@ def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         flat = ids.flatten()
         order = flat.argsort()
         ends = (flat <= experts).sum(dim=1, dtype=torch.int32)
-        gate, up = grouped_mm(x[order // case.k], w_gate_up, offs=ends).chunk(2, dim=1)
-        down = grouped_mm(by_torch(case.activation, gate, up), w_down, offs=ends)
+        first = grouped_mm(x[order // case.k], w_gate_up, offs=ends)
+        gate, up = biased(inputs, "b_gate_up", first, flat[order]).chunk(2, dim=1)
+        down = biased(inputs, "b_down", grouped_mm(by_torch(case.activation, gate, up), w_down, offs=ends), flat[order])
         out[order] = down.float() * weights.flatten()[order, None]
         return y.copy_(out.view(case.B, case.k, case.H).sum(dim=1))
 
@@ -88,8 +99,10 @@ def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
     def launch() -> torch.Tensor:
         flat = ids.flatten()
         each = x.repeat_interleave(case.k, dim=0)[:, :, None]
-        gate, up = torch.bmm(inputs["w_gate_up"][flat], each).chunk(2, dim=1)
-        down = torch.bmm(inputs["w_down"][flat], by_torch(case.activation, gate, up)).view(case.B, case.k, case.H)
+        first = torch.bmm(inputs["w_gate_up"][flat], each)[..., 0]
+        gate, up = biased(inputs, "b_gate_up", first, flat).chunk(2, dim=1)
+        second = torch.bmm(inputs["w_down"][flat], by_torch(case.activation, gate, up)[..., None])[..., 0]
+        down = biased(inputs, "b_down", second, flat).view(case.B, case.k, case.H)
         return y.copy_((down.float() * weights[:, :, None]).sum(dim=1))
 
     return launch

@@ -55,7 +55,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
         K=K,
         matrices=matrices,
         BLOCK_K=BLOCK_K,
-        expert_bytes=matrices * rows * K * size,
+        expert_bytes=matrices * rows * (K + case.bias) * size,
     )
 
 
@@ -95,6 +95,7 @@ def expert_kernel(
     top_k,
     stride_x_row,
     stride_out_row,
+    bias,
     w,
     stride_w_e,
     stride_w_n,
@@ -120,7 +121,8 @@ def expert_kernel(
         offs_p, mask_p, pair, x_at = pairs_of(
             tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
         )
-        w_expert = w + tl.load(tile_expert + tile).to(tl.int64) * stride_w_e
+        expert = tl.load(tile_expert + tile)
+        w_expert = w + expert.to(tl.int64) * stride_w_e
         w_first, offs_w = weights_at(w_expert, row0, clipped_rows(row0, N, BLOCK_N), stride_w_n, offs_k)
         w_second = w_first + N.to(tl.int64) * stride_w_n
         sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
@@ -137,6 +139,8 @@ def expert_kernel(
         finish_item(
             sums,
             sums_up,
+            bias,
+            expert,
             out,
             pair,
             offs_p,

@@ -84,7 +84,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
         K=K,
         matrices=matrices,
         BLOCK_K=BLOCK_K,
-        expert_bytes=matrices * (4 * words * iters * rows + scales),
+        expert_bytes=matrices * (4 * words * iters * rows + scales + case.bias * rows * BYTES[case.dtype]),
     )
 
 
@@ -131,6 +131,7 @@ def expert_words(
     top_k,
     stride_x_row,
     stride_out_row,
+    bias,
     w,
     scale,
     unpacking,
@@ -169,7 +170,8 @@ def expert_words(
         offs_p, mask_p, pair, x_at = pairs_of(
             tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
         )
-        matrix = tl.load(tile_expert + tile) * (2 if GATED else 1)
+        expert = tl.load(tile_expert + tile)
+        matrix = expert * (2 if GATED else 1)
         first_row = matrix * N + row0
         scale_row = (matrix * tl.cdiv(N, 128) + row0 // 128) * iters
         rows = clipped_rows(row0, N, BLOCK_N)
@@ -244,6 +246,8 @@ def expert_words(
         finish_item(
             sums,
             sums_up,
+            bias,
+            expert,
             out,
             pair,
             offs_p,

@@ -114,6 +114,8 @@ def gather_partials(sums, shares, item, first, last, iters, units, ctas, SLOT: t
 def finish_item(
     sums,
     sums_up,
+    bias,
+    expert,
     out,
     pair,
     offs_p,
@@ -130,8 +132,8 @@ def finish_item(
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """Store an item's sums. If CTAs share the item, each leaves its partial sums, and the last to arrive adds them
-    up."""
+    """Store an item's sums, with the bias of the expert's rows, if there is one. If CTAs share the item, each leaves
+    its partial sums, and the last to arrive adds them up."""
     BLOCK_N: tl.constexpr = sums.shape[0]
     BLOCK_B: tl.constexpr = sums.shape[1]
     cta = tl.program_id(0)
@@ -155,9 +157,14 @@ def finish_item(
             if GATED:
                 sums_up = gather_partials(sums_up, partial, item, first, last, iters, units, ctas, SLOT, 1)
     if is_last:
+        offs_n = row0 + tl.arange(0, BLOCK_N)
+        if bias is not None:
+            of_rows = bias + expert * N * (2 if GATED else 1) + tl.minimum(offs_n, N - 1)
+            sums += tl.load(of_rows).to(tl.float32)[:, None]
+            if GATED:
+                sums_up += tl.load(of_rows + N).to(tl.float32)[:, None]
         if GATED:
             sums = hidden(sums, sums_up, ACTIVATION)
-        offs_n = row0 + tl.arange(0, BLOCK_N)
         out_row = offs_p if GATED else pair
         out_at = out + (out_row.to(tl.int64) * stride_out_row)[None, :] + offs_n[:, None]
         tl.store(out_at, sums.to(out.dtype.element_ty), mask=mask_p[None, :] & (offs_n < N)[:, None])
@@ -223,6 +230,7 @@ def built(
 
     def product(g: Gemm, name: str, source: torch.Tensor, out: torch.Tensor) -> KernelLaunch:
         given = weights(g, name)
+        bias = inputs[name.replace("w_", "b_")] if case.bias else None
         slot = g.matrices * BLOCK_N * p.BLOCK_B
         aligned = given["w"].shape[-1] * given["w"].element_size() % 16 == 0
         return KernelLaunch(
@@ -239,6 +247,7 @@ def built(
                 "top_k": case.k,
                 "stride_x_row": source.stride(0),
                 "stride_out_row": out.stride(0),
+                "bias": bias,
                 **given,
             },
             constexprs={

@@ -10,7 +10,7 @@ from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, prange, threads
 from kernels.common.cpu_loops import convert
 from kernels.common.random_inputs import LARGEST
 from kernels.op import Inputs, Launch, Stage, Target
-from kernels.rmsnorm.op import EPSILON, LEAST, NormCase, output, work
+from kernels.rmsnorm.op import LEAST, NormCase, output, work
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +20,18 @@ ALONE = 1 << 16
 
 
 @jit
-def norm_row(x, residual, h, b, D, epsilon, row, other, weight):
-    """`row` becomes the normalized row b. With a residual, h gets the sum, which is rounded before the norm."""
-    convert(x, b * D, D, np.float32(1.0), row, 0)
+def norm_row(x, residual, addend, h, b, D, strides, epsilon, row, other, weight):
+    """`row` becomes the normalized row b. With a residual, h gets the sum, which is rounded before the norm. `strides`
+    are those of rows of x and of the addend."""
+    convert(x, b * strides[0], D, np.float32(1.0), row, 0)
     if len(residual):
         convert(residual, b * D, D, np.float32(1.0), other, 0)
         for d in range(D):
             row[d] += other[d]
+        if len(addend):
+            convert(addend, b * strides[1], D, np.float32(1.0), other, 0)
+            for d in range(D):
+                row[d] += other[d]
         convert(row, 0, D, np.float32(1.0), h, b * D)
         convert(h, b * D, D, np.float32(1.0), row, 0)
     total = np.float32(0.0)
@@ -64,13 +69,13 @@ def store_codes(row, bits, D, unit, to_fp8, y, at):
 
 
 @jit
-def norm_rows(first, last, x, residual, w, y, codes, scale, h, D, limits, row, bits, other, weight):
+def norm_rows(first, last, x, residual, addend, w, y, codes, scale, h, D, strides, limits, row, bits, other, weight):
     """`limits` is the epsilon, the largest code, the least scale, and whether codes are in fp8. One of y and codes is
     None, and Numba leaves out what would store it."""
     convert(w, 0, D, np.float32(1.0), weight, 0)
     epsilon, most, least, to_fp8 = limits
     for b in range(first, last):
-        norm_row(x, residual, h, b, D, epsilon, row, other, weight)
+        norm_row(x, residual, addend, h, b, D, strides, epsilon, row, other, weight)
         if y is not None:
             convert(row, 0, D, np.float32(1.0), y, b * D)
         if codes is not None:
@@ -79,7 +84,7 @@ def norm_rows(first, last, x, residual, w, y, codes, scale, h, D, limits, row, b
 
 
 @kernel
-def norm_all(x, residual, w, y, codes, scale, h, B, D, limits, row, bits, other, weight):
+def norm_all(x, residual, addend, w, y, codes, scale, h, B, D, strides, limits, row, bits, other, weight):
     runs = len(row)
     for r in prange(runs):
         norm_rows(
@@ -87,12 +92,14 @@ def norm_all(x, residual, w, y, codes, scale, h, B, D, limits, row, bits, other,
             B * (r + 1) // runs,
             x,
             residual,
+            addend,
             w,
             y,
             codes,
             scale,
             h,
             D,
+            strides,
             limits,
             row[r],
             bits[r],
@@ -109,22 +116,24 @@ def prepare(case: NormCase, inputs: Inputs, target: Target) -> Launch:
     B, D = case.B, case.D
     runs = min(threads(target), B) if B * D > ALONE else 1
     rows = torch.empty(3, runs, D).numpy()
-    limits = (np.float32(EPSILON), np.float32(LARGEST.get(case.activations, 0)), np.float32(LEAST))
+    limits = (np.float32(case.epsilon), np.float32(LARGEST.get(case.activations, 0)), np.float32(LEAST))
     none = torch.empty(0, dtype=x.dtype)
     y, codes = (None, array(out.y)) if case.quantized else (array(out.y), None)
     given = (
-        *(array(each) for each in (x, inputs["residual"] if case.residual else none, inputs["w"])),
+        array(x.as_strided(((B - 1) * x.stride(0) + D,), (1,))),
+        *(array(inputs.get(name, none)) for name in ("residual", "addend", "w")),
         *(y, codes, array(out.scale)),
         array(out.h if case.residual else none),
     )
     scratch = (rows[0], rows[0].view(np.int32), rows[1], rows[2])
     flags = (*limits, case.activations == "fp8")
+    strides = (x.stride(0), D if case.addend == "rows" else 0)
 
     def launch() -> torch.Tensor:
         if runs > 1:
-            norm_all(*given, B, D, flags, *scratch)
+            norm_all(*given, B, D, strides, flags, *scratch)
         else:
-            norm_rows(0, B, *given, D, flags, *(each[0] for each in scratch))
+            norm_rows(0, B, *given, D, strides, flags, *(each[0] for each in scratch))
         return out.whole
 
     return launch

@@ -1,14 +1,15 @@
-"""h = x + residual and y[b, d] = h[b, d] / sqrt(mean_d h[b, d]^2 + EPSILON) w[d], of B tokens.
+"""h = x + residual + addend and y[b, d] = h[b, d] / sqrt(mean_d h[b, d]^2 + epsilon) w[d], of B tokens.
 
-x, residual, h and y are [B, D], w is [D]. Without a residual h is x. h is rounded to the type of x before the norm, as
-models do it, and is an output too. With 8-bit activations, y is stored as codes with a fp32 scale for each token:
+x, residual, h and y are [B, D], w is [D]. The addend is the bias [D] of the product that gave x, or what shared experts
+gave beside it, [B, D]. Without a residual h is x. h is rounded to the type of x before the norm, as models do it, and
+is an output too. With 8-bit activations, y is stored as codes with a fp32 scale for each token:
 scale[b] = max_d |y[b, d]| / L and code = round(y / scale), with L = 448 for fp8 (e4m3) and 127 for int8.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from kernels.common.compare import rounded
 from kernels.common.fields import TYPES, Dtype, OneOf
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 EPSILON = 1e-5
-"""`rms_norm_eps` of Llama; others have 1e-6."""
+"""`rms_norm_eps` of Llama and gpt-oss; Qwen, Gemma and DeepSeek have 1e-6."""
 
 LEAST = 1e-12
 """The smallest scale of a token, so that a token of zeros has one."""
@@ -29,19 +30,24 @@ LEAST = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class NormCase(Case):
-    """`activations` is the type of y: `dtype` (also if empty), or fp8 or int8."""
+    """`activations` is the type of y: `dtype` (also if empty), or fp8 or int8. `addend` is what is added beside the
+    residual: a `bias` or `rows`; empty for nothing."""
 
     B: int
     D: int
     residual: bool = False
     dtype: Dtype = "bf16"
     activations: Annotated[str, OneOf("", *TYPES, *LARGEST)] = ""
+    addend: Annotated[str, OneOf("", "bias", "rows")] = ""
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "activations", self.activations or self.dtype)
         if self.activations in TYPES and self.activations != self.dtype:
             raise ValueError(f"activations {self.activations}: they are {self.dtype} like dtype, fp8 or int8")
+        if self.addend and not self.residual:
+            raise ValueError(f"addend {self.addend}: it is added to a residual, and the case has none")
 
     @property
     def quantized(self) -> bool:
@@ -49,13 +55,16 @@ class NormCase(Case):
 
     @property
     def id(self) -> str:
-        parts = [f"B{self.B}", f"D{self.D}", *(["residual"] if self.residual else []), self.dtype]
+        parts = [f"B{self.B}", f"D{self.D}", *(["residual"] if self.residual else [])]
+        parts += [self.addend] if self.addend else []
+        parts += [f"eps{self.epsilon:g}"] if self.epsilon != EPSILON else []
+        parts.append(self.dtype)
         return "-".join([*parts, *([f"y{self.activations}"] if self.quantized else [])])
 
 
-def of_model(model: str, B: int, activations: str = "") -> NormCase:
+def of_model(model: str, B: int, activations: str = "", **more: Any) -> NormCase:
     """The norm before a block of a layer, which also adds what the block before it gave."""
-    return NormCase(model=model, B=B, D=MODELS[model].hidden, residual=True, activations=activations)
+    return NormCase(model=model, B=B, D=MODELS[model].hidden, residual=True, activations=activations, **more)
 
 
 def cases(suite: str) -> list[NormCase]:
@@ -67,7 +76,8 @@ def cases(suite: str) -> list[NormCase]:
         return [
             *(of_model("llama-3.1-8b", B) for B in (1, 16, 64, 256)),
             *(of_model("llama-3.1-70b", B, kind) for kind in ("fp8", "int8") for B in (1, 64, 256)),
-            *(of_model("gpt-oss-20b", B) for B in (1, 64)),
+            *(of_model("gpt-oss-20b", B, addend="bias") for B in (1, 64)),
+            of_model("deepseek-v3", 64, addend="rows", epsilon=1e-6),
             NormCase(B=1, D=8192, model="llama-3.1-70b"),
         ]
     return [
@@ -75,6 +85,8 @@ def cases(suite: str) -> list[NormCase]:
         NormCase(B=5, D=130, residual=True, dtype="fp16"),
         NormCase(B=2, D=64, residual=True, dtype="fp16", activations="fp8"),
         NormCase(B=3, D=200, dtype="fp32", activations="int8"),
+        NormCase(B=3, D=72, residual=True, addend="bias", dtype="fp16"),
+        NormCase(B=2, D=130, residual=True, addend="rows", dtype="fp16", epsilon=1e-3),
     ]
 
 
@@ -87,6 +99,8 @@ def inputs(case: NormCase, device: str, seed: int) -> Inputs:
     made: Inputs = {"x": draw.normal((case.B, case.D), case.dtype)}
     if case.residual:
         made["residual"] = draw.normal((case.B, case.D), case.dtype)
+    if case.addend:
+        made["addend"] = draw.normal((case.D,) if case.addend == "bias" else (case.B, case.D), case.dtype)
     mark_columns(made["x"], outliers(draw, case.D), size=0.05 if case.quantized else 0.25)
     made["w"] = draw.normal((case.D,), case.dtype, scale=0.25)
     if device != "meta":
@@ -149,9 +163,10 @@ def reference(case: NormCase, inputs: Inputs) -> torch.Tensor:
 
     h = inputs["x"]
     if case.residual:
-        h = (h.double() + inputs["residual"].double()).to(h.dtype)
+        h = h.double() + inputs["residual"].double()
+        h = (h + inputs["addend"].double() if case.addend else h).to(inputs["x"].dtype)
     wide = h.double()
-    y = wide * (wide.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * inputs["w"].double()
+    y = wide * (wide.square().mean(-1, keepdim=True) + case.epsilon).rsqrt() * inputs["w"].double()
     if case.quantized:
         scale = (y.abs().amax(-1, keepdim=True) / LARGEST[case.activations]).clamp(min=LEAST)
         codes = y / scale
@@ -160,14 +175,16 @@ def reference(case: NormCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: NormCase) -> Work:
-    """Each array once. An element takes a square, a sum and two products; one more for the residual, two for a code."""
+    """Each array once. An element takes a square, a sum and two products; one more for the residual and for the addend,
+    two for a code."""
     elements, size = case.B * case.D, BYTES[case.dtype]
-    each = 4 + case.residual + 2 * case.quantized
+    each = 4 + case.residual + bool(case.addend) + 2 * case.quantized
+    added = {"": 0, "bias": case.D, "rows": elements}[case.addend]
     arrays = 2 if case.residual else 1
     stored = elements * BYTES[case.activations] + (4 * case.B if case.quantized else 0)
     return Work(
         flops={"fma_fp32": each * elements},
-        bytes_read=size * (arrays * elements + case.D),
+        bytes_read=size * (arrays * elements + case.D + added),
         bytes_written=size * (arrays - 1) * elements + stored,
     )
 
@@ -185,7 +202,7 @@ OP = Op(
     title="RMSNorm",
     role="decode",
     about="the norm before each block, with the addition before it and the quantization after it",
-    formula="h = x + residual; y = h / sqrt(mean(h^2) + 1e-5) w",
+    formula="h = x + residual + addend; y = h / sqrt(mean(h^2) + epsilon) w",
     case_type=NormCase,
     cases=cases,
     inputs=inputs,

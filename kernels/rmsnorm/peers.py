@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
-from kernels.rmsnorm.op import EPSILON, LEAST, NormCase, output, work
+from kernels.rmsnorm.op import LEAST, NormCase, output, work
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def stages(case: NormCase, target: Target) -> tuple[Stage, ...]:
     """An addition, a norm and the kernels of a quantization; what passes between them stays in the L2."""
     array, least = case.B * case.D * BYTES[case.dtype], work(case)
-    found = [Stage(name="add", work=Work(), l2_bytes=2 * array)] if case.residual else []
+    sums = ["add", *(["add addend"] if case.addend else [])] if case.residual else []
+    found = [Stage(name=name, work=Work(), l2_bytes=2 * array) for name in sums]
     found.append(Stage(name="norm", work=least, l2_bytes=array))
     if case.quantized:
         found += [Stage(name=name, work=Work(), l2_bytes=2 * array) for name in ("abs", "amax", "divide", "round")]
@@ -38,7 +39,9 @@ def prepare(case: NormCase, inputs: Inputs, target: Target) -> Launch:
 
     def launch() -> torch.Tensor:
         h = torch.add(x, inputs["residual"], out=out.h) if case.residual else x
-        y = rms_norm(h, (case.D,), w, EPSILON)
+        if case.addend:
+            h += inputs["addend"]
+        y = rms_norm(h, (case.D,), w, case.epsilon)
         if case.quantized:
             y, scale = codes(y, case.activations)
             out.scale.copy_(scale)

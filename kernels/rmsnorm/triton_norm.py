@@ -9,7 +9,7 @@ import triton.language as tl
 from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
-from kernels.rmsnorm.op import EPSILON, LEAST, NormCase, output, work
+from kernels.rmsnorm.op import LEAST, NormCase, output, work
 
 HALF_EVEN: tl.constexpr = tl.constexpr(12582912.0)
 """1.5 x 2^23: a fp32 added to it is rounded to a whole number."""
@@ -32,11 +32,14 @@ def e4m3(x):
 def norm_kernel(
     x,  # [B, D]
     residual,  # [B, D] or None
+    addend,  # [B, D], [D] or None
     w,  # [D]
     y,  # [B, D]
     scale,  # [B] or None
     h,  # [B, D] or None
     D,
+    stride_x_b,
+    stride_addend_b,
     EPSILON: tl.constexpr,
     LARGEST: tl.constexpr,
     LEAST: tl.constexpr,
@@ -46,9 +49,12 @@ def norm_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     mask = offs_d < D
     at = b * D + offs_d
-    row = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    row = tl.load(x + b * stride_x_b + offs_d, mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
-        row = (row + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)).to(h.dtype.element_ty)
+        row += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        if addend is not None:
+            row += tl.load(addend + b * stride_addend_b + offs_d, mask=mask, other=0.0).to(tl.float32)
+        row = row.to(h.dtype.element_ty)
         tl.store(h + at, row, mask=mask)
         row = row.to(tl.float32)
     factor = tl.rsqrt(tl.sum(row * row) / D + EPSILON)
@@ -75,14 +81,17 @@ def build(case: NormCase, inputs: Inputs, target: Target) -> Built:
         args={
             "x": x,
             "residual": inputs["residual"] if case.residual else None,
+            "addend": inputs["addend"] if case.addend else None,
             "w": inputs["w"],
             "y": out.y.view(torch.uint8) if case.activations == "fp8" else out.y,
             "scale": out.scale if case.quantized else None,
             "h": out.h if case.residual else None,
             "D": case.D,
+            "stride_x_b": x.stride(0),
+            "stride_addend_b": case.D if case.addend == "rows" else 0,
         },
         constexprs={
-            "EPSILON": EPSILON,
+            "EPSILON": case.epsilon,
             "LARGEST": float(LARGEST.get(case.activations, 1)),
             "LEAST": LEAST,
             "BLOCK_D": block,
@@ -96,8 +105,8 @@ def build(case: NormCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: NormCase, target: Target) -> tuple[Stage, ...]:
-    """The compulsory bytes; the other CTAs find w in the L2."""
-    again = (case.B - 1) * case.D * BYTES[case.dtype]
+    """The compulsory bytes; the other CTAs find w and a bias in the L2."""
+    again = (case.B - 1) * case.D * BYTES[case.dtype] * (1 + (case.addend == "bias"))
     return (Stage(name="norm", work=work(case), l2_bytes=again, ctas=case.B, ctas_per_sm=4),)
 
 

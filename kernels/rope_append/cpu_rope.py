@@ -9,7 +9,6 @@ import numpy as np
 from kernels.common.cpu_jit import array, cpu_impl, jit
 from kernels.common.cpu_loops import convert
 from kernels.op import Inputs, Launch, Stage, Target
-from kernels.rmsnorm.op import EPSILON
 from kernels.rope_append.op import RopeCase, cache_of, work
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
         array(inputs["lengths"]),
         (case.H_q, case.H_kv, case.D, case.R, case.append.tokens_per_page, table.shape[1]),
         (kv.stride(0), kv.stride(1), kv.stride(slot), kv.stride(head), case.q_rows * case.D),
-        np.float32(EPSILON),
+        np.float32(case.epsilon),
         torch.empty(case.D).numpy(),
         torch.empty(3, case.D).numpy(),
     )

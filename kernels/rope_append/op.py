@@ -1,7 +1,7 @@
 """Between the product that gives Q, K and V and attention: QK-norm, rotation, and the write into the cache.
 
 qkv [B, H_q + 2 H_kv, D] holds the heads of Q, then of K, then of V, of one token a sequence, without the bias
-[H_q + 2 H_kv, D] that some models add. Each head of Q and K is normalized (x / sqrt(mean(x^2) + EPSILON) w, where the
+[H_q + 2 H_kv, D] that some models add. Each head of Q and K is normalized (x / sqrt(mean(x^2) + epsilon) w, where the
 model does so) and rotated: of its first R dims, x[i] and x[i + R/2] become x[i] cos - x[i + R/2] sin and
 x[i + R/2] cos + x[i] sin, with cos and sin of the token's position and of i. K and V then go to the slot of the cache
 that `kernels/kv_append` tells, Q to q [B, H_q, D].
@@ -12,7 +12,7 @@ rest of the cache stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,6 +51,7 @@ class RopeCase(Case):
     qk_norm: bool = False
     rotary: Count = 0
     dtype: Dtype = "bf16"
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +67,7 @@ class RopeCase(Case):
     def id(self) -> str:
         parts = [f"Hq{self.H_q}", *(["bias"] if self.bias else []), *(["norm"] if self.qk_norm else [])]
         parts += [f"R{self.rotary}"] if self.rotary else []
+        parts += [f"eps{self.epsilon:g}"] if self.epsilon != EPSILON else []
         return "-".join([*parts, self.append.id])
 
     @property
@@ -103,19 +105,29 @@ def cases(suite: str) -> list[RopeCase]:
         ]
     return [
         RopeCase(B=3, H_q=4, H_kv=2, D=32, T=40, dtype="fp32"),
-        RopeCase(B=2, H_q=3, H_kv=1, D=48, T=20, page=4, layout="HND", qk_norm=True, dtype="fp16"),
+        RopeCase(B=2, H_q=3, H_kv=1, D=48, T=20, page=4, layout="HND", qk_norm=True, epsilon=1e-3, dtype="fp16"),
         RopeCase(B=3, H_q=2, H_kv=2, D=20, T=33, page=0, rotary=8, bias=True, dtype="fp16"),
     ]
 
 
-def rotations(positions: int, R: int, theta: float, device: str) -> torch.Tensor:
-    """fp32 [positions, R]: R/2 cosines, then R/2 sines of position theta^(-2i/R)."""
+def rotations(positions: int, frequencies: Sequence[float], device: str) -> torch.Tensor:
+    """fp32 [positions, R]: the cosines of a position times each of the R/2 frequencies, then the sines."""
     import torch
 
-    if device == "meta":  # powers there would import all of torch's decompositions, which takes seconds
-        return torch.empty(positions, R, device=device)
-    angle = torch.arange(positions, device=device)[:, None] * theta ** -(torch.arange(0, R, 2, device=device) / R)
+    if device == "meta":
+        return torch.empty(positions, 2 * len(frequencies), device=device)
+    angle = torch.arange(positions, device=device)[:, None] * torch.tensor(frequencies, device=device)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def frequencies(R: int, theta: float) -> list[float]:
+    """theta^(-2i/R) of each pair."""
+    return [theta ** (-i / R) for i in range(0, R, 2)]
+
+
+def plain_rotations(positions: int, R: int, device: str) -> torch.Tensor:
+    """Angles of Llama 2."""
+    return rotations(positions, frequencies(R, THETA), device)
 
 
 def inputs(case: RopeCase, device: str, seed: int) -> Inputs:
@@ -138,7 +150,7 @@ def inputs(case: RopeCase, device: str, seed: int) -> Inputs:
     made["bias"] = draw.normal((case.heads if case.bias else 0, case.D), case.dtype)
     if device != "meta":
         made["qkv"] *= 1 + torch.arange(case.heads, device=device)[None, :, None] % 2
-    made["rotations"] = rotations(case.T, case.R, THETA, device)
+    made["rotations"] = plain_rotations(case.T, case.R, device)
     return made | {name: given[name] for name in ("block_table", "lengths")}
 
 
@@ -157,7 +169,7 @@ def rotated(case: RopeCase, inputs: Inputs, x: torch.Tensor, weight: str) -> tor
     import torch
 
     if case.qk_norm:
-        x = x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * inputs[weight].double()
+        x = x * (x.square().mean(-1, keepdim=True) + case.epsilon).rsqrt() * inputs[weight].double()
     cos, sin = inputs["rotations"].double()[inputs["lengths"].long()][:, None].chunk(2, dim=-1)
     first, second, rest = x.split([case.R // 2, case.R // 2, case.D - case.R], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

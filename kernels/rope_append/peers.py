@@ -7,7 +7,6 @@ from typing import Any
 from kernels.common.random_inputs import BYTES
 from kernels.kv_append import peers as kv_append
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
-from kernels.rmsnorm.op import EPSILON
 from kernels.rope_append.op import RopeCase, cache_of, q_of, work
 
 
@@ -24,13 +23,13 @@ def stages(case: RopeCase, target: Target) -> tuple[Stage, ...]:
     )
 
 
-def turned(x: Any, weight: Any, cos: Any, sin: Any, R: int) -> Any:
+def turned(case: RopeCase, x: Any, weight: Any, cos: Any, sin: Any) -> Any:
     """Heads [B, H, D], as model code turns them; cos and sin are [B, 1, R]."""
     import torch
 
     if len(weight):
-        x = torch.nn.functional.rms_norm(x, x.shape[-1:], weight, EPSILON)
-    part, rest = x.split([R, x.shape[-1] - R], dim=-1)
+        x = torch.nn.functional.rms_norm(x, x.shape[-1:], weight, case.epsilon)
+    part, rest = x.split([case.R, case.D - case.R], dim=-1)
     first, second = part.chunk(2, dim=-1)
     part = part * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([part, rest], dim=-1) if rest.shape[-1] else part
@@ -42,7 +41,7 @@ def heads_of(case: RopeCase, inputs: Inputs) -> tuple[Any, Any, Any]:
     cos, sin = inputs["rotations"][inputs["lengths"]].to(qkv.dtype)[:, None].chunk(2, dim=-1)
     cos, sin = cos.repeat(1, 1, 2), sin.repeat(1, 1, 2)
     q, k, v = qkv.split([case.H_q, case.H_kv, case.H_kv], dim=1)
-    return turned(q, inputs["q_weight"], cos, sin, case.R), turned(k, inputs["k_weight"], cos, sin, case.R), v
+    return turned(case, q, inputs["q_weight"], cos, sin), turned(case, k, inputs["k_weight"], cos, sin), v
 
 
 def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:

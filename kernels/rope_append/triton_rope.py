@@ -8,7 +8,6 @@ import triton.language as tl
 from kernels.common.random_inputs import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
-from kernels.rmsnorm.op import EPSILON
 from kernels.rope_append.op import RopeCase, cache_of, q_of, work
 
 
@@ -101,7 +100,7 @@ def build(case: RopeCase, inputs: Inputs, target: Target) -> Built:
             "stride_table_b": table.stride(0),
         },
         constexprs={
-            "EPSILON": EPSILON,
+            "EPSILON": case.epsilon,
             "PAGE": case.page,
             "D": case.D,
             "R": case.R,

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 @jit
-def score_row(row, E, bias, scores, chosen_by):
-    """Scores by a softmax, not divided by their sum, which is returned; with a bias by a sigmoid."""
-    if len(bias):
+def score_row(row, E, bias, sigmoid, scores, chosen_by):
+    """Scores by a softmax, not divided by their sum, which is returned; or by a sigmoid."""
+    if sigmoid:
         for e in range(E):
             scores[e] = np.float32(1.0) / (np.float32(1.0) + np.exp(-row[e]))
             chosen_by[e] = scores[e] + bias[e]
         return np.float32(1.0)
+    for e in range(len(bias)):
+        row[e] += bias[e]
     largest, total = row[:E].max(), np.float32(0.0)
     for e in range(E):
         scores[e] = chosen_by[e] = np.exp(row[e] - largest)
@@ -51,12 +53,13 @@ def keep_groups(chosen_by, E, groups, top_groups, sums):
 
 @jit
 def route(logits, bias, ids, weights, shape, flags, row, scores, chosen_by):
-    """`shape` is B, E, k, groups, top_groups; `flags` whether weights are renormalized, and what they are scaled by."""
+    """`shape` is B, E, k, groups, top_groups; `flags` whether scores are sigmoids, whether weights are renormalized,
+    and what they are scaled by. `bias` is in fp32."""
     B, E, k, groups, top_groups = shape
-    renormalize, scaling = flags
+    sigmoid, renormalize, scaling = flags
     for b in range(B):
         convert(logits, b * E, E, np.float32(1.0), row, 0)
-        total = score_row(row, E, bias, scores, chosen_by)
+        total = score_row(row, E, bias, sigmoid, scores, chosen_by)
         if groups:
             keep_groups(chosen_by, E, groups, top_groups, row)
         taken = np.float32(0.0)
@@ -74,9 +77,9 @@ def prepare(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
 
     whole, ids, weights = output(case, inputs["logits"].device)
     arguments = (
-        *(array(each) for each in (inputs["logits"], inputs["bias"], ids, weights)),
+        *(array(each) for each in (inputs["logits"], inputs["bias"].float(), ids, weights)),
         (case.B, case.E, case.k, case.groups, case.top_groups),
-        (case.renormalize, np.float32(case.scaling)),
+        (case.score == "sigmoid", case.renormalize, np.float32(case.scaling)),
         *torch.empty(3, case.E).numpy(),
     )
 

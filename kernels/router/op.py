@@ -1,6 +1,7 @@
 """ids[b] = the k experts of token b with the largest scores, weights[b] = what each of them counts.
 
-logits [B, E] are those of the router's product. The scores are softmax(logits) or sigmoid(logits). Weights are the
+logits [B, E] are those of the router's product. The scores are softmax(logits) or sigmoid(logits). With `bias`, a
+softmax is of logits[b] + bias, the bias of that product (gpt-oss). Weights are the
 scores of the chosen, divided by their sum where they are renormalized, times `scaling`. With `groups` (DeepSeek-V3) the
 experts are so many equal groups. A group's score is the sum of its two best, and only the experts of the `top_groups`
 best groups are chosen from. Scores by sigmoid are chosen by score + bias[e]; the bias is not part of the weights.
@@ -35,6 +36,7 @@ class RouterCase(Case):
     k: int
     score: Annotated[str, OneOf("softmax", "sigmoid")] = "softmax"
     renormalize: bool = True
+    bias: bool = False
     groups: Count = 0
     top_groups: Count = 0
     scaling: float = 1.0
@@ -57,23 +59,33 @@ class RouterCase(Case):
                 )
         if self.scaling == 0:
             raise ValueError("scaling is 0: all weights would be")
-        if self.score == "sigmoid" and self.dtype != "fp32":
-            raise ValueError(f"dtype {self.dtype}: logits of a sigmoid are fp32, as DeepSeek-V3 computes them")
+        if self.score == "sigmoid" and self.bias:
+            raise ValueError("bias: scores of a sigmoid have their own, by which experts are chosen")
+        if self.bias and self.E > WITH_BIAS:
+            raise ValueError(f"E = {self.E}: at most {WITH_BIAS} experts with a bias")
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias or self.score == "sigmoid"
 
     @property
     def id(self) -> str:
         parts = [f"B{self.B}-E{self.E}k{self.k}-{self.score}"]
+        parts += ["bias"] if self.bias else []
         parts += [] if self.renormalize else ["asis"]
         parts += [f"groups{self.groups}of{self.top_groups}"] if self.groups else []
         parts += [f"x{self.scaling:g}"] if self.scaling != 1 else []
         return "-".join([*parts, self.dtype])
 
 
+WITH_BIAS = 480
+"""So many sums of logits and bias are sixteenths that bf16 has, and so are the logits."""
+
 LEVELS = 1024
 """So many distinct logits are drawn from: bf16's from 2^-6 to 4, every second one, and their negatives."""
 
 DEEPSEEK: dict[str, Any] = {"score": "sigmoid", "groups": 8, "top_groups": 4, "scaling": 2.5, "dtype": "fp32"}
-"""config.json of deepseek-ai/DeepSeek-V3: `n_group`, `topk_group`, `routed_scaling_factor`."""
+"""config.json of deepseek-ai/DeepSeek-V3: `n_group`, `topk_group`, `routed_scaling_factor`. Logits are fp32 there."""
 
 
 def of_model(model: str, B: int, **more: Any) -> RouterCase:
@@ -89,13 +101,14 @@ def cases(suite: str) -> list[RouterCase]:
     if suite == "full":
         return [
             *(of_model("mixtral-8x7b", B) for B in (1, 64)),
-            *(of_model("gpt-oss-120b", B) for B in (1, 64, 256)),
+            *(of_model("gpt-oss-120b", B, bias=True) for B in (1, 64, 256)),
             *(of_model("deepseek-v3", B, **DEEPSEEK) for B in (1, 64, 256)),
             RouterCase(B=64, E=512, k=10, model="qwen3-next-80b-a3b"),
         ]
     return [
         RouterCase(B=5, E=8, k=2, dtype="fp16"),
         RouterCase(B=2, E=60, k=4, renormalize=False, dtype="fp32"),
+        RouterCase(B=3, E=24, k=4, bias=True, dtype="fp16"),
         RouterCase(B=3, E=32, k=4, **DEEPSEEK),
         RouterCase(B=3, E=20, k=3, score="sigmoid", renormalize=False, dtype="fp32"),
     ]
@@ -104,7 +117,8 @@ def cases(suite: str) -> list[RouterCase]:
 def inputs(case: RouterCase, device: str, seed: int) -> Inputs:
     """Logits of a token are all different, and so far apart that no rounding changes which are the largest.
 
-    For a softmax they are numbers that bf16 has, and `bias` is [0]. For a sigmoid, experts are chosen by
+    For a softmax they are numbers that bf16 has, and `bias` is [0]. With a bias, sums of both are sixteenths in random
+    order, and the bias, in the type of the logits, is -8 to 8 sixteenths. For a sigmoid, experts are chosen by
     0.3 + 0.6 (level + g / 16) / E, with the levels 0 to E - 1 in random order and g the expert's group, counted modulo
     8. So neighbours are 0.3/E apart, and the sums of two from different groups 0.07/E. The bias is 0 to 1/4.
     """
@@ -115,8 +129,13 @@ def inputs(case: RouterCase, device: str, seed: int) -> Inputs:
     biased = case.score == "sigmoid"
     if device == "meta":
         logits = torch.empty(shape, dtype=torch_dtype(case.dtype), device=device)
-        return {"logits": logits, "bias": torch.empty(E if biased else 0, device=device)}
+        kind = torch_dtype("fp32" if biased else case.dtype)
+        return {"logits": logits, "bias": torch.empty(E if case.has_bias else 0, dtype=kind, device=device)}
     order = torch.rand((case.B, LEVELS if not biased else E), generator=draw._generator, device=device).argsort(1)
+    if case.bias:
+        sums = (torch.rand(shape, generator=draw._generator, device=device).argsort(1) - E // 2) / 16
+        bias = (5 * torch.arange(E, device=device) % 17 - 8) / 16  # the same for every seed, so that sums never tie
+        return {name: each.to(torch_dtype(case.dtype)) for name, each in (("logits", sums - bias), ("bias", bias))}
     if not biased:
         level, step = order[:, :E], order[:, :E] % 512
         size = 2.0 ** (step // 64 - 6) * (1 + step % 64 / 64)
@@ -126,7 +145,7 @@ def inputs(case: RouterCase, device: str, seed: int) -> Inputs:
     group = torch.arange(E, device=device) // (E // case.groups) % 8 if case.groups else 0
     chosen_by = 0.3 + (order + group / 16) / E * 0.6
     share = (chosen_by - bias).clamp(min=0.01).double()
-    return {"logits": torch.log(share / (1 - share)).float(), "bias": bias}
+    return {"logits": torch.log(share / (1 - share)).to(torch_dtype(case.dtype)), "bias": bias}
 
 
 def output(case: RouterCase, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -157,6 +176,8 @@ def reference(case: RouterCase, inputs: Inputs) -> torch.Tensor:
     import torch
 
     wide = inputs["logits"].double()
+    if case.bias:
+        wide = wide + inputs["bias"].double()
     scores = wide.softmax(1) if case.score == "softmax" else 1 / (1 + torch.exp(-wide))
     chosen_by = scores + inputs["bias"].double() if case.score == "sigmoid" else scores
     if case.groups:
@@ -171,7 +192,7 @@ def reference(case: RouterCase, inputs: Inputs) -> torch.Tensor:
 
 def work(case: RouterCase) -> Work:
     """Logits and bias once, ids and weights once; an exponential, a sum and k comparisons for each logit."""
-    biased = 4 * case.E if case.score == "sigmoid" else 0
+    biased = case.E * (4 if case.score == "sigmoid" else BYTES[case.dtype]) * case.has_bias
     return Work(
         flops={"fma_fp32": case.B * case.E * (2 + case.k)},
         bytes_read=case.B * case.E * BYTES[case.dtype] + biased,

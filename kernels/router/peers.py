@@ -11,7 +11,7 @@ from kernels.router.op import BEST_OF_GROUP, RouterCase, output, work
 def names(case: RouterCase) -> list[str]:
     """The operators after the first, which reads the logits."""
     groups = ["group top-k", "sum", "top groups", "mask", "fill"] if case.groups else []
-    bias = ["bias", "gather"] if case.score == "sigmoid" else []
+    bias = ["bias", "gather"] if case.score == "sigmoid" else ["bias"] if case.bias else []
     return [*bias, *groups, "top-k", *(["sum", "divide"] if case.renormalize else []), "scale"]
 
 
@@ -24,32 +24,33 @@ def stages(case: RouterCase, target: Target) -> tuple[Stage, ...]:
     )
 
 
-def route(logits: Any, bias: Any, k: int, groups: int, top_groups: int, renormalize: bool, scaling: float) -> Any:
+def route(case: RouterCase, logits: Any, bias: Any) -> Any:
     """Weights and ids, in fp32 and int64."""
     import torch
 
-    wide = logits.float()
-    scores = wide.sigmoid() if len(bias) else wide.softmax(-1)
-    chosen_by = scores + bias if len(bias) else scores
-    if groups:
-        grouped = chosen_by.view(len(logits), groups, -1)
-        best = grouped.topk(BEST_OF_GROUP, dim=-1).values.sum(-1).topk(top_groups, dim=-1).indices
+    if case.score == "sigmoid":
+        scores = logits.float().sigmoid()
+        chosen_by = scores + bias
+    else:
+        chosen_by = scores = (logits + bias if case.bias else logits).float().softmax(-1)
+    if case.groups:
+        grouped = chosen_by.view(len(logits), case.groups, -1)
+        best = grouped.topk(BEST_OF_GROUP, dim=-1).values.sum(-1).topk(case.top_groups, dim=-1).indices
         left_out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
         chosen_by = grouped.masked_fill(left_out[..., None], float("-inf")).flatten(1)
-    ids = chosen_by.topk(k, dim=-1).indices
+    ids = chosen_by.topk(case.k, dim=-1).indices
     weights = scores.gather(1, ids)
-    if renormalize:
+    if case.renormalize:
         weights = weights / weights.sum(-1, keepdim=True)
-    return weights * scaling, ids
+    return weights * case.scaling, ids
 
 
 def prepare(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
     """Copies ids and weights into one tensor, which a user need not do."""
     whole, ids, weights = output(case, inputs["logits"].device)
-    given = (inputs["logits"], inputs["bias"], case.k, case.groups, case.top_groups, case.renormalize, case.scaling)
 
     def launch() -> Any:
-        found_weights, found = route(*given)
+        found_weights, found = route(case, inputs["logits"], inputs["bias"])
         weights.copy_(found_weights)
         ids.copy_(found)
         return whole

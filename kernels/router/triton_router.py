@@ -39,6 +39,7 @@ def router_kernel(
     k,
     scaling,
     stride_logits_b,
+    SIGMOID: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
@@ -49,12 +50,14 @@ def router_kernel(
     offs_e, offs_k = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     mask = offs_e < E
     row = tl.load(logits + b * stride_logits_b + offs_e, mask=mask, other=float("-inf")).to(tl.float32)
-    if bias is None:
-        scores = tl.exp(row - tl.max(row))
-        chosen_by = tl.where(mask, scores, float("-inf"))
-    else:
+    if SIGMOID:
         scores = 1.0 / (1.0 + tl.exp(-row))
         chosen_by = tl.where(mask, scores + tl.load(bias + offs_e, mask=mask, other=0.0), float("-inf"))
+    else:
+        if bias is not None:
+            row += tl.load(bias + offs_e, mask=mask, other=0.0).to(tl.float32)
+        scores = tl.exp(row - tl.max(row))
+        chosen_by = tl.where(mask, scores, float("-inf"))
     if GROUPS > 0:
         chosen_by = allowed_groups(chosen_by, offs_e, E, GROUPS, TOP_GROUPS)
     found = tl.zeros((BLOCK_K,), tl.int32)
@@ -66,10 +69,10 @@ def router_kernel(
         chosen_by = tl.where(offs_e == best, float("-inf"), chosen_by)
     if RENORMALIZE:
         total = tl.sum(taken)
-    elif bias is None:
-        total = tl.sum(scores)
-    else:
+    elif SIGMOID:
         total = 1.0
+    else:
+        total = tl.sum(scores)
     mask_k = offs_k < k
     tl.store(ids + b * k + offs_k, found, mask=mask_k)
     tl.store(weights + b * k + offs_k, taken * (scaling / total), mask=mask_k)
@@ -83,7 +86,7 @@ def build(case: RouterCase, inputs: Inputs, target: Target) -> Built:
         grid=(case.B,),
         args={
             "logits": logits,
-            "bias": inputs["bias"] if case.score == "sigmoid" else None,
+            "bias": inputs["bias"] if case.has_bias else None,
             "ids": ids,
             "weights": weights,
             "E": case.E,
@@ -92,6 +95,7 @@ def build(case: RouterCase, inputs: Inputs, target: Target) -> Built:
             "stride_logits_b": logits.stride(0),
         },
         constexprs={
+            "SIGMOID": case.score == "sigmoid",
             "RENORMALIZE": case.renormalize,
             "GROUPS": case.groups,
             "TOP_GROUPS": case.top_groups,
@@ -107,7 +111,7 @@ def build(case: RouterCase, inputs: Inputs, target: Target) -> Built:
 
 def stages(case: RouterCase, target: Target) -> tuple[Stage, ...]:
     """The compulsory bytes; the other CTAs find the bias in the L2."""
-    again = (case.B - 1) * 4 * case.E if case.score == "sigmoid" else 0
+    again = (case.B - 1) * 4 * case.E if case.has_bias else 0
     return (Stage(name="router", work=work(case), l2_bytes=again, ctas=case.B, ctas_per_sm=32),)
 
 

@@ -13,8 +13,9 @@ import torch
 from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step.op import OP, StepCase
-from kernels.decode_step.parts import lengths, parts, rope_case
-from kernels.kv_append.op import cache_shape
+from kernels.decode_step.parts import latent_case, lengths, memory_shape, parts, rope_case
+from kernels.decode_step.wiring import shape_of, wiring_of
+from kernels.latent_append.op import cache_of as latents_of
 from kernels.op import Impl, Target, implementations
 from kernels.rope_append.op import cache_of
 
@@ -39,17 +40,23 @@ def impl(name: str) -> Impl:
     return next(each for each in implementations("decode_step")[0] if each.name == name)
 
 
-Cached = list[list[tuple[torch.Tensor, torch.Tensor]]]
-"""By layer and sequence: keys and values [tokens, H_kv, D], from the first token that is still cached."""
+Cached = list[list[tuple[torch.Tensor, ...]]]
+"""By layer and sequence: keys and values [tokens, H_kv, D], from the first token that is still cached. With MLA there
+is one of them, latents and rotary keys [tokens, L + R]."""
+
+
+def halves(case: StepCase, memory: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The caches of keys and of values, or that of latents, by pages."""
+    if shape_of(case.model).is_mla:
+        return (latents_of(latent_case(case), memory),)
+    return tuple(cache_of(rope_case(case), memory))
 
 
 def fill(case: StepCase, inputs: dict[str, Any], caches: Cached, rest: float) -> None:
     """Write what was cached before into the pages of this step, and `rest` everywhere else."""
-    rope = rope_case(case)
-    rows = rope.q_rows + math.prod(cache_shape(rope.append)[:-1])
     for layer, sequences in enumerate(caches):
-        memory = torch.full((rows, rope.D), rest)
-        for half, stored in enumerate(cache_of(rope, memory)):
+        memory = torch.full(memory_shape(case), rest)
+        for half, stored in enumerate(halves(case, memory)):
             for b, pair in enumerate(sequences):
                 last = int(inputs["positions"][b])
                 for t in range(last - len(pair[half]), last):
@@ -60,9 +67,8 @@ def fill(case: StepCase, inputs: dict[str, Any], caches: Cached, rest: float) ->
 
 def keep(case: StepCase, inputs: dict[str, Any], caches: Cached) -> None:
     """Add the keys and values that this step wrote."""
-    rope = rope_case(case)
     for layer, sequences in enumerate(caches):
-        cache = cache_of(rope, inputs[f"{layer}.memory"])
+        cache = halves(case, inputs[f"{layer}.memory"])
         for b, pair in enumerate(sequences):
             t = int(inputs["positions"][b])
             new = (paging.gather(half, inputs["block_table"][b], t, t + 1, case.page) for half in cache)
@@ -71,6 +77,8 @@ def keep(case: StepCase, inputs: dict[str, Any], caches: Cached) -> None:
 
 def prefilled(model: Any, prompts: list[list[int]]) -> Cached:
     """What transformers caches of each prompt. Layers with a window keep its last tokens."""
+    if model.config.model_type == "deepseek_v3":
+        return prefilled_latents(model, prompts)
     found: Cached = []
     for b, prompt in enumerate(prompts):
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
@@ -81,12 +89,58 @@ def prefilled(model: Any, prompts: list[list[int]]) -> Cached:
     return found
 
 
-NAMES = ["toy-llama-3", "toy-qwen2.5", "toy-qwen3", "toy-mistral", "toy-mixtral", "toy-qwen3-moe", "toy-gemma-3"]
+def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
+    """Latents and rotary keys, as the modules of transformers give them; not every version caches them."""
+    R, found = model.config.qk_rope_head_dim, [[] for _ in model.model.layers]
+    wiring = wiring_of("toy-deepseek-v3")
+
+    def listen(layer: int, at: Any) -> None:
+        parts: dict[str, torch.Tensor] = {}
+
+        def of_norm(module: Any, given: Any, out: torch.Tensor) -> None:
+            parts["latents"] = out.reshape(-1, out.shape[-1])
+
+        def of_product(module: Any, given: Any, out: torch.Tensor) -> None:
+            key = out[0, :, -R:]
+            turns = torch.arange(len(key))[:, None] * torch.tensor(wiring.rope.frequencies(R))
+            first, second = key[:, ::2], key[:, 1::2]
+            pair = (first * turns.cos() - second * turns.sin(), second * turns.cos() + first * turns.sin())
+            parts["keys"] = torch.cat(pair, dim=-1)
+
+        def of_all(module: Any, given: Any, out: Any) -> None:
+            found[layer].append((torch.cat([parts["latents"], parts["keys"]], dim=-1),))
+
+        handles.append(at.kv_a_layernorm.register_forward_hook(of_norm))
+        handles.append(at.kv_a_proj_with_mqa.register_forward_hook(of_product))
+        handles.append(at.register_forward_hook(of_all))
+
+    handles: list[Any] = []
+    for layer, each in enumerate(model.model.layers):
+        listen(layer, each.self_attn)
+    for prompt in prompts:
+        model(torch.tensor([prompt]))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+NAMES = [
+    "toy-llama-3",
+    "toy-qwen2.5",
+    "toy-qwen3",
+    "toy-mistral",
+    "toy-mixtral",
+    "toy-qwen3-moe",
+    "toy-gemma-3",
+    "toy-gpt-oss",
+    "toy-deepseek-v3",
+]
 
 
 def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
-    """Weights and caches in fp16; the angles stay in fp32."""
-    kept = {name for name in inputs if name.endswith("rotations")}
+    """Weights and caches in fp16; angles and what is added to scores stay in fp32."""
+    ends = ("rotations", "sink_logits") + (("router_bias",) if "0.latent_norm" in inputs else ())
+    kept = {name for name in inputs if name.endswith(ends)}
     halved = {n: t.half() if t.is_floating_point() and n not in kept else t for n, t in inputs.items()}
     return {name: tensor.to(device) for name, tensor in halved.items()}
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from kernels.decode_step.angles import Rope
 from kernels.decode_step.inputs import bookkeeping
 from kernels.decode_step.op import StepCase
+from kernels.decode_step.published import weights
 from kernels.decode_step.wiring import shape_of, wiring_of
-from kernels.rmsnorm.op import EPSILON
 
 CLASSES = {
     "toy-llama-3": ("LlamaConfig", "LlamaForCausalLM"),
@@ -19,13 +20,28 @@ CLASSES = {
     "toy-mixtral": ("MixtralConfig", "MixtralForCausalLM"),
     "toy-qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
     "toy-gemma-3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "toy-gpt-oss": ("GptOssConfig", "GptOssForCausalLM"),
+    "toy-deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
 }
+
+
+def angle_fields(rope: Rope) -> dict[str, Any]:
+    plain = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    if rope.kind == "default":
+        return plain
+    return plain | {
+        "factor": rope.factor,
+        "original_max_position_embeddings": rope.original,
+        "beta_fast": rope.fast,
+        "beta_slow": rope.slow,
+        "truncate": rope.truncate,
+    }
 
 
 def config_fields(name: str) -> dict[str, Any]:
     """The fields of a config.json, from the shape and the wiring."""
     shape, wiring = shape_of(name), wiring_of(name)
-    angles = {"rope_type": "default", "rope_theta": wiring.theta}
+    angles = angle_fields(wiring.rope)
     fields: dict[str, Any] = {
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
@@ -36,7 +52,7 @@ def config_fields(name: str) -> dict[str, Any]:
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.max_context,
         "tie_word_embeddings": shape.tied_embeddings,
-        "rms_norm_eps": EPSILON,
+        "rms_norm_eps": wiring.epsilon,
         "rope_parameters": angles,
         "attn_implementation": "eager",
         "pad_token_id": None,
@@ -49,8 +65,21 @@ def config_fields(name: str) -> dict[str, Any]:
         fields |= {"num_local_experts": shape.experts, "num_experts": shape.experts}
         fields |= {"num_experts_per_tok": shape.experts_per_token, "moe_intermediate_size": shape.expert_ffn}
         fields |= {"norm_topk_prob": True, "decoder_sparse_step": 1}
-    if wiring.window_theta:
-        local = angles | {"rope_theta": wiring.window_theta}
+    if name == "toy-gpt-oss":  # its experts are as wide as the field for a dense FFN says
+        fields |= {"intermediate_size": shape.expert_ffn, "head_dim": shape.head_dim}
+    if shape.is_mla:
+        # YaRN's magnitude as DeepSeek-V3 has it: none of cosines, and its square of the scores
+        fields["rope_parameters"] = angles | {"mscale": 1.0, "mscale_all_dim": 1.0}
+        router = dict(wiring.router)
+        fields |= {"n_routed_experts": shape.experts, "n_shared_experts": shape.shared_experts}
+        fields |= {"n_group": router["groups"], "topk_group": router["top_groups"]}
+        fields |= {"routed_scaling_factor": router["scaling"], "first_k_dense_replace": shape.dense_layers}
+        fields |= {"kv_lora_rank": shape.kv_latent, "q_lora_rank": shape.q_latent}
+        fields |= {"qk_rope_head_dim": shape.rope_dim, "qk_nope_head_dim": shape.head_dim}
+        fields |= {"v_head_dim": shape.v_head_dim, "num_nextn_predict_layers": 0}
+        del fields["head_dim"]
+    if wiring.window_rope:
+        local = angle_fields(wiring.window_rope)
         fields["rope_parameters"] = {"full_attention": angles, "sliding_attention": local}
         fields |= {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": shape.head_dim}
     return fields
@@ -68,44 +97,15 @@ def model_of(name: str, seed: int = 0) -> Any:
         scale = tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.3
         centre = 1.0 if tensor.ndim == 1 and key.endswith("norm.weight") and not name.startswith("toy-gemma") else 0.0
         tensor.data.copy_(centre + scale * drawn)
+    for key, tensor in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) / 4)
     return model
 
 
-NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-GEMMA_NORMS = {
-    "attention_norm": "input_layernorm",
-    "attention_post_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "ffn_post_norm": "post_feedforward_layernorm",
-}
-
-
 def weights_of(name: str, model: Any) -> dict[str, torch.Tensor]:
-    """The weights under the names of `kernels/decode_step/op.py`. Gemma stores norms less 1."""
-    shape, wiring = shape_of(name), wiring_of(name)
-    found, shift = dict(model.state_dict()), float(name.startswith("toy-gemma"))
-    weights = {"embedding": found["model.embed_tokens.weight"], "final_norm": found["model.norm.weight"] + shift}
-    if not shape.tied_embeddings:
-        weights["lm_head"] = found["lm_head.weight"]
-    for layer in range(shape.layers):
-        at, to = f"model.layers.{layer}.", f"{layer}."
-        for ours, theirs in (GEMMA_NORMS if wiring.post_norms else NORMS).items():
-            weights[to + ours] = found[f"{at}{theirs}.weight"] + shift
-        weights[to + "qkv"] = torch.cat([found[f"{at}self_attn.{x}_proj.weight"] for x in "qkv"])
-        biases = [found[f"{at}self_attn.{x}_proj.bias"] for x in "qkv"] if wiring.qkv_bias else [torch.empty(0)]
-        weights[to + "bias"] = torch.cat(biases)
-        for x in "qk":
-            norm = found[f"{at}self_attn.{x}_norm.weight"] + shift if wiring.qk_norm else torch.empty(0)
-            weights[f"{to}{x}_norm"] = norm
-        weights[to + "o"] = found[f"{at}self_attn.o_proj.weight"]
-        if shape.is_moe:
-            weights[to + "router"] = found[f"{at}mlp.gate.weight"]
-            for x in ("gate_up", "down"):
-                weights[f"{to}experts_{x}"] = found[f"{at}mlp.experts.{x}_proj"]
-        else:
-            for x in ("gate", "up", "down"):
-                weights[to + x] = found[f"{at}mlp.{x}_proj.weight"]
-    return {key: tensor.contiguous() for key, tensor in weights.items()}
+    """The weights under the names of `kernels/decode_step/op.py`."""
+    return weights(StepCase(model=name, B=1, T=1, dtype="fp32"), dict(model.state_dict()))
 
 
 def step_inputs(case: StepCase, weights: dict[str, torch.Tensor], tokens: list[int], seed: int) -> dict[str, Any]:
