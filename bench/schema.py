@@ -145,6 +145,10 @@ def roof(value: Any) -> str:
     return fields(reads)(value) if value else "" if isinstance(value, dict) else ": not an object"
 
 
+part = fields(
+    {"name": text, "calls": count, "alone_s": array(seconds, least=1)},
+    {name: array(seconds) for name in ("in_step_s", "alone_reads_s", "in_step_reads_s")},
+)
 error = fields({}, {"max_abs": maybe(anything), "max_rel": maybe(anything)})
 
 RECORD: dict[str, Shape] = {
@@ -154,6 +158,7 @@ RECORD: dict[str, Shape] = {
     "samples_s": array(seconds),
     "roof": roof,
     "isolated_s": array(seconds),
+    "parts": array(part),
     "rotation": table(leaf),
     "telemetry": plain,
     "counters": plain,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.errors import describe
+from bench.measure import parts
 from bench.measure.attempts import sample_calmly
 from bench.measure.copies import DoesNotFit, draw_copies
 from bench.measure.flags import allocates, flags_of, waits
@@ -242,6 +243,7 @@ class Measurement:
                 samples_s=sampling.samples_s if errors.passed else [],
                 roof=self.beside(sampling) if errors.passed else {},
                 isolated_s=self.isolate(entrant) if errors.passed else [],
+                parts=self.parts(entrant) if errors.passed else [],
                 stop=sampling.stop,
                 telemetry=telemetry,
                 measured_at=measured_at,
@@ -263,6 +265,14 @@ class Measurement:
         self.listener.entering(entrant.impl.name, "isolated")
         self.isolated += 1
         return isolated_times(entrant.launches, self.isolated - 1)
+
+    def parts(self, entrant: Entrant) -> list[dict[str, Any]]:
+        """Of our implementations, what each part of a step takes."""
+        calls = parts.calls_of(entrant.launches[0], entrant.stages) if entrant.impl.ours else ()
+        if not calls:
+            return []
+        self.listener.entering(entrant.impl.name, "parts")
+        return parts.sample(calls, self.target, self.roof, self.settings.cap_s)
 
     def note_aa(self, name: str, samplings: Mapping[str, Sampling]) -> None:
         both = [samplings[name], samplings[f"{name} again"]]

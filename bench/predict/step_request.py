@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.devices import DeviceSpec, Quantity, find
+from bench.devices import DeviceSpec, find
 from bench.errors import BadRequest
 from bench.predict import expected_rows
-from bench.predict.command import load_shape
+from bench.predict.command import check_split, load_shape
 from bench.predict.model_file import known_precision
 from bench.predict.step_model import StepPrediction
 from bench.predict.step_model import step as predict_step
-from bench.predict.step_waterfall import MeasuredStep, Waterfall, expected_waterfall, measured_waterfall
+from bench.predict.step_waterfall import Waterfall, expected_waterfall
 from bench.predict.weights import recipe
 from kernels.models import ModelShape
 from kernels.op import discover
@@ -32,15 +32,22 @@ class Request:
     weights: str = "bf16"
     kv: str = "bf16"
     part: str = "h100-sxm"
+    devices: int = 1
+    """How many parts share the model (tensor-parallel)."""
+    tokens: int = 1
+    """Tokens of each sequence in a step: one and the drafts that it verifies."""
 
     @property
     def case(self) -> Any:
         """The case that measures this step. Raises `BadRequest` for one that is not composed."""
         if self.kv != self.weights and self.kv not in ("bf16", "fp16", "fp32"):
             raise BadRequest(f"--kv {self.kv}: a step is measured with a cache in 16 or 32 bits")
+        if self.devices > 1 or self.tokens > 1:
+            raise BadRequest("a step is measured on one part, with one token a sequence: leave out --tp and --drafts")
+        stored = {"w8a16": "int8"}.get(self.weights, self.weights)
         dtype = self.weights if self.weights in ("bf16", "fp16", "fp32") else "bf16"
         fields = {"model": self.model.lower(), "B": self.batch, "T": self.context, "layers": self.layers}
-        fields |= {"page": PAGE, "dtype": dtype, "weights": "" if dtype == self.weights else self.weights}
+        fields |= {"page": PAGE, "dtype": dtype, "weights": "" if dtype == stored else stored}
         try:
             return discover()["decode_step"].case_from_dict(fields)
         except ValueError as error:
@@ -63,22 +70,20 @@ def shape_of(request: Request) -> ModelShape:
 def predicted_on(request: Request, spec: DeviceSpec) -> StepPrediction:
     """The floor of the step. Raises `BadRequest`."""
     shape = shape_of(request)
-    plan = recipe(shape, known_precision(request.weights))
-    return predict_step(shape, device=spec, weights=plan, kv=request.kv, batch=request.batch, context=request.context)
+    check_split(shape, request.devices)
+    return predict_step(
+        shape,
+        device=spec,
+        weights=recipe(shape, known_precision(request.weights)),
+        kv=request.kv,
+        batch=request.batch,
+        context=request.context,
+        devices=request.devices,
+        q_len=request.tokens,
+    )
 
 
 def expect(request: Request, read_roof: float | None = None) -> Waterfall:
     """The step on a part of the datasheets, by constants. Raises `BadRequest`."""
     spec = expected_rows.as_reported(find(request.part))
     return expected_waterfall(predicted_on(request, spec), shape_of(request), spec, read_roof)
-
-
-def host_spec(name: str, read_roof: float) -> DeviceSpec:
-    """A host as a part: its memory is as fast as it was read just now, and no other number is known."""
-    rate = Quantity(value=read_roof, unit="B/s", kind="measured", source="a read of 256 MiB just before the step")
-    return DeviceSpec(key="cpu", name=name, vendor="", year=0, memory_bandwidth=rate)
-
-
-def measured(request: Request, found: MeasuredStep, name: str, read_roof: float) -> Waterfall:
-    """The step as it was measured on a host whose memory was read at `read_roof`."""
-    return measured_waterfall(predicted_on(request, host_spec(name, read_roof)), shape_of(request), found)

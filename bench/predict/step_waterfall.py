@@ -1,14 +1,16 @@
 """Where do the microseconds of a decode step go? From the floor to the step, and each operation's share.
 
-    floor by the datasheet -> floor at the measured read roof -> each operation alone -> beside each other
-    -> gaps between kernels and small kernels -> step
+    floor by the datasheet -> floor at the measured read roof -> each operation alone -> launches
+    -> dependencies: one after the other -> step
 
-Where a step was measured, its operations were too: alone, and in the step. Else the constants of `expected.json` say
-what each takes, and what servers have between the large kernels. Pure: no torch.
+Where a step was measured, its operations were too: alone, and on a host in the step. Else the constants of
+`expected.json` say what each takes, and what servers have between the large kernels. Pure: no torch.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,13 +20,8 @@ from bench.predict import expected
 from bench.predict.step_expected import alone_seconds, expect_step
 from bench.predict.step_model import StepPrediction
 from bench.units import percent
+from kernels.decode_step.parts import parts
 from kernels.models import ModelShape
-
-OF_PART = {
-    "ffn": ("gate_up", "down"),
-    "experts": ("experts_gate_up", "experts_down"),
-}
-"""Parts of `kernels/decode_step` that are two operations of `step_work.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,8 @@ class MeasuredPart:
     name: str
     calls: int
     alone: float
-    in_step: float
+    in_step: float | None
+    """None where only whole steps can be timed, as in a GPU's graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,30 @@ class MeasuredStep:
     peers: Mapping[str, float]
     """Seconds of the same step by other implementations."""
     source: str
+    expected: float | None = None
+    """Seconds that the stages of all kernels take under measured ceilings."""
+    launches: int = 0
+    launch_s: float = 0.0
+    """Seconds of an empty launch."""
     notes: tuple[str, ...] = ()
+
+
+def parts_of(recorded: Sequence[Mapping[str, Any]], read_s: float | None = None) -> tuple[MeasuredPart, ...]:
+    """The medians of `Record.parts`. With `read_s`, they are those of a memory that reads the roof in so many seconds:
+    that of the step's own samples."""
+
+    def median(part: Mapping[str, Any], key: str) -> float | None:
+        samples, reads = part.get(f"{key}_s"), part.get(f"{key}_reads_s")
+        if not samples or not (read_s and reads):
+            return statistics.median(samples) if samples else None
+        return read_s * statistics.median(seconds / read for seconds, read in zip(samples, reads, strict=True))
+
+    return tuple(
+        MeasuredPart(
+            name=part["name"], calls=part["calls"], alone=median(part, "alone") or 0.0, in_step=median(part, "in_step")
+        )
+        for part in recorded
+    )
 
 
 def floor_rows(predicted: StepPrediction) -> dict[str, tuple[int, float]]:
@@ -186,39 +207,6 @@ def expected_waterfall(
         Level(name="step, with sampling and scheduler", seconds=found.seconds, source=servers),
     ]
     notes = (f"10 to 90% of published servers: {found.low * 1e3:.3g} to {found.high * 1e3:.3g} ms", *found.rests_on)
-    return _waterfall(predicted, shape, levels, shared(rows), measured=False, notes=notes)
-
-
-def measured_waterfall(
-    predicted: StepPrediction, shape: ModelShape, found: MeasuredStep, read_roof: float | None = None
-) -> Waterfall:
-    """By a step whose parts were measured alone and in the step."""
-    floors, rows = floor_rows(predicted), []
-    for part in found.parts:
-        floor = sum(floors[name][1] for name in OF_PART.get(part.name, (part.name,)) if name in floors)
-        rows.append((part.name, part.calls, floor, part.alone, part.in_step, found.source))
-    alone, inside = sum(part.alone for part in found.parts), sum(part.in_step for part in found.parts)
-    levels = [
-        Level(name="floor", seconds=predicted.seconds, source=predicted.basis),
-        *roof_level(predicted, read_roof),
-        Level(name="each operation alone", seconds=alone, source=found.source),
-        Level(name="dependencies: each in its place in the step", seconds=inside, source=found.source),
-        Level(name=f"step ({found.impl})", seconds=found.seconds, source=found.source),
-    ]
-    peers = (f"the same step by {name}: {seconds * 1e3:,.2f} ms" for name, seconds in found.peers.items())
-    notes = (*found.notes, *peers)
-    return _waterfall(predicted, shape, levels, shared(rows), measured=True, notes=notes)
-
-
-def _waterfall(
-    predicted: StepPrediction,
-    shape: ModelShape,
-    levels: Sequence[Level],
-    ops: tuple[OpRow, ...],
-    *,
-    measured: bool,
-    notes: tuple[str, ...],
-) -> Waterfall:
     return Waterfall(
         model=shape.name,
         part=predicted.device,
@@ -227,8 +215,58 @@ def _waterfall(
         weights=predicted.weights,
         kv=predicted.kv,
         layers=shape.layers,
-        measured=measured,
+        measured=False,
         levels=tuple(levels),
-        ops=ops,
+        ops=shared(rows),
         notes=notes,
+    )
+
+
+def measured_waterfall(
+    case: Any, found: MeasuredStep, *, part: str, roof: float | None = None, spec: DeviceSpec | None = None
+) -> Waterfall:
+    """By a step of `kernels/decode_step` whose parts were measured too. `roof` is the measured read roof in B/s."""
+    sizes: dict[str, int] = {}
+    for each in parts(case):
+        sizes[each.name] = sizes.get(each.name, 0) + each.work.bytes
+    sheet = spec.memory_bandwidth if spec else None
+    rate = roof or (sheet.value if sheet else math.inf)
+    rows = [
+        (each.name, each.calls, sizes.get(each.name, 0) / rate, each.alone, each.in_step, found.source)
+        for each in found.parts
+    ]
+    whole, alone, levels = sum(sizes.values()), sum(each.alone for each in found.parts), []
+    gaps = min(alone, found.launches * found.launch_s)
+
+    def level(name: str, seconds: float, source: str) -> None:
+        levels.append(Level(name=name, seconds=seconds, source=source))
+
+    if sheet and spec:
+        level("floor by the datasheet", whole / sheet.value, f"{sheet.value / 1e9:,.0f} GB/s of {spec.name}")
+    if roof:
+        level("floor at the measured roof", whole / roof, f"read at {roof / 1e9:,.1f} GB/s")
+    if found.expected is not None:
+        level("expected of its kernels", found.expected, "their own bytes and FLOPs under the measured ceilings")
+    if gaps:
+        level("each operation alone, without launches", alone - gaps, found.source)
+        level("launches", alone, f"{found.launches:,} of {found.launch_s * 1e6:,.1f} us")
+    elif found.parts:
+        level("each operation alone", alone, found.source)
+    if found.parts and all(each.in_step is not None for each in found.parts):
+        inside = sum(each.in_step or 0.0 for each in found.parts)
+        level("dependencies: each in its place in the step", inside, found.source)
+    level(f"step ({found.impl})", found.seconds, found.source)
+    peers = (f"the same step by {name}: {seconds * 1e3:,.2f} ms" for name, seconds in found.peers.items())
+    return Waterfall(
+        model=case.model,
+        part=part,
+        batch=case.B,
+        context=case.T,
+        weights=case.weights,
+        kv=case.dtype,
+        layers=case.measured_layers,
+        measured=True,
+        levels=tuple(levels),
+        ops=shared(rows),
+        notes=(*found.notes, *peers),
     )

@@ -75,6 +75,7 @@ def public_record(record: Record, hide: Hide) -> Record:
         flags=[hide(flag) for flag in record.flags],
         error=record.error and without_names(record.error, hide),
         rotation=without_names(record.rotation, hide),
+        parts=[{**part, "name": hide(part["name"])} for part in record.parts],
         telemetry=without_names(record.telemetry, hide),
         counters=without_names(record.counters, hide),
         config=without_names(record.config, hide, drops=False),
