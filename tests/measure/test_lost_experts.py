@@ -1,0 +1,137 @@
+"""A lost expert, slot, column or scale and an error of all outputs of an FFN fail the gate, for the layers of the suites.
+
+A token's row of y depends on its own experts only, and the gate judges each row by itself. So what shows in one token
+shows in every batch, and two kinds of cases are enough:
+
+- **One token** with the hidden sizes of the suites' layers. Each element of y takes one row of W_down, so only the last
+  1,024 rows are computed. An expert that the token is not routed to is not read, so there are only the k that it is
+  routed to. Ten tokens are drawn at a time, for the same weights, and each is judged as a batch of one.
+- **Batches** of the suites, with their experts, routings and formats, of narrow layers. What the gate allows the slope
+  and what roundings do to it become smaller with the number of hidden values, so there are 8,192 of them or more: fewer
+  than in each of the suites' layers.
+
+`pytest -m exhaustive` tries 100 seeds of each, or 100 tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.common.compare import compare
+from kernels.common.random_inputs import torch_dtype
+from kernels.ffn_block import op as ffn_block
+from kernels.ffn_block.op import FfnCase
+from kernels.moe_ffn import op as moe_ffn
+from kernels.moe_ffn.op import MoeCase
+from tests.measure.test_systematic_errors import EXPERTS, moe_faults
+from tests.support.derived_faults import (
+    expert_outputs,
+    experts_outputs,
+    ffn_weights,
+    of_all_elements,
+    stored,
+)
+from tests.support.quick_draws import quick_draws
+
+ROWS, TOKENS, HIDDEN = 1024, 10, 8192
+NARROW = 256
+"""The size of x in batches."""
+ERROR = 0.007
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_draws():
+        yield
+
+
+def of_suites(module: Any) -> list[Any]:
+    return [replace(case, model="") for suite in ("smoke", "quick", "full") for case in module.OP.cases(suite)]
+
+
+def outputs(case: FfnCase | MoeCase, seed: int) -> dict[str, torch.Tensor]:
+    """The last columns of y in fp32: exact, of a right kernel, and of kernels with a fault each."""
+    if isinstance(case, MoeCase):
+        found = experts_outputs(case, moe_ffn.inputs(case, "cpu", seed), min(ROWS, case.H))
+    else:
+        inputs = ffn_block.inputs(case, "cpu", seed)
+        w = ffn_weights(case, inputs, min(ROWS, case.hidden))
+        found = expert_outputs(case.activation, torch_dtype(case.dtype), inputs["x"].float(), w, "")
+    return found | of_all_elements(found["right"], ERROR)
+
+
+def missed(case: FfnCase | MoeCase, seed: int, alone: bool) -> list[str]:
+    """What the gate gets wrong, in all tokens or in each by itself."""
+    op: Any = moe_ffn.OP if isinstance(case, MoeCase) else ffn_block.OP
+    found = outputs(case, seed)
+    exact = found.pop("exact")
+    tolerance = op.tolerance(replace(case, B=1) if alone else case)
+    said = []
+    for rows in [slice(b, b + 1) for b in range(case.B)] if alone else [slice(None)]:
+        for name, y in found.items():
+            errors = compare(stored(case, y[rows]), exact[rows], tolerance)
+            if errors.passed != (name == "right"):
+                said.append(name)
+    return said
+
+
+ONE_TOKEN = list(
+    dict.fromkeys(
+        [replace(c, B=TOKENS, E=c.k, routing="uniform") for c in of_suites(moe_ffn)]
+        + [replace(c, B=TOKENS) for c in of_suites(ffn_block)]
+    )
+)
+
+
+def narrow(case: Any) -> Any:
+    if isinstance(case, MoeCase):
+        return replace(case, H=NARROW, F=min(case.F, max(128, HIDDEN // case.pairs)))
+    return replace(case, hidden=NARROW, ffn=max(128, HIDDEN // case.B))
+
+
+BATCHES = list(dict.fromkeys(narrow(c) for c in [*of_suites(moe_ffn), *of_suites(ffn_block)] if c.B > 1))
+
+
+SOME = [
+    (MoeCase(B=2, E=2, k=2, H=1024, F=512, weights="fp8_block"), True),
+    (MoeCase(B=2, E=3, k=3, H=1024, F=512, weights="int4"), True),
+    (narrow(MoeCase(B=64, E=8, k=2, H=4096, F=14336)), False),
+    (narrow(MoeCase(B=16, E=32, k=4, H=2880, F=2880, routing="zipf", weights="mxfp4")), False),
+    (narrow(FfnCase(B=128, hidden=8192, ffn=28672)), False),
+]
+
+
+@pytest.mark.parametrize(("case", "alone"), SOME, ids=lambda value: getattr(value, "id", ""))
+def test_some_of_each(case: Any, alone: bool) -> None:
+    assert Counter(what for seed in range(2) for what in missed(case, seed, alone)) == {}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("case", ONE_TOKEN, ids=lambda case: case.id)
+def test_one_token_of_every_layer(case: Any) -> None:
+    assert Counter(what for seed in range(100 // TOKENS) for what in missed(case, seed, alone=True)) == {}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("case", BATCHES, ids=lambda case: case.id)
+def test_every_batch(case: Any) -> None:
+    assert Counter(what for seed in range(100) for what in missed(case, seed, alone=False)) == {}
+
+
+@pytest.mark.parametrize("case", EXPERTS, ids=lambda case: case.id)
+def test_derived_faults_are_those_of_kernels_that_have_them(case: MoeCase) -> None:
+    """Up to single roundings, where sums in another order lie beside a half of a unit in the last place."""
+    inputs, derived = moe_ffn.inputs(case, "cpu", 0), outputs(case, 0)
+    for name, kernel in moe_faults(case).items():
+        y = kernel(case, inputs).float()[:, -ROWS:]
+        assert float((stored(case, derived[name]) - y).norm() / y.norm()) < 2.0**-9, name
+    exact = moe_ffn.reference(case, inputs)[:, -ROWS:]
+    assert float((derived["exact"] - exact).norm() / exact.norm()) < 1e-5
