@@ -132,10 +132,16 @@ def predict(
     epilog=examples(
         "step --model llama-3.1-8b --batch 1 --context 4096 --part h200",
         "step --model qwen2.5-0.5b --context 1024 --device cpu --json",
+        "step --checkpoint DIR --prompt-ids 1,2,3 --tokens 16",
     )
 )
 def step(
-    model: Annotated[str, typer.Option(help="one of `list models`")],
+    model: Annotated[str, typer.Option(help="one of `list models`")] = "",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="a directory with config.json and *.safetensors: decode tokens by our step")
+    ] = None,
+    prompt_ids: Annotated[str, typer.Option(help="token ids to go on from, such as 1,2,3 (default: drawn)")] = "",
+    tokens: Annotated[int, typer.Option(help="tokens that a checkpoint decodes", min=1)] = 16,
     batch: Annotated[int, typer.Option(help="sequences that each get a token", min=1)] = 1,
     context: Annotated[int, typer.Option(help="tokens that each of them attends to", min=1)] = 4096,
     part: Annotated[str, typer.Option(help="of `list devices`: what a step is expected to take there")] = "h100-sxm",
@@ -147,6 +153,13 @@ def step(
     as_json: AsJson = False,
 ) -> None:
     """Show where the microseconds of a whole decode step go: floor, operations, gaps, and each one's share."""
+    if checkpoint:
+        if model:
+            raise BadRequest(f"--model {model}: a checkpoint says itself which model it is; leave it out")
+        decode_checkpoint(checkpoint, prompt_ids, tokens, device, as_json)
+        return
+    if not model:
+        raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
     from bench.predict import step_request
 
     run = read_run(run_dir) if run_dir else None
@@ -167,3 +180,16 @@ def step(
         return
     print(*found.lines(), "", sep="\n")
     show(*found.table())
+
+
+def decode_checkpoint(directory: Path, prompt_ids: str, tokens: int, device: str, as_json: bool) -> None:
+    """Greedy tokens of a checkpoint, on a GPU if there is one."""
+    from bench.machine import detect
+    from bench.measure.step_tokens import decode
+
+    with busy("decoding"):
+        found = decode(directory, prompt_ids, tokens, detect(device or "auto"))
+    if as_json:
+        show_json(found.as_dict())
+        return
+    print(*found.lines(), sep="\n")

@@ -11,17 +11,18 @@ from kernels.common import paging
 from kernels.common.integers import cdiv
 from kernels.common.quantization import random_weights
 from kernels.common.random_inputs import RandomInputs
-from kernels.decode_step.parts import Part, lengths, memory_shape, parts, prefix_of, rope_case, windowed
+from kernels.decode_step.parts import Part, latent_case, lengths, memory_shape, parts, prefix_of, rope_case, windowed
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
 from kernels.head_gemv.op import HeadCase
 from kernels.kv_append.op import cache_shape
 from kernels.latent_append.op import LatentCase
+from kernels.latent_append.op import cache_of as latents_of
 from kernels.moe_ffn.op import MoeCase
 from kernels.op import Inputs
 from kernels.rmsnorm.op import NormCase
-from kernels.rope_append.op import RopeCase, rotations
+from kernels.rope_append.op import RopeCase, cache_of, rotations
 from kernels.router.op import RouterCase
 
 if TYPE_CHECKING:
@@ -134,6 +135,13 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
         if rope:
             made[name] = rotations(case.T, rope.frequencies(R), device) * rope.magnitude
     return made
+
+
+def caches(case: StepCase, memory: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of the keys and of the values [pages, page, H_kv, D]; of MLA one, of the latents [pages, page, L + R]."""
+    if shape_of(case.model).is_mla:
+        return (latents_of(latent_case(case), memory),)
+    return tuple(cache_of(rope_case(case), memory))
 
 
 def angles(case: StepCase, inputs: Inputs, layer: int) -> torch.Tensor:

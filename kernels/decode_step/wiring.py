@@ -134,9 +134,20 @@ TOYS: Mapping[str, ModelShape] = {
 }
 
 
+REMEMBERED: dict[str, tuple[ModelShape, Wiring]] = {}
+"""Models that are in no table here, by their names in lower case."""
+
+
+def remember(shape: ModelShape, wiring: Wiring) -> None:
+    """From now on, this process knows a model by the name of its shape."""
+    REMEMBERED[shape.name.lower()] = shape, wiring
+
+
 def shape_of(model: str) -> ModelShape:
     """Raises ValueError for a model whose step is not composed here."""
     name = model.lower()
+    if name in REMEMBERED:
+        return REMEMBERED[name][0]
     shape = MODELS.get(name) or TOYS.get(name)
     if shape is None:
         raise ValueError(f"model {model!r}: expected one of {', '.join(composed())}")
@@ -152,6 +163,8 @@ def family(name: str) -> Wiring | None:
 
 def wiring_of(model: str) -> Wiring:
     name = model.lower()
+    if name in REMEMBERED:
+        return REMEMBERED[name][1]
     found = family(name)
     assert found, name
     return replace(found, full_every=2, attention_scale=0.0) if name == "toy-gemma-3" else found

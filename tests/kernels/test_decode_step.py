@@ -12,12 +12,11 @@ import torch
 
 from bench.measure.gate import check
 from kernels.common import paging
+from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
-from kernels.decode_step.parts import latent_case, lengths, memory_shape, parts, rope_case
-from kernels.decode_step.wiring import shape_of, wiring_of
-from kernels.latent_append.op import cache_of as latents_of
+from kernels.decode_step.parts import lengths, memory_shape, parts
+from kernels.decode_step.wiring import wiring_of
 from kernels.op import Impl, Target, implementations
-from kernels.rope_append.op import cache_of
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
 STEPS = 16
@@ -45,18 +44,11 @@ Cached = list[list[tuple[torch.Tensor, ...]]]
 is one of them, latents and rotary keys [tokens, L + R]."""
 
 
-def halves(case: StepCase, memory: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The caches of keys and of values, or that of latents, by pages."""
-    if shape_of(case.model).is_mla:
-        return (latents_of(latent_case(case), memory),)
-    return tuple(cache_of(rope_case(case), memory))
-
-
-def fill(case: StepCase, inputs: dict[str, Any], caches: Cached, rest: float) -> None:
+def fill(case: StepCase, inputs: dict[str, Any], cached: Cached, rest: float) -> None:
     """Write what was cached before into the pages of this step, and `rest` everywhere else."""
-    for layer, sequences in enumerate(caches):
+    for layer, sequences in enumerate(cached):
         memory = torch.full(memory_shape(case), rest)
-        for half, stored in enumerate(halves(case, memory)):
+        for half, stored in enumerate(caches(case, memory)):
             for b, pair in enumerate(sequences):
                 last = int(inputs["positions"][b])
                 for t in range(last - len(pair[half]), last):
@@ -65,10 +57,10 @@ def fill(case: StepCase, inputs: dict[str, Any], caches: Cached, rest: float) ->
         inputs[f"{layer}.memory"] = memory
 
 
-def keep(case: StepCase, inputs: dict[str, Any], caches: Cached) -> None:
+def keep(case: StepCase, inputs: dict[str, Any], cached: Cached) -> None:
     """Add the keys and values that this step wrote."""
-    for layer, sequences in enumerate(caches):
-        cache = halves(case, inputs[f"{layer}.memory"])
+    for layer, sequences in enumerate(cached):
+        cache = caches(case, inputs[f"{layer}.memory"])
         for b, pair in enumerate(sequences):
             t = int(inputs["positions"][b])
             new = (paging.gather(half, inputs["block_table"][b], t, t + 1, case.page) for half in cache)
@@ -162,15 +154,15 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
     case = StepCase(model=name, B=3, T=14, page=4, lengths="ragged", seed=8, dtype="fp32")
     draw = torch.Generator().manual_seed(1)
     texts = [torch.randint(0, 130, (n,), generator=draw).tolist() for n in lengths(case)]
-    caches = prefilled(model, [text[:-1] for text in texts])
+    cached = prefilled(model, [text[:-1] for text in texts])
     for step in range(STEPS):
         now = replace(case, T=case.T + step, grown=step)
         assert list(lengths(now)) == [len(text) for text in texts]
         expected = torch.stack([model(torch.tensor([text])).logits[0, -1] for text in texts])
         inputs = step_inputs(now, weights, [text[-1] for text in texts], seed=step)
-        fill(now, inputs, caches, rest=50.0)
+        fill(now, inputs, cached, rest=50.0)
         found = {"torch": impl("torch").prepare(now, inputs, CPU)(), "reference": OP.reference(now, inputs)}
-        fill(now, inputs, caches, rest=math.nan)
+        fill(now, inputs, cached, rest=math.nan)
         found["numba"] = impl("numba").prepare(now, inputs, CPU)()
         for each, logits in found.items():
             assert float((logits - expected).abs().max()) < TOLERANCE, (each, step)
@@ -181,7 +173,7 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
             logits = impl("triton").prepare(replace(now, weights="", dtype="fp16"), narrow, target)().cpu()
             assert float((logits - expected).abs().max()) < IN_FP16
             assert narrow["next"].tolist() == logits.argmax(1).tolist()
-        keep(now, inputs, caches)
+        keep(now, inputs, cached)
         for text, token in zip(texts, tokens, strict=True):
             text.append(token)
 

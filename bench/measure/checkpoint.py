@@ -1,0 +1,141 @@
+"""A published checkpoint on disk: which model is it, and its weights as a decode step takes them.
+
+The format of the weights (huggingface/safetensors, README): 8 bytes with the length of a JSON header, the header, then
+raw bytes. The header gives the type, the shape and the two offsets of each tensor. Files are mapped, so that a tensor
+is read when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BadRequest
+from kernels.decode_step import wiring
+from kernels.decode_step.families import wiring_from
+from kernels.model_config import BadConfig, read
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.decode_step.op import StepCase
+
+TYPES = {"BF16": ("bfloat16", "bf16"), "F16": ("float16", "fp16"), "F32": ("float32", "fp32")}
+"""By the names of the format: torch's names and ours."""
+
+LARGEST_HEADER = 100 << 20
+"""The format allows no larger one."""
+
+
+class Tensors(Mapping[str, "torch.Tensor"]):
+    """The tensors of all files of a directory by name, each as a view of its mapped file."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `BadRequest` for a directory without weights, and for a file that is not whole."""
+        self.directory = directory
+        paths = sorted(directory.glob("*.safetensors"))
+        index = directory / "model.safetensors.index.json"
+        if index.is_file():
+            paths = [directory / name for name in sorted(set(parsed(index)["weight_map"].values()))]
+        if not paths:
+            raise BadRequest(f"{directory} has no *.safetensors; give the directory of a Hugging Face checkpoint")
+        self.entries: dict[str, tuple[Path, int, Mapping[str, Any]]] = {}
+        for path in paths:
+            self.entries |= {name: (path, start, each) for name, start, each in header(path)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        path, start, each = self.entries[name]
+        if each["dtype"] not in TYPES:
+            raise BadRequest(
+                f"{path.name}: {name} is stored as {each['dtype']}; a step reads checkpoints in {', '.join(TYPES)}"
+            )
+        kind = getattr(torch, TYPES[each["dtype"]][0])
+        size = path.stat().st_size
+        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        first, last = (start + offset for offset in each["data_offsets"])
+        mine = whole[first:last]
+        return (mine if first % kind.itemsize == 0 else mine.clone()).view(kind).view(each["shape"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def header(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Name, where the data begins, and the entry of each tensor. Raises `BadRequest` for a file that is not whole."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise ValueError
+            entries = json.loads(file.read(length))
+        start, size = 8 + length, path.stat().st_size
+        entries.pop("__metadata__", None)
+        for name, each in entries.items():
+            first, last = each["data_offsets"]
+            if not 0 <= first <= last <= size - start or math.prod(each["shape"]) < 0:
+                raise ValueError
+            yield name, start, each
+    except OSError as error:
+        raise BadRequest(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadRequest(f"{path} is no whole file of safetensors; fetch it again") from None
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    """A JSON object on disk. Raises `BadRequest`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRequest(f"{path} holds no object")
+    return found
+
+
+def model_in(directory: Path) -> str:
+    """The name under which this process knows the model of a checkpoint from now on. Raises `BadRequest`."""
+    config = parsed(directory / "config.json")
+    if config.get("quantization_config"):
+        raise BadRequest(f"{directory}: its weights are quantized; a step reads checkpoints in {', '.join(TYPES)}")
+    name = str(directory.resolve()).lower()
+    try:
+        reading = read(config, name=name)
+        wiring.remember(reading.shape, wiring_from(reading))
+    except BadConfig as error:
+        raise BadRequest(f"{directory}: {error}") from None
+    return name
+
+
+def stored_type(tensors: Tensors) -> str:
+    """The type of the embedding, in which the step computes."""
+    name = next((name for name in tensors if name.endswith("embed_tokens.weight")), "")
+    if not name:
+        raise BadRequest(f"{tensors.directory}: no tensor is named embed_tokens.weight; is it a whole decoder?")
+    kind = tensors.entries[name][2]["dtype"]
+    if kind not in TYPES:
+        raise BadRequest(f"{tensors.directory}: {name} is stored as {kind}; a step reads {', '.join(TYPES)}")
+    return TYPES[kind][1]
+
+
+def step_weights(case: StepCase, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """All weights of a step, each of the size that the case asks for. Raises `BadRequest`."""
+    from kernels.decode_step.inputs import matrices, vectors
+    from kernels.decode_step.published import weights
+
+    try:
+        found = weights(case, tensors)
+    except KeyError as error:
+        raise BadRequest(f"{tensors.directory} has no tensor {error.args[0]}") from None
+    for name, size, *_ in (*matrices(case), *vectors(case)):
+        if tuple(found[name].shape) != tuple(size):
+            there = tuple(found[name].shape)
+            raise BadRequest(f"{tensors.directory}: {name} has the shape {there}, config.json says {tuple(size)}")
+    return found

@@ -1,0 +1,170 @@
+"""A config.json, as `kernels/model_config` read it -> how the layers of that model are wired. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernels.decode_step.angles import Rope, yarn_magnitude
+from kernels.decode_step.wiring import Wiring
+from kernels.model_config import BadConfig, Reading
+
+ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the configuration class of a `model_type` says where a file says nothing, and what no file says.
+
+    `always` is the wiring that all models of the type have. `biased` tells whether `attention_bias` counts.
+    """
+
+    theta: float = 10000.0
+    epsilon: float = 1e-6
+    always: Mapping[str, Any] = field(default_factory=dict)
+    biased: bool = False
+    full_every: int = 0
+
+
+FAMILIES = {
+    "llama": Family(biased=True),
+    "mistral": Family(),
+    "mixtral": Family(theta=1e6, epsilon=1e-5),
+    "qwen2": Family(always={"qkv_bias": True}),
+    "qwen3": Family(biased=True, always={"qk_norm": True}),
+    "qwen3_moe": Family(biased=True, always={"qk_norm": True}),
+    "gemma3_text": Family(
+        theta=1e6,
+        full_every=6,
+        always={"qk_norm": True, "post_norms": True, "scaled_embedding": True, "norms_less_one": True},
+    ),
+    "gpt_oss": Family(
+        theta=150000.0,
+        epsilon=1e-5,
+        full_every=2,
+        always={
+            "qkv_bias": True,
+            "o_bias": True,
+            "expert_bias": True,
+            "sink_logits": True,
+            "activation": "swiglu_clamped",
+            "router": (("bias", True),),
+        },
+    ),
+    "deepseek_v3": Family(always={"latent_epsilon": 1e-6}),
+}
+"""By `model_type`: `configuration_<type>.py` and `modeling_<type>.py` of transformers 5.24."""
+
+
+def wiring_from(reading: Reading) -> Wiring:
+    """Raises `BadConfig` in one line for what no step is composed for."""
+    text, shape = reading.text, reading.shape
+    kind = str(text.get("model_type") or "")
+    kind = "gemma3_text" if kind == "gemma3" else kind
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise BadConfig(f"model_type {kind!r}: no step is composed for it; there is for {', '.join(FAMILIES)}")
+    refuse(text, reading)
+    found: dict[str, Any] = {"epsilon": float(text.get("rms_norm_eps") or family.epsilon), **family.always}
+    if family.biased and text.get("attention_bias"):
+        found |= {"qkv_bias": True, "o_bias": True}
+    if "activation" not in found:
+        name = text.get("hidden_activation") or text.get("hidden_act") or "silu"
+        name = "gelu_pytorch_tanh" if kind == "gemma3_text" else name
+        if name not in ACTIVATIONS:
+            raise BadConfig(f"hidden_act {name!r}: a step has {', '.join(ACTIVATIONS)}")
+        found["activation"] = ACTIVATIONS[name]
+    full, window = rope_fields(text, family)
+    found["rope"] = rope_from(full)
+    if shape.window:
+        found["windows"] = windows(text, shape.layers, family)
+    if window:
+        found["window_rope"] = rope_from(window)
+    if kind == "gemma3_text":
+        found["attention_scale"] = float(text.get("query_pre_attn_scalar") or 256) ** -0.5
+    if kind == "qwen3_moe":
+        found["router"] = (("renormalize", bool(text.get("norm_topk_prob", False))),)
+    if shape.is_mla:
+        found |= latents(text, full)
+    return Wiring(**found)
+
+
+def refuse(text: Mapping[str, Any], reading: Reading) -> None:
+    """What would give other tokens than the model has."""
+    shape = reading.shape
+    if shape.is_mla and not shape.q_latent:
+        raise BadConfig("q_lora_rank is null: a step has queries with a latent")
+    if shape.softcap or text.get("final_logit_softcapping"):
+        raise BadConfig("attn_logit_softcapping or final_logit_softcapping: a step has no softcap")
+    if text.get("mlp_bias") or (shape.is_mla and text.get("attention_bias")):
+        raise BadConfig("mlp_bias or attention_bias: a step has no such bias for this model")
+    ffns = ["dense"] * shape.dense_layers + ["moe"] * shape.moe_layers if shape.is_moe else ["dense"] * shape.layers
+    if [layer.ffn for layer in reading.layers] != ffns:
+        raise BadConfig("layers with experts and dense ones take turns: a step has dense layers first")
+
+
+def windows(text: Mapping[str, Any], layers: int, family: Family) -> tuple[bool, ...]:
+    """Which layers have a sliding window."""
+    listed = text.get("layer_types")
+    if listed:
+        return tuple(each == "sliding_attention" for each in listed)
+    if text.get("max_window_layers") is not None:
+        return tuple(layer >= int(text["max_window_layers"]) for layer in range(layers))
+    every = int(text.get("sliding_window_pattern") or family.full_every)
+    return tuple(not every or (layer + 1) % every > 0 for layer in range(layers))
+
+
+Fields = Mapping[str, Any]
+
+
+def rope_fields(text: Fields, family: Family) -> tuple[Fields, Fields | None]:
+    """What a file says about the angles of layers without a window, and with one where these have their own."""
+    given = text.get("rope_parameters") or {}
+    if "full_attention" in given:
+        return given["full_attention"], given.get("sliding_attention")
+    scaling = given or text.get("rope_scaling") or {}
+    theta = text.get("rope_theta") or family.theta
+    own = text.get("rope_local_base_freq")
+    if text.get("partial_rotary_factor", 1.0) != 1:
+        raise BadConfig("partial_rotary_factor: a step rotates whole heads")
+    return {"rope_theta": theta, **scaling}, {"rope_theta": own} if own else None
+
+
+def rope_from(given: Fields) -> Rope:
+    kind, theta = given.get("rope_type") or given.get("type") or "default", float(given["rope_theta"])
+    if given.get("partial_rotary_factor", 1.0) != 1:
+        raise BadConfig("partial_rotary_factor: a step rotates whole heads")
+    if kind == "default":
+        return Rope(theta=theta)
+    factor, original = float(given.get("factor") or 1), int(given.get("original_max_position_embeddings") or 0)
+    if kind == "linear":
+        return Rope(theta=theta, kind="linear", factor=factor)
+    if kind not in ("yarn", "llama3") or not original:
+        raise BadConfig(f"rope_type {kind!r}: a step has default, linear, yarn and llama3, with their fields")
+    common: dict[str, Any] = {"theta": theta, "kind": kind, "factor": factor, "original": original}
+    if kind == "llama3":
+        return Rope(fast=float(given["high_freq_factor"]), slow=float(given["low_freq_factor"]), **common)
+    magnitude = given.get("attention_factor")
+    if magnitude is None:
+        one, all_dims = given.get("mscale"), given.get("mscale_all_dim")
+        both = one and all_dims
+        magnitude = yarn_magnitude(factor, one or 1.0) / yarn_magnitude(factor, all_dims) if both else None
+        magnitude = yarn_magnitude(factor) if magnitude is None else magnitude
+    borders = {"fast": float(given.get("beta_fast") or 32), "slow": float(given.get("beta_slow") or 1)}
+    return Rope(**common, **borders, truncate=given.get("truncate", True), magnitude=float(magnitude))
+
+
+def latents(text: Fields, rope: Fields) -> dict[str, Any]:
+    """The router and the scores of DeepSeek-V3."""
+    all_dims = rope.get("mscale_all_dim") if (rope.get("rope_type") or rope.get("type")) == "yarn" else None
+    factor = yarn_magnitude(float(rope["factor"]), float(all_dims)) ** 2 if all_dims else 1.0
+    router = {
+        "score": "sigmoid",
+        "groups": int(text.get("n_group") or 8),
+        "top_groups": int(text.get("topk_group") or 4),
+        "scaling": float(text.get("routed_scaling_factor", 2.5)),
+        "renormalize": bool(text.get("norm_topk_prob", True)),
+    }
+    adjacent = bool(text.get("rope_interleave", True))
+    return {"score_factor": factor, "router": tuple(router.items()), "pairs_adjacent": adjacent}
