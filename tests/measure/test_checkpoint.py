@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "hidden_act 'relu'" in refusal(hidden_act="relu")
     assert "rope_type 'dynamic'" in refusal(rope_scaling={"type": "dynamic", "factor": 2.0})
     assert "mlp_bias" in refusal(mlp_bias=True)
-    with pytest.raises(BadRequest, match="no \\*.safetensors"):
+    with pytest.raises(BadRequest, match=r"has no \*\.safetensors"):
         Tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{}")
     with pytest.raises(BadRequest, match="no whole file"):
