@@ -91,6 +91,7 @@ class Composition:
         rope: RopeCase = self.part(layer, "kv_append")
         attention: AttentionCase = self.part(layer, "attention")
         qkv = self.product(layer, "qkv", x).view(case.B, rope.heads, rope.D)
+        of_cache = {n: inputs[f"{layer}.{n}"] for n in ("k_scale", "v_scale")} if case.kv else {}
         memory = self.run(
             layer,
             "kv_append",
@@ -102,6 +103,7 @@ class Composition:
             rotations=angles(case, inputs, layer),
             block_table=inputs["block_table"],
             lengths=inputs["positions"],
+            **of_cache,
         )
         cache, none = cache_of(rope, memory), torch.empty(0, dtype=torch.float32, device=x.device)
         o = self.run(
@@ -110,8 +112,8 @@ class Composition:
             q=q_of(rope, memory).view(case.B, 1, rope.H_q, rope.D),
             k=cache[0],
             v=cache[1],
-            k_scale=none,
-            v_scale=none,
+            k_scale=of_cache.get("k_scale", none),
+            v_scale=of_cache.get("v_scale", none),
             block_table=inputs["block_table"],
             lengths=inputs["lengths"],
             sink_logits=inputs[f"{layer}.sink_logits"],

@@ -22,7 +22,7 @@ from kernels.latent_append.op import cache_of as latents_of
 from kernels.moe_ffn.op import MoeCase
 from kernels.op import Inputs
 from kernels.rmsnorm.op import NormCase
-from kernels.rope_append.op import RopeCase, cache_of, rotations
+from kernels.rope_append.op import CODES_PER_UNIT, RopeCase, cache_of, rotations, scales
 from kernels.router.op import RouterCase
 
 if TYPE_CHECKING:
@@ -105,8 +105,24 @@ def inputs(case: StepCase, device: str, seed: int) -> Inputs:
         if device != "meta" and is_norm:
             made[name] += 1
     for layer in range(case.measured_layers):
-        made[f"{layer}.memory"] = draw.normal(memory_shape(case), case.dtype)
+        made |= drawn_memory(case, layer, draw)
     return made | bookkeeping(case, device, seed)
+
+
+def drawn_memory(case: StepCase, layer: int, draw: RandomInputs) -> Inputs:
+    """Queries and cache of a layer ~ N(0, 1), and the scales of a cache in 8 bits."""
+    import torch
+
+    name, device = f"{layer}.memory", draw.device
+    if not case.kv:
+        return {name: draw.normal(memory_shape(case), case.dtype)}
+    rope, made = rope_case(case), torch.zeros(memory_shape(case), dtype=torch.uint8, device=device)
+    cache = cache_of(rope, made)
+    codes = draw.normal(tuple(cache.shape), case.kv, scale=CODES_PER_UNIT[case.kv])
+    if device != "meta":
+        paging.poisonable(cache)[0].copy_(paging.poisonable(codes)[0])
+    found = {f"{layer}.{half}": scale for half, scale in zip(("k_scale", "v_scale"), scales(rope, device), strict=True)}
+    return {name: made} | found
 
 
 def height_of(case: StepCase, name: str) -> int:

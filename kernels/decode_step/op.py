@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from kernels.common import paging
 from kernels.common.compare import UNIT_ROUNDOFF
-from kernels.common.fields import Count, Dtype
+from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.quantization import Weights, check_weights
-from kernels.common.random_inputs import BYTES
+from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.decode_step.inputs import inputs
 from kernels.decode_step.parts import attention_case, parts, windowed
 from kernels.decode_step.reference import reference
@@ -30,7 +30,8 @@ class StepCase(Case):
     """`model` names the shape; `layers` is how many of its layers are measured, 0 for all. `T` tokens are cached in the
     longest sequence, those of this step included; the others are drawn as `kernels/attention_decode` draws them.
 
-    `weights` is the type of all products but the LM head and the router.
+    `weights` is the type of all products but the LM head and the router, `kv` that of the cache: `fp8` or `int8` with
+    scales, or `dtype`, which becomes `""`.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform"}
@@ -44,12 +45,16 @@ class StepCase(Case):
     grown: Count = 0
     dtype: Dtype = "bf16"
     weights: Weights = ""
+    kv: Annotated[str, OneOf("", *LARGEST, *TYPES)] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         shape = shape_of(self.model)
         object.__setattr__(self, "weights", self.weights or self.dtype)
         check_weights(self.weights, self.dtype, hidden=shape.hidden)
+        object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
+        if self.kv and shape.is_mla:
+            raise ValueError(f"kv {self.kv}: the latents of {self.model} are cached in {self.dtype} in a step")
         if self.layers > shape.layers:
             raise ValueError(f"layers {self.layers}: {self.model} has {shape.layers}")
         if shape.max_context < self.T:
@@ -82,7 +87,8 @@ class StepCase(Case):
             found.append(self.lengths + (str(self.seed) if self.seed else ""))
         found += [f"grown{self.grown}"] if self.grown else []
         found += [f"page{self.page}" if self.page else "contiguous", self.dtype]
-        return "-".join([*found, *([f"w{self.weights}"] if self.quantized else [])])
+        found += [f"w{self.weights}"] if self.quantized else []
+        return "-".join([*found, *([f"kv{self.kv}"] if self.kv else [])])
 
 
 def cases(suite: str) -> list[StepCase]:
@@ -94,6 +100,9 @@ def cases(suite: str) -> list[StepCase]:
     if suite == "full":
         return [
             *(StepCase(model="llama-3.1-8b", B=B, T=4096) for B in (1, 16)),
+            StepCase(model="llama-3.1-8b", B=16, T=4096, weights="fp8", kv="fp8"),
+            StepCase(model="gpt-oss-20b", layers=4, B=1, T=4096),
+            StepCase(model="deepseek-v3", layers=4, B=1, T=4096),
             StepCase(model="llama-3.2-1b", B=1, T=4096),
             StepCase(model="qwen3-32b", layers=8, B=1, T=4096),
             StepCase(model="gemma-3-27b", layers=6, B=1, T=4096),

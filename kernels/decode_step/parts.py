@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from kernels.attention_decode.cases import AttentionCase
@@ -14,7 +13,6 @@ from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
 from kernels.head_gemv.op import HeadCase
-from kernels.kv_append.op import cache_shape
 from kernels.latent_append.op import LatentCase
 from kernels.mla_decode.op import MlaCase
 from kernels.moe_ffn.op import MoeCase
@@ -90,6 +88,7 @@ def attention_case(case: StepCase, layer: int) -> AttentionCase:
         window=shape.window if windowed(case, layer) else 0,
         scale=scale(case, shape.head_dim),
         sink_logits=wiring.sink_logits,
+        kv=case.kv,
     )
 
 
@@ -132,13 +131,12 @@ def lengths(case: StepCase) -> tuple[int, ...]:
     return drawn_lengths(attention_case(case, 0))
 
 
-def memory_shape(case: StepCase) -> tuple[int, int]:
-    """Rows and columns of what holds the queries and the cache of a layer."""
+def memory_shape(case: StepCase) -> tuple[int, ...]:
+    """Of what holds the queries and the cache of a layer."""
     if shape_of(case.model).is_mla:
         latent = latent_case(case)
         return latent.rows, latent.R
-    rope = rope_case(case)
-    return rope.q_rows + prod(cache_shape(rope.append)[:-1]), rope.D
+    return rope_case(case).memory_shape
 
 
 def rope_case(case: StepCase) -> RopeCase:
@@ -155,6 +153,7 @@ def rope_case(case: StepCase) -> RopeCase:
         qk_norm=wiring.qk_norm,
         dtype=case.dtype,
         epsilon=wiring.epsilon,
+        kv=case.kv,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernels.common import gated, paging
-from kernels.common.quantization import BESIDE, dequantize
+from kernels.common.quantization import BESIDE, SCALE_GROUP, dequantize
 from kernels.decode_step.inputs import angles, head_of, height_of
 from kernels.decode_step.parts import (
     attention_case,
@@ -18,9 +18,10 @@ from kernels.decode_step.parts import (
     router_case,
 )
 from kernels.decode_step.wiring import shape_of, wiring_of
+from kernels.kv_append.op import slots as kv_append_slots
 from kernels.latent_append.op import cache_of as latents_of
 from kernels.op import Inputs
-from kernels.rope_append.op import cache_of
+from kernels.rope_append.op import cache_of, rounded_to, widened
 from kernels.router.op import reference as routing
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
     cos, sin = angles(case, inputs, layer)[inputs["positions"].long()][:, None].chunk(2, dim=-1)
     q, k = turned(q, cos, sin), turned(k, cos, sin)
     cache, out = cache_of(rope, inputs[f"{layer}.memory"]), torch.empty_like(q)
+    if case.kv:
+        of_k, of_v = (inputs[f"{layer}.{name}"] for name in ("k_scale", "v_scale"))
+        slots = {"block_table": inputs["block_table"], "lengths": inputs["positions"]}
+        _, physical, slot = kv_append_slots(rope.append, slots).T
+        place = physical, slot // SCALE_GROUP
+        k, v = (rounded_to(case.kv, x, scale[place][..., None]) for x, scale in ((k, of_k), (v, of_v)))
+        cache = widened(rope, cache, of_k, of_v)
     for b, length in enumerate(lengths(case)):
         row = inputs["block_table"][b] if case.page else torch.tensor([b], device=x.device)
         first = max(0, length - attention.window) if attention.window else 0

@@ -8,8 +8,11 @@ import numpy as np
 
 from kernels.common.cpu_jit import array, cpu_impl, jit
 from kernels.common.cpu_loops import convert
+from kernels.common.quantization import SCALE_GROUP
+from kernels.common.random_inputs import LARGEST
 from kernels.op import Inputs, Launch, Stage, Target
-from kernels.rope_append.op import RopeCase, cache_of, work
+from kernels.rmsnorm.cpu_norm import store_codes
+from kernels.rope_append.op import RopeCase, cache_of, q_of, work
 
 if TYPE_CHECKING:
     import torch
@@ -34,18 +37,37 @@ def turn(row, D, R, weight, epsilon, rotations, position):
 
 @jit
 def turn_and_append(
-    qkv, bias, memory, q_weight, k_weight, rotations, table, lengths, shape, strides, epsilon, row, weights
+    qkv,
+    bias,
+    q,
+    cache,
+    k_scale,
+    v_scale,
+    q_weight,
+    k_weight,
+    rotations,
+    table,
+    lengths,
+    shape,
+    strides,
+    limits,
+    row,
+    bits,
+    weights,
 ):
-    """`shape` is H_q, H_kv, D, R, tokens a page, columns of the table; `strides` those of half, page, slot and head,
-    and where the cache begins."""
-    H_q, H_kv, D, R, page, columns = shape
-    half, stride_page, stride_slot, stride_head, cache = strides
+    """`shape` is H_q, H_kv, D, R, tokens a page, columns of the table, groups of a page; `strides` those of half, page,
+    slot and head. `limits` is the epsilon, the largest code, and whether codes are in fp8. `bits` are those of `row`.
+    Without scales the cache is no codes, and `k_scale` is None: Numba leaves out what would store them."""
+    H_q, H_kv, D, R, page, columns, groups = shape
+    half, stride_page, stride_slot, stride_head = strides
+    epsilon, largest, to_fp8 = limits
     convert(q_weight, 0, len(q_weight), np.float32(1.0), weights[0], 0)
     convert(k_weight, 0, len(k_weight), np.float32(1.0), weights[1], 0)
     heads = H_q + 2 * H_kv
     for b in range(len(lengths)):
         t = np.int64(lengths[b])
-        slot = cache + np.int64(table[b * columns + t // page]) * stride_page + t % page * stride_slot
+        physical = np.int64(table[b * columns + t // page])
+        slot = physical * stride_page + t % page * stride_slot
         for h in range(heads):
             convert(qkv, (b * heads + h) * D, D, np.float32(1.0), row, 0)
             if len(bias):
@@ -55,8 +77,18 @@ def turn_and_append(
             if h < H_q + H_kv:
                 turn(row, D, R, weights[0 if h < H_q else 1][: len(q_weight)], epsilon, rotations, t)
             kv, head = (h - H_q) // H_kv, (h - H_q) % H_kv
-            to = (b * H_q + h) * D if h < H_q else slot + kv * half + head * stride_head
-            convert(row, 0, D, np.float32(1.0), memory, to)
+            to = slot + kv * half + head * stride_head
+            if h < H_q:
+                convert(row, 0, D, np.float32(1.0), q, (b * H_q + h) * D)
+                continue
+            if k_scale is None:
+                convert(row, 0, D, np.float32(1.0), cache, to)
+            if k_scale is not None:
+                place = (physical * groups + t % page // SCALE_GROUP) * H_kv + head
+                unit = v_scale[place] if kv else k_scale[place]
+                for d in range(D):
+                    row[d] = min(max(row[d], -largest * unit), largest * unit)
+                store_codes(row, bits, D, unit, to_fp8, cache, to)
 
 
 def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
@@ -64,16 +96,21 @@ def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
 
     memory = inputs["memory"]
     kv = cache_of(case, memory)
+    kv = kv.view(torch.uint8) if case.kv == "fp8" else kv
+    row = torch.empty(case.D).numpy()
     slot, head = (3, 2) if case.layout == "HND" else (2, 3)
     table = inputs["block_table"] if case.page else torch.arange(case.B, dtype=torch.int32)[:, None]
     arguments = (
-        *(array(inputs[name]) for name in ("qkv", "bias", "memory", "q_weight", "k_weight", "rotations")),
+        *(array(each) for each in (inputs["qkv"], inputs["bias"], q_of(case, memory), kv)),
+        *(array(inputs[name]) if case.kv else None for name in ("k_scale", "v_scale")),
+        *(array(inputs[name]) for name in ("q_weight", "k_weight", "rotations")),
         array(table),
         array(inputs["lengths"]),
-        (case.H_q, case.H_kv, case.D, case.R, case.append.tokens_per_page, table.shape[1]),
-        (kv.stride(0), kv.stride(1), kv.stride(slot), kv.stride(head), case.q_rows * case.D),
-        np.float32(case.epsilon),
-        torch.empty(case.D).numpy(),
+        (case.H_q, case.H_kv, case.D, case.R, case.append.tokens_per_page, table.shape[1], case.scale_shape[1]),
+        (kv.stride(0), kv.stride(1), kv.stride(slot), kv.stride(head)),
+        (np.float32(case.epsilon), np.float32(LARGEST.get(case.kv, 0)), case.kv == "fp8"),
+        row,
+        row.view(np.int32),
         torch.empty(3, case.D).numpy(),
     )
 

@@ -61,4 +61,8 @@ def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
     return launch
 
 
-IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, version=torch_version),)
+def supports(case: RopeCase, target: Target) -> str | None:
+    return "torch has no operator that writes a cache in 8 bits by scales" if case.kv else None
+
+
+IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, supports=supports, version=torch_version),)

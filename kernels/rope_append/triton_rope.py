@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
+from kernels.common.quantization import SCALE_GROUP
 from kernels.common.random_inputs import BYTES
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
+from kernels.rmsnorm.triton_norm import HALF_EVEN, e4m3
 from kernels.rope_append.op import RopeCase, cache_of, q_of, work
 
 
@@ -20,6 +23,8 @@ def rope_kernel(
     q_weight,  # [D] or None
     k_weight,
     rotations,  # [T, R] fp32
+    k_scale,  # [pages, groups, H_kv] fp32 or None
+    v_scale,
     block_table,  # [B, columns] int32
     lengths,  # [B] int32
     H_q,
@@ -30,6 +35,8 @@ def rope_kernel(
     stride_kv_slot,
     stride_kv_head,
     stride_table_b,
+    groups,
+    SCALE_GROUP: tl.constexpr,
     EPSILON: tl.constexpr,
     PAGE: tl.constexpr,
     D: tl.constexpr,
@@ -61,8 +68,7 @@ def rope_kernel(
         cos = tl.load(angle, mask=offs_d < R, other=1.0)
         sin = tl.load(angle + R // 2, mask=offs_d < R, other=0.0)
         row = row * cos + tl.where(offs_d < R // 2, -pair, pair) * sin
-    value = row.to(q.dtype.element_ty)
-    tl.store(q + (b * H_q + h) * D + offs_d, value, mask=offs_d < tl.where(h < H_q, D, 0))
+    tl.store(q + (b * H_q + h) * D + offs_d, row.to(q.dtype.element_ty), mask=offs_d < tl.where(h < H_q, D, 0))
     if h >= H_q:
         if PAGE == 0:
             page, slot = b, position
@@ -70,7 +76,19 @@ def rope_kernel(
             page, slot = tl.load(block_table + b * stride_table_b + position // PAGE), position % PAGE
         half, head = (h - H_q) // H_kv, (h - H_q) % H_kv
         place = half * stride_kv_half.to(tl.int64) + page.to(tl.int64) * stride_kv_page
-        tl.store(kv + place + slot * stride_kv_slot + head * stride_kv_head + offs_d, value, mask=mask)
+        to = kv + place + slot * stride_kv_slot + head * stride_kv_head + offs_d
+        if k_scale is None:
+            tl.store(to, row.to(kv.dtype.element_ty), mask=mask)
+        else:
+            scales = k_scale
+            if half == 1:
+                scales = v_scale
+            code = row / tl.load(scales + (page * groups + slot // SCALE_GROUP) * H_kv + head)
+            if kv.dtype.element_ty == tl.int8:
+                code = tl.minimum(tl.maximum(code, -127.0), 127.0)
+                tl.store(to, ((code + HALF_EVEN) - HALF_EVEN).to(tl.int8), mask=mask)
+            else:
+                tl.store(to, e4m3(tl.minimum(tl.maximum(code, -448.0), 448.0)), mask=mask)
 
 
 def build(case: RopeCase, inputs: Inputs, target: Target) -> Built:
@@ -84,10 +102,12 @@ def build(case: RopeCase, inputs: Inputs, target: Target) -> Built:
             "qkv": qkv,
             "q": q_of(case, memory),
             "bias": inputs["bias"] if case.bias else None,
-            "kv": kv,
+            "kv": kv.view(torch.uint8) if case.kv == "fp8" else kv,
             "q_weight": inputs["q_weight"] if case.qk_norm else None,
             "k_weight": inputs["k_weight"] if case.qk_norm else None,
             "rotations": inputs["rotations"],
+            "k_scale": inputs["k_scale"] if case.kv else None,
+            "v_scale": inputs["v_scale"] if case.kv else None,
             "block_table": table,
             "lengths": inputs["lengths"],
             "H_q": case.H_q,
@@ -98,8 +118,10 @@ def build(case: RopeCase, inputs: Inputs, target: Target) -> Built:
             "stride_kv_slot": kv.stride(slot),
             "stride_kv_head": kv.stride(head),
             "stride_table_b": table.stride(0),
+            "groups": case.scale_shape[1],
         },
         constexprs={
+            "SCALE_GROUP": SCALE_GROUP,
             "EPSILON": case.epsilon,
             "PAGE": case.page,
             "D": case.D,

@@ -18,6 +18,8 @@ from bench.inspection.targets import compile_targets
 from bench.measure.gate import check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import Errors
+from kernels.decode_step.op import StepCase
+from kernels.decode_step.wiring import TOYS, shape_of
 from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase
@@ -115,6 +117,24 @@ def gated(name: str, impl_name: str, sm: int, seed: int | None, cases: list[Any]
 def test_compiled_kernels_pass_the_gate(op: str, impl: str, cases: str) -> None:
     said = elsewhere(HERE, f"t.gated({op!r}, {impl!r}, 90, None, t.{cases}({op!r}, {impl!r}, 90))")
     assert said
+    assert not any(said.values()), said
+
+
+FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3")
+"""Steps of these consist of all operations that steps consist of, but QK-norm and post-norms."""
+
+
+def step_case(model: str) -> StepCase:
+    """One layer in bf16, or as many as there are up to the first with experts."""
+    return StepCase(model=model, layers=1 + shape_of(model).dense_layers, B=2, T=9, page=4, lengths="ragged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", [name if name in FIRST_FAMILIES else pytest.param(name, marks=pytest.mark.exhaustive) for name in TOYS]
+)
+def test_a_layer_of_each_family_passes_as_a_compiled_step(model: str) -> None:
+    said = elsewhere(HERE, f"t.gated('decode_step', 'triton', 90, None, [t.step_case({model!r})])")
     assert not any(said.values()), said
 
 

@@ -186,3 +186,18 @@ def test_a_step_with_quantized_weights_passes_the_gate(weights: str) -> None:
     assert {part.name for part in parts(case)} >= {"gate_up", "activation", "down"}
     errors = check(OP, impl("numba"), case, CPU)
     assert errors.passed, errors.reason
+
+
+@pytest.mark.slow
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+def test_a_step_with_a_cache_in_8_bits_passes_the_gate(kv: str, target: Target) -> None:
+    """By our kernels. torch writes no such cache, and says so."""
+    case = StepCase(model="toy-qwen3", layers=1, B=2, T=40, page=32, lengths="ragged", kv=kv, dtype="fp16")
+    assert case.id.endswith(f"kv{kv}")
+    for each, where in ((impl("triton"), target), (impl("numba"), CPU)):
+        errors = check(OP, each, case, where)
+        assert errors.passed, (each.name, errors.reason)
+    assert "8 bits" in str(impl("torch").supports(case, CPU))
+    with pytest.raises(ValueError, match="are cached in fp16"):
+        replace(case, model="toy-deepseek-v3")
