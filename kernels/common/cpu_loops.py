@@ -1,7 +1,8 @@
-"""The inner loops of CPU kernels: products of rows, weighted sums of rows, sums of rows, a block's softmax.
+"""The inner loops of CPU kernels: offsets, prefetching, conversions, sums of rows, a block's softmax.
 
 All arrays are flat, and rows are given by the offsets of their first elements. What does
-not fill a vector is done element by element where rows may have any length. `cpu_lanes` tells the types of elements.
+not fill a vector is done element by element where rows may have any length. `cpu_lanes` tells the types of elements,
+and products of rows are in `cpu_dots`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 from kernels.common.cpu_jit import intrinsic
-from kernels.common.cpu_lanes import LINE_BYTES, Code, multiplies_bf16, narrowed
+from kernels.common.cpu_lanes import LINE_BYTES, Code, narrowed, registers
 
 AHEAD = 2048
 """The processor's own prefetcher begins anew at every page of 4 KiB, so half a page is asked for ahead."""
 
 
-def taking(count: int) -> Callable[..., Any]:
-    """`f(at, i, more)` is the tuple of at[i] + more, ..., at[i + count - 1] + more. Indices are not checked."""
+def taking(of_16: int, of_32: int) -> Callable[..., Any]:
+    """`f(at, i, more)` is the tuple of at[i] + more, ..., at[i + count - 1] + more. Indices are not checked.
+
+    `count` is `of_16` where a core has 16 registers for vectors, and `of_32` where it has 32.
+    """
 
     def take(typingctx, at, i, more):
         from numba import types
+
+        count = of_16 if registers() == 16 else of_32
 
         def generate(context, builder, signature, arguments):
             code = Code(context, builder)
@@ -34,7 +40,11 @@ def taking(count: int) -> Callable[..., Any]:
     return take
 
 
-four, eight, sixteen = (intrinsic(taking(count)) for count in (4, 8, 16))
+two, four, eight = (intrinsic(taking(count, count)) for count in (2, 4, 8))
+three_or_four = intrinsic(taking(3, 4))
+two_or_four = intrinsic(taking(2, 4))
+four_or_eight = intrinsic(taking(4, 8))
+"""So many rows that their sums with 4, 4 and 2 other rows stay in registers."""
 
 
 @intrinsic
@@ -67,168 +77,6 @@ def prefetch(typingctx, a, rows, length):
         return context.get_dummy_value()
 
     return types.void(a, rows, types.int64), generate
-
-
-def dotting(*, streamed: bool) -> Callable[..., Any]:
-    """Streamed rows are long and have any length: their lines are asked for `AHEAD` bytes before they are loaded. Other
-    rows have whole vectors, which saves half of the code."""
-
-    def dots(typingctx, a, a_rows, b, b_rows, length, out, at, stride):
-        """out[at + j stride + i] = sum over `length` elements of row i of `a` times row j of `b` (fp32), all i and j at
-        once. `a_rows` and `b_rows` are tuples of offsets; `a` has at least as many rows in all as there are outputs.
-
-        Where both are bf16 and the processor multiplies bf16, nothing is widened. Rows must then have whole vectors."""
-        from numba import types
-
-        def generate(context, builder, signature, arguments):
-            code = Code(context, builder)
-            a_at, b_at = code.offsets(arguments[1], a_rows), code.offsets(arguments[3], b_rows)
-            a_data, b_data, out_data = (
-                code.data(a, arguments[0]),
-                code.data(b, arguments[2]),
-                code.data(out, arguments[5]),
-            )
-            A, B = len(a_at), len(b_at)
-            sums = code.variables(A * B, code.zeros())
-            size = context.get_abi_sizeof(context.get_data_type(a.dtype))
-            paired = a.dtype == b.dtype == types.uint16 and multiplies_bf16()
-            width = 2 * code.count if paired else code.count
-            step = max(width, LINE_BYTES // size) if streamed else width
-
-            def load(data, place, kind):
-                return code.load_pairs(data, place) if paired else code.load(data, place, kind.dtype)
-
-            def add(at):
-                if streamed:
-                    for row in a_at:
-                        code.ask(a_data, builder.add(row, builder.add(at, code.int64(AHEAD // size))))
-                for part in range(0, step, width):
-                    add_vectors(builder.add(at, code.int64(part)))
-
-            def add_vectors(at):
-                columns = [load(b_data, builder.add(row, at), b) for row in b_at]
-                for i, row in enumerate(a_at):
-                    value = load(a_data, builder.add(row, at), a)
-                    for j, column in enumerate(columns):
-                        slot = sums[j * A + i]
-                        total = (code.add_products if paired else code.fma)(value, column, builder.load(slot))
-                        builder.store(total, slot)
-
-            def add_one(at):
-                for j, column in enumerate(b_at):
-                    for i, row in enumerate(a_at):
-                        value = code.load_one(a_data, builder.add(row, at), a.dtype)
-                        place = builder.gep(out_data, [builder.add(starts[j], code.int64(i))])
-                        factor = code.load_one(b_data, builder.add(column, at), b.dtype)
-                        builder.store(code.fma(value, factor, builder.load(place)), place)
-
-            whole = builder.mul(builder.sdiv(arguments[4], code.int64(step)), code.int64(step))
-            code.loop(code.int64(0), whole, step, add)
-            starts = [builder.add(arguments[6], builder.mul(arguments[7], code.int64(j))) for j in range(B)]
-            code.store_sums([builder.load(each) for each in sums], out_data, starts)
-            if streamed:
-                code.loop(whole, arguments[4], 1, add_one)
-            return context.get_dummy_value()
-
-        return types.void(a, a_rows, b, b_rows, types.int64, out, types.int64, types.int64), generate
-
-    return dots
-
-
-dots, dots_streamed = intrinsic(dotting(streamed=False)), intrinsic(dotting(streamed=True))
-
-
-CHAINS = 4
-"""Sums of one row of W and one row of x that do not wait for each other."""
-
-
-@intrinsic
-def dot_row(typingctx, a, a_at, b, b_rows, length, out, at, stride):
-    """out[at + j stride] = sum over `length` elements of `a` from a[a_at] on times row j of `b`, whose offsets are
-    `b_rows`. `a` is read in the order of the memory, so that the processor's own prefetcher follows."""
-    from numba import types
-
-    paired = a.dtype == b.dtype == types.uint16 and multiplies_bf16()
-
-    def generate(context, builder, signature, arguments):
-        code = Code(context, builder)
-        b_at = code.offsets(arguments[3], b_rows)
-        a_data, b_data, out_data = (code.data(k, arguments[i]) for k, i in ((a, 0), (b, 2), (out, 5)))
-        sums = code.variables(CHAINS * len(b_at), code.zeros())
-        width = 2 * code.count if paired else code.count
-
-        def load(data, place, kind):
-            return code.load_pairs(data, place) if paired else code.load(data, place, kind.dtype)
-
-        def add(at):
-            for chain in range(CHAINS):
-                place = builder.add(at, code.int64(chain * width))
-                value = load(a_data, builder.add(arguments[1], place), a)
-                for j, column in enumerate(b_at):
-                    slot = sums[j * CHAINS + chain]
-                    factor = load(b_data, builder.add(column, place), b)
-                    total = (code.add_products if paired else code.fma)(value, factor, builder.load(slot))
-                    builder.store(total, slot)
-
-        def add_one(at):
-            value = code.load_one(a_data, builder.add(arguments[1], at), a.dtype)
-            for place, column in zip(places, b_at, strict=True):
-                factor = code.load_one(b_data, builder.add(column, at), b.dtype)
-                builder.store(code.fma(value, factor, builder.load(place)), place)
-
-        step = code.int64(CHAINS * width)
-        whole = builder.mul(builder.sdiv(arguments[4], step), step)
-        code.loop(code.int64(0), whole, CHAINS * width, add)
-        starts = [builder.add(arguments[6], builder.mul(arguments[7], code.int64(j))) for j in range(len(b_at))]
-        places = [builder.gep(out_data, [start]) for start in starts]
-        for j, place in enumerate(places):
-            found = [builder.load(each) for each in sums[j * CHAINS : (j + 1) * CHAINS]]
-            total = builder.fadd(builder.fadd(found[0], found[1]), builder.fadd(found[2], found[3]))
-            builder.store(code.horizontal(total), place)
-        code.loop(whole, arguments[4], 1, add_one)
-        return context.get_dummy_value()
-
-    signature = types.void(a, types.int64, b, b_rows, types.int64, out, types.int64, types.int64)
-    return signature, generate
-
-
-@intrinsic
-def add_rows(typingctx, out, out_rows, p, p_rows, a, a_rows, length):
-    """Row j of `out` (fp32) += sum over i of p[p_rows[j] + i] times row i of `a`: all rows of `a` are read once.
-
-    `out_rows`, `p_rows` and `a_rows` are tuples of offsets. Rows have whole vectors.
-    """
-    from numba import types
-
-    def generate(context, builder, signature, arguments):
-        code = Code(context, builder)
-        out_at, p_at = code.offsets(arguments[1], out_rows), code.offsets(arguments[3], p_rows)
-        a_at = code.offsets(arguments[5], a_rows)
-        out_data, p_data, a_data = (code.data(k, arguments[i]) for k, i in ((out, 0), (p, 2), (a, 4)))
-        factors = [
-            [builder.load(builder.gep(p_data, [builder.add(row, code.int64(i))])) for i in range(len(a_at))]
-            for row in p_at
-        ]
-
-        def add(at):
-            values = [code.load(a_data, builder.add(row, at), a.dtype) for row in a_at]
-            places = [builder.add(row, at) for row in out_at]
-            # independent sums stand beside each other, so that none waits for the last
-            chains = 2 if len(places) < 4 else 1
-            totals = [[code.load(out_data, place, out.dtype)] for place in places]
-            for i, value in enumerate(values):
-                for mine, found in zip(factors, totals, strict=True):
-                    if len(found) < chains:
-                        found.append(builder.fmul(code.splat(mine[i]), value))
-                    else:
-                        found[i % chains] = code.fma(code.splat(mine[i]), value, found[i % chains])
-            for found, place in zip(totals, places, strict=True):
-                code.store(found[0] if chains == 1 else builder.fadd(found[0], found[1]), out_data, place)
-
-        code.loop(code.int64(0), arguments[6], code.count, add)
-        return context.get_dummy_value()
-
-    return types.void(out, out_rows, p, p_rows, a, a_rows, types.int64), generate
 
 
 @intrinsic
@@ -354,3 +202,29 @@ def row_sum(typingctx, a, at, length):
         return builder.fadd(code.horizontal(total), builder.load(rest))
 
     return types.float32(a, types.int64, types.int64), generate
+
+
+@intrinsic
+def sum_rows(typingctx, out, to, a, rows, length):
+    """out[to + i] = the sum of `length` elements of row i of `a`, all rows at once. `rows` is a tuple of offsets, and
+    `length` a multiple of 32."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):
+        code = Code(context, builder)
+        out_data, data = code.data(out, arguments[0]), code.data(a, arguments[2])
+        at = code.offsets(arguments[3], rows)
+        sums = code.variables(2 * len(at), code.zeros())
+
+        def add(i):
+            for n, slot in enumerate(sums):
+                value = code.load(data, builder.add(at[n // 2], code.add(i, n % 2 * code.count)), a.dtype)
+                builder.store(builder.fadd(builder.load(slot), value), slot)
+
+        code.loop(code.int64(0), arguments[4], 2 * code.count, add)
+        found = [builder.load(each) for each in sums]
+        totals = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+        code.store_sums(totals, out_data, [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, a, rows, types.int64), generate

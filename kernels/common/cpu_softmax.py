@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.common.cpu_dots import add_rows, dots
 from kernels.common.cpu_jit import jit
 from kernels.common.cpu_loops import (
     BLOCK,
     UNSEEN,
-    add_rows,
     apart,
     convert,
-    dots,
     eight,
-    four,
+    four_or_eight,
     largest,
     prefetch,
     soften,
+    two_or_four,
 )
 
 LOG2_E = 1.4426950408889634
@@ -33,7 +33,7 @@ def score_rows(k, at, heads, stride_head, q, q_at, rows, D, s):
     prefetcher does not follow rows that are KiB apart.
     """
     apart()
-    step = 8 if rows <= 2 else 4
+    step = 8 if rows == 1 else len(four_or_eight(at, 0, 0)) if rows == 2 else len(two_or_four(at, 0, 0))
     for i in range(0, BLOCK, step):
         for h in range(heads):
             k_at, x, to = h * stride_head, q_at + h * rows * D, h * rows * BLOCK + i
@@ -41,11 +41,11 @@ def score_rows(k, at, heads, stride_head, q, q_at, rows, D, s):
                 prefetch(k, eight(at, i + BLOCK, k_at), D)
                 dots(k, eight(at, i, k_at), q, (x,), D, s, to, BLOCK)
             elif rows == 2:
-                prefetch(k, eight(at, i + BLOCK, k_at), D)
-                dots(k, eight(at, i, k_at), q, (x, x + D), D, s, to, BLOCK)
+                prefetch(k, four_or_eight(at, i + BLOCK, k_at), D)
+                dots(k, four_or_eight(at, i, k_at), q, (x, x + D), D, s, to, BLOCK)
             else:
-                prefetch(k, four(at, i + BLOCK, k_at), D)
-                keys = four(at, i, k_at)
+                prefetch(k, two_or_four(at, i + BLOCK, k_at), D)
+                keys = two_or_four(at, i, k_at)
                 for _ in range(rows // 4):
                     dots(k, keys, q, (x, x + D, x + 2 * D, x + 3 * D), D, s, to, BLOCK)
                     x, to = x + 4 * D, to + 4 * BLOCK

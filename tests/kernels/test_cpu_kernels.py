@@ -119,7 +119,8 @@ def test_where_compiled_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 LOOPS = """
 import numpy as np
 from kernels.common.cpu_jit import jit
-from kernels.common.cpu_loops import add_rows, dots, four
+from kernels.common.cpu_dots import add_rows, dots
+from kernels.common.cpu_loops import four
 
 @jit
 def products(w, at, x, n, out):
@@ -140,7 +141,8 @@ for function in (products, sums):
 BF16_PRODUCTS = """
 import numpy as np
 from kernels.common.cpu_jit import jit
-from kernels.common.cpu_loops import dots_streamed, four
+from kernels.common.cpu_dots import dots_streamed
+from kernels.common.cpu_loops import four
 
 @jit
 def products(w, at, out):
