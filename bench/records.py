@@ -190,12 +190,12 @@ class Record:
         """Whether it holds a time, and no flag says that the time may be too short."""
         return self.is_timed and not self.may_be_too_short
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Compulsory DRAM bytes of one launch."""
         return self.work["bytes_read"] + self.work["bytes_written"]
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Compulsory FLOPs of one launch, all pipes."""
         return sum(self.work["flops"].values())
@@ -280,12 +280,13 @@ def migrate(line: dict[str, Any]) -> dict[str, Any]:
 
 def _of(*types: type) -> Callable[[Any], bool]:
     """Accept these types. `true` and `false` are not numbers in JSON, although bool is an int in Python."""
-    return lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool))
+    allowed = frozenset(types)
+    return lambda value: type(value) in allowed
 
 
 def _list_of(*types: type) -> Callable[[Any], bool]:
-    fits = _of(*types)
-    return lambda value: isinstance(value, list) and all(map(fits, value))
+    allowed = frozenset(types)
+    return lambda value: type(value) is list and allowed.issuperset(map(type, value))
 
 
 SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -303,18 +304,23 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """By the annotation of a record's field: the name of the type, and the test whether a JSON value has it."""
 
 
+_FIELDS = [(f.name, *SHAPES[str(f.type)]) for f in dataclasses.fields(Record)]
+_NEEDED = [
+    f.name
+    for f in dataclasses.fields(Record)
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+]
+
+
 def from_line(line: dict[str, Any]) -> Record:
     """Make a record from a line. Fields that are unknown here are ignored. ValueError names a wrong field."""
     line = migrate(line)
-    known = dataclasses.fields(Record)
-    given = {f.name: line[f.name] for f in known if f.name in line}
-    needed = [f.name for f in known if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if absent := [name for name in needed if name not in given]:
+    given = {name: line[name] for name, _, _ in _FIELDS if name in line}
+    if absent := [name for name in _NEEDED if name not in given]:
         raise ValueError(f"lacks the field{'s' if len(absent) > 1 else ''} {', '.join(absent)}")
-    for f in known:
-        what, fits = SHAPES[str(f.type)]
-        if f.name in given and not fits(given[f.name]):
-            raise ValueError(f"field {f.name} is not {what}")
+    for name, what, fits in _FIELDS:
+        if name in given and not fits(given[name]):
+            raise ValueError(f"field {name} is not {what}")
     check_record(given)
     if (roof := given.get("roof")) and not len(roof["before_s"]) == len(roof["after_s"]) == len(given["samples_s"]):
         raise ValueError("field roof has not two reads for each sample")

@@ -104,6 +104,14 @@ class Run:
         """The measured roofs; None if no read was measured."""
         return Ceilings.from_records(self.trusted)
 
+    @cached_property
+    def trusted_of(self) -> dict[str, list[Record]]:
+        """The trusted records by op."""
+        found: dict[str, list[Record]] = {}
+        for record in self.trusted:
+            found.setdefault(record.op, []).append(record)
+        return found
+
     def at_usual_speed(self) -> Run:
         """The run with the times that its cases would have taken if the memory had always been as fast as in the median
         of the run. Only times with reads of the roof around them change."""
@@ -117,13 +125,9 @@ class Run:
     def find(self, op: str, **fields: object) -> list[Record]:
         """The trusted records of an op whose case has these values; a tuple allows any of several values."""
 
-        def fits(record: Record) -> bool:
-            return all(
-                record.case.get(name) in (value if isinstance(value, tuple) else (value,))
-                for name, value in fields.items()
-            )
-
-        return [r for r in self.trusted if r.op == op and fits(r)]
+        allowed = [(name, value if isinstance(value, tuple) else (value,)) for name, value in fields.items()]
+        found = self.trusted_of.get(op, [])
+        return [r for r in found if all(r.case.get(name) in values for name, values in allowed)]
 
     def fastest(self, op: str, **fields: object) -> list[Record]:
         """Of the records that `find` gives, the fastest implementation of each case."""

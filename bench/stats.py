@@ -59,6 +59,13 @@ def _fixed_ranks(count: int) -> tuple[np.ndarray, np.ndarray]:
     return _middle_ranks(count, np.random.default_rng(0))
 
 
+@lru_cache(maxsize=1024)
+def _fixed_ranks_of_two(above: int, below: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The ranks that every ratio of two medians of so many samples uses: the seed is fixed."""
+    rng = np.random.default_rng(0)
+    return _middle_ranks(above, rng), _middle_ranks(below, rng)
+
+
 def bounds(values: np.ndarray) -> tuple[float, float]:
     """The values at `BOUNDS` of their order, between two neighbours in proportion, as `np.quantile` gives them."""
     ordered = np.sort(values)
@@ -93,12 +100,12 @@ def ratio_interval(numerator: Sequence[float] | np.ndarray, denominator: Sequenc
 
     ValueError if one side has no samples. One sample on either side gives an unbounded interval.
     """
-    top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    top, bottom = np.sort(np.asarray(numerator, dtype=float)), np.sort(np.asarray(denominator, dtype=float))
     if top.size == 0 or bottom.size == 0:
         raise ValueError("no samples")
-    ratio = float(np.median(top) / np.median(bottom))
+    ratio = median_of(top) / median_of(bottom)
     if top.size == 1 or bottom.size == 1:
         return Interval(low=0.0, median=ratio, high=float("inf"))
-    rng = np.random.default_rng(0)
-    low, high = bounds(resampled_medians(top, rng) / resampled_medians(bottom, rng))
+    (a, b), (c, d) = _fixed_ranks_of_two(top.size, bottom.size)
+    low, high = bounds((top[a] + top[b]) / (bottom[c] + bottom[d]))
     return Interval(low=low, median=ratio, high=high)

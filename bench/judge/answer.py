@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.judge.batches import SAME_BATCH, batches, free_batch, main_batches
 from bench.judge.boundness import Evidence, evidence, short
 from bench.judge.busyness import banner
-from bench.judge.view import SAME_BATCH, Point, View, batches, free_batch, main_batches
+from bench.judge.view import Point, View, once
 from bench.units import percent
 
 MANY = 0.5
@@ -58,6 +59,7 @@ class Answer:
         return {"warning": self.warning} | {tile.question: f"{tile.answer}: {tile.because}" for tile in self.tiles}
 
 
+@once
 def answer(view: View) -> Answer:
     """The three tiles of a run; a run without times gets tiles that say so."""
     return Answer(memory=_memory(view), amount=_amount(view), trust=_trust(view), warning=banner(view.run))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.devices import DeviceSpec
 from bench.judge.published.best import Best, best
-from bench.judge.view import Point, Table, View
+from bench.judge.view import Point, Table, View, once
 from bench.units import duration, percent
 
 REMARK = (
@@ -31,6 +31,7 @@ class Beside:
         return self.published.over(self.ours.seconds, self.floor_s)
 
 
+@once
 def beside(view: View) -> list[Beside]:
     """Our fastest trusted time of each case that others have measured on this part, or nearly so."""
     part = view.run.part

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.judge.interventions import CLEAR, Intervention, left_out
-from bench.judge.view import Table, View, role
+from bench.judge.view import Table, View, once, role
 from bench.records import Record
 from bench.stats import Interval
 from bench.units import percent, ratio
@@ -82,6 +82,7 @@ class Evidence:
         return "in part" if self.yes or self.no else "undecided"
 
 
+@once
 def leading(view: View) -> list[Intervention]:
     """The interventions that tell the most: of ours if there are any, and fitted together where that was possible."""
     mine = [i for i in view.interventions if i.ours or not view.ours]

@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.judge import peers
 from bench.judge.beside import beside
-from bench.judge.view import Point, Table, View
+from bench.judge.view import Point, Table, View, once
 from bench.units import percent
 
 Fields = dict[str, Any]
@@ -275,6 +275,7 @@ def judge(goal: Goal, view: View) -> Judged:
     return Judged(goal=goal, found=figures[goal.over](), reaching=reaching, cases=len(numbers), worst=name)
 
 
+@once
 def judged(view: View) -> list[Judged]:
     """Every goal; none on a host, since the goals are about kernels that only a GPU runs."""
     return [judge(goal, view) for goal in GOALS] if view.run.on_gpu else []

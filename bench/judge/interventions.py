@@ -160,62 +160,67 @@ def one_field_groups(records: Sequence[Record]) -> list[Group]:
     """All groups of records that differ in one field, which changes bytes, FLOPs, or both in proportion."""
     found = []
     fields = dict.fromkeys(name for r in records for name in r.case if name not in LABELS)
-    items = [
-        {name: (name, str(value)) for name, value in sorted(r.case.items()) if name not in LABELS} for r in records
-    ]
+    items = [tuple((name, str(value)) for name, value in sorted(r.case.items()) if name not in LABELS) for r in records]
     pipes = [tuple(sorted(r.work["flops"])) for r in records]
     for field in fields:
         alike: dict[Any, list[Record]] = defaultdict(list)
         for record, of_case, used in zip(records, items, pipes, strict=True):
-            if field in of_case:
-                rest = tuple(item for name, item in of_case.items() if name != field)
-                alike[rest, used].append(record)
-        for group in alike.values():
-            if len(group) > 1 and (clean := longest_clean(sorted(group, key=lambda r: (r.flops, r.bytes)))):
-                changed, kept = clean
-                found.append(Group(field=field, changed=changed, records=kept))
+            at = next((n for n, (name, _) in enumerate(of_case) if name == field), None)
+            if at is not None:
+                alike[of_case[:at] + of_case[at + 1 :], used].append(record)
+        groups = [sorted(group, key=lambda r: (r.flops, r.bytes)) for group in alike.values() if len(group) > 1]
+        for clean in longest_clean(groups):
+            if clean:
+                found.append(Group(field=field, changed=clean[0], records=clean[1]))
     return found
 
 
-def longest_clean(records: Sequence[Record]) -> tuple[Changed, tuple[Record, ...]] | None:
-    """The longest run of consecutive records that are an intervention, and what changes in it; the first of several.
+def longest_clean(groups: Sequence[Sequence[Record]]) -> list[tuple[Changed, tuple[Record, ...]] | None]:
+    """Of each group the longest run of consecutive records that are an intervention, and what changes in it; the first
+    of several.
 
-    Not all records need to be: at a large batch, for example, the activations' bytes begin to count. The rows grow by
-    one record at a time, all at once: `highest[i]` and `lowest[i]` are the extremes of the row that begins at i.
+    Not all records need to be: at a large batch, for example, the activations' bytes begin to count. Groups of one
+    length are looked at together, and the runs grow by one record at a time: `highest[g, i]` and `lowest[g, i]` are the
+    extremes of the run of group g that begins at i.
     """
-    amounts = amounts_of(records)
-    highest, lowest, best = amounts, amounts, None
-    for count in range(2, len(records) + 1):
-        highest = np.maximum(highest[:-1], amounts[count - 1 :])
-        lowest = np.minimum(lowest[:-1], amounts[count - 1 :])
-        kinds = changes(highest, lowest)
-        if first := next(((at, kind) for at, kind in enumerate(kinds) if kind), None):
-            best = (count, *first)
-    if best is None:
-        return None
-    count, at, kind = best
-    return kind, tuple(records[at : at + count])
+    found: list[tuple[Changed, tuple[Record, ...]] | None] = [None] * len(groups)
+    for length in {len(group) for group in groups}:
+        numbers = [number for number, group in enumerate(groups) if len(group) == length]
+        amounts = np.array([[amounts_of(record) for record in groups[number]] for number in numbers], dtype=float)
+        highest = lowest = amounts
+        for count in range(2, length + 1):
+            highest = np.maximum(highest[:, :-1], amounts[:, count - 1 :])
+            lowest = np.minimum(lowest[:, :-1], amounts[:, count - 1 :])
+            kinds = changes(highest, lowest)
+            for row in np.flatnonzero(kinds.any(axis=1)):
+                at = int(np.argmax(kinds[row] > 0))
+                found[numbers[row]] = KINDS[kinds[row, at]], tuple(groups[numbers[row]][at : at + count])
+    return found
 
 
-def amounts_of(records: Sequence[Record]) -> np.ndarray:
-    """One row for each record: bytes, FLOPs, FLOPs per byte."""
-    return np.array([(r.bytes, r.flops, r.flops / r.bytes) for r in records], dtype=float).reshape(-1, 3)
+def amounts_of(record: Record) -> tuple[float, float, float]:
+    """Bytes, FLOPs, FLOPs per byte."""
+    return record.bytes, record.flops, record.flops / record.bytes
 
 
 def change(records: Sequence[Record]) -> Changed | None:
     """What varies over the records."""
-    amounts = amounts_of(records)
-    return changes(amounts.max(axis=0, keepdims=True), amounts.min(axis=0, keepdims=True))[0]
+    amounts = np.array([amounts_of(record) for record in records], dtype=float)
+    return KINDS.get(int(changes(amounts.max(axis=0), amounts.min(axis=0))))
 
 
-def changes(highest: np.ndarray, lowest: np.ndarray) -> list[Changed | None]:
-    """What varies in each row of records; None if nothing varies by enough, or if it does not vary alone.
+KINDS: dict[int, Changed] = {1: "FLOPs", 2: "bytes", 3: "both"}
+"""What the numbers of `changes` mean."""
 
-    The columns are the extremes of bytes, of FLOPs, and of FLOPs per byte.
+
+def changes(highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+    """What varies, as a number: 1 FLOPs, 2 bytes, 3 both in proportion; 0 if nothing varies by enough or alone.
+
+    The last dimension holds the extremes of bytes, of FLOPs, and of FLOPs per byte.
     """
-    size, flops, ratio = np.log(highest / lowest).T
+    size, flops, ratio = np.moveaxis(np.log(highest / lowest), -1, 0)
     least = np.log(CHANGED)
-    found = np.select(
+    return np.select(
         [
             (flops >= least) & (size <= MAX_CONFOUNDING * flops),
             (size >= least) & (flops <= MAX_CONFOUNDING * size),
@@ -223,8 +228,6 @@ def changes(highest: np.ndarray, lowest: np.ndarray) -> list[Changed | None]:
         ],
         [1, 2, 3],
     )
-    kinds: tuple[Changed | None, ...] = (None, "FLOPs", "bytes", "both")
-    return [kinds[each] for each in found]
 
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.judge.resolution import SAME, resolutions, side
-from bench.judge.view import Peer, Table, View
+from bench.judge.view import Peer, Table, View, once
 from bench.records import comparable_medians
 from bench.run import fastest_of_each
 from bench.stats import BOUNDS, Interval
@@ -25,6 +25,7 @@ STANDING = (
 )
 
 
+@once
 def fastest(view: View, op: str | None = None) -> list[Peer]:
     """The fastest peer of each case that both ours and a peer timed. Times that may be too short do not count."""
     asked = [p for p in view.peers if op in (None, p.ours.record.op) and p.ours.trusted and p.peer.trusted]
@@ -59,6 +60,7 @@ def standing(view: View, op: str) -> tuple[str, str]:
     )
 
 
+@once
 def faster(view: View) -> list[str]:
     """Who is faster, for each of the view's peers: `ours`, `peer`, or `undecided` where the run cannot tell."""
     apart = resolutions(view.run)
@@ -66,6 +68,7 @@ def faster(view: View) -> list[str]:
     return [words[side(p.ratio, apart.get(p.ours.record.op, 0.0))] for p in view.peers]
 
 
+@once
 def by_case(view: View) -> Table:
     """The peers' times over ours, case by case."""
     rows = [
@@ -85,6 +88,7 @@ def by_case(view: View) -> Table:
     )
 
 
+@once
 def by_peer(view: View) -> Table:
     """One row per op and peer: how often each side is faster, and the geometric mean and the range of the ratios."""
     groups: dict[tuple[str, str], list[tuple[Peer, str]]] = {}

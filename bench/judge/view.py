@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 from bench.ceilings import Ceilings
 from bench.judge.interventions import Intervention, interventions
@@ -17,14 +18,13 @@ from bench.stats import Interval, ratio_interval
 from bench.units import percent
 from kernels.op import Op, Role, discover, precision
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 PREDICTION_BAND = 0.12
 """A time counts as predicted if it differs from its prediction by at most this share of it."""
 
 HOST_LARGE = 16_000_000
 """Bytes from which on a host's predictions are judged."""
-
-SAME_BATCH = 0.10
-"""A larger batch is free as long as it takes at most this much longer than the smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +156,26 @@ def role(op: str) -> Role:
     return known.role if known else "decode"
 
 
+def once(function: F) -> F:
+    """Keep what a function of a view returns with the view: `report.md`, the page and the verdict ask the same."""
+
+    @wraps(function)
+    def kept(view: View, *arguments: Any) -> Any:
+        key = (function, *arguments)
+        if key not in view.kept:
+            view.kept[key] = function(view, *arguments)
+        return view.kept[key]
+
+    return kept  # type: ignore[return-value]
+
+
 class View:
     """A run and what every part of a report needs of it, computed once."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.kept: dict[tuple[Any, ...], Any] = {}
+        """What functions marked `once` have returned."""
 
     @cached_property
     def all_points(self) -> list[Point]:
@@ -301,39 +316,6 @@ class View:
     def noisy(self) -> float:
         """The share of times whose interval stayed wider than the aim, without ceilings."""
         return sum("noisy" in p.record.flags for p in self.points) / len(self.points) if self.points else 0.0
-
-
-def batches(points: Sequence[Point]) -> dict[tuple[int, int, str, str], dict[int, Point]]:
-    """Decode's products of a weight [N, K] with B rows: points by (N, K, precision, impl), then by B.
-
-    A series has at least three batches.
-    """
-    series: dict[tuple[int, int, str, str], dict[int, Point]] = {}
-    for point in points:
-        case = point.record.case
-        if role(point.record.op) == "decode" and {"B", "N", "K"} <= case.keys():
-            key = (case["N"], case["K"], point.precision, point.record.impl)
-            series.setdefault(key, {})[case["B"]] = point
-    return {key: dict(sorted(found.items())) for key, found in series.items() if len(found) >= 3}
-
-
-def main_batches(
-    series: Mapping[tuple[int, int, str, str], dict[int, Point]],
-) -> tuple[tuple[int, int, str, str], dict[int, Point]] | None:
-    """The series that headlines are about: of ours if there are any, with the most batches, of the largest weight."""
-    mine = {key: found for key, found in series.items() if next(iter(found.values())).record.ours} or series
-    return max(mine.items(), key=lambda item: (len(item[1]), item[0][0] * item[0][1]), default=None)
-
-
-def free_batch(series: dict[int, Point]) -> int:
-    """The largest batch up to which no batch takes more than `SAME_BATCH` longer than the smallest."""
-    first = next(iter(series.values())).usual_seconds
-    free = next(iter(series))
-    for batch, point in series.items():
-        if point.usual_seconds > (1 + SAME_BATCH) * first:
-            break
-        free = batch
-    return free
 
 
 def as_predicted(point: Point, others: Iterable[Point]) -> Point | None:

@@ -11,16 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.files import replacing
+from bench.judge.batches import SAME_BATCH, all_batches, free_batch, main_batches
 from bench.judge.ridges import left_of_ridge, ridges
-from bench.judge.view import (
-    PREDICTION_BAND,
-    SAME_BATCH,
-    Point,
-    View,
-    batches,
-    free_batch,
-    main_batches,
-)
+from bench.judge.view import PREDICTION_BAND, Point, View
 from bench.report.drawing import (
     COLOURS,
     INK,
@@ -223,7 +216,7 @@ def size_and_share(point: Point) -> tuple[float, float]:
 
 def batch_knee(view: View) -> Figure | None:
     """The time of a projection over the batch, one panel for the largest weight of each precision."""
-    series = batches(view.points)
+    series = all_batches(view)
     if not series:
         return None
     largest: dict[str, tuple[int, int]] = {}
@@ -243,7 +236,7 @@ def batch_knee(view: View) -> Figure | None:
     kinds = sorted(largest, key=lambda kind: (kind != main, kind))
     note = "solid: ours; dashed: predicted for ours; dotted: peers"
     figure, grid = panels(len(kinds), finding, f"{view.run.device_name}; {note}")
-    all_batches = sorted({b for found in shown.values() for b in found})
+    sizes = sorted({b for found in shown.values() for b in found})
     times = [p.seconds for found in shown.values() for p in found.values()]
     for axes, kind in zip(grid, kinds, strict=True):
         impls = {key[3]: found for key, found in shown.items() if key[2] == kind}
@@ -258,9 +251,9 @@ def batch_knee(view: View) -> Figure | None:
                 axes.plot(*zip(*expected, strict=True), color=INK, lw=1.0, ls="--")
         n, k = largest[kind]
         axes.set_title(f"{kind}, {n} × {k}", size=10, color=INK, loc="left")
-        logarithmic(axes, (all_batches[0] / 1.3, all_batches[-1] * 1.3), (min(times) / 1.3, max(times) * 1.6))
+        logarithmic(axes, (sizes[0] / 1.3, sizes[-1] * 1.3), (min(times) / 1.3, max(times) * 1.6))
         axes.legend(loc="upper left", fontsize=8, handlelength=1.6, **LEGEND)
-        axes.xaxis.set_major_locator(FixedLocator([b for b in all_batches if math.log2(b) % 3 == 0]))
+        axes.xaxis.set_major_locator(FixedLocator([b for b in sizes if math.log2(b) % 3 == 0]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y, "s")))

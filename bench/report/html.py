@@ -11,6 +11,7 @@ import gzip
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from plotly.offline import get_plotlyjs
 
 from bench.judge import beside, boundness, goals, kin, peers
 from bench.judge.answer import answer
+from bench.judge.batches import all_batches
 from bench.judge.claims import Verdict
 from bench.judge.ridges import ridges
-from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View, batches
+from bench.judge.view import PREDICTION_BAND, Peer, Point, Table, View
 from bench.report import claims, drawing, tables, text
 from bench.report import several as side_by_side
 from bench.report.names import case_name
@@ -163,7 +165,32 @@ def calculator(found: Mapping[str, Any]) -> str:
 
 
 def environment() -> Environment:
-    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    found.globals["rows"] = rows
+    return found
+
+
+def rows(found: Table, names: Mapping[str, str]) -> Markup:
+    """The rows of a table's body, with a case's name beside its id. Written here since a template is slow at it."""
+    heads = [
+        f'<td data-label="{escape(header)}"' + (' class="number">' if column in found.numeric else ">")
+        for column, header in enumerate(found.headers)
+    ]
+    flag = [header in ("flags", "flag") for header in found.headers]
+    lines = []
+    for row in found.rows:
+        cells = []
+        for cell, head, is_flag in zip(row, heads, flag, strict=True):
+            shown = escape(cell)
+            if is_flag or cell == "missed":
+                shown = f'<span class="flag">{shown}</span>'
+            elif cell in names:
+                shown = f"{shown}<small>{escape(names[cell])}</small>"
+            cells.append(f"{head}{shown}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return Markup("\n".join(lines))
 
 
 def contents(view: View) -> list[tuple[str, str]]:
@@ -183,32 +210,28 @@ def contents(view: View) -> list[tuple[str, str]]:
     return [(anchor, name) for anchor, name, shown in parts if shown]
 
 
-def cases(view: View) -> list[dict[str, Any]]:
+def cases(view: View) -> Markup:
     """The rows of the table of all cases: texts for the reader, and the numbers that columns are sorted by."""
-    rows = []
+    lines = []
+    heads = [f'<td data-label="{escape(header)}"' for header in tables.CASES[2:]]
     for op in view.ops:
-        for p, cells in zip(view.of(op), tables.cases(view, op).rows, strict=True):
-            name, case_id, *others = cells
-            numbers: list[Any] = [
-                "",
-                p.seconds,
-                "",
-                p.rate,
-                p.share,
-                "",
-                p.predicted("measured"),
-                p.predicted("datasheet"),
-            ]
-            rows.append(
-                {
-                    "key": "/".join((p.record.op, p.record.impl, p.record.case_id)),
-                    "op": op,
-                    "id": case_id,
-                    "name": name,
-                    "cells": list(zip(tables.CASES[2:], others, numbers, strict=True)),
-                }
+        for p, (name, case_id, *texts) in zip(view.of(op), tables.cases(view, op).rows, strict=True):
+            numbers = (None, p.seconds, None, p.rate, p.share, None, p.predicted("measured"), p.predicted("datasheet"))
+            cells = []
+            for head, cell, number, column in zip(heads, texts, numbers, tables.CASES[2:], strict=True):
+                shown = f'<span class="flag">{escape(cell)}</span>' if column == "flags" else escape(cell)
+                sorts = f' class="number" data-value="{"" if number is None else number}"' if column in NUMBERS else ""
+                cells.append(f"{head}{sorts}>{shown}</td>")
+            key, value = escape("/".join(p.record.key)), escape(f"{op} {case_id}")
+            first = f'<span class="pale">{escape(op)}</span> {escape(case_id)}<small>{escape(name)}</small>'
+            lines.append(
+                f'<tr data-key="{key}"><th scope="row" data-value="{value}">{first}</th>\n{"".join(cells)}</tr>'
             )
-    return rows
+    return Markup("\n".join(lines))
+
+
+NUMBERS = frozenset(tables.CASES[column] for column in (3, 5, 6, 8, 9))
+"""The columns that are sorted as numbers."""
 
 
 def still(figure: Path) -> str:
@@ -243,7 +266,7 @@ def card(row: Sequence[str]) -> dict[str, str]:
 
 def shapes(view: View) -> list[str]:
     """The weights that were measured at several batches, the largest first."""
-    found = {(n * k, f"{n} × {k}") for n, k, _, _ in batches(view.points)}
+    found = {(n * k, f"{n} × {k}") for n, k, _, _ in all_batches(view)}
     return [name for _, name in sorted(found, reverse=True)]
 
 
@@ -252,7 +275,7 @@ def data(view: View) -> dict[str, Any]:
     ceilings = view.run.ceilings
     series = {
         id(point): {"series": f"{kind} {impl}", "shape": f"{n} × {k}", "batch": batch}
-        for (n, k, kind, impl), found in batches(view.points).items()
+        for (n, k, kind, impl), found in all_batches(view).items()
         for batch, point in found.items()
     }
     bandwidths = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,9 @@ CAPTIONS = {
     "batch": "For each precision, the largest weight that was measured at three or more batches. Where a line is flat, "
     "a larger batch is free.",
 }
+
+
+ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_|[]<>"})
 
 
 def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path], directory: Path) -> str:
@@ -106,4 +108,4 @@ def markdown_table(table: Table) -> str:
 
 def escape(value: str) -> str:
     """The text on one line, so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*_|\[\]<>])", r"\\\1", " ".join(value.split()))
+    return " ".join(value.split()).translate(ESCAPED)

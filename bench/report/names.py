@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from kernels.op import discover
@@ -12,6 +13,7 @@ SPELLED = {"deepseek": "DeepSeek", "gpt": "gpt", "oss": "oss", "phi": "Phi"}
 """Words of model names that do not simply begin with a capital letter."""
 
 
+@cache
 def model_name(key: str) -> str:
     """`Llama-3.1-70B` for `llama-3.1-70b`, as its publisher writes it."""
 

@@ -13,13 +13,14 @@ from bench.judge import peers
 from bench.judge.answer import Answer
 from bench.judge.claims import Verdict, main_table
 from bench.judge.resolution import pairs, reach
-from bench.judge.view import Accuracy, Point, Table, View, gap, role
+from bench.judge.view import Accuracy, Point, Table, View, gap, once, role
 from bench.records import FLAGS
 from bench.report.names import case_name
 from bench.run import flatten
 from bench.units import difference, digits, duration, measured, percent, si, signed
 
 
+@once
 def summary(view: View) -> Table:
     """One row per op: the best and the worst case by share of the read roof, and the fastest peers."""
     rows = []
@@ -65,6 +66,7 @@ def share(of_roof: float | None) -> str:
     return percent(of_roof or 0.0, 0 if (of_roof or 0.0) >= 0.1 else 1)
 
 
+@once
 def cases(view: View, op: str) -> Table:
     """Every case of an op with a time, of ours and of peers."""
     rows = []
@@ -185,13 +187,19 @@ def chased(view: View) -> str:
 
 def flagged(view: View, ceiling: float) -> str:
     """The flags of the records that a ceiling was read from: seconds, B/s or FLOP/s."""
-    found = []
+    return ", ".join(dict.fromkeys(flag for value, flag in flags_of_ceilings(view) if value == ceiling))
+
+
+@once
+def flags_of_ceilings(view: View) -> list[tuple[float, str]]:
+    """Each number that a ceiling may have been read from, with each flag of its record."""
+    found: list[tuple[float, str]] = []
     for r in view.run.timed:
-        if role(r.op) != "decode" and r.seconds:
+        if r.flags and r.seconds and role(r.op) != "decode":
             amounts = (r.bytes, sum(s["l2_bytes"] for s in r.stages), *r.work["flops"].values())
-            if ceiling in (r.seconds, *(amount / r.seconds for amount in amounts)):
-                found += r.flags
-    return ", ".join(dict.fromkeys(found))
+            values = (r.seconds, *(amount / r.seconds for amount in amounts))
+            found += [(value, flag) for value in values for flag in r.flags]
+    return found
 
 
 def _ceiling(view: View, name: str, value: float, published: str) -> tuple[str, ...]:

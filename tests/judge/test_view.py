@@ -9,7 +9,8 @@ import pytest
 
 from bench.ceilings import Ceilings
 from bench.judge import peers
-from bench.judge.view import Accuracy, batches, free_batch, gap
+from bench.judge.batches import batches, free_batch
+from bench.judge.view import Accuracy, gap
 from bench.predict.roofline import predict_from_ceilings
 from bench.records import MAY_BE_TOO_SHORT, Record
 from bench.report import tables, text

@@ -75,27 +75,20 @@ def _best_of(part: str, op: str, fields: tuple[tuple[str, Any], ...]) -> Best | 
 def _best(part: str, name: str, mapped: Mapped, case: Mapping[str, Any]) -> Best | None:
     if case.get("q_len", 1) != 1 or case.get("prefix") or any(case.get(f) != v for f, v in mapped.fixed.items()):
         return None
-    table, floor_s = _usable(part, name)
-    keep = np.ones(len(table), dtype=bool)
-    for column, field in (("stored", mapped.stored), ("activations", mapped.activations)):
-        if field:
-            keep &= table.text(column) == (case.get(field) or case.get("dtype", ""))
+    types = (("stored", mapped.stored), ("activations", mapped.activations))
+    named = tuple((column, case.get(field) or case.get("dtype", "")) for column, field in types if field)
+    given = [field for field in mapped.columns if field in case]
+    exact = tuple((field, case[field]) for field in given if field in EXACT or not case[field])
+    table, floor_s, sizes, logs = _alike(part, name, named, exact)
     distance = np.zeros(len(table))
-    sizes = {}
-    for field, column in mapped.columns.items():
-        if field not in case:
-            continue
-        values = table[column] // np.maximum(1, table["tp"]) if (name, field) == ("moe_ffn", "F") else table[column]
-        sizes[field] = values
-        if field in EXACT or not case[field]:
-            keep &= values == case[field]
-        else:
-            distance += np.abs(np.log2(np.maximum(values, 1) / case[field]))
-    near = np.flatnonzero(keep & (distance <= FARTHEST))
+    for field in given:
+        if case[field]:
+            distance += np.abs(logs[field] - np.log2(case[field]))
+    near = np.flatnonzero(distance <= FARTHEST)
     if not near.size:
         return None
     row = near[np.lexsort((table["seconds"][near], np.round(distance[near], 9)))[0]]
-    differs = [f"{field} {values[row]}" for field, values in sizes.items() if values[row] != case[field]]
+    differs = [f"{field} {sizes[field][row]}" for field in given if sizes[field][row] != case[field]]
     if case.get("lengths", "uniform") != "uniform":
         differs.append("equal lengths")
     return Best(
@@ -108,6 +101,28 @@ def _best(part: str, name: str, mapped: Mapped, case: Mapping[str, Any]) -> Best
             for column in ("software", "version", "kernel", "source")
         },
     )
+
+
+@lru_cache(maxsize=256)
+def _alike(
+    part: str, name: str, named: tuple[tuple[str, str], ...], exact: tuple[tuple[str, Any], ...]
+) -> tuple[Table, Array, dict[str, Array], dict[str, Array]]:
+    """The usable rows of these types and exact sizes, their floors, and their sizes and the logarithms of these, by the
+    case's fields."""
+    table, floor_s = _usable(part, name)
+    columns = MAPPED[name].columns
+    sizes = {field: table[column] for field, column in columns.items()}
+    if name == "moe_ffn":
+        sizes["F"] = sizes["F"] // np.maximum(1, table["tp"])
+    keep = np.ones(len(table), dtype=bool)
+    for column, text in named:
+        keep &= table.text(column) == text
+    for field, value in exact:
+        keep &= sizes[field] == value
+    rows = np.flatnonzero(keep)
+    sizes = {field: values[rows] for field, values in sizes.items()}
+    logs = {field: np.log2(np.maximum(values, 1)) for field, values in sizes.items()}
+    return table.take(rows), floor_s[rows], sizes, logs
 
 
 @cache
