@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.devices import DeviceSpec
+from bench.devices import DeviceSpec, Quantity
 from bench.predict import expected
 from bench.predict.step_expected import alone_seconds, expect_step
 from bench.predict.step_model import StepPrediction
@@ -223,13 +223,13 @@ def expected_waterfall(
 
 
 def measured_waterfall(
-    case: Any, found: MeasuredStep, *, part: str, roof: float | None = None, spec: DeviceSpec | None = None
+    case: Any, found: MeasuredStep, *, part: str, roof: float | None = None, sheet: Quantity | None = None
 ) -> Waterfall:
-    """By a step of `kernels/decode_step` whose parts were measured too. `roof` is the measured read roof in B/s."""
+    """By a step of `kernels/decode_step` whose parts were measured too. `roof` is the measured read roof in B/s,
+    `sheet` the bandwidth that is published."""
     sizes: dict[str, int] = {}
     for each in parts(case):
         sizes[each.name] = sizes.get(each.name, 0) + each.work.bytes
-    sheet = spec.memory_bandwidth if spec else None
     rate = roof or (sheet.value if sheet else math.inf)
     rows = [
         (each.name, each.calls, sizes.get(each.name, 0) / rate, each.alone, each.in_step, found.source)
@@ -241,8 +241,8 @@ def measured_waterfall(
     def level(name: str, seconds: float, source: str) -> None:
         levels.append(Level(name=name, seconds=seconds, source=source))
 
-    if sheet and spec:
-        level("floor by the datasheet", whole / sheet.value, f"{sheet.value / 1e9:,.0f} GB/s of {spec.name}")
+    if sheet:
+        level("floor by the datasheet", whole / sheet.value, f"{sheet.value / 1e9:,.0f} GB/s ({sheet.kind})")
     if roof:
         level("floor at the measured roof", whole / roof, f"read at {roof / 1e9:,.1f} GB/s")
     if found.expected is not None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.files import replacing
+from bench.judge import steps
 from bench.judge.batches import SAME_BATCH, all_batches, free_batch, main_batches
 from bench.judge.ridges import left_of_ridge, ridges
 from bench.judge.view import PREDICTION_BAND, Point, View
@@ -21,6 +22,7 @@ from bench.report.drawing import (
     PALE,
     PEERS,
     canvas,
+    dress,
     end_labels,
     key,
     legend,
@@ -32,7 +34,7 @@ from bench.report.drawing import (
     title,
 )
 from bench.report.tables import share
-from bench.units import brief, percent, si, tick
+from bench.units import brief, duration, percent, si, tick
 
 DPI = 200
 
@@ -45,6 +47,7 @@ def draw_all(view: View, directory: Path) -> dict[str, Path]:
         "prediction": prediction,
         "efficiency": efficiency,
         "batch": batch_knee,
+        "waterfall": waterfall,
     }
     paths = {}
     for name, draw in drawings.items():
@@ -261,6 +264,45 @@ def batch_knee(view: View) -> Figure | None:
         axes.yaxis.set_minor_locator(NullLocator())
     figure.supxlabel("batch", size=9.5, color=INK)
     figure.supylabel("time of one launch", size=9.5, color=INK)
+    return figure
+
+
+def waterfall(view: View) -> Figure | None:
+    """The largest step: its levels from the floor up, and each operation's share of the time and of the gap."""
+    found = steps.waterfalls(view)
+    if not found:
+        return None
+    shown = found[0][1]
+    levels, ops = shown.levels, shown.ops
+    figure = Figure(figsize=(8.5, 1.8 + 0.3 * (len(levels) + len(ops))), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(len(levels), len(ops)))
+    before = 0.0
+    for row, level in enumerate(levels):
+        change = level.seconds - before
+        colour = COLOURS[0] if not row else COLOURS[1] if change >= 0 else COLOURS[2]
+        upper.barh(row, change * 1e3, left=before * 1e3, color=colour, height=0.6)
+        end: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        upper.annotate(tick(level.seconds, "s"), (1e3 * max(level.seconds, before), row), size=8.5, color=INK, **end)
+        before = level.seconds
+    upper.set_yticks(range(len(levels)), [level.name for level in levels])
+    upper.set_xlim(0, 1.15e3 * max(level.seconds for level in levels))
+    upper.set_xlabel("ms of one step")
+    for offset, values, label, colour in (
+        (-0.2, [op.share for op in ops], "share of the time", COLOURS[0]),
+        (0.2, [op.gap for op in ops], "share of the gap above the floor", COLOURS[1]),
+    ):
+        places = [row + offset for row in range(len(ops))]
+        lower.barh(places, [100 * value for value in values], height=0.36, color=colour, label=label)
+    lower.set_yticks(range(len(ops)), [op.name for op in ops])
+    lower.set_xlabel("%")
+    lower.legend(fontsize=8.5, **LEGEND)
+    for axes in (upper, lower):
+        dress(axes)
+        axes.invert_yaxis()
+    asked = f"{shown.model}, {shown.layers} layers, batch {shown.batch:,}, {shown.context:,} tokens"
+    finding = f"A step of {asked} takes {duration(shown.step.seconds)}"
+    figure.suptitle(finding, x=0.008, size=11.5, color=INK, ha="left", fontweight="bold")
+    upper.set_title(view.run.device_name, size=8.5, color=PALE, loc="left")
     return figure
 
 

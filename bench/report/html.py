@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from bench.judge import beside, boundness, goals, kin, peers
+from bench.judge import beside, boundness, goals, kin, peers, steps
 from bench.judge.answer import answer
 from bench.judge.batches import all_batches
 from bench.judge.claims import Verdict
@@ -77,6 +77,8 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path] 
             text_published=beside.REMARK,
             interventions=boundness.table(view, leading_only=True),
             other_interventions=boundness.table(view, leading_only=False),
+            steps=[(steps.sentence(f), steps.levels(f[1]), steps.operations(f[1])) for f in steps.waterfalls(view)],
+            text_steps=(steps.HEADING, steps.REMARK),
             text_interventions=(boundness.HEADING, *boundness.remarks(view)),
             goals=goals.table(judged),
             text_goals=goals.tally(judged),
@@ -199,6 +201,7 @@ def contents(view: View) -> list[tuple[str, str]]:
         ("about-batch", "Batch", bool(shapes(view))),
         ("about-roofline", "Roofline", view.run.ceilings is not None and any(p.record.flops for p in view.points)),
         ("interventions", "Is it memory?", bool(view.interventions)),
+        ("steps", "A decode step", any(p.record.parts for p in view.points)),
         ("claims", "Claims", True),
         ("cases", "Every case", bool(view.points)),
         ("ops", "By op", bool(view.points)),

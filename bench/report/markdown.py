@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.judge import beside, boundness, goals, peers
+from bench.judge import beside, boundness, goals, peers, steps
 from bench.judge.answer import answer
 from bench.judge.claims import Verdict
 from bench.judge.view import Table, View
@@ -18,6 +18,7 @@ CAPTIONS = {
     "a dot inside carries a flag.",
     "efficiency": "Compulsory bytes over time, as a share of the measured read roof. The grey line is a plain read of "
     "as many bytes. The kernel loses the distance up to the line; at this size, everyone loses the rest.",
+    "waterfall": "Above: the levels of the largest step that was measured. Below: its operations, all layers together.",
     "batch": "For each precision, the largest weight that was measured at three or more batches. Where a line is flat, "
     "a larger batch is free.",
 }
@@ -43,6 +44,7 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
         yield from _figure(name, figures, directory)
     yield from _section(boundness.HEADING, boundness.table(view, leading_only=True), *boundness.remarks(view))
     yield from _folded("Every other intervention", boundness.table(view, leading_only=False))
+    yield from _steps(view, figures, directory)
     yield "## Published claims"
     yield escape(text.tally(verdicts))
     yield from _folded("Every claim", tables.scorecard(verdicts))
@@ -78,6 +80,19 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
     if commands := text.reproduce(view):
         yield "## Reproduce"
         yield "```\n" + "\n".join(commands) + "\n```"
+
+
+def _steps(view: View, figures: Mapping[str, Path], directory: Path) -> Iterator[str]:
+    found = steps.waterfalls(view)
+    if not found:
+        return
+    yield f"## {steps.HEADING}"
+    yield escape(steps.REMARK)
+    yield from _figure("waterfall", figures, directory)
+    for each in found:
+        yield escape(f"{steps.sentence(each)}.")
+        yield markdown_table(steps.levels(each[1]))
+        yield from _folded("Its operations", steps.operations(each[1]))
 
 
 def _figure(name: str, figures: Mapping[str, Path], directory: Path) -> Iterator[str]:

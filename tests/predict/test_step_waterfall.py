@@ -135,7 +135,7 @@ def test_a_measured_step_is_split_among_its_parts() -> None:
         launches=32,
         launch_s=floor / 320,
     )
-    found = measured_waterfall(case, made, part="a host", roof=1e9, spec=H100)
+    found = measured_waterfall(case, made, part="a host", roof=1e9, sheet=H100.memory_bandwidth)
     assert [op.share for op in found.ops] == pytest.approx([0.5, 0.5])
     assert [op.gap for op in found.ops] == pytest.approx([0, 1])
     assert [op.floor for op in found.ops] == pytest.approx([floor, small])
@@ -197,7 +197,8 @@ def test_a_toy_is_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None
     found, roof = step_parts.measure_step(case, machine.detect("cpu"))
     assert [part.name for part in found.parts] == [part.name for part in parts(case)]
     assert all(part.alone > 0 and part.in_step and part.in_step > 0 for part in found.parts)
-    assert roof and roof > 1e8
+    assert roof is not None
+    assert roof > 1e8
     assert set(found.peers) == {"torch"}
 
 
