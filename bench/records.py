@@ -104,9 +104,9 @@ class Record:
     isolated_s: list[float] = field(default_factory=list)
     """Seconds of single cold launches, one event pair each; empty on a CPU."""
     parts: list[dict[str, Any]] = field(default_factory=list)
-    """Only for a launch that runs a whole step: `{"name", "calls", "alone_s", "in_step_s"}` of each part, the seconds of
-    all its calls in a row and in their places. On a host also the reads of the roof around each, `alone_reads_s` and
-    `in_step_reads_s`. A GPU's parts are timed alone."""
+    """Only for a launch that runs a whole step: `{"name", "calls", "alone_s", "in_step_s"}` of each part, the seconds
+    of all its calls in a row and in their places. On a host also the reads of the roof around each, `alone_reads_s`
+    and `in_step_reads_s`. A GPU's parts are timed alone."""
     stop: str = ""
     """Why sampling ended: `converged` (interval of the median within the aim), `time cap` or `sample cap`."""
     error: dict[str, Any] | None = None

@@ -48,6 +48,9 @@ def predict(
     tp: Annotated[
         str, typer.Option("--tp", "--devices", help="how many parts share the model (tensor-parallel), comma-separated")
     ] = "1",
+    drafts: Annotated[
+        str, typer.Option(help="drafted tokens that a step verifies for each request, comma-separated")
+    ] = "0",
     price: Annotated[
         str | None, typer.Option(help="dollars per hour for one part: 2.5, or h100-sxm=2.5,h200=3.5")
     ] = None,
@@ -105,6 +108,7 @@ def predict(
         weights=comma_separated(weights, "weights") if weights else [None],
         kv=comma_separated(kv, "kv") if kv else [None],
         devices=whole_numbers(tp, "tp"),
+        drafts=whole_numbers(drafts, "drafts"),
         prices=sweep.read_prices(price),
         run=measured,
         beyond=beyond,
@@ -149,6 +153,8 @@ def step(
     layers: Annotated[int, typer.Option(help="only so many layers of the model (default: all)", min=0)] = 0,
     weights: Annotated[str, typer.Option(help=f"precision of the weights: {PRECISIONS}")] = "bf16",
     kv: Annotated[str, typer.Option(help="precision of the KV cache: the same without w8a16")] = "bf16",
+    tp: Annotated[int, typer.Option("--tp", help="how many parts share the model (tensor-parallel)", min=1)] = 1,
+    drafts: Annotated[int, typer.Option(help="drafted tokens that a step verifies for each sequence", min=0)] = 0,
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run, for the read roof that it measured")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,7 +170,15 @@ def step(
 
     run = read_run(run_dir) if run_dir else None
     asked = step_request.Request(
-        model=model, batch=batch, context=context, layers=layers, weights=weights, kv=kv, part=part
+        model=model,
+        batch=batch,
+        context=context,
+        layers=layers,
+        weights=weights,
+        kv=kv,
+        part=part,
+        devices=tp,
+        tokens=1 + drafts,
     )
     if device not in ("", "cpu"):
         raise BadRequest(f"--device {device}: a step is measured here on a cpu; on a GPU `decodebench run` measures it")

@@ -11,9 +11,9 @@ from kernels.op import discover
 
 HEADING = "Where the time of a decode step goes"
 REMARK = (
-    "The levels rise from the floor, which moves the compulsory bytes at full rate, to the step as it was measured. Each "
-    "operation was also measured alone, all its launches in a row, and on a host in its place in the step. The gap is "
-    "what an operation takes above its floor."
+    "The levels lead from the floor, which moves the compulsory bytes at full rate, to the step as it was measured. "
+    "Each operation was also measured alone, all its launches in a row, and on a host in its place in the step. "
+    "The gap is what an operation takes above its floor."
 )
 
 Found = tuple[Point, Waterfall]
@@ -45,7 +45,7 @@ def _waterfall(view: View, point: Point) -> Waterfall:
 
 
 def sentence(found: Found) -> str:
-    """`qwen2.5-0.5b, 4 layers, batch 1, 1,024 tokens: 20.3 ms, +3% of what is expected; 83% of it is lm_head and ffn`."""
+    """What was asked, what it took, how far that is from its expected time, and which two operations take most."""
     point, waterfall = found
     asked = f"{waterfall.model}, {waterfall.layers} layers, weights {waterfall.weights}"
     said = f"{asked}, batch {waterfall.batch:,}, {waterfall.context:,} tokens: {duration(point.seconds)}"

@@ -13,7 +13,8 @@ published times (`bench/judge/published/link_fit.py`) of messages from 8 KB to 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ def seconds(library: Library, *, size: Any, ranks: Any, link: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedReduce:
-    """Seconds of one all-reduce by the library that is expected to be the fastest, and what they rest on."""
+    """Seconds of one collective by the library that is expected to be the fastest, and what they rest on."""
 
     seconds: float
     library: str
@@ -71,15 +72,38 @@ def expect(spec: DeviceSpec, size: float, ranks: int, among: Mapping[str, Any] |
 
     `among` holds other constants than those of `expected.json`, by `library generation`.
     """
-    known = expected.all_reduces() if among is None else among
+
+    def time(library: Library, link: float) -> float:
+        return float(seconds(library, size=size, ranks=ranks, link=link))
+
+    return _fastest(spec, ranks, time, expected.all_reduces() if among is None else among)
+
+
+def exchange(spec: DeviceSpec, size: float, ranks: int) -> ExpectedReduce | None:
+    """An all-to-all in which each part sends `size` bytes, those for itself included.
+
+    seconds = start + rank log2(n) + (n - 1) / n S / (rate x link), with the one-shot constants of the fastest library.
+    Nobody's all-to-all is among the published tables. In a one-shot all-reduce too, every part reads something else
+    from every other part, after one barrier. None as for `expect`.
+    """
+
+    def time(library: Library, link: float) -> float:
+        way = library.one_shot
+        return way.start + way.rank * math.log2(ranks) + (ranks - 1) / ranks * size / (way.rate * link)
+
+    return _fastest(spec, ranks, time, expected.all_reduces())
+
+
+def _fastest(
+    spec: DeviceSpec, ranks: int, time: Callable[[Library, float], float], known: Mapping[str, Any]
+) -> ExpectedReduce | None:
     if spec.link_bandwidth is None or ranks < 2 or spec.sm not in expected.GENERATIONS:
         return None
     found = []
     for name in LIBRARIES:
         if said := known.get(f"{name} {expected.generation(spec)}"):
-            time = float(seconds(Library.of(said), size=size, ranks=ranks, link=spec.link_bandwidth.value))
-            found.append((time, name, said["rests_on"]))
+            found.append((time(Library.of(said), spec.link_bandwidth.value), name, said["rests_on"]))
     if not found:
         return None
-    time, name, rests_on = min(found)
-    return ExpectedReduce(seconds=time, library=name, rests_on=rests_on)
+    least, name, rests_on = min(found)
+    return ExpectedReduce(seconds=least, library=name, rests_on=rests_on)

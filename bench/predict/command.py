@@ -49,11 +49,14 @@ COPIED = (
     "capacity_bytes",
     "reserve_bytes",
     "bound",
+    "mbu",
+    "mfu",
 )
 """The keys of a row whose values come from `StepPrediction` as they are, in SI units."""
 
 ROW = (
     *COPIED,
+    "drafts",
     "notes",
     "missing",
     "prefill_seconds",
@@ -103,6 +106,7 @@ def rows(
     weights: str | None = None,
     kv: str | None = None,
     devices: int = 1,
+    drafts: int = 0,
     dollars_per_hour: float | None = None,
     run: Run | None = None,
     beyond: bool = False,
@@ -111,8 +115,9 @@ def rows(
     """One plain dict per part and batch, in SI units, ready for JSON. Raises `BadRequest`.
 
     With a `run`, its machine replaces `parts`, and the prediction uses what the run measured. Without `weights` or `kv`
-    a config.json says how both are stored, and a known model has 16 bits. With `expect`, rows hold what servers take
-    too (`expected_rows.KEYS`).
+    a config.json says how both are stored, and a known model has 16 bits. Each step verifies `drafts` tokens of each
+    request beside the one that it would have made; rates count one token all the same. With `expect`, rows hold what
+    servers take too (`expected_rows.KEYS`).
     """
     if dollars_per_hour is not None and not 0 < dollars_per_hour <= DEAREST:
         raise BadRequest(f"--price must be above 0 and at most {DEAREST:,}, not {dollars_per_hour:g}")
@@ -125,23 +130,24 @@ def rows(
     machine = Machine.of(run) if run else None
     specs = [machine.spec] if machine else [find(part) for part in dict.fromkeys(parts)]
     common: dict[str, Any] = {"weights": plan, "kv": kv, "context": context, "devices": devices}
+    more: dict[str, Any] = {"beyond": beyond, "q_len": 1 + drafts}
     found = []
     for spec in map(expected_rows.as_reported, specs) if expect else specs:
         for batch in batches:
             asked = common | {"batch": batch}
             try:
-                predicted = step(shape, device=spec, beyond=beyond, **asked)
+                predicted = step(shape, device=spec, **more, **asked)
             except NotPublished as error:
                 blank = dict.fromkeys(ROW) | {"notes": [str(error)], "missing": list(spec.missing), "ops": []}
-                blank |= {"model": shape.name, "device": spec.key} | asked | {"weights": plan.name}
+                blank |= {"model": shape.name, "device": spec.key, "drafts": drafts} | asked | {"weights": plan.name}
                 found.append(blank | (dict.fromkeys(expected_rows.KEYS) if expect else {}))
             else:
                 reached = None
                 if machine:
                     reached = machine.reached(predicted.ops, kv=kv)
                     shares = {r.name: r.share for r in reached}
-                    predicted = step(shape, device=spec, efficiency=shares, beyond=beyond, **asked)
-                row = as_row(predicted, dollars_per_hour, reached)
+                    predicted = step(shape, device=spec, efficiency=shares, **more, **asked)
+                row = as_row(predicted, dollars_per_hour, reached) | {"drafts": drafts}
                 found.append(row | (expected_rows.values(predicted, shape, spec, machine is None) if expect else {}))
     return found
 
@@ -264,6 +270,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "token/s": _number(row["tokens_per_second"]),
         "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
         "max batch": "?" if row["max_batch"] is None else f"{row['max_batch']:,}",
+        "MBU": _share(row, "mbu"),
+        "MFU": _share(row, "mfu"),
         "J/token at rated power": _number(row["joules_per_token_at_rated_power"]),
         "$/M out": _number(row["dollars_per_million_tokens"]),
         "$/M in": _number(row["dollars_per_million_input_tokens"]),
@@ -279,6 +287,12 @@ def _number(value: float | None, scale: float = 1.0) -> str:
         return ""
     scaled = value * scale
     return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+
+
+def _share(row: Mapping[str, Any], name: str) -> str:
+    """Of the step as it is expected where it is, else of the floor."""
+    value, expected = row[name], row.get("expected_seconds")
+    return "" if value is None else percent(value * row["seconds"] / expected if expected else value)
 
 
 def ffn_crossing(row: Mapping[str, Any]) -> str:

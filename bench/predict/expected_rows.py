@@ -15,7 +15,10 @@ KEYS = ("expected_seconds", "expected_low", "expected_high", "expected_all_reduc
 """What a row has besides the floor: seconds, the range of 10 to 90% of published servers, what of it all-reduces take,
 and what they rest on."""
 
-RESTS = "expected: what a server takes, with its range of 10 to 90%; rates, J and $ are those of the floor. It rests on"
+RESTS = (
+    "expected: what a server takes, with its range of 10 to 90%; MBU and MFU are those of this time, rates, J and $ "
+    "those of the floor. It rests on"
+)
 
 
 def as_reported(spec: DeviceSpec) -> DeviceSpec:

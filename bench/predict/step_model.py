@@ -70,6 +70,8 @@ class StepPrediction:
     kv: str
     batch: int
     context: int
+    q_len: int = 1
+    """Tokens of each request in a step."""
     basis: str
     """`datasheet roofline of ...`, then the measured fractions if there are any. Instead of `datasheet` it may say
     `derived` or `measured`, as the bandwidth is."""
@@ -127,6 +129,19 @@ class StepPrediction:
     def tokens_per_second(self) -> float:
         """The rate of all requests together."""
         return self.batch / self.seconds
+
+    @property
+    def mbu(self) -> float:
+        """The share of the step in which the memory is busy: the bytes of all operations over what it could move."""
+        return sum(op.terms.get("memory", 0.0) for op in self.ops) / self.seconds
+
+    @property
+    def mfu(self) -> float | None:
+        """The same of arithmetic: FLOPs over what the pipes could do. None where a peak is not published."""
+        if any(set(op.missing) - {"link"} for op in self.ops):
+            return None
+        busy = (op.terms[pipe] for op in self.ops for pipe in op.work.flops if pipe in op.terms)
+        return sum(busy) / self.seconds
 
     @property
     def joules_per_token_at_rated_power(self) -> float | None:
@@ -318,6 +333,7 @@ def step(
         kv=kv,
         batch=batch,
         context=context,
+        q_len=q_len,
         basis=_basis(device.memory_bandwidth, device, fractions),
         notes=(
             UNCOUNTED if fractions else f"a floor: {UNCOUNTED}",

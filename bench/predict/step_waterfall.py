@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.devices import DeviceSpec, Quantity
-from bench.predict import expected
-from bench.predict.step_expected import alone_seconds, expect_step
+from bench.predict import collectives, expected
+from bench.predict.step_expected import ExpectedStep, alone_seconds, expect_step
 from bench.predict.step_model import StepPrediction
 from bench.units import percent
 from kernels.decode_step.parts import parts
@@ -62,6 +62,8 @@ class Waterfall:
     weights: str
     kv: str
     layers: int
+    devices: int = 1
+    """How many parts share the model."""
     measured: bool
     levels: tuple[Level, ...]
     ops: tuple[OpRow, ...]
@@ -78,7 +80,8 @@ class Waterfall:
         """For the screen: what was asked, the levels, then the notes."""
         how = "measured" if self.measured else "expected"
         asked = f"{self.model}, {self.layers} layers, weights {self.weights}, KV {self.kv}"
-        found = [f"{asked}, batch {self.batch}, {self.context:,} tokens, on {self.part}: {how}"]
+        part = self.part if self.devices == 1 else f"{self.devices} x {self.part}"
+        found = [f"{asked}, batch {self.batch}, {self.context:,} tokens, on {part}: {how}"]
         width, before = max(len(level.name) for level in self.levels), 0.0
         for level in self.levels:
             share = percent(level.seconds / self.step.seconds)
@@ -126,6 +129,34 @@ class MeasuredStep:
     launch_s: float = 0.0
     """Seconds of an empty launch."""
     notes: tuple[str, ...] = ()
+
+
+def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec, found: ExpectedStep) -> Iterator[str]:
+    """What parts that share a model say to each other: the all-reduces of a step, and dispatch and combine of experts
+    that stay whole instead."""
+    if predicted.devices == 1:
+        return
+    if found.reduce_seconds is not None:
+        share = percent(found.reduce_seconds / found.seconds)
+        around = expected.servers()["constants"]["reduce"]
+        both = found.reduce_seconds + found.reduces * around
+        yield (
+            f"{found.reduces} all-reduces: {found.reduce_seconds * 1e6:,.0f} us, {share} of the expected step; "
+            f"{both * 1e6:,.0f} us, {percent(both / found.seconds)}, with {around * 1e6:.1f} us around each in servers"
+        )
+    else:
+        yield f"all-reduces of {spec.name} were not published: they take their floor here"
+    if shape.is_moe:
+        rows = predicted.batch * predicted.q_len / predicted.devices * shape.experts_per_token * shape.hidden
+        ways = [collectives.exchange(spec, rows * size, predicted.devices) for size in (1, 2)]
+        if all(ways):
+            dispatch, combine = (way.seconds for way in ways if way)
+            spent = shape.moe_layers * (dispatch + combine)
+            yield (
+                f"were experts whole: dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits "
+                f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us a step, by latency and rate of one-shot "
+                "all-reduces: no all-to-all was published"
+            )
 
 
 def parts_of(recorded: Sequence[Mapping[str, Any]], read_s: float | None = None) -> tuple[MeasuredPart, ...]:
@@ -206,7 +237,11 @@ def expected_waterfall(
         Level(name="gaps and small kernels of the layers", seconds=gaps, source=servers),
         Level(name="step, with sampling and scheduler", seconds=found.seconds, source=servers),
     ]
-    notes = (f"10 to 90% of published servers: {found.low * 1e3:.3g} to {found.high * 1e3:.3g} ms", *found.rests_on)
+    notes = (
+        f"10 to 90% of published servers: {found.low * 1e3:.3g} to {found.high * 1e3:.3g} ms",
+        *communication(predicted, shape, spec, found),
+        *found.rests_on,
+    )
     return Waterfall(
         model=shape.name,
         part=predicted.device,
@@ -215,6 +250,7 @@ def expected_waterfall(
         weights=predicted.weights,
         kv=predicted.kv,
         layers=shape.layers,
+        devices=predicted.devices,
         measured=False,
         levels=tuple(levels),
         ops=shared(rows),

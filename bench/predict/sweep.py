@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def sweep(
     weights: Sequence[str | None] = (None,),
     kv: Sequence[str | None] = (None,),
     devices: Sequence[int] = (1,),
+    drafts: Sequence[int] = (0,),
     prices: Mapping[str, float] | float | None = None,
     run: Run | None = None,
     **more: Any,
@@ -40,14 +42,15 @@ def sweep(
 
     `smallest_devices` says for such a row how many parts would hold it; None where no even split does.
     """
-    if len(parts) * len(batches) * len(contexts) * len(weights) * len(kv) * len(devices) > MOST_SETTINGS:
+    asked = (parts, batches, contexts, weights, kv, devices, drafts)
+    if math.prod(map(len, asked)) > MOST_SETTINGS:
         raise BadRequest(f"more than {MOST_SETTINGS:,} settings: ask for fewer")
     if isinstance(prices, Mapping):
         for name in prices:
             find(name)
         require("part in --price", prices, _priced(parts, run))
     found: list[Row] = []
-    for stored, cache, context, count in itertools.product(weights, kv, contexts, devices):
+    for stored, cache, context, count, drafted in itertools.product(weights, kv, contexts, devices, drafts):
         shape, plan, own = command.load_model(model, config, stored)
         for part in parts if run is None else ("",):
             rows = command.rows(
@@ -59,6 +62,7 @@ def sweep(
                 weights=stored,
                 kv=cache,
                 devices=count,
+                drafts=drafted,
                 dollars_per_hour=prices.get(_priced([part], run)[0]) if isinstance(prices, Mapping) else prices,
                 run=run,
                 **more,
@@ -103,7 +107,7 @@ def smallest_devices(
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The table of `command.table`, with a column for what else varies. A setting that does not fit is struck out."""
     headers, lines = command.table(rows)
-    swept = (("context", "context"), ("weights", "weights"), ("KV", "kv"))
+    swept = (("context", "context"), ("weights", "weights"), ("KV", "kv"), ("drafts", "drafts"))
     varying = [(header, key) for header, key in swept if len({row[key] for row in rows}) > 1]
     at = headers.index("batch")
     for row, line in zip(rows, lines, strict=True):
@@ -116,7 +120,17 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 LEAST_IMPORTANT = (
-    *("out:in", "J/token at rated power", "FFN compute-bound from", "KV ms", "weights ms", "$/M in", "max batch"),
+    *(
+        "MFU",
+        "MBU",
+        "out:in",
+        "J/token at rated power",
+        "FFN compute-bound from",
+        "KV ms",
+        "weights ms",
+        "$/M in",
+        "max batch",
+    ),
     *("token/s/user", "bound"),
 )
 """Columns that are left out where the terminal is too narrow, the first of them first."""

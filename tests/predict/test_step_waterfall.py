@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.devices import find
 from bench.errors import BadRequest
+from bench.predict import expected
+from bench.predict.collectives import LIBRARIES, Library
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, shape_of
@@ -175,6 +177,51 @@ def test_the_command_prints_levels_and_operations() -> None:
     found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)
     assert found["ops"][1]["name"] == "qkv"
     assert found["levels"][-1]["seconds"] > found["levels"][0]["seconds"]
+
+
+def test_parts_that_share_a_model_say_what_they_tell_each_other() -> None:
+    """The all-reduces are one operation of the step, and more of it the more parts there are."""
+    shares = []
+    for devices in (2, 4, 8):
+        asked = Request(model="llama-3.1-70b", batch=1, context=4096, devices=devices)
+        found = expect(asked)
+        (reduce,) = [op for op in found.ops if op.name == "all_reduce"]
+        (each,) = [
+            e for e in alone_seconds(predicted_on(asked, H100), shape_of(asked), H100) if e.names == ("all_reduce",)
+        ]
+        assert (reduce.calls, reduce.seconds) == (160, each.seconds)
+        assert f"on {devices} x h100-sxm" in found.lines()[0]
+        share = reduce.seconds / found.step.seconds
+        assert any(
+            f"160 all-reduces: {reduce.seconds * 1e6:,.0f} us, {100 * share:.0f}%" in line for line in found.notes
+        )
+        shares.append(share)
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.05
+    with pytest.raises(BadRequest, match="7 devices cannot share"):
+        expect(replace(LLAMA, devices=7))
+    with pytest.raises(BadRequest, match="leave out --tp"):
+        assert replace(LLAMA, devices=2).case
+
+
+def test_whole_experts_are_reached_over_the_link() -> None:
+    """DeepSeek-V3 on 8 H100s, 64 requests: 8 tokens x 8 experts x 7,168 numbers of each part, 7/8 of them by link."""
+    found = expect(Request(model="deepseek-v3", batch=64, context=4096, devices=8, weights="fp8"))
+    (said,) = [line for line in found.notes if line.startswith("were experts whole")]
+    link, way = (
+        450e9,
+        min(
+            (Library.of(expected.all_reduces()[f"{name} hopper"]).one_shot for name in LIBRARIES),
+            key=lambda one: one.start + 3 * one.rank + 7 / 8 * 8 * 8 * 7168 / (one.rate * 450e9),
+        ),
+    )
+    dispatch = way.start + 3 * way.rank + 7 / 8 * 8 * 8 * 7168 / (way.rate * link)
+    assert f"dispatch in 8 bits {dispatch * 1e6:.1f} us" in said
+
+
+def test_drafts_are_verified_in_one_step() -> None:
+    one, five = (expect(replace(LLAMA, tokens=tokens)) for tokens in (1, 5))
+    assert one.step.seconds < five.step.seconds < 1.1 * one.step.seconds
 
 
 def test_what_no_step_is_composed_for_is_refused() -> None:

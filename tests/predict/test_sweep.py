@@ -30,6 +30,25 @@ def test_every_combination_is_a_row() -> None:
         sweep.sweep(**ASKED | {"batches": list(range(1, 2000)), "devices": [1, 2]})
 
 
+def test_busy_shares_and_drafts_by_hand() -> None:
+    """At batch 1 the floor's memory is always busy, and arithmetic for intensity / ridge of the time; five tokens a
+    request move the same weights and compute five times as much."""
+    plain = ASKED | {"parts": ["h200"], "batches": [1]}
+    one, five = sweep.sweep(**plain, drafts=[0, 4])
+    work = {name: sum(op[name] for op in one["ops"]) for name in ("bytes",)}
+    flops = sum(sum(op["flops"].values()) for op in one["ops"])
+    assert one["mbu"] == pytest.approx(1)
+    assert one["mfu"] == pytest.approx(flops / 989.5e12 / (work["bytes"] / 4.8e12), rel=1e-3)
+    assert (one["drafts"], five["drafts"]) == (0, 4)
+    assert five["mfu"] == pytest.approx(5 * one["mfu"], rel=0.02)
+    assert five["seconds"] < 1.02 * one["seconds"]
+    headers, lines = sweep.table([one, five])
+    assert [line[headers.index("drafts")] for line in lines] == ["0", "4"]
+    (expected,) = sweep.sweep(**plain, expect=True)
+    headers, ((*cells,),) = sweep.table([expected])
+    assert cells[headers.index("MBU")] == f"{100 * expected['seconds'] / expected['expected_seconds']:.0f}%"
+
+
 def test_what_does_not_fit_has_no_price_and_names_the_split_that_does() -> None:
     """141 GB of weights: two H100s hold 144 GB less nothing for 64 requests of 1.34 GB; four hold 288 GB."""
     found = sweep.sweep(**ASKED, prices=2.5)
