@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kernels.all_reduce.op import EPSILON, ReduceCase, after, work
 from kernels.common.ranks.cases import too_few, xs_of
 from kernels.common.ranks.gpus import Forked
+from kernels.common.ranks.nccl import refused, version
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work
 
 if TYPE_CHECKING:
@@ -15,13 +16,7 @@ if TYPE_CHECKING:
 
 
 def supports(case: ReduceCase, target: Target) -> str | None:
-    from torch import distributed
-
-    if target.kind != "cuda":
-        return "needs NVIDIA GPUs, one for each rank"
-    if not (distributed.is_available() and distributed.is_nccl_available()):
-        return "needs NCCL, which this torch was built without"
-    return too_few(case, target)
+    return refused(target.kind) or too_few(case, target)
 
 
 def prepare(case: ReduceCase, inputs: Inputs, target: Target) -> Launch:
@@ -62,12 +57,6 @@ def stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
         Stage(name="add", work=after(case), l2_bytes=case.size),
         Stage(name="norm", work=Work(), l2_bytes=2 * case.size),
     )
-
-
-def version() -> str:
-    from torch.cuda import nccl
-
-    return "NCCL " + ".".join(str(part) for part in nccl.version())
 
 
 IMPLS = (Impl(name="nccl", stages=stages, prepare=prepare, supports=supports, version=version),)

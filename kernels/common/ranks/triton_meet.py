@@ -68,6 +68,8 @@ class Meeting(Generic[RankedT]):
     """Of each rank."""
     shape: Callable[[RankedT], tuple[int, int]]
     """Of the output of one rank."""
+    ranks_differ: bool = False
+    """Does every rank get something else? Then all of them are interpreted and emulated."""
 
     def on_one_part(self, case: RankedT, inputs: Inputs, target: Target, ranks: int, flag: int) -> Built:
         """The first `ranks` ranks in one launch."""
@@ -108,10 +110,10 @@ class Meeting(Generic[RankedT]):
         stages: Callable[[RankedT, Target], Sequence[Stage]],
         supports: Callable[[RankedT, Target], str | None],
     ) -> Impl[RankedT]:
-        """An `Impl` whose `build` is rank 0, its peers taken to have arrived: it is compiled and interpreted."""
+        """An `Impl` whose `build` is rank 0, or all ranks, where nobody waits: it is compiled and interpreted."""
 
         def build(case: RankedT, inputs: Inputs, target: Target) -> Built:
-            return self.on_one_part(case, inputs, target, 1, ARRIVED)
+            return self.on_one_part(case, inputs, target, case.ranks if self.ranks_differ else 1, ARRIVED)
 
         def prepare(case: RankedT, inputs: Inputs, target: Target) -> Launch:
             return (build if target.kind != "cuda" else self.everywhere)(case, inputs, target)
