@@ -101,6 +101,9 @@ class Record:
     """How fast the memory was in the same seconds: `{"bytes": n, "before_s": [...], "after_s": [...]}`. Each sample of
     a host lies between two cold reads of so many bytes, which took `before_s[i]` and `after_s[i]` seconds. Empty on a
     GPU, and in records of earlier versions."""
+    ranks_s: list[list[float]] = field(default_factory=list)
+    """Seconds of each rank in each sample, of which the largest is the sample. Empty where a launch has no ranks, on
+    GPUs, where one clock times all ranks together, and in records of earlier versions."""
     isolated_s: list[float] = field(default_factory=list)
     """Seconds of single cold launches, one event pair each; empty on a CPU."""
     parts: list[dict[str, Any]] = field(default_factory=list)
@@ -299,6 +302,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dict[str, Any] | None": ("an object", _of(dict, type(None))),
     "list[dict[str, Any]]": ("a list of objects", _list_of(dict)),
     "list[float]": ("a list of numbers", _list_of(int, float)),
+    "list[list[float]]": ("a list of lists", _list_of(list)),
     "list[str]": ("a list of texts", _list_of(str)),
 }
 """By the annotation of a record's field: the name of the type, and the test whether a JSON value has it."""
@@ -324,6 +328,9 @@ def from_line(line: dict[str, Any]) -> Record:
     check_record(given)
     if (roof := given.get("roof")) and not len(roof["before_s"]) == len(roof["after_s"]) == len(given["samples_s"]):
         raise ValueError("field roof has not two reads for each sample")
+    ranks = given.get("ranks_s")
+    if ranks and (len(ranks) != len(given["samples_s"]) or len(set(map(len, ranks))) > 1):
+        raise ValueError("field ranks_s has not the same ranks for each sample")
     given["stages"] = [{**STAGE, **stage} for stage in given.get("stages", ())]
     try:
         given["case"] = recorded_case(given["op"], given["case"])

@@ -118,7 +118,9 @@ class Run:
         usual = usual_read(self.trusted)
 
         def changed(record: Record) -> Record:
-            return replace(record, samples_s=[usual * t for t in record.in_reads], roof={}) if record.roof else record
+            if not record.roof:
+                return record
+            return replace(record, samples_s=[usual * t for t in record.in_reads], roof={}, ranks_s=[])
 
         return replace(self, records=[changed(r) for r in self.records]) if usual else self
 

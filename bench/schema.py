@@ -167,6 +167,7 @@ RECORD: dict[str, Shape] = {
     "prediction": fields({}, {"datasheet": maybe(prediction), "measured": maybe(prediction), "at": text}),
     "samples_s": times,
     "roof": roof,
+    "ranks_s": array(array(seconds, least=2)),
     "isolated_s": times,
     "parts": array(part),
     "rotation": table(leaf),

@@ -35,8 +35,8 @@ Inputs = dict[str, Any]
 Launch = Callable[[], "torch.Tensor"]
 """Zero arguments, no allocation, capturable in a CUDA graph; returns the output tensor.
 
-On a host, a launch of several ranks may have an attribute `slowest_s`: seconds of the slowest rank in the last call,
-without the time in which the ranks meet. They are the time of that call then."""
+On a host, a launch of several ranks may have an attribute `seconds`: those of each rank in the last call, without the
+time in which the ranks meet. The slowest rank's are the time of that call then."""
 
 Role = Literal["ceiling", "decode", "contrast"]
 """What an operation is measured for. `ceiling`: predictions are made from its times, so it runs first. `decode`: it is

@@ -47,6 +47,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert run.records[0].bytes == 24
 
 
+def test_samples_of_ranks_stay_and_earlier_records_have_none(tmp_path: Path) -> None:
+    of_ranks = record(ranks_s=[[3e-6, 1e-6], [1e-6, 1e-6], [1e-6, 2e-6]])
+    assert load_run(written(tmp_path / "new", of_ranks)).records == [of_ranks]
+    old = {name: value for name, value in as_line(record()).items() if name != "ranks_s"}
+    assert from_line(old) == record()
+
+
 def test_the_last_record_of_a_key_counts_and_repeats_are_apart(tmp_path: Path) -> None:
     run = load_run(written(tmp_path, record(status="skipped", samples_s=[]), record(), record(repeat=1)))
     assert [r.status for r in run.records] == ["ok"]
@@ -90,6 +97,12 @@ def test_a_damaged_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
         ({"samples_s": "fast"}, "field samples_s is not a list of numbers"),
         ({"samples_s": [1e-6, "2e-6"]}, "field samples_s is not a list of numbers"),
         ({"samples_s": [1e-6, True]}, "field samples_s is not a list of numbers"),
+        ({"ranks_s": [1e-6]}, "field ranks_s is not a list of lists"),
+        ({"ranks_s": [[1e-6, 2e-6]]}, "field ranks_s has not the same ranks for each sample"),
+        (
+            {"ranks_s": [[1e-6, 2e-6], [1e-6, 2e-6], [1e-6, 2e-6, 3e-6]]},
+            "field ranks_s has not the same ranks for each sample",
+        ),
         ({"op": ["ffn_gemv"]}, "field op is not a text"),
         ({"ours": 1}, "field ours is not a truth value"),
         ({"work": [1]}, "field work is not an object"),

@@ -20,6 +20,10 @@ LARGEST = 1 << 30
 """The largest case of an operation up to this many compulsory bytes is counted. That is far more than any L2 holds."""
 
 
+WAITING = "ncu runs one kernel at a time, and the kernels of several GPUs wait for each other"
+"""Why launches of several ranks are not counted."""
+
+
 def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
     """For each kind and precision, the supported case with the most compulsory bytes up to `LARGEST`.
 
@@ -92,7 +96,9 @@ def child(plan: Path) -> None:
         for index, (op, impl, case) in enumerate(chosen):
             error: str | None = NO_TIME
             declared = Work()
-            if time.monotonic() - began < given["budget_s"]:
+            if getattr(case, "ranks", 1) > 1:
+                error = WAITING
+            elif time.monotonic() - began < given["budget_s"]:
                 error = launch_profiled(op, impl, case, target, index)
                 declared = total(impl.stages(case, target))
             entry = {

@@ -241,6 +241,7 @@ class Measurement:
                 error=error_dict(errors),
                 # a wrong result has no time
                 samples_s=sampling.samples_s if errors.passed else [],
+                ranks_s=sampling.ranks_s if errors.passed else [],
                 roof=self.beside(sampling) if errors.passed else {},
                 isolated_s=self.isolate(entrant) if errors.passed else [],
                 parts=self.parts(entrant) if errors.passed else [],

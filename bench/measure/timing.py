@@ -224,7 +224,10 @@ def spin_cycles(queue: Callable[[], Any]) -> int:
 
 
 class HostTimer:
-    """Times one launch on the host, each on the next copy, after a sweep of the cache where one is needed."""
+    """Times one launch on the host, each on the next copy, after a sweep of the cache where one is needed.
+
+    `ranks_s` are the seconds of each rank in the last sample, where a launch has ranks.
+    """
 
     def __init__(
         self,
@@ -237,6 +240,7 @@ class HostTimer:
         self._flush, self._clock, self._busy_clock = flush, clock, busy_clock
         self._next = 0
         self._wall = self._busy = 0.0
+        self.ranks_s: list[float] = []
         self.outputs = [launch() for launch in self._launches]
 
     def sample(self) -> float:
@@ -248,7 +252,8 @@ class HostTimer:
         end, busy_end = self._clock(), self._busy_clock()
         self._wall += end - start
         self._busy += busy_end - busy
-        return getattr(self._launches[turn], "slowest_s", end - start)
+        self.ranks_s = getattr(self._launches[turn], "seconds", [])
+        return max(self.ranks_s, default=end - start)
 
     @property
     def waited(self) -> bool:
@@ -311,6 +316,8 @@ class Sampling:
     before_s: list[float] = field(default_factory=list)
     """Seconds of the roof's read before each sample, and of the one after it; empty without a roof."""
     after_s: list[float] = field(default_factory=list)
+    ranks_s: list[list[float]] = field(default_factory=list)
+    """Seconds of each rank in each sample; empty where a launch has no ranks, or does not tell them."""
     stop: str = "time cap"
 
     @property
@@ -361,6 +368,8 @@ def sample_interleaved(
             for _ in range(max(1, len(result.samples_s) // 4) if len(result.samples_s) >= MIN_SAMPLES else 1):
                 start = clock()
                 result.samples_s.append(timers[name].sample())
+                if ranks_s := getattr(timers[name], "ranks_s", None):
+                    result.ranks_s.append(list(ranks_s))
                 if roof:
                     after = roof.sample()
                     result.before_s.append(before)

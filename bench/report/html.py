@@ -95,6 +95,8 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path] 
             text_counters=text.COUNTERS,
             repetitions=tables.repetitions(view),
             text_repetitions=text.REPETITIONS,
+            ranks=tables.ranks(view),
+            text_ranks=text.RANKS,
             resolution=tables.same_against_same(view),
             text_resolution=text.RESOLUTION,
             notes=text.notes(view),

@@ -72,6 +72,7 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
     yield from _section("Flags", tables.flags(view))
     yield from _section("Hardware counters", tables.counters(view), text.COUNTERS)
     yield from _section("Repetitions", tables.repetitions(view), text.REPETITIONS)
+    yield from _section("Ranks", tables.ranks(view), text.RANKS)
     yield from _section("Resolution", tables.same_against_same(view), text.RESOLUTION)
     if found := text.notes(view):
         yield "## Notes"

@@ -333,6 +333,21 @@ def repetitions(view: View) -> Table:
     return Table(headers=("op", "times", "median spread", "largest spread"), rows=rows, numeric=(1, 2, 3))
 
 
+def ranks(view: View) -> Table:
+    """For each time of several ranks: each rank's median, and how often which one was the slowest of a sample."""
+    rows = []
+    for r in view.run.timed:
+        if r.ranks_s:
+            medians = [statistics.median(rank) for rank in zip(*r.ranks_s, strict=True)]
+            slowest = Counter(sample.index(max(sample)) for sample in r.ranks_s)
+            rank, times = slowest.most_common(1)[0]
+            often = f"rank {rank}, {percent(times / len(r.ranks_s))}"
+            spread = percent(max(medians) / min(medians) - 1, 1) if min(medians) else ""
+            rows.append((r.op, r.impl, r.case_id, ", ".join(map(duration, medians)), spread, often))
+    headers = ("op", "implementation", "case", "median of each rank", "spread", "the slowest one most often")
+    return Table(headers=headers, rows=rows, numeric=(4,))
+
+
 def same_against_same(view: View) -> Table:
     """Every A/A pair: how much two measurements of the same thing differ, and so what this run can resolve."""
     rows = []

@@ -25,6 +25,11 @@ COUNTERS = (
 
 REPETITIONS = "The run measured these cases several times. The spread is the largest median over the smallest, minus 1."
 
+RANKS = (
+    "Each rank's seconds from the barrier to the end of its own part. A sample is the time of its slowest rank. The "
+    "spread is the largest median over the smallest, minus 1."
+)
+
 RESOLUTION = (
     "The run measured one case of each op twice, interleaved. The resolution of the op is how far the interval of "
     "the difference reaches: a smaller difference between two times of the op means nothing."

@@ -80,7 +80,7 @@ def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) ->
         grid=(case.B, where.ranks),
         args={
             **of_all(xs_of(case, inputs), where.flags),
-            "own": where.flags[where.rank],
+            "own": where.own,
             "epochs": where.epochs,
             "residual": inputs["residual"].to(where.y.device),
             "w": inputs["w"].to(where.y.device),

@@ -79,7 +79,7 @@ def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) ->
         grid=(ctas, where.ranks),
         args={
             **of_all(xs_of(case, inputs), where.flags),
-            "own": where.flags[where.rank],
+            "own": where.own,
             "epochs": where.epochs,
             "y": where.y,
             "elements": case.elements,

@@ -93,7 +93,7 @@ def launch_of(case: AllToAllCase, inputs: Inputs, target: Target, where: Place) 
         grid=(ctas, where.ranks),
         args={
             **of_all(xs_of(case, inputs), where.flags),
-            "own": where.flags[where.rank],
+            "own": where.own,
             "epochs": where.epochs,
             "rows": inputs["rows"].to(where.y.device),
             "counts": inputs["counts"].to(where.y.device),

@@ -266,6 +266,19 @@ def test_the_child_launches_each_case_once_between_start_and_stop(
     assert late["error"] == "no time left"
 
 
+def test_ranks_that_wait_for_each_other_are_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpu_target", lambda: H100)
+    plan = tmp_path / "plan.json"
+    choice = dataclasses.asdict(Choice(ops=("all_reduce", "all_to_all"), impls=("triton-one-shot", "triton")))
+    plan.write_text(json.dumps({"choice": choice, "budget_s": 60.0}))
+    counters_child.child(plan)
+    said = [json.loads(line) for line in (tmp_path / "plan.json.done").read_text().splitlines()]
+    assert {entry["op"] for entry in said} == {"all_reduce", "all_to_all"}
+    assert {entry["error"] for entry in said} == {counters_child.WAITING}
+
+
 def test_declared_counters_agree_with_the_fields_of_the_result() -> None:
     fields = {field.name for field in dataclasses.fields(Counted)}
     assert {"dram_read", "dram_written", "l2_hit_rate", "tensor_ops", "ffma", "occupancy", "intensity"} <= fields

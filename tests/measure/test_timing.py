@@ -345,3 +345,18 @@ def test_the_graph_timer_agrees_with_isolated_launches_of_a_long_kernel() -> Non
     isolated = sorted(isolated_times(launches))[10]
     assert replayed == pytest.approx(isolated, rel=0.1)
     assert torch.equal(timer.outputs[1], copies[1] * 2.0)
+
+
+def test_the_samples_of_ranks_are_kept_and_the_slowest_counts() -> None:
+    times = iter([[3e-6, 1e-6], [1e-6, 2e-6]] * 100)
+
+    class Launch:
+        seconds: list[float]
+
+        def __call__(self) -> None:
+            self.seconds = next(times)
+
+    found = sample_interleaved({"ours": HostTimer([Launch()]), "alone": HostTimer([lambda: None])}, cap_s=0.0)
+    assert found["ours"].samples_s == [max(each) for each in found["ours"].ranks_s]
+    assert found["ours"].ranks_s[:2] == [[1e-6, 2e-6], [3e-6, 1e-6]]
+    assert found["alone"].ranks_s == []

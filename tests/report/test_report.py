@@ -362,6 +362,13 @@ def test_counters_stand_beside_what_was_declared(tmp_path: Path) -> None:
     assert "note: counters" not in page
 
 
+def test_the_spread_of_ranks_is_shown(tmp_path: Path) -> None:
+    each = [[1e-4, 1.2e-4], [1e-4, 1.2e-4], [1.3e-4, 1.2e-4]]
+    report.write(write_run(tmp_path, [gemv(1.2e-4, samples_s=[max(s) for s in each], ranks_s=each)]))
+    assert "| 100 µs, 120 µs | 20.0% | rank 1, 67% |" in (tmp_path / "report.md").read_text()
+    assert "rank 1, 67%" in (tmp_path / "report.html").read_text()
+
+
 def test_repetitions_and_telemetry_are_summed_up(tmp_path: Path) -> None:
     clock = {"min": 1.2e9, "median": 1.7e9, "max": 1.98e9}
     watched = {

@@ -230,13 +230,8 @@ class Collective:
 
     @property
     def seconds(self) -> list[float]:
-        """Of each rank in the last launch, from the barrier to the end of its own part."""
+        """Of each rank in the last launch, from the barrier to the end of its own part. The launch took the largest."""
         return self.group.member.seconds.tolist()
-
-    @property
-    def slowest_s(self) -> float:
-        """Seconds of the slowest rank in the last launch: the time of the launch."""
-        return max(self.seconds)
 
     def __call__(self) -> torch.Tensor:
         self.group.launch(self.slot, self.part)

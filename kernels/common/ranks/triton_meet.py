@@ -52,7 +52,9 @@ class Place:
     rank: int
     ranks: int
     flags: Sequence[torch.Tensor]
-    """Of each rank of the case, [CTAs, ranks of the case]."""
+    """Of each rank of the case, [CTAs, ranks of the case]: where a launch tells that it has come."""
+    own: torch.Tensor
+    """The flags that it waits for, those of `rank` and behind them those of the ranks after it."""
     epochs: torch.Tensor
     y: torch.Tensor
     """[rows, hidden], or [ranks, rows, hidden] for several."""
@@ -71,14 +73,16 @@ class Meeting(Generic[RankedT]):
     ranks_differ: bool = False
     """Does every rank get something else? Then all of them are interpreted and emulated."""
 
-    def on_one_part(self, case: RankedT, inputs: Inputs, target: Target, ranks: int, flag: int) -> Built:
-        """The first `ranks` ranks in one launch."""
+    def on_one_part(self, case: RankedT, inputs: Inputs, target: Target, ranks: int, *, wait: bool) -> Built:
+        """The first `ranks` ranks in one launch. They wait for all, or for nobody."""
         ctas, like = self.ctas(case, target), inputs["x0"]
         shape = self.shape(case) if ranks == 1 else (ranks, *self.shape(case))
+        told = torch.zeros(case.ranks, ctas, case.ranks, dtype=torch.int32, device=like.device)
         place = Place(
             rank=0,
             ranks=ranks,
-            flags=[*torch.full((case.ranks, ctas, case.ranks), flag, dtype=torch.int32, device=like.device)],
+            flags=[*told],
+            own=told[0] if wait else torch.full_like(told, ARRIVED),
             epochs=torch.zeros(ranks * ctas, dtype=torch.int32, device=like.device),
             y=torch.empty(shape, dtype=like.dtype, device=like.device),
         )
@@ -86,7 +90,7 @@ class Meeting(Generic[RankedT]):
 
     def pretended(self, case: RankedT, inputs: Inputs, target: Target) -> Built:
         """All ranks in one launch on one part, where they wait for each other. All CTAs must run at the same time."""
-        return self.on_one_part(case, inputs, target, case.ranks, 0)
+        return self.on_one_part(case, inputs, target, case.ranks, wait=True)
 
     def everywhere(self, case: RankedT, inputs: Inputs, target: Target) -> Launch:
         """A launch on each GPU."""
@@ -97,6 +101,7 @@ class Meeting(Generic[RankedT]):
                 rank=r,
                 ranks=1,
                 flags=flags,
+                own=flags[r],
                 epochs=torch.zeros(ctas, dtype=torch.int32, device=x.device),
                 y=torch.empty(self.shape(case), dtype=x.dtype, device=x.device),
             )
@@ -113,7 +118,7 @@ class Meeting(Generic[RankedT]):
         """An `Impl` whose `build` is rank 0, or all ranks, where nobody waits: it is compiled and interpreted."""
 
         def build(case: RankedT, inputs: Inputs, target: Target) -> Built:
-            return self.on_one_part(case, inputs, target, case.ranks if self.ranks_differ else 1, ARRIVED)
+            return self.on_one_part(case, inputs, target, case.ranks if self.ranks_differ else 1, wait=False)
 
         def prepare(case: RankedT, inputs: Inputs, target: Target) -> Launch:
             return (build if target.kind != "cuda" else self.everywhere)(case, inputs, target)
