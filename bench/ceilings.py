@@ -38,6 +38,9 @@ class Ceilings:
     larger footprint has more misses of the TLB."""
     cached_loads: Points = ()
     """The same where a cache holds the whole footprint."""
+    fma_points: tuple[tuple[float, float], ...] = ()
+    """On a host, (s, t) ascending in s: a stream whose FLOPs alone take s times as long as a plain read of its bytes
+    takes t times as long as that read."""
     usual_read_s: float = 0.0
     """On a host, seconds of the roof's read around the samples, in the median of the run. The times of streams are
     those of a memory that is as fast. 0 without such reads."""
@@ -58,6 +61,7 @@ class Ceilings:
         host_rates: list[float] = []
         pipes: dict[str, float] = {}
         chases: list[Record] = []
+        computing: list[tuple[Record, float]] = []
         best_read = 0.0
         for record in records:
             seconds = record.seconds
@@ -78,6 +82,8 @@ class Ceilings:
                     l2_rates.append(sum(s["l2_bytes"] for s in record.stages) / seconds)
                 elif kind == "chase":
                     chases.append(record)
+                elif kind == "fma_read":
+                    computing.append((record, seconds))
             elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
                 host_rates.append(record.bytes / seconds)
             elif record.op == "gemm_peak":
@@ -97,6 +103,7 @@ class Ceilings:
             best_read=best_read,
             memory_loads=memory_loads,
             cached_loads=cached_loads,
+            fma_points=fma_points(computing, tuple(sorted(reads.items())), pipes.get("fma_fp32")),
             usual_read_s=usual,
         )
 
@@ -145,6 +152,22 @@ class Ceilings:
         copying = max(reading, time_of(self.copy_points, size))
         return max(self.launch_s, (1 - mix) * reading + mix * copying)
 
+    def fused_seconds(self, memory_s: float, arithmetic_s: float) -> float | None:
+        """Seconds of a stage whose bytes alone take `memory_s` and whose FLOPs alone `arithmetic_s`.
+
+        Straight between the streams that were measured (a plain read computes nothing); beyond the last one all
+        further FLOPs come on top. None where no such stream was measured.
+        """
+        if not self.fma_points or not memory_s:
+            return None
+        share = arithmetic_s / memory_s
+        points = [(0.0, 1.0), *self.fma_points]
+        after = next((i for i, (s, _) in enumerate(points) if s >= share), None)
+        if after is None:
+            return memory_s * (points[-1][1] + share - points[-1][0])
+        (s0, t0), (s1, t1) = points[max(0, after - 1)], points[max(1, after)]
+        return memory_s * (t0 + (t1 - t0) * (share - s0) / (s1 - s0))
+
     def load_seconds(self, level: str, l2_bytes: int) -> float | None:
         """Seconds of a load that waits for the load before it, and that this level answers: `l1`, `l2` or `dram`.
 
@@ -159,6 +182,18 @@ class Ceilings:
         else:
             found = [seconds for size, seconds in self.cached_loads if size <= L1_FOOTPRINT]
         return found[-1] if found else None
+
+
+def fma_points(
+    computing: Iterable[tuple[Record, float]], reads: Points, peak: float | None
+) -> tuple[tuple[float, float], ...]:
+    """`Ceilings.fma_points` from the records of `fma_read` and their seconds; never below the larger of s and 1."""
+    found: dict[float, float] = {}
+    for record, seconds in computing if peak else ():
+        alone = time_of(reads, record.bytes)
+        share = record.flops / peak / alone
+        found[share] = min(max(1.0, seconds / alone), found.get(share, math.inf))
+    return tuple(sorted(found.items()))
 
 
 def usual_read(records: Iterable[Record]) -> float:

@@ -352,14 +352,15 @@ def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
     if expected is None:
         return "no prediction from measured ceilings"
     terms = point.terms
-    chain = terms.get("chain", 0.0)
+    chain, bend = terms.get("chain", 0.0), terms.get("bend", 0.0)
     lost = point.seconds - ideal
     if lost <= 0.05 * point.seconds:
         return "within 5% of the roof"
     moved = sum(s["work"]["bytes_read"] + s["work"]["bytes_written"] for s in point.record.stages)
     parts = {
         UNEXPLAINED: point.seconds - expected,
-        f"bound by {point.bound}": expected - chain - max(terms.get("memory", 0.0), ideal),
+        f"bound by {point.bound}": expected - chain - bend - max(terms.get("memory", 0.0), ideal),
+        "a stream that computes as much is itself below the roof": bend,
         "loads wait for each other before and after the stream": chain,
         "it moves more than the compulsory bytes": max(0.0, (moved - point.record.bytes) / roof),
     }

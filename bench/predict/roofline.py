@@ -13,8 +13,10 @@ It makes two predictions of the same stages: from the part's datasheet, and from
 | a pipe | FLOPs of `mma_bf16`, `fma_fp32`, ... | FLOPs / peak | launch + FLOPs / peak of `gemm_peak` |
 | `issue` | instructions, conversions too | instructions / issue rate | launch + the same at the clock of `fma_fp32` |
 | `chain` | loads in a row, before and after the stream | - | loads x price of `stream` chase, level by level |
+| `bend` | bytes and FLOPs together, on a host | - | by how much `stream` fma_read exceeds the larger of both |
 
 The terms of a stage overlap, so the largest is its time. `chain` does not overlap: nothing streams yet, or any more.
+`bend` comes on top too: a host's core does not hide all of its arithmetic behind its loads, or the other way round.
 Stages follow each other. A term whose ceiling is not known is left out, and `Prediction.missing` names the ceiling.
 """
 
@@ -39,8 +41,12 @@ CEILING_OF = {
     "peers": "link_bandwidth",
     "issue": "issue_rate",
     "chain": "dependent_load",
+    "bend": "fma_read",
 }
 """The ceiling behind a term, by its name in `Prediction.missing`. The ceiling of a pipe has the pipe's name."""
+
+ON_TOP = ("chain", "bend")
+"""Terms that do not overlap with the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +58,8 @@ class Prediction:
     """Seconds by name, summed over stages."""
     bound: str
     """`memory`, `l2`, `link`, `peers`, `issue`, `chain`, `launch`, or the name of a pipe. Each stage is spent under its
-    largest term, and under `chain`; the bound is the term under which most time is spent. With measured ceilings, it
-    is `launch` where launches take over half."""
+    largest term, and under those `ON_TOP`; the bound is the term under which most time is spent. With measured
+    ceilings, it is `launch` where launches take over half."""
     basis: str
     """The device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
@@ -114,7 +120,19 @@ def measured_terms(stage: Stage, ceilings: Ceilings, target: Target) -> Terms:
         terms["issue"] = _time(stage.instructions, issue_rate(target.sm, pipes.get("fma_fp32", 0.0)), launch)
     if stage.loads_before or stage.loads_after:
         terms["chain"] = chain_seconds(stage, ceilings, target)
-    return terms | {pipe: _time(flops, pipes.get(pipe), launch) for pipe, flops in stage.work.flops.items()}
+    terms |= {pipe: _time(flops, pipes.get(pipe), launch) for pipe, flops in stage.work.flops.items()}
+    if ceilings.fma_points and (bend := bend_seconds(stage, memory, ceilings)):
+        terms["bend"] = bend
+    return terms
+
+
+def bend_seconds(stage: Stage, memory: float, ceilings: Ceilings) -> float | None:
+    """By how much a stream with this stage's FLOPs, in fp32, takes longer than its bytes or its FLOPs alone.
+
+    None where the peak of a pipe is not known."""
+    arithmetic = ceilings.arithmetic_seconds(stage.work.flops)
+    together = ceilings.fused_seconds(memory, arithmetic) if arithmetic is not None else None
+    return None if together is None or arithmetic is None else max(0.0, together - max(memory, arithmetic))
 
 
 def _time(amount: float, rate: float | None, launch: float = 0.0) -> float | None:
@@ -191,10 +209,10 @@ def _sum_up(stages: Iterable[Terms], basis: str) -> Prediction:
 
 
 def _spent(terms: Mapping[str, float]) -> dict[str, float]:
-    """The terms under which a stage's time is spent: the largest of those that overlap, and the chain."""
-    overlapping = [name for name in terms if name != "chain"]
+    """The terms under which a stage's time is spent: the largest of those that overlap, and those on top."""
+    overlapping = [name for name in terms if name not in ON_TOP]
     largest = [max(overlapping, key=terms.__getitem__)] if overlapping else []
-    return {name: terms[name] for name in [*largest, *(["chain"] if "chain" in terms else [])]}
+    return {name: terms[name] for name in [*largest, *(name for name in ON_TOP if name in terms)]}
 
 
 def _accumulate(sums: dict[str, float], terms: Mapping[str, float]) -> None:

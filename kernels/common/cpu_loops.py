@@ -228,3 +228,41 @@ def sum_rows(typingctx, out, to, a, rows, length):
         return context.get_dummy_value()
 
     return types.void(out, types.int64, a, rows, types.int64), generate
+
+
+def computing(passes: int) -> Callable[..., Any]:
+    """The sums of `sum_rows`, of elements that become a z + b `passes` times before they are added."""
+
+    def sums_after(typingctx, out, to, x, rows, length, a, b):
+        from numba import types
+
+        def generate(context, builder, signature, arguments):
+            code = Code(context, builder)
+            out_data, data = code.data(out, arguments[0]), code.data(x, arguments[2])
+            at = code.offsets(arguments[3], rows)
+            sums = code.variables(2 * len(at), code.zeros())
+            factor, more = code.splat(arguments[5]), code.splat(arguments[6])
+
+            def add(i):
+                places = [builder.add(row, code.add(i, n * code.count)) for row in at for n in range(2)]
+                held = [code.load(data, place, x.dtype) for place in places]
+                for _ in range(passes):
+                    held = [code.fma(value, factor, more) for value in held]
+                for slot, value in zip(sums, held, strict=True):
+                    builder.store(builder.fadd(builder.load(slot), value), slot)
+
+            code.loop(code.int64(0), arguments[4], 2 * code.count, add)
+            found = [builder.load(each) for each in sums]
+            totals = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+            code.store_sums(totals, out_data, [arguments[1]])
+            return context.get_dummy_value()
+
+        return types.void(out, types.int64, x, rows, types.int64, types.float32, types.float32), generate
+
+    return sums_after
+
+
+PASSES = (2, 8, 16)
+"""Written out, because a loop of so few steps costs as much as they do."""
+
+fma_2, fma_8, fma_16 = (intrinsic(computing(passes)) for passes in PASSES)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kernels.common.cpu_jit import array, cpu_impl, kernel, prange, threads
-from kernels.common.cpu_loops import row_sum, sum_rows
+from kernels.common.cpu_loops import PASSES, fma_2, fma_8, fma_16, row_sum, sum_rows
 from kernels.op import Inputs, Launch, Stage, Target
-from kernels.stream.op import ALPHA, CHUNK, StreamCase, work
+from kernels.stream.op import ALPHA, CHUNK, FMA_A, FMA_B, StreamCase, work
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,23 @@ def read(x, y, runs):
             else:
                 y[chunk] = row_sum(x, at, min(CHUNK, len(x) - at))
                 chunk += 1
+
+
+@kernel
+def fma_read(x, y, passes, a, b, runs):
+    """All chunks are whole; the last ones are read again where they are not as many as are read at once."""
+    for run in prange(runs):
+        first, end = len(y) * run // runs, len(y) * (run + 1) // runs
+        for chunk in range(first, end, AT_ONCE):
+            to = max(0, min(chunk, end - AT_ONCE))
+            at = to * CHUNK
+            rows = (at, at + CHUNK, at + 2 * CHUNK, at + 3 * CHUNK)
+            if passes == 2:
+                fma_2(y, to, x, rows, CHUNK, a, b)
+            elif passes == 8:
+                fma_8(y, to, x, rows, CHUNK, a, b)
+            else:
+                fma_16(y, to, x, rows, CHUNK, a, b)
 
 
 @kernel
@@ -58,9 +75,14 @@ def prepare(case: StreamCase, inputs: Inputs, target: Target) -> Launch:
     import torch
 
     x, runs = inputs["x"], threads(target)
-    out = torch.empty(case.chunks if case.kind == "read" else case.n)
-    function: Any = {"read": read, "triad": triad}.get(case.kind, copy)
-    more = (array(inputs["y"]), array(out), np.float32(ALPHA)) if case.kind == "triad" else (array(out),)
+    out = torch.empty(case.chunks if case.kind in ("read", "fma_read") else case.n)
+    functions: dict[str, Any] = {"read": read, "fma_read": fma_read, "triad": triad}
+    function = functions.get(case.kind, copy)
+    more: tuple = (array(out),)
+    if case.kind == "triad":
+        more = (array(inputs["y"]), array(out), np.float32(ALPHA))
+    elif case.kind == "fma_read":
+        more = (array(out), case.passes, np.float32(FMA_A), np.float32(FMA_B))
     arguments = (array(x), *more, runs)
 
     def launch() -> torch.Tensor:
@@ -77,6 +99,10 @@ def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
 def supports(case: StreamCase, target: Target) -> str | None:
     if case.kind in ("l2_read", "chase"):
         return f"a {case.kind} is for a GPU's caches: predictions for a host have no term that needs it"
+    if case.kind == "fma_read" and (case.passes not in PASSES or case.chunks < AT_ONCE):
+        return (
+            f"is written out for {PASSES} multiply-adds and {AT_ONCE} chunks, not for {case.passes} and {case.chunks}"
+        )
     return None
 
 

@@ -5,9 +5,14 @@
 | `read` | y[c] = sum of chunk c of x | `size` bytes read; the roof of decode, which hardly writes |
 | `copy` | y = x | `size` read, `size` written |
 | `triad` | z = x + 2.5 y | 2 `size` read, `size` written |
+| `fma_read` | y[c] = sum of chunk c of x after `passes` times x <- (1 - 2^-12) x + 2^-12 | `size` bytes read |
 | `l2_read` | y[c] = sum over p < `passes` of sum(chunk (c + p) mod C) | `size` from DRAM, all else from L2 |
 | `chase` | y[c] = a_c after `loads` times a_c = x[a_c], from the first element of line c | 32 bytes a load |
 | `launch` | y[0] = x[0] | 4 bytes read and written: all its time is the launch |
+
+An `fma_read` tells what a host makes of memory and arithmetic together: its cores do not hide all of one behind the
+other. So the roofline of a host has no sharp ridge, and the time of a stream that computes is measured as such, with a
+few FLOPs per byte (as the Empirical Roofline Toolkit does).
 
 A chunk is 4096 elements (16 KiB), so the sums are 1/4096 of what is read. The operation defines the chunk, so that the
 output is the same whatever grid computes it. The last chunk of a `read` may be short.
@@ -41,6 +46,10 @@ CHUNK = 4096
 ALPHA = 2.5
 """The factor of the triad, exact in fp32."""
 
+FMA_A = 1 - 2**-12
+FMA_B = 2**-12
+"""Each step of an `fma_read` brings x nearer to 1 by 1/4096."""
+
 LINE = 32
 """Elements of a line of a `chase`: 128 bytes, what the caches of NVIDIA's parts keep track of."""
 
@@ -58,12 +67,12 @@ L2_SIZE = 6 * 132 * 4 * CHUNK
 class StreamCase(Case):
     """`size`: bytes of each array, a multiple of 4 up to 4 GiB, so that an element's index fits in 32 bits.
 
-    `passes`: how often an `l2_read` reads its array; 1 for other kinds.
+    `passes`: how often an `l2_read` reads its array, multiply-adds of each element of an `fma_read`; 1 for other kinds.
     Only for a `chase`: `chains`, the `loads` of each chain, and whether the loads may find lines in the L1 (`l1`) or go
     past it.
     """
 
-    kind: Literal["read", "copy", "triad", "l2_read", "chase", "launch"]
+    kind: Literal["read", "copy", "triad", "fma_read", "l2_read", "chase", "launch"]
     size: int
     passes: int = 1
     chains: Count = 0
@@ -74,11 +83,11 @@ class StreamCase(Case):
         super().__post_init__()
         if self.size > 4 * GiB or self.size % 4:
             raise ValueError(f"size {self.size}: expected a positive multiple of an element's 4 bytes, up to 4 GiB")
-        if self.kind == "l2_read" and self.size % (4 * CHUNK):
-            raise ValueError(f"size {self.size}: an l2_read is whole chunks of {4 * CHUNK} bytes")
+        if self.kind in ("fma_read", "l2_read") and self.size % (4 * CHUNK):
+            raise ValueError(f"size {self.size}: an {self.kind} is whole chunks of {4 * CHUNK} bytes")
         if self.kind == "launch" and self.size != 4:
             raise ValueError(f"size {self.size}: a launch moves one element of 4 bytes")
-        if self.kind != "l2_read" and self.passes != 1:
+        if self.kind not in ("fma_read", "l2_read") and self.passes != 1:
             raise ValueError(f"passes {self.passes}: a {self.kind} has one")
         if (self.kind == "chase") != (self.chains > 0) or (self.kind == "chase") != (self.loads > 0):
             raise ValueError(f"chains {self.chains}, loads {self.loads}: a chase has both, a {self.kind} neither")
@@ -94,7 +103,7 @@ class StreamCase(Case):
 
     @property
     def chunks(self) -> int:
-        """Outputs of a `read` or `l2_read`."""
+        """Outputs of a read of any kind."""
         return cdiv(self.n, CHUNK)
 
     @property
@@ -111,7 +120,9 @@ class StreamCase(Case):
     def id(self) -> str:
         if self.kind == "chase":
             return f"chase-{size_text(self.size)}-{self.chains}x{self.loads}" + ("-l1" if self.l1 else "")
-        return f"{self.kind}-{size_text(self.size)}" + (f"-x{self.passes}" if self.kind == "l2_read" else "")
+        return f"{self.kind}-{size_text(self.size)}" + (
+            f"-x{self.passes}" if self.kind in ("fma_read", "l2_read") else ""
+        )
 
 
 def cases(suite: str) -> list[StreamCase]:
@@ -138,6 +149,7 @@ def cases(suite: str) -> list[StreamCase]:
             *several("read", MiB, 16 * MiB, 64 * MiB, 128 * MiB),
             *several("copy", 8 * MiB),
             *several("triad", 8 * MiB),
+            *(StreamCase(kind="fma_read", size=64 * MiB, passes=passes) for passes in (2, 8, 16)),
         ]
     if suite == "quick":
         return [
@@ -244,17 +256,22 @@ def reference(case: StreamCase, inputs: Inputs) -> torch.Tensor:
     sums = chunk_sums(x)
     if case.kind == "read":
         return sums
+    if case.kind == "fma_read":
+        return CHUNK + FMA_A**case.passes * (sums - CHUNK)
     return torch.stack([sums.roll(-p) for p in range(case.passes)]).sum(dim=0)
 
 
 def work(case: StreamCase) -> Work:
-    """Each array once; one addition per element summed, 2 FLOP per element of a triad. A chase reads a sector of each
-    line that it meets."""
+    """Each array once; one addition per element summed, 2 FLOP per element of a triad and per multiply-add.
+
+    A chase reads a sector of each line that it meets.
+    """
     if case.kind == "chase":
         return Work(bytes_read=SECTOR * case.lines_met, bytes_written=4 * case.chains)
     arrays_read = 2 if case.kind == "triad" else 1
-    summed = case.kind in ("read", "l2_read")
-    flops = {"read": case.n, "l2_read": case.passes * case.n, "triad": 2 * case.n}.get(case.kind, 0)
+    summed = case.kind in ("read", "fma_read", "l2_read")
+    per_element = {"read": 1, "fma_read": 2 * case.passes + 1, "l2_read": case.passes, "triad": 2}
+    flops = per_element.get(case.kind, 0) * case.n
     return Work(
         flops={"fma_fp32": flops} if flops else {},
         bytes_read=arrays_read * case.size,

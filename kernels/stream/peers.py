@@ -14,6 +14,8 @@ def stages(case: StreamCase, target: Target) -> tuple[Stage, ...]:
 def supports(case: StreamCase, target: Target) -> str | None:
     if case.kind == "l2_read":
         return "needs a kernel that reads one array several times in one launch; torch has none"
+    if case.kind == "fma_read":
+        return "needs a kernel that computes on what it reads before it sums; torch has none"
     if case.kind == "chase":
         return "needs a kernel whose loads wait for each other in one launch; torch has none"
     if case.kind == "read" and case.n % CHUNK:

@@ -280,6 +280,10 @@ def stages_persistent(case: StreamCase, target: Target) -> tuple[Stage, ...]:
     return (Stage(name="read", work=work(case), ctas=chosen.ctas, ctas_per_sm=chosen.ctas_per_sm),)
 
 
+def supports(case: StreamCase, target: Target) -> str | None:
+    return "a GPU hides arithmetic behind its loads: an fma_read is for hosts" if case.kind == "fma_read" else None
+
+
 def only_reads(case: StreamCase, target: Target) -> str | None:
     return None if case.kind == "read" else f"another way to read; a {case.kind} has one implementation"
 
@@ -299,6 +303,7 @@ IMPLS = (
         name="triton",
         build=build,
         stages=stages,
+        supports=supports,
         tuning=Tuning(op="stream", shape_class=shape_class, candidates=candidates),
     ),
     triton_impl(
