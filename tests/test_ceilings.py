@@ -88,6 +88,19 @@ def test_a_read_of_the_l2_is_warm_by_intent() -> None:
     assert ceilings.l2_bandwidth == pytest.approx(4e12)
 
 
+def test_a_stream_that_computes_is_told_by_its_share_of_the_read_and_by_how_much_longer_it_takes() -> None:
+    """FLOPs for 0.5 us at 1 TFLOP/s; the read alone takes 1 us, and the stream 1.3 us. Without a peak there is none."""
+    read, peak = timed("stream", {"kind": "read"}, 1e-6), timed("gemm_peak", {}, 1e-6, flops={"fma_fp32": 10**6})
+    computing = timed("stream", {"kind": "fma_read"}, 1.3e-6, flops={"fma_fp32": 5 * 10**5})
+    faster = timed("stream", {"kind": "fma_read"}, 0.9e-6, flops={"fma_fp32": 10**5})
+    found = Ceilings.from_records([read, peak, computing, faster])
+    assert found is not None
+    assert found.fma_points == (pytest.approx((0.1, 1.0)), pytest.approx((0.5, 1.3)))
+    without = Ceilings.from_records([read, computing])
+    assert without is not None
+    assert without.fma_points == ()
+
+
 def test_no_ceilings_without_a_read() -> None:
     assert Ceilings.from_records([timed("ffn_gemv", {}, 1e-6)]) is None
 

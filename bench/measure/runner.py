@@ -116,7 +116,8 @@ def _run(
         lock = None if resume else Lock(directory)
         run_id = earlier.header.get("run_id", directory.name) if earlier else directory.name
         try:
-            jobs, done = schedule_jobs(request, ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
+            known = (ops, ready.impls, earlier, run_id, spec, ready.by_torch_compile)
+            jobs, done = schedule_jobs(request, *known, on_host=target.kind == "cpu")
         except BadRequest:
             if not resume:
                 remove_if_empty(directory, directory.parent)

@@ -111,12 +111,17 @@ def schedule_jobs(
     run_id: str,
     spec: DeviceSpec | None,
     by_torch_compile: Mapping[str, Collection[str]] = MappingProxyType({}),
+    *,
+    on_host: bool = False,
 ) -> tuple[list[Job], int]:
     """The jobs that are left, in order, and how many (op, case, repetition) an earlier process of the run has done.
 
     Ceilings come first, because predictions are made from them. In `full`, those of `quick` come first, then the other
-    cases of `quick`, then the rest, ceilings among them. The ops take turns. Each begins with its largest case, then
-    takes its smallest, the middle one, and so on by halves, so that a run that is cut short has covered the range.
+    cases of `quick`, then the rest, ceilings among them. On a host the ceilings are those of `smoke` in every suite,
+    because a product of 8192 x 8192 takes minutes there.
+
+    The ops take turns. Each begins with its largest case, then takes its smallest, the middle one, and so on by halves,
+    so that a run that is cut short has covered the range.
     Implementations `by_torch_compile` (by operation) come last: each of their shapes takes seconds to compile.
     """
     chosen = [op for name, op in ops.items() if not request.ops or name in request.ops]
@@ -133,7 +138,7 @@ def schedule_jobs(
     for repeat in range(request.repeat):
         settings = Settings(cap_s=cap_s, seed=1000 * repeat, repeat=repeat, run_id=run_id, spec=spec)
         last: list[Job] = []
-        for op, case in shard_of(ordered(chosen, request), request.shard):
+        for op, case in shard_of(ordered(chosen, request, on_host), request.shard):
             names = [n for n in impls[op.name] if not request.impls or n in request.impls or op.is_ceiling]
             left = [n for n in names if (op.name, n, case.id, repeat) not in finished]
             if names and not left:
@@ -164,15 +169,16 @@ def outdated(records: Iterable[Record], retuned: Iterable[Retuned]) -> set[tuple
     }
 
 
-def ordered(ops: Sequence[Op], request: Request) -> list[tuple[Op, Any]]:
+def ordered(ops: Sequence[Op], request: Request, on_host: bool) -> list[tuple[Op, Any]]:
     """Each (op, case) of one repetition, in the order of measuring."""
     suite = request.suite or "smoke"
     early = "quick" if suite == "full" else suite
-    found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, early)]
+    ceilings = "smoke" if on_host else early
+    found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, ceilings)]
     for is_early in (True, False):
         queues = []
         for op in ops:
-            if op.is_ceiling and is_early:
+            if op.is_ceiling and (is_early or on_host):
                 continue
             ids = {case.id for case in cases_of(op, early)}
             wanted = [case for case in cases_of(op, suite) if (case.id in ids) is is_early]

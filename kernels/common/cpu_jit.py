@@ -6,7 +6,8 @@ kernel is refused, and all else works.
 Compiled code is kept in `<cache>/decodebench/numba-<version>-<digest of these sources>`, where `<cache>` is
 `$NUMBA_CACHE_DIR`, `$XDG_CACHE_HOME` or `~/.cache`, whichever is set first. Numba itself looks only at the file of a
 function, not at what the function calls, so the digest is in the path: a change anywhere compiles anew. The version is
-there too, because an index that another version wrote is thrown away. Where that directory cannot be written, kernels
+there too, because an index that another version wrote is thrown away. The `KEPT` directories that were used last are
+kept, and those of the last day. Where that directory cannot be written, kernels
 are compiled again in every process, which takes some seconds for each operation.
 """
 
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import version
@@ -80,7 +83,8 @@ def parallel_range(function: Any) -> Any:
 
 
 prange: Any = Lazy(range, parallel_range)
-"""`numba.prange`, in kernels."""
+"""`numba.prange`, in kernels. Its index is a uint64 in the loop and an int64 around it: who hands it on to a function
+gives `np.int64(index)`, or the function is compiled for both."""
 
 
 def compiled(function: Callable[..., Any], *, parallel: bool) -> Any:
@@ -99,6 +103,18 @@ def compiled(function: Callable[..., Any], *, parallel: bool) -> Any:
         config.CACHE_DIR = before
 
 
+KEPT = 4
+DAY_S = 86400
+
+
+def remove_old(ours: Path) -> None:
+    """Delete the compiled code of sources that have not been used for a day, but not the `KEPT` used last."""
+    by_use = sorted(((path.stat().st_mtime, path) for path in ours.glob("numba-*")), reverse=True)
+    for used, path in by_use[KEPT:]:
+        if used < time.time() - DAY_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @cache
 def cache_directory() -> str:
     """Where compiled code is kept, empty where nothing can be written."""
@@ -112,7 +128,9 @@ def cache_directory() -> str:
         path = ours / f"numba-{version('numba')}-{digest.hexdigest()[:12]}"
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            return str(path)
+            os.utime(path)
+        remove_old(ours)
+        return str(path)
     except (OSError, RuntimeError):
         return ""
 

@@ -53,7 +53,8 @@ def multiply(x, x_scale, w, scale, y, shape, scaling, xs, x_at, at, sums, totals
     """Each run copies x for itself, widened to the type of `xs`, then multiplies its rows. `shape` is B, N, K."""
     runs = len(xs)
     for run in prange(runs):
-        multiply_run(run, runs, x, x_scale, w, scale, y, shape, scaling, xs[run], x_at, at[run], sums[run], totals[run])
+        mine = (xs[run], x_at, at[run], sums[run], totals[run])
+        multiply_run(np.int64(run), runs, x, x_scale, w, scale, y, shape, scaling, *mine)
 
 
 @jit
@@ -94,7 +95,7 @@ def multiply_4bit(x, w, scale, zero, y, shape, xs, x_sums, row, spread, x_at, at
     runs = len(xs)
     for run in prange(runs):
         multiply_4bit_run(
-            run,
+            np.int64(run),
             runs,
             x,
             w,

@@ -204,7 +204,8 @@ def update(
     runs, q_len = shape[0], shape[2]
     B, H, V = dims[1], dims[2], dims[4]
     for run in prange(runs):
-        prepare_tokens(run, runs, tokens, rings, slots, kept, positions, dims, shape, weights, lines[run], mixed)
+        mine = (lines[run], mixed)
+        prepare_tokens(np.int64(run), runs, tokens, rings, slots, kept, positions, dims, shape, weights, *mine)
     for run in prange(runs):
         at, stop = B * H * V * run // runs, B * H * V * (run + 1) // runs
         while at < stop:

@@ -125,7 +125,7 @@ def topk(scores, bits, shift, ends, k, by_value, values, found, room, counts, ou
     B, parts = counts.shape
     N = len(scores) // B
     for task in prange(B * parts):
-        b, part = task // parts, task % parts
+        b, part = np.int64(task) // parts, np.int64(task) % parts
         first, last = ends[b] * part // parts, ends[b] * (part + 1) // parts
         counts[b, part] = pick(scores, bits, shift, b * N, first, last, k, found[b, part], room[b, part])
     for b in range(B):

@@ -116,6 +116,18 @@ def test_where_compiled_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert directory() == "", "nothing can be written there, so each process compiles"
 
 
+def test_compiled_code_that_was_not_used_for_a_day_is_deleted_but_for_the_last(tmp_path: Path) -> None:
+    kept = [tmp_path / f"numba-1-{i}" for i in range(cpu_jit.KEPT + 2)]
+    for i, path in enumerate(kept):
+        path.mkdir()
+        (path / "index").touch()
+        os.utime(path, (1e9 - i, 1e9 - i))
+    os.utime(kept[-1])
+    (tmp_path / "another").mkdir()
+    cpu_jit.remove_old(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "another", *kept[: cpu_jit.KEPT - 1], kept[-1]])
+
+
 LOOPS = """
 import numpy as np
 from kernels.common.cpu_jit import jit
@@ -204,3 +216,5 @@ def test_results_are_torch_tensors_of_the_cases_type() -> None:
     case = GemvCase(B=1, N=8, K=32, dtype="bf16")
     y = numba_impl("ffn_gemv").prepare(case, OPS["ffn_gemv"].inputs(case, "cpu", 0), CPU)()
     assert y.dtype == torch.bfloat16
+    mine = cpu_gemv.multiply_run
+    assert len({signature[0] for signature in mine.signatures}) == 1, "one type of thread, or all is compiled twice"

@@ -52,6 +52,18 @@ def test_smoke_runs_on_a_cpu(kind: str) -> None:
     assert "GPU" in IMPLS["triton"].supports(case, CPU)
 
 
+def test_a_host_computes_on_what_it_reads() -> None:
+    """Each of 8 multiply-adds brings x nearer to 1: 4096 times 3 become 4096 (1 + 2 (1 - 2^-12)^8)."""
+    case = StreamCase(kind="fma_read", size=6 * 4 * CHUNK, passes=8)
+    assert work(case).total_flops == 17 * case.n
+    by_hand = torch.full((6,), CHUNK * (1 + 2 * (1 - 2**-12) ** 8), dtype=torch.float64)
+    assert torch.allclose(OP.reference(case, {"x": torch.full((case.n,), 3.0)}), by_hand)
+    assert check(OP, IMPLS["numba"], case, CPU).passed
+    assert {name for name, impl in IMPLS.items() if impl.supports(case, CPU) is None} == {"numba"}
+    assert "for hosts" in IMPLS["triton"].supports(case, H100)
+    assert "(2, 8, 16)" in IMPLS["numba"].supports(dataclasses.replace(case, passes=3), CPU)
+
+
 def test_the_gate_catches_a_skipped_chunk(target) -> None:
     """A read that leaves out one of 4096 elements, or one chunk, must not be timed."""
     case = StreamCase(kind="read", size=8 * 4 * CHUNK)

@@ -45,6 +45,16 @@ def test_ceilings_of_quick_come_first_and_the_others_take_turns_with_the_ops() -
     assert {(job.op, job.case.id) for job in jobs} == everything
 
 
+def test_the_ceilings_of_a_host_fit_it_in_every_suite() -> None:
+    ops = discover()
+    impls = {name: {"numba": True, "torch": False} for name in ops}
+    request = Request(suite="quick", ops=("gemm_peak", "stream", "ffn_gemv"))
+    jobs, _ = schedule_jobs(request, ops, impls, None, "", None, on_host=True)
+    found = {name: {job.case.id for job in jobs if job.op == name} for name in request.ops}
+    for name, suite in (("gemm_peak", "smoke"), ("stream", "smoke"), ("ffn_gemv", "quick")):
+        assert found[name] == {case.id for case in ops[name].cases(suite)}
+
+
 def test_what_torch_compiles_comes_last() -> None:
     jobs = jobs_of("quick")
     slow = [job for job in jobs if "torch-compiled" in job.impls and job.op == "ffn_gemv"]

@@ -35,6 +35,34 @@ def stage(read: int = 0, flops: int = 0, **more: object) -> Stage:
     return Stage(name="stage", work=work, **more)  # type: ignore[arg-type]
 
 
+# ---- a host, whose cores do not hide all arithmetic behind their loads
+
+HOST = Ceilings(
+    read_points=((1 << 30, (1 << 30) / 1e10),),
+    pipes={"fma_fp32": 1e11},
+    fma_points=((0.25, 1.1), (1.0, 1.6)),
+)
+
+
+@pytest.mark.parametrize(
+    ("flops", "bend"),
+    [
+        (0, 0.0),
+        (25 * 10**9, 0.1),  # 0.25 s of arithmetic: the first stream that was measured
+        (50 * 10**9, 1.1 + 0.5 / 3 - 1),  # a third of the way to the second
+        (100 * 10**9, 0.6),
+        (300 * 10**9, 0.6),  # all further FLOPs come on top of those of the last stream
+    ],
+)
+def test_bytes_and_flops_together_take_as_long_as_a_stream_with_as_many(flops: int, bend: float) -> None:
+    """10^10 bytes take a second alone, and 10^11 FLOPs too."""
+    work = Work(flops={"fma_fp32": flops} if flops else {}, bytes_read=10**10)
+    prediction = predict_from_ceilings([Stage(name="stage", work=work)], HOST, Target(kind="cpu", name="a host"))
+    assert prediction.terms.get("bend", 0.0) == pytest.approx(bend, abs=1e-9)
+    assert prediction.seconds == pytest.approx(max(1.0, flops / 1e11) + bend)
+    assert prediction.bound == ("fma_fp32" if flops > 10**11 else "memory")
+
+
 # ---- loads that wait for each other
 
 CHAINED = stage(read=8 * 10**6, loads_before={"dram": 3}, loads_after={"l2": 3})
