@@ -180,6 +180,8 @@ def step(
         devices=tp,
         tokens=1 + drafts,
     )
+    if run and device:
+        raise BadRequest("--from predicts for the machine of that run: leave out --device")
     if device not in ("", "cpu"):
         raise BadRequest(f"--device {device}: a step is measured here on a cpu; on a GPU `decodebench run` measures it")
     if device:
@@ -188,7 +190,7 @@ def step(
         with busy("measuring the step and each of its operations"):
             found = measure_request(asked)
     else:
-        found = step_request.expect(asked, run.ceilings.read_roof if run and run.ceilings else None)
+        found = step_request.expect(asked, step_request.roof_of(asked, run) if run else None)
     if as_json:
         show_json(found.as_dict())
         return

@@ -9,11 +9,13 @@ from bench.devices import DeviceSpec, find
 from bench.errors import BadRequest
 from bench.predict import expected_rows
 from bench.predict.command import check_split, load_shape
+from bench.predict.host import PART
 from bench.predict.model_file import known_precision
 from bench.predict.step_model import StepPrediction
 from bench.predict.step_model import step as predict_step
 from bench.predict.step_waterfall import Waterfall, expected_waterfall
 from bench.predict.weights import recipe
+from bench.run import Run
 from kernels.models import ModelShape
 from kernels.op import discover
 
@@ -83,7 +85,17 @@ def predicted_on(request: Request, spec: DeviceSpec) -> StepPrediction:
     )
 
 
+def roof_of(request: Request, run: Run) -> float | None:
+    """The read roof that a run of the same part measured. Raises `BadRequest` for a run of another part."""
+    part = find(request.part)
+    if run.part is None or run.part.key != part.key:
+        raise BadRequest(f"--from: the run is of {run.device_name}, and the step of {part.name}: give its --part")
+    return run.ceilings.read_roof if run.ceilings else None
+
+
 def expect(request: Request, read_roof: float | None = None) -> Waterfall:
     """The step on a part of the datasheets, by constants. Raises `BadRequest`."""
+    if request.part == PART:
+        raise BadRequest(f"--part {PART}: give --device {PART}, and the step is measured on this host")
     spec = expected_rows.as_reported(find(request.part))
     return expected_waterfall(predicted_on(request, spec), shape_of(request), spec, read_roof)

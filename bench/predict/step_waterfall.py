@@ -19,7 +19,7 @@ from bench.devices import DeviceSpec, Quantity
 from bench.predict import collectives, expected
 from bench.predict.step_expected import ExpectedStep, alone_seconds, expect_step
 from bench.predict.step_model import StepPrediction
-from bench.units import percent
+from bench.units import duration, percent
 from kernels.decode_step.parts import parts
 from kernels.models import ModelShape
 
@@ -77,19 +77,21 @@ class Waterfall:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For the screen: what was asked, the levels, then the notes."""
+        """For the screen: what was asked, the levels, where they are from, then the notes."""
         how = "measured" if self.measured else "expected"
         asked = f"{self.model}, {self.layers} layers, weights {self.weights}, KV {self.kv}"
         part = self.part if self.devices == 1 else f"{self.devices} x {self.part}"
-        found = [f"{asked}, batch {self.batch}, {self.context:,} tokens, on {part}: {how}"]
+        found = [f"{asked}, batch {self.batch:,}, {self.context:,} tokens, on {part}: {how}"]
         width, before = max(len(level.name) for level in self.levels), 0.0
+        sources: dict[str, list[str]] = {}
         for level in self.levels:
             share = percent(level.seconds / self.step.seconds)
             added = f"{(level.seconds - before) * 1e6:+,.0f} us"
-            line = f"  {level.name:<{width}}  {level.seconds * 1e6:>11,.0f} us  {added:>13}  {share:>5}  {level.source}"
-            found.append(line)
+            found.append(f"  {level.name:<{width}} {level.seconds * 1e6:>10,.0f} us {added:>13} {share:>5}")
+            sources.setdefault(level.source, []).append(level.name.partition(":")[0])
             before = level.seconds
-        return [*found, *self.notes]
+        said = [f"{'; '.join(names)}: {source}" for source, names in sources.items()]
+        return [*found, *said, *(note for note in self.notes if note not in sources)]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headers and cells: each operation with its share of the time and of the gap."""
@@ -237,11 +239,13 @@ def expected_waterfall(
         Level(name="gaps and small kernels of the layers", seconds=gaps, source=servers),
         Level(name="step, with sampling and scheduler", seconds=found.seconds, source=servers),
     ]
-    notes = (
-        f"10 to 90% of published servers: {found.low * 1e3:.3g} to {found.high * 1e3:.3g} ms",
+    notes = [
+        f"10 to 90% of published servers: {duration(found.low)} to {duration(found.high)}",
         *communication(predicted, shape, spec, found),
         *found.rests_on,
-    )
+    ]
+    if predicted.fits is False:
+        notes.append(f"this batch does not fit: at most {predicted.max_batch:,} sequences of this context do")
     return Waterfall(
         model=shape.name,
         part=predicted.device,
@@ -254,7 +258,7 @@ def expected_waterfall(
         measured=False,
         levels=tuple(levels),
         ops=shared(rows),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

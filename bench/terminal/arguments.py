@@ -46,9 +46,11 @@ def duration(what: str, text: str) -> float:
 
 
 def short_duration(what: str, text: str) -> float:
-    """The seconds that an option names as `50ms`, or as `duration` reads them. Raises `BadRequest`."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)ms", text.strip())
-    return seconds(what, float(match[1]) / 1e3) if match else duration(what, text)
+    """The seconds that an option names as `50ms`, `0.05s` or `800us`. Raises `BadRequest`."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(s|ms|us)", text.strip())
+    if not match:
+        raise BadRequest(f"{what}: {text[:40]!r} is no short duration with its unit; write 50ms, 0.05s or 800us")
+    return seconds(what, float(match[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[match[2]])
 
 
 def seconds(what: str, value: float) -> float:

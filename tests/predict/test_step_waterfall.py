@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,13 +16,15 @@ from bench.predict import expected
 from bench.predict.collectives import LIBRARIES, Library
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
-from bench.predict.step_request import Request, expect, predicted_on, shape_of
+from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
 from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of
+from bench.run import load_run
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import parts
 from kernels.decode_step.wiring import FAMILIES, composed
 from kernels.models import MODELS
 from kernels.op import Target, Work, implementations
+from tests.support.synthetic_run import ceiling_records, write_run
 
 H100 = find("h100-sxm")
 LLAMA = Request(model="llama-3.1-8b", batch=1, context=4096)
@@ -109,6 +112,27 @@ def test_a_run_adds_the_floor_at_its_read_roof() -> None:
     found = expect(LLAMA, read_roof=3e12)
     (level,) = [level for level in found.levels if "roof" in level.name]
     assert level.seconds == pytest.approx(sum(op.work.bytes for op in predicted_on(LLAMA, H100).ops) / 3e12)
+
+
+def test_a_run_of_another_part_and_a_host_that_is_no_part_are_refused(tmp_path: Path) -> None:
+    """The read roof of one part says nothing of a step on another."""
+    run = load_run(write_run(tmp_path, ceiling_records()))
+    assert run.ceilings
+    assert roof_of(LLAMA, run) == run.ceilings.read_roof
+    with pytest.raises(BadRequest, match="the run is of"):
+        roof_of(replace(LLAMA, part="h200"), run)
+    with pytest.raises(BadRequest, match="--device cpu"):
+        expect(replace(LLAMA, part="cpu"))
+
+
+def test_a_batch_that_does_not_fit_is_told_and_lines_fit_a_terminal() -> None:
+    found = expect(replace(LLAMA, batch=1_000_000)).lines()
+    assert any("does not fit: at most" in line for line in found)
+    assert not any("does not fit" in line for line in expect(LLAMA).lines())
+    assert "batch 1,000,000" in found[0]
+    assert not any("e+" in line for line in found)
+    assert max(len(line) for line in expect(LLAMA).lines() if line.startswith("  ")) <= 80
+    assert sum("published runs of whole servers" in line for line in found) == 1
 
 
 def test_fewer_layers_are_a_smaller_step_and_windows_stay_in_place() -> None:
