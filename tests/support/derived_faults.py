@@ -41,7 +41,8 @@ def wrong_scales(format: str, x: torch.Tensor, w: torch.Tensor, scale: torch.Ten
     `[N, K]` in fp32 has `scale`."""
     kind, values = FORMATS[format], scale_values(format, scale)
     changes = {}
-    more = (values[-2] / values[-1] - 1).view(-1).repeat_interleave(kind.group_k or w.shape[1])[: w.shape[1]]
+    before = values[max(0, len(values) - 2)]
+    more = (before / values[-1] - 1).view(-1).repeat_interleave(kind.group_k or w.shape[1])[: w.shape[1]]
     last = (len(w) - 1) // kind.group_n * kind.group_n
     changes["scale of the row before"] = torch.zeros(len(x), len(w))
     changes["scale of the row before"][:, last:] = x * more @ w[last:].T
