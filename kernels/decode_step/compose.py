@@ -156,7 +156,7 @@ class Composition:
             lengths=inputs["lengths"],
         )
         values = self.run(layer, "kv_b_values", x=o[:, 0], w=inputs[f"{layer}.kv_b_values"])
-        return self.product(layer, "o", values.flatten(1))
+        return self.product(layer, "o", values.view(B, -1))
 
     def ffn(self, layer: int, x: torch.Tensor) -> list[torch.Tensor]:
         """What the FFN adds to the residual, or what routed experts add and then what shared experts do."""

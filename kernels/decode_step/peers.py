@@ -1,4 +1,7 @@
-"""The step from torch's parts: matrix products, norms, and `scaled_dot_product_attention` over gathered pages."""
+"""The step from torch's parts: matrix products, norms, and `scaled_dot_product_attention` over gathered pages.
+
+The same steps are peers of their own: compiled by torch as one graph, and with FlashInfer's attention over pages.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from kernels.attention_decode.op import AttentionCase
 from kernels.attention_decode.op import lengths as lengths_of
-from kernels.common import paging
+from kernels.common import flashinfer_needs, paging
 from kernels.decode_step import compose
 from kernels.decode_step.op import StepCase
 from kernels.decode_step.parts import Part
 from kernels.decode_step.sequence import Sequence
+from kernels.launch import PartedLaunch
 from kernels.mla_decode.op import MlaCase
 from kernels.mla_decode.op import lengths as latent_lengths_of
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
@@ -100,7 +104,7 @@ ATTENTION = {"attention_decode": attention, "mla_decode": latent_attention}
 STAGES = dict.fromkeys(ATTENTION, attention_stages)
 
 
-def prepare(case: StepCase, inputs: Inputs, target: Target) -> Launch:
+def prepare(case: StepCase, inputs: Inputs, target: Target) -> PartedLaunch:
     sequence = Sequence(NAMES, target, ATTENTION)
     return sequence.launch(compose.Composition(case, inputs, sequence).logits())
 
@@ -113,4 +117,68 @@ def supports(case: StepCase, target: Target) -> str | None:
     return compose.refusal(case, NAMES, target)
 
 
-IMPLS = (Impl(name="torch", stages=stages, prepare=prepare, supports=supports, version=torch_version),)
+# ---- compiled by torch
+
+
+def traced(case: StepCase, inputs: Inputs, target: Target, backend: str) -> Launch:
+    """The whole step as one graph of torch's compiler, which may merge what lies between two products."""
+    import torch
+
+    step = prepare(case, inputs, target)
+
+    def run() -> torch.Tensor:
+        for _, call in step.parts:
+            call()
+        return step.output
+
+    launch = torch.compile(run, dynamic=False, fullgraph=True, backend=backend)
+    launch()
+    return launch
+
+
+def compiled(case: StepCase, inputs: Inputs, target: Target) -> Launch:
+    return traced(case, inputs, target, "inductor")
+
+
+def compiled_supports(case: StepCase, target: Target) -> str | None:
+    if target.kind != "cuda" or target.sm < 80:
+        return "is compiled for NVIDIA GPUs of sm_80 or later"
+    return supports(case, target)
+
+
+# ---- with FlashInfer's attention
+
+WITH_FLASHINFER = NAMES | dict.fromkeys(compose.ATTENTION, ("flashinfer",))
+
+
+def with_flashinfer(case: StepCase, inputs: Inputs, target: Target) -> Launch:
+    sequence = Sequence(WITH_FLASHINFER, target)
+    return sequence.launch(compose.Composition(case, inputs, sequence).logits())
+
+
+def flashinfer_stages(case: StepCase, target: Target) -> tuple[Stage, ...]:
+    return compose.stages(case, WITH_FLASHINFER, target)
+
+
+def flashinfer_supports(case: StepCase, target: Target) -> str | None:
+    return compose.refusal(case, WITH_FLASHINFER, target)
+
+
+IMPLS = (
+    Impl(name="torch", stages=stages, prepare=prepare, supports=supports, version=torch_version),
+    Impl(
+        name="torch-compiled",
+        stages=stages,
+        prepare=compiled,
+        supports=compiled_supports,
+        version=torch_version,
+        by_torch_compile=True,
+    ),
+    Impl(
+        name="torch, flashinfer",
+        stages=flashinfer_stages,
+        prepare=with_flashinfer,
+        supports=flashinfer_supports,
+        version=flashinfer_needs.version,
+    ),
+)

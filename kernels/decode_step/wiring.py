@@ -111,7 +111,7 @@ TOYS: Mapping[str, ModelShape] = {
     for shape in (
         _toy("toy-llama-3"),
         _toy("toy-qwen2.5", tied_embeddings=True),
-        _toy("toy-qwen3"),
+        _toy("toy-qwen3", head_dim=32),
         _toy("toy-mistral", window=7, windowed_layers=2),
         _toy("toy-mixtral", experts=4, experts_per_token=2, expert_ffn=96),
         _toy("toy-qwen3-moe", experts=8, experts_per_token=3, expert_ffn=48),

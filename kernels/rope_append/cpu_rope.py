@@ -41,6 +41,7 @@ def turn_and_append(
     bias,
     q,
     cache,
+    codes,
     k_scale,
     v_scale,
     q_weight,
@@ -57,7 +58,7 @@ def turn_and_append(
 ):
     """`shape` is H_q, H_kv, D, R, tokens a page, columns of the table, groups of a page; `strides` those of half, page,
     slot and head. `limits` is the epsilon, the largest code, and whether codes are in fp8. `bits` are those of `row`.
-    Without scales the cache is no codes, and `k_scale` is None: Numba leaves out what would store them."""
+    One of cache and codes is None, and Numba leaves out what would store it."""
     H_q, H_kv, D, R, page, columns, groups = shape
     half, stride_page, stride_slot, stride_head = strides
     epsilon, largest, to_fp8 = limits
@@ -81,14 +82,14 @@ def turn_and_append(
             if h < H_q:
                 convert(row, 0, D, np.float32(1.0), q, (b * H_q + h) * D)
                 continue
-            if k_scale is None:
+            if cache is not None:
                 convert(row, 0, D, np.float32(1.0), cache, to)
-            if k_scale is not None:
+            if codes is not None:
                 place = (physical * groups + t % page // SCALE_GROUP) * H_kv + head
                 unit = v_scale[place] if kv else k_scale[place]
                 for d in range(D):
                     row[d] = min(max(row[d], -largest * unit), largest * unit)
-                store_codes(row, bits, D, unit, to_fp8, cache, to)
+                store_codes(row, bits, D, unit, to_fp8, codes, to)
 
 
 def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
@@ -101,7 +102,8 @@ def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
     slot, head = (3, 2) if case.layout == "HND" else (2, 3)
     table = inputs["block_table"] if case.page else torch.arange(case.B, dtype=torch.int32)[:, None]
     arguments = (
-        *(array(each) for each in (inputs["qkv"], inputs["bias"], q_of(case, memory), kv)),
+        *(array(each) for each in (inputs["qkv"], inputs["bias"], q_of(case, memory))),
+        *((None, array(kv)) if case.kv else (array(kv), None)),
         *(array(inputs[name]) if case.kv else None for name in ("k_scale", "v_scale")),
         *(array(inputs[name]) for name in ("q_weight", "k_weight", "rotations")),
         array(table),

@@ -278,7 +278,7 @@ def poison(case: RopeCase, inputs: Inputs, output: torch.Tensor) -> None:
 
 
 def work(case: RopeCase) -> Work:
-    """Q, K and V once, in and out; angles, scales, lengths and table entries of each token, bias and both weights once."""
+    """Q, K and V once, in and out; angles, scales, lengths and table entries of each token, bias and norms once."""
     append, size = kv_append.work(case.append), BYTES[case.dtype]
     q, turned = size * case.q_rows * case.D, case.B * (case.H_q + case.H_kv) * case.D
     weights = size * case.D * (2 * case.qk_norm + case.heads * case.bias)

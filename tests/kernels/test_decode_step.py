@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from bench.devices import find
 from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import lengths, memory_shape, parts
-from kernels.decode_step.wiring import wiring_of
+from kernels.decode_step.peers import traced
+from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
 from kernels.op import Impl, Target, implementations
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
@@ -116,19 +118,6 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
     return found
 
 
-NAMES = [
-    "toy-llama-3",
-    "toy-qwen2.5",
-    "toy-qwen3",
-    "toy-mistral",
-    "toy-mixtral",
-    "toy-qwen3-moe",
-    "toy-gemma-3",
-    "toy-gpt-oss",
-    "toy-deepseek-v3",
-]
-
-
 def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
     """Weights and caches in fp16; angles and what is added to scores stay in fp32."""
     ends = ("rotations", "sink_logits") + (("router_bias",) if "0.latent_norm" in inputs else ())
@@ -139,7 +128,7 @@ def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.cuda(interpreted=True)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOYS)
 @torch.inference_mode()
 def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Target) -> None:
     """A ragged batch with paged caches. The step goes on from the cache of a prompt, by its own tokens and caches.
@@ -201,3 +190,44 @@ def test_a_step_with_a_cache_in_8_bits_passes_the_gate(kv: str, target: Target) 
     assert "8 bits" in str(impl("torch").supports(case, CPU))
     with pytest.raises(ValueError, match="are cached in fp16"):
         replace(case, model="toy-deepseek-v3")
+
+
+@pytest.mark.slow
+def test_torch_traces_the_whole_step_as_one_graph() -> None:
+    """What torch.compile would compile on a GPU is traced here, and run as it is."""
+    case = StepCase(model="toy-deepseek-v3", B=2, T=9, page=4, lengths="ragged", dtype="fp32")
+    inputs = OP.inputs(case, "cpu", 0)
+    expected = impl("torch").prepare(case, inputs, CPU)().clone()
+    tokens, inputs["next"] = inputs["next"].clone(), torch.zeros_like(inputs["next"])
+    found = traced(case, inputs, CPU, "eager")()
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(inputs["next"], tokens)
+    assert "sm_80" in str(impl("torch-compiled").supports(case, CPU))
+    assert "its attention: needs" in str(impl("torch, flashinfer").supports(case, CPU))
+
+
+LAUNCHES = {
+    "llama-3.1-8b": 9,
+    "qwen2.5-7b": 9,
+    "qwen3-32b": 9,
+    "mistral-7b": 9,
+    "mixtral-8x7b": 13,
+    "gemma-3-27b": 11,
+    "gpt-oss-20b": 12.5,
+    "deepseek-v3": 19,
+}
+"""Of one layer at batch 1 and 4,096 tokens on an H200, as `kernels/README.md` says. Of gpt-oss, layers with a window
+need no merge of attention and have one less."""
+
+
+@pytest.mark.parametrize("model", LAUNCHES)
+def test_the_launches_of_a_layer_are_those_that_the_readme_tells(model: str) -> None:
+    """Each launch has a stage. The layers of DeepSeek-V3 are those with experts."""
+    target, first = find("h200").target(), 1 + shape_of(model).dense_layers
+    period = 6 if model.startswith("gemma") else 2
+    few, many = (StepCase(model=model, layers=n, B=1, T=4096) for n in (first, first + period))
+    ours = impl("triton")
+    assert (len(ours.stages(many, target)) - len(ours.stages(few, target))) / period == LAUNCHES[model]
+    assert ours.build
+    launches = ours.build(few, OP.inputs(few, "meta", 0), target).launches
+    assert len(launches) == len(ours.stages(few, target))
