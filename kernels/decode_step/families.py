@@ -147,11 +147,10 @@ def rope_from(given: Fields) -> Rope:
         return Rope(fast=float(given["high_freq_factor"]), slow=float(given["low_freq_factor"]), **common)
     magnitude = given.get("attention_factor")
     if magnitude is None:
-        one, all_dims = given.get("mscale"), given.get("mscale_all_dim")
+        one, all_dims = float(given.get("mscale") or 0), float(given.get("mscale_all_dim") or 0)
         both = one and all_dims
-        magnitude = yarn_magnitude(factor, one or 1.0) / yarn_magnitude(factor, all_dims) if both else None
-        magnitude = yarn_magnitude(factor) if magnitude is None else magnitude
-    borders = {"fast": float(given.get("beta_fast") or 32), "slow": float(given.get("beta_slow") or 1)}
+        magnitude = yarn_magnitude(factor, one if both else 1.0) / (yarn_magnitude(factor, all_dims) if both else 1.0)
+    borders: dict[str, Any] = {"fast": float(given.get("beta_fast") or 32), "slow": float(given.get("beta_slow") or 1)}
     return Rope(**common, **borders, truncate=given.get("truncate", True), magnitude=float(magnitude))
 
 

@@ -5,6 +5,7 @@ The same steps are peers of their own: compiled by torch as one graph, and with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kernels.attention_decode.op import AttentionCase
@@ -22,7 +23,7 @@ from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
 if TYPE_CHECKING:
     import torch
 
-NAMES = {name: ("torch",) for name in compose.OPS if name not in compose.ATTENTION}
+NAMES: dict[str, tuple[str, ...]] = {name: ("torch",) for name in compose.OPS if name not in compose.ATTENTION}
 NAMES["moe_ffn"] = ("torch-grouped", "torch-gather")
 
 
@@ -100,7 +101,7 @@ def attention_stages(part: Part) -> tuple[Stage, ...]:
     return (Stage(name="gather", work=copies), Stage(name="sdpa", work=work))
 
 
-ATTENTION = {"attention_decode": attention, "mla_decode": latent_attention}
+ATTENTION: dict[str, Callable[..., Launch]] = {"attention_decode": attention, "mla_decode": latent_attention}
 STAGES = dict.fromkeys(ATTENTION, attention_stages)
 
 

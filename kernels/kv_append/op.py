@@ -97,7 +97,7 @@ def cases(suite: str) -> list[AppendCase]:
     ]
 
 
-def background(shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
+def background(shape: tuple[int, ...], dtype: str, device: str | torch.device) -> torch.Tensor:
     """What the cache holds before the write. It is the same for every seed, so the reference need not see the cache."""
     import torch
 

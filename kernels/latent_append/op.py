@@ -85,7 +85,7 @@ def cases(suite: str) -> list[LatentCase]:
     """The caches are no larger than a comparison needs: the bytes depend on B alone."""
     if suite in ("quick", "full"):
         shape = MODELS["deepseek-v3"]
-        sizes = {"H": shape.heads, "D": shape.head_dim, "L": shape.kv_latent, "R": shape.rope_dim}
+        sizes: dict[str, Any] = {"H": shape.heads, "D": shape.head_dim, "L": shape.kv_latent, "R": shape.rope_dim}
         batches = (64,) if suite == "quick" else (1, 64, 256)
         return [LatentCase(model=shape.name, B=B, T=64, page=64, epsilon=1e-6, **sizes) for B in batches]
     if suite == "test":

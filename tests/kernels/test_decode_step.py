@@ -85,7 +85,8 @@ def prefilled(model: Any, prompts: list[list[int]]) -> Cached:
 
 def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
     """Latents and rotary keys, as the modules of transformers give them; not every version caches them."""
-    R, found = model.config.qk_rope_head_dim, [[] for _ in model.model.layers]
+    R = model.config.qk_rope_head_dim
+    found: Cached = [[] for _ in model.model.layers]
     wiring = wiring_of("toy-deepseek-v3")
 
     def listen(layer: int, at: Any) -> None:
