@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from kernels.common import paging
+from kernels.common import nvfp4_cache, paging
 from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.integers import next_power_of_2
 from kernels.common.paging import Layout, Lengths, Order
@@ -21,7 +21,8 @@ class AttentionCase(Case):
 
     - `page`: tokens a page, 0 for a contiguous cache; `layout` is `NHD` or `HND`; pages are shuffled unless `order` is
       `ordered`
-    - `kv`: type of the cache: `fp8` or `int8`, both with scales, or `dtype`, which becomes `""`
+    - `kv`: type of the cache: `fp8` or `int8`, both with scales, `nvfp4` (see `kernels/common/nvfp4_cache.py`), or
+      `dtype`, which becomes `""`
     - `q_len`: query tokens a sequence. They are its last tokens, causal among themselves (a draft to verify)
     - `window`: each query sees the last `window` tokens, its own included, and the first `sinks`; 0 for all tokens
     - `scale`: the factor of q k^T, 0 for D^-1/2
@@ -47,7 +48,7 @@ class AttentionCase(Case):
     layout: Layout = "NHD"
     order: Order = "shuffled"
     dtype: Dtype = "bf16"
-    kv: Annotated[str, OneOf("", "fp8", "int8", *TYPES)] = ""
+    kv: Annotated[str, OneOf("", "fp8", "int8", "nvfp4", *TYPES)] = ""
     q_len: int = 1
     window: Count = 0
     sinks: Count = 0
@@ -63,6 +64,8 @@ class AttentionCase(Case):
         object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
         if self.H_q % self.H_kv:
             raise ValueError(f"H_q {self.H_q} is no multiple of H_kv {self.H_kv}")
+        if self.kv == "nvfp4" and self.D % nvfp4_cache.BLOCK:
+            raise ValueError(f"D {self.D}: {nvfp4_cache.BLOCK} elements of an nvfp4 cache share a scale")
         if self.prefix and (not self.page or self.prefix % self.page or self.window or self.prefix >= self.T):
             raise ValueError(
                 f"prefix {self.prefix}: a shared prefix is whole pages (here of {self.page}), fewer than T = {self.T} "
@@ -134,9 +137,19 @@ class AttentionCase(Case):
         return self.page or self.T
 
     @property
-    def kv_bytes(self) -> int:
-        """Bytes of one element of the cache."""
-        return BYTES[self.kv or self.dtype]
+    def kv_bytes(self) -> float:
+        """Bytes of one element of the cache; those of nvfp4 with the scale of its block."""
+        return nvfp4_cache.ELEMENT_BYTES if self.kv == "nvfp4" else BYTES[self.kv or self.dtype]
+
+    @property
+    def code_bytes(self) -> float:
+        """The same without the scale."""
+        return 0.5 if self.kv == "nvfp4" else self.kv_bytes
+
+    @property
+    def token_scales(self) -> bool:
+        """Whether the scales of the cache are fp32, each for some tokens of a head."""
+        return self.kv in ("fp8", "int8")
 
 
 def layer(model: str, B: int, T: int, **more: Any) -> AttentionCase:
@@ -235,6 +248,8 @@ def full() -> list[AttentionCase]:
         *(layer(*base, page=16, kv=kv) for kv in ("fp8", "int8")),
         layer("llama-3.1-8b", 64, 8192, kv="fp8"),
         layer("llama-3.1-8b", 1, 131072, page=64, kv="fp8"),
+        *(layer("llama-3.1-70b", B, T, page=page, kv="nvfp4") for B, T, page in ((1, 131072, 64), (64, 8192, 0))),
+        layer(*base, page=16, kv="nvfp4"),
         layer("llama-3.1-8b", 64, 131072),
         layer("llama-3.1-8b", 256, 131072, kv="fp8"),
         *(layer("llama-3.1-70b", 16, 8192, page=16, q_len=q_len) for q_len in (1, 4, 8)),

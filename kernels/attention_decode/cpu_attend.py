@@ -265,6 +265,8 @@ def stages(case: AttentionCase, target: Target) -> tuple[Stage, ...]:
 
 
 def supports(case: AttentionCase, target: Target) -> str | None:
+    if case.kv == "nvfp4":
+        return "reads caches of 8 bits and more, not nvfp4"
     return needs_whole_vectors("heads", case.D)
 
 

@@ -15,7 +15,7 @@ from statistics import geometric_mean
 from typing import TYPE_CHECKING
 
 from kernels.attention_decode.cases import SUITES, AttentionCase
-from kernels.common import paging
+from kernels.common import nvfp4_cache, paging
 from kernels.common.compare import rounded
 from kernels.common.integers import cdiv
 from kernels.common.marks import (
@@ -86,8 +86,8 @@ def scale_group(case: AttentionCase, t: int) -> int:
 def kv_tokens_bytes(case: AttentionCase, ranges: Ranges) -> int:
     """Bytes of one sequence's tokens in K and V, with their scales."""
     tokens = sum(end - start for start, end in ranges)
-    size = 2 * tokens * case.H_kv * case.D * case.kv_bytes
-    if case.kv:
+    size = int(2 * tokens * case.H_kv * case.D * case.kv_bytes)
+    if case.token_scales:
         size += 2 * touched(ranges, lambda t: scale_group(case, t)) * case.H_kv * BYTES["fp32"]
     return size
 
@@ -98,8 +98,8 @@ def table_bytes(case: AttentionCase, ranges: Ranges) -> int:
 
 
 def work(case: AttentionCase) -> Work:
-    """Each live KV token, its table entry and its scales once; a shared prefix once for all; q, the logits of sinks
-    and o once.
+    """Each live KV token, its table entry and its scales once; a shared prefix once for all; q, the logits of sinks,
+    the scales of whole caches and o once.
 
     Each head and visible (query, token) pair takes 4 D FLOP. The exponentials, 1 per 4 D FLOP, are not counted.
     """
@@ -109,6 +109,7 @@ def work(case: AttentionCase) -> Work:
         size
         + 4 * case.B
         + (4 * case.H_q if case.sink_logits else 0)
+        + (8 if case.kv == "nvfp4" else 0)
         + kv_tokens_bytes(case, shared)
         + table_bytes(case, shared)
     )
@@ -170,7 +171,9 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
     token; in a live group it scores more than every live token, and its value is -128, so that it shows if it counts.
 
     `block_table` is one page wider than the longest sequence, and `[B, 0]` for a contiguous cache. `k_scale` and
-    `v_scale` are fp32 `[pages, groups, H_kv]`, and `[0]` for a 16-bit cache. `sink_logits` is fp32 `[H_q]`, or `[0]`.
+    `v_scale` are fp32 `[pages, groups, H_kv]` for an 8-bit cache, and `[0]` for a 16-bit cache. For nvfp4 they are
+    e4m3 in the cache's layout, and `k_global` and `v_global` are fp32 `[1]`, else `[0]`. `sink_logits` is fp32 `[H_q]`,
+    or `[0]`.
     """
     import torch
 
@@ -191,14 +194,19 @@ def inputs(case: AttentionCase, device: str, seed: int) -> Inputs:
     slots = (paged.pages, case.H_kv, page) if case.layout == "HND" else (paged.pages, page, case.H_kv)
     sigma = NOISE / (case.softmax_scale * case.D**0.5)
     made: Inputs = {"q": draw.normal((case.B, case.q_len, case.H_q, case.D), case.dtype, scale=sigma)}
-    codes = {"k": CODES_PER_UNIT[case.kv], "v": value_codes(case, marks)} if case.kv else {"k": 1, "v": 1}
+    codes = {"k": CODES_PER_UNIT[case.kv], "v": value_codes(case, marks)} if case.token_scales else {"k": 1, "v": 1}
     for name in ("k", "v"):
+        if case.kv == "nvfp4":
+            cache = nvfp4_cache.draw_cache(draw, (*slots, case.D), std=1.0)
+            made[name], made[f"{name}_scale"], made[f"{name}_global"] = cache
+            continue
         made[name] = draw.normal((*slots, case.D), case.kv or case.dtype, scale=codes[name])
+        made[f"{name}_global"] = draw.normal((0,), "fp32")
         scales = (paged.pages, cdiv(page, SCALE_GROUP), case.H_kv) if case.kv else (0,)
         # kernels multiply probabilities with the scale of v and round the product: it must not err to one side
         made[f"{name}_scale"] = draw.scales(scales, 1 / codes[name], SCALE_STEP, one_sided=name == "k")
     if device != "meta":
-        if case.kv and 1 in lengths(case):
+        if case.token_scales and 1 in lengths(case):
             # all of the output is this one value: an exact scale, since one rounding of it would decide the slope
             made["v_scale"][first_pages(case, paged.table, 1), 0] = 1 / codes["v"]
         mark(case, made, marks, paged, draw)
@@ -216,8 +224,12 @@ def mark(case: AttentionCase, made: Inputs, marks: Marks, paged: paging.Paged, d
     page, device = case.tokens_per_page, made["q"].device
     raise_queries(marks, made["q"], unit=UNIT / (KEY_STEP * case.softmax_scale))
     where = paging.first_tokens(paged, page).to(device)[:, None] + torch.arange(page, device=device)
-    caches = {}
+    caches: dict[str, Slots] = {}
     for name in ("k", "v"):
+        if case.kv == "nvfp4":
+            codes, blocks = (paging.nhd(made[part], case.layout) for part in (name, f"{name}_scale"))
+            caches[name] = nvfp4_cache.Nvfp4Slots(stored=codes, blocks=blocks, whole=made[f"{name}_global"])
+            continue
         scale = made[f"{name}_scale"].repeat_interleave(SCALE_GROUP, dim=1)[:, :page] if case.kv else None
         caches[name] = Slots(stored=paging.nhd(made[name], case.layout), scale=scale)
     write_marks(
@@ -231,7 +243,9 @@ def poison(case: AttentionCase, made: Inputs, paged: paging.Paged, ranges: Seque
     groups = [[(scale_group(case, a), scale_group(case, z - 1) + 1) for a, z in r if z > a] for r in ranges]
     for name in ("k", "v"):
         paging.poison_dead(paging.nhd(made[name], case.layout), ranges, page=page, paged=paged)
-        if case.kv:
+        if case.kv == "nvfp4":
+            paging.poison_dead(paging.nhd(made[f"{name}_scale"], case.layout), ranges, page=page, paged=paged)
+        elif case.kv:
             paging.poison_dead(made[f"{name}_scale"], groups, page=cdiv(page, SCALE_GROUP), paged=paged)
 
 
@@ -252,7 +266,12 @@ def tokens(case: AttentionCase, inputs: Inputs, name: str, b: int, ranges: Range
     page = case.tokens_per_page
     row = inputs["block_table"][b] if case.page else torch.tensor([b], device=inputs["q"].device)
     stored = paging.nhd(inputs[name], case.layout)
-    parts = [paging.gather(stored, row, start, end, page).float() for start, end in ranges]
+    parts = [paging.gather(stored, row, start, end, page) for start, end in ranges]
+    if case.kv == "nvfp4":
+        scale = paging.nhd(inputs[f"{name}_scale"], case.layout)
+        scales = [paging.gather(scale, row, start, end, page) for start, end in ranges]
+        return nvfp4_cache.decoded(torch.cat(parts), torch.cat(scales), inputs[f"{name}_global"])
+    parts = [part.float() for part in parts]
     if case.kv:
         for part, (start, end) in zip(parts, ranges, strict=True):
             pages = row[torch.arange(start, end, device=row.device) // page].long()
@@ -290,7 +309,7 @@ def reference(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
 
 
 def tolerance(case: AttentionCase) -> Tolerance:
-    """The rounding of an 8-bit cache is part of the inputs, not of the error: in fp32 its values are exact.
+    """The rounding of a cache of 8 or 4 bits is part of the inputs, not of the error: in fp32 its values are exact.
 
     Probabilities that meet an 8-bit cache may be rounded to bf16, which keeps the small ones, whatever type q has.
     """
@@ -318,5 +337,5 @@ OP = Op(
     reference=reference,
     work=work,
     tolerance=tolerance,
-    volatile=("q", "k", "v", "k_scale", "v_scale", "block_table"),
+    volatile=("q", "k", "v", "k_scale", "v_scale", "k_global", "v_global", "block_table"),
 )

@@ -46,6 +46,8 @@ def supports(tensor_cores: bool) -> Callable[[AttentionCase, Target], str | None
             return missing
         if case.dtype == "fp32":
             return "takes fp16 and bf16"
+        if case.kv == "nvfp4":
+            return "its decode for all parts takes no nvfp4 cache"
         if case.kv:
             return f"takes one scale for a whole {case.kv} cache, not one for every 16 tokens of a head"
         if case.q_len > 1:

@@ -97,12 +97,15 @@ def block_tokens(case: AttentionCase, block_m: int, target: Target) -> int:
     if target.sm == 90 and is_wide(case, block_m, target) and case.width <= 128:
         return 128
     half = 1 if target.sm >= 90 else 2
-    return max(64, (32 << 10) // (2 * case.width * case.kv_bytes)) // half
+    return max(64, (32 << 10) // (2 * case.width * BYTES[case.dtype])) // half
 
 
 def smem_per_cta(case: AttentionCase, block_t: int, block_m: int, buffers: int) -> int:
-    """Bytes of shared memory: K, V, Q and P, and what the system takes."""
-    kv = 2 * buffers * block_t * case.width * case.kv_bytes
+    """Bytes of shared memory: K, V, Q and P, and what the system takes. Of nvfp4 it holds the codes, and K or V of a
+    block in fp16."""
+    kv = int(2 * buffers * block_t * case.width * case.code_bytes)
+    if case.kv == "nvfp4":
+        kv += block_t * case.width * BYTES["fp16"]
     return kv + (case.width + block_t) * block_m * BYTES[case.dtype] + SMEM_RESERVED
 
 
@@ -129,11 +132,13 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     """
     if case.width > 256:
         choices = ((2, 3), (2, 2), (1, 3)) if target.sm >= 90 or case.kv else ((1, 3),)
-    elif target.sm >= 100 and case.page and block_m * case.width > 32 * 128:
+    elif target.sm >= 100 and case.page and block_m * case.width > 32 * 128 and case.kv != "nvfp4":
         return 1, 2
     else:
         choices = ((1, 3),) if is_wide(case, block_m, target) else ((2, 3), (2, 2), (1, 3))
-    if target.sm == 90 and case.kv and block_m * case.width <= 16 * 128:
+    if case.kv == "nvfp4":
+        choices = in_flight(case, block_m, target)
+    elif target.sm == 90 and case.kv and block_m * case.width <= 16 * 128:
         choices = ((3, 3) if block_m == 16 else (2, 4), *choices)
     elif target.sm >= 100 and case.kv and case.width == 64 and block_m <= 32:
         choices = ((2, 5), *choices)
@@ -141,6 +146,15 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
         if ctas * smem_per_cta(case, block_tokens(case, block_m, target), block_m, buffers) <= target.smem_per_sm:
             return ctas, buffers
     return 1, 2
+
+
+def in_flight(case: AttentionCase, block_m: int, target: Target) -> tuple[tuple[int, int], ...]:
+    """(CTAs per SM, buffers) for nvfp4, whose blocks are small: as many buffers as have 48 KiB under way, on sm_100
+    64 KiB, or one less, and so on."""
+    ctas = 1 if is_wide(case, block_m, target) else 3 if target.sm == 90 and block_m * case.width <= 16 * 128 else 2
+    wanted = (64 << 10) if target.sm >= 100 else (48 << 10)
+    most = 1 + cdiv(wanted, ctas * block_tokens(case, block_m, target) * case.width)
+    return tuple((ctas, buffers) for buffers in range(most, 1, -1))
 
 
 def make_plan(

@@ -34,18 +34,23 @@ def fits(case: AttentionCase, target: Target, rows: int) -> str | None:
 def supports(case: AttentionCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
-    if case.D % 16 or case.width > 512:
-        return f"needs a head_dim of a multiple of 16 up to 512, this is {case.D}: reads would be narrow"
+    step = 64 if case.kv == "nvfp4" else 16
+    if case.kv == "nvfp4" and case.width > 256:
+        return f"needs a head_dim of up to 256 for an nvfp4 cache, this is {case.D}: unpacking would spill"
+    if case.D % step or case.width > 512:
+        return f"needs a head_dim of a multiple of {step} up to 512, this is {case.D}: reads would be narrow"
     return fits(case, target, case.rows)
 
 
 SLOTS = {
     16: {64: (1.9, 2.6, 4.0), 128: (1.7, 2.2, 3.3), 256: (1.5, 2.85), 512: (1.5,)},
     8: {64: (6.8, 9.7, 15.3), 128: (4.1, 5.2, 14.4), 256: (3.3, 6.2), 512: (4.05,)},
+    4: {64: (13.0, 17.0, 25.9), 128: (9.65, 11.75, 27.0), 256: (8.25, 13.4)},
 }
 """Instructions of a thread for each byte of a contiguous cache, as compiled for sm_90: by the bits of its elements and
 by the width of a head, for tiles of 16, 32 and 64 rows. The dims that pad a head count as bytes here, though they are
-not read. Unpacking costs an 8-bit cache most of its instructions. With 64 rows its 8 warps would share 64 tokens, so
+not read; the scales of nvfp4 do not count. Unpacking costs a cache of 8 or 4 bits most of its instructions: nvfp4 takes
+as many for an element as fp8 does. With 64 rows its 8 warps would share 64 tokens, so
 both warpgroups do the whole softmax."""
 
 INT8_SLOTS = 0.25
@@ -54,7 +59,11 @@ INT8_SLOTS = 0.25
 SOFTCAP_SLOTS = 13
 """What a soft cap costs for each score."""
 
-PAGED_SLOTS = {16: {"whole": 0.05, "token": 0.2, "scattered": 0.8}, 8: {"whole": 0.1, "token": 0.5, "scattered": 1.1}}
+PAGED_SLOTS = {
+    16: {"whole": 0.05, "token": 0.2, "scattered": 0.8},
+    8: {"whole": 0.1, "token": 0.5, "scattered": 1.1},
+    4: {"whole": 0.4, "token": 0.4, "scattered": 0.9},
+}
 """What pages cost beyond that: pages that hold whole blocks, pages of one token, all others."""
 
 SAVED_SLOTS = 0.25
@@ -65,22 +74,22 @@ def slots_per_byte(case: AttentionCase, p: Plan) -> float:
     """`KernelLaunch.slots_per_byte` of the split kernel; 0 for a part that is not sm_90."""
     if p.sm != 90:
         return 0.0
-    bits = 8 if case.kv else 16
+    bits = 4 if case.kv == "nvfp4" else 8 if case.kv else 16
     slots = SLOTS[bits][case.width][p.block_m.bit_length() - 5] + (INT8_SLOTS if case.kv == "int8" else 0.0)
     # with heads of 64 dims a block has as many tokens as threads: the addresses of pages come for free
     if case.page and (case.kv or case.width > 64):
         pages = "whole" if case.page % p.block_t == 0 else "token" if case.page == 1 else "scattered"
-        slots += PAGED_SLOTS[bits][pages]
+        slots += PAGED_SLOTS[bits][pages] * (128 / case.width if bits == 4 else 1)
         if case.page == p.block_t and case.width == 256 and p.block_m == 16 and not case.kv:
             slots -= SAVED_SLOTS
     if case.softcap:
-        slots += SOFTCAP_SLOTS * p.block_m / (2 * case.width * case.kv_bytes)
+        slots += SOFTCAP_SLOTS * p.block_m / (2 * case.width * case.code_bytes)
     return slots
 
 
 def instructions(case: AttentionCase, p: Plan) -> int:
     """Those of the split kernel's main loop, for all CTAs: each tile of rows reads all blocks."""
-    streamed = 2 * p.blocks * p.block_t * case.width * case.kv_bytes * p.row_tiles
+    streamed = 2 * p.blocks * p.block_t * case.width * case.code_bytes * p.row_tiles
     return round(slots_per_byte(case, p) * streamed)
 
 

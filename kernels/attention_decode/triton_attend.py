@@ -24,7 +24,17 @@ import triton.language as tl
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.paging import nhd
 from kernels.common.triton_kv import LOG2_E, P_EXPONENT, P_EXPONENT_FP16, unpack, unpacked_exponent
+from kernels.common.triton_nvfp4 import block_exponent, dims_in_order, in_order, pairs_halves, unpack_block
 from kernels.op import Inputs
+
+SCALES_STEP: tl.constexpr = tl.constexpr(4)
+"""Strides of nvfp4's scales count so many bytes, which a thread reads at once."""
+
+
+@triton.constexpr_function
+def elements_of_word(kv: str) -> int:
+    """Elements of the words that a cache is read in: two of 8 bits, or a block of nvfp4."""
+    return {"": 1, "nvfp4": 16}.get(kv, 2)
 
 
 @triton.jit
@@ -36,14 +46,19 @@ def in_head(mask, offs_d, D: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def load_query(q, offs_q, mask_m, D: tl.constexpr, WIDTH: tl.constexpr, KV: tl.constexpr, SM: tl.constexpr):
     """Q^T [WIDTH, BLOCK_M]; for an 8-bit cache its even and its odd dims, each [WIDTH / 2, BLOCK_M] in fp16
-    (|q| < 65,504)."""
+    (|q| < 65,504); for nvfp4 in fp16, with the dims in the order of `unpack_block`."""
+    TYPE: tl.constexpr = tl.float16 if SM > 0 else tl.float32
     if KV == "":
         offs_d = tl.arange(0, WIDTH)
         mask = in_head(mask_m[None, :], offs_d[:, None], D, WIDTH)
         even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask, other=0.0)
         odd = even
+    elif KV == "nvfp4":
+        offs_d = dims_in_order(tl.arange(0, WIDTH), pairs_halves("fp16", SM))
+        mask = in_head(mask_m[None, :], offs_d[:, None], D, WIDTH)
+        even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask, other=0.0).to(TYPE)
+        odd = even
     else:
-        TYPE: tl.constexpr = tl.float16 if SM > 0 else tl.float32
         offs_d = 2 * tl.arange(0, WIDTH // 2)
         mask = in_head(mask_m[None, :], offs_d[:, None], D, WIDTH)
         even = tl.load(q + offs_q[None, :] + offs_d[:, None], mask=mask, other=0.0).to(TYPE)
@@ -93,18 +108,21 @@ def attend(
     reads V straight from shared memory, Triton prefetches only this form. For wgmma it would address K and V
     separately.
     """
-    D_WORDS: tl.constexpr = D if KV == "" else D // 2
-    WORDS: tl.constexpr = WIDTH if KV == "" else WIDTH // 2
+    IN_WORD: tl.constexpr = elements_of_word(KV)
+    D_WORDS: tl.constexpr = D // IN_WORD
+    WORDS: tl.constexpr = WIDTH // IN_WORD
+    SUMS: tl.constexpr = WIDTH if KV == "nvfp4" else WORDS
     offs_d = tl.arange(0, WORDS)
     offs_i = tl.arange(0, BLOCK_T)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)
     # what is multiplied in for the sake of the 16-bit types is divided out behind the loop
-    K_FACTOR: tl.constexpr = 2.0 ** -unpacked_exponent(KV, "fp16", SM) * (1.0 if SOFTCAP > 0 else LOG2_E)
+    B_EXPONENT: tl.constexpr = block_exponent("fp16", SM) if KV == "nvfp4" else 0
+    K_FACTOR: tl.constexpr = 2.0 ** -(unpacked_exponent(KV, "fp16", SM) + B_EXPONENT) * (1.0 if SOFTCAP > 0 else LOG2_E)
     V_EXPONENT: tl.constexpr = unpacked_exponent(KV, "bf16", SM)
     P_FACTOR: tl.constexpr = 2.0**P_EXPONENT if V_EXPONENT < 0 else 1.0
-    P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if v.dtype.element_ty == tl.float16 else 0
-    acc_even = tl.zeros([WORDS, BLOCK_M], tl.float32)
+    P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if v.dtype.element_ty == tl.float16 or KV == "nvfp4" else 0
+    acc_even = tl.zeros([SUMS, BLOCK_M], tl.float32)
     acc_odd = acc_even
     # where a block is a page, the addresses within it never change: kept across the loop, those of 256 dims would spill
     KEEPS_NOTHING: tl.constexpr = PAGE == BLOCK_T and WIDTH == 256 and BLOCK_M == 16 and KV == ""
@@ -126,6 +144,10 @@ def attend(
         k_tile = tl.load(k + offs_k[:, None] + offs_d[None, :], mask=mask_k, other=0)
         if KV == "":
             s = tl.dot(k_tile, even) * (scale * K_FACTOR)
+        elif KV == "nvfp4":
+            offs_s = (page * stride_s_page + slot * stride_s_group)[:, None] * SCALES_STEP + offs_d[None, :]
+            k_tile = unpack_block(k_tile, tl.load(k_scale + offs_s, mask=mask_k, other=0), "fp16", SM)
+            s = tl.dot(k_tile, even) * (scale * K_FACTOR)
         else:
             k_even, k_odd = unpack(k_tile, KV, "fp16", SM)
             offs_s = page * stride_s_page + slot // SCALE_GROUP * stride_s_group
@@ -146,28 +168,33 @@ def attend(
         norm = norm * alpha[None, :] + p
         m = m_new
         acc_even *= alpha[None, :]
-        if V_COLUMNS:
+        if KV == "nvfp4":
+            v_t = tl.load(v + offs_v[:, None] + offs_d[None, :], mask=mask_k, other=0)
+            v_t = tl.trans(unpack_block(v_t, tl.load(v_scale + offs_s, mask=mask_k, other=0), "fp16", SM))
+        elif V_COLUMNS:
             mask_v = in_head(mask_t[None, :], offs_d[:, None], D_WORDS, WORDS)
             v_t = tl.load(v + offs_v[None, :] + offs_d[:, None], mask=mask_v, other=0)
         else:
             v_t = tl.trans(tl.load(v + offs_v[:, None] + offs_d[None, :], mask=mask_k, other=0))
-        if KV == "":
+        if KV == "" or KV == "nvfp4":
             acc_even = tl.dot(v_t, p.to(v_t.dtype), acc_even)
         else:
             p *= (tl.load(v_scale + offs_s, mask=mask_t, other=0.0) * P_FACTOR)[:, None]
             v_even, v_odd = unpack(v_t, KV, "bf16", SM)
             acc_even = tl.dot(v_even, p.to(v_even.dtype), acc_even)
             acc_odd = tl.dot(v_odd, p.to(v_odd.dtype), acc_odd * alpha[None, :])
-    UNDO: tl.constexpr = 2.0 ** -(V_EXPONENT + (P_EXPONENT if V_EXPONENT < 0 else P_SHIFT))
+    UNDO: tl.constexpr = 2.0 ** -(V_EXPONENT + B_EXPONENT + (P_EXPONENT if V_EXPONENT < 0 else P_SHIFT))
     return acc_even * UNDO, acc_odd * UNDO, m, tl.sum(norm, 0) * 2.0**-P_SHIFT
 
 
 @triton.jit
-def normalise(acc_even, acc_odd, norm, KV: tl.constexpr):
+def normalise(acc_even, acc_odd, norm, KV: tl.constexpr, SM: tl.constexpr):
     """O [BLOCK_M, WIDTH] in fp32; zeros for rows that saw nothing."""
     factor = 1.0 / tl.where(norm > 0, norm, 1.0)[None, :]
     out = tl.trans(acc_even * factor)
-    if KV != "":
+    if KV == "nvfp4":
+        out = in_order(out, "fp16", SM)
+    elif KV != "":
         out = tl.interleave(out, tl.trans(acc_odd * factor))
     return out
 
@@ -232,32 +259,47 @@ def merge_parts(
 
 
 def words(inputs: Inputs, case: AttentionCase, name: str) -> torch.Tensor:
-    """The cache `name` as the kernels read it: 16-bit elements, or 16-bit words of two 8-bit elements each."""
+    """The cache `name` as the kernels read it: 16-bit elements, or words of `elements_of_word`."""
     cache = inputs[name]
     if cache.stride(-1) != 1:
         raise ValueError(f"{name}: the head dimension has stride {cache.stride(-1)}, expected 1")
-    return cache.view(torch.int16) if case.kv else cache
+    return cache.view(torch.int64 if case.kv == "nvfp4" else torch.int16) if case.kv else cache
 
 
 def cache_args(case: AttentionCase, inputs: Inputs) -> dict[str, torch.Tensor]:
-    return {name: words(inputs, case, name) for name in ("k", "v")} | {
-        name: inputs[name] for name in ("k_scale", "v_scale", "block_table")
-    }
+    made = {name: words(inputs, case, name) for name in ("k", "v")}
+    for name in ("k_scale", "v_scale"):
+        made[name] = inputs[name].view(torch.int8) if case.kv == "nvfp4" else inputs[name]
+    return made | {name: inputs[name] for name in ("k_global", "v_global", "block_table")}
 
 
-def stride_unit(case: AttentionCase) -> int:
-    """`cache_strides` are given in so many words. Triton knows of a stride that it is a multiple of 16, or nothing. Rows
-    of 8-bit heads of 80, 112 or 208 dims are 40, 56 or 104 words, so they are told as multiples of 8."""
+def stride_step(case: AttentionCase) -> int:
+    """`cache_strides` count so many words, so that threads read 16 bytes: Triton knows of a stride that it is a multiple
+    of 16, or nothing. Rows of 8-bit heads of 80, 112 or 208 dims are 40, 56 or 104 words; those of nvfp4 are words of 64
+    bits, an even number."""
+    if case.kv == "nvfp4":
+        return 2
     return 8 if case.kv and case.D % 32 else 1
 
 
 def cache_strides(case: AttentionCase, inputs: Inputs) -> dict[str, int]:
-    """Strides of both caches, in elements or `stride_unit` words, and of their scales."""
+    """Strides of both caches and of their scales, in steps of `stride_step` elements or words, and of `SCALES_STEP` scales
+    of nvfp4."""
     strides: dict[str, int] = {}
     for name in ("k", "v"):
-        for axis, stride in zip(("page", "t", "h"), nhd(words(inputs, case, name), case.layout).stride(), strict=False):
-            if stride % stride_unit(case):
-                raise ValueError(f"{name}: stride {stride} is no multiple of {stride_unit(case)} words")
-            strides[f"stride_{name}_{axis}"] = stride // stride_unit(case)
-    page, group, h = inputs["k_scale"].stride() if case.kv else (0, 0, 0)
+        steps = in_steps(name, nhd(words(inputs, case, name), case.layout), stride_step(case))
+        strides |= dict(zip((f"stride_{name}_{axis}" for axis in ("page", "t", "h")), steps, strict=True))
+    page, group, h = (0, 0, 0)
+    if case.kv == "nvfp4":
+        page, group, h = in_steps("k_scale", nhd(inputs["k_scale"], case.layout), SCALES_STEP.value)
+    elif case.kv:
+        page, group, h = inputs["k_scale"].stride()
     return strides | {"stride_s_page": page, "stride_s_group": group, "stride_s_h": h}
+
+
+def in_steps(name: str, cache: torch.Tensor, step: int) -> list[int]:
+    """The strides of pages, tokens and heads in steps of so many elements."""
+    outer = cache.stride()[:3]
+    if any(stride % step for stride in outer):
+        raise ValueError(f"{name}: strides {outer} must be multiples of {step}")
+    return [stride // step for stride in outer]

@@ -13,6 +13,7 @@ from kernels.attention_decode.op import SCALE_GROUP, AttentionCase
 from kernels.attention_decode.split_plan import Plan, candidates, plan, shape_class
 from kernels.attention_decode.split_stages import slots_per_byte, stages, supports
 from kernels.attention_decode.triton_attend import (
+    SCALES_STEP,
     attend,
     cache_args,
     cache_strides,
@@ -20,7 +21,7 @@ from kernels.attention_decode.triton_attend import (
     load_query,
     merge_parts,
     normalise,
-    stride_unit,
+    stride_step,
     with_sink,
 )
 from kernels.common.triton_kv import LOG2_E, Parts, merge_launch, new_parts, strides, table
@@ -35,6 +36,8 @@ def split_kv_kernel(
     v,
     k_scale,
     v_scale,
+    k_global,
+    v_global,
     block_table,
     lengths,
     segments,
@@ -75,7 +78,7 @@ def split_kv_kernel(
     KV: tl.constexpr,
     SM: tl.constexpr,
     V_COLUMNS: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr,
+    STRIDE_STEP: tl.constexpr,
     SCALE_GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
@@ -92,20 +95,23 @@ def split_kv_kernel(
 
     - ROW_TILES > 1: the rows of a sequence and KV head are cut into tiles of BLOCK_M
     - MERGE_TILE > 0: the CTA that completes a cut pair merges its parts
-    - STRIDE_UNIT > 1: strides of the caches are told in so many words
+    - STRIDE_STEP > 1: strides of the caches are told in so many words
     - SEQS > 1: a tile holds the rows of SEQS sequences, which all read the pages of the first (a shared prefix)
     - SINK_LOGITS: the first segment of a pair counts the logits of its heads' sinks
     - PREFIX_SEQS > 0: the first segment of a pair also merges the parts of its shared prefix, whose tiles hold
       PREFIX_SEQS sequences; `prefix_slots [H_kv, tiles, 2]` has each tile's first slot and number of parts
     """
     ROWS: tl.constexpr = Q_LEN * GROUP
-    if STRIDE_UNIT > 1:
-        stride_k_page *= STRIDE_UNIT
-        stride_k_t *= STRIDE_UNIT
-        stride_k_h *= STRIDE_UNIT
-        stride_v_page *= STRIDE_UNIT
-        stride_v_t *= STRIDE_UNIT
-        stride_v_h *= STRIDE_UNIT
+    if STRIDE_STEP > 1:
+        stride_k_page *= STRIDE_STEP
+        stride_k_t *= STRIDE_STEP
+        stride_k_h *= STRIDE_STEP
+        stride_v_page *= STRIDE_STEP
+        stride_v_t *= STRIDE_STEP
+        stride_v_h *= STRIDE_STEP
+    SCALE_STEP: tl.constexpr = SCALES_STEP if KV == "nvfp4" else 1
+    if KV == "nvfp4":
+        scale *= tl.load(k_global)
     offs_m = tl.arange(0, BLOCK_M)
     if ROW_TILES > 1:
         offs_m += tl.program_id(1) * BLOCK_M
@@ -134,8 +140,8 @@ def split_kv_kernel(
             tl.load(lengths + seq, mask=mask_m, other=0) - Q_LEN + offs_i,
             k + page_0 * stride_k_page + kv_head * stride_k_h,
             v + page_0 * stride_v_page + kv_head * stride_v_h,
-            k_scale + page_0 * stride_s_page + kv_head * stride_s_h,
-            v_scale + page_0 * stride_s_page + kv_head * stride_s_h,
+            k_scale + (page_0 * stride_s_page + kv_head * stride_s_h) * SCALE_STEP,
+            v_scale + (page_0 * stride_s_page + kv_head * stride_s_h) * SCALE_STEP,
             block_table + b * stride_table_b,
             t_begin,
             t_end,
@@ -160,7 +166,9 @@ def split_kv_kernel(
             SINKS=SINKS,
             SOFTCAP=SOFTCAP,
         )
-        out = normalise(acc_even, acc_odd, norm, KV=KV)
+        out = normalise(acc_even, acc_odd, norm, KV=KV, SM=SM)
+        if KV == "nvfp4":
+            out *= tl.load(v_global)
         lse = m + tl.log2(tl.where(norm > 0, norm, 1.0))
         if SINK_LOGITS:
             sink = tl.load(sink_logits + heads, mask=mask_m, other=0.0) * LOG2_E
@@ -264,7 +272,7 @@ def split_launch(
             "KV": case.kv,
             "SM": p.sm,
             "V_COLUMNS": p.v_columns,
-            "STRIDE_UNIT": stride_unit(case),
+            "STRIDE_STEP": stride_step(case),
             "SCALE_GROUP": SCALE_GROUP,
             "WINDOW": case.window,
             "SINKS": case.sinks,

@@ -37,7 +37,7 @@ def cache_type(kv: str, dtype: str) -> str:
     """The `kv` of a case, which is empty if the cache has the type of the activations. Raises ValueError for another
     16- or 32-bit type."""
     if kv in TYPES and kv != dtype:
-        raise ValueError(f"kv {kv}: a cache that is not in 8 bits is {dtype}, as dtype has it")
+        raise ValueError(f"kv {kv}: a cache of 16- or 32-bit elements is {dtype}, as dtype has it")
     return "" if kv == dtype else kv
 
 

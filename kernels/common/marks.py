@@ -226,6 +226,11 @@ class Slots:
             values = values / self.scale[where]
         writable(self.stored)[(*where, dims)] = encoded(values, self.stored.dtype)
 
+    def fill(self, first: int, count: int, value: torch.Tensor) -> None:
+        """Store a value in `count` dims of all vectors."""
+        values = value if self.scale is None else value / self.scale[..., None]
+        writable(self.stored)[..., first : first + count] = encoded(values, self.stored.dtype)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sink:
@@ -257,8 +262,7 @@ def write_marks(
     pages, slots, heads = (torch.arange(n, device=device) for n in keys.stored.shape[:3])
     own = (pages[:, None], slots, marks.head[token])
     ground, score = torch.tensor(marks.ground * KEY_STEP, device=device), marks.score[token] * KEY_STEP
-    low = encoded(ground if keys.scale is None else ground / keys.scale[..., None], keys.stored.dtype)
-    writable(keys.stored)[..., marks.channels : marks.channels + marks.classes] = low
+    keys.fill(marks.channels, marks.classes, ground)
     if marks.for_chosen:
         keys.put(own, marks.channels + marks.second[token], torch.where(marks.chosen[token], score, ground))
     keys.put(own, marks.channels + marks.group[token], score)
@@ -266,12 +270,12 @@ def write_marks(
     sign = sign * torch.where(marks.chosen[token], marks.emphasis, 1.0)
     values.put(own, marks.dim[token], sign * torch.exp2(marks.raised - marks.score[token]) * (marks.amplitude * unit))
     if sinks:
-        page = torch.tensor([[[s.page]] for s in sinks], device=device)
-        slot = torch.tensor([[[s.slot]] for s in sinks], device=device)
-        scores = torch.tensor([[marks.sink_scores(s.tokens)] for s in sinks], device=device)
-        channels = marks.channels + torch.arange(marks.classes, device=device)
-        keys.put((page, slot, heads[:, None]), channels, scores * KEY_STEP)
-        writable(values.stored)[page[:, 0, 0], slot[:, 0, 0]] = 0
+        page = torch.tensor([[s.page] for s in sinks], device=device)
+        slot = torch.tensor([[s.slot] for s in sinks], device=device)
+        scores = torch.tensor([marks.sink_scores(s.tokens) for s in sinks], device=device)
+        for group in range(marks.classes):
+            keys.put((page, slot, heads), marks.channels + group, scores[:, group, None] * KEY_STEP)
+        writable(values.stored)[page[:, 0], slot[:, 0]] = 0
 
 
 def raise_queries(marks: Marks, queries: torch.Tensor, unit: float) -> None:

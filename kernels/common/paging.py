@@ -120,9 +120,12 @@ def nhd(cache: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def poisonable(tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """A view to write poison through, and the poison: NaN, or -128 for int8, whose scales carry the NaN."""
+    """A view to write poison through, and the poison: NaN, or the largest code of integers, whose scales carry the
+    NaN: -128 for int8, two negative codes for bytes of e2m1."""
     import torch
 
+    if tokens.dtype == torch.uint8:
+        return tokens, 0xFF
     if tokens.dtype == torch.int8:
         return tokens, -128
     if tokens.dtype == torch.float8_e4m3fn:

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from kernels.common.integers import next_power_of_2
 from kernels.common.split_kv import Segment, merge_shape
+from kernels.common.triton_nvfp4 import dims_in_order
 from kernels.launch import KernelLaunch
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -135,8 +136,10 @@ def merge_kernel(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
-    """Grid (cut pairs, rows): each CTA merges one query row. A row of `cut [pairs, 4]` is b, h, first slot, parts."""
+    """Grid (cut pairs, rows): each CTA merges one query row. A row of `cut [pairs, 4]` is b, h, first slot, parts.
+    With HALVES, the parts have the order of unpacked nvfp4: see `dims_in_order`."""
     ROWS: tl.constexpr = Q_LEN * GROUP
     pair = tl.program_id(0)
     row = tl.program_id(1)
@@ -165,7 +168,9 @@ def merge_kernel(
         m = m_new
     out = acc / tl.where(norm > 0, norm, 1.0)
     offs_o = b * stride_o_b + row // GROUP * stride_o_i + (h * GROUP + row % GROUP) * stride_o_h
-    tl.store(o + offs_o + offs_d, out.to(o.dtype.element_ty), mask=None if D == WIDTH else mask_d)
+    tl.store(
+        o + offs_o + dims_in_order(offs_d, HALVES), out.to(o.dtype.element_ty), mask=None if D == WIDTH else mask_d
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +198,11 @@ def strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
     return {f"stride_{name}_{axis}": stride for axis, stride in zip("bih", tensor.stride(), strict=False)}
 
 
-def merge_launch(cut: Sequence[Segment], parts: Parts, o: torch.Tensor, *, group: int) -> KernelLaunch:
-    """Merge the parts of pairs into `o [B, q_len, H, D]`. `cut` holds the first segment of each; `group` heads a
-    pair."""
+def merge_launch(
+    cut: Sequence[Segment], parts: Parts, o: torch.Tensor, *, group: int, halves: bool = False
+) -> KernelLaunch:
+    """Merge the parts of pairs into `o [B, q_len, H, D]`. `cut` holds the first segment of each; `group` heads a pair.
+    `halves`: the dims of the parts are in the order of unpacked nvfp4."""
     _, q_len, _, D = o.shape
     width = max(64, next_power_of_2(D))
     tile, warps = merge_shape(cut, width)
@@ -209,7 +216,7 @@ def merge_launch(cut: Sequence[Segment], parts: Parts, o: torch.Tensor, *, group
             "o": o,
             **strides("o", o),
         },
-        constexprs={"Q_LEN": q_len, "GROUP": group, "D": D, "WIDTH": width, "TILE": tile},
+        constexprs={"Q_LEN": q_len, "GROUP": group, "D": D, "WIDTH": width, "TILE": tile, "HALVES": halves},
         num_warps=warps,
         streams=("partial_o",),
         why_few_in_flight="a few MB from the L2 at most, all of it asked for at once",

@@ -114,6 +114,8 @@ class Composition:
             v=cache[1],
             k_scale=of_cache.get("k_scale", none),
             v_scale=of_cache.get("v_scale", none),
+            k_global=none,
+            v_global=none,
             block_table=inputs["block_table"],
             lengths=inputs["lengths"],
             sink_logits=inputs[f"{layer}.sink_logits"],

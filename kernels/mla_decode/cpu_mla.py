@@ -196,6 +196,8 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
 
 
 def supports(case: MlaCase, target: Target) -> str | None:
+    if case.kv == "nvfp4":
+        return "reads latents of 8 bits and more, not nvfp4"
     return needs_whole_vectors("latents", case.L) or needs_whole_vectors("rotary keys", case.R)
 
 

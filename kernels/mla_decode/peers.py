@@ -27,7 +27,7 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
 
 def supports(case: MlaCase, target: Target) -> str | None:
     if case.kv:
-        return "multiplies 16-bit latents; torch has no bmm that scales fp8 latents by token"
+        return "multiplies 16-bit latents; torch has no bmm that scales fp8 or nvfp4 latents"
     if case.page:
         return "takes no block table; needs a contiguous cache"
     if case.lengths != "uniform":

@@ -25,7 +25,7 @@ def supports(case: MlaCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "takes fp16 and bf16"
     if case.kv:
-        return "takes latents and rotary keys of one type, and no scale per token"
+        return "takes latents and rotary keys of one type, and no scales beside them"
     if min(lengths(case)) < case.q_len:
         return "needs a token in every sequence for each of its queries"
     if (case.L, case.R) != (LATENT, ROPE):

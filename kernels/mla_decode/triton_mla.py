@@ -26,10 +26,12 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common import nvfp4_cache
 from kernels.common.integers import cdiv, counted
 from kernels.common.random_inputs import BYTES
 from kernels.common.split_kv import LONG, MERGE_WARPS_PER_SM, Segment, block_count, merge_shape, split
 from kernels.common.triton_kv import LOG2_E, P_EXPONENT_FP16, merge_launch, new_parts, table
+from kernels.common.triton_nvfp4 import block_exponent, pairs_halves, to_places, unpack_block
 from kernels.common.workspace import passing
 from kernels.launch import SMEM_RESERVED, Built, KernelLaunch, triton_impl
 from kernels.mla_decode.op import MlaCase, lengths, table_bytes, work
@@ -84,7 +86,7 @@ def smem_bytes(case: MlaCase, buffers: int, block_t: int = BLOCK_T, block_m: int
 
 def few_buffers(case: MlaCase, target: Target) -> bool:
     """Whether addresses of small pages leave no registers for those of a third block."""
-    return bool(case.kv) and target.sm >= 100 and case.page % BLOCK_T > 0
+    return case.kv == "fp8" and target.sm >= 100 and case.page % BLOCK_T > 0
 
 
 @cache
@@ -94,10 +96,10 @@ def plan(case: MlaCase, target: Target) -> Plan:
     On sm_100 there are two buffers for fp8 latents in pages smaller than a block: the addresses of a third would spill.
     """
     smem = target.smem_per_sm or 228 << 10
-    words = bool(case.kv) and target.sm != 90
+    words = case.kv == "fp8" and target.sm != 90
     block_m = BLOCK_M_WORDS if words and target.sm < 90 else BLOCK_M
     spare = 2 if target.sm >= 100 else 0
-    most = 2 if few_buffers(case, target) else 4
+    most = 2 if few_buffers(case, target) else 5 if case.kv == "nvfp4" else 4
     buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
     fields |= target.overrides
@@ -157,6 +159,7 @@ def mla_kernel(
     cache,
     rope,
     latent_scale,
+    latent_global,
     block_table,
     segments,
     partial_o,
@@ -197,8 +200,11 @@ def mla_kernel(
     - fp8 latents are converted to fp32 first, where conversions are packed. From fp16 straight to bf16 there is only
       `F2F`.
 
-    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read only if KV is fp8; `lengths` and the
-    strides between queries only if a sequence has several queries.
+    - nvfp4 latents take the type of the queries (`kernels/common/triton_nvfp4.py`), which follow their order. Partial
+      results have it too; their merge puts the dims in order.
+
+    Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read only if KV is not empty; `lengths` and
+    the strides between queries only if a sequence has several queries.
     """
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -210,13 +216,19 @@ def mla_kernel(
     mask_m = offs_m < Q_LEN * H
     t_begin = tl.load(segments + 8 * s + 2)
     t_end = tl.load(segments + 8 * s + 3)
+    TO: tl.constexpr = "bf16" if q_latent.dtype.element_ty == tl.bfloat16 else "fp16"
     offs_ql = query_rows(offs_m, H, stride_ql_i, stride_ql_h, Q_LEN=Q_LEN)[:, None] + offs_l[None, :]
     offs_qr = query_rows(offs_m, H, stride_qr_i, stride_qr_h, Q_LEN=Q_LEN)[:, None] + offs_r[None, :]
     ql = tl.load(q_latent + b * stride_ql_b + offs_ql, mask=mask_m[:, None], other=0.0)
     qr = tl.load(q_rope + b * stride_qr_b + offs_qr, mask=mask_m[:, None], other=0.0)
     if KV == "fp8":
         ql = ql.to(tl.bfloat16 if SM > 0 else tl.float32)
+    whole = 1.0
+    if KV == "nvfp4":
+        whole = tl.load(latent_global) * 2.0 ** -block_exponent(TO, SM)
+        ql = to_places(ql if SM > 0 else ql.to(tl.float32), TO, SM)
     P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if ql.dtype == tl.float16 else 0
+    offs_g = tl.arange(0, L // 16)
     row = block_table + b * stride_table_b
     newest = t_end
     if Q_LEN > 1:
@@ -225,15 +237,20 @@ def mla_kernel(
     norm = tl.zeros([BLOCK_M], tl.float32)
     KEPT: tl.constexpr = tl.int32 if AS_BITS else tl.float32
     acc = tl.zeros([BLOCK_M, L], KEPT)
-    for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES):
+    for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES, disable_licm=KV == "nvfp4"):
         # tokens past the end read the last token, and get no weight
         offs_b = tl.minimum(offs_i, t_end - 1 - block)
         page, place = place_of(row, b, block, offs_b, PAGE=PAGE, SCATTERED=SCATTERED)
         first, offs_c = locate(cache, page, place, offs_b, stride_c_page, stride_c_t, SCATTERED=SCATTERED)
-        if KV == "fp8":
+        if KV != "":
             first_r, offs_k = locate(rope, page, place, offs_b, stride_r_page, stride_r_t, SCATTERED=SCATTERED)
             first_s, offs_s = locate(latent_scale, page, place, offs_b, stride_s_page, stride_s_t, SCATTERED=SCATTERED)
             r = tl.load(first_r + (offs_k[:, None] + offs_r[None, :]))
+        if KV == "nvfp4":
+            block_scales = tl.load(first_s + (offs_s[:, None] + offs_g[None, :]))
+            c = unpack_block(tl.load(first + (offs_c[:, None] + offs_g[None, :])), block_scales, TO, SM)
+            scores = tl.dot(ql, tl.trans(c)) * (scale * LOG2_E * whole)
+        elif KV == "fp8":
             s_t = tl.load(first_s + offs_s)
             c = tl.load(first + (offs_c[:, None] + offs_l[None, :])).to(tl.float32).to(ql.dtype)
             scores = tl.dot(ql, tl.trans(c)) * (s_t * (scale * LOG2_E))[None, :]
@@ -249,7 +266,7 @@ def mla_kernel(
         acc = tl.dot(p.to(c.dtype), c, scaled).to(KEPT, bitcast=True)
     norm *= 2.0**-P_SHIFT
     total = tl.where(norm > 0, norm, 1.0) * 2.0**P_SHIFT
-    out = acc.to(tl.float32, bitcast=True) / total[:, None]
+    out = acc.to(tl.float32, bitcast=True) * (whole / total)[:, None]
     slot = tl.load(segments + 8 * s + 4)
     first_row = slot.to(tl.int64) * (Q_LEN * H)
     tl.store(partial_o + first_row * L + ((offs_m * L)[:, None] + offs_l[None, :]), out, mask=mask_m[:, None])
@@ -269,8 +286,11 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         if inputs[name].stride(-1) != 1:
             raise ValueError(f"{name}: the last dimension has stride {inputs[name].stride(-1)}, expected 1")
     p = plan(case, target)
+    latent_scale = inputs["latent_scale"]
     if p.words:
         cached = cached.view(torch.int16)
+    elif case.kv == "nvfp4":
+        cached, latent_scale = cached.view(torch.int64), latent_scale.view(torch.int8)
     o = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
     parts = new_parts(p.slots, case.rows, case.L, o.device)
     main = KernelLaunch(
@@ -281,7 +301,8 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "q_rope": q_rope,
             "cache": cached,
             "rope": inputs["rope"],
-            "latent_scale": inputs["latent_scale"],
+            "latent_scale": latent_scale,
+            **({} if p.words else {"latent_global": inputs["latent_global"]}),
             "block_table": inputs["block_table"],
             "segments": table([s.row() for s in p.segments], o.device),
             "partial_o": parts.o,
@@ -294,7 +315,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "stride_qr_h": q_rope.stride(2),
             **token_strides("c", cached),
             **token_strides("r", inputs["rope"] if case.kv else None),
-            **token_strides("s", inputs["latent_scale"] if case.kv else None),
+            **token_strides("s", latent_scale if case.kv else None),
             "stride_table_b": inputs["block_table"].stride(0),
             "lengths": inputs["lengths"],
             "stride_ql_i": q_latent.stride(1),
@@ -319,7 +340,8 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
         slots_per_byte=slots_per_byte(case, p, target),
         why_few_in_flight="the addresses of a third block would spill" if few_buffers(case, target) else "",
     )
-    merge = merge_launch([s for s in p.segments if s.is_first], parts, o, group=case.H)
+    halves = case.kv == "nvfp4" and pairs_halves(case.dtype, target.sm if target.kind == "cuda" else 0)
+    merge = merge_launch([s for s in p.segments if s.is_first], parts, o, group=case.H, halves=halves)
     return Built(launches=(main, merge), output=o)
 
 
@@ -335,7 +357,8 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
     again = (p.row_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
     queries = max(0, len(p.segments) - case.B) * case.rows * (case.L + case.R) * BYTES[case.dtype]
     padded = 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * (2 * case.L + case.R)
-    streamed = p.blocks * p.block_t * p.row_tiles * (case.token_bytes - (BYTES["fp32"] if case.kv else 0))
+    scales = {"fp8": BYTES["fp32"], "nvfp4": case.L // nvfp4_cache.BLOCK}.get(case.kv, 0)
+    streamed = p.blocks * p.block_t * p.row_tiles * (case.token_bytes - scales)
     main = Stage(
         name="mla",
         work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
@@ -364,7 +387,10 @@ def supports(case: MlaCase, target: Target) -> str | None:
     if case.dtype == "fp32":
         return "needs a 16-bit query: tensor cores round fp32 operands to tf32"
     if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16 or (case.kv and case.L < 32):
-        return f"needs widths that are powers of two from 16, or from 32 for fp8 latents, not {case.L} and {case.R}"
+        least = 32 if case.kv else 16
+        return f"needs widths that are powers of two, L from {least} and R from 16, not {case.L} and {case.R}"
+    if case.kv == "nvfp4" and target.kind == "cuda" and target.sm < 100:
+        return f"unpacked nvfp4 latents would spill beside the sums of sm_{target.sm}; needs sm_100"
     if target.kind == "interpreter" and case.dtype == "bf16":
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
     return None

@@ -38,6 +38,8 @@ SHAPES: dict[str, tuple[str, Any]] = {
     "heads of 208 dims, int8": ("attention_decode", rows(4, 208, page=16, kv="int8")),
     "heads of 512 dims, fp8": ("attention_decode", heads("gemma-4-31b", kv="fp8")),
     "heads of 512 dims in pages of 64": ("attention_decode", heads("gemma-4-31b", page=64)),
+    "heads of 128 dims, nvfp4": ("attention_decode", heads("llama-3.1-70b", kv="nvfp4")),
+    "heads of 256 dims, nvfp4, 32 rows": ("attention_decode", rows(32, 256, page=16, kv="nvfp4")),
     "heads of 64 dims, int8, 32 rows": ("attention_decode", rows(32, 64, page=16, kv="int8")),
     "heads of 64 dims, int8, 32 rows in pages of 64": ("attention_decode", rows(32, 64, page=64, kv="int8")),
     "heads of 256 dims in pages of 64": ("attention_decode", rows(8, 256, page=64)),

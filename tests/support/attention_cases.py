@@ -61,8 +61,12 @@ VARIANTS = [
     small(D=192, kv="int8", T=70, softcap=3.0),
     small(D=512, kv="fp8", B=2, T=90, lengths="ragged", sink_logits=True),
     small(sink_logits=True, window=20, kv="fp8", q_len=3, B=2, T=90, lengths="ragged"),
+    small(kv="nvfp4", B=2, H_kv=2, H_q=8, T=90, lengths="ragged"),
+    small(kv="nvfp4", page=8, layout="HND", H_kv=2, T=70, D=128, softcap=2.0),
+    small(kv="nvfp4", page=64, B=3, T=100, D=192, q_len=3, lengths="holes"),
 ]
-"""8-bit caches, drafts, windows with sinks, soft caps, other scales, sink logits, shared prefixes read per sequence."""
+"""Caches of 8 and 4 bits, drafts, windows with sinks, soft caps, other scales, sink logits, shared prefixes read for
+each sequence."""
 
 TILED = [
     small(H_q=65, T=130),
@@ -106,6 +110,7 @@ COUNTED = [
     small(B=2, T=60, page=24, layout="HND", dtype="bf16"),
     small(B=3, T=90, lengths="ragged", kv="int8", page=24),
     small(B=2, T=90, lengths="ragged", kv="fp8", H_kv=2),
+    small(B=3, T=90, lengths="ragged", kv="nvfp4", H_kv=2, page=16),
     small(B=3, T=90, lengths="ragged", kv="int8", page=4, window=21, sinks=3, q_len=3),
     small(B=3, T=90, lengths="holes", window=40, q_len=2, page=16),
     small(B=3, T=90, lengths="ragged", prefix=32, page=16, kv="fp8"),
