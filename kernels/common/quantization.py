@@ -7,6 +7,7 @@ A weight matrix W `[N, K]` is stored as codes and scales, in the layout that che
 | int8      | int8 `[N, K]`                  | fp32 `[N]`                | w * scale                       |
 | fp8       | e4m3 `[N, K]`                  | fp32 `[N]`                | w * scale                       |
 | fp8_block | e4m3 `[N, K]`                  | fp32 `[N/128, K/128]`     | w * scale                       |
+| mxfp8     | e4m3 `[N, K]`                  | e8m0 (uint8) `[N, K/32]`  | w * 2^(scale - 127)             |
 | int4      | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - 8) * scale                 |
 | int4_zp   | uint8 `[N, K/2]`               | 16-bit `[N, K/128]`       | (w - zero) * scale              |
 | mxfp4     | uint8 `[N, K/2]`               | e8m0 (uint8) `[N, K/32]`  | e2m1(w) * 2^(scale - 127)       |
@@ -14,8 +15,8 @@ A weight matrix W `[N, K]` is stored as codes and scales, in the layout that che
 
 `w_zero` of int4_zp is uint8 `[N, K/128]`. `w_global` of nvfp4 is fp32, one for each matrix. A byte holds two 4-bit
 codes, that of the even column in its low half.
-Fractions round up. mxfp4 is the OCP Microscaling specification v1.0; e2m1 has the values 0, .5, 1, 1.5, 2, 3, 4, 6
-and their negatives. nvfp4 is NVIDIA's format of Blackwell checkpoints: TensorRT Model Optimizer's `weight`,
+Fractions round up. mxfp8 and mxfp4 are of the OCP Microscaling specification v1.0; e2m1 has the values 0, .5, 1, 1.5,
+2, 3, 4, 6 and their negatives. nvfp4 is NVIDIA's format of Blackwell checkpoints: TensorRT Model Optimizer's `weight`,
 `weight_scale` and `weight_scale_2`.
 """
 
@@ -59,12 +60,14 @@ FORMATS = {
     "int8": Format(bits=8),
     "fp8": Format(bits=8),
     "fp8_block": Format(bits=8, group_n=128, group_k=128),
+    "mxfp8": Format(bits=8, group_k=32),
     "int4": Format(bits=4, group_k=128),
     "int4_zp": Format(bits=4, group_k=128),
     "mxfp4": Format(bits=4, group_k=32),
     "nvfp4": Format(bits=4, group_k=16),
 }
 E2M1_FORMATS = ("mxfp4", "nvfp4")
+MX_FORMATS = ("mxfp4", "mxfp8")
 
 BESIDE = ("scale", "zero", "global")
 """What a packed matrix may have beside its codes: `w_scale` and so on."""
@@ -89,11 +92,13 @@ def weight_bytes(format: str, N: int, K: int, scale_size: int) -> int:
     scales = 1
     for n in kind.scale_shape(N, K):
         scales *= n
-    size = {"mxfp4": 1, "nvfp4": 1, "int4": scale_size, "int4_zp": scale_size + 1}.get(format, 4)
+    size = {"mxfp4": 1, "mxfp8": 1, "nvfp4": 1, "int4": scale_size, "int4_zp": scale_size + 1}.get(format, 4)
     return N * K * kind.bits // 8 + scales * size + (4 if format == "nvfp4" else 0)
 
 
-RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "nvfp4": 2.9, "fp8": 32.0, "fp8_block": 32.0}
+RMS_CODES = {"int8": 74.0, "int4": 4.6, "int4_zp": 6.0, "mxfp4": 2.9, "nvfp4": 2.9} | dict.fromkeys(
+    ("fp8", "fp8_block", "mxfp8"), 32.0
+)
 """The rms of drawn codes, less their zero point; for mxfp4 and nvfp4 of the e2m1 values that they stand for."""
 
 NVFP4_SCALE = 32.0
@@ -101,8 +106,8 @@ NVFP4_SCALE = 32.0
 
 
 def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str, height: int = 0) -> Inputs:
-    """Codes over their whole range. Scales of neighbouring groups differ, see `RandomInputs.scales`; those of mxfp4 by
-    the factor 2 at least. W is of order K^-1/2."""
+    """Codes over their whole range. Scales of neighbouring groups differ, see `RandomInputs.scales`; those of mxfp4
+    and mxfp8 by the factor 2 at least. W is of order K^-1/2."""
     check_weights(format, dtype, K=K)
     kind = FORMATS[format]
     if kind.bits == 4:
@@ -112,9 +117,10 @@ def random_weights(draw: RandomInputs, format: str, N: int, K: int, dtype: str, 
     else:
         codes = draw.normal((N, K), "fp8", scale=32.0)
     shape = kind.scale_shape(N, K, height)
-    if format == "mxfp4":
-        # half or a quarter of 2^-(K^1/2's exponent) in turn with once or twice as much
-        middle = 127 - (K.bit_length() + 1) // 2
+    if format in MX_FORMATS:
+        # half or a quarter of 2^-(K^1/2's exponent) in turn with once or twice as much; codes of mxfp8 are 8 times as
+        # large as those of mxfp4
+        middle = 127 - (K.bit_length() + 1) // 2 - (3 if format == "mxfp8" else 0)
         return {"w": codes, "w_scale": alternate(draw.integers(middle - 2, middle, shape, "uint8"), 2)}
     if format == "nvfp4":
         matrices = (N // (height or N),)
@@ -200,6 +206,8 @@ def dequantize(format: str, weights: Inputs, first: int, end: int, height: int =
     scale = weights["w_scale"][group]
     if format == "fp8_block":
         return codes.float() * scale
+    if format == "mxfp8":
+        return codes.float() * torch.exp2(scale.float() - 127)
     zero = weights["w_zero"][group].float() if format == "int4_zp" else 8.0
     return (codes.float() - zero) * scale.float()
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.quantization import E2M1_FORMATS, FORMATS, by_group, pack_words
+from kernels.common.quantization import E2M1_FORMATS, FORMATS, MX_FORMATS, by_group, pack_words
 from kernels.common.random_inputs import torch_dtype
 from kernels.op import Target
 
@@ -76,10 +76,11 @@ def nvfp4_power(dtype: str) -> int:
 
 @triton.constexpr_function
 def factor_ptx(format: str, bf16: bool, i: int) -> list[str]:
-    """PTX that puts the factor of part i into both halves of `m`: its exponent field (mxfp4), or exponent and mantissa
-    (nvfp4, see `nvfp4_words`), moved to the place that the wider type has for them."""
-    lines = [f"prmt.b32 m, ${10 + i // 4 * 2}, 0, {0x4040 + 0x0101 * (i % 4):#x};"]
-    if format == "mxfp4":
+    """PTX that puts the factor of part i into both halves of `m`: its exponent field (mxfp4, mxfp8), or exponent and
+    mantissa (nvfp4, see `nvfp4_words`), moved to the place that the wider type has for them."""
+    first = 32 // FORMATS[format].bits + 2
+    lines = [f"prmt.b32 m, ${first + i // 4 * 2}, 0, {0x4040 + 0x0101 * (i % 4):#x};"]
+    if format in MX_FORMATS:
         return [*lines, f"shl.b32 m, m, {7 if bf16 else 10};"]
     if not bf16:
         return [*lines, "shl.b32 m, m, 7;"]
@@ -110,7 +111,8 @@ def unpack_ptx(format: str, bf16: bool) -> str:
     """PTX that turns two words into pairs of floats (bf16 or fp16): part i of both words -> output i.
 
     The operands are the outputs and the two words. Further inputs follow, each of them twice: for int4_zp, one word
-    with `-(magic + zero)` of both groups of 128 columns; for mxfp4 and nvfp4, two words of four scale bytes.
+    with `-(magic + zero)` of both groups of 128 columns; for mxfp4 and nvfp4, two words of four scale bytes, for mxfp8
+    one.
     `magic` is the power of two whose last mantissa bit is worth one.
     """
     if format in E2M1_FORMATS and bf16:
@@ -167,6 +169,7 @@ def unpack_ptx(format: str, bf16: bool) -> str:
                     f"shl.b32 u, t, {shift};",
                     "and.b32 t, t, 0x80008000;",
                     f"lop3.b32 t, u, {mask:#x}, t, 0xea;",
+                    *(factor_ptx(format, bf16, i) if format == "mxfp8" else ()),
                     f"{fma} ${i}, t, m, a;",
                 ]
     return "{ .reg .b32 lo, hi, t, u, m, a; " + " ".join(lines) + " }"
@@ -175,7 +178,7 @@ def unpack_ptx(format: str, bf16: bool) -> str:
 @triton.constexpr_function
 def unpack_operands(format: str) -> str:
     """Constraints of `unpack_ptx`; `&`, because every output is written before the last input is read."""
-    inputs = 2 + {"int4_zp": 2, "mxfp4": 4, "nvfp4": 4}.get(format, 0)
+    inputs = 2 + {"int4_zp": 2, "mxfp8": 2, "mxfp4": 4, "nvfp4": 4}.get(format, 0)
     return ",".join(["=&r"] * (32 // FORMATS[format].bits) + ["r"] * inputs)
 
 
@@ -188,8 +191,8 @@ def of_groups(values, it, ROWS, rows):
 @triton.jit
 def unpacked(words, lo, hi, x, FORMAT: tl.constexpr, PARTS: tl.constexpr):
     """Words -> their parts in the type of `x`. For mxfp4 and nvfp4 `lo` and `hi` come from
-    `of_groups`; for int4_zp they are the
-    zero points and None; else both are None."""
+    `of_groups`; for int4_zp they are the zero points and None, for mxfp8 the exponents and None; else both are
+    None."""
     PTX: tl.constexpr = unpack_ptx(FORMAT, x.dtype.element_ty == tl.bfloat16)
     OPERANDS: tl.constexpr = unpack_operands(FORMAT)
     inputs = [words] if lo is None else [words, lo] if hi is None else [words, lo, hi]
@@ -210,6 +213,8 @@ def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl
         value = ((code ^ 128) - 128).to(tl.float32)
     elif BITS == 8:
         value = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+        if FORMAT == "mxfp8":
+            value *= tl.exp2((((lo >> (8 * i)) & 255) - MAGIC).to(tl.float32))
     elif FORMAT == "mxfp4" or FORMAT == "nvfp4":
         exponent = (code >> 1) & 3
         half = (code & 1).to(tl.float32) * 0.5
@@ -228,10 +233,10 @@ def plain_part(words, lo, hi, i: tl.constexpr, x, FORMAT: tl.constexpr, BITS: tl
 
 
 def magic_number(format: str, dtype: str) -> int:
-    """For the interpreter: the offset that the stored exponent fields of mxfp4 and nvfp4, or zero points of int4_zp,
-    contain."""
-    if format == "mxfp4":
-        return 253 if dtype == "bf16" else 29
+    """For the interpreter: the offset that the stored exponent fields of mxfp4, mxfp8 and nvfp4, or zero points of
+    int4_zp, contain."""
+    if format in MX_FORMATS:
+        return 127 + mx_offset(format, dtype)
     if format == "nvfp4":
         return NVFP4_BIAS + nvfp4_power(dtype)
     return 128 if dtype == "bf16" else 1024
@@ -249,8 +254,8 @@ def scales_of(
     where a kernel reads only one. `whole` has nvfp4's scales of whole matrices."""
     if whole is not None:
         return whole * 2.0 ** nvfp4_power(dtype), nvfp4_words(scale, blocks)
-    if format == "mxfp4":
-        scale = mxfp4_words(scale, 2 * blocks, dtype)
+    if format in MX_FORMATS:
+        scale = mx_words(format, scale, blocks, dtype)
     elif FORMATS[format].bits == 4:
         scale = by_block(scale, blocks)
     if zero is None:
@@ -265,16 +270,25 @@ def by_block(values: torch.Tensor, blocks: int) -> torch.Tensor:
     return pairs.view(torch.int32).squeeze(2)
 
 
-def mxfp4_words(scale: torch.Tensor, groups: int, dtype: str) -> torch.Tensor:
-    """e8m0 `[N, K/32]` -> int32 `[groups, N]` of four bytes each. A byte is the exponent field of the factor that
-    unpacking needs: 2^(scale - 127), times the power of two by which e2m1's exponent is off.
+def mx_offset(format: str, dtype: str) -> int:
+    """What is added to an e8m0 scale for the exponent field of the factor that unpacking needs. The bits of e2m1 and
+    e4m3, moved to their places in bf16 or fp16, stand for their value times a power of two."""
+    return {"mxfp4": (126, -98), "mxfp8": (120, -104)}[format][dtype != "bf16"]
 
-    Raises ValueError for a scale above 2 or, for fp16, below 2^-28: a 16-bit float cannot hold its factor.
+
+def mx_words(format: str, scale: torch.Tensor, blocks: int, dtype: str) -> torch.Tensor:
+    """e8m0 `[N, K/32]` -> int32 `[words, N]` of four bytes each: `blocks` words, for mxfp4 two times as many. A byte is
+    the exponent field of a factor: see `mx_offset`.
+
+    Raises ValueError for a scale whose factor a number of `dtype` cannot hold.
     """
-    offset = 126 if dtype == "bf16" else -98
-    if not scale.is_meta and (int(scale.max()) > 128 or int(scale.min()) + offset < 1):
-        raise ValueError(f"mxfp4 scales of 2^{int(scale.min()) - 127} to 2^{int(scale.max()) - 127} do not fit {dtype}")
-    fields = torch.nn.functional.pad((scale.int() + offset).to(torch.uint8), (0, 4 * groups - scale.shape[1]))
+    offset, words = mx_offset(format, dtype), blocks * 8 // FORMATS[format].bits
+    highest = 254 if dtype == "bf16" else 30
+    if not scale.is_meta and (int(scale.max()) + offset > highest or int(scale.min()) + offset < 1):
+        raise ValueError(
+            f"{format} scales of 2^{int(scale.min()) - 127} to 2^{int(scale.max()) - 127} do not fit {dtype}"
+        )
+    fields = torch.nn.functional.pad((scale.int() + offset).to(torch.uint8), (0, 4 * words - scale.shape[1]))
     return fields.view(torch.int32).T.contiguous()
 
 

@@ -183,7 +183,8 @@ def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
 
 
 def supports(case: GemvCase, target: Target) -> str | None:
-    return "no kernel here multiplies nvfp4 on a host" if case.weights == "nvfp4" else None
+    none = case.weights in ("nvfp4", "mxfp8")
+    return f"no kernel here multiplies {case.weights} on a host" if none else None
 
 
 IMPLS = (cpu_impl(prepare=prepare, stages=stages, supports=supports),)

@@ -51,6 +51,7 @@ SLOTS = {
     "int8": (4.35, 4.35, 4.35),
     "fp8": (4.75, 4.75, 4.75),
     "fp8_block": (5.1, 5.25, 5.4),
+    "mxfp8": (5.1, 5.1, 5.1),
     "int4": (5.1, 7.2, 7.8),
     "int4_zp": (5.2, 7.3, 7.9),
     "mxfp4": (5.4, 7.3, 7.4),
@@ -144,7 +145,7 @@ def gemv_words(
             hi = None
             if FORMAT == "mxfp4" or FORMAT == "nvfp4":
                 lo, hi = of_groups(unpacking, it, N, rows)
-            elif FORMAT == "int4_zp":
+            elif FORMAT == "int4_zp" or FORMAT == "mxfp8":
                 lo = tl.load(unpacking + it * N + rows)[:, None]
             if FORMAT == "int4" or FORMAT == "int4_zp":
                 scales = tl.load(scale + it * N + rows)
@@ -208,7 +209,12 @@ def stages(case: GemvCase, target: Target) -> tuple[Stage, ...]:
     """Packed words (K padded to a block), packed scales, x and y once, and what tiles read again."""
     p = plan(case, target)
     size = BYTES[case.dtype]
-    extra = {"int4": size, "int4_zp": 2 * size, "mxfp4": 4, "nvfp4": 4}.get(case.weights, 0) * 2 * p.iters * case.N
+    extra = (
+        {"int4": size, "int4_zp": 2 * size, "mxfp8": 2, "mxfp4": 4, "nvfp4": 4}.get(case.weights, 0)
+        * 2
+        * p.iters
+        * case.N
+    )
     if not extra:
         extra = weight_bytes(case.weights, case.N, case.K, size) - case.N * case.K
     extra += 4 if case.weights == "nvfp4" else 0

@@ -40,6 +40,7 @@ SLOTS = {
     "mxfp4": (6.2, 6.75),
     "nvfp4": (8.4, 9.05),
     "fp8_block": (4.05, 4.75),
+    "mxfp8": (4.2, 4.8),
     "int4": (5.7, 6.45),
     "int4_zp": (5.85, 6.55),
     "int8": (3.35, 4.0),
@@ -51,6 +52,7 @@ of the one with down, for tiles of up to 32 pairs."""
 WIDE_SLOTS = {
     "mxfp4": (6.3, 6.75),
     "fp8_block": (4.5, 5.2),
+    "mxfp8": (4.2, 4.9),
     "int8": (3.4, 4.1),
     "fp8": (3.9, 4.6),
 }
@@ -72,7 +74,7 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
     BLOCK_K = 32 // FORMATS[case.weights].bits * words
     iters = cdiv(K, BLOCK_K)
     # words of 4 bytes for each row and block, for each block of 128 rows, or for each row
-    per_row = {"mxfp4": 2, "nvfp4": 2, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
+    per_row = {"mxfp4": 2, "nvfp4": 2, "mxfp8": 1, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
     scales = 4 * (per_row * iters * rows or (iters * cdiv(rows, 128) if case.weights == "fp8_block" else rows))
     unit = matrices * BLOCK_N * words * 4
     return gemm_of(
@@ -154,7 +156,7 @@ def expert_words(
     - int8 and fp8: `scale` is fp32 `[ROWS]`
     - fp8_block: `scale` is fp32, one for 128 rows and columns of a matrix
     - int4 and int4_zp: `scale` is words of two 16-bit scales, and `unpacking` words of two zero points, `[iters, ROWS]`
-    - mxfp4: `unpacking` is words of four exponents, `[2 iters, ROWS]`
+    - mxfp4 and mxfp8: `unpacking` is words of four exponents, `[2 iters, ROWS]` and `[iters, ROWS]`
     - nvfp4: `unpacking` is words of four scales, `[2 iters, ROWS]`, and `scale` is fp32, one for each matrix
     """
     PARTS: tl.constexpr = 32 // BITS
@@ -186,7 +188,7 @@ def expert_words(
             hi = None
             if FORMAT == "mxfp4" or FORMAT == "nvfp4":
                 lo, hi = of_groups(unpacking, it, ROWS, rows)
-            elif FORMAT == "int4_zp":
+            elif FORMAT == "int4_zp" or FORMAT == "mxfp8":
                 lo = tl.load(unpacking + it * ROWS + rows)[:, None]
             if HALVES:
                 scales = tl.load(scale + it * ROWS + rows)
@@ -198,7 +200,7 @@ def expert_words(
                 hi_up = None
                 if FORMAT == "mxfp4" or FORMAT == "nvfp4":
                     lo_up, hi_up = of_groups(unpacking, it, ROWS, N + rows)
-                elif FORMAT == "int4_zp":
+                elif FORMAT == "int4_zp" or FORMAT == "mxfp8":
                     lo_up = tl.load(unpacking + it * ROWS + N + rows)[:, None]
                 if HALVES:
                     scales_up = tl.load(scale + it * ROWS + N + rows)

@@ -81,6 +81,7 @@ MAIN = {
 """Executed as compiled for sm_90 and for sm_80. Loops of state updates are not pipelined."""
 
 OTHERS = {
+    "attention, nvfp4": Steady("attention_decode", attention(T=1985, kv="nvfp4")),
     "attention, int8": Steady("attention_decode", attention(T=1217, kv="int8")),
     "attention, heads of 96 dims": Steady("attention_decode", attention(D=96, T=860, sink_logits=True)),
     "attention over pages, heads of 512 dims": Steady("attention_decode", attention(D=512, T=370, page=16)),
@@ -95,6 +96,7 @@ OTHERS = {
     "GEMV of fp8 weights": Steady("ffn_gemv", GemvCase(B=16, N=200, K=1024, weights="fp8_block")),
     "GEMV of int4 with zero points": Steady("ffn_gemv", GemvCase(B=1, N=100, K=4608, weights="int4_zp")),
     "GEMV of nvfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=2048, weights="nvfp4")),
+    "GEMV of mxfp8": Steady("ffn_gemv", GemvCase(B=1, N=200, K=1024, weights="mxfp8")),
     "GEMV of mxfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=4096, weights="mxfp4")),
     "gate and up": Steady("ffn_block", FfnCase(B=3, hidden=512, ffn=128), launch=0),
     "states replayed from a ring": Steady("state_update", states("mamba2", every=8), loop="bar.sync"),

@@ -18,7 +18,7 @@ from kernels.common.quantization import (
     weight_bytes,
 )
 from kernels.common.random_inputs import RandomInputs
-from kernels.common.triton_unpack import NVFP4_BIAS, arranged, mxfp4_words, nvfp4_power, nvfp4_words, unpack_ptx
+from kernels.common.triton_unpack import NVFP4_BIAS, arranged, mx_words, nvfp4_power, nvfp4_words, unpack_ptx
 from tests.support.properties import given, settings, st
 from tests.support.snippet import MASK, halves, register, run_ptx
 
@@ -38,14 +38,18 @@ TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["
 
 
 @TYPES
-@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("format", ["int8", "fp8", "mxfp8"])
 def test_ptx_unpacks_every_byte(format: str, dtype: torch.dtype) -> None:
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8)
+    scales = torch.tensor([[120, 121, 119, 130]], dtype=torch.uint8)
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    extra = [int(mx_words("mxfp8", scales, 1, name)[0, 0]) & MASK] * 2 if format == "mxfp8" else []
+    gain = torch.exp2(scales[0].double() - 127)[:, None] if format == "mxfp8" else 1.0
     want = codes.view(torch.int8).double() if format == "int8" else codes.view(torch.float8_e4m3fn).double()
     for first in range(0, 256, 8):
         low, high = (int.from_bytes(bytes(range(first + s, first + s + 4)), "little") for s in (0, 4))
-        got = unpacked(format, dtype, [low, high], [])
-        expected = torch.stack((want[first : first + 4], want[first + 4 : first + 8]), dim=1)
+        got = unpacked(format, dtype, [low, high], extra)
+        expected = torch.stack((want[first : first + 4], want[first + 4 : first + 8]), dim=1) * gain
         number = expected.isfinite()  # e4m3's NaN codes are no weights
         assert torch.equal(got[number], expected[number])
 
@@ -56,7 +60,7 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
     magic = 128 if dtype == torch.bfloat16 else 1024
     scale_bytes = torch.tensor([[120, 121, 119, 127, 128, 115, 118, 122]], dtype=torch.uint8)
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
-    words_of_scales = mxfp4_words(scale_bytes, 2, name)
+    words_of_scales = mx_words("mxfp4", scale_bytes, 1, name)
     if format == "nvfp4":
         scales = torch.tensor([[448.0, 1.0, 0.875, 2**-6, 2**-7, 2**-9, 1.5 * 2**-8, 26.0]]).to(torch.float8_e4m3fn)
         words_of_scales = nvfp4_words(scales, 1)
@@ -97,6 +101,8 @@ def test_dequantize_follows_the_definition(format: str) -> None:
             want = float(w[n, k]) * float(scale[n])
         elif format == "fp8_block":
             want = float(w[n, k]) * float(scale[n // 128, k // 128])
+        elif format == "mxfp8":
+            want = float(w[n, k]) * 2.0 ** (int(scale[n, k // 32]) - 127)
         elif format == "mxfp4":
             want = E2M1[code % 8] * (1 if code < 8 else -1) * 2.0 ** (int(scale[n, k // 32]) - 127)
         elif format == "nvfp4":
@@ -147,9 +153,9 @@ def test_odd_columns_and_wide_scales_are_refused() -> None:
     with pytest.raises(ValueError, match="even"):
         random_weights(RandomInputs("cpu", 0), "int4", 4, 7, "bf16")
     with pytest.raises(ValueError, match="do not fit bf16"):
-        mxfp4_words(torch.full((2, 4), 129, dtype=torch.uint8), 1, "bf16")
+        mx_words("mxfp4", torch.full((2, 4), 129, dtype=torch.uint8), 1, "bf16")
     with pytest.raises(ValueError, match="do not fit fp16"):
-        mxfp4_words(torch.full((2, 4), 98, dtype=torch.uint8), 1, "fp16")
+        mx_words("mxfp4", torch.full((2, 4), 98, dtype=torch.uint8), 1, "fp16")
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="positive"):
             nvfp4_words(torch.full((2, 8), wrong).to(torch.float8_e4m3fn), 1)
