@@ -67,20 +67,20 @@ class Plan:
 
 def tile_pairs(case: MoeCase) -> int:
     """Pairs of a tile: enough for an expert's mean number of tokens plus three standard deviations."""
-    mean = case.pairs / case.E
-    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, next_power_of_2(round(mean + 3 * mean**0.5)), next_power_of_2(case.B)))
+    mean = case.pairs / case.experts
+    return max(MIN_BLOCK_B, min(MAX_BLOCK_B, next_power_of_2(round(mean + 3 * mean**0.5)), next_power_of_2(case.rows)))
 
 
 def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
     """Tiles in the worst routing, where every expert that can be hit ends in a tile of its own."""
-    hit = min(case.E, case.pairs)
+    hit = min(case.experts, case.pairs)
     return hit + (case.pairs - hit) // BLOCK_B
 
 
 def shape_class(case: MoeCase) -> str:
     """Cases of one class have the experts of one model, and tiles of one width."""
     weights = f" w{case.weights}" if case.quantized else ""
-    return f"E{case.E}k{case.k} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
+    return f"E{case.experts}k{case.width} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
 
 
 def gemm_of(target: Target, *, ctas_per_sm: int, unit_bytes: int, unit_smem: int, **shape: int) -> Gemm:
@@ -154,15 +154,17 @@ def stages_of(case: MoeCase, target: Target, p: Plan, slots: Callable[[Gemm], fl
     hidden, parts = size * case.pairs * case.F, 4 * case.pairs * case.H
     combine = Stage(
         name="combine",
-        work=Work(bytes_read=4 * case.pairs, bytes_written=size * case.B * case.H),
-        ctas=case.B * cdiv(case.H, COMBINE_COLUMNS),
+        work=Work(bytes_read=4 * case.pairs, bytes_written=size * case.rows * case.H),
+        ctas=case.rows * cdiv(case.H, COMBINE_COLUMNS),
         ctas_per_sm=16,
     )
     gathered = size * case.pairs * case.H * p.gate_up.blocks
-    gate_up = product("gate and up", p.gate_up, size * case.B * case.H, gathered)
+    gate_up = product("gate and up", p.gate_up, size * case.rows * case.H, gathered)
     down = product("down", p.down, 0, hidden * (p.down.blocks - 1))
     return (
-        Stage(name="sort", work=Work(bytes_read=4 * case.pairs), l2_bytes=4 * case.pairs * case.E, ctas=case.E),
+        Stage(
+            name="sort", work=Work(bytes_read=4 * case.pairs), l2_bytes=4 * case.pairs * case.experts, ctas=case.experts
+        ),
         passing(gate_up, target, hidden, written=hidden),
         passing(passing(down, target, hidden, read=hidden), target, parts, written=parts),
         passing(combine, target, parts, read=parts),

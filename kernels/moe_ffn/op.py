@@ -6,11 +6,14 @@ x is [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H
 w_down [E, H, F], y [B, H]. With `bias`, the products have biases b_gate_up [E, 2F] and b_down [E, H] (gpt-oss).
 Only experts that some token of the batch is routed to are read: k of E at batch 1, all at large batches. So the bytes
 of a decode step grow with the batch until all E experts are hit.
+
+With `parts`, whole experts lie on so many GPUs, and a case is what the busiest of them gets: a row of x for each
+(token, expert) pair that is sent to it, and an output row for each, which goes back to the token's own GPU. `shared`
+experts take all tokens of a part.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,25 +26,28 @@ from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mar
 from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
+from kernels.moe_ffn.routing import ROUTINGS, drawn, of_busiest
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
-
-ROUTINGS = ("uniform", "zipf")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoeCase(Case):
     """`B` tokens, each routed to `k` of `E` experts of width `F`; `H` is the model's hidden size.
 
-    `routing` is `uniform`, where all sets of k experts are equally likely, or `zipf`, where the r-th expert has a
-    chance of 1 / r; `seed` draws it. The case fixes how many tokens each rank of expert gets. The inputs decide which
-    expert has which rank. `weights` is `dtype` (also if empty) or a format of
+    - `routing` is `uniform`, where all sets of k experts are equally likely, `zipf`, where the r-th expert has a chance
+      of 1 / r, or `lognormal`, as published counts have it; `seed` draws it. The case fixes how many tokens each rank
+      of expert gets. The inputs decide which expert has which rank
+    - `groups`, `top_groups`: a token's experts come from its best groups (DeepSeek); 0: from all
+    - `parts`, `shared`: see above. `B` is the tokens of all parts
+
+    `weights` is `dtype` (also if empty) or a format of
     `kernels/common/quantization.py`; activations are in `dtype` either way.
     """
 
-    PLAIN: ClassVar[Mapping[str, Any]] = {"routing": "uniform"}
+    PLAIN: ClassVar[Mapping[str, Any]] = {"routing": "uniform", "groups": 0, "parts": 1, "shared": 0}
 
     B: int
     E: int
@@ -54,11 +60,19 @@ class MoeCase(Case):
     weights: Weights = ""
     activation: gated.Activation = "swiglu"
     bias: bool = False
+    groups: Count = 0
+    top_groups: Count = 0
+    parts: int = 1
+    shared: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k > self.E:
             raise ValueError(f"k = {self.k}: at most the E = {self.E} experts")
+        if self.E % self.parts:
+            raise ValueError(f"parts {self.parts}: each has as many of the E = {self.E} experts")
+        if self.groups and (self.E % self.groups or self.k > self.E // self.groups * self.top_groups):
+            raise ValueError(f"groups {self.groups}: equal ones, of which top_groups hold k = {self.k} experts")
         object.__setattr__(self, "weights", self.weights or self.dtype)
         check_weights(self.weights, self.dtype, H=self.H, F=self.F)
 
@@ -69,6 +83,9 @@ class MoeCase(Case):
     @property
     def id(self) -> str:
         routing = "" if self.routing == "uniform" else f"-{self.routing}"
+        routing += f"-best{self.top_groups}of{self.groups}" if self.groups else ""
+        routing += f"-parts{self.parts}" if self.parts > 1 else ""
+        routing += f"-shared{self.shared}" if self.shared else ""
         seed = f"-seed{self.seed}" if self.seed else ""
         return f"B{self.B}-E{self.E}k{self.k}-H{self.H}-F{self.F}{routing}{seed}-{self.dtype}" + (
             (f"-w{self.weights}" if self.quantized else "")
@@ -77,9 +94,24 @@ class MoeCase(Case):
         )
 
     @property
+    def rows(self) -> int:
+        """Rows of x."""
+        return len(routing(self)) if self.parts > 1 else self.B
+
+    @property
+    def width(self) -> int:
+        """Experts of a row."""
+        return 1 if self.parts > 1 else self.k + self.shared
+
+    @property
+    def experts(self) -> int:
+        """Experts whose weights are here."""
+        return self.E // self.parts + self.shared
+
+    @property
     def pairs(self) -> int:
         """(token, expert) pairs."""
-        return self.B * self.k
+        return self.rows * self.width
 
     @property
     def expert_bytes(self) -> int:
@@ -98,23 +130,19 @@ class MoeCase(Case):
 
 @cache
 def routing(case: MoeCase) -> tuple[tuple[int, ...], ...]:
-    """The k distinct experts of each token, as ranks: rank 0 is the most popular under `zipf`."""
-    rng = random.Random(case.seed)
-    if case.routing == "uniform":
-        return tuple(tuple(rng.sample(range(case.E), case.k)) for _ in range(case.B))
-    chances = [1.0 / (rank + 1) for rank in range(case.E)]
-    drawn = []
-    for _ in range(case.B):
-        # the k largest of u^(1/chance): weighted sampling without replacement (Efraimidis and Spirakis, 2006)
-        keys = [rng.random() ** (1.0 / chance) for chance in chances]
-        drawn.append(tuple(sorted(range(case.E), key=keys.__getitem__)[-case.k :]))
-    return tuple(drawn)
+    """The distinct experts of each row of x, as ranks: rank 0 is the most popular under `zipf` on one part."""
+    groups = {"groups": case.groups, "top_groups": case.top_groups}
+    tokens = drawn(case.B, case.E, case.k, kind=case.routing, seed=case.seed, **groups)
+    if case.parts > 1:
+        return of_busiest(tokens, case.E, case.parts, case.shared, case.seed)
+    everyone = tuple(range(case.E, case.E + case.shared))
+    return tuple(experts + everyone for experts in tokens)
 
 
 @cache
 def tokens_per_expert(case: MoeCase) -> tuple[int, ...]:
     """Tokens by rank of expert; 0 for an expert that no token is routed to."""
-    counts = [0] * case.E
+    counts = [0] * case.experts
     for experts in routing(case):
         for expert in experts:
             counts[expert] += 1
@@ -134,6 +162,9 @@ def of_model(model: str, batches: Iterable[int], tensor_parallel: int = 1, **mor
 
 QWEN3_NEXT: dict[str, Any] = {"model": "qwen3-next-80b-a3b", "E": 512, "k": 10, "H": 2048, "F": 512}
 """config.json of Qwen/Qwen3-Next-80B-A3B-Instruct."""
+
+QWEN3_30B: dict[str, Any] = {"model": "qwen3-30b-a3b", "E": 128, "k": 8, "H": 2048, "F": 768}
+"""config.json of Qwen/Qwen3-30B-A3B."""
 
 QWEN3_235B_OF_8: dict[str, Any] = {"model": "qwen3-235b-a22b", "E": 128, "k": 8, "H": 4096, "F": 1536 // 8}
 """config.json of Qwen/Qwen3-235B-A22B-FP8: a slice for one GPU of eight is one and a half blocks of 128 wide."""
@@ -175,10 +206,15 @@ def full() -> Iterable[MoeCase]:
     yield from of_model("deepseek-v3", (1, 16, 64), 8, weights="nvfp4")
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8, weights="fp8_block")
     yield from of_model("deepseek-v3", (1, 16), weights="fp8_block")
-    for weights in ("", "int8", "fp8", "int4_zp"):
+    for weights in ("", "int8", "fp8", "mxfp8", "int4_zp"):
         yield MoeCase(B=16, weights=weights, **QWEN3_NEXT)
     yield MoeCase(B=16, weights="fp8_block", **QWEN3_235B_OF_8)
     yield from of_model("gpt-oss-20b", (1, 16), weights="mxfp4", activation="swiglu_clamped", bias=True)
+    # 32 tokens on each of 32 parts, and on each of 8
+    for kind in ROUTINGS:
+        served = {"parts": 32, "shared": 1, "groups": 8, "top_groups": 4, "weights": "fp8_block"}
+        yield from of_model("deepseek-v3", (1024,), routing=kind, **served)
+        yield MoeCase(B=256, routing=kind, parts=8, **QWEN3_30B)
 
 
 def test() -> Iterable[MoeCase]:
@@ -188,6 +224,10 @@ def test() -> Iterable[MoeCase]:
     yield MoeCase(B=33, E=8, k=3, H=64, F=64, routing="zipf", dtype="fp16")
     yield MoeCase(B=4, E=16, k=4, H=64, F=48, routing="zipf", dtype="fp32")
     yield MoeCase(B=3, E=5, k=2, H=72, F=40, dtype="fp16", activation="geglu")
+    yield MoeCase(B=3, E=4, k=2, H=64, F=48, dtype="fp16", shared=2)
+    yield MoeCase(
+        B=9, E=16, k=3, H=64, F=48, dtype="fp16", routing="lognormal", parts=4, shared=1, groups=4, top_groups=2
+    )
     yield MoeCase(B=5, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped")
     yield MoeCase(B=4, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped", bias=True)
     yield MoeCase(B=3, E=4, k=2, H=72, F=40, dtype="fp16", bias=True)
@@ -195,6 +235,7 @@ def test() -> Iterable[MoeCase]:
         (1, 256, 128, "fp8_block"),
         (18, 128, 256, "fp8_block"),
         (3, 192, 80, "fp8_block"),
+        (18, 72, 266, "mxfp8"),
         (1, 320, 96, "mxfp4"),
         (18, 72, 266, "mxfp4"),
         (18, 72, 266, "nvfp4"),
@@ -215,39 +256,41 @@ def cases(suite: str) -> list[MoeCase]:
 def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     """x ~ N(0, 1); rows of weights have a length of about 1; both have marks, see `kernels/common/outliers.py`.
 
-    Router weights are a softmax over each token's k: of 0.2 N(0, 1), and 0.7 more for the first and the last expert
-    hit. So each of k = 8 experts is about a third of y's norm, and the last one hit is half of it. If a token loses an
-    expert, one of the H elements of its row has a `max_rel` above 0.31: ten tolerances.
+    Router weights are a softmax over each token's k and shared experts: of 0.2 N(0, 1), and 0.7 more for the first and
+    the last expert hit. On one of several parts, where a row has one expert, they are exp of that, halved. So each of
+    k = 8 experts is about a third of y's norm, and the last one hit is half of it. If a token loses an expert, one of
+    the H elements of its row has a `max_rel` above 0.31: ten tolerances.
 
-    Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale`, `w_down_scale`, for int4_zp the same with `_zero` and
-    for nvfp4 with `_global` are those that `quantization.py` makes for all experts' rows below each other,
-    `[E * 2F, H]` and `[E * H, F]`, where no scale is for rows of two matrices.
+    E is the experts that are here. Packed weights are codes `[E, rows, ...]`. `w_gate_up_scale`, `w_down_scale`, for
+    int4_zp the same with `_zero` and for nvfp4 with `_global` are those that `quantization.py` makes for all experts'
+    rows below each other, `[E * 2F, H]` and `[E * H, F]`, where no scale is for rows of two matrices.
 
     `seed` also permutes the experts: other experts are hit, but as many of them, by as many tokens.
     """
     draw = RandomInputs(device, seed)
-    expert = draw.python.sample(range(case.E), case.E)
-    drawn: Inputs = {
-        "x": draw.normal((case.B, case.H), case.dtype),
+    expert = draw.python.sample(range(case.experts), case.experts)
+    made: Inputs = {
+        "x": draw.normal((case.rows, case.H), case.dtype),
         "topk_ids": draw.table([[expert[rank] for rank in ranks] for ranks in routing(case)]),
     }
-    ids = drawn["topk_ids"]
+    ids = made["topk_ids"]
     at_an_end = (ids == ids.max()) | (ids == ids.min())
-    drawn["topk_weights"] = (draw.normal((case.B, case.k), "fp32", scale=0.2) + 0.7 * at_an_end).softmax(dim=-1)
+    logits = draw.normal((case.rows, case.width), "fp32", scale=0.2) + 0.7 * at_an_end
+    made["topk_weights"] = logits.softmax(dim=-1) if case.width > 1 else logits.exp().mul_(0.5)
     for name, N, K in (("w_gate_up", 2 * case.F, case.H), ("w_down", case.H, case.F)):
         if case.quantized:
-            packed = random_weights(draw, case.weights, case.E * N, K, case.dtype, height(case, name))
-            drawn[name] = packed.pop("w").unflatten(0, (case.E, N))
-            drawn |= {f"{name}{part.removeprefix('w')}": tensor for part, tensor in packed.items()}
+            packed = random_weights(draw, case.weights, case.experts * N, K, case.dtype, height(case, name))
+            made[name] = packed.pop("w").unflatten(0, (case.experts, N))
+            made |= {f"{name}{part.removeprefix('w')}": tensor for part, tensor in packed.items()}
         else:
-            drawn[name] = draw.normal((case.E, N, K), case.dtype, scale=K**-0.5)
+            made[name] = draw.normal((case.experts, N, K), case.dtype, scale=K**-0.5)
     if case.bias:
-        drawn["b_gate_up"] = draw.normal((case.E, 2 * case.F), case.dtype, scale=0.5)
-        drawn["b_down"] = draw.normal((case.E, case.H), case.dtype, scale=0.5)
-    mark(case, drawn, draw)
+        made["b_gate_up"] = draw.normal((case.experts, 2 * case.F), case.dtype, scale=0.5)
+        made["b_down"] = draw.normal((case.experts, case.H), case.dtype, scale=0.5)
+    mark(case, made, draw)
     if device != "meta":
-        drawn["x"].mul_(gated.gain(case.activation))
-    return drawn
+        made["x"].mul_(gated.gain(case.activation))
+    return made
 
 
 def height(case: MoeCase, name: str) -> int:
@@ -265,7 +308,7 @@ def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
     """Outliers in x, and hidden dims of every expert that are large."""
     columns, large = outliers(draw, case.H), hidden_rows(draw, case.F)
     mark_columns(drawn["x"], columns)
-    rows = [row + f for row in range(0, 2 * case.E * case.F, case.F) for f in large]
+    rows = [row + f for row in range(0, 2 * case.experts * case.F, case.F) for f in large]
     packed = packed_as(case, drawn, "w_gate_up") | ({"format": case.weights} if case.quantized else {})
     mark_rows(rows=rows, columns=list(range(case.H)), level=0.0, **packed)
     mark_rows(rows=rows, columns=columns, level=hidden_level(case.H, case.F), **packed)
@@ -300,7 +343,7 @@ def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
 def work(case: MoeCase) -> Work:
     """The experts hit, x, ids, router weights and y once; 6 H F FLOP per (token, expert) pair."""
     size = BYTES[case.dtype]
-    activations = size * case.B * case.H
+    activations = size * case.rows * case.H
     return Work(
         flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 6 * case.pairs * case.H * case.F},
         bytes_read=experts_hit(case) * case.expert_bytes + activations + 8 * case.pairs,

@@ -49,7 +49,7 @@ def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
 
     x, ids, weights = inputs["x"], inputs["topk_ids"], inputs["topk_weights"]
     w_gate_up, w_down = inputs["w_gate_up"].transpose(1, 2), inputs["w_down"].transpose(1, 2)
-    experts = torch.arange(case.E, device=x.device, dtype=torch.int32)[:, None]
+    experts = torch.arange(case.experts, device=x.device, dtype=torch.int32)[:, None]
     out = torch.empty(case.pairs, case.H, dtype=torch.float32, device=x.device)
     y = torch.empty_like(x)
 
@@ -57,11 +57,11 @@ def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         flat = ids.flatten()
         order = flat.argsort()
         ends = (flat <= experts).sum(dim=1, dtype=torch.int32)
-        first = grouped_mm(x[order // case.k], w_gate_up, offs=ends)
+        first = grouped_mm(x[order // case.width], w_gate_up, offs=ends)
         gate, up = biased(inputs, "b_gate_up", first, flat[order]).chunk(2, dim=1)
         down = biased(inputs, "b_down", grouped_mm(by_torch(case.activation, gate, up), w_down, offs=ends), flat[order])
         out[order] = down.float() * weights.flatten()[order, None]
-        return y.copy_(out.view(case.B, case.k, case.H).sum(dim=1))
+        return y.copy_(out.view(case.rows, case.width, case.H).sum(dim=1))
 
     return launch
 
@@ -98,11 +98,11 @@ def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
 
     def launch() -> torch.Tensor:
         flat = ids.flatten()
-        each = x.repeat_interleave(case.k, dim=0)[:, :, None]
+        each = x.repeat_interleave(case.width, dim=0)[:, :, None]
         first = torch.bmm(inputs["w_gate_up"][flat], each)[..., 0]
         gate, up = biased(inputs, "b_gate_up", first, flat).chunk(2, dim=1)
         second = torch.bmm(inputs["w_down"][flat], by_torch(case.activation, gate, up)[..., None])[..., 0]
-        down = biased(inputs, "b_down", second, flat).view(case.B, case.k, case.H)
+        down = biased(inputs, "b_down", second, flat).view(case.rows, case.width, case.H)
         return y.copy_((down.float() * weights[:, :, None]).sum(dim=1))
 
     return launch

@@ -182,10 +182,10 @@ def supports(case: MoeCase, target: Target) -> str | None:
         return "weights are unpacked to bf16 or fp16, not to fp32"
     if target.kind == "interpreter" and not case.quantized and case.dtype == "bf16":
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
-    if case.pairs > SORT_PAIRS[-1] or SORT_BINS[-1] <= case.E:
+    if case.pairs > SORT_PAIRS[-1] or SORT_BINS[-1] <= case.experts:
         return (
             f"sorts at most {SORT_PAIRS[-1]} (token, expert) pairs of {SORT_BINS[-1] - 1} experts, "
-            f"these are {case.pairs} of {case.E}"
+            f"these are {case.pairs} of {case.experts}"
         )
     return None
 

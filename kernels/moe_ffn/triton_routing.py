@@ -218,11 +218,11 @@ def built(
     block_pairs = next(size for size in SORT_PAIRS if size >= case.pairs)
     sort = KernelLaunch(
         kernel=sort_kernel,
-        grid=(case.E,),
-        args={"topk_ids": ids, **lists, "N_PAIRS": case.pairs, "E": case.E, "tile_pairs": p.BLOCK_B},
+        grid=(case.experts,),
+        args={"topk_ids": ids, **lists, "N_PAIRS": case.pairs, "E": case.experts, "tile_pairs": p.BLOCK_B},
         constexprs={
             "BLOCK_PAIRS": block_pairs,
-            "BINS": next(n for n in SORT_BINS if n > case.E),
+            "BINS": next(n for n in SORT_BINS if n > case.experts),
             "BLOCK_TILES": block_pairs // MIN_BLOCK_B,
         },
         num_warps=8 if block_pairs == SORT_PAIRS[-1] else 4,
@@ -244,7 +244,7 @@ def built(
                 "arrived": torch.zeros(p.max_tiles * g.blocks, dtype=torch.int32, device=x.device),
                 "N": g.rows,
                 "K": g.K,
-                "top_k": case.k,
+                "top_k": case.width,
                 "stride_x_row": source.stride(0),
                 "stride_out_row": out.stride(0),
                 "bias": bias,
@@ -272,7 +272,7 @@ def built(
 
     combine = KernelLaunch(
         kernel=combine_kernel,
-        grid=(case.B, cdiv(case.H, COMBINE_COLUMNS)),
+        grid=(case.rows, cdiv(case.H, COMBINE_COLUMNS)),
         args={
             "parts": parts,
             "topk_weights": inputs["topk_weights"],
@@ -280,7 +280,7 @@ def built(
             "H": case.H,
             "stride_y_b": y.stride(0),
         },
-        constexprs={"TOP_K": case.k, "BLOCK_H": COMBINE_COLUMNS},
+        constexprs={"TOP_K": case.width, "BLOCK_H": COMBINE_COLUMNS},
         streams=("parts",),
         why_few_in_flight="k partial rows per token, from the L2 where they fit",
     )
