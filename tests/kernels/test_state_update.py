@@ -20,6 +20,7 @@ from kernels.state_update.memory import background, ring_of, state_of, y_of
 from kernels.state_update.op import OP, work
 from kernels.state_update.triton_update import issued, plan
 from tests.support.properties import given, settings, st
+from tests.support.published_states import PUBLISHED
 from tests.support.state_layers import Layer, past_of
 from tests.support.uninterpreted import elsewhere
 
@@ -77,10 +78,15 @@ def test_the_reference_puts_new_tokens_in_the_ring_and_leaves_the_rest(case: Sta
 STEPS = 16
 
 
-def run_in_a_row(case: StateCase, impl: str, where: Target, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [B, 16, H, V] and the states [B, H, V, K] after 16 tokens; each state is written where it was read."""
+def run_in_a_row(
+    case: StateCase, impl: str, where: Target, tokens: torch.Tensor, empty: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [B, 16, H, V] and the states [B, H, V, K] after 16 tokens; each state is written where it was read. `empty`:
+    nothing came before."""
     inputs = OP.inputs(case, where.device, 5)
     inputs["kept"].zero_()
+    if empty:
+        inputs["memory"].zero_()
     slots, found = inputs["slots"], []
     home = slots[:, 1].clone()
     for first in range(0, STEPS, case.q_len):
@@ -125,6 +131,34 @@ def test_sixteen_steps_in_a_row(case: StateCase, q_len: int, target: Target) -> 
         found = run_in_a_row(case, impl, where, tokens)
         assert off(found[0], y) < 2e-6, impl
         assert off(found[1], states) < 2e-6, impl
+
+
+# ---- the layers that transformers publishes, from an empty state
+
+
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize("case", EACH_KIND, ids=lambda case: case.kind)
+@torch.no_grad()
+def test_transformers_layers_give_the_same_sixteen_outputs(case: StateCase, target: Target) -> None:
+    pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    case = replace(case, B=2, dtype="fp32", V=case.K if case.kind == "kda" else case.V)
+    inputs = OP.inputs(case, "cpu", 5)
+    given = {"A_log": inputs["A_log"], "dt_bias": inputs["dt_bias"]}
+    if case.conv:
+        given["conv1d.weight"] = inputs["conv_weight"].T
+    if case.kind.startswith("mamba"):
+        given["D"] = inputs["D"]
+        if case.conv:
+            given["conv1d.bias"] = inputs["conv_bias"]
+    if case.kind == "mamba1":
+        given["dt_proj.bias"] = given.pop("dt_bias")
+    hidden = {"mamba1": case.V // 2, "mamba2": case.H * case.V // 2}.get(case.kind, 16)
+    y, tokens = PUBLISHED[case.kind](case, given, torch.randn(case.B, STEPS, hidden))
+    expected = y.reshape(case.B, STEPS, case.H, case.V).double()
+    for impl, where in (("triton", target), ("torch", CPU)):
+        found, _ = run_in_a_row(case, impl, where, tokens, empty=True)
+        assert off(found, expected) < 1e-5, impl
 
 
 @pytest.mark.cuda(interpreted=True)
