@@ -6,6 +6,10 @@
 | `d2h` | y = x | device, host |
 | `swap_out` | y[i] = x[table[i]] | pages scattered over a device pool, host |
 | `swap_in` | y[table[i]] = x[i] | host, pages scattered over a device pool |
+| `chase` | y[0] = a after `loads` times a = x[a], from a = 0 | host, a register of the device |
+
+A chase tells how long one load over the link takes: each waits for the load before it, as in the `chase` of `stream`,
+with one chain. Nothing predicts it but the bytes that cross; the time itself is what is wanted.
 
 The plain copies give the link's measured rate, from which the swaps are predicted. This op is no ceiling: nothing in
 decode waits for these copies, and no other run has to measure them first.
@@ -17,9 +21,11 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kernels.common.fields import Count
 from kernels.common.integers import KiB, MiB, size_text
 from kernels.common.random_inputs import RandomInputs
 from kernels.op import Case, Inputs, Op, Tolerance, Work, poison_with_nan
+from kernels.stream.op import StreamCase, chained, ends
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +42,15 @@ BLOCK_BYTES_ALL_LAYERS = 32 * BLOCK_BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class LinkCase(Case):
-    """`pages` pages of `page_bytes` bytes each cross the link. All values are fp32. A plain copy is one page."""
+    """`pages` pages of `page_bytes` bytes each cross the link. All values are fp32. A plain copy is one page.
 
-    kind: Literal["h2d", "d2h", "swap_out", "swap_in"]
+    A chase of so many `loads` goes through one page of int32.
+    """
+
+    kind: Literal["h2d", "d2h", "swap_out", "swap_in", "chase"]
     page_bytes: int
     pages: int = 1
+    loads: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +58,15 @@ class LinkCase(Case):
             raise ValueError(f"page_bytes {self.page_bytes}: a page is whole fp32 values, at least one")
         if self.pages > 1 and not self.swaps:
             raise ValueError(f"pages {self.pages}: a {self.kind} is one page")
+        if (self.kind == "chase") != (self.loads > 0):
+            raise ValueError(f"loads {self.loads}: a chase has some, a {self.kind} has none")
+        if self.kind == "chase":
+            self.chain  # noqa: B018 (raises where the page is no chain)
+
+    @property
+    def chain(self) -> StreamCase:
+        """The same chase in the device's memory."""
+        return StreamCase(kind="chase", size=self.page_bytes, chains=1, loads=self.loads)
 
     @property
     def swaps(self) -> bool:
@@ -65,6 +84,8 @@ class LinkCase(Case):
     @property
     def id(self) -> str:
         page = size_text(self.page_bytes)
+        if self.kind == "chase":
+            return f"chase-{page}-x{self.loads}"
         return f"{self.kind}-{self.pages}x{page}" if self.swaps else f"{self.kind}-{page}"
 
     @property
@@ -103,8 +124,9 @@ def cases(suite: str) -> list[LinkCase]:
             *plain(128 * MiB, 16 * MiB, MiB, 64 * KiB),
             *swaps(BLOCK_BYTES, 16, 128),
             *swaps(BLOCK_BYTES_ALL_LAYERS, 4, 32),
+            LinkCase(kind="chase", page_bytes=64 * MiB, loads=4096),
         ]
-    return [*plain(4, 404), *swaps(12, 1, 5), *swaps(256, 3)]
+    return [*plain(4, 404), *swaps(12, 1, 5), *swaps(256, 3), LinkCase(kind="chase", page_bytes=21 * 128, loads=17)]
 
 
 def listed(case: LinkCase) -> list[int]:
@@ -113,7 +135,8 @@ def listed(case: LinkCase) -> list[int]:
 
 
 def inputs(case: LinkCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1) fp32, on the device or in host memory as the kind says, pinned if there is a device to copy to.
+    """The places of a chase, int32 in host memory, or x ~ N(0, 1) fp32, on the device or in host memory as the kind
+    says, pinned if there is a device to copy to.
 
     `table` `[pages]` int64 is `listed`, empty for a plain copy. It stays on the host, like the list that a scheduler
     hands over, and a launch may rely on it. Pages of x that it does not name are NaN.
@@ -121,6 +144,9 @@ def inputs(case: LinkCase, device: str, seed: int) -> Inputs:
     import torch
 
     draw = RandomInputs(device, seed)
+    if case.kind == "chase":
+        places = chained(case.chain, draw)
+        return {"x": places if device == "meta" else to_host(places), "table": torch.empty(0, dtype=torch.int64)}
     table = torch.tensor(listed(case), dtype=torch.int64, device="meta" if device == "meta" else "cpu")
     x = draw.normal(case.pool if case.kind == "swap_out" else case.packed, "fp32")
     if device == "meta":
@@ -140,6 +166,8 @@ def reference(case: LinkCase, inputs: Inputs) -> torch.Tensor:
     import torch
 
     x, table = inputs["x"], inputs["table"]
+    if case.kind == "chase":
+        return ends(case.chain, x)
     if case.kind == "swap_out":
         return x[table.to(x.device)]
     if case.kind == "swap_in":
@@ -150,7 +178,10 @@ def reference(case: LinkCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: LinkCase) -> Work:
-    """The device's memory reads each byte once on its way out, or writes it once on its way in."""
+    """The device's memory reads each byte once on its way out, or writes it once on its way in. Of a chase it gets the
+    result."""
+    if case.kind == "chase":
+        return Work(bytes_written=4)
     return Work(bytes_read=case.size) if case.to_host else Work(bytes_written=case.size)
 
 
@@ -171,8 +202,8 @@ OP = Op(
     name="host_link",
     title="host link",
     role="contrast",
-    about="copies between pinned host memory and the device, and KV pages swapped out and in",
-    formula="y = x; y[i] = x[table[i]]; y[table[i]] = x[i]",
+    about="copies between pinned host memory and the device, KV pages swapped out and in, dependent loads",
+    formula="y = x; y[i] = x[table[i]]; y[table[i]] = x[i]; y = x[x[...x[0]]]",
     case_type=LinkCase,
     cases=cases,
     inputs=inputs,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def needs_link(case: LinkCase, target: Target) -> str | None:
-    return None if target.kind == "cuda" else "needs an NVIDIA GPU: a host has no link to a device's memory"
+    if target.kind != "cuda":
+        return "needs an NVIDIA GPU: a host has no link to a device's memory"
+    return "copies; no copy waits for a value that came over the link" if case.kind == "chase" else None
 
 
 def staged_supports(case: LinkCase, target: Target) -> str | None:

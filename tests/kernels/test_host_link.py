@@ -29,29 +29,38 @@ CPU = Target(kind="cpu", name="cpu", l2_bytes=1 << 20)
 H100 = DEVICES["h100-sxm"].target()
 FOUND, MISSING = implementations("host_link")
 IMPLS = {impl.name: impl for impl in FOUND}
-PAIRS = [(impl, case) for impl in FOUND for case in OP.cases("test") if case.swaps or impl.name == "torch"]
+COPIED = {suite: [case for case in OP.cases(suite) if case.kind != "chase"] for suite in (*SUITES, "test")}
+PAIRS = [
+    (impl, case)
+    for impl in FOUND
+    for case in OP.cases("test")
+    if (impl.name == "triton") == (case.kind == "chase") and (case.swaps or impl.name != "torch-staged")
+]
 OUT = LinkCase(kind="swap_out", page_bytes=32, pages=5)
 BACK = dataclasses.replace(OUT, kind="swap_in")
 
 
-def test_everything_imports_and_nothing_is_ours() -> None:
+def test_everything_imports_and_copies_are_not_ours() -> None:
     assert not MISSING
-    assert set(IMPLS) == {"torch", "torch-staged"}
-    assert not any(impl.ours for impl in FOUND)
+    assert [impl.name for impl in FOUND if impl.ours] == ["triton"]
+    assert set(IMPLS) == {"triton", "torch", "torch-staged"}
 
 
 @pytest.mark.parametrize(("impl", "case"), PAIRS, ids=lambda value: getattr(value, "name", None) or value.id)
 def test_gate(impl, case, target) -> None:
     """On a host the same launches copy within its memory. Such copies are not timed, but they must be right."""
-    errors = check(OP, impl, case, target if target.kind == "cuda" else CPU)
+    errors = check(OP, impl, case, target if target.kind == "cuda" or impl.ours else CPU)
     assert errors.passed, errors
 
 
 def test_a_host_refuses_and_says_why() -> None:
     for impl in FOUND:
-        for case in (case for suite in SUITES for case in OP.cases(suite)):
+        for case in (case for suite in SUITES for case in COPIED[suite]):
             assert "NVIDIA GPU" in impl.supports(case, CPU)
-    plain = LinkCase(kind="d2h", page_bytes=64)
+    plain, chase = LinkCase(kind="d2h", page_bytes=64), OP.cases("full")[-1]
+    assert IMPLS["triton"].supports(chase, H100) is None
+    assert "copy engines" in IMPLS["triton"].supports(plain, H100)
+    assert "no copy waits" in IMPLS["torch"].supports(chase, H100)
     assert IMPLS["torch"].supports(plain, H100) is None
     assert "pages to gather" in IMPLS["torch-staged"].supports(plain, H100)
     assert IMPLS["torch-staged"].supports(OUT, H100) is None
@@ -90,7 +99,7 @@ def test_pages_are_distinct_shuffled_and_the_others_poisoned() -> None:
     assert inputs["x"].isnan().all(dim=1).sum() == 50
 
 
-@pytest.mark.parametrize("impl", FOUND, ids=lambda impl: impl.name)
+@pytest.mark.parametrize("impl", [impl for impl in FOUND if not impl.ours], ids=lambda impl: impl.name)
 def test_out_and_back_again(impl) -> None:
     """One swap leaves pages on the host, and the other brings them back to the same places: the pool is as before."""
     pool = OP.inputs(OUT, "cpu", 1)
@@ -138,10 +147,20 @@ def test_work_and_stages_by_hand() -> None:
 def test_every_case_is_bound_by_the_link_of_an_h100() -> None:
     """64 MiB at 64 GB/s take 1.05 ms; the device's memory would take 20 us."""
     h100 = find("h100-sxm")
-    for case in (case for suite in SUITES for case in OP.cases(suite)):
+    for case in (case for suite in SUITES for case in COPIED[suite]):
         prediction = predict_from_datasheet(IMPLS["torch"].stages(case, H100), h100)
         assert prediction.bound == "link"
         assert prediction.seconds == pytest.approx(case.size / 64e9)
+
+
+def test_a_chase_asks_for_a_sector_at_a_time() -> None:
+    case = OP.cases("full")[-1]
+    (stage,) = IMPLS["triton"].stages(case, H100)
+    assert stage.link_bytes == 32 * case.loads
+    assert work(case).bytes == 4
+    for wrong in ({"loads": 0}, {"page_bytes": 200}, {"kind": "h2d"}):
+        with pytest.raises(ValueError, match=r"loads|size"):
+            dataclasses.replace(case, **wrong)  # type: ignore[arg-type]
 
 
 def test_pages_are_those_of_the_model() -> None:
@@ -174,7 +193,7 @@ class Kept:
 def test_a_run_on_a_host_holds_refusals_alone() -> None:
     kept = Kept()
     measure(OP, OUT, FOUND, CPU, Settings(), kept)
-    assert [(r.status, r.samples_s) for r in kept.records] == [("refused", [])] * 2
+    assert [(r.status, r.samples_s) for r in kept.records] == [("refused", [])] * 3
 
 
 @pytest.mark.cuda
@@ -186,12 +205,13 @@ def test_copies_run_in_a_graph_and_predict_the_swaps(target) -> None:
         output = IMPLS["torch"].prepare(case, inputs, target)()
         assert (output if case.to_host else inputs["x"]).is_pinned()
         assert (inputs["x"] if case.to_host else output).is_cuda
-        measure(OP, case, FOUND[:1], target, Settings(cap_s=0.05), kept)
+        measure(OP, case, [IMPLS["torch"]], target, Settings(cap_s=0.05), kept)
     rate = max(r.bytes / (r.seconds or 1.0) for r in kept.records)
     ceilings = Ceilings(read_points=((1 << 20, 2e-6),), best_read=1e12, host_bandwidth=rate)
     for kind in ("swap_out", "swap_in"):
         case = LinkCase(kind=kind, page_bytes=1 << 16, pages=16)
-        measure(OP, case, FOUND, target, Settings(cap_s=0.05, ceilings=ceilings), kept)
+        peers = [impl for impl in FOUND if not impl.ours]
+        measure(OP, case, peers, target, Settings(cap_s=0.05, ceilings=ceilings), kept)
     assert [r.status for r in kept.records] == ["ok"] * 6, [r.reason for r in kept.records]
     assert not any("impossible" in r.flags for r in kept.records)
     assert all(r.prediction["measured"]["bound"] == "link" for r in kept.records[2:])
