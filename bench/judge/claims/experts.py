@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import product
 
 from bench.devices import DEVICES, find
@@ -23,6 +24,7 @@ from bench.judge.claims.reading import (
 from bench.predict.step_work import PRECISIONS, expected_experts
 from bench.records import Record
 from kernels.models import model
+from kernels.moe_ffn.routing import DEVIATION, chances
 
 # --------------------------------------------------------------------------- I6: the batch that saturates the experts
 
@@ -165,8 +167,26 @@ def idle_share(experts: int, parts: int, exponent: float, spread: str) -> float:
     return 1 - sum(loads) / parts / max(loads)
 
 
+def idle_by_chance(experts: int, parts: int) -> float:
+    """The same for chances of experts as published counts have them (`kernels/moe_ffn/routing.py`)."""
+    rng = random.Random(0)
+    total = 0.0
+    for _ in range(200):
+        likely = chances("lognormal", experts, rng)
+        rng.shuffle(likely)
+        each = experts // parts
+        loads = [sum(likely[p * each : (p + 1) * each]) for p in range(parts)]
+        total += 1 - sum(loads) / parts / max(loads)
+    return total / 200
+
+
 def predict_i14() -> list[Comparison]:
     found = []
+    for parts in (8, 32, 64):
+        value = idle_by_chance(256, parts)
+        setting = {"chance of expert r": "log-normal, as published counts are", "parts": parts}
+        how = f"the same, log-normal chances of deviation {DEVIATION}, mean of 200 draws, seed 0"
+        found.append(predicted(I14_IDLE, value, how, **setting, **{"experts placed": "at random"}))
     for exponent, parts, spread in product((0.0, 0.5, 1.0), (8, 32, 64), ("in turn", "in blocks")):
         value = idle_share(256, parts, exponent, spread)
         how = "1 - mean / greatest load over parts with whole experts, many tokens, 256 experts"
