@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from itertools import product
 
 from bench.devices import find
@@ -152,6 +153,65 @@ T15_RATE = number("throughput of DistServe over its baseline", 4.48, "x")
 T15_LATENCY = number("tighter latency of DistServe", 10.2, "x")
 T15_SPLIT = number("throughput of Splitwise over its baseline", 1.4, "x")
 
+REQUESTS, OUTPUT = 200, 200
+
+
+def times(rate: float, prefill: float, step: tuple[float, float], seed: int = 0) -> tuple[float, float]:
+    """(the ninth tenth of times to the first token, of times per further token) of one server, simulated: requests come
+    at random, a prompt is read alone and before all decode steps. `step`: a step of no sequence, and for each more."""
+    rng, arrivals, now = random.Random(seed), [], 0.0
+    for _ in range(REQUESTS):
+        now += rng.expovariate(rate)
+        arrivals.append(now)
+    now, steps, waiting = 0.0, 0, 0
+    running: deque[tuple[int, float]] = deque()
+    first, each = [], []
+    while waiting < REQUESTS or running:
+        if waiting < REQUESTS and (arrivals[waiting] <= now or not running):
+            now = max(now, arrivals[waiting]) + prefill
+            first.append(now - arrivals[waiting])
+            running.append((steps + OUTPUT, now))
+            waiting += 1
+            continue
+        now += step[0] + step[1] * len(running)
+        steps += 1
+        while running and running[0][0] <= steps:
+            each.append((now - running.popleft()[1]) / OUTPUT)
+    last = REQUESTS * 9 // 10
+    return sorted(first)[last], sorted(each)[last]
+
+
+def most_requests(prefill: float, step: tuple[float, float], first: float, each: float) -> float:
+    """The most requests in a second with both limits kept."""
+
+    def kept(rate: float) -> bool:
+        found = times(rate, prefill, step)
+        return found[0] <= first and found[1] <= each
+
+    low, high = 1e-3, 1e3
+    for _ in range(16):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return low
+
+
+def predict_t15() -> list[Comparison]:
+    """Servers that read prompts and servers that write answers are as many as their rates ask for."""
+    found = []
+    for prompt, (first, each) in product((512, 2048), ((0.2, 0.03), (0.5, 0.05), (1.0, 0.1))):
+        few, many = (decode(LLAMA_70B, batch=batch, context=prompt + OUTPUT // 2, devices=4) for batch in (1, 65))
+        more = (many.seconds - few.seconds) / 64
+        prefill, step = few.prefill_seconds, (few.seconds - more, more)
+        together = most_requests(prefill, step, first, each)
+        reading, writing = most_requests(prefill, (0.0, 0.0), first, each), most_requests(0.0, step, first, each)
+        apart = 1 / (1 / reading + 1 / writing)
+        how = "requests a second and part within both limits for nine of ten, apart / together, simulated, seed 0"
+        setting = {"prompt": prompt, "limit of the first token": f"{first:g} s", "limit of each": f"{each:g} s"}
+        for published in (T15_RATE, T15_SPLIT):
+            found.append(predicted(published, apart / together, how, **setting))
+    return found
+
+
 T15 = Claim(
     id="T15",
     text="disaggregated prefill: DistServe 4.48 times the throughput or 10.2 times tighter latency; Splitwise 1.4 "
@@ -160,6 +220,8 @@ T15 = Claim(
     source="A",
     how="S M",
     published=(T15_RATE, T15_LATENCY, T15_SPLIT),
-    setting="Goodput of a served model under limits on first token and time per token",
+    setting="Llama-3.1-70B in bf16 on four H100s a server, 200 output tokens, requests at random. Prompts and the "
+    "limits of the first token and of each further one are varied. Moving the cache is free",
+    predict=predict_t15,
     never="it needs a served model under load, with and without prefill beside it; no operation here runs a server",
 )
