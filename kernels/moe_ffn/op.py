@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import gated
 from kernels.common.compare import hidden_slope_units, rounded
+from kernels.common.expert_routing import ROUTINGS, drawn, of_busiest
 from kernels.common.fields import Count, Dtype, OneOf
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
 from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.models import MODELS
-from kernels.moe_ffn.routing import ROUTINGS, drawn, of_busiest
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:

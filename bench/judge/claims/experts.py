@@ -23,8 +23,8 @@ from bench.judge.claims.reading import (
 )
 from bench.predict.step_work import PRECISIONS, expected_experts
 from bench.records import Record
+from kernels.common.expert_routing import DEVIATION, chances
 from kernels.models import model
-from kernels.moe_ffn.routing import DEVIATION, chances
 
 # --------------------------------------------------------------------------- I6: the batch that saturates the experts
 
@@ -168,7 +168,7 @@ def idle_share(experts: int, parts: int, exponent: float, spread: str) -> float:
 
 
 def idle_by_chance(experts: int, parts: int) -> float:
-    """The same for chances of experts as published counts have them (`kernels/moe_ffn/routing.py`)."""
+    """The same for chances of experts as published counts have them (`kernels/common/expert_routing.py`)."""
     rng = random.Random(0)
     total = 0.0
     for _ in range(200):
