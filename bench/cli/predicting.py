@@ -15,7 +15,10 @@ from kernels.model_config import FAMILIES
 
 app = typer.Typer()
 
-CONFIGS = f"a Hugging Face config.json with one of these as its model_type: {', '.join(FAMILIES)}"
+CONFIGS = (
+    "a Hugging Face config.json; several, or a directory of them, for a table of what each model holds; with one of "
+    f"these as its model_type: {', '.join(FAMILIES)}"
+)
 OWN = "(default: as config.json says, else bf16)"
 PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
@@ -24,11 +27,13 @@ PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
     epilog=examples(
         "predict --model llama-3.1-70b --part h100-sxm,h200 --tp 2,4 --price h100-sxm=2.5,h200=3.5 --tpot 50ms",
         "predict --config config.json --context 4096,32768 --part cpu --csv",
+        "predict --config configs/*.json --md",
     )
 )
 def predict(
+    more: Annotated[list[Path] | None, typer.Argument(help="more files after --config", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="one of `list models`; with --config, a name for it")] = None,
-    config: Annotated[Path | None, typer.Option(help=CONFIGS)] = None,
+    config: Annotated[list[Path] | None, typer.Option(help=CONFIGS)] = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -69,8 +74,24 @@ def predict(
     """Predict time, memory and cost of a whole decode step, from datasheets or from what a run measured."""
     from bench.judge.busyness import banner
     from bench.predict import command as prediction
-    from bench.predict import expected_rows, host, sweep
+    from bench.predict import configs, expected_rows, host, sweep
 
+    given = [*(config or []), *(more or [])]
+    if more and not config:
+        raise BadRequest(f"{more[0]}: files come after --config")
+    if given and (files := configs.files_of(given)) is not None:
+        if model or html or plot:
+            raise BadRequest("several files make one table: leave out --model, --html and --plot")
+        held = configs.rows(files, weights=weights, kv=kv)
+        if as_json:
+            show_json(held)
+        else:
+            show(*configs.table(held), form=form_of(as_csv, as_md), least_important=configs.LEAST_IMPORTANT)
+            complain(configs.tally(held))
+        if all(row["error"] for row in held):
+            raise typer.Exit(2)
+        return
+    config_file = given[0] / "config.json" if given and given[0].is_dir() else given[0] if given else None
     form, limit = form_of(as_csv, as_md), None if tpot is None else short_duration("--tpot", tpot)
     if run_dir and part:
         raise BadRequest("--from predicts for the machine of that run: leave out --device or --part")
@@ -82,7 +103,7 @@ def predict(
         calculator.write(
             html,
             model,
-            config,
+            config_file,
             part=find(part.split(",")[0]).key if part else None,
             batch=whole_numbers(batch, "batch")[0],
             context=whole_numbers(context, "context")[0],
@@ -101,7 +122,7 @@ def predict(
         complain(warning)
     found = sweep.sweep(
         model=model,
-        config=config,
+        config=config_file,
         parts=comma_separated("h100-sxm" if part is None else part, "part or --device"),
         batches=whole_numbers(batch, "batch"),
         contexts=whole_numbers(context, "context"),

@@ -17,6 +17,9 @@ from kernels.models import ModelShape
 BESIDE = "hf_quant_config.json"
 """The file in which modelopt says how a checkpoint is stored, where config.json does not. Both may have a prefix."""
 
+UNSURE = "its name says"
+"""How the note begins that a file lacks what its name promises."""
+
 QUANTIZED_NAME = re.compile(r"fp8|nvfp4|mxfp4|fp4|awq|gptq|int4|int8|w4a16|w8a8|bnb", re.IGNORECASE)
 LARGEST_FILE = 16 << 20
 
@@ -63,7 +66,7 @@ def _plan(path: Path, config: dict[str, Any], reading: Reading, weights: str | N
         notes.append(f"weights stored as config.json says: {_summary(stored.name, plan)}")
     elif named := QUANTIZED_NAME.search(f"{path.stem} {config.get('_name_or_path') or ''}"):
         notes.append(
-            f"its name says {named.group()}, but it has no quantization_config: counted in {plan.name}; put {BESIDE} "
+            f"{UNSURE} {named.group()}, but it has no quantization_config: counted in {plan.name}; put {BESIDE} "
             "beside it, or give --weights"
         )
     if stored.kv:
