@@ -57,16 +57,41 @@ class Llama(Family):
     model_types: ClassVar[tuple[str, ...]] = (
         *("llama", "ministral3", "phi3", "olmo", "olmo2", "glm", "glm4", "glm4v_text", "granite", "seed_oss"),
         *("hunyuan_v1_dense", "ernie4_5", "internlm3", "stablelm", "gemma", "mistral", "ministral", "cohere"),
-        *("internlm2", "baichuan", "yi"),
+        *("internlm2", "baichuan", "yi", "helium", "iquestcoder", "hyperclovax", "bitnet"),
     )
     like: ClassVar = {"internlm2": "llama", "baichuan": "llama", "yi": "llama"}
+
+
+class Exaone(Family):
+    """Files for the publisher's own code name the number of layers `num_layers`."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("exaone",)
+    dims: ClassVar = {"layers": ("num_hidden_layers", "num_layers")}
 
 
 class Ungated(Family):
     """Up and down alone."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("nemotron", "arcee", "apertus", "starcoder2")
-    extra: ClassVar = {"gated_ffn": False}
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("nemotron", "arcee", "apertus", "starcoder2", "jais2", "phi", "gpt_neox", "nanochat", "persimmon"),
+    )
+    extra: ClassVar[Mapping[str, Any]] = {"gated_ffn": False}
+
+
+class Falcon(Ungated):
+    """One KV head for all queries, unless the file says otherwise. The FFN is four times as wide as the hidden size."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("falcon",)
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "kv_heads": ("num_kv_heads", "num_attention_heads"),
+        "ffn": ("ffn_hidden_size", "hidden_size"),
+    }
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        one = fields.truth("multi_query", default=True) and not fields.truth("new_decoder_architecture", default=False)
+        found = {} if fields.present(*Falcon.dims["ffn"]) == "ffn_hidden_size" else {"ffn": 4 * numbers["hidden"]}
+        return found | ({"kv_heads": 1} if one else {})
 
 
 MOE_DIMS: dict[str, tuple[str, ...]] = {
@@ -87,6 +112,7 @@ class Mixtral(Family):
         "granitemoe",
         "granitemoeshared",
         "minimax_m2",
+        "flex_olmo",
     )
     dims: ClassVar = {**MOE_DIMS, "expert_ffn": ("intermediate_size",)}
 
@@ -137,9 +163,29 @@ class Gemma3(Family):
 class Patterned(Gemma3):
     """All but one of every four layers have a window."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("cohere2", "exaone4", "olmo3")
+    model_types: ClassVar[tuple[str, ...]] = ("cohere2", "exaone4", "olmo3", "cwm", "granite_swa")
     like: ClassVar = {}
     defaults: ClassVar = {"sliding_window_pattern": 4}
+
+
+class PatternedMixtral(Patterned):
+    model_types: ClassVar[tuple[str, ...]] = ("granitemoe_swa", "cohere2_moe")
+    dims: ClassVar = {**Mixtral.dims, "ffn": ("prefix_dense_intermediate_size", "intermediate_size")}
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        return {"shared_ffn": fields.whole_or(0, "shared_intermediate_size")}
+
+
+class HunyuanMoe(Family):
+    """One expert is shared by all tokens. Files may say for each layer what is the same in all of them."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("hunyuan_v1_moe",)
+    dims: ClassVar = Mixtral.dims
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        return {"shared_ffn": numbers["expert_ffn"]} if numbers.get("experts") else {}
 
 
 class GptOss(Family):
@@ -153,14 +199,16 @@ class GptOss(Family):
 
 
 class Gemma2(GptOss):
-    model_types: ClassVar[tuple[str, ...]] = ("gemma2",)
+    model_types: ClassVar[tuple[str, ...]] = ("gemma2", "vaultgemma")
     dims: ClassVar = {}
 
 
 class GlmMoe(Family):
     """Leading layers are dense, and one expert or more is shared by all tokens."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("glm4_moe", "glm4v_moe_text", "solar_open", "ernie4_5_moe", "dots1")
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("glm4_moe", "glm4v_moe_text", "solar_open", "ernie4_5_moe", "dots1", "sarvam_moe"),
+    )
     dims: ClassVar = {
         **MOE_DIMS,
         "expert_ffn": ("moe_intermediate_size",),
@@ -235,6 +283,7 @@ class DeepSeek(Family):
         "mistral4",
         "deepseek_v32",
         "glm_moe_dsa",
+        "sarvam_mla",
     )
     like: ClassVar = {"kimi_k2": "deepseek_v3"}
     layer_types: ClassVar = {**Family.layer_types, "indexed_attention": "full"}
@@ -258,6 +307,13 @@ class DeepSeek(Family):
             layers = fields.listed("indexer_types", length=layers, known=("full", "shared")).count("full")
         heads, dim, top = (fields.whole(name) for name in ("index_n_heads", "index_head_dim", "index_topk"))
         return {"indexer": Indexer(heads=heads, dim=dim, top=top, layers=layers)}
+
+
+class DenseMla(Family):
+    """MLA without experts."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("minicpm3", "youtu")
+    dims: ClassVar = {dim: names for dim, names in DeepSeek.dims.items() if dim not in MOE_DIMS}
 
 
 class Llama4(Family):

@@ -77,9 +77,11 @@ class Fields:
         return BadConfig(f"config.json: field {name!r} is {reprlib.repr(self.get(name))}, not {wanted}")
 
     def whole(self, *names: str, least: int = 1, most: int = LARGEST) -> int:
-        """A whole number. Fields that count something are at least 1."""
+        """A whole number, or a list that repeats one for each layer. Fields that count something are at least 1."""
         found = self.present(*names)
         value = self.get(found)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.wrong(found, "a positive whole number" if least else "a whole number from 0 on")
         if value > most:

@@ -190,6 +190,29 @@ def test_what_cannot_be_read_is_one_line(changes: dict[str, Any], message: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_falcon_has_one_kv_head_unless_it_says_otherwise() -> None:
+    """The sizes of Falcon-7B and Falcon-40B."""
+    sizes = {"model_type": "falcon", "num_hidden_layers": 32, "vocab_size": 65024, "hidden_size": 4544}
+    small = from_config(sizes | {"num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True})
+    assert (small.kv_heads, small.head_dim, small.ffn, small.tied_embeddings) == (1, 64, 4 * 4544, True)
+    sizes |= {"num_hidden_layers": 60, "hidden_size": 8192, "new_decoder_architecture": True, "multi_query": True}
+    large = from_config(sizes | {"num_attention_heads": 128, "num_kv_heads": 8})
+    assert (large.kv_heads, large.head_dim, large.ffn) == (8, 64, 4 * 8192)
+
+
+def test_a_list_may_repeat_a_number_for_each_layer() -> None:
+    """As in files of Hunyuan-A13B; each of its experts, the shared one too, is as wide as `intermediate_size`."""
+    sizes = {"model_type": "hunyuan_v1_moe", "num_hidden_layers": 4, "hidden_size": 512, "vocab_size": 1000}
+    sizes |= {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 2048}
+    sizes |= {"intermediate_size": 768, "num_experts": 8, "moe_topk": [2] * 4, "tie_word_embeddings": True}
+    found = from_config(sizes)
+    attention = 512 * (512 + 2 * 128 + 512)
+    assert models.parameters(found) == 1000 * 512 + 4 * (attention + 8 * 512 + 9 * 3 * 512 * 768)
+    assert found.experts_per_token == 2
+    with pytest.raises(BadConfig, match=r"'moe_topk' is \[1, 2, 2, 2\], not a positive whole number"):
+        from_config(sizes | {"moe_topk": [1, 2, 2, 2]})
+
+
 def test_every_layer_is_told_apart() -> None:
     reading = read(config("default--jamba"))
     mixers = [layer.mixer for layer in reading.layers]
