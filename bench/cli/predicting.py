@@ -86,8 +86,10 @@ def predict(
         if as_json:
             show_json(held)
         else:
-            show(*configs.table(held), form=form_of(as_csv, as_md), least_important=configs.LEAST_IMPORTANT)
-            complain(configs.tally(held))
+            form = form_of(as_csv, as_md)
+            if form or any(not row["error"] for row in held):
+                show(*configs.table(held, narrow=not form), form=form, least_important=configs.LEAST_IMPORTANT)
+            complain(*configs.lines(held))
         if all(row["error"] for row in held):
             raise typer.Exit(2)
         return

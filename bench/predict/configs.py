@@ -116,21 +116,25 @@ KEYS = (
 """The keys of every row; those that do not apply are None."""
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells. A column that is empty in every row is left out."""
-    cells = [_cells(row) for row in found]
+def table(found: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells. A column that is empty in every row is left out.
+
+    A `narrow` table is one for a screen: it has no files that are not read and no remarks. `lines` says these.
+    """
+    cells = [_cells(row) for row in found if not (narrow and row["error"])]
+    if narrow:
+        cells = [[*line[:-1], ""] for line in cells]
     kept = [at for at in range(len(HEADERS)) if any(line[at] for line in cells)]
     return [HEADERS[at] for at in kept], [[line[at] for at in kept] for line in cells]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     if row["error"]:
-        return [row["model"], *[""] * (len(HEADERS) - 2), row["error"]]
+        return [row["model"], *[""] * (len(HEADERS) - 2), _remark(row)]
     state = si(row["state_bytes_per_request"], "B") if row["state_bytes_per_request"] else ""
     sizes = [billions(row["parameters"]), billions(row["active_parameters"]), f"{row['kv_bytes_per_token']:,.0f}"]
-    remark = next((note for note in row["notes"] if note.startswith(UNSURE)), "")
     stored = [row["weights"], si(row["weight_bytes"], "B")]
-    return [row["model"], *sizes, state, *stored, "; ".join(_published(row)), "; ".join(_off(row)), remark]
+    return [row["model"], *sizes, state, *stored, "; ".join(_published(row)), "; ".join(_off(row)), _remark(row)]
 
 
 def billions(count: float) -> str:
@@ -152,6 +156,13 @@ def _off(row: Mapping[str, Any]) -> Iterator[str]:
             yield signed(row[key])
 
 
-def tally(found: Sequence[Mapping[str, Any]]) -> str:
+def _remark(row: Mapping[str, Any]) -> str:
+    """Why the file is not read, or what it promises and lacks."""
+    return row["error"] or next((note for note in row["notes"] if note.startswith(UNSURE)), "")
+
+
+def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each file that is not read or lacks what its name promises, and the tally."""
     read = sum(not row["error"] for row in found)
-    return f"{read} of {len(found)} files read; active parameters leave out the embedding that is only looked up"
+    tally = f"{read} of {len(found)} files read; active parameters leave out the embedding that is only looked up"
+    return [*(f"{row['file']}: {said}" for row in found if (said := _remark(row))), tally]

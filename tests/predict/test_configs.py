@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.errors import BadRequest
-from bench.predict.configs import KEYS, PUBLISHED, files_of, rows, table, tally
+from bench.predict.configs import KEYS, PUBLISHED, files_of, lines, rows, table
 from tests.support import ROOT
+from tests.support.terminal import on_a_terminal
 
 CONFIGS = ROOT / "tests/data/configs"
 
@@ -44,13 +45,16 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert files is not None
     assert [path.name for path in files] == ["a.json", "b.json", "config.json"]
     found = rows(files)
-    headers, lines = table(found)
-    cells = [dict(zip(headers, line, strict=True)) for line in lines]
+    headers, texts = table(found)
+    cells = [dict(zip(headers, line, strict=True)) for line in texts]
     assert "no-such-family" in cells[0]["remark"]
     assert "is not JSON" in cells[1]["remark"]
     assert all("\n" not in line["remark"] for line in cells)
     assert (cells[2]["model"], cells[2]["parameters"], cells[2]["KV B/token"]) == ("d", "8.19 B", "147,456")
-    assert tally(found).startswith("1 of 3 files read")
+    assert [line[0] for line in table(found, narrow=True)[1]] == ["d"]
+    said = lines(found)
+    assert said[0].startswith(f"{files[0]}: config.json: model_type 'no-such-family' is not known")
+    assert said[-1].startswith("1 of 3 files read")
 
 
 def test_one_file_and_one_checkpoint_are_a_model_and_not_a_table(tmp_path: Path) -> None:
@@ -76,3 +80,14 @@ def test_the_command(tmp_path: Path) -> None:
     assert run(app, ["predict", "--config", *files, "--model", "x"]).exit_code != 0
     (tmp_path / "bad.json").write_text("{}")
     assert run(app, ["predict", "--config", str(tmp_path)]).exit_code == 2
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_on_a_terminal(columns: int) -> None:
+    names = ("openai--gpt-oss-120b", "nvidia--Llama-3.1-70B-Instruct-FP8")
+    said = on_a_terminal(columns, "predict", "--config", *(str(CONFIGS / f"{name}.json") for name in names))
+    shown = said.strip().splitlines()
+    assert shown[0].split()[:2] == ["model", "parameters"]
+    assert [line.split()[0] for line in shown[-2:]] == list(names)
+    assert all(len(line) <= columns for line in shown)
+    assert "weight bytes" in said
