@@ -182,6 +182,9 @@ def step(
     as_json: AsJson = False,
 ) -> None:
     """Show where the microseconds of a whole decode step go: floor, operations, gaps, and each one's share."""
+    from bench.judge.published import steps
+    from bench.predict import step_request
+
     if checkpoint:
         if model:
             raise BadRequest(f"--model {model}: a checkpoint says itself which model it is; leave it out")
@@ -189,7 +192,6 @@ def step(
         return
     if not model:
         raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
-    from bench.predict import step_request
 
     run = read_run(run_dir) if run_dir else None
     asked = step_request.Request(
@@ -219,6 +221,9 @@ def step(
         return
     print(*found.lines(), "", sep="\n")
     show(*found.table())
+    if others := [row for row in steps.rows() if row["model"] == found.model]:
+        print("\nthe same model by others, outside of servers:")
+        show(*steps.table(others))
 
 
 def decode_checkpoint(directory: Path, prompt_ids: str, tokens: int, device: str, as_json: bool) -> None:

@@ -60,6 +60,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Hold floors and expected times against times that others published, and explain impossible ones."""
+    from bench.judge.published import steps
     from bench.judge.published import validate as validation
 
     table = validation.full(wheel) if full else None
@@ -71,13 +72,15 @@ def validate(
         complain(*map(str, figures.draw(plot, validation.chosen(table, **wanted))))
     found = validation.validate(table, **wanted)
     if as_json:
-        show_json(found)
+        show_json(found | {"steps": steps.rows()})
         return
     show(*validation.table_of(found["groups"]))
     print()
     show(*validation.error_table(found["errors"]))
     print()
     print(*validation.remarks(found), sep="\n")
+    print("\nWhole steps outside of servers, and what is expected of ours:")
+    show(*steps.table(steps.rows()))
 
 
 @app.command(epilog=examples("elasticity --op attention_decode,mla_decode", "elasticity --software vllm --plot e.png"))

@@ -52,6 +52,7 @@ MODELS: dict[str, ModelShape] = {
         _shape("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", (24, 896, 14, 2, 64, 4864, 151936, 32768), tied_embeddings=True),
         _shape("qwen2.5-7b", "Qwen/Qwen2.5-7B", (28, 3584, 28, 4, 128, 18944, 152064, 131072)),
         _shape("qwen2.5-72b", "Qwen/Qwen2.5-72B", (80, 8192, 64, 8, 128, 29568, 152064, 131072)),
+        _shape("qwen3-8b", "Qwen/Qwen3-8B", (36, 4096, 32, 8, 128, 12288, 151936, 40960), read_in="that repository"),
         _shape("qwen3-32b", "Qwen/Qwen3-32B", (64, 5120, 64, 8, 128, 25600, 151936, 40960)),
         _shape(
             "mistral-7b",
