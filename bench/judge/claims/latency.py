@@ -6,6 +6,7 @@ import math
 from itertools import product
 
 from bench.devices import find
+from bench.judge.claims import whole_steps
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, number, our_range
 from bench.judge.claims.common import H100, LLAMA_70B, SHORT_CONTEXT, bisect, capacity, decode, measured, predicted
 from bench.judge.claims.others import Others, between_batches, by_others, ratio, side, where
@@ -53,8 +54,11 @@ def predict_token(key: str, published: Published) -> list[Comparison]:
 
 def measure_token(run: MeasuredPart, key: str, published: Published) -> list[Comparison]:
     """The same measured time at both settings, because a run does not measure whether the model fits."""
-    value, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=1)
-    how = "seconds per weight of the model's measured layers x its weights"
+    if whole := whole_steps.step_seconds(run, LLAMA_70B, weights="bf16", batch=1):
+        value, records, how = whole[0], [whole[1]], whole_steps.how(whole[1])
+    else:
+        value, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=1)
+        how = "seconds per weight of the model's measured layers x its weights"
     return [
         measured(published, value, how, records, capacity=ASIDE),
         measured(published, value, how, records, capacity=ALONE, part=find(key).name),
@@ -148,7 +152,9 @@ def added(few: Record, many: Record) -> float:
 
 
 def measure_t3(run: MeasuredPart) -> list[Comparison]:
-    """Weights at batches up to 64, and attention, whose time each request adds anew."""
+    """Whole steps; else weights at batches up to 64, and attention, whose time each request adds anew."""
+    if whole := whole_steps.added_by_a_request(run, T3_ADDED):
+        return whole
     found = []
     how = "(time at the larger batch / time at the smaller - 1) / requests between"
     for kind, records in layer_sweeps(run).items():
@@ -218,7 +224,9 @@ def predict_t8() -> list[Comparison]:
 
 
 def measure_t8(run: MeasuredPart) -> list[Comparison]:
-    """A layer's weights at both batches, and attention to the context that was measured, for each request."""
+    """Whole steps; else a layer's weights at both batches, and attention to the measured context for each request."""
+    if whole := whole_steps.two_batches(run, T8_RATE, T8_TIME, 1, 64):
+        return whole
     weights, records = {}, {}
     for batch in (1, 64):
         weights[batch], records[batch] = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)

@@ -8,6 +8,7 @@ from itertools import product
 from statistics import median
 
 from bench.devices import find
+from bench.judge.claims import whole_steps
 from bench.judge.claims.base import MEASURED, Claim, Comparison, NoPrediction, Published, Unmeasured, number
 from bench.judge.claims.common import (
     COMPARED_PARTS,
@@ -53,10 +54,15 @@ def predict_m1() -> list[Comparison]:
 
 
 def measure_m1(run: MeasuredPart) -> list[Comparison]:
-    """The time of the weights alone, from the model's measured layers, so the context is 0."""
+    """Whole steps; else the time of the weights alone, from the model's measured layers, so the context is 0."""
     require_part(run, H100)
     found, reasons = [], []
     for batch, published in M1_COSTS.items():
+        if whole := whole_steps.step_seconds(run, LLAMA_70B, weights="bf16", batch=batch):
+            how = f"price an hour x {whole_steps.how(whole[1])} / batch"
+            value, context = dollars(M1_HOURLY, whole[0], batch), whole[1].case["T"]
+            found.append(measured(published, value, how, [whole[1]], context=context))
+            continue
         try:
             step, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
         except Unmeasured as error:
@@ -221,12 +227,17 @@ def predict_m5() -> list[Comparison | NoPrediction]:
 
 
 def measure_m5(run: MeasuredPart) -> list[Comparison]:
-    """Mean board power while the model's layers ran x their time, scaled to all weights of a token.
+    """Mean board power while a whole step ran, or else the model's layers, x the time of a token.
 
     A record's power is that of its case, measured over all implementations in turn, not over the fastest alone.
     """
     found = []
     for batch in M5_BATCHES:
+        whole = whole_steps.step_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
+        if whole and (watts := whole[1].telemetry.get("power_w")):
+            how = f"measured board power x {whole_steps.how(whole[1])} / batch"
+            found.append(measured(M5_GPU, watts * whole[0] / batch, how, [whole[1]], machine="GPU", batch=batch))
+            continue
         try:
             step, records = weights_seconds(run, LLAMA_70B, weights="bf16", batch=batch)
         except Unmeasured:
@@ -273,7 +284,7 @@ M5 = Claim(
 # ---------------------------------------------------------------------------------------- M6: what software saves
 
 M6_RATIO = Published(what="slowest over fastest implementation", low=2, high=10, unit="x", tolerance=0)
-JUDGED = ("ffn_gemv", "ffn_block", "moe_ffn", "attention_decode", "mla_decode")
+JUDGED = ("decode_step", "ffn_gemv", "ffn_block", "moe_ffn", "attention_decode", "mla_decode")
 LARGE = 16 << 20
 """Bytes from which cases are compared. Smaller cases differ by their launches."""
 

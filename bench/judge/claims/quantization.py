@@ -7,6 +7,7 @@ from statistics import median
 import pandas as pd
 
 from bench.devices import find
+from bench.judge.claims import whole_steps
 from bench.judge.claims.base import MEASURED, Claim, Comparison, Published, Unmeasured, number
 from bench.judge.claims.common import (
     H100,
@@ -73,6 +74,9 @@ def predict_t4() -> list[Comparison]:
 
 
 def measure_t4(run: MeasuredPart) -> list[Comparison]:
+    """Whole steps; else layers."""
+    if whole := whole_steps.in_fewer_bits(run, T4_TIME, ("int8", "fp8")):
+        return whole
     found = []
     for kind in (WEIGHT_KINDS["w8a16"], WEIGHT_KINDS["fp8"]):
         layers = same_layer_pairs(run, kind)

@@ -9,6 +9,7 @@ from statistics import median
 
 from bench.devices import find
 from bench.judge import elasticity
+from bench.judge.claims import whole_steps
 from bench.judge.claims.base import (
     APPROXIMATE,
     ARITHMETIC,
@@ -114,6 +115,13 @@ def gemv_utilization(run: MeasuredPart) -> list[tuple[int, float, Record]]:
 
 
 def measure_i9(run: MeasuredPart) -> list[Comparison]:
+    """Whole steps; else layers."""
+    if whole := whole_steps.steps(run, weights="bf16"):
+        top, how = nominal_peak(run, "mma_bf16"), "FLOP of a measured step / (its seconds x the part's peak)"
+        return [
+            measured(I9_SHARE, r.flops / (seconds(r) * top), how, [r], batch=batch_of(r), model=r.case["model"])
+            for r in whole
+        ]
     how = "FLOP of a bf16 layer / (seconds x the part's peak)"
     return [measured(I9_SHARE, value, how, [r], batch=batch) for batch, value, r in gemv_utilization(run)]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from itertools import product
 
 from bench.devices import find
+from bench.judge.claims import whole_steps
 from bench.judge.claims.base import APPROXIMATE, MEASURED, Claim, Comparison, number, our_range
-from bench.judge.claims.common import DEEPSEEK_V3, H100, LLAMA_8B, LLAMA_70B, decode, power, predicted
+from bench.judge.claims.common import DEEPSEEK_V3, H100, LLAMA_8B, LLAMA_70B, decode, measured, power, predicted
 from bench.judge.claims.others import Others, bandwidth_of, by_others, some, where
+from bench.judge.claims.reading import MeasuredPart, batch_of, require_some, seconds, weight_format
+from bench.predict.weights import recipe
 from kernels.models import active_parameters, model
 
 YEAR = 365 * 24 * 3600.0
@@ -15,6 +18,7 @@ DAY = 24 * 3600.0
 
 # -------------------------------------------------------------------------------- M7: bytes over bandwidth over batch
 
+PRECISION_OF = {"int8": "w8a16", "fp8": "fp8", "int4": "int4", "fp8_block": "fp8"}
 M7_RATIO = our_range("step over model bytes / bandwidth", 1, 1, "x", MEASURED)
 
 
@@ -27,6 +31,17 @@ def predict_m7() -> list[Comparison]:
         setting = {"model": shape.name, "batch": batch, "context": context}
         found.append(predicted(M7_RATIO, step.seconds / whole, how, **setting))
     return found
+
+
+def measure_m7(run: MeasuredPart) -> list[Comparison]:
+    """Steps of whole models."""
+    found = []
+    for shape, record in whole_steps.whole_models(run):
+        stored = recipe(shape, PRECISION_OF.get(weight_format(record), "bf16")).total_bytes(shape)
+        value = seconds(record) * whole_steps.bandwidth(run) / stored
+        setting = {"model": shape.name, "batch": batch_of(record), "context": record.case["T"]}
+        found.append(measured(M7_RATIO, value, "the measured step / (all weights / bandwidth)", [record], **setting))
+    return require_some(found, "`decode_step` of all layers of a model")
 
 
 def others_m7(others: Others) -> list[Comparison]:
@@ -52,6 +67,7 @@ M7 = Claim(
     published=(M7_RATIO,),
     setting="bf16 at H100 rates, and whole servers in fp8. Model, batch and context are varied",
     predict=predict_m7,
+    measure=measure_m7,
     by_others=others_m7,
 )
 

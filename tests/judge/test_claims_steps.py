@@ -1,0 +1,80 @@
+"""Claims that measured whole steps judge, before sums over parts: every value by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from bench.judge.claims import Comparison, judge
+from bench.records import Record
+from tests.support.claim_records import gemm, layer, read, run
+from tests.support.synthetic_run import case_record, samples
+
+PEAK = 989.5e12
+
+
+def step(batch: int, seconds: float, *, model: str = "llama-3.1-70b", layers: int = 8, **more: Any) -> Record:
+    fields = {"model": model, "layers": layers, "B": batch, "T": 2048, "page": 16, "weights": more.pop("weights", "")}
+    impl = more.pop("impl", "triton")
+    found = case_record("decode_step", impl, fields, **more)
+    return dataclasses.replace(found, samples_s=samples(seconds), run_id="r1")
+
+
+def measured(claim: str, *records: Record) -> list[Comparison]:
+    found = judge(claim, [run(read(), gemm(), *records)]).measured
+    assert found
+    return list(found)
+
+
+def whole(record: Record) -> float:
+    """Bytes of all 80 layers over those of the step that was measured."""
+    return case_record("decode_step", "x", {**record.case, "layers": 0}).bytes / record.bytes
+
+
+def test_a_token_and_its_price_come_from_the_step_and_not_from_the_layers() -> None:
+    """Eight layers of 80 in 6 ms: all of them take as much longer as they have more bytes."""
+    one, many = step(1, 6e-3, telemetry={"power_w": 500.0}), step(64, 8e-3)
+    token = next(c for c in measured("T1", layer(1), one) if c.setting["capacity"] == "set aside")
+    assert token.value == pytest.approx(6e-3 * whole(one))
+    assert [each.op for each in token.records] == ["decode_step"]
+    assert "8 layers" in token.how
+    prices = {c.published.what: c.value for c in measured("M1", layer(1), one, many)}
+    assert prices["$ per million output tokens at batch 1"] == pytest.approx(2.5 / 3600 * 6e-3 * whole(one) * 1e6)
+    assert prices["$ per million output tokens at batch 64"] == pytest.approx(
+        2.5 / 3600 * 8e-3 * whole(many) / 64 * 1e6
+    )
+    (joules,) = measured("M5", layer(1), one)
+    assert joules.value == pytest.approx(500 * 6e-3 * whole(one))
+    assert measured("T1", layer(1))[0].records[0].op == "ffn_gemv"
+
+
+def test_batches_are_those_of_one_step_of_one_model() -> None:
+    records = [step(1, 6e-3), step(16, 6.3e-3), step(64, 8e-3), step(64, 1e-3, model="llama-3.1-8b")]
+    added = {c.setting["batch"]: c.value for c in measured("T3", *records)}
+    assert added == pytest.approx({"1": 0.05 / 15, "16": (8 / 6.3 - 1) / 48})
+    rate, time = measured("T8", *records)
+    assert (rate.value, time.value) == pytest.approx((64 * 6 / 8, 8 / 6))
+    assert rate.setting["model"] == "llama-3.1-70b"
+
+
+def test_fewer_bits_are_set_against_the_same_step_in_16() -> None:
+    (half,) = measured("T4", step(1, 6e-3), step(1, 3.3e-3, weights="int8"), step(4, 1e-3, weights="int8"))
+    assert half.value == pytest.approx(0.55)
+    assert half.setting["batch"] == "1"
+
+
+def test_compute_in_use_and_bytes_over_bandwidth_by_hand() -> None:
+    record = step(16, 7e-3)
+    (share,) = measured("I9", layer(1), record)
+    assert share.value == pytest.approx(record.flops / (7e-3 * PEAK), rel=1e-3)
+    full = step(1, 6e-3, model="llama-3.1-8b", layers=0)
+    (over,) = measured("M7", full, step(1, 6e-3))
+    assert over.value == pytest.approx(6e-3 * 3.35e12 / (2 * 8.03e9), rel=2e-3)
+    assert over.setting == {"model": "llama-3.1-8b", "batch": "1", "context": "2048"}
+
+
+def test_software_alone_is_judged_by_the_whole_step_too() -> None:
+    found = {c.setting["op"]: c.value for c in measured("M6", step(1, 6e-3), step(1, 15e-3, impl="torch"))}
+    assert found == pytest.approx({"decode_step": 2.5})
