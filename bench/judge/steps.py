@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.judge.view import Point, Table, View
-from bench.predict.step_waterfall import MeasuredStep, Waterfall, measured_waterfall, parts_of
+from bench.predict.step_waterfall import MeasuredStep, Waterfall, measured_waterfall, parts_of, sizes_of
 from bench.units import duration, percent, signed
 from kernels.op import discover
 
@@ -36,6 +36,8 @@ def _waterfall(view: View, point: Point) -> Waterfall:
         parts=parts_of(record.parts, record.read_s),
         peers={p.record.impl: p.seconds for p in others},
         source=f"medians of this run on {run.device_name}",
+        bytes=record.bytes,
+        sizes=sizes_of((s["name"], s["work"]["bytes_read"] + s["work"]["bytes_written"]) for s in record.stages),
         expected=point.predicted("measured"),
         launches=len(record.stages),
         launch_s=here.launch_s if here else 0.0,

@@ -12,6 +12,9 @@ from kernels.op import Inputs, Op, Target
 MAX_SEEDS = 1 << 20
 """The seeds of the inputs that the gate changes to begin this far beyond the seeds of the copies."""
 
+SLOW_TO_DRAW = 128 << 20
+"""Bytes whose drawing takes a host about a second."""
+
 DRAWING_SHARE = 1 / 12
 """What drawing a copy takes for a while, as a share of the copy: 1% of a 16-bit KV cache and 8% of an 8-bit one."""
 
@@ -35,10 +38,12 @@ def draw_copies(
     """Draw the rotating copies, each from its own seed, and `fresh`. If nothing is timed, one copy is enough.
 
     `fresh` is drawn first. Most of the memory that this takes is free again when the copies need it. If memory has no
-    room for three copies, `fresh` is the volatile part of the last copy. Raises `DoesNotFit` if it has no room for two.
+    room for three copies, or if a host is slow to draw one more, `fresh` is the volatile part of the last copy. Raises
+    `DoesNotFit` if memory has no room for two.
     """
     work = op.work(case)
-    tight = room_for(work.bytes_read, memory_bytes) < 3  # inputs have no fewer bytes than are read
+    # inputs have no fewer bytes than are read
+    tight = room_for(work.bytes_read, memory_bytes) < 3 or (target.kind == "cpu" and work.bytes_read >= SLOW_TO_DRAW)
     fresh = {} if tight else volatile_part(op, op.inputs(case, target.device, seed + MAX_SEEDS + repeat))
     first = op.inputs(case, target.device, seed)
     size = tensor_bytes(first)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.measure.timing import FEWEST_SAMPLES, GraphTimer, Timer
+from bench.predict.step_waterfall import part_of
 from kernels.launch import Built, PartedLaunch
 from kernels.op import Launch, Stage, Target
 
@@ -29,10 +30,10 @@ def calls_of(launch: Launch, stages: Sequence[Stage]) -> Calls:
     """
     if isinstance(launch, PartedLaunch):
         return launch.parts
-    names = [stage.name.partition(" ")[0].rpartition(".") for stage in stages]
-    if not isinstance(launch, Built) or len(launch.launches) != len(stages) or not any(layer for layer, _, _ in names):
+    layered = any("." in stage.name.partition(" ")[0] for stage in stages)
+    if not isinstance(launch, Built) or len(launch.launches) != len(stages) or not layered:
         return ()
-    return [(name, call) for (_, _, name), call in zip(names, launch.launches, strict=True)]
+    return [(part_of(stage.name), call) for stage, call in zip(stages, launch.launches, strict=True)]
 
 
 def grouped(calls: Calls) -> dict[str, list[int]]:

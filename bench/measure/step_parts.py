@@ -13,7 +13,7 @@ from bench.measure.memory import free_memory
 from bench.measure.roof import read_roof
 from bench.measure.timing import HostTimer, sample_interleaved
 from bench.predict import step_request
-from bench.predict.step_waterfall import MeasuredStep, Waterfall, measured_waterfall, parts_of
+from bench.predict.step_waterfall import MeasuredStep, Waterfall, measured_waterfall, parts_of, sizes_of
 from kernels.op import Target, discover, implementations
 
 OP, OURS, PEER = "decode_step", "numba", "torch"
@@ -53,6 +53,8 @@ def measure_step(case: Any, target: Target) -> tuple[MeasuredStep, float | None]
         parts=parts_of(parts.sample(parts.calls_of(launches[OURS], stages), target, roof, SECONDS), read),
         peers={name: times[name] for name in names if name != OURS},
         source=f"medians on {target.name}, {target.sm_count} cores",
+        bytes=discover()[OP].work(case).bytes,
+        sizes=sizes_of((stage.name, stage.work.bytes) for stage in stages),
         notes=busy_note(target),
     )
     return measured, roof.size / read if roof and read else None

@@ -100,7 +100,7 @@ def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memor
     """Enough copies for a cold cache, but at most half of the free memory and `MAX_COPIES`, and at least two.
 
     Where that is too few, as many copies as exceed the cache with all their bytes, touched or not; the case is warm
-    then. A host has at most `HOST_COPIES`, and its cache is swept where they are too small.
+    then. A host has `HOST_COPIES`, or two where two are cold. Its cache is swept where they are too small.
     """
     size, touched = max(1, bytes_per_copy), max(1, touched_bytes)
     affordable = max(2, min(MAX_COPIES, memory_bytes // 2 // size))
@@ -110,7 +110,7 @@ def plan_rotation(bytes_per_copy: int, touched_bytes: int, target: Target, memor
     if target.kind == "cuda":
         cold, least = (max(2, math.ceil(COLD_FACTOR * target.l2_bytes / each)) for each in (touched, size))
         return Rotation(copies=cold if cold <= affordable else min(affordable, least), **known)
-    copies = min(affordable, HOST_COPIES)
+    copies = min(affordable, HOST_COPIES if 2 * touched < COLD_FACTOR * target.l2_bytes else 2)
     flush = 0 if copies * touched >= COLD_FACTOR * target.l2_bytes else target.l2_bytes
     return Rotation(copies=copies, flush_bytes=flush, **known)
 

@@ -233,16 +233,8 @@ def table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[lis
 
 def measured_table(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells: the share of its roof that each operation is taken to reach, and the record that says so."""
-    headers = [
-        "batch",
-        "operation",
-        "of its roof",
-        "as measured in",
-        "precision",
-        "implementation",
-        "bytes of it",
-        "flags",
-    ]
+    headers = ["batch", "operation", "of its roof", "as measured in"]
+    headers += ["precision", "implementation", "bytes of it", "flags"]
     lines = []
     for row in predictions:
         known = {each["name"]: each for each in row["measured"]}

@@ -140,8 +140,7 @@ class StepPrediction:
         """The same of arithmetic: FLOPs over what the pipes could do. None where a peak is not published."""
         if any(set(op.missing) - {"link"} for op in self.ops):
             return None
-        busy = (op.terms[pipe] for op in self.ops for pipe in op.work.flops if pipe in op.terms)
-        return sum(busy) / self.seconds
+        return sum(op.terms.get(pipe, 0.0) for op in self.ops for pipe in op.work.flops) / self.seconds
 
     @property
     def joules_per_token_at_rated_power(self) -> float | None:

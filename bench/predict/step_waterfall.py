@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from bench.predict import collectives, expected
 from bench.predict.step_expected import ExpectedStep, alone_seconds, expect_step
 from bench.predict.step_model import StepPrediction
 from bench.units import duration, percent
-from kernels.decode_step.parts import parts
 from kernels.models import ModelShape
 
 
@@ -125,6 +124,10 @@ class MeasuredStep:
     peers: Mapping[str, float]
     """Seconds of the same step by other implementations."""
     source: str
+    bytes: int
+    """Compulsory bytes of the step."""
+    sizes: Mapping[str, int]
+    """Bytes that the kernels of each part move."""
     expected: float | None = None
     """Seconds that the stages of all kernels take under measured ceilings."""
     launches: int = 0
@@ -159,6 +162,19 @@ def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec
                 f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us a step, by latency and rate of one-shot "
                 "all-reduces: no all-to-all was published"
             )
+
+
+def part_of(stage: str) -> str:
+    """The part that a stage of a step belongs to: `qkv` of `0.qkv gemv`, where 0 is the layer."""
+    return stage.partition(" ")[0].rpartition(".")[2]
+
+
+def sizes_of(stages: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Bytes by part, of the names and the bytes of stages."""
+    found: dict[str, int] = {}
+    for name, size in stages:
+        found[part_of(name)] = found.get(part_of(name), 0) + size
+    return found
 
 
 def parts_of(recorded: Sequence[Mapping[str, Any]], read_s: float | None = None) -> tuple[MeasuredPart, ...]:
@@ -267,15 +283,12 @@ def measured_waterfall(
 ) -> Waterfall:
     """By a step of `kernels/decode_step` whose parts were measured too. `roof` is the measured read roof in B/s,
     `sheet` the bandwidth that is published."""
-    sizes: dict[str, int] = {}
-    for each in parts(case):
-        sizes[each.name] = sizes.get(each.name, 0) + each.work.bytes
     rate = roof or (sheet.value if sheet else math.inf)
     rows = [
-        (each.name, each.calls, sizes.get(each.name, 0) / rate, each.alone, each.in_step, found.source)
+        (each.name, each.calls, found.sizes.get(each.name, 0) / rate, each.alone, each.in_step, found.source)
         for each in found.parts
     ]
-    whole, alone, levels = sum(sizes.values()), sum(each.alone for each in found.parts), []
+    whole, alone, levels = found.bytes, sum(each.alone for each in found.parts), []
     gaps = min(alone, found.launches * found.launch_s)
 
     def level(name: str, seconds: float, source: str) -> None:

@@ -17,7 +17,7 @@ from bench.predict.collectives import LIBRARIES, Library
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
-from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of
+from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of
 from bench.run import load_run
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import parts
@@ -157,6 +157,8 @@ def test_a_measured_step_is_split_among_its_parts() -> None:
         ),
         peers={"torch": 3 * floor},
         source="made up",
+        bytes=OP.work(case).bytes,
+        sizes=sizes_of((part.name, part.work.bytes) for part in parts(case)),
         expected=1.2 * floor,
         launches=32,
         launch_s=floor / 320,
