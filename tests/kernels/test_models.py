@@ -25,6 +25,7 @@ PUBLISHED_PARAMETERS = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-72b": 72_706_203_648,
+    "qwen3-8b": 8.19e9,  # as its checkpoint is listed on Hugging Face, in three digits
     "qwen3-32b": 32_762_123_264,
     "mistral-7b": 7_241_732_096,
     "mixtral-8x7b": 46_702_792_704,
