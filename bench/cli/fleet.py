@@ -48,6 +48,12 @@ def run(
     nodes: Annotated[int | None, typer.Option(help="slurm: how many nodes", min=1)] = None,
     partition: Annotated[str | None, typer.Option(help="slurm: the partition")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="slurm: GPUs of each node", min=1)] = None,
+    start_within: Annotated[
+        str | None,
+        typer.Option(
+            help="give up a node that has not started by then (default: 10m, on slurm 4h, as queues are long)"
+        ),
+    ] = None,
     threshold: Threshold = None,
     html: Html = True,
     as_json: AsJson = False,
@@ -78,6 +84,7 @@ def run(
         partition=partition,
         gpus_per_node=gpus_per_node,
         pinned=pinned,
+        start_within_s=None if start_within is None else duration("--start-within", start_within),
     )
     with Fleet() as display:
         whole = head.measure(out, request, engine, reached, display, cpu_shares=cpu_shares, alone=alone)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.files import write_text
 from bench.operate.parent import end_with_parent
 from bench.records import FILE, Writer, as_line
 from bench.run import load_run
@@ -37,7 +38,7 @@ def measure(task: dict[str, Any], control: Path) -> None:
             while (control / "waits").exists():
                 time.sleep(0.02)
         writer.append("record", as_line(record))
-        Path(task["at"]).write_text(json.dumps({"done": n, "total": len(SHARES), "what": record.case_id}))
+        write_text(Path(task["at"]), json.dumps({"done": n, "total": len(SHARES), "what": record.case_id}))
         dies = control / f"dies-{'-'.join(map(str, task['cores']))}"
         if dies.exists():
             dies.unlink()

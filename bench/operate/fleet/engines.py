@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,14 @@ from bench.errors import BadRequest, unknown
 from bench.operate.fleet import node
 from bench.operate.fleet.node import Event, Task
 
+STATE_S = 1.0
+"""How often a job's state is looked at while it waits in the queue."""
+
 
 class Engine(Protocol):
+    start_within_s: float
+    """So long a node may take until its first event. Then it is given up for this call."""
+
     def nodes(self) -> list[str]:
         """The names of the machines, the same in every call."""
 
@@ -36,6 +43,7 @@ class Local:
     """This machine alone."""
 
     stop: threading.Event = field(default_factory=threading.Event)
+    start_within_s: float = 600.0
 
     def nodes(self) -> list[str]:
         return [node.host()]
@@ -56,6 +64,7 @@ class Ray:
     """
 
     address: str | None = None
+    start_within_s: float = 600.0
 
     def __post_init__(self) -> None:
         # under `uv run`, Ray would start each of its workers by `uv run` too, in a copy of this directory
@@ -107,9 +116,12 @@ class Slurm:
     minutes: int = 60
     pinned: Mapping[str, str] = field(default_factory=dict)
     cluster: str = "slurm"
+    start_within_s: float = 4 * 3600.0
+    """A queue may be long."""
 
     def __post_init__(self) -> None:
         self._submitit = optional("submitit", "submitit")
+        self._waiting: dict[str, Any] = {}
 
     def nodes(self) -> list[str]:
         return [f"job{i}" for i in range(self.count)]
@@ -124,9 +136,17 @@ class Slurm:
                 slurm_partition=self.partition,
                 slurm_additional_parameters={"exclusive": "", **asked},
             )
-        return iter(executor.submit(all_events, task).result())
+        job = self._waiting[name] = executor.submit(all_events, task)
+        while not job.done() and job.state != "RUNNING":
+            time.sleep(STATE_S)
+        del self._waiting[name]
+        yield {"kind": "start"}
+        yield from job.result()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Jobs that have not started are taken out of the queue."""
+        for job in [*self._waiting.values()]:
+            job.cancel(check=False)
 
 
 def all_events(task: Task) -> list[Event]:

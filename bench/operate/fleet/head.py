@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,11 @@ from bench.operate.fleet.engines import Engine
 from bench.operate.fleet.node import Event, Task
 from bench.records import FILE, mend_tail
 from bench.run import load_run
+from bench.units import duration
 
 STATE, SUMMARY, ALONE = "fleet.json", "summary.json", "alone"
+
+WAIT_S = 0.5
 
 ALONE_OPS = ("stream", "ffn_gemv")
 """What is measured again of each share alone: the roof, and one operation that follows it."""
@@ -63,25 +67,44 @@ class Head:
 
     def __post_init__(self) -> None:
         self._guard = threading.Lock()
+        self._started: set[str] = set()
+        self._given_up: set[str] = set()
 
     def run(self, request: Request, *, alone: bool = False) -> None:
         """Measure on every node at once, in one thread a node. With `alone`, one share of a node after the other."""
         prefix = ALONE if alone else ""
-        threads = [
-            threading.Thread(target=self.follow, args=(name, self.task(name, request, prefix), prefix), daemon=True)
+        self._started = set()
+        threads = {
+            name: threading.Thread(
+                target=self.follow, args=(name, self.task(name, request, prefix), prefix), daemon=True
+            )
             for name in self.engine.nodes()
-        ]
-        for thread in threads:
+            if name not in self._given_up
+        }
+        began = time.monotonic()
+        for thread in threads.values():
             thread.start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.5)  # an interrupt gets through between two waits
+            for name, thread in threads.items():
+                while thread.is_alive() and name not in self._given_up:
+                    thread.join(WAIT_S)  # an interrupt gets through between two waits
+                    if time.monotonic() - began > self.engine.start_within_s:
+                        self.give_up(set(threads) - self._started)
         except KeyboardInterrupt:
             self.engine.close()
-            for thread in threads:
+            for thread in threads.values():
                 thread.join(10)
             raise
+
+    def give_up(self, names: set[str]) -> None:
+        """Of nodes that have sent nothing, nothing is awaited or written any more."""
+        within = duration(self.engine.start_within_s)
+        for name in sorted(names - self._given_up):
+            with self._guard:
+                if name in self._started:
+                    continue
+                self._given_up.add(name)
+            self.lose(name, f"it did not start within {within} (--start-within): the same command asks it again")
 
     def task(self, name: str, request: Request, prefix: str) -> Task:
         """What is left on this node: shares that are finished are not measured again, others go on."""
@@ -112,14 +135,22 @@ class Head:
         waiting: set[str] = set()
         try:
             for event in self.engine.run(name, task):
+                with self._guard:
+                    if name in self._given_up:
+                        return
+                    self._started.add(name)
                 self.hear(name, event, prefix, waiting, task)
         except Exception as error:  # whatever an engine raises: the node is lost, the others go on
+            if name in self._given_up:
+                return
             self.lose(name, describe(error))
         for share in sorted(waiting):
             self.lose(f"{name}/{share}", "its node was lost before it ended")
 
     def hear(self, name: str, event: Event, prefix: str, waiting: set[str], task: Task) -> None:
         kind = event["kind"]
+        if kind == "start":
+            return
         if kind == "node":
             shares = {each["name"]: each for each in event["shares"]}
             for folder_name in (name, *shares):

@@ -2,7 +2,8 @@
 
 An event is a dict of plain JSON values, and carries `share` where it is about one:
 
-- `{"kind": "node", "host", "shares"}` comes first: what the machine has
+- `{"kind": "start"}` may come first, where the others come only when all is measured
+- `{"kind": "node", "host", "shares"}` comes before what is about shares: what the machine has
 - `{"kind": "at", "share", "done", "total", "what"}`: progress
 - `{"kind": "records", "share", "text"}`: whole lines of the share's run file, in order, that were not sent before
 - `{"kind": "end", "share", "code", "said", "summary"}`: how the process ended, and what it measured in brief
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.errors import BadRequest
+from bench.errors import BadRequest, describe
 from bench.judge.fleet.summary import summarize
 from bench.measure.schedule import Request
 from bench.measure.worker import ending
@@ -108,8 +109,9 @@ class Watch(threading.Thread):
                 with_patience(process)
             self.report(last=True)
             code, said = process.returncode, self.said()
-        except (OSError, BadRequest) as error:
-            said = str(error)
+        except Exception as error:  # whatever it is: without an end the node would wait for this share for ever
+            self.kill()
+            said = describe(error)
         self.tell("end", code=code, said=said, summary=self.summary())
 
     def begin(self) -> subprocess.Popen[bytes]:
