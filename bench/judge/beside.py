@@ -23,7 +23,7 @@ class Beside:
     ours: Point
     published: Best
     floor_s: float
-    """Of our case: compulsory bytes / bandwidth or FLOPs / peak by the part's datasheet, the larger."""
+    """Of our case: compulsory bytes / bandwidth or FLOPs / peak by the part's datasheet, the larger; see `floor`."""
 
     @property
     def ratio(self) -> float:
@@ -43,7 +43,9 @@ def beside(view: View) -> list[Beside]:
 
 
 def floor(point: Point, part: DeviceSpec) -> float:
-    """Seconds that the datasheet allows at least for the compulsory work of a case."""
+    """Seconds that the datasheet allows at least for the compulsory work of a case. An all-reduce crosses a link."""
+    if point.record.op == "all_reduce" and part.link_bandwidth:
+        return point.record.work["bytes_written"] / part.link_bandwidth.value
     terms = [flops / part.peaks[pipe].value for pipe, flops in point.record.work["flops"].items() if pipe in part.peaks]
     if part.memory_bandwidth:
         terms.append(point.record.bytes / part.memory_bandwidth.value)

@@ -9,6 +9,7 @@ import pytest
 
 from bench import report
 from bench.judge.beside import beside, table
+from kernels.all_reduce.op import of_model, work
 from tests.support.synthetic_run import KEY, ON_A_CPU, SHEET, ceiling_records, gate, measured_view, write_run
 
 
@@ -32,6 +33,17 @@ def test_peers_and_doubtful_times_are_not_ours(tmp_path: Path) -> None:
     assert row[:2] == ("ffn_gemv", "B1-N28672-K8192-bf16")
     assert view.run.part
     assert view.run.part.key == KEY
+
+
+def test_an_all_reduce_is_held_against_its_link(tmp_path: Path) -> None:
+    case = of_model("llama-3.1-70b", 16, 4)
+    reduce = dataclasses.replace(
+        gate(0.8), op="all_reduce", case_id=case.id, case=case.as_dict(), work=dataclasses.asdict(work(case))
+    )
+    (found,) = beside(measured_view(tmp_path, [reduce]))
+    assert found.published.exact
+    assert found.floor_s == pytest.approx(case.size / 450e9)
+    assert found.ratio == pytest.approx(found.published.seconds / found.ours.seconds)
 
 
 def test_a_host_has_nothing_beside_it(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_two_nodes_of_a_ray_cluster_send_their_records_back(tmp_path: Path) -> N
     """In a process of its own, since a Ray that does not start or end waits for ever."""
     pytest.importorskip("ray")
     code = f"import sys; from pathlib import Path; from {__name__} import *; measure_two_ray_nodes(Path(sys.argv[1]))"
-    environment = {**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}  # as the engine has it before it imports Ray
+    # the first as the engine has it before it imports Ray; the second since a busy machine starts Ray slowly
+    environment = {**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_raylet_start_wait_time_s": "120"}
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "out")],

@@ -1,7 +1,8 @@
 """What is the best time that anyone has published for one of our cases, or for the case nearest to it?
 
-Only rows of the same part, operation, stored type and activations count, which are cold and no faster than the
-datasheet allows. Of these the nearest by size is taken, and of several of one size the fastest. How near a row is:
+Only rows of the same part, operation, stored type and activations count, which are no faster than the datasheet
+allows, and cold unless they go over the links between GPUs. Of these the nearest by size is taken, and of several of
+one size the fastest. How near a row is:
 
     distance = sum over the case's sizes (batch, tokens, heads, rows, columns, experts) of |log2(published / ours)|
 
@@ -26,7 +27,7 @@ from kernels.op import discover
 FARTHEST = 2.0
 """Doublings. A row that is farther away says little about a case."""
 
-EXACT = ("D", "window", "k", "E")
+EXACT = ("D", "window", "k", "E", "ranks")
 """Fields that a row must have in common with the case: another head or another routing is another kernel."""
 
 
@@ -75,6 +76,7 @@ def _best_of(part: str, op: str, fields: tuple[tuple[str, Any], ...]) -> Best | 
 def _best(part: str, name: str, mapped: Mapped, case: Mapping[str, Any]) -> Best | None:
     if case.get("q_len", 1) != 1 or case.get("prefix") or any(case.get(f) != v for f, v in mapped.fixed.items()):
         return None
+    case = mapped.sized(case)
     types = (("stored", mapped.stored), ("activations", mapped.activations))
     named = tuple((column, case.get(field) or case.get("dtype", "")) for column, field in types if field)
     given = [field for field in mapped.columns if field in case]
@@ -131,7 +133,8 @@ def _usable(part: str, name: str) -> tuple[Table, Array]:
     rows = load()
     if part not in rows.names["part"] or name not in rows.names["op"]:
         return rows.take(np.zeros(0, dtype=np.int64)), np.zeros(0)
-    rows = rows.where(part=part, op=name, cache="cold")
+    # what GPUs send each other crosses their links, whatever their caches hold
+    rows = rows.where(part=part, op=name, **({} if name == "all_reduce" else {"cache": "cold"}))
     if name == "moe_ffn":
         rows = rows.take(rows["gated"] == 1)
     floor = work(rows).seconds

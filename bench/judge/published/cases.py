@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,14 @@ class Mapped:
     activations: str = ""
     """The case's field that holds the type of activations, if they are fp8."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    product: tuple[str, ...] = ()
+    """Fields whose product is the case's size `elements`."""
+
+    def sized(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """The case with all that `columns` asks for."""
+        if not all(name in case for name in self.product):
+            return dict(case)
+        return {**case, "elements": math.prod(case[name] for name in self.product)}
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -38,6 +47,13 @@ MAPPED = {
     "moe_ffn": Mapped(op="moe_ffn", columns=_same("B", "E", "k", "H", "F"), stored="weights"),
     "gated_delta_net": Mapped(op="state_update", columns=STATE, fixed={"kind": "gated_delta", "conv": 0}),
     "kda": Mapped(op="state_update", columns=STATE, fixed={"kind": "kda", "conv": 0}),
+    "all_reduce": Mapped(
+        op="all_reduce",
+        columns={"elements": "N", "ranks": "tp"},
+        stored="dtype",
+        fixed={"fused": False},
+        product=("B", "hidden"),
+    ),
 }
 """The published operations that are ours too. MoE rows of `tp` parts have experts of F / tp columns."""
 
@@ -52,6 +68,8 @@ def case_of(table: Table, row: int) -> tuple[str, Case] | None:
         if not table["gated"][row]:
             return None
         fields["F"] //= max(1, int(table["tp"][row]))
+    if mapped.product:  # a message of so many elements, as one row
+        fields |= {**dict.fromkeys(mapped.product, 1), mapped.product[-1]: fields.pop("elements")}
     if mapped.stored:
         fields[mapped.stored] = table.names["stored"][table["stored"][row]]
     activations = table.names["activations"][table["activations"][row]]

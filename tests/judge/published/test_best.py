@@ -73,3 +73,17 @@ def test_most_cases_of_the_suites_have_something_near() -> None:
     assert all(0 < row["best"].share <= IMPOSSIBLE for row in rows if row["best"])
     headers, cells = records.table_of(rows)
     assert all(len(row) == len(headers) for row in cells)
+
+
+def test_an_all_reduce_has_the_fastest_published_one_of_its_size_and_ranks() -> None:
+    """16 tokens of 8,192 elements among four H200, whatever the caches held."""
+    case = {"B": 16, "hidden": 8192, "ranks": 4, "dtype": "bf16", "fused": False}
+    found = best("h200", "all_reduce", case)
+    assert found
+    assert found.exact
+    rows = published.load().where(op="all_reduce", part="h200", N=16 * 8192, tp=4)
+    assert found.seconds == pytest.approx(float(rows["seconds"].min()))
+    assert found.share == pytest.approx(16 * 8192 * 2 / 450e9 / found.seconds), "its bytes go once over the link"
+    assert best("h200", "all_reduce", case | {"ranks": 3}) is None
+    assert best("h200", "all_reduce", case | {"fused": True}) is None
+    assert best("h200", "all_reduce", case | {"dtype": "fp32"}) is None

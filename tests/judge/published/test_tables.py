@@ -46,14 +46,14 @@ def test_floors_are_those_of_our_own_operations(op: str) -> None:
             continue
         name, case = found
         work = discover()[name].work(case)
-        size = work.bytes
+        size = work.bytes_written if op == "all_reduce" else work.bytes  # what crosses the link
         if op == "moe_ffn":  # balanced tokens hit all experts that they can; ours are drawn
             share = min(case.E, case.B * case.k) / (case.E * (1 - (1 - case.k / case.E) ** case.B))  # type: ignore[attr-defined]
             assert floor.bytes[row] == pytest.approx(size * share, rel=0.25)
         else:
             narrow = rows.names["stored"][rows["stored"][row]] not in ("bf16", "fp32")
             assert floor.bytes[row] == pytest.approx(size, rel=0.13 if narrow else 0.03)
-        if name != "state_update":
+        if name not in ("state_update", "all_reduce"):
             assert floor.flops[row] == pytest.approx(work.total_flops, rel=0.001)
         seen += 1
     assert seen >= 40
@@ -61,8 +61,7 @@ def test_floors_are_those_of_our_own_operations(op: str) -> None:
 
 def test_rows_that_are_no_case_of_ours_say_so() -> None:
     table = published.load()
-    for op, stored in (("all_reduce", "bf16"), ("ffn_gemv", "nvfp4")):
-        assert published.case_of(table.where(op=op, stored=stored), 0) is None
+    assert published.case_of(table.where(op="ffn_gemv", stored="nvfp4"), 0) is None
 
 
 def test_rows_are_found_by_name() -> None:
