@@ -83,7 +83,7 @@ class Ceilings:
                 elif kind == "chase":
                     chases.append(record)
                 elif kind == "fma_read":
-                    computing.append((record, seconds))
+                    computing.append((record, record.read_s / usual if record.read_s else 1.0))
             elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
                 host_rates.append(record.bytes / seconds)
             elif record.op == "gemm_peak":
@@ -187,12 +187,14 @@ class Ceilings:
 def fma_points(
     computing: Iterable[tuple[Record, float]], reads: Points, peak: float | None
 ) -> tuple[tuple[float, float], ...]:
-    """`Ceilings.fma_points` from the records of `fma_read` and their seconds; never below the larger of s and 1."""
+    """`Ceilings.fma_points` from the records of `fma_read`, each with how much slower the memory was beside it than
+    usually. The FLOPs are not slower then."""
     found: dict[float, float] = {}
-    for record, seconds in computing if peak else ():
-        alone = time_of(reads, record.bytes)
-        share = record.flops / peak / alone
-        found[share] = min(max(1.0, seconds / alone), found.get(share, math.inf))
+    if not peak:
+        return ()
+    for record, slower in computing:
+        alone = slower * time_of(reads, record.bytes)
+        found[record.flops / peak / alone] = max(1.0, (record.seconds or math.inf) / alone)
     return tuple(sorted(found.items()))
 
 

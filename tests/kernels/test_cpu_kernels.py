@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -128,6 +129,22 @@ def test_compiled_code_that_was_not_used_for_a_day_is_deleted_but_for_the_last(t
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "another", *kept[: cpu_jit.KEPT - 1], kept[-1]])
 
 
+def test_the_index_of_a_parallel_loop_is_handed_on_as_an_int64() -> None:
+    """Else the function that gets it is compiled for two types."""
+    loops = 0
+    for path in sorted((ROOT / "kernels").rglob("cpu_*.py")):
+        for loop in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(loop, ast.For) and ast.unparse(loop.iter).startswith("prange(")):
+                continue
+            loops += 1
+            for call in (node for node in ast.walk(loop) if isinstance(node, ast.Call)):
+                given = {ast.unparse(argument) for argument in call.args}
+                assert ast.unparse(loop.target) not in given or ast.unparse(call.func) == "np.int64", (
+                    f"{path}: {call.lineno}"
+                )
+    assert loops > 10
+
+
 LOOPS = """
 import numpy as np
 from kernels.common.cpu_jit import jit
@@ -216,5 +233,3 @@ def test_results_are_torch_tensors_of_the_cases_type() -> None:
     case = GemvCase(B=1, N=8, K=32, dtype="bf16")
     y = numba_impl("ffn_gemv").prepare(case, OPS["ffn_gemv"].inputs(case, "cpu", 0), CPU)()
     assert y.dtype == torch.bfloat16
-    mine = cpu_gemv.multiply_run
-    assert len({signature[0] for signature in mine.signatures}) == 1, "one type of thread, or all is compiled twice"
