@@ -60,7 +60,9 @@ def norm_kernel(
     factor = tl.rsqrt(tl.sum(row * row) / D + EPSILON)
     row = row * factor * tl.load(w + offs_d, mask=mask, other=0.0).to(tl.float32)
     if scale is not None:
-        unit = tl.maximum(tl.max(tl.abs(row)) / LARGEST, LEAST)
+        # a maximum leaves NaN out, so that codes and scale would be numbers: it counts as infinite, and the scale as NaN
+        largest = tl.max(tl.where(row == row, tl.abs(row), float("inf")))
+        unit = tl.where(largest < float("inf"), tl.maximum(largest / LARGEST, LEAST), float("nan"))
         tl.store(scale + b, unit)
         row = row / unit
         if y.dtype.element_ty == tl.int8:

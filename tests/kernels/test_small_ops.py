@@ -61,6 +61,20 @@ def test_codes_and_their_scales_are_compared_together(activations: str) -> None:
     assert rmsnorm.decoded(case, out.whole).isnan().all()
 
 
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize("activations", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["triton", "numba"])
+def test_a_nan_goes_on_into_codes_and_their_scale(name: str, activations: str, target: Target) -> None:
+    """A code of int8 cannot hold it, so the scale does; the other tokens have their numbers."""
+    where = CPU if name == "numba" else target
+    case = NormCase(B=3, D=64, dtype="fp16", activations=activations)
+    inputs = rmsnorm.inputs(case, where.device, 0)
+    inputs["x"][1, 5] = float("nan")
+    found = rmsnorm.decoded(case, impl("rmsnorm", name).prepare(case, inputs, where)()).cpu()
+    assert found.isnan().all(1).tolist() == [False, True, False]
+    assert found[::2].isfinite().all()
+
+
 def test_every_fp8_code_is_stored_as_torch_rounds_it() -> None:
     """Halfway values, subnormals and both ends of the range, in rows whose largest value is 448."""
     case = NormCase(B=2, D=514, dtype="fp32", activations="fp8")
