@@ -4,7 +4,8 @@ Scores lie in groups of 4 to 1024 neighbours. The first kernel takes the largest
 instruction or two for a score. The CTA of a row that finishes last finds a bound: the k-th largest of these maxima.
 At least k scores reach the bound, so none below it is among the k largest, and only the k groups whose maximum reaches
 it (`hits`) hold any that are. Of groups whose maximum equals the bound the first are enough: each has a score that is
-equal to it, at a lower position than those of later groups.
+equal to it, at a lower position than those of later groups. A short row of fewer groups than k has no such bound: all of
+its scores are listed.
 
 The second kernel reads the hits, at most a quarter of a row for k up to 2048, mostly from the L2. It lists the scores
 that reach the bound, about 1.2 k of them, in the order of their positions. The CTA that finishes last finds the k-th
@@ -132,7 +133,8 @@ def bound_kernel(
         mask = offs_g * GROUP < length
         keys = tl.load(maxima + b * TILE + offs_g, mask=mask, other=LEAST, cache_modifier=".cg")
         count = tl.sum(mask.to(tl.int32))
-        bound = kth_largest_of_tile(keys, count, k, TILE)
+        # fewer groups than k say nothing of the k-th largest score: all scores of the row reach this bound
+        bound = tl.where(count < k, LEAST + 1, kth_largest_of_tile(keys, count, k, TILE))
         need = k - tl.sum((keys > bound).to(tl.int32))
         above = 0
         ties = 0

@@ -76,6 +76,15 @@ def test_drawn_shapes_pass_the_gate(N, k, scores, drawn, order, values, dtype, s
 
 
 @pytest.mark.cuda(interpreted=True)
+def test_a_short_row_has_fewer_groups_than_k(target: Target) -> None:
+    """1,904 scores beside a long row, and k = 512: their 119 groups do not tell the 512th largest."""
+    case = TopkCase(B=2, N=20000, k=512, lengths="longtail", seed=2)
+    short = min(lengths(case))
+    assert plan(case, target).group * case.k > short > 2 * case.k
+    assert check(OP, IMPLS["triton"], case, target).reason is None
+
+
+@pytest.mark.cuda(interpreted=True)
 @pytest.mark.parametrize("scores", ["equal", "descending", "two"])
 def test_lists_longer_than_a_tile_are_gone_through(scores: str, target: Target) -> None:
     """With 32 scores a group, 260 hits may list 8,320 scores, and a tile has 1,024."""
