@@ -51,6 +51,7 @@ def decodebench(*arguments: str) -> Done:
         (["run", "--op", "ffn_gem"], "unknown op 'ffn_gem'; did you mean ffn_gemv"),
         (["run", "--device", "tpu"], "tpu"),
         (["run", "--budget", "soon"], "'soon' is no duration"),
+        (["claims", "--explain", "I4", "--csv"], "which is no table"),
         (["predict", "--model", "llama-2-7b", "--tpot", "50"], "no short duration with its unit; write 50ms"),
         (["run", "--budget", "0"], "--budget: wants more than 0 seconds, not 0"),
         (["campaign", "--out", "/nowhere", "--budget", "0s"], "--budget: wants more than 0 seconds, not 0"),

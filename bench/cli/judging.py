@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bench.errors import BadRequest
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Html, RunDirectory, examples, names
 from bench.terminal.screen import complain, form_of, printable, read_run, show, show_json, show_lines
 
@@ -101,6 +102,8 @@ def claims(
     """Judge published claims by what runs measured, by what others published, or by the model."""
     from bench.judge import claims as judgement
 
+    if explain and form_of(as_csv, as_md):
+        raise BadRequest("--explain shows one claim, which is no table: choose --json, or leave out --csv and --md")
     loaded = [read_run(path) for path in runs or []]
     others = judgement.COMMITTED
     verdicts = [judgement.judge(explain, loaded, others)] if explain else judgement.scorecard(loaded, others)

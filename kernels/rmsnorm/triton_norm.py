@@ -60,7 +60,7 @@ def norm_kernel(
     factor = tl.rsqrt(tl.sum(row * row) / D + EPSILON)
     row = row * factor * tl.load(w + offs_d, mask=mask, other=0.0).to(tl.float32)
     if scale is not None:
-        # a maximum leaves NaN out, so that codes and scale would be numbers: it counts as infinite, and the scale as NaN
+        # a maximum leaves NaN out, so codes and scale would be numbers: it counts as infinite, and the scale is NaN
         largest = tl.max(tl.where(row == row, tl.abs(row), float("inf")))
         unit = tl.where(largest < float("inf"), tl.maximum(largest / LARGEST, LEAST), float("nan"))
         tl.store(scale + b, unit)

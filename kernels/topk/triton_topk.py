@@ -4,8 +4,8 @@ Scores lie in groups of 4 to 1024 neighbours. The first kernel takes the largest
 instruction or two for a score. The CTA of a row that finishes last finds a bound: the k-th largest of these maxima.
 At least k scores reach the bound, so none below it is among the k largest, and only the k groups whose maximum reaches
 it (`hits`) hold any that are. Of groups whose maximum equals the bound the first are enough: each has a score that is
-equal to it, at a lower position than those of later groups. A short row of fewer groups than k has no such bound: all of
-its scores are listed.
+equal to it, at a lower position than those of later groups. A short row of fewer groups than k has no such bound: all
+of its scores are listed.
 
 The second kernel reads the hits, at most a quarter of a row for k up to 2048, mostly from the L2. It lists the scores
 that reach the bound, about 1.2 k of them, in the order of their positions. The CTA that finishes last finds the k-th

@@ -137,9 +137,9 @@ def test_it_goes_through_every_step_and_goes_on_after_a_kill(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_an_interrupt_ends_its_children_and_is_said(tmp_path: Path) -> None:
-    """It comes in the gate, while an implementation hangs that would hang for another minute."""
+    """It comes in the gate, while an implementation hangs that would hang for ten minutes more."""
     script, out = tmp_path / "campaign.py", tmp_path / "out"
-    asked = SCRIPT.replace("planted()", "planted(hang_s=60.0)")
+    asked = SCRIPT.replace("planted()", "planted(hang_s=600.0)")
     script.write_text(asked.format(root=str(ROOT)))
     process = subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True)
     while not (out / gate.FILE).is_file():
@@ -149,7 +149,7 @@ def test_an_interrupt_ends_its_children_and_is_said(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate()
     assert printed.strip() == "130"
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 200
     assert json.loads((out / steps.STATE).read_text())["steps"]["gate"]["state"] == "open"
     before = (out / gate.FILE).read_text()
     time.sleep(1.0)

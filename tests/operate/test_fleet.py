@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench.errors import BadRequest
+from bench.machine import usable_cores
 from bench.operate.fleet import engines, head, logs, node
 from bench.operate.fleet.head import SUMMARY
 from bench.operate.fleet.node import Event, Task
@@ -26,7 +26,7 @@ from tests.support.fleets import KEYS, REQUEST, Heard, keys, measured, wait_for
 
 pytestmark = pytest.mark.usefixtures("importable")
 
-two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two shares need two cores")
+two_cores = pytest.mark.skipif(usable_cores() < 2, reason="two shares need two cores")
 
 
 @two_cores
@@ -50,7 +50,7 @@ def test_a_killed_head_takes_its_processes_along_and_the_next_call_goes_on(faked
     wait_for(lambda: [len(each) for each in keys(tmp_path)] == [1, 1])
     process.kill()
     process.wait()
-    wait_for(lambda: not fakes_alive())
+    wait_for(lambda: not fakes_alive(faked))
     (faked / "waits").unlink()
     verdict, _ = measured(tmp_path)
     assert verdict.missing == ()
@@ -58,9 +58,16 @@ def test_a_killed_head_takes_its_processes_along_and_the_next_call_goes_on(faked
     assert [load_run(path).warnings for path in tmp_path.glob(f"*/*/{FILE}")] == [[], []]
 
 
-def fakes_alive() -> list[str]:
-    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in found.splitlines() if "-m tests.support.fake_share" in line]
+def fakes_alive(control: Path) -> bool:
+    """Does a share run that this folder controls? Those of tests beside this one do not count."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, variables = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:  # it has ended, or is another user's
+            continue
+        if b"tests.support.fake_share" in command and f"FAKE_SHARE={control}".encode() in variables:
+            return True
+    return False
 
 
 class Process:

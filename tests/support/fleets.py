@@ -54,7 +54,7 @@ def keys(out: Path) -> list[list[tuple[str, str, str]]]:
     return found
 
 
-def wait_for(what: Callable[[], bool], limit_s: float = 60.0) -> None:
+def wait_for(what: Callable[[], bool], limit_s: float = 240.0) -> None:
     end = time.monotonic() + limit_s
     while not what():
         assert time.monotonic() < end
