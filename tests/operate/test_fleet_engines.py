@@ -165,6 +165,23 @@ def test_rendered_files_parse(form: str) -> None:
         assert found["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"part": "H100: 8"}, {"part": ""}, {"image": 'x: "y"'}, {"image": "a\nb"}, {"suite": "fast"}, {"gpus": 0}],
+)
+def test_what_would_be_no_file_is_refused(changed: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {
+        "nodes": 1,
+        "gpus": 8,
+        "part": "H200",
+        "image": "registry.io:5000/a/b@sha256:0",
+        "suite": "quick",
+    }
+    assert rendering.render("sky", **asked)
+    with pytest.raises(BadRequest):
+        rendering.render("sky", **{**asked, **changed})
+
+
 def test_shards_of_one_run_merge(tmp_path: Path) -> None:
     def shard(index: int, records: list[Record], suite: str = "quick") -> Path:
         folder = tmp_path / f"{suite}{index}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bench.errors import unknown
+import re
+
+from bench.errors import BadRequest, require
+from kernels.op import SUITES
 
 SKY = """\
 # sky launch -c decodebench {name} && sky logs decodebench > log.txt
@@ -62,7 +65,12 @@ FORMS = {"sky": SKY, "kubernetes": KUBERNETES}
 
 
 def render(form: str, *, nodes: int, gpus: int, part: str, image: str, suite: str) -> str:
-    """The file as text. BadRequest for a form that is unknown."""
-    if form not in FORMS:
-        raise unknown("form", form, FORMS)
+    """The file as text. BadRequest for an unknown form or suite, and for a name that YAML would not keep."""
+    require("form", [form], FORMS)
+    require("suite", [suite], SUITES)
+    for option, name in (("--part", part), ("--image", image)):
+        if not re.fullmatch(r"[\w./:@-]*\w", name, re.ASCII):
+            raise BadRequest(f"{option} {name[:40]!r}: a name of letters, digits and . / : @ _ -")
+    if form == "sky" and not gpus:
+        raise BadRequest("--gpus 0: a task of SkyPilot names its GPUs")
     return FORMS[form].format(name="fleet.yaml", nodes=nodes, gpus=gpus, part=part, image=image, suite=suite)
