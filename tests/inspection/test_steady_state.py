@@ -16,6 +16,7 @@ import pytest
 
 from bench.inspection.emulate import program
 from bench.inspection.emulator.execute import execute
+from kernels.all_reduce.op import ReduceCase
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import compare
 from kernels.ffn_block.op import FfnCase
@@ -26,8 +27,11 @@ from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase
 from kernels.moe_ffn.op import MoeCase
 from kernels.op import Target
+from kernels.router.op import RouterCase
+from kernels.sampling.op import SamplingCase
 from kernels.state_update.cases import Kind, StateCase
 from kernels.stream.op import CHUNK, StreamCase
+from kernels.topk.op import TopkCase
 from tests.inspection.test_compiled_kernels import OURS, found, gate, launches, part
 from tests.kernels.test_ops import in_bf16
 from tests.support.uninterpreted import elsewhere
@@ -116,6 +120,12 @@ OTHERS = {
     "reads of the L2": Steady("stream", StreamCase(kind="l2_read", size=3 * SIZE, passes=5), loop="ld.global"),
     "a chase": Steady("stream", StreamCase(kind="chase", size=2688, chains=3, loads=5), loop="ld.global"),
     "index scores": Steady("index_score", IndexCase(B=1, T=2100, H=16, D=32, page=16)),
+    "a choice among thousands": Steady("topk", TopkCase(B=1, N=2000, k=40), loop="bar.sync"),
+    "a nucleus": Steady("sampling", SamplingCase(B=1, V=9000, k=50, p=0.9), loop="bar.sync", launch=1),
+    "a choice of experts": Steady("router", RouterCase(B=1, E=64, k=6, groups=4, top_groups=2), loop="shfl"),
+    "a sum of two ranks": Steady(
+        "all_reduce", ReduceCase(ranks=2, B=4, hidden=3200), impl="triton-one-shot", loop="ld.global"
+    ),
     "chains of FMAs": Steady("gemm_peak", PeakCase(kind="fma", M=1061, K=2064, dtype="fp32"), loop="fma"),
 }
 """Executed as compiled for sm_90; the exhaustive tests execute them for sm_80 too."""
@@ -167,7 +177,8 @@ def steady(s: Steady, sm: int, seeds: Sequence[int | None], more_left: int = 0) 
             if here:
                 most = max((n for opcode, n in made_turns.items() if opcode.startswith(s.loop)), default=0)
                 turns[f"{i} {kernel.kernel.fn.__name__}"] = (most, 2 * kernel.num_stages)
-        errors = compare(built.output, op.reference(s.case, inputs), op.tolerance(s.case))
+        found_here = op.decoded(s.case, built.output)
+        errors = compare(found_here, op.reference(s.case, inputs), op.tolerance(s.case))
         reasons[str(seed)] = errors.reason or ""
     return {"reasons": reasons, "turns": turns}
 

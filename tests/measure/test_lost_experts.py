@@ -1,4 +1,4 @@
-"""A lost expert, slot, column or scale and an error of all outputs of an FFN fail the gate, for the layers of the suites.
+"""A lost expert, slot, column or scale and an error of all outputs of an FFN fail the gate, in the suites' layers.
 
 A token's row of y depends on its own experts only, and the gate judges each row by itself. So what shows in one token
 shows in every batch, and two kinds of cases are enough:

@@ -22,6 +22,7 @@ from kernels.op import Inputs
 
 Outputs = dict[str, torch.Tensor]
 
+
 def scale_values(format: str, scale: torch.Tensor) -> torch.Tensor:
     """What stored scales stand for."""
     return torch.exp2(scale.float() - 127) if format == "mxfp4" else scale.float()
