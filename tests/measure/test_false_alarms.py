@@ -36,7 +36,7 @@ def alarms(op: Op, impl: Impl, case: Any, target: Target) -> Counter[str]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", [name for name in OPS if any(i.name == "numba" for i in implementations(name)[0])])
 def test_kernels_for_hosts(name: str) -> None:
     """Where small cases are in fp16, they are tried in bf16."""
@@ -46,7 +46,7 @@ def test_kernels_for_hosts(name: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", ["attention_decode", "mla_decode"])
 def test_interpreted_kernels_whose_sequences_are_judged_one_by_one(name: str, target: Target) -> None:
     op, impl = OPS[name], our(OPS[name], "triton")

@@ -100,7 +100,7 @@ def test_in_some_cases(case: Any) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("case", DISTINCT.values(), ids=lambda case: case.id)
 def test_in_every_case_of_the_suites(case: Any) -> None:
     assert all_missed(case, seeds=100) == {}

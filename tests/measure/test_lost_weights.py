@@ -66,7 +66,7 @@ def test_in_some_layers(layer: GemvCase) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda case: case.id)
 def test_in_every_layer_of_the_suites(layer: GemvCase) -> None:
     assert Counter(what for seed in range(100) for what in missed(layer, LAYERS[layer], seed)) == {}
