@@ -1,4 +1,4 @@
-"""What a user could call instead of our kernels: torch's batched product, with heads as the batch, and its rows by token again."""
+"""What a user could call instead of our kernels: torch's batched product, with heads as the batch."""
 
 from __future__ import annotations
 

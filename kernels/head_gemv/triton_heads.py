@@ -98,12 +98,15 @@ def build(case: HeadCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: HeadCase, target: Target) -> tuple[Stage, ...]:
-    """W comes from the L2 again for each further block of tokens, and x for each further block of rows."""
+    """W comes from the L2 again for each further block of tokens, and x for each further block of rows. Shared memory has
+    room for three CTAs, or for two with more tokens."""
     BLOCK_B, _ = blocks(case)
     size, rows = BYTES[case.dtype], cdiv(case.N, BLOCK_N)
     again = (cdiv(case.B, BLOCK_B) - 1) * case.H * case.N * case.K + (rows - 1) * case.B * case.H * case.K
     ctas = rows * case.H * cdiv(case.B, BLOCK_B)
-    return (Stage(name="heads", work=work(case), l2_bytes=size * again, ctas=ctas, ctas_per_sm=4),)
+    return (
+        Stage(name="heads", work=work(case), l2_bytes=size * again, ctas=ctas, ctas_per_sm=3 if BLOCK_B <= 32 else 2),
+    )
 
 
 def supports(case: HeadCase, target: Target) -> str | None:
