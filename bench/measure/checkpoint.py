@@ -8,7 +8,6 @@ is read when it is used.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,14 +72,14 @@ def header(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > LARGEST_HEADER:
+            start, size = 8 + length, path.stat().st_size
+            if length > LARGEST_HEADER or start > size:
                 raise ValueError
             entries = json.loads(file.read(length))
-        start, size = 8 + length, path.stat().st_size
         entries.pop("__metadata__", None)
         for name, each in entries.items():
             first, last = each["data_offsets"]
-            if not 0 <= first <= last <= size - start or math.prod(each["shape"]) < 0:
+            if not 0 <= first <= last <= size - start or min(each["shape"], default=0) < 0:
                 raise ValueError
             yield name, start, each
     except OSError as error:

@@ -14,7 +14,7 @@ from bench.cli import app
 from bench.errors import BadRequest
 from bench.measure.checkpoint import Tensors, model_in
 from bench.measure.step_tokens import decode, prompt_of
-from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
+from kernels.decode_step.wiring import TOYS, wiring_of
 from kernels.op import Target
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
@@ -122,8 +122,6 @@ def test_prompts_are_ids_of_the_vocabulary() -> None:
 
 def test_the_command_wants_one_of_a_model_and_a_checkpoint(tmp_path: Path) -> None:
     runner = CliRunner()
-    assert "--checkpoint" in runner.invoke(app, ["step"]).output
+    assert "--checkpoint" in str(runner.invoke(app, ["step"]).exception)
     both = runner.invoke(app, ["step", "--model", "llama-3.1-8b", "--checkpoint", str(tmp_path)])
-    assert "leave it out" in both.output
-    assert both.exit_code
-    assert shape_of("toy-llama-3").layers == 2
+    assert "leave it out" in str(both.exception)
