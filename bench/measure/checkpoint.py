@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadRequest
-from kernels.decode_step import wiring
-from kernels.decode_step.families import wiring_from
 from kernels.model_config import BadConfig, read
+from kernels.op import discover
 
 if TYPE_CHECKING:
     import torch
-
-    from kernels.decode_step.op import StepCase
 
 TYPES = {"BF16": ("bfloat16", "bf16"), "F16": ("float16", "fp16"), "F32": ("float32", "fp32")}
 """By the names of the format: torch's names and ours."""
@@ -106,8 +103,7 @@ def model_in(directory: Path) -> str:
         raise BadRequest(f"{directory}: its weights are quantized; a step reads checkpoints in {', '.join(TYPES)}")
     name = str(directory.resolve()).lower()
     try:
-        reading = read(config, name=name)
-        wiring.remember(reading.shape, wiring_from(reading))
+        discover()["decode_step"].case_type.learn(read(config, name=name))  # type: ignore[attr-defined]
     except BadConfig as error:
         raise BadRequest(f"{directory}: {error}") from None
     return name
@@ -124,17 +120,11 @@ def stored_type(tensors: Tensors) -> str:
     return TYPES[kind][1]
 
 
-def step_weights(case: StepCase, tensors: Tensors) -> dict[str, torch.Tensor]:
+def step_weights(case: Any, tensors: Tensors) -> dict[str, torch.Tensor]:
     """All weights of a step, each of the size that the case asks for. Raises `BadRequest`."""
-    from kernels.decode_step.inputs import matrices, vectors
-    from kernels.decode_step.published import weights
-
     try:
-        found = weights(case, tensors)
+        return case.published(tensors)
     except KeyError as error:
         raise BadRequest(f"{tensors.directory} has no tensor {error.args[0]}") from None
-    for name, size, *_ in (*matrices(case), *vectors(case)):
-        if tuple(found[name].shape) != tuple(size):
-            there = tuple(found[name].shape)
-            raise BadRequest(f"{tensors.directory}: {name} has the shape {there}, config.json says {tuple(size)}")
-    return found
+    except ValueError as error:
+        raise BadRequest(f"{tensors.directory}: {error}") from None

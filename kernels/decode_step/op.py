@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import paging
 from kernels.common.compare import UNIT_ROUNDOFF
@@ -21,8 +21,13 @@ from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.decode_step.inputs import inputs
 from kernels.decode_step.parts import attention_case, parts, windowed
 from kernels.decode_step.reference import reference
-from kernels.decode_step.wiring import shape_of
-from kernels.op import Case, Op, Tolerance, Work
+from kernels.decode_step.wiring import remember, shape_of
+from kernels.op import Case, Inputs, Op, Tolerance, Work
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.model_config import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,30 @@ class StepCase(Case):
         if self.lengths == "holes":
             raise ValueError("lengths holes: each sequence of a step has its new token at least")
         assert attention_case(self, 0)
+
+    @staticmethod
+    def learn(reading: Reading) -> None:
+        """From now on, this process knows the model of a config.json by the name of its shape. Raises `BadConfig`."""
+        from kernels.decode_step.families import wiring_from
+
+        remember(reading.shape, wiring_from(reading))
+
+    def published(self, stored: Mapping[str, torch.Tensor]) -> Inputs:
+        """The weights of a checkpoint as this step takes them. Raises KeyError for a tensor that is missing, and
+        ValueError for one of another size than config.json says."""
+        from kernels.decode_step.published import weights
+
+        return weights(self, stored)
+
+    def following(self, weights: Inputs, token: int, before: tuple[StepCase, Inputs] | None, device: str) -> Inputs:
+        """See `decoding.py`."""
+        from kernels.decode_step.decoding import following
+
+        return following(self, weights, token, before, device)
+
+    @property
+    def vocab(self) -> int:
+        return shape_of(self.model).vocab
 
     @property
     def measured_layers(self) -> int:

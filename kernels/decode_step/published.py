@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from kernels.common.random_inputs import torch_dtype
+from kernels.decode_step.inputs import matrices, vectors
 from kernels.decode_step.wiring import Wiring, shape_of, wiring_of
 from kernels.models import ModelShape
 
@@ -32,7 +33,8 @@ EXPERTS = (("{}.gate_proj", "{}.up_proj", "{}.down_proj"), ("{}.w1", "{}.w3", "{
 
 
 def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
-    """The weights of the measured layers in the type of the case. A KeyError names one that is missing."""
+    """The weights of the measured layers in the type of the case, each of the size that the step wants. A KeyError
+    names one that is missing."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
     at, shift = embedding.removesuffix("embed_tokens.weight"), float(wiring.norms_less_one)
@@ -46,6 +48,9 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
         mixer = latents if shape.is_mla else heads
         for pairs in (mixer(shape, wiring, stored, f"{mine}self_attn."), ffn(shape, wiring, stored, mine, layer)):
             found |= {f"{layer}.{name}": tensor for name, tensor in pairs}
+    for name, size, _ in (*matrices(case), *vectors(case)):
+        if tuple(found[name].shape) != tuple(size):
+            raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, config.json says {tuple(size)}")
     return {name: typed(case, name, tensor) for name, tensor in found.items()}
 
 
