@@ -121,6 +121,10 @@ def supports(case: StepCase, target: Target) -> str | None:
 # ---- compiled by torch
 
 
+MOST_TRACED = 4
+"""Layers. A measured run has some minutes for all that it compiles."""
+
+
 def traced(case: StepCase, inputs: Inputs, target: Target, backend: str) -> Launch:
     """The whole step as one graph of torch's compiler, which may merge what lies between two products."""
     import torch
@@ -144,6 +148,10 @@ def compiled(case: StepCase, inputs: Inputs, target: Target) -> Launch:
 def compiled_supports(case: StepCase, target: Target) -> str | None:
     if target.kind != "cuda" or target.sm < 80:
         return "is compiled for NVIDIA GPUs of sm_80 or later"
+    if case.measured_layers > MOST_TRACED:
+        return (
+            f"torch compiles at most {MOST_TRACED} layers here, not {case.measured_layers}: each of them takes seconds"
+        )
     return supports(case, target)
 
 

@@ -43,9 +43,9 @@ def of_model(model: str, B: int, **more: Any) -> list[HeadCase]:
 
 def cases(suite: str) -> list[HeadCase]:
     if suite == "quick":
-        return of_model("deepseek-v3", 16)
+        return of_model("deepseek-v3", 16)[:1]
     if suite == "full":
-        return [case for B in (1, 16, 64) for case in of_model("deepseek-v3", B)]
+        return [case for B in (1, 64) for case in of_model("deepseek-v3", B)]
     if suite == "test":
         return [
             HeadCase(B=1, H=3, N=64, K=32, dtype="fp16"),
