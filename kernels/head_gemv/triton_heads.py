@@ -98,8 +98,8 @@ def build(case: HeadCase, inputs: Inputs, target: Target) -> Built:
 
 
 def stages(case: HeadCase, target: Target) -> tuple[Stage, ...]:
-    """W comes from the L2 again for each further block of tokens, and x for each further block of rows. Shared memory has
-    room for three CTAs, or for two with more tokens."""
+    """W comes from the L2 again for each further block of tokens, and x for each further block of rows. Shared memory
+    has room for three CTAs, or for two with more tokens."""
     BLOCK_B, _ = blocks(case)
     size, rows = BYTES[case.dtype], cdiv(case.N, BLOCK_N)
     again = (cdiv(case.B, BLOCK_B) - 1) * case.H * case.N * case.K + (rows - 1) * case.B * case.H * case.K
