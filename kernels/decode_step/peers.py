@@ -149,9 +149,7 @@ def compiled_supports(case: StepCase, target: Target) -> str | None:
     if target.kind != "cuda" or target.sm < 80:
         return "is compiled for NVIDIA GPUs of sm_80 or later"
     if case.measured_layers > MOST_TRACED:
-        return (
-            f"torch compiles at most {MOST_TRACED} layers here, not {case.measured_layers}: each takes seconds"
-        )
+        return f"torch compiles at most {MOST_TRACED} layers here, not {case.measured_layers}: each takes seconds"
     return supports(case, target)
 
 
