@@ -103,7 +103,7 @@ def model_in(directory: Path) -> str:
         raise BadRequest(f"{directory}: its weights are quantized; a step reads checkpoints in {', '.join(TYPES)}")
     name = str(directory.resolve()).lower()
     try:
-        discover()["decode_step"].case_type.learn(read(config, name=name))  # type: ignore[attr-defined]
+        discover()["decode_step"].case_type.learn(read(config, name=name))
     except BadConfig as error:
         raise BadRequest(f"{directory}: {error}") from None
     return name

@@ -131,7 +131,7 @@ def residency(case: AttentionCase, block_m: int, target: Target) -> tuple[int, i
     of heads of 512 dims has one CTA: with two buffers some addresses would spill.
     """
     if case.width > 256:
-        choices = ((2, 3), (2, 2), (1, 3)) if target.sm >= 90 or case.kv else ((1, 3),)
+        choices: tuple[tuple[int, int], ...] = ((2, 3), (2, 2), (1, 3)) if target.sm >= 90 or case.kv else ((1, 3),)
     elif target.sm >= 100 and case.page and block_m * case.width > 32 * 128 and case.kv != "nvfp4":
         return 1, 2
     else:

@@ -274,17 +274,19 @@ def cache_args(case: AttentionCase, inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def stride_step(case: AttentionCase) -> int:
-    """`cache_strides` count so many words, so that threads read 16 bytes: Triton knows of a stride that it is a multiple
-    of 16, or nothing. Rows of 8-bit heads of 80, 112 or 208 dims are 40, 56 or 104 words; those of nvfp4 are words of 64
-    bits, an even number."""
+    """`cache_strides` count so many words, so that threads read 16 bytes.
+
+    Triton knows of a stride that it is a multiple of 16, or nothing. 8-bit heads of 80, 112 or 208 dims are 40, 56 or
+    104 words. Words of nvfp4 have 64 bits, and a head is an even number of them.
+    """
     if case.kv == "nvfp4":
         return 2
     return 8 if case.kv and case.D % 32 else 1
 
 
 def cache_strides(case: AttentionCase, inputs: Inputs) -> dict[str, int]:
-    """Strides of both caches and of their scales, in steps of `stride_step` elements or words, and of `SCALES_STEP` scales
-    of nvfp4."""
+    """Strides of both caches, in steps of `stride_step` elements or words, and of their scales, in nvfp4 in steps of
+    `SCALES_STEP`."""
     strides: dict[str, int] = {}
     for name in ("k", "v"):
         steps = in_steps(name, nhd(words(inputs, case, name), case.layout), stride_step(case))

@@ -212,7 +212,7 @@ def full() -> Iterable[MoeCase]:
     yield from of_model("gpt-oss-20b", (1, 16), weights="mxfp4", activation="swiglu_clamped", bias=True)
     # 32 tokens on each of 32 parts, and on each of 8
     for kind in ROUTINGS:
-        served = {"parts": 32, "shared": 1, "groups": 8, "top_groups": 4, "weights": "fp8_block"}
+        served: dict[str, Any] = {"parts": 32, "shared": 1, "groups": 8, "top_groups": 4, "weights": "fp8_block"}
         yield from of_model("deepseek-v3", (1024,), routing=kind, **served)
         yield MoeCase(B=256, routing=kind, parts=8, **QWEN3_30B)
 

@@ -204,7 +204,7 @@ def test_shapes_that_cannot_be_are_told(tmp_path: Path):
 def test_a_rate_without_a_unit_is_asked_for(tmp_path: Path):
     """3000 may be GB/s or MB/s: in bytes a second each table would be sound."""
     path = saved(tmp_path, pd.DataFrame({"name": ["copy"], "bandwidth": [3900]}))
-    with pytest.raises(BadRequest, match="has no unit.* rate=bandwidth:gb/s"):
+    with pytest.raises(BadRequest, match=r"has no unit.* rate=bandwidth:gb/s"):
         audit(path, part="h100-sxm")
     assert audit(path, part="h100-sxm", mapping=["rate=bandwidth:gb/s"]).exit_code == 1
 
