@@ -38,7 +38,7 @@ def multiply(x, w, y, shape, strides, none, xs, x_at, at, sums, totals):
         for h in range(H):
             convert(x, b * strides[0] + h * strides[1], K, np.float32(1.0), xs, x_at[h, b])
     for run in prange(len(at)):
-        multiply_run(run, len(at), w, y, shape, none, xs, x_at, at[run], sums[run], totals[run])
+        multiply_run(np.int64(run), len(at), w, y, shape, none, xs, x_at, at[run], sums[run], totals[run])
 
 
 def prepare(case: HeadCase, inputs: Inputs, target: Target) -> Launch:

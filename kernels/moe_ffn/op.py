@@ -83,9 +83,9 @@ class MoeCase(Case):
     @property
     def id(self) -> str:
         routing = "" if self.routing == "uniform" else f"-{self.routing}"
-        routing += f"-best{self.top_groups}of{self.groups}" if self.groups else ""
-        routing += f"-parts{self.parts}" if self.parts > 1 else ""
-        routing += f"-shared{self.shared}" if self.shared else ""
+        routing += f"-{self.top_groups}of{self.groups}" if self.groups else ""
+        routing += f"-ep{self.parts}" if self.parts > 1 else ""
+        routing += f"-s{self.shared}" if self.shared else ""
         seed = f"-seed{self.seed}" if self.seed else ""
         return f"B{self.B}-E{self.E}k{self.k}-H{self.H}-F{self.F}{routing}{seed}-{self.dtype}" + (
             (f"-w{self.weights}" if self.quantized else "")

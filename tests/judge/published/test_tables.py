@@ -203,6 +203,6 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
 
 def test_figures_have_their_sources() -> None:
     found = published.facts()
-    assert len(found) == 357
+    assert len(found) == 360
     assert all(row["source"] and row["value"] > 0 for row in found)
     assert {row["device"] for row in published.facts("kernel", device="h200")} == {"h200"}
