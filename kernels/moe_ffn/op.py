@@ -82,7 +82,7 @@ class MoeCase(Case):
 
     @property
     def id(self) -> str:
-        routing = "" if self.routing == "uniform" else f"-{self.routing}"
+        routing = "" if self.routing == "uniform" else f"-{self.routing[:7]}"
         routing += f"-{self.top_groups}of{self.groups}" if self.groups else ""
         routing += f"-ep{self.parts}" if self.parts > 1 else ""
         routing += f"-s{self.shared}" if self.shared else ""
