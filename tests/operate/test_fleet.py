@@ -113,7 +113,7 @@ def test_a_killed_node_costs_what_it_had_not_sent_and_is_said(faked: Path, tmp_p
     assert any("the node died: -9" in note for note in notes)
     assert any("node-a" in each for each in verdict.missing)
     assert verdict.exit_code == 3
-    wait_for(lambda: not fakes_alive())
+    wait_for(lambda: not fakes_alive(faked))
     (faked / "waits").unlink()
     verdict, _ = measured(tmp_path, engine, cpu_shares=1)
     assert verdict.missing == ()
@@ -181,7 +181,7 @@ def test_a_share_that_cannot_be_watched_ends_with_the_reason(
     monkeypatch.setattr(node.Watch, "report", damaged)
     verdict, _ = measured(tmp_path, cpu_shares=1)
     assert "ValueError: damaged progress" in verdict.missing[0]
-    wait_for(lambda: not fakes_alive())
+    wait_for(lambda: not fakes_alive(faked))
 
 
 @two_cores
