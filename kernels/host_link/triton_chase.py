@@ -15,9 +15,10 @@ from kernels.stream.triton_stream import chase_kernel
 
 
 def build(case: LinkCase, inputs: Inputs, target: Target) -> Built:
-    """The driver gives the device an address of pinned memory, which Triton passes on."""
+    """The driver gives the device an address of pinned memory, which Triton passes on. Memory is pinned only if there
+    is a device; else y lies where x does."""
     x = inputs["x"]
-    y = torch.empty(1, dtype=torch.int32, device="meta" if x.is_meta else target.device)
+    y = torch.empty(1, dtype=torch.int32, device=target.device if x.is_pinned() else x.device)
     only = KernelLaunch(
         kernel=chase_kernel,
         grid=(1,),
