@@ -61,7 +61,10 @@ class LinkCase(Case):
         if (self.kind == "chase") != (self.loads > 0):
             raise ValueError(f"loads {self.loads}: a chase has some, a {self.kind} has none")
         if self.kind == "chase":
-            self.chain  # noqa: B018 (raises where the page is no chain)
+            try:
+                self.chain  # noqa: B018 (raises where the page is no chain)
+            except ValueError as error:
+                raise ValueError(f"page_bytes {self.page_bytes}, loads {self.loads}: {error}") from None
 
     @property
     def chain(self) -> StreamCase:
