@@ -13,6 +13,7 @@ from bench.devices import DEVICES
 from kernels.attention_decode import triton_cascade, triton_split_kv
 from kernels.attention_decode.op import OP, AttentionCase, kv_tokens_bytes, lengths, live, table_bytes, visible, work
 from kernels.attention_decode.split_plan import plan, prefix_plan, prefix_sequences, suffix_plan
+from kernels.common import nvfp4_cache
 from kernels.common.integers import cdiv
 from kernels.common.split_kv import LONG, split
 from kernels.launch import registers
@@ -113,9 +114,12 @@ def test_work_is_what_the_tensors_hold(case: AttentionCase) -> None:
     inputs = OP.inputs(case, "cpu", 0)
     read = inputs["q"].nbytes + inputs["lengths"].nbytes
     for name in ("k", "v"):
+        scale = inputs[f"{name}_scale"]
+        scales = int((~scale.float().isnan()).sum())
         dead = inputs[name] == -128 if case.kv == "int8" else inputs[name].float().isnan()
-        read += int((~dead).sum()) * inputs[name].element_size()
-        read += 4 * int((~inputs[f"{name}_scale"].isnan()).sum())
+        values = scales * nvfp4_cache.BLOCK // 2 if case.kv == "nvfp4" else int((~dead).sum())
+        read += values * inputs[name].element_size()
+        read += scales * scale.element_size() + inputs[f"{name}_global"].nbytes
     table = inputs["block_table"]
     alive = (table >= 0) & (table < 2**31 - 1)
     read += 4 * int(alive.sum())
