@@ -22,6 +22,7 @@ from kernels.common.compare import compare
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
 from kernels.gemm_peak.op import PeakCase
+from kernels.head_gemv.op import HeadCase
 from kernels.index_score.op import IndexCase
 from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase
@@ -102,6 +103,7 @@ OTHERS = {
     "GEMV of nvfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=2048, weights="nvfp4")),
     "GEMV of mxfp8": Steady("ffn_gemv", GemvCase(B=1, N=200, K=1024, weights="mxfp8")),
     "GEMV of mxfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=4096, weights="mxfp4")),
+    "products by head": Steady("head_gemv", HeadCase(B=3, H=1, N=70, K=1024)),
     "gate and up": Steady("ffn_block", FfnCase(B=3, hidden=512, ffn=128), launch=0),
     "states replayed from a ring": Steady("state_update", states("mamba2", every=8), loop="bar.sync"),
     "experts, down": Steady("moe_ffn", MoeCase(B=2, E=1, k=1, H=128, F=1024), launch=2),
