@@ -5,7 +5,8 @@ shows in every batch, and two kinds of cases are enough:
 
 - **One token** with the hidden sizes of the suites' layers. Each element of y takes one row of W_down, so only the last
   1,024 rows are computed. An expert that the token is not routed to is not read, so there are only the k that it is
-  routed to. Ten tokens are drawn at a time, for the same weights, and each is judged as a batch of one.
+  routed to, on one part and without shared ones. Ten tokens are drawn at a time, for the same weights, and each is
+  judged as a batch of one.
 - **Batches** of the suites, with their experts and routings, of narrow layers. What the gate allows the slope and what
   roundings do to it become smaller with the number of hidden values, so there are 8,192 of them or more: fewer than in
   each of the suites' layers. Of the formats only fp8_block has a fault of all elements, scales rounded to bf16.
@@ -77,7 +78,7 @@ def missed(case: FfnCase | MoeCase, seed: int, alone: bool) -> list[str]:
 
 ONE_TOKEN = list(
     dict.fromkeys(
-        [replace(c, B=TOKENS, E=c.k, routing="uniform") for c in of_suites(moe_ffn)]
+        [replace(c, B=TOKENS, E=c.k, top_groups=0, **MoeCase.PLAIN) for c in of_suites(moe_ffn)]
         + [replace(c, B=TOKENS) for c in of_suites(ffn_block)]
     )
 )

@@ -164,11 +164,11 @@ def experts_outputs(case: MoeCase, inputs: Inputs, rows: int) -> Outputs:
         w = expert(case, inputs, e, rows)
         one = expert_outputs(case.activation, dtype, x[token], w, case.weights)
         one["last expert"] = one["right"] * (e != hit[-1])
-        one["last slot"] = one["right"] * (slot != case.k - 1)[:, None]
+        one["last slot"] = one["right"] * (slot != case.width - 1)[:, None]
         for name, y in one.items():
             if "before" in name and e != hit[-1]:
                 y = one["right"]
-            total = found.setdefault(name, torch.zeros(case.B, rows))
+            total = found.setdefault(name, torch.zeros(case.rows, rows))
             y = y if name == "exact" else y.to(dtype).float()
             total.index_add_(0, token, y * weights[token, slot, None])
     return found
