@@ -154,6 +154,7 @@ class Composition:
             cache=latents_of(latent, memory),
             rope=none,
             latent_scale=none,
+            latent_global=none,
             block_table=inputs["block_table"],
             lengths=inputs["lengths"],
         )
