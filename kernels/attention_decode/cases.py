@@ -209,11 +209,8 @@ def quick() -> list[AttentionCase]:
         layer("llama-3.1-8b", 1, 131072),
         layer("llama-3.1-8b", 16, 8192),
         layer("llama-3.1-8b", 16, 8192, page=16),
-        layer("llama-3.1-8b", 64, 4096),
         layer("llama-3.1-8b", 64, 4096, page=16),
         layer("llama-3.1-8b", 64, 4096, page=16, lengths="ragged"),
-        layer("llama-3.1-70b", 1, 32768),
-        layer("llama-3.1-70b", 32, 4096),
         layer("llama-3.1-70b", 32, 4096, page=16),
         layer("llama-3.1-70b", 32, 4096, page=16, kv="fp8"),
         # more FLOPs over the same KV: twice the query group, four times the queries
@@ -234,8 +231,11 @@ def full() -> list[AttentionCase]:
     base = ("llama-3.1-8b", 32, 4096)
     return [
         *quick(),
+        layer("llama-3.1-8b", 64, 4096),
+        layer("llama-3.1-70b", 1, 32768),
+        layer("llama-3.1-70b", 32, 4096),
         *(layer("llama-3.1-8b", B, 4096, page=16) for B in (1, 4, 8, 128, 256)),
-        *(layer("llama-3.1-8b", 1, T) for T in (1024, 32768)),
+        layer("llama-3.1-8b", 1, 1024),
         layer("llama-3.1-8b", 1, 131072, page=16),
         *(layer(*base, page=page) for page in (1, 4, 8, 32, 64, 256)),
         layer(*base, page=16, layout="HND"),
