@@ -233,7 +233,6 @@ def full() -> list[AttentionCase]:
         *quick(),
         layer("llama-3.1-8b", 64, 4096),
         layer("llama-3.1-70b", 1, 32768),
-        layer("llama-3.1-70b", 32, 4096),
         *(layer("llama-3.1-8b", B, 4096, page=16) for B in (1, 4, 8, 128, 256)),
         layer("llama-3.1-8b", 1, 1024),
         layer("llama-3.1-8b", 1, 131072, page=16),

@@ -114,8 +114,8 @@ def full() -> Iterable[GemvCase]:
     for model in ("llama-3.1-8b", "llama-3.1-70b"):
         yield from of_model(model, "q k v o gate up down lm_head")
     yield from of_model("llama-3.1-405b", "gate")
-    yield from of_model("qwen2.5-7b", "k down")
-    yield from of_model("qwen3-32b", "gate down")
+    yield from of_model("qwen2.5-7b", "down")
+    yield from of_model("qwen3-32b", "down")
     yield from of_model("gpt-oss-20b", "q")
     yield from of_model("gemma-3-27b", "lm_head")
     for size in (1024, 4096, 8192, 16384):
