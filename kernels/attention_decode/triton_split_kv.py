@@ -290,6 +290,7 @@ def split_launch(
         max_registers=p.max_registers,
         streams=("k", "v"),
         wants_mma=True,
+        why_few_in_flight="a CTA has one block, all of it under way at once" if p.runs == p.blocks else "",
         slots_per_byte=slots_per_byte(case, p),
     )
 

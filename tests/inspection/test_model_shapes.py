@@ -43,6 +43,10 @@ SHAPES: dict[str, tuple[str, Any]] = {
     "heads of 64 dims, int8, 32 rows": ("attention_decode", rows(32, 64, page=16, kv="int8")),
     "heads of 64 dims, int8, 32 rows in pages of 64": ("attention_decode", rows(32, 64, page=64, kv="int8")),
     "heads of 256 dims in pages of 64": ("attention_decode", rows(8, 256, page=64)),
+    "a window of two blocks of one sequence, fp8": (
+        "attention_decode",
+        AttentionCase(B=1, H_q=64, H_kv=8, D=64, T=4096, page=16, window=128, kv="fp8", sink_logits=True),
+    ),
     "experts of int4 with zero points": ("moe_ffn", MoeCase(B=16, weights="int4_zp", **QWEN3_NEXT)),
     "experts of int4, tiles of 32": ("moe_ffn", MoeCase(B=60, E=8, k=2, H=4096, F=14336, weights="int4")),
 }
