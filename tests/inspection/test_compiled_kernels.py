@@ -230,7 +230,7 @@ STREAMED: dict[str, Any] = {
 
 def traffic() -> dict[str, dict[str, float]]:
     """Bytes: touched at least once, asked for, compulsory, predicted, and served again by the L2."""
-    said = {}
+    said: dict[str, dict[str, float]] = {}
     for name, (op_name, case) in STREAMED.items():
         op, impl = found(op_name, "triton")
         counts = [execute(program(kernel, 90)) for kernel in launches(impl, case, op.inputs(case, "cpu", 0))]
