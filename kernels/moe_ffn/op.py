@@ -178,7 +178,7 @@ def smoke() -> Iterable[MoeCase]:
 
 def quick() -> Iterable[MoeCase]:
     """Mixtral and gpt-oss-20b whole, DeepSeek-V3 on one GPU of eight: from few experts hit to all."""
-    yield from of_model("mixtral-8x7b", (1, 8, 64))
+    yield from of_model("mixtral-8x7b", (1, 64))
     yield from of_model("gpt-oss-20b", (1, 16, 128))
     yield from of_model("deepseek-v3", (1, 16, 128), tensor_parallel=8)
     yield from of_model("gpt-oss-20b", (16,), routing="zipf")
