@@ -182,9 +182,6 @@ def step(
     as_json: AsJson = False,
 ) -> None:
     """Show where the microseconds of a whole decode step go: floor, operations, gaps, and each one's share."""
-    from bench.judge.published import steps
-    from bench.predict import step_request
-
     if checkpoint:
         if model:
             raise BadRequest(f"--model {model}: a checkpoint says itself which model it is; leave it out")
@@ -192,6 +189,8 @@ def step(
         return
     if not model:
         raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
+    from bench.judge.published import steps
+    from bench.predict import step_request
 
     run = read_run(run_dir) if run_dir else None
     asked = step_request.Request(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.judge.view import Point, Table, View
+from bench.judge.view import Point, Table, View, once
 from bench.predict.step_waterfall import MeasuredStep, Waterfall, measured_waterfall, parts_of, sizes_of
 from bench.units import duration, percent, signed
 from kernels.op import discover
@@ -19,6 +19,7 @@ REMARK = (
 Found = tuple[Point, Waterfall]
 
 
+@once
 def waterfalls(view: View) -> list[Found]:
     """Each case of a step with its waterfall, by our fastest implementation; the step with the most bytes first."""
     found = [(point, _waterfall(view, point)) for point in view.best if point.record.parts and point.trusted]
@@ -59,13 +60,10 @@ def sentence(found: Found) -> str:
 
 
 def levels(waterfall: Waterfall) -> Table:
-    rows, before = [], 0.0
-    for level in waterfall.levels:
-        added = f"{(level.seconds - before) * 1e6:+,.0f} µs"
-        rows.append(
-            (level.name, duration(level.seconds), added, percent(level.seconds / waterfall.step.seconds), level.source)
-        )
-        before = level.seconds
+    rows = [
+        (level.name, duration(level.seconds), f"{added * 1e6:+,.0f} µs", percent(share), level.source)
+        for level, added, share in waterfall.rises()
+    ]
     return Table(headers=("level", "time", "added", "of the step", "from"), rows=rows, numeric=(1, 2, 3))
 
 

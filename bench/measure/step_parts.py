@@ -22,9 +22,11 @@ SECONDS = 1.0
 """How long each implementation is sampled, and the parts of ours."""
 
 
-def needed_bytes(case: Any) -> int:
-    """Bytes of the inputs of a step."""
-    return sum(tensor.nbytes for tensor in discover()[OP].inputs(case, "meta", 0).values())
+def require_memory(case: Any, target: Target) -> None:
+    """Raises `BadRequest` where the inputs of a step do not fit into memory."""
+    need = sum(tensor.nbytes for tensor in discover()[OP].inputs(case, "meta", 0).values())
+    if need > 0.8 * (free := free_memory(target)):
+        raise BadRequest(f"its weights and cache take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
 def measure_step(case: Any, target: Target) -> tuple[MeasuredStep, float | None]:
@@ -32,9 +34,7 @@ def measure_step(case: Any, target: Target) -> tuple[MeasuredStep, float | None]
 
     Raises `BadRequest` where it does not fit into memory, or where a part of it does not run here.
     """
-    need, free = needed_bytes(case), free_memory(target)
-    if need > 0.8 * free:
-        raise BadRequest(f"its weights and cache take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    require_memory(case, target)
     impls = {impl.name: impl for impl in implementations(OP)[0]}
     if refusal := impls[OURS].supports(case, target):
         raise BadRequest(refusal)

@@ -11,8 +11,7 @@ from typing import Any
 from bench import machine
 from bench.errors import BadRequest
 from bench.measure.checkpoint import Tensors, model_in, step_weights, stored_type
-from bench.measure.memory import free_memory
-from bench.measure.step_parts import OP
+from bench.measure.step_parts import OP, require_memory
 from kernels.op import Impl, Target, discover, implementations
 
 PAGE = 16
@@ -80,10 +79,7 @@ def decode(directory: Path, prompt_ids: str, count: int, target: Target) -> Deco
     prompt = prompt_of(prompt_ids, case_at(1).vocab)
     last = len(prompt) + count - 1
     machine.let_waiting_threads_sleep()
-
-    need = sum(tensor.nbytes for tensor in op.inputs(case_at(last), "meta", 0).values())
-    if need > 0.8 * (free := free_memory(target)):
-        raise BadRequest(f"its weights and cache take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    require_memory(case_at(last), target)
     impl = implementation(case_at(1), target)
     weights = {name: tensor.to(target.device) for name, tensor in step_weights(case_at(1), tensors).items()}
     tokens, seconds = run(impl, weights, prompt, count, case_at, target)

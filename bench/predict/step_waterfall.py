@@ -72,6 +72,13 @@ class Waterfall:
     def step(self) -> Level:
         return self.levels[-1]
 
+    def rises(self) -> Iterator[tuple[Level, float, float]]:
+        """Each level, the seconds that it adds to the one before, and its share of the step."""
+        before = 0.0
+        for level in self.levels:
+            yield level, level.seconds - before, level.seconds / self.step.seconds
+            before = level.seconds
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -81,14 +88,12 @@ class Waterfall:
         asked = f"{self.model}, {self.layers} layers, weights {self.weights}, KV {self.kv}"
         part = self.part if self.devices == 1 else f"{self.devices} x {self.part}"
         found = [f"{asked}, batch {self.batch:,}, {self.context:,} tokens, on {part}: {how}"]
-        width, before = max(len(level.name) for level in self.levels), 0.0
+        width = max(len(level.name) for level in self.levels)
         sources: dict[str, list[str]] = {}
-        for level in self.levels:
-            share = percent(level.seconds / self.step.seconds)
-            added = f"{(level.seconds - before) * 1e6:+,.0f} us"
-            found.append(f"  {level.name:<{width}} {level.seconds * 1e6:>10,.0f} us {added:>13} {share:>5}")
+        for level, added, share in self.rises():
+            more = f"{added * 1e6:+,.0f} us"
+            found.append(f"  {level.name:<{width}} {level.seconds * 1e6:>10,.0f} us {more:>13} {percent(share):>5}")
             sources.setdefault(level.source, []).append(level.name.partition(":")[0])
-            before = level.seconds
         said = [f"{'; '.join(names)}: {source}" for source, names in sources.items()]
         return [*found, *said, *(note for note in self.notes if note not in sources)]
 

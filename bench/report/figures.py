@@ -276,14 +276,12 @@ def waterfall(view: View) -> Figure | None:
     levels, ops = shown.levels, shown.ops
     figure = Figure(figsize=(8.5, 1.8 + 0.3 * (len(levels) + len(ops))), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(len(levels), len(ops)))
-    before = 0.0
-    for row, level in enumerate(levels):
-        change = level.seconds - before
+    for row, (level, change, _) in enumerate(shown.rises()):
+        before = level.seconds - change
         colour = COLOURS[0] if not row else COLOURS[1] if change >= 0 else COLOURS[2]
         upper.barh(row, change * 1e3, left=before * 1e3, color=colour, height=0.6)
         end: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
         upper.annotate(tick(level.seconds, "s"), (1e3 * max(level.seconds, before), row), size=8.5, color=INK, **end)
-        before = level.seconds
     upper.set_yticks(range(len(levels)), [level.name for level in levels])
     upper.set_xlim(0, 1.15e3 * max(level.seconds for level in levels))
     upper.set_xlabel("ms of one step")

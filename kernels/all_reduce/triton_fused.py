@@ -12,7 +12,7 @@ import triton.language as tl
 from kernels.all_reduce.op import EPSILON, ReduceCase, one_shot
 from kernels.common.random_inputs import BYTES
 from kernels.common.ranks.cases import NAMES, too_few, xs_of
-from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet, of_all
+from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet
 from kernels.launch import KernelLaunch
 from kernels.op import Inputs, Stage, Target
 
@@ -79,14 +79,10 @@ def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) ->
         kernel=fused_kernel,
         grid=(case.B, where.ranks),
         args={
-            **of_all(xs_of(case, inputs), where.flags),
-            "own": where.own,
-            "epochs": where.epochs,
+            **where.args(xs_of(case, inputs)),
             "residual": inputs["residual"].to(where.y.device),
             "w": inputs["w"].to(where.y.device),
-            "y": where.y,
             "D": case.hidden,
-            "rank": where.rank,
         },
         constexprs={"RANKS": case.ranks, "EPSILON": EPSILON, "BLOCK_D": block},
         num_warps=max(1, min(16, block // 256)),

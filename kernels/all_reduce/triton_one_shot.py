@@ -11,7 +11,7 @@ import triton.language as tl
 from kernels.all_reduce.op import ReduceCase, adds_only, one_shot
 from kernels.common.random_inputs import BYTES
 from kernels.common.ranks.cases import NAMES, xs_of
-from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet, of_all
+from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet
 from kernels.launch import KernelLaunch
 from kernels.op import Inputs, Stage, Target
 
@@ -78,12 +78,8 @@ def launch_of(case: ReduceCase, inputs: Inputs, target: Target, where: Place) ->
         kernel=one_shot_kernel,
         grid=(ctas, where.ranks),
         args={
-            **of_all(xs_of(case, inputs), where.flags),
-            "own": where.own,
-            "epochs": where.epochs,
-            "y": where.y,
+            **where.args(xs_of(case, inputs)),
             "elements": case.elements,
-            "rank": where.rank,
         },
         constexprs={"RANKS": case.ranks, "BLOCK": block},
         num_warps=WARPS,

@@ -12,7 +12,7 @@ import triton.language as tl
 from kernels.all_to_all.op import AllToAllCase, most_from_others, rows_of, shape, work
 from kernels.common.random_inputs import BYTES
 from kernels.common.ranks.cases import NAMES, too_few, xs_of
-from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet, of_all
+from kernels.common.ranks.triton_meet import WHY_FEW, Meeting, Place, meet
 from kernels.launch import KernelLaunch
 from kernels.op import Inputs, Stage, Target, Work
 
@@ -92,15 +92,11 @@ def launch_of(case: AllToAllCase, inputs: Inputs, target: Target, where: Place) 
         kernel=gather_kernel,
         grid=(ctas, where.ranks),
         args={
-            **of_all(xs_of(case, inputs), where.flags),
-            "own": where.own,
-            "epochs": where.epochs,
+            **where.args(xs_of(case, inputs)),
             "rows": inputs["rows"].to(where.y.device),
             "counts": inputs["counts"].to(where.y.device),
-            "y": where.y,
             "height": shape(case)[0],
             "hidden": case.hidden,
-            "rank": where.rank,
         },
         constexprs={"RANKS": case.ranks, "BLOCK": block},
         num_warps=WARPS,

@@ -71,58 +71,55 @@ def scale(case: StepCase, width: int) -> float:
     return wiring.attention_scale or (wiring.score_factor != 1) * wiring.score_factor * width**-0.5
 
 
+def common(case: StepCase) -> dict[str, Any]:
+    """The fields that the cases of all operations have."""
+    return {"model": case.model, "B": case.B, "dtype": case.dtype}
+
+
+def paged(case: StepCase) -> dict[str, Any]:
+    """Those of operations that write into the pages of a cache."""
+    return common(case) | {"T": case.T, "page": case.page}
+
+
+def read(case: StepCase) -> dict[str, Any]:
+    """Those of operations that read the tokens of all pages."""
+    return paged(case) | {"lengths": case.lengths, "seed": case.seed, "grown": case.grown}
+
+
 def attention_case(case: StepCase, layer: int) -> AttentionCase:
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     return AttentionCase(
-        model=case.model,
-        B=case.B,
         H_q=shape.heads,
         H_kv=shape.kv_heads,
         D=shape.head_dim,
-        T=case.T,
-        lengths=case.lengths,
-        seed=case.seed,
-        grown=case.grown,
-        page=case.page,
-        dtype=case.dtype,
         window=shape.window if windowed(case, layer) else 0,
         scale=scale(case, shape.head_dim),
         sink_logits=wiring.sink_logits,
         kv=case.kv,
+        **read(case),
     )
 
 
 def mla_case(case: StepCase) -> MlaCase:
     shape = shape_of(case.model)
     return MlaCase(
-        model=case.model,
-        B=case.B,
         H=shape.heads,
-        T=case.T,
         L=shape.kv_latent,
         R=shape.rope_dim,
-        lengths=case.lengths,
-        seed=case.seed,
-        grown=case.grown,
-        page=case.page,
-        dtype=case.dtype,
         scale=scale(case, shape.head_dim + shape.rope_dim) or (shape.head_dim + shape.rope_dim) ** -0.5,
+        **read(case),
     )
 
 
 def latent_case(case: StepCase) -> LatentCase:
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     return LatentCase(
-        model=case.model,
-        B=case.B,
         H=shape.heads,
         D=shape.head_dim,
         L=shape.kv_latent,
         R=shape.rope_dim,
-        T=case.T,
-        page=case.page,
-        dtype=case.dtype,
         epsilon=wiring.latent_epsilon,
+        **paged(case),
     )
 
 
@@ -142,29 +139,24 @@ def memory_shape(case: StepCase) -> tuple[int, ...]:
 def rope_case(case: StepCase) -> RopeCase:
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     return RopeCase(
-        model=case.model,
-        B=case.B,
         H_q=shape.heads,
         H_kv=shape.kv_heads,
         D=shape.head_dim,
-        T=case.T,
-        page=case.page,
         bias=wiring.qkv_bias,
         qk_norm=wiring.qk_norm,
-        dtype=case.dtype,
         epsilon=wiring.epsilon,
         kv=case.kv,
+        **paged(case),
     )
 
 
 def product(case: StepCase, layer: str, N: int, K: int, weights: str = "") -> GemvCase:
-    return GemvCase(model=case.model, layer=layer, B=case.B, N=N, K=K, dtype=case.dtype, weights=weights)
+    return GemvCase(layer=layer, N=N, K=K, weights=weights, **common(case))
 
 
 def norm(case: StepCase, *, residual: bool, addend: str = "") -> NormCase:
     shape, wiring = shape_of(case.model), wiring_of(case.model)
-    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype, "epsilon": wiring.epsilon}
-    return NormCase(D=shape.hidden, residual=residual, addend=addend, **common)
+    return NormCase(D=shape.hidden, residual=residual, addend=addend, epsilon=wiring.epsilon, **common(case))
 
 
 def norm_after(case: StepCase, layer: int) -> NormCase:
@@ -191,29 +183,26 @@ def mixer(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
 
 def router_case(case: StepCase) -> RouterCase:
     shape, more = shape_of(case.model), dict(wiring_of(case.model).router)
-    E, k = shape.experts, shape.experts_per_token
-    return RouterCase(model=case.model, B=case.B, E=E, k=k, dtype=case.dtype, **more)
+    return RouterCase(E=shape.experts, k=shape.experts_per_token, **common(case), **more)
 
 
 def latent_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
     """Absorbed MLA: queries become latents, and what attention gives in latents becomes values, head by head."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     heads, L, R = shape.heads, shape.kv_latent, shape.rope_dim
-    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype}
     yield "qkv", "ffn_gemv", product(case, "qkv", shape.q_latent + L + R, shape.hidden, case.weights)
-    yield "q_norm", "rmsnorm", NormCase(D=shape.q_latent, epsilon=wiring.latent_epsilon, **common)
+    yield "q_norm", "rmsnorm", NormCase(D=shape.q_latent, epsilon=wiring.latent_epsilon, **common(case))
     yield "q_b", "ffn_gemv", product(case, "q_b", heads * (shape.head_dim + R), shape.q_latent, case.weights)
     yield "kv_append", "latent_append", latent_case(case)
-    yield "kv_b_keys", "head_gemv", HeadCase(H=heads, N=L, K=shape.head_dim, **common)
+    yield "kv_b_keys", "head_gemv", HeadCase(H=heads, N=L, K=shape.head_dim, **common(case))
     yield "attention", "mla_decode", mla_case(case)
-    yield "kv_b_values", "head_gemv", HeadCase(H=heads, N=shape.value_dim, K=L, **common)
+    yield "kv_b_values", "head_gemv", HeadCase(H=heads, N=shape.value_dim, K=L, **common(case))
     yield "o", "ffn_gemv", product(case, "o", shape.hidden, heads * shape.value_dim, case.weights)
 
 
 def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
     """The FFN or the experts, with their norms."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
-    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype}
     yield "ffn_norm", "rmsnorm", norm(case, residual=True, addend="bias" if wiring.o_bias else "")
     if routed(case, layer):
         E, k, kind = shape.experts, shape.experts_per_token, wiring.activation
@@ -221,7 +210,7 @@ def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
         yield "route", "router", router_case(case)
         sizes: dict[str, Any] = {"E": E, "k": k, "H": shape.hidden, "F": shape.expert_ffn}
         sizes |= {"weights": case.weights, "activation": kind, "bias": wiring.expert_bias}
-        yield "experts", "moe_ffn", MoeCase(**common, **sizes)
+        yield "experts", "moe_ffn", MoeCase(**common(case), **sizes)
         if shape.shared_width:
             yield from dense(case, "shared", shape.shared_width)
     else:
@@ -233,13 +222,12 @@ def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
 def dense(case: StepCase, name: str, width: int) -> Iterator[tuple[str, str, Case]]:
     """A FFN that every token takes. Quantized weights are multiplied in two products."""
     shape, kind = shape_of(case.model), wiring_of(case.model).activation
-    common: dict[str, Any] = {"model": case.model, "B": case.B, "dtype": case.dtype}
     if not case.quantized:
-        yield name, "ffn_block", FfnCase(hidden=shape.hidden, ffn=width, activation=kind, **common)
+        yield name, "ffn_block", FfnCase(hidden=shape.hidden, ffn=width, activation=kind, **common(case))
         return
     prefix = prefix_of(name)
     yield f"{prefix}gate_up", "ffn_gemv", product(case, "gate_up", 2 * width, shape.hidden, case.weights)
-    yield f"{prefix}activation", "silu_mul", GateCase(F=width, activation=kind, **common)
+    yield f"{prefix}activation", "silu_mul", GateCase(F=width, activation=kind, **common(case))
     yield f"{prefix}down", "ffn_gemv", product(case, "down", shape.hidden, width, case.weights)
 
 

@@ -14,7 +14,6 @@ from bench.predict.weights import recipe
 from kernels.models import active_parameters, model
 
 YEAR = 365 * 24 * 3600.0
-DAY = 24 * 3600.0
 
 # -------------------------------------------------------------------------------- M7: bytes over bandwidth over batch
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import triton
@@ -58,6 +58,17 @@ class Place:
     epochs: torch.Tensor
     y: torch.Tensor
     """[rows, hidden], or [ranks, rows, hidden] for several."""
+
+    def args(self, xs: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """The arguments that all kernels have which meet: `x0` to `flags7`, `own`, `epochs`, `y` and `rank`.
+
+        The first rank's `x` and flags stand for those beyond the ranks, and are not used.
+        """
+        found: dict[str, Any] = {"own": self.own, "epochs": self.epochs, "y": self.y, "rank": self.rank}
+        for name, of_ranks in (("x", xs), ("flags", self.flags)):
+            for r in range(MOST_RANKS):
+                found[f"{name}{r}"] = of_ranks[r if r < len(of_ranks) else 0]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +136,3 @@ class Meeting(Generic[RankedT]):
 
         one_rank = triton_impl(name=name, build=build, stages=stages, supports=supports)
         return dataclasses.replace(one_rank, prepare=prepare)
-
-
-def of_all(xs: Sequence[torch.Tensor], flags: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The arguments `x0` to `flags7`; the first rank's stand for those beyond the ranks, and are not used."""
-    found = {}
-    for name, of_ranks in (("x", xs), ("flags", flags)):
-        for r in range(MOST_RANKS):
-            found[f"{name}{r}"] = of_ranks[r if r < len(of_ranks) else 0]
-    return found
