@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadRequest
+from bench.predict.model_file import json_object
 from kernels.model_config import BadConfig, read
 from kernels.op import discover
 
@@ -35,7 +36,9 @@ class Tensors(Mapping[str, "torch.Tensor"]):
         paths = sorted(directory.glob("*.safetensors"))
         index = directory / "model.safetensors.index.json"
         if index.is_file():
-            paths = [directory / name for name in sorted(set(parsed(index)["weight_map"].values()))]
+            paths = [
+                directory / name for name in sorted(set(json_object(index, LARGEST_HEADER)["weight_map"].values()))
+            ]
         if not paths:
             raise BadRequest(f"{directory} has no *.safetensors; give the directory of a Hugging Face checkpoint")
         self.entries: dict[str, tuple[Path, int, Mapping[str, Any]]] = {}
@@ -85,20 +88,9 @@ def header(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         raise BadRequest(f"{path} is no whole file of safetensors; fetch it again") from None
 
 
-def parsed(path: Path) -> dict[str, Any]:
-    """A JSON object on disk. Raises `BadRequest`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise BadRequest(f"{path} holds no object")
-    return found
-
-
 def model_in(directory: Path) -> str:
     """The name under which this process knows the model of a checkpoint from now on. Raises `BadRequest`."""
-    config = parsed(directory / "config.json")
+    config = json_object(directory / "config.json")
     if config.get("quantization_config"):
         raise BadRequest(f"{directory}: its weights are quantized; a step reads checkpoints in {', '.join(TYPES)}")
     name = str(directory.resolve()).lower()

@@ -26,10 +26,10 @@ LARGEST_FILE = 16 << 20
 
 def read_config(path: Path, name: str = "", weights: str | None = None) -> tuple[ModelShape, WeightPlan, str]:
     """Raises a `BadRequest` of one line that names the file and the field at fault."""
-    config = _object(path)
+    config = json_object(path)
     beside = path.with_name(path.name.removesuffix("config.json") + BESIDE)
     if not config.get("quantization_config") and beside.is_file() and path.name != beside.name:
-        config = config | {"quantization_config": _modelopt(_object(beside))}
+        config = config | {"quantization_config": _modelopt(json_object(beside))}
     try:
         reading = read(config, name=name)
         plan, kv = _plan(path, config, reading, weights)
@@ -84,10 +84,11 @@ def _summary(name: str, plan: WeightPlan) -> str:
     return f"{name} but for {', '.join(kept)}" if kept else name
 
 
-def _object(path: Path) -> dict[str, Any]:
+def json_object(path: Path, largest: int = LARGEST_FILE) -> dict[str, Any]:
+    """A JSON object on disk of so many bytes at most. Raises a `BadRequest` of one line."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise BadRequest(f"{path} is larger than {LARGEST_FILE >> 20} MiB: no config.json")
+        if path.stat().st_size > largest:
+            raise BadRequest(f"{path} is larger than {largest >> 20} MiB: no config.json")
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRequest(f"cannot read {path}: {error.strerror}") from None

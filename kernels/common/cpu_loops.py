@@ -204,6 +204,29 @@ def row_sum(typingctx, a, at, length):
     return types.float32(a, types.int64, types.int64), generate
 
 
+def summed(
+    context: Any, builder: Any, arguments: Any, out: Any, kind: Any, rows: Any, change: Callable[..., list[Any]]
+) -> Any:
+    """Code for out[to + i] = the sum of `change(elements)` of row i, all rows at once, two sums for each. The arguments
+    begin with out, to, the data (of the type `kind`), the offsets of the rows, and a length that 32 divides."""
+    code = Code(context, builder)
+    out_data, data = code.data(out, arguments[0]), code.data(kind, arguments[2])
+    at = code.offsets(arguments[3], rows)
+    sums = code.variables(2 * len(at), code.zeros())
+
+    def add(i):
+        places = [builder.add(row, code.add(i, n * code.count)) for row in at for n in range(2)]
+        held = change(code, [code.load(data, place, kind.dtype) for place in places])
+        for slot, value in zip(sums, held, strict=True):
+            builder.store(builder.fadd(builder.load(slot), value), slot)
+
+    code.loop(code.int64(0), arguments[4], 2 * code.count, add)
+    found = [builder.load(each) for each in sums]
+    totals = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+    code.store_sums(totals, out_data, [arguments[1]])
+    return context.get_dummy_value()
+
+
 @intrinsic
 def sum_rows(typingctx, out, to, a, rows, length):
     """out[to + i] = the sum of `length` elements of row i of `a`, all rows at once. `rows` is a tuple of offsets, and
@@ -211,21 +234,7 @@ def sum_rows(typingctx, out, to, a, rows, length):
     from numba import types
 
     def generate(context, builder, signature, arguments):
-        code = Code(context, builder)
-        out_data, data = code.data(out, arguments[0]), code.data(a, arguments[2])
-        at = code.offsets(arguments[3], rows)
-        sums = code.variables(2 * len(at), code.zeros())
-
-        def add(i):
-            for n, slot in enumerate(sums):
-                value = code.load(data, builder.add(at[n // 2], code.add(i, n % 2 * code.count)), a.dtype)
-                builder.store(builder.fadd(builder.load(slot), value), slot)
-
-        code.loop(code.int64(0), arguments[4], 2 * code.count, add)
-        found = [builder.load(each) for each in sums]
-        totals = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
-        code.store_sums(totals, out_data, [arguments[1]])
-        return context.get_dummy_value()
+        return summed(context, builder, arguments, out, a, rows, lambda code, held: held)
 
     return types.void(out, types.int64, a, rows, types.int64), generate
 
@@ -237,25 +246,13 @@ def computing(passes: int) -> Callable[..., Any]:
         from numba import types
 
         def generate(context, builder, signature, arguments):
-            code = Code(context, builder)
-            out_data, data = code.data(out, arguments[0]), code.data(x, arguments[2])
-            at = code.offsets(arguments[3], rows)
-            sums = code.variables(2 * len(at), code.zeros())
-            factor, more = code.splat(arguments[5]), code.splat(arguments[6])
-
-            def add(i):
-                places = [builder.add(row, code.add(i, n * code.count)) for row in at for n in range(2)]
-                held = [code.load(data, place, x.dtype) for place in places]
+            def change(code, held):
+                factor, more = code.splat(arguments[5]), code.splat(arguments[6])
                 for _ in range(passes):
                     held = [code.fma(value, factor, more) for value in held]
-                for slot, value in zip(sums, held, strict=True):
-                    builder.store(builder.fadd(builder.load(slot), value), slot)
+                return held
 
-            code.loop(code.int64(0), arguments[4], 2 * code.count, add)
-            found = [builder.load(each) for each in sums]
-            totals = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
-            code.store_sums(totals, out_data, [arguments[1]])
-            return context.get_dummy_value()
+            return summed(context, builder, arguments, out, x, rows, change)
 
         return types.void(out, types.int64, x, rows, types.int64, types.float32, types.float32), generate
 

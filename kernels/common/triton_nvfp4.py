@@ -134,20 +134,20 @@ def dims_in_order(offs_d, HALVES: tl.constexpr):
 
 
 @triton.jit
+def turned(rows, OUTER: tl.constexpr):
+    """[M, D] -> [M, D]: of each 8 columns, as [OUTER, 8 / OUTER], the transpose."""
+    M: tl.constexpr = rows.shape[0]
+    D: tl.constexpr = rows.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(rows, (M, D // 8, OUTER, 8 // OUTER)), (0, 1, 3, 2)), (M, D))
+
+
+@triton.jit
 def to_places(rows, TO: tl.constexpr, SM: tl.constexpr):
     """[M, D] with the dims in order -> [M, D] with the columns of an unpacked row: `in_order` reversed."""
-    if pairs_halves(TO, SM):
-        M: tl.constexpr = rows.shape[0]
-        D: tl.constexpr = rows.shape[1]
-        rows = tl.reshape(tl.permute(tl.reshape(rows, (M, D // 8, 2, 4)), (0, 1, 3, 2)), (M, D))
-    return rows
+    return turned(rows, 2) if pairs_halves(TO, SM) else rows
 
 
 @triton.jit
 def in_order(rows, TO: tl.constexpr, SM: tl.constexpr):
     """[M, D] with the columns of an unpacked row -> [M, D] with the dims in order."""
-    if pairs_halves(TO, SM):
-        M: tl.constexpr = rows.shape[0]
-        D: tl.constexpr = rows.shape[1]
-        rows = tl.reshape(tl.permute(tl.reshape(rows, (M, D // 8, 4, 2)), (0, 1, 3, 2)), (M, D))
-    return rows
+    return turned(rows, 4) if pairs_halves(TO, SM) else rows
