@@ -83,6 +83,65 @@ def dotting(*, streamed: bool) -> Callable[..., Any]:
 dots, dots_streamed = intrinsic(dotting(streamed=False)), intrinsic(dotting(streamed=True))
 
 
+CHAINS = 4
+"""Sums of one row of W and one row of x that do not wait for each other."""
+
+
+@intrinsic
+def dot_row(typingctx, a, a_at, b, b_rows, length, out, at, stride):
+    """out[at + j stride] = sum over `length` elements of `a` from a[a_at] on times row j of `b`, whose offsets are
+    `b_rows`. `a` is read in the order of the memory, so that the processor's own prefetcher follows."""
+    from numba import types
+
+    paired = a.dtype == b.dtype == types.uint16 and multiplies_bf16()
+
+    def generate(context, builder, signature, arguments):
+        code = Code(context, builder)
+        b_at = code.offsets(arguments[3], b_rows)
+        a_data, b_data, out_data = (code.data(k, arguments[i]) for k, i in ((a, 0), (b, 2), (out, 5)))
+        sums = code.variables(CHAINS * len(b_at), code.zeros())
+        width = 2 * code.count if paired else code.count
+
+        def load(data, place, kind):
+            return code.load_pairs(data, place) if paired else code.load(data, place, kind.dtype)
+
+        def add_vector(at, chain):
+            value = load(a_data, builder.add(arguments[1], at), a)
+            for j, column in enumerate(b_at):
+                slot = sums[j * CHAINS + chain]
+                factor = load(b_data, builder.add(column, at), b)
+                total = (code.add_products if paired else code.fma)(value, factor, builder.load(slot))
+                builder.store(total, slot)
+
+        def add(at):
+            for chain in range(CHAINS):
+                add_vector(builder.add(at, code.int64(chain * width)), chain)
+
+        def add_one(at):
+            value = code.load_one(a_data, builder.add(arguments[1], at), a.dtype)
+            for place, column in zip(places, b_at, strict=True):
+                factor = code.load_one(b_data, builder.add(column, at), b.dtype)
+                builder.store(code.fma(value, factor, builder.load(place)), place)
+
+        chained, whole = (
+            builder.mul(builder.sdiv(arguments[4], code.int64(step)), code.int64(step))
+            for step in (CHAINS * width, width)
+        )
+        code.loop(code.int64(0), chained, CHAINS * width, add)
+        code.loop(chained, whole, width, lambda at: add_vector(at, 0))
+        starts = [builder.add(arguments[6], builder.mul(arguments[7], code.int64(j))) for j in range(len(b_at))]
+        places = [builder.gep(out_data, [start]) for start in starts]
+        for j, place in enumerate(places):
+            found = [builder.load(each) for each in sums[j * CHAINS : (j + 1) * CHAINS]]
+            total = builder.fadd(builder.fadd(found[0], found[1]), builder.fadd(found[2], found[3]))
+            builder.store(code.horizontal(total), place)
+        code.loop(whole, arguments[4], 1, add_one)
+        return context.get_dummy_value()
+
+    signature = types.void(a, types.int64, b, b_rows, types.int64, out, types.int64, types.int64)
+    return signature, generate
+
+
 @intrinsic
 def add_rows(typingctx, out, out_rows, p, p_rows, a, a_rows, length):
     """Row j of `out` (fp32) += sum over i of p[p_rows[j] + i] times row i of `a`: all rows of `a` are read once.
