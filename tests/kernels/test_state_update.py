@@ -20,7 +20,7 @@ from kernels.state_update.memory import background, ring_of, state_of, y_of
 from kernels.state_update.op import OP, work
 from kernels.state_update.triton_update import issued, plan
 from tests.support.properties import given, settings, st
-from tests.support.published_states import PUBLISHED
+from tests.support.published_states import PUBLISHED, is_published
 from tests.support.state_layers import Layer, past_of
 from tests.support.uninterpreted import elsewhere
 
@@ -141,6 +141,8 @@ def test_sixteen_steps_in_a_row(case: StateCase, q_len: int, target: Target) -> 
 @torch.no_grad()
 def test_transformers_layers_give_the_same_sixteen_outputs(case: StateCase, target: Target) -> None:
     pytest.importorskip("transformers")
+    if not is_published(case.kind):
+        pytest.skip(f"this release of transformers does not have the layers of {case.kind}")
     torch.manual_seed(3)
     case = replace(case, B=2, dtype="fp32", V=case.K if case.kind == "kda" else case.V)
     inputs = OP.inputs(case, "cpu", 5)

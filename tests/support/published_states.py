@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -91,3 +92,9 @@ def run_layer(layer: Any, given: dict[str, Any], x: torch.Tensor, behind: Any) -
 
 
 PUBLISHED = {"gated_delta": qwen3_next, "kda": kimi_linear, "mamba2": mamba_2, "mamba1": mamba_1}
+MODULES = {"gated_delta": "qwen3_next", "kda": "kimi_linear", "mamba2": "mamba2", "mamba1": "mamba"}
+
+
+def is_published(kind: str) -> bool:
+    """Does the installed release of transformers have the layers of this kind?"""
+    return importlib.util.find_spec(f"transformers.models.{MODULES[kind]}") is not None
