@@ -84,6 +84,8 @@ class Ceilings:
                     chases.append(record)
                 elif kind == "fma_read":
                     computing.append((record, record.read_s / usual if record.read_s else 1.0))
+                    rate = record.flops / min(record.core_s or math.inf, seconds)
+                    pipes["fma_fp32"] = max(rate, pipes.get("fma_fp32", 0.0))
             elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
                 host_rates.append(record.bytes / seconds)
             elif record.op == "gemm_peak":
@@ -194,7 +196,8 @@ def fma_points(
         return ()
     for record, slower in computing:
         alone = slower * time_of(reads, record.bytes)
-        found[record.flops / peak / alone] = max(1.0, (record.seconds or math.inf) / alone)
+        computes = record.core_s or record.flops / peak
+        found[computes / alone] = max(1.0, (record.seconds or math.inf) / alone)
     return tuple(sorted(found.items()))
 
 

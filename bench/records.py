@@ -101,6 +101,11 @@ class Record:
     """How fast the memory was in the same seconds: `{"bytes": n, "before_s": [...], "after_s": [...]}`. Each sample of
     a host lies between two cold reads of so many bytes, which took `before_s[i]` and `after_s[i]` seconds. Empty on a
     GPU, and in records of earlier versions."""
+    core: dict[str, Any] = field(default_factory=dict)
+    """How long the kernel's instructions take without waiting for the memory, on a host: `{"case_id", "times",
+    "samples_s", "empty_s"}`. After each sample, a smaller case was timed in the caches of the cores, in seconds of a
+    launch, and as many empty launches; the whole case is `times` as much. Empty on a GPU, for peers, for operations
+    without a smaller case, and in records of earlier versions."""
     ranks_s: list[list[float]] = field(default_factory=list)
     """Seconds of each rank in each sample, of which the largest is the sample. Empty where a launch has no ranks, on
     GPUs, where one clock times all ranks together, and in records of earlier versions."""
@@ -152,6 +157,14 @@ class Record:
         """Seconds of the roof's read in the seconds of this measurement: the median sample over the median of
         `in_reads`. None without such reads."""
         return self.seconds / float(np.median(self.in_reads)) if self.seconds and len(self.in_reads) else None
+
+    @cached_property
+    def core_s(self) -> float | None:
+        """Seconds of the whole case's instructions by `core`, without the launch; None without such samples."""
+        if not self.core or not self.core["samples_s"]:
+            return None
+        alone = median_of(np.sort(self.core["samples_s"])) - median_of(np.sort(self.core["empty_s"]))
+        return max(0.0, alone) * float(self.core["times"])
 
     @cached_property
     def interval(self) -> Interval | None:

@@ -155,6 +155,12 @@ def roof(value: Any) -> str:
     return fields(reads)(value) if value else "" if isinstance(value, dict) else ": not an object"
 
 
+def core(value: Any) -> str:
+    """A smaller case in the caches of the cores; an empty object without."""
+    needed = {"case_id": text, "times": number("a number above 0", above=0), "samples_s": times, "empty_s": times}
+    return fields(needed)(value) if value else "" if isinstance(value, dict) else ": not an object"
+
+
 part = fields(
     {"name": text, "calls": count, "alone_s": array(seconds, least=1)},
     {name: array(seconds) for name in ("in_step_s", "alone_reads_s", "in_step_reads_s")},
@@ -167,6 +173,7 @@ RECORD: dict[str, Shape] = {
     "prediction": fields({}, {"datasheet": maybe(prediction), "measured": maybe(prediction), "at": text}),
     "samples_s": times,
     "roof": roof,
+    "core": core,
     "ranks_s": array(array(seconds, least=2)),
     "isolated_s": times,
     "parts": array(part),

@@ -188,6 +188,9 @@ class Op(Generic[CaseT]):
     decoded: Callable[[CaseT, torch.Tensor], torch.Tensor] = as_stored
     """What an output stands for, where it stores something else: codes and their scales, or numbers of experts. The
     correctness gate compares this with the reference."""
+    smaller: Callable[[CaseT, int], CaseT | None] | None = None
+    """`smaller(case, n)`: about 1/n of a case, with the same inner loops over fewer columns, tokens or sequences. A
+    host times it in the caches of its cores (`bench/measure/core.py`). None where a case has none."""
 
     @property
     def is_ceiling(self) -> bool:

@@ -15,7 +15,7 @@ from bench.predict.roofline import Prediction, predict_beside
 from bench.records import Record, comparable
 from bench.run import Run, fastest_of_each
 from bench.stats import Interval, ratio_interval
-from bench.units import percent
+from bench.units import percent, si
 from kernels.op import Op, Role, discover, precision
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,6 +102,8 @@ class Point:
     @property
     def bound(self) -> str:
         """What bounds the case by its prediction: a term of `predict/roofline.py`; empty without a prediction."""
+        if self.beside:
+            return self.beside.bound
         for basis in ("measured", "datasheet"):
             if found := self.record.prediction.get(basis):
                 return str(found["bound"])
@@ -341,6 +343,13 @@ def as_predicted(point: Point, others: Iterable[Point]) -> Point | None:
 UNEXPLAINED = "the model does not explain it"
 
 
+def bound_by(point: Point) -> str:
+    core, pipes = point.terms.get("core"), point.record.work["flops"]
+    if point.bound != "core" or not core or not pipes:
+        return f"bound by {point.bound}"
+    return f"bound by its instructions (in the caches it computes {si(point.record.flops / core, 'FLOP/s')})"
+
+
 def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
     """Why a case does not reach the read roof: the largest of the parts that make up the lost time.
 
@@ -359,7 +368,7 @@ def gap(point: Point, ceilings: Ceilings, others: Iterable[Point] = ()) -> str:
     moved = sum(s["work"]["bytes_read"] + s["work"]["bytes_written"] for s in point.record.stages)
     parts = {
         UNEXPLAINED: point.seconds - expected,
-        f"bound by {point.bound}": expected - chain - bend - max(terms.get("memory", 0.0), ideal),
+        bound_by(point): expected - chain - bend - max(terms.get("memory", 0.0), ideal),
         "a stream that computes as much is itself below the roof": bend,
         "loads wait for each other before and after the stream": chain,
         "it moves more than the compulsory bytes": max(0.0, (moved - point.record.bytes) / roof),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from bench.measure.core import InCache
 from bench.measure.telemetry import Sampler
 from bench.measure.timing import Sampling, Timer, sample_interleaved
 
@@ -18,6 +20,7 @@ def sample_calmly(
     *,
     attempts: int,
     roof: Timer | None = None,
+    cores: Mapping[str, InCache] = MappingProxyType({}),
     cap_s: float,
     aim: float,
     entering: Callable[[str], None],
@@ -28,7 +31,7 @@ def sample_calmly(
     """
     for _ in range(attempts):
         with telemetry() as sampler:
-            samplings = sample_interleaved(timers, cap_s=cap_s, aim=aim, roof=roof, entering=entering)
+            samplings = sample_interleaved(timers, cap_s=cap_s, aim=aim, roof=roof, cores=cores, entering=entering)
         summary = sampler.summary()
         if not summary.get("throttled"):
             break

@@ -17,6 +17,7 @@ from bench.errors import describe
 from bench.measure import parts
 from bench.measure.attempts import sample_calmly
 from bench.measure.copies import DoesNotFit, draw_copies
+from bench.measure.core import InCache, in_cache
 from bench.measure.flags import allocates, flags_of, waits
 from bench.measure.gate import check_copies, check_prepared
 from bench.measure.memory import collect_if_memory_is_short
@@ -58,6 +59,8 @@ class Entrant:
     timer: Timer | None = None
     twin: Timer | None = None
     """A second timer of the same launches, for the implementation that is timed twice."""
+    core: InCache | None = None
+    """On a host, the same kernel in the caches of its cores."""
 
 
 def measure(op: Op, case: Any, impls: Sequence[Impl], target: Target, settings: Settings, listener: Listener) -> None:
@@ -189,6 +192,7 @@ class Measurement:
 
     def make_timer(self, entrant: Entrant) -> None:
         entrant.timer = self.timer_of(entrant)
+        entrant.core = in_cache(self.op, self.case, entrant.impl, self.target, self.roof.empty if self.roof else None)
 
     def make_twin(self, entrant: Entrant) -> None:
         entrant.twin = self.timer_of(entrant)
@@ -222,6 +226,7 @@ class Measurement:
             self.settings.telemetry,
             attempts=1 + self.settings.retries,
             roof=self.roof,
+            cores={e.impl.name: e.core for e in entrants if e.core},
             cap_s=self.settings.cap_s,
             aim=AIM if self.target.kind == "cuda" else HOST_AIM,
             entering=lambda name: self.listener.entering(at_fault[name], "timing"),
@@ -241,6 +246,7 @@ class Measurement:
                 error=error_dict(errors),
                 # a wrong result has no time
                 samples_s=sampling.samples_s if errors.passed else [],
+                core=entrant.core.as_dict() if entrant.core and errors.passed else {},
                 ranks_s=sampling.ranks_s if errors.passed else [],
                 roof=self.beside(sampling) if errors.passed else {},
                 isolated_s=self.isolate(entrant) if errors.passed else [],

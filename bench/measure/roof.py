@@ -28,9 +28,13 @@ LARGEST_BUFFER = GiB
 class ReadRoof(HostTimer):
     """Cold reads of `size` bytes: each of a slice of a buffer that has not been read for the longest time."""
 
-    def __init__(self, launches: list[Launch], size: int, flush: Callable[[], None]) -> None:
+    def __init__(
+        self, launches: list[Launch], size: int, flush: Callable[[], None], empty: Launch | None = None
+    ) -> None:
         super().__init__(launches, flush)
         self.size = size
+        self.empty = empty
+        """What it takes to start the threads alone (`core.py`)."""
 
 
 def read_roof(catalogue: str, target: Target) -> ReadRoof | None:
@@ -43,14 +47,17 @@ def read_roof(catalogue: str, target: Target) -> ReadRoof | None:
     size = min(max(SMALLEST_READ, -(-target.l2_bytes // MiB) * MiB), LARGEST_READ)
     count = max(2, math.ceil(COLD_FACTOR * target.l2_bytes / size))
     kept = min(count, LARGEST_BUFFER // size)
-    case = op.case_from_dict({"kind": "read", "size": size})
+    case, nothing = (
+        op.case_from_dict(each) for each in ({"kind": "read", "size": size}, {"kind": "launch", "size": 4})
+    )
     impl = next((impl for impl in registry.implementations("stream")[0] if impl.supports(case, target) is None), None)
     if impl is None:
         return None
+    empty = impl.prepare(nothing, op.inputs(nothing, target.device, 0), target)
     first = op.inputs(case, target.device, 0)
     slices = [first, *({"x": first["x"].clone()} for _ in range(kept - 1))]
     flush = host_flush(target.l2_bytes) if kept < count else host_flush(0)
-    return ReadRoof([impl.prepare(case, each, target) for each in slices], size, flush)
+    return ReadRoof([impl.prepare(case, each, target) for each in slices], size, flush, empty)
 
 
 def lazy_roof(catalogue: str, target: Target) -> Callable[[], ReadRoof | None]:

@@ -17,9 +17,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from bench.errors import describe
+from bench.measure.core import InCache
 from bench.measure.l2 import forbid_pinning
 from bench.stats import median_interval
 from kernels.op import Launch, Target
@@ -344,6 +346,7 @@ def sample_interleaved(
     cap_s: float,
     aim: float = AIM,
     roof: Timer | None = None,
+    cores: Mapping[str, InCache] = MappingProxyType({}),
     entering: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sampling]:
@@ -354,7 +357,8 @@ def sample_interleaved(
     `converged` for every median that is known within `aim`.
 
     With a `roof`, each sample lies between two of the roof's: R A R B R A R. Then sampling goes on until the median of
-    the ratios to these is known within `aim`. When the time is up, it is enough that one of both medians is.
+    the ratios to these is known within `aim`. When the time is up, it is enough that one of both medians is. After
+    each sample comes one of the same kernel in the caches of the `cores`, where there is one.
     """
     before = roof.sample() if roof else 0.0
     results = {name: Sampling() for name in timers}
@@ -375,6 +379,8 @@ def sample_interleaved(
                     result.before_s.append(before)
                     result.after_s.append(after)
                     before = after
+                if name in cores:
+                    cores[name].sample()
                 used[name] += clock() - start
             taken = len(result.samples_s)
             time_up = used[name] >= cap_s and taken >= FEWEST_SAMPLES

@@ -13,6 +13,7 @@ It makes two predictions of the same stages: from the part's datasheet, and from
 | a pipe | FLOPs of `mma_bf16`, `fma_fp32`, ... | FLOPs / peak | launch + FLOPs / peak of `gemm_peak` |
 | `issue` | instructions, conversions too | instructions / issue rate | launch + the same at the clock of `fma_fp32` |
 | `chain` | loads in a row, before and after the stream | - | loads x price of `stream` chase, level by level |
+| `core` | the kernel's instructions, on a host | - | launch + the same kernel over data in the cores' caches |
 | `bend` | bytes and FLOPs together, on a host | - | by how much `stream` fma_read exceeds the larger of both |
 
 The terms of a stage overlap, so the largest is its time. `chain` does not overlap: nothing streams yet, or any more.
@@ -57,9 +58,9 @@ class Prediction:
     terms: dict[str, float] = field(default_factory=dict)
     """Seconds by name, summed over stages."""
     bound: str
-    """`memory`, `l2`, `link`, `peers`, `issue`, `chain`, `launch`, or the name of a pipe. Each stage is spent under its
-    largest term, and under those `ON_TOP`; the bound is the term under which most time is spent. With measured
-    ceilings, it is `launch` where launches take over half."""
+    """`memory`, `l2`, `link`, `peers`, `issue`, `core`, `chain`, `launch`, or the name of a pipe. Each stage is spent
+    under its largest term, and under those `ON_TOP`; the bound is the term under which most time is spent. With
+    measured ceilings, it is `launch` where launches take over half."""
     basis: str
     """The device's datasheet, or the ceilings measured in the same run."""
     missing: tuple[str, ...] = ()
@@ -68,29 +69,50 @@ class Prediction:
 
 def predict_from_datasheet(stages: Sequence[Stage], spec: DeviceSpec) -> Prediction:
     """The pure roofline, stage by stage."""
-    return _sum_up((datasheet_terms(stage, spec) for stage in stages), f"datasheet of {spec.name}")
+    return sum_up((datasheet_terms(stage, spec) for stage in stages), f"datasheet of {spec.name}")
 
 
 def predict_from_ceilings(stages: Sequence[Stage], ceilings: Ceilings, target: Target) -> Prediction:
     """The roofline under the ceilings measured in the same run, stage by stage."""
     terms = (measured_terms(stage, ceilings, target) for stage in stages)
-    return _sum_up(terms, "ceilings measured in this run")
+    return sum_up(terms, "ceilings measured in this run")
 
 
 def predict_beside(record: Record, ceilings: Ceilings, target: Target) -> Prediction | None:
-    """The same formula under the read roof that was measured between the samples of a record. None without one.
+    """The same formula under what was measured between the samples of a record: the read roof, and where there is a
+    smaller case, the kernel's instructions in the caches of the cores. None without reads.
 
     The formula, the work and the other ceilings do not know the record's own times.
     """
     if not record.read_s or not record.prediction.get("measured"):
         return None
+    here = ceilings.beside(record)
     known = {f.name for f in fields(Stage)}
     stages = [
         Stage(**{**{k: v for k, v in stage.items() if k in known}, "work": Work(**stage["work"])})
         for stage in record.stages
     ]
-    found = (measured_terms(stage, ceilings.beside(record), target) for stage in stages)
-    return _sum_up(found, "ceilings of this run, with the read roof measured between the samples")
+    terms = [measured_terms(stage, here, target) for stage in stages]
+    basis = "ceilings of this run, with the read roof measured between the samples"
+    if record.core_s is None:
+        return sum_up(terms, basis)
+    return sum_up([with_core(terms, record.core_s, here)], f"{basis}, and the kernel in the caches of the cores")
+
+
+def with_core(stages: Sequence[Terms], core_s: float, ceilings: Ceilings) -> Terms:
+    """The terms of all stages together, where the time of their instructions was measured.
+
+    The FLOPs are among these instructions, so the terms of pipes go."""
+    found: Terms = {"launch": 0.0, "memory": 0.0}
+    for terms in stages:
+        for name in ("launch", "memory", "chain"):
+            if (seconds := terms.get(name)) is not None:
+                found[name] = (found.get(name) or 0.0) + seconds
+    memory, launch = found["memory"] or 0.0, found["launch"] or 0.0
+    found["core"] = core = launch + core_s
+    if together := ceilings.fused_seconds(memory, core):
+        found["bend"] = max(0.0, together - max(memory, core))
+    return found
 
 
 def datasheet_terms(stage: Stage, spec: DeviceSpec) -> Terms:
@@ -187,7 +209,7 @@ def slot_sizes(stage: Stage, slots: int) -> list[float]:
     return [load for load in loads if load]
 
 
-def _sum_up(stages: Iterable[Terms], basis: str) -> Prediction:
+def sum_up(stages: Iterable[Terms], basis: str) -> Prediction:
     """The prediction for stages that follow each other."""
     sums: dict[str, float] = {}
     spent: dict[str, float] = {}

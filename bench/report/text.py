@@ -51,6 +51,12 @@ def notices(view: View) -> list[str]:
             f"equally fast: from case to case it read {low} to {high}. Each prediction and each share of the roof "
             "takes the roof of the same seconds. The formula, the bytes and the FLOPs were stored before."
         )
+    if any(p.record.core_s for p in view.points):
+        found.append(
+            "Predictions also know how long the instructions of our kernels take (core): between the samples, the same "
+            "kernel was timed over data that the caches of the cores hold. So a prediction says whether a kernel waits "
+            "for the memory or for its own instructions."
+        )
     if not run.complete:
         found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")
     if not view.points:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from statistics import geometric_mean
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from kernels.common.marks import (
 from kernels.common.paging import Ranges
 from kernels.common.quantization import SCALE_GROUP
 from kernels.common.random_inputs import BYTES, LARGEST, RandomInputs
+from kernels.common.smaller import fewer
 from kernels.op import Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -325,6 +327,13 @@ def cases(suite: str) -> list[AttentionCase]:
     return list(SUITES[suite]())
 
 
+def smaller(case: AttentionCase, n: int) -> AttentionCase:
+    """Fewer sequences, then fewer tokens, then fewer KV heads with their query heads."""
+    few = fewer(case, n, B=1, T=64)
+    heads = max(1, case.H_kv * case.T * case.B // (n * few.T * few.B))
+    return few if heads >= case.H_kv else replace(few, H_kv=heads, H_q=case.H_q // case.H_kv * heads)
+
+
 OP = Op(
     name="attention_decode",
     title="attention",
@@ -338,4 +347,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("q", "k", "v", "k_scale", "v_scale", "k_global", "v_global", "block_table"),
+    smaller=smaller,
 )

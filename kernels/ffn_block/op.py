@@ -15,6 +15,7 @@ from kernels.common.compare import hidden_slope_units, rounded
 from kernels.common.fields import Dtype
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
 from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.smaller import fewer
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -141,4 +142,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("x",),
+    smaller=lambda case, n: fewer(case, n, ffn=64, hidden=256),
 )

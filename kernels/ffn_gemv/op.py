@@ -22,6 +22,7 @@ from kernels.common.quantization import (
     weight_bytes,
 )
 from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.smaller import fewer
 from kernels.models import MODELS, projections
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -248,4 +249,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("x", "x_scale"),
+    smaller=lambda case, n: fewer(case, n, N=16),
 )

@@ -37,6 +37,7 @@ from kernels.common.marks import (
     write_marks,
 )
 from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.smaller import fewer
 from kernels.mla_decode.cases import MlaCase, cases
 from kernels.op import Inputs, Op, Tolerance, Work
 
@@ -256,4 +257,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("q_latent", "q_rope", "cache", "rope", "latent_scale", "block_table"),
+    smaller=lambda case, n: fewer(case, n, B=1, T=64),
 )

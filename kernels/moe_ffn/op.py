@@ -15,7 +15,7 @@ experts take all tokens of a part.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -23,9 +23,11 @@ from kernels.common import gated
 from kernels.common.compare import hidden_slope_units, rounded
 from kernels.common.expert_routing import ROUTINGS, drawn, of_busiest
 from kernels.common.fields import Count, Dtype, OneOf
+from kernels.common.integers import cdiv
 from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
 from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.smaller import fewer
 from kernels.models import MODELS
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -355,6 +357,14 @@ def tolerance(case: MoeCase) -> Tolerance:
     return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, slope_units=slope, why=why)
 
 
+def smaller(case: MoeCase, n: int) -> MoeCase:
+    """Fewer experts for fewer tokens, each with as many tokens as before, then shorter rows."""
+    few, fewest = case, max(case.k, case.parts, case.groups)
+    while few.B > 1 and fewest <= few.E // 2 and work(few).bytes > work(case).bytes / n:
+        few = replace(few, E=few.E // 2, B=few.B // 2)
+    return fewer(few, cdiv(n * work(few).bytes, work(case).bytes), F=128, H=256)
+
+
 OP = Op(
     name="moe_ffn",
     title="MoE",
@@ -368,4 +378,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("x", "topk_ids", "topk_weights"),
+    smaller=smaller,
 )

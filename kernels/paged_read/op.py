@@ -16,6 +16,7 @@ from kernels.common import paging
 from kernels.common.fields import Count, OneOf
 from kernels.common.integers import cdiv
 from kernels.common.random_inputs import BYTES, RandomInputs, encoded, writable
+from kernels.common.smaller import fewer
 from kernels.models import attention_heads
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
@@ -210,4 +211,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("k", "v", "block_table"),
+    smaller=lambda case, n: fewer(case, n, B=1, T=64),
 )

@@ -17,10 +17,12 @@ allows: a launch can then be repeated and judged, and moves the same bytes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernels.common.compare import rounded
 from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.smaller import fewer
 from kernels.op import Inputs, Op, Tolerance, Work
 from kernels.state_update.cases import DELTA, StateCase, cases
 from kernels.state_update.memory import background, ring_of, state_of, y_of
@@ -129,6 +131,13 @@ def tolerance(case: StateCase) -> Tolerance:
     )
 
 
+def smaller(case: StateCase, n: int) -> StateCase:
+    """Fewer sequences, then fewer groups of heads."""
+    few = fewer(replace(case, idle=0), n, B=1)
+    groups = max(1, case.G * case.B // (n * few.B))
+    return replace(few, G=groups, H=case.H // case.G * groups)
+
+
 OP = Op(
     name="state_update",
     title="state updates",
@@ -143,4 +152,5 @@ OP = Op(
     tolerance=tolerance,
     volatile=("tokens", "memory", "slots", "kept", "positions"),
     poison=poison,
+    smaller=smaller,
 )

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Literal
 from kernels.common.fields import Count
 from kernels.common.integers import GiB, KiB, MiB, cdiv, size_text
 from kernels.common.random_inputs import RandomInputs
+from kernels.common.smaller import fewer
 from kernels.op import Case, Inputs, Op, Tolerance, Work
 
 if TYPE_CHECKING:
@@ -304,4 +305,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("x",),
+    smaller=lambda case, n: fewer(case, n, size=64 * CHUNK) if case.kind == "fma_read" else None,
 )

@@ -11,7 +11,15 @@ import pytest
 
 from bench.ceilings import Ceilings
 from bench.devices import DEVICES, DeviceSpec, Quantity
-from bench.predict.roofline import predict_from_ceilings, predict_from_datasheet, slot_sizes, tail_seconds
+from bench.predict.roofline import (
+    measured_terms,
+    predict_from_ceilings,
+    predict_from_datasheet,
+    slot_sizes,
+    sum_up,
+    tail_seconds,
+    with_core,
+)
 from kernels.mla_decode.op import MlaCase
 from kernels.op import Stage, Target, Work, discover, implementations
 
@@ -61,6 +69,24 @@ def test_bytes_and_flops_together_take_as_long_as_a_stream_with_as_many(flops: i
     assert prediction.terms.get("bend", 0.0) == pytest.approx(bend, abs=1e-9)
     assert prediction.seconds == pytest.approx(max(1.0, flops / 1e11) + bend)
     assert prediction.bound == ("fma_fp32" if flops > 10**11 else "memory")
+
+
+@pytest.mark.parametrize(
+    ("core", "seconds", "bound"),
+    [
+        (0.25, 1.1, "memory"),  # as the first stream that was measured
+        (1.0, 1.6, "memory"),
+        (4.0, 4.6, "core"),  # all further instructions come on top
+    ],
+)
+def test_instructions_timed_in_the_caches_stand_for_the_flops(core: float, seconds: float, bound: str) -> None:
+    """10^10 bytes take a second. The FLOPs alone would take a millisecond at the peak."""
+    work = Work(flops={"fma_fp32": 10**8}, bytes_read=10**10)
+    terms = measured_terms(Stage(name="stage", work=work), HOST, Target(kind="cpu", name="a host"))
+    found = with_core([terms], core, HOST)
+    assert found.keys() == {"launch", "memory", "core", "bend"}
+    together = sum_up([found], "")
+    assert (together.seconds, together.bound) == (pytest.approx(seconds), bound)
 
 
 # ---- loads that wait for each other
