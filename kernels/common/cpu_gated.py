@@ -17,6 +17,8 @@ def activate(kind, g, u):
     if kind == 1:
         inner = np.float32(SQRT_2_OVER_PI) * (g + np.float32(CUBE) * g * g * g)
         return g * (one + np.tanh(inner)) * np.float32(0.5) * u
+    if kind == 3:
+        return u / (one + np.exp(-g))
     # not min and max, which drop a NaN
     limit = np.float32(LIMIT)
     if g > limit:

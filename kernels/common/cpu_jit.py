@@ -158,6 +158,12 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return flat.numpy()
 
 
+def spread(tensor: torch.Tensor) -> np.ndarray:
+    """`array` of all from the first element of a tensor to its last, with what lies between its rows."""
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return array(tensor.as_strided((last + 1,), (1,)))
+
+
 def threads(target: Target) -> int:
     """How many threads share the work of a kernel: one for each usable core, as torch has."""
     import numba

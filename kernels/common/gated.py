@@ -5,6 +5,7 @@
 | `swiglu`         | g sigma(g) u                                            | Llama, Qwen, DeepSeek, Mixtral     |
 | `geglu`          | g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2 u     | Gemma (`gelu_pytorch_tanh`)        |
 | `swiglu_clamped` | min(g, 7) sigma(1.702 min(g, 7)) (clip(u, -7, 7) + 1)   | gpt-oss (`swiglu` in its model.py) |
+| `glu`            | sigma(g) u                                              | Qwen3-Next, of what attention gave |
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kernels.common.fields import OneOf
 if TYPE_CHECKING:
     import torch
 
-ACTIVATIONS = ("swiglu", "geglu", "swiglu_clamped")
+ACTIVATIONS = ("swiglu", "geglu", "swiglu_clamped", "glu")
 Activation = Annotated[str, OneOf(*ACTIVATIONS)]
 
 LIMIT, ALPHA = 7.0, 1.702
@@ -49,6 +50,8 @@ def hidden(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tenso
     if activation == "swiglu_clamped":
         gate, up = gate.clamp(max=LIMIT), up.clamp(-LIMIT, LIMIT) + 1
         return gate / (1 + torch.exp(-ALPHA * gate)) * up
+    if activation == "glu":
+        return up / (1 + torch.exp(-gate))
     return gate / (1 + torch.exp(-gate)) * up
 
 
@@ -61,6 +64,8 @@ def by_torch(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Ten
     if activation == "swiglu_clamped":
         gate, up = gate.clamp(max=LIMIT), up.clamp(min=-LIMIT, max=LIMIT)
         return (up + 1) * (gate * (gate * ALPHA).sigmoid())
+    if activation == "glu":
+        return gate.sigmoid() * up
     return silu(gate) * up
 
 
@@ -68,5 +73,6 @@ OPERATORS = {
     "swiglu": {"silu": 2, "mul": 3},
     "geglu": {"gelu": 2, "mul": 3},
     "swiglu_clamped": {"clamp gate": 2, "clamp up": 2, "add": 2, "scale": 2, "sigmoid": 2, "mul": 3, "mul up": 3},
+    "glu": {"sigmoid": 2, "mul": 3},
 }
 """The kernels of `by_torch`, and how many arrays of gate's size each reads and writes."""

@@ -22,6 +22,9 @@ def hidden(gate, up, ACTIVATION: tl.constexpr):
         gate = tl.minimum(gate, LIMIT)
         up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT) + 1.0
         z = ALPHA * gate
+    elif ACTIVATION == "glu":
+        z = gate
+        gate = 1.0
     else:
         z = gate
     return gate / (1.0 + tl.exp(-z)) * up

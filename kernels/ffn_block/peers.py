@@ -24,6 +24,8 @@ def linears(case: FfnCase, inputs: Inputs, target: Target) -> Launch:
             up.clamp_(min=-LIMIT, max=LIMIT).add_(1.0)
             torch.mul(gate, ALPHA, out=spare).sigmoid_()
             return gate.mul_(spare).mul_(up)
+        if case.activation == "glu":
+            return gate.sigmoid_().mul_(up)
         return torch.nn.functional.silu(gate, inplace=True).mul_(up)
 
     def launch() -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.common.cpu_jit import array, cpu_impl, jit
+from kernels.common.cpu_jit import array, cpu_impl, jit, spread
 from kernels.common.cpu_loops import convert
 from kernels.latent_append.op import LatentCase, cache_of, work
 from kernels.op import Inputs, Launch, Stage, Target
@@ -45,7 +45,7 @@ def prepare(case: LatentCase, inputs: Inputs, target: Target) -> Launch:
     table = inputs["block_table"] if case.page else torch.arange(case.B, dtype=torch.int32)[:, None]
     arguments = (
         array(inputs["q"]),
-        array(kv.as_strided(((case.B - 1) * kv.stride(0) + case.L + case.R,), (1,))),
+        spread(kv),
         *(array(each) for each in (memory, inputs["weight"], inputs["rotations"], table, inputs["lengths"])),
         (case.H, case.D, case.L, case.R, case.append.tokens_per_page, table.shape[1]),
         (kv.stride(0), cache_of(case, memory).stride(0), case.q_rows * case.R),

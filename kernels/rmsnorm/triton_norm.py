@@ -1,4 +1,4 @@
-"""One CTA per token. The row stays in registers between its two uses, and its largest value between norm and codes."""
+"""One CTA per token, or per group of it. The row stays in registers between its uses, as does its largest value."""
 
 from __future__ import annotations
 
@@ -30,16 +30,23 @@ def e4m3(x):
 
 @triton.jit
 def norm_kernel(
-    x,  # [B, D]
+    x,  # [B GROUPS, D]
     residual,  # [B, D] or None
     addend,  # [B, D], [D] or None
-    w,  # [D]
-    y,  # [B, D]
+    share,  # [B] or None
+    z,  # [B, GROUPS D] or None
+    w,  # [D] or [GROUPS, D]
+    y,  # [B GROUPS, D]
     scale,  # [B] or None
     h,  # [B, D] or None
     D,
     stride_x_b,
     stride_addend_b,
+    stride_share_b,
+    stride_z_b,
+    stride_w_g,
+    GATE: tl.constexpr,
+    GROUPS: tl.constexpr,
     EPSILON: tl.constexpr,
     LARGEST: tl.constexpr,
     LEAST: tl.constexpr,
@@ -53,12 +60,24 @@ def norm_kernel(
     if residual is not None:
         row += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
         if addend is not None:
-            row += tl.load(addend + b * stride_addend_b + offs_d, mask=mask, other=0.0).to(tl.float32)
+            added = tl.load(addend + b * stride_addend_b + offs_d, mask=mask, other=0.0).to(tl.float32)
+            if share is not None:
+                added *= tl.sigmoid(tl.load(share + b * stride_share_b).to(tl.float32))
+            row += added
         row = row.to(h.dtype.element_ty)
         tl.store(h + at, row, mask=mask)
         row = row.to(tl.float32)
+    g = b % GROUPS
+    opened = 1.0
+    if z is not None:
+        gate = tl.load(z + b // GROUPS * stride_z_b + g * D + offs_d, mask=mask, other=0.0).to(tl.float32)
+        opened = tl.sigmoid(gate) if GATE == "sigmoid" else gate * tl.sigmoid(gate)
+        if GATE == "silu_first":
+            row *= opened
     factor = tl.rsqrt(tl.sum(row * row) / D + EPSILON)
-    row = row * factor * tl.load(w + offs_d, mask=mask, other=0.0).to(tl.float32)
+    row = row * factor * tl.load(w + g * stride_w_g + offs_d, mask=mask, other=0.0).to(tl.float32)
+    if z is not None and GATE != "silu_first":
+        row *= opened
     if scale is not None:
         # a maximum leaves NaN out, so codes and scale would be numbers: it counts as infinite, and the scale is NaN
         largest = tl.max(tl.where(row == row, tl.abs(row), float("inf")))
@@ -79,20 +98,27 @@ def build(case: NormCase, inputs: Inputs, target: Target) -> Built:
     block = triton.next_power_of_2(case.D)
     launch = KernelLaunch(
         kernel=norm_kernel,
-        grid=(case.B,),
+        grid=(case.rows,),
         args={
             "x": x,
             "residual": inputs["residual"] if case.residual else None,
             "addend": inputs["addend"] if case.addend else None,
+            "share": inputs["share"] if case.addend == "shares" else None,
+            "z": inputs["z"] if case.gate else None,
             "w": inputs["w"],
             "y": out.y.view(torch.uint8) if case.activations == "fp8" else out.y,
             "scale": out.scale if case.quantized else None,
             "h": out.h if case.residual else None,
             "D": case.D,
             "stride_x_b": x.stride(0),
-            "stride_addend_b": case.D if case.addend == "rows" else 0,
+            "stride_addend_b": 0 if case.addend == "bias" else case.D,
+            "stride_share_b": inputs["share"].stride(0) if case.addend == "shares" else 0,
+            "stride_z_b": inputs["z"].stride(0) if case.gate else 0,
+            "stride_w_g": 0 if case.shared else case.D,
         },
         constexprs={
+            "GATE": case.gate,
+            "GROUPS": case.groups,
             "EPSILON": case.epsilon,
             "LARGEST": float(LARGEST.get(case.activations, 1)),
             "LEAST": LEAST,
@@ -108,8 +134,9 @@ def build(case: NormCase, inputs: Inputs, target: Target) -> Built:
 
 def stages(case: NormCase, target: Target) -> tuple[Stage, ...]:
     """The compulsory bytes; the other CTAs find w and a bias in the L2."""
-    again = (case.B - 1) * case.D * BYTES[case.dtype] * (1 + (case.addend == "bias"))
-    return (Stage(name="norm", work=work(case), l2_bytes=again, ctas=case.B, ctas_per_sm=4),)
+    again = (case.rows - (1 if case.shared else case.groups)) * case.D * BYTES[case.dtype]
+    again *= 1 + (case.addend == "bias")
+    return (Stage(name="norm", work=work(case), l2_bytes=again, ctas=case.rows, ctas_per_sm=4),)
 
 
 def supports(case: NormCase, target: Target) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.common.cpu_jit import array, cpu_impl, jit
+from kernels.common.cpu_jit import array, cpu_impl, jit, spread
 from kernels.common.cpu_loops import convert
 from kernels.common.quantization import SCALE_GROUP
 from kernels.common.random_inputs import LARGEST
@@ -57,10 +57,10 @@ def turn_and_append(
     weights,
 ):
     """`shape` is H_q, H_kv, D, R, tokens a page, columns of the table, groups of a page; `strides` those of half, page,
-    slot and head. `limits` is the epsilon, the largest code, and whether codes are in fp8. `bits` are those of `row`.
-    One of cache and codes is None, and Numba leaves out what would store it."""
+    slot and head of the cache, and of rows of qkv. `limits` is the epsilon, the largest code, and whether codes are in
+    fp8. `bits` are those of `row`. One of cache and codes is None, and Numba leaves out what would store it."""
     H_q, H_kv, D, R, page, columns, groups = shape
-    half, stride_page, stride_slot, stride_head = strides
+    half, stride_page, stride_slot, stride_head, stride_qkv = strides
     epsilon, largest, to_fp8 = limits
     convert(q_weight, 0, len(q_weight), np.float32(1.0), weights[0], 0)
     convert(k_weight, 0, len(k_weight), np.float32(1.0), weights[1], 0)
@@ -70,7 +70,7 @@ def turn_and_append(
         physical = np.int64(table[b * columns + t // page])
         slot = physical * stride_page + t % page * stride_slot
         for h in range(heads):
-            convert(qkv, (b * heads + h) * D, D, np.float32(1.0), row, 0)
+            convert(qkv, b * stride_qkv + h * D, D, np.float32(1.0), row, 0)
             if len(bias):
                 convert(bias, h * D, D, np.float32(1.0), weights[2], 0)
                 for d in range(D):
@@ -102,14 +102,15 @@ def prepare(case: RopeCase, inputs: Inputs, target: Target) -> Launch:
     slot, head = (3, 2) if case.layout == "HND" else (2, 3)
     table = inputs["block_table"] if case.page else torch.arange(case.B, dtype=torch.int32)[:, None]
     arguments = (
-        *(array(each) for each in (inputs["qkv"], inputs["bias"], q_of(case, memory))),
+        spread(inputs["qkv"]),
+        *(array(each) for each in (inputs["bias"], q_of(case, memory))),
         *((None, array(kv)) if case.kv else (array(kv), None)),
         *(array(inputs[name]) if case.kv else None for name in ("k_scale", "v_scale")),
         *(array(inputs[name]) for name in ("q_weight", "k_weight", "rotations")),
         array(table),
         array(inputs["lengths"]),
         (case.H_q, case.H_kv, case.D, case.R, case.append.tokens_per_page, table.shape[1], case.scale_shape[1]),
-        (kv.stride(0), kv.stride(1), kv.stride(slot), kv.stride(head)),
+        (kv.stride(0), kv.stride(1), kv.stride(slot), kv.stride(head), inputs["qkv"].stride(0)),
         (np.float32(case.epsilon), np.float32(LARGEST.get(case.kv, 0)), case.kv == "fp8"),
         row,
         row.view(np.int32),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.common.cpu_jit import array, cpu_impl, jit
+from kernels.common.cpu_jit import array, cpu_impl, jit, spread
 from kernels.common.cpu_loops import convert
 from kernels.op import Inputs, Launch, Stage, Target
 from kernels.router.op import RouterCase, output, work
@@ -53,12 +53,12 @@ def keep_groups(chosen_by, E, groups, top_groups, sums):
 
 @jit
 def route(logits, bias, ids, weights, shape, flags, row, scores, chosen_by):
-    """`shape` is B, E, k, groups, top_groups; `flags` whether scores are sigmoids, whether weights are renormalized,
-    and what they are scaled by. `bias` is in fp32."""
-    B, E, k, groups, top_groups = shape
+    """`shape` is B, E, k, groups, top_groups, and the stride of rows of logits; `flags` whether scores are sigmoids,
+    whether weights are renormalized, and what they are scaled by. `bias` is in fp32."""
+    B, E, k, groups, top_groups, stride = shape
     sigmoid, renormalize, scaling = flags
     for b in range(B):
-        convert(logits, b * E, E, np.float32(1.0), row, 0)
+        convert(logits, b * stride, E, np.float32(1.0), row, 0)
         total = score_row(row, E, bias, sigmoid, scores, chosen_by)
         if groups:
             keep_groups(chosen_by, E, groups, top_groups, row)
@@ -75,10 +75,12 @@ def route(logits, bias, ids, weights, shape, flags, row, scores, chosen_by):
 def prepare(case: RouterCase, inputs: Inputs, target: Target) -> Launch:
     import torch
 
-    whole, ids, weights = output(case, inputs["logits"].device)
+    logits = inputs["logits"]
+    whole, ids, weights = output(case, logits.device)
     arguments = (
-        *(array(each) for each in (inputs["logits"], inputs["bias"].float(), ids, weights)),
-        (case.B, case.E, case.k, case.groups, case.top_groups),
+        spread(logits),
+        *(array(each) for each in (inputs["bias"].float(), ids, weights)),
+        (case.B, case.E, case.k, case.groups, case.top_groups, logits.stride(0)),
         (case.score == "sigmoid", case.renormalize, np.float32(case.scaling)),
         *torch.empty(3, case.E).numpy(),
     )

@@ -2,6 +2,9 @@
 
 The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`. x is [B, 2F] and h is [B, F], of one
 type. `ffn_block` and `moe_ffn` do this in the product itself; it is a kernel of its own where weights are quantized.
+
+With `apart`, x [B, F] is the gate alone, maybe some columns of a wider product, and `up` [B, F] is a tensor of its own:
+what attention gave, in models that gate it.
 """
 
 from __future__ import annotations
@@ -22,16 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GateCase(Case):
-    """`F` is the width of the FFN."""
+    """`F` is the width of the FFN, or of all heads."""
 
     B: int
     F: int
     dtype: Dtype = "bf16"
     activation: gated.Activation = "swiglu"
+    apart: bool = False
 
     @property
     def id(self) -> str:
-        return f"B{self.B}-F{self.F}-{self.dtype}" + gated.suffix(self.activation)
+        return f"B{self.B}-F{self.F}-{self.dtype}" + ("-apart" if self.apart else "") + gated.suffix(self.activation)
 
 
 def of_model(model: str, B: int, activation: str = "swiglu") -> GateCase:
@@ -55,19 +59,28 @@ def cases(suite: str) -> list[GateCase]:
         GateCase(B=1, F=1, dtype="fp16"),
         GateCase(B=2, F=1030, dtype="fp16", activation="geglu"),
         GateCase(B=5, F=130, dtype="fp16", activation="swiglu_clamped"),
+        GateCase(B=3, F=72, dtype="fp16", activation="glu", apart=True),
     ]
 
 
 def inputs(case: GateCase, device: str, seed: int) -> Inputs:
     """x ~ N(0, 1), four times as large for a clamped activation, so that some of it is beyond the limit."""
-    scale = gated.gain(case.activation)
-    return {"x": RandomInputs(device, seed).normal((case.B, 2 * case.F), case.dtype, scale=scale)}
+    draw, scale = RandomInputs(device, seed), gated.gain(case.activation)
+    if not case.apart:
+        return {"x": draw.normal((case.B, 2 * case.F), case.dtype, scale=scale)}
+    return {name: draw.normal((case.B, case.F), case.dtype, scale=scale) for name in ("x", "up")}
+
+
+def halves(case: GateCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gate and up, each [B, F]; rows of the gate may be further apart."""
+    x = inputs["x"]
+    return (x, inputs["up"]) if case.apart else (x[:, : case.F], x[:, case.F :])
 
 
 def reference(case: GateCase, inputs: Inputs) -> torch.Tensor:
     """fp64."""
-    gate, up = inputs["x"].double().chunk(2, dim=1)
-    return gated.hidden(case.activation, gate, up)
+    gate, up = halves(case, inputs)
+    return gated.hidden(case.activation, gate.double(), up.double())
 
 
 def work(case: GateCase) -> Work:

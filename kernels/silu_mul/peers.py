@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernels.common.gated import OPERATORS, by_torch
 from kernels.common.random_inputs import BYTES
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
-from kernels.silu_mul.op import GateCase, work
+from kernels.silu_mul.op import GateCase, halves, work
 
 
 def stages(case: GateCase, target: Target) -> tuple[Stage, ...]:
@@ -19,7 +19,7 @@ def stages(case: GateCase, target: Target) -> tuple[Stage, ...]:
 
 
 def prepare(case: GateCase, inputs: Inputs, target: Target) -> Launch:
-    gate, up = inputs["x"].chunk(2, dim=1)
+    gate, up = halves(case, inputs)
     return lambda: by_torch(case.activation, gate, up)
 
 

@@ -10,7 +10,7 @@ from kernels.common.integers import cdiv
 from kernels.common.triton_gated import hidden
 from kernels.launch import Built, KernelLaunch, triton_impl
 from kernels.op import Inputs, Stage, Target
-from kernels.silu_mul.op import GateCase, work
+from kernels.silu_mul.op import GateCase, halves, work
 
 BLOCK_F = 1024
 """Four warps load 16 bytes a thread of 16-bit gates; at batch 1 a Llama-3.1-8B still has 14 CTAs."""
@@ -18,10 +18,12 @@ BLOCK_F = 1024
 
 @triton.jit
 def gate_kernel(
-    x,  # [B, 2F]
+    x,  # [B, F], the gate
+    up,  # [B, F]
     h,  # [B, F]
     F,
     stride_x_b,
+    stride_up_b,
     stride_h_b,
     ACTIVATION: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -30,17 +32,25 @@ def gate_kernel(
     offs_f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     mask = offs_f < F
     gate = tl.load(x + b * stride_x_b + offs_f, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(x + b * stride_x_b + F + offs_f, mask=mask, other=0.0).to(tl.float32)
-    tl.store(h + b * stride_h_b + offs_f, hidden(gate, up, ACTIVATION), mask=mask)
+    value = tl.load(up + b * stride_up_b + offs_f, mask=mask, other=0.0).to(tl.float32)
+    tl.store(h + b * stride_h_b + offs_f, hidden(gate, value, ACTIVATION), mask=mask)
 
 
 def build(case: GateCase, inputs: Inputs, target: Target) -> Built:
-    x = inputs["x"]
+    x, up = halves(case, inputs)
     h = torch.empty(case.B, case.F, dtype=x.dtype, device=x.device)
     launch = KernelLaunch(
         kernel=gate_kernel,
         grid=(cdiv(case.F, BLOCK_F), case.B),
-        args={"x": x, "h": h, "F": case.F, "stride_x_b": x.stride(0), "stride_h_b": h.stride(0)},
+        args={
+            "x": x,
+            "up": up,
+            "h": h,
+            "F": case.F,
+            "stride_x_b": x.stride(0),
+            "stride_up_b": up.stride(0),
+            "stride_h_b": h.stride(0),
+        },
         constexprs={"ACTIVATION": case.activation, "BLOCK_F": BLOCK_F},
         num_warps=4,
         streams=("x",),

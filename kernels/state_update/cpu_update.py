@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
+from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, spread, threads
 from kernels.common.cpu_loops import apart, convert
 from kernels.op import Inputs, Launch, Stage, Target
 from kernels.state_update.cases import DELTA, StateCase
@@ -40,9 +40,9 @@ def read_token(tokens, rings, b, t, place, shape, first, count, out, to):
     """Elements of token t of sequence b, which is in the ring if t < 0. `place` is the number of the ring and the
     position of token 0."""
     apart()
-    q_len, width, ring, ring_width = shape[2], shape[3], shape[6], shape[7]
+    width, ring, ring_width, stride = shape[3], shape[6], shape[7], shape[8]
     if t >= 0:
-        convert(tokens, (b * q_len + t) * width + first, count, np.float32(1.0), out, to)
+        convert(tokens, b * stride + t * width + first, count, np.float32(1.0), out, to)
     else:
         at = (place[0] * ring + (place[1] + t) % ring) * ring_width
         convert(rings, at + first, count, np.float32(1.0), out, to)
@@ -113,7 +113,7 @@ def prepare_tokens(run, runs, tokens, rings, slots, kept, positions, dims, shape
         for t in range(q_len if ring else 0):
             at = (place[0] * ring + (place[1] + t) % ring) * ring_width
             for i in range(column, columns):
-                rings[at + i] = tokens[(b * q_len + t) * width + i]
+                rings[at + i] = tokens[b * shape[8] + t * width + i]
 
 
 @jit
@@ -200,7 +200,8 @@ def update_head(b, h, begin, end, state, y, slots, kept, dims, shape, rates, ski
 def update(
     tokens, rings, state, y, slots, kept, positions, dims, shape, weights, skip, lines, mixed, rows, vectors, outputs
 ):
-    """`dims` is the kind, B, H, G, V, K. `shape` is runs, every, q_len, width, convolved, taps, ring, ring width."""
+    """`dims` is the kind, B, H, G, V, K. `shape` is runs, every, q_len, width, convolved, taps, ring, ring
+    width, and the stride of sequences in `tokens`."""
     runs, q_len = shape[0], shape[2]
     B, H, V = dims[1], dims[2], dims[4]
     for run in prange(runs):
@@ -243,14 +244,15 @@ def prepare(case: StateCase, inputs: Inputs, target: Target) -> Launch:
     bias = nothing if case.kind in DELTA else inputs["conv_bias"].float()
     weights = (inputs["conv_weight"].float(), bias, inputs["A_log"].exp(), inputs["dt_bias"])
     ring = ring_of(case, memory) if case.ring else torch.empty(0, dtype=inputs["tokens"].dtype)
+    shape = (runs, case.every, case.q_len, case.width, case.convolved)
     arguments = (
-        array(inputs["tokens"]),
+        spread(inputs["tokens"]),
         array(ring),
         array(state_of(case, memory)),
         array(y_of(case, memory)),
         *(array(inputs[name]) for name in ("slots", "kept", "positions")),
         (KINDS.index(case.kind), case.B, case.H, case.G, case.V, case.K),
-        (runs, case.every, case.q_len, case.width, case.convolved, case.conv, case.ring, case.ring_width),
+        (*shape, case.conv, case.ring, case.ring_width, inputs["tokens"].stride(0)),
         tuple(array(each.contiguous()) for each in weights),
         array(inputs["D"]) if "D" in inputs else nothing.numpy(),
         torch.empty(runs, case.width).numpy(),

@@ -86,7 +86,7 @@ def update_kernel(
     state,  # [slots, H, V, K]
     ring,  # [rings, RING, RING_WIDTH]
     y,  # [B, Q, H, V]
-    tokens,  # [B, Q, WIDTH]
+    tokens,  # [B, Q, WIDTH], maybe with other elements between sequences
     slots,  # [B, 2 + Q] int32
     positions,  # [B] int32
     kept,  # [B] int32
@@ -95,6 +95,7 @@ def update_kernel(
     A_log,
     dt_bias,
     D,
+    stride_tokens_b,
     KIND: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -135,7 +136,7 @@ def update_kernel(
         shift = tl.load(dt_bias + h * K + offs_k if KIND == "kda" else dt_bias + h)
         if KIND == "mamba2":
             skip = tl.load(D + h)
-    tokens += b * Q * WIDTH
+    tokens += b * stride_tokens_b
     if RING > 0:
         ring += turn.to(tl.int64) * (RING * RING_WIDTH)
     if EVERY > 1:
@@ -238,6 +239,7 @@ def build(case: StateCase, inputs: Inputs, target: Target) -> Built:
             "A_log": inputs["A_log"],
             "dt_bias": inputs["dt_bias"],
             "D": inputs.get("D", absent),
+            "stride_tokens_b": inputs["tokens"].stride(0),
         },
         constexprs={
             "KIND": case.kind,

@@ -51,6 +51,7 @@ FORMULAS: dict[str, Callable[[float, float], float]] = {
     "swiglu": lambda g, u: g / (1 + math.exp(-g)) * u,
     "geglu": lambda g, u: 0.5 * g * (1 + math.tanh((2 / math.pi) ** 0.5 * (g + 0.044715 * g**3))) * u,
     "swiglu_clamped": lambda g, u: min(g, 7) / (1 + math.exp(-1.702 * min(g, 7))) * (min(max(u, -7), 7) + 1),
+    "glu": lambda g, u: u / (1 + math.exp(-g)),
 }
 
 

@@ -18,6 +18,10 @@ from kernels.rope_append import op as rope_append
 from kernels.rope_append.op import RopeCase
 from kernels.router import op as router
 from kernels.router.op import DEEPSEEK, RouterCase
+from kernels.silu_mul import op as silu_mul
+from kernels.silu_mul.op import GateCase
+from kernels.state_update import op as state_update
+from kernels.state_update.cases import StateCase
 
 MANY = {"B": 50, "k": 8}
 CPU = Target(kind="cpu", name="cpu", sm_count=2)
@@ -28,7 +32,7 @@ def impl(op: str, name: str) -> Impl:
 
 
 def passes(op: Any, case: Any, output: torch.Tensor, inputs: dict[str, Any]) -> bool:
-    return compare(op.OP.decoded(case, output), op.reference(case, inputs), op.tolerance(case)).passed
+    return compare(op.OP.decoded(case, output), op.OP.reference(case, inputs), op.OP.tolerance(case)).passed
 
 
 def test_the_norm_is_torchs() -> None:
@@ -37,6 +41,67 @@ def test_the_norm_is_torchs() -> None:
     h = inputs["x"] + inputs["residual"]
     expected = torch.nn.functional.rms_norm(h, (48,), inputs["w"], rmsnorm.EPSILON)
     torch.testing.assert_close(rmsnorm.reference(case, inputs).float(), torch.cat([expected, h]))
+
+
+GATED_NORMS = {
+    "silu": ("qwen3_next", "Qwen3Next"),
+    "sigmoid": ("kimi_linear", "KimiLinear"),
+    "silu_first": ("bamba", "Bamba"),
+}
+"""By gate: module and prefix of the norm of that kind in transformers."""
+
+
+@pytest.mark.parametrize("gate", GATED_NORMS)
+def test_the_gated_norm_is_that_of_transformers(gate: str) -> None:
+    """Of a gate after the norm all groups have one weight, of one before it each has its own."""
+    module, prefix = GATED_NORMS[gate]
+    published = pytest.importorskip(
+        f"transformers.models.{module}.modeling_{module}",
+        reason=f"the installed release of transformers has no {module}",
+    )
+    before = gate == "silu_first"
+    case = NormCase(B=4, D=48, groups=3, shared=not before, gate=gate, wide=True, dtype="fp32")
+    inputs = rmsnorm.inputs(case, "cpu", 0)
+    kind = getattr(published, f"{prefix}RMSNormGated")
+    norm = kind(144, group_size=48, eps=case.epsilon) if before else kind(48, eps=case.epsilon)
+    norm.weight.data.copy_(inputs["w"])
+    shape = (4, 144) if before else (12, 48)
+    expected = norm(inputs["x"].view(shape), inputs["z"].reshape(shape)).view(12, 48)
+    torch.testing.assert_close(rmsnorm.reference(case, inputs).float(), expected)
+
+
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize(
+    ("op", "case", "names"),
+    [
+        (rmsnorm, NormCase(B=3, D=24, groups=2, gate="silu", wide=True, dtype="fp16"), ("z",)),
+        (rmsnorm, NormCase(B=3, D=24, residual=True, addend="shares", dtype="fp16"), ("share",)),
+        (silu_mul, GateCase(B=3, F=24, apart=True, activation="glu", dtype="fp16"), ("x",)),
+        (router, RouterCase(B=3, E=8, k=2, dtype="fp16"), ("logits",)),
+        (rope_append, RopeCase(B=3, H_q=2, H_kv=1, D=16, T=9, page=4, dtype="fp16"), ("qkv",)),
+        (state_update, StateCase(kind="gated_delta", B=3, H=2, V=16, K=32, dtype="fp16"), ("tokens",)),
+        (state_update, StateCase(kind="mamba2", B=3, H=2, V=16, K=32, dtype="fp16"), ("tokens",)),
+    ],
+)
+def test_rows_may_be_columns_of_a_wider_product(op: Any, case: Any, names: tuple[str, ...], target: Target) -> None:
+    for each, where in (("triton", target), ("numba", CPU), ("torch", target)):
+        inputs = op.inputs(case, where.device, 0)
+        for name in names:
+            narrow = inputs[name]
+            wider = torch.full((len(narrow), narrow[0].numel() + 8), torch.nan, dtype=narrow.dtype, device=where.device)
+            wider[:, : narrow[0].numel()] = narrow.flatten(1) if narrow.ndim > 1 else narrow[:, None]
+            inputs[name] = wider.as_strided(narrow.shape, (wider.stride(0), *narrow.stride()[1:]))
+        found = impl(op.OP.name, each).prepare(case, inputs, where)()
+        assert passes(op, case, found.cpu(), {name: tensor.cpu() for name, tensor in inputs.items()}), each
+
+
+def test_a_share_weighs_what_is_added() -> None:
+    case = NormCase(B=4, D=48, residual=True, addend="shares", dtype="fp32")
+    inputs = rmsnorm.inputs(case, "cpu", 0)
+    h = inputs["x"] + inputs["residual"] + torch.sigmoid(inputs["share"])[:, None] * inputs["addend"]
+    torch.testing.assert_close(rmsnorm.reference(case, inputs)[4:].float(), h)
+    with pytest.raises(ValueError, match="has none"):
+        replace(case, addend="", gate="silu")
 
 
 @pytest.mark.parametrize("activations", ["fp8", "int8"])
