@@ -1,4 +1,4 @@
-"""Shards, shares and engines of a fleet, and the files for engines that only start programs."""
+"""Shards, shares and engines of a fleet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from bench.errors import BadRequest
 from bench.measure.schedule import request_from, shard_of
-from bench.operate.fleet import engines, head, merging, rendering, shares
+from bench.operate.fleet import engines, head, merging, shares
 from bench.records import Record
 from bench.run import load_run
 from kernels.op import discover
@@ -149,37 +149,6 @@ def test_jobs_send_their_records_back(tmp_path: Path) -> None:
     verdict, _ = measured(tmp_path, engine, cpu_shares=1, request=PLANTED)
     assert verdict.missing == ()
     assert keys(tmp_path) == [PLANTED_KEYS]
-
-
-@pytest.mark.parametrize("form", sorted(rendering.FORMS))
-def test_rendered_files_parse(form: str) -> None:
-    yaml = pytest.importorskip("yaml")
-    text = rendering.render(form, nodes=4, gpus=8, part="H200", image="decodebench:1", suite="quick")
-    found = yaml.safe_load(text)
-    if form == "sky":
-        assert found["num_nodes"] == 4
-        assert found["resources"] == {"accelerators": "H200:8"}
-        assert found["run"].split() == ["python3", "-m", "bench", "fleet", "node", "--suite", "quick"]
-    else:
-        assert found["spec"]["completions"] == 4
-        assert found["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"part": "H100: 8"}, {"part": ""}, {"image": 'x: "y"'}, {"image": "a\nb"}, {"suite": "fast"}, {"gpus": 0}],
-)
-def test_what_would_be_no_file_is_refused(changed: dict[str, Any]) -> None:
-    asked: dict[str, Any] = {
-        "nodes": 1,
-        "gpus": 8,
-        "part": "H200",
-        "image": "registry.io:5000/a/b@sha256:0",
-        "suite": "quick",
-    }
-    assert rendering.render("sky", **asked)
-    with pytest.raises(BadRequest):
-        rendering.render("sky", **{**asked, **changed})
 
 
 def test_shards_of_one_run_merge(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import threading
 import time
@@ -21,8 +22,8 @@ from bench.errors import BadRequest, unknown
 from bench.operate.fleet import node
 from bench.operate.fleet.node import Event, Task
 
-STATE_S = 1.0
-"""How often a job's state is looked at while it waits in the queue."""
+STATE_S = 5.0
+"""How often Slurm is asked for the states of all jobs that wait in the queue."""
 
 
 class Engine(Protocol):
@@ -122,6 +123,8 @@ class Slurm:
     def __post_init__(self) -> None:
         self._submitit = optional("submitit", "submitit")
         self._waiting: dict[str, Any] = {}
+        self._asking = threading.Lock()
+        self._asked = -math.inf
 
     def nodes(self) -> list[str]:
         return [f"job{i}" for i in range(self.count)]
@@ -134,14 +137,26 @@ class Slurm:
             executor.update_parameters(
                 gpus_per_node=self.gpus_per_node,
                 slurm_partition=self.partition,
-                slurm_additional_parameters={"exclusive": "", **asked},
+                slurm_additional_parameters={"exclusive": True, **asked},
             )
         job = self._waiting[name] = executor.submit(all_events, task)
-        while not job.done() and job.state != "RUNNING":
-            time.sleep(STATE_S)
+        while not self.has_started(job):
+            time.sleep(min(1.0, STATE_S))
         del self._waiting[name]
         yield {"kind": "start"}
         yield from job.result()
+
+    def has_started(self, job: Any) -> bool:
+        """Does the job run, or has it ended?
+
+        submitit asks Slurm less and less often, up to every 10 minutes, and would take a job that has started for one
+        that waits. So Slurm is asked here: one call for all jobs, whichever of them wants to know.
+        """
+        with self._asking:
+            if time.monotonic() - self._asked >= STATE_S:
+                job.get_info(mode="force")
+                self._asked = time.monotonic()
+        return job.done() or job.state == "RUNNING"
 
     def close(self) -> None:
         """Jobs that have not started are taken out of the queue."""

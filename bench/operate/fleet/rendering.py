@@ -13,7 +13,7 @@ SKY = """\
 name: decodebench
 num_nodes: {nodes}
 resources:
-  accelerators: {part}:{gpus}
+  accelerators: "{part}:{gpus}"
 workdir: .
 setup: |
   python3 -m pip install -q -e .
@@ -49,7 +49,7 @@ spec:
               topologyKey: kubernetes.io/hostname
       containers:
         - name: node
-          image: {image}
+          image: "{image}"
           command: ["python3", "-m", "bench", "fleet", "node", "--suite", "{suite}"]
           env:
             - name: NODE_NAME
@@ -68,9 +68,9 @@ def render(form: str, *, nodes: int, gpus: int, part: str, image: str, suite: st
     """The file as text. BadRequest for an unknown form or suite, and for a name that YAML would not keep."""
     require("form", [form], FORMS)
     require("suite", [suite], SUITES)
-    for option, name in (("--part", part), ("--image", image)):
-        if not re.fullmatch(r"[\w./:@-]*\w", name, re.ASCII):
-            raise BadRequest(f"{option} {name[:40]!r}: a name of letters, digits and . / : @ _ -")
+    for option, name, signs in (("--part", part, ". _ -"), ("--image", image, ". / : @ _ -")):
+        if not re.fullmatch(rf"[\w{signs}]*\w".replace(" ", ""), name, re.ASCII):
+            raise BadRequest(f"{option} {name[:40]!r}: a name of letters, digits and {signs}")
     if form == "sky" and not gpus:
         raise BadRequest("--gpus 0: a task of SkyPilot names its GPUs")
     return FORMS[form].format(name="fleet.yaml", nodes=nodes, gpus=gpus, part=part, image=image, suite=suite)
