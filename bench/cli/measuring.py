@@ -42,6 +42,7 @@ def run(
     from bench import report
     from bench.measure import runner
     from bench.measure.counting import count_into
+    from bench.predict.roofline import Expected
     from bench.terminal import listing
     from bench.terminal.progress import Live
 
@@ -59,7 +60,7 @@ def run(
         hang_s=seconds("--hang", hang),
         argv=tuple(sys.argv[1:]),
     )
-    with Live.on(stderr=as_json) as live:
+    with Live.on(stderr=as_json, expected=Expected()) as live:
         outcome = runner.run(request, out, resume, live)
     if counters and not outcome.interrupted:
         found = count_into(outcome.directory, ops=request.ops, impls=request.impls, case=request.case)
@@ -126,6 +127,7 @@ def campaign(
 ) -> None:
     """Do everything for a rented hour: doctor, gate, tuning, ceilings, suites, counters, selfcheck."""
     from bench.operate.campaign import rehearsal, steps
+    from bench.predict.roofline import Expected
     from bench.terminal import listing
     from bench.terminal.progress import Live
 
@@ -139,7 +141,7 @@ def campaign(
         argv=tuple(sys.argv[1:]),
     )
     outcome: steps.CampaignOutcome | rehearsal.Rehearsal
-    with Live.on(stderr=as_json or rehearse) as live:
+    with Live.on(stderr=as_json or rehearse, expected=Expected()) as live:
         outcome = rehearsal.rehearse(request, live, lacks=lacks or ()) if rehearse else steps.run(request, out, live)
     say(outcome, as_json=as_json)
     raise typer.Exit(outcome.exit_code)

@@ -99,6 +99,22 @@ def predict_beside(record: Record, ceilings: Ceilings, target: Target) -> Predic
     return sum_up([with_core(terms, record.core_s, here)], f"{basis}, and the kernel in the caches of the cores")
 
 
+class Expected:
+    """What a report will predict for each record of a run, as far as its ceilings have been heard of."""
+
+    def __init__(self) -> None:
+        self.ceilings: list[Record] = []
+
+    def __call__(self, record: Record) -> float | None:
+        found = record.prediction.get("measured")
+        if not found:
+            self.ceilings.append(record)
+            return None
+        known = Ceilings.from_records(self.ceilings)
+        beside = predict_beside(record, known, Target(kind="cpu", name="a host")) if known else None
+        return beside.seconds if beside else float(found["seconds"])
+
+
 def with_core(stages: Sequence[Terms], core_s: float, ceilings: Ceilings) -> Terms:
     """The terms of all stages together, where the time of their instructions was measured.
 

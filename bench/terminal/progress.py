@@ -43,11 +43,19 @@ def counting(what: str, name: Callable[[Any], str]) -> Iterator[Callable[[int, i
         yield lambda done, total, last: bar.update(task, completed=done, total=total, description=name(last))
 
 
-class Live:
-    """Shows a run on a console. A console that is no terminal gets plain lines and no bar."""
+def stored(record: Record) -> float | None:
+    """Seconds that were predicted before the measurement."""
+    found = record.prediction.get("measured")
+    return float(found["seconds"]) if found else None
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+
+class Live:
+    """Shows a run on a console. A console that is no terminal gets plain lines and no bar.
+
+    `expected` says for a record how many seconds were predicted."""
+
+    def __init__(self, console: Console, expected: Callable[[Record], float | None] = stored) -> None:
+        self.console, self.expected = console, expected
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -61,9 +69,9 @@ class Live:
         self._working = False
 
     @classmethod
-    def on(cls, *, stderr: bool) -> Live:
+    def on(cls, *, stderr: bool, expected: Callable[[Record], float | None] = stored) -> Live:
         """On stderr or stdout."""
-        return cls(Console(stderr=stderr))
+        return cls(Console(stderr=stderr), expected)
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -98,7 +106,7 @@ class Live:
             return
         rate = si(record.bytes / record.seconds, "B/s")
         flops = si(record.flops / record.seconds, "FLOP/s") if record.flops else ""
-        said = [f"{duration(record.seconds):>9}", f"{rate:>10}", f"{flops:>13}", versus(record)]
+        said = [f"{duration(record.seconds):>9}", f"{rate:>10}", f"{flops:>13}", versus(record, self.expected(record))]
         flags = ", ".join(record.flags)
         for line in fitting(name, said, flags, wide):
             self._print(escape(line).replace(FLAGS_HERE, f"[yellow]{escape(flags)}[/yellow]"))
@@ -165,10 +173,9 @@ def fitting(name: list[str], said: list[str], flags: str, width: int) -> list[st
     return [first, "  " + "  ".join(kept) + end]
 
 
-def versus(record: Record) -> str:
-    """The time predicted before the measurement, and by how much the measured time differs from it."""
-    predicted = record.prediction.get("measured")
-    if not predicted or not record.seconds:
+def versus(record: Record, expected: float | None) -> str:
+    """The predicted time, and by how much the measured time differs from it."""
+    if not expected or not record.seconds:
         return ""
-    error = f"({signed(record.seconds / predicted['seconds'] - 1)})"
-    return f"  predicted {duration(predicted['seconds']):>9} {error:>9}"
+    error = f"({signed(record.seconds / expected - 1)})"
+    return f"  predicted {duration(expected):>9} {error:>9}"

@@ -15,7 +15,7 @@ from bench.judge.interventions import regime
 from bench.judge.view import View, gap
 from bench.measure.core import IN_CACHE, LARGEST, ROW_S, InCache, in_cache
 from bench.measure.timing import sample_interleaved
-from bench.predict.roofline import predict_beside
+from bench.predict.roofline import Expected, predict_beside
 from bench.records import Record, as_line, from_line
 from kernels.common.integers import MiB
 from kernels.ffn_gemv.op import GemvCase
@@ -164,6 +164,13 @@ def test_a_kernel_with_too_many_instructions_is_told_from_a_memory_that_is_slow(
         assert seen[name].bound == "memory"
         assert seen[name].error("measured") == pytest.approx(1.0, abs=0.01)
         assert "the model does not explain it" in gap(seen[name], ROOFS)
+
+
+def test_the_screen_says_what_the_report_will_say(tmp_path: Path) -> None:
+    expected, slow = Expected(), taking("slow", 0.004, 0.004)
+    assert expected(READ) is None
+    assert expected(slow) == pytest.approx(shown(tmp_path, slow).points[0].predicted("measured"))
+    assert expected(dataclasses.replace(slow, roof={})) == pytest.approx(0.002)
 
 
 def test_only_cases_far_from_their_own_ridge_are_interventions() -> None:
