@@ -17,6 +17,7 @@ from kernels.rope_append.op import frequencies as plain_frequencies
 class Rope:
     """Pair i of R/2 turns by position x f_i, with f_i = theta^(-2i/R) changed as `kind` says.
 
+    - `none`: 0, so that nothing turns
     - `linear`: f / `factor`
     - `yarn`: f where a pair turns `fast` times or more within `original` tokens, f / `factor` where it turns `slow`
       times or less, and a mean of both in between. With `truncate` the borders are whole pairs
@@ -26,7 +27,7 @@ class Rope:
     """
 
     theta: float = 10000.0
-    kind: Literal["default", "linear", "yarn", "llama3"] = "default"
+    kind: Literal["default", "none", "linear", "yarn", "llama3"] = "default"
     factor: float = 1.0
     original: int = 0
     fast: float = 32.0
@@ -36,8 +37,8 @@ class Rope:
 
     def frequencies(self, R: int) -> list[float]:
         plain = plain_frequencies(R, self.theta)
-        if self.kind == "default":
-            return plain
+        if self.kind in ("default", "none"):
+            return plain if self.kind == "default" else [0.0] * len(plain)
         kept = self._kept(R, plain)
         return [f * share + f / self.factor * (1 - share) for f, share in zip(plain, kept, strict=True)]
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.quantization import BESIDE
 from kernels.common.random_inputs import BYTES
-from kernels.decode_step.inputs import angles, head_of
+from kernels.decode_step import states
+from kernels.decode_step.inputs import angles, embedding_factor, head_of
 from kernels.decode_step.op import StepCase
 from kernels.decode_step.parts import OUTSIDE, Part, parts, prefix_of, routed
+from kernels.decode_step.states import stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.latent_append.op import LatentCase
 from kernels.latent_append.op import cache_of as latents_of
@@ -20,6 +22,8 @@ from kernels.latent_append.op import q_of as latents_q
 from kernels.op import Impl, Inputs, Stage, Target, implementations
 from kernels.rmsnorm.op import NormCase
 from kernels.rope_append.op import RopeCase, cache_of, q_of
+from kernels.state_update.cases import StateCase
+from kernels.state_update.memory import y_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 ATTENTION = ("attention_decode", "mla_decode")
 OPS = (
     *("rmsnorm", "ffn_gemv", "rope_append", "latent_append", "head_gemv", *ATTENTION),
-    *("ffn_block", "silu_mul", "router", "moe_ffn"),
+    *("ffn_block", "silu_mul", "router", "moe_ffn", "state_update"),
 )
 """The operations of `kernels/` that steps consist of."""
 
@@ -77,20 +81,36 @@ class Composition:
         if x is None:
             return self.run(layer, name, **given), new[0]
         if case.addend:
-            given["addend"] = new[1] if case.addend == "rows" else self.inputs[f"{layer}.o_bias"]
+            given["addend"] = self.inputs[f"{layer}.o_bias"] if case.addend == "bias" else new[1]
+        if case.addend == "shares":
+            given["share"] = new[2]
         rows = self.run(layer, name, **given, residual=x)
         return rows[: case.B], rows[case.B :]
 
+    def mixer(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """What attention or a state mixer adds to the residual, less the bias of its last product."""
+        if stateful(self.case, layer):
+            return self.state(layer, x)
+        return self.latent_attention(layer, x) if shape_of(self.case.model).is_mla else self.attention(layer, x)
+
+    def state(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        case: StateCase = self.part(layer, "state")
+        norm: NormCase = self.part(layer, "state_norm")
+        mixed = self.product(layer, "state_in", x)
+        tokens, z = mixed[:, None, : case.width], mixed[:, case.width :]
+        memory = self.run(layer, "state", tokens=tokens, **states.update_inputs(self.case, self.inputs, layer))
+        y, w = y_of(case, memory).view(norm.rows, norm.D), self.inputs[f"{layer}.state_norm"]
+        normed = self.run(layer, "state_norm", x=y, z=z, w=w)
+        return self.product(layer, "state_out", normed.view(self.case.B, -1))
+
     def attention(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        """What attention adds to the residual, less the bias of its last product."""
         import torch
 
-        if shape_of(self.case.model).is_mla:
-            return self.latent_attention(layer, x)
         case, inputs = self.case, self.inputs
         rope: RopeCase = self.part(layer, "kv_append")
         attention: AttentionCase = self.part(layer, "attention")
-        qkv = self.product(layer, "qkv", x).view(case.B, rope.heads, rope.D)
+        mixed, columns = self.product(layer, "qkv", x), rope.heads * rope.D
+        qkv, gate = mixed[:, :columns].unflatten(1, (rope.heads, rope.D)), mixed[:, columns:]
         of_cache = {n: inputs[f"{layer}.{n}"] for n in ("k_scale", "v_scale")} if case.kv else {}
         memory = self.run(
             layer,
@@ -120,7 +140,9 @@ class Composition:
             lengths=inputs["lengths"],
             sink_logits=inputs[f"{layer}.sink_logits"],
         )
-        y = self.product(layer, "o", o.view(case.B, attention.H_q * attention.D))
+        o = o.view(case.B, attention.H_q * attention.D)
+        o = self.run(layer, "attention_gate", x=gate, up=o) if gate.shape[1] else o
+        y = self.product(layer, "o", o)
         return self.norm(layer, "attention_post_norm", [y], None)[0] if wiring_of(case.model).post_norms else y
 
     def latent_attention(self, layer: int, x: torch.Tensor) -> torch.Tensor:
@@ -162,23 +184,27 @@ class Composition:
         return self.product(layer, "o", values.view(B, -1))
 
     def ffn(self, layer: int, x: torch.Tensor) -> list[torch.Tensor]:
-        """What the FFN adds to the residual, or what routed experts add and then what shared experts do."""
+        """What the FFN adds to the residual, or what routed experts add, then what shared experts do, then the logits
+        that weigh these."""
         if routed(self.case, layer):
-            found = [self.experts(layer, x)]
+            routed_part, share = self.experts(layer, x)
+            found = [routed_part]
             if shape_of(self.case.model).shared_width:
                 found.append(self.dense(layer, "shared", x))
+            found += [share] if wiring_of(self.case.model).shared_gate else []
         else:
             found = [self.dense(layer, "ffn", x)]
         if wiring_of(self.case.model).post_norms:
             return [self.norm(layer, "ffn_post_norm", found, None)[0]]
         return found
 
-    def experts(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+    def experts(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What routed experts give, and the last column of the router's product."""
         import torch
 
-        inputs = self.inputs
+        inputs, E = self.inputs, shape_of(self.case.model).experts
         logits = self.product(layer, "router", x)
-        found = self.run(layer, "route", logits=logits, bias=inputs[f"{layer}.router_bias"])
+        found = self.run(layer, "route", logits=logits[:, :E], bias=inputs[f"{layer}.router_bias"])
         matrices = {f"w_{n}": inputs[f"{layer}.experts_{n}"] for n in ("gate_up", "down")}
         for name in (f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in BESIDE):
             if f"{layer}.experts_{name}" in inputs:
@@ -186,7 +212,8 @@ class Composition:
         if wiring_of(self.case.model).expert_bias:
             matrices |= {f"b_{n}": inputs[f"{layer}.experts_{n}_bias"] for n in ("gate_up", "down")}
         weights = found[1].view(torch.float32)
-        return self.run(layer, "experts", x=x, topk_ids=found[0], topk_weights=weights, **matrices)
+        y = self.run(layer, "experts", x=x, topk_ids=found[0], topk_weights=weights, **matrices)
+        return y, logits[:, -1]
 
     def dense(self, layer: int, name: str, x: torch.Tensor) -> torch.Tensor:
         prefix = prefix_of(name)
@@ -199,11 +226,11 @@ class Composition:
     def logits(self) -> torch.Tensor:
         """The whole step; also writes the next tokens into `next`."""
         case, inputs = self.case, self.inputs
-        factor = shape_of(case.model).hidden ** 0.5 if wiring_of(case.model).scaled_embedding else 1.0
+        factor = embedding_factor(case)
         new, x = [self.kernels.look_up(inputs["tokens"], inputs["embedding"], factor)], None
         for layer in range(case.measured_layers):
             y, x = self.norm(layer, "attention_norm", new, x)
-            new = [self.attention(layer, y)]
+            new = [self.mixer(layer, y)]
             y, x = self.norm(layer, "ffn_norm", new, x)
             new = self.ffn(layer, y)
         y, _ = self.norm(OUTSIDE, "final_norm", new, x)

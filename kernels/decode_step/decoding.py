@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kernels.decode_step import states
 from kernels.decode_step.inputs import bookkeeping, caches
 from kernels.decode_step.parts import memory_shape
+from kernels.decode_step.states import stateful
 from kernels.op import Inputs
 
 if TYPE_CHECKING:
@@ -29,13 +31,15 @@ def following(
 
 
 def carried(case: StepCase, inputs: Inputs, layer: int, before: tuple[StepCase, Inputs] | None) -> torch.Tensor:
-    """The memory of the step before. Where a page was added, all pages move to their new places."""
+    """The memory of the step before. Where a page was added, all pages move to their new places; states stay."""
     import torch
 
     name, like = f"{layer}.memory", inputs["embedding"]
-    if before and memory_shape(before[0]) == memory_shape(case):
+    if stateful(case, layer):
+        return states.carried(states.state_case(case), before[1][name] if before else None, like)
+    if before and memory_shape(before[0], layer) == memory_shape(case, layer):
         return before[1][name]
-    memory = torch.zeros(memory_shape(case), dtype=like.dtype, device=like.device)
+    memory = torch.zeros(memory_shape(case, layer), dtype=like.dtype, device=like.device)
     if before:
         old_case, old = before
         columns = -(-old_case.T // case.page)

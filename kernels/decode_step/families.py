@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kernels.decode_step.angles import Rope, yarn_magnitude
 from kernels.decode_step.wiring import Wiring
 from kernels.model_config import BadConfig, Reading
+from kernels.model_config.fields import Fields, class_defaults
+from kernels.state_update.cases import StateCase
+
+Given = Mapping[str, Any]
+"""The fields of a file, or of an object in it."""
 
 ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"}
 
@@ -17,7 +23,9 @@ ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"
 class Family:
     """What the configuration class of a `model_type` says where a file says nothing, and what no file says.
 
-    `always` is the wiring that all models of the type have. `biased` tells whether `attention_bias` counts.
+    `always` is the wiring that all models of the type have. `biased` tells whether `attention_bias` counts. `rotary` is
+    the part of a head that is rotated; where it is less than 1, a file may say another one. `state` reads the sizes of
+    state mixers.
     """
 
     theta: float = 10000.0
@@ -25,6 +33,40 @@ class Family:
     always: Mapping[str, Any] = field(default_factory=dict)
     biased: bool = False
     full_every: int = 0
+    rotary: float = 1.0
+    state: Callable[[Fields], StateCase] | None = None
+
+
+def gated_delta(fields: Fields) -> StateCase:
+    return StateCase(
+        kind="gated_delta",
+        B=1,
+        H=fields.whole("linear_num_value_heads"),
+        G=fields.whole("linear_num_key_heads"),
+        V=fields.whole("linear_value_head_dim"),
+        K=fields.whole("linear_key_head_dim"),
+        conv=fields.whole("linear_conv_kernel_dim"),
+    )
+
+
+def mamba2(fields: Fields) -> StateCase:
+    if fields.truth("mamba_proj_bias", default=False):
+        raise fields.wrong("mamba_proj_bias", "false: the products of a step's state mixers have no bias")
+    least, most = fields.get("time_step_limit") or (0.0, math.inf)
+    if least > 0 or (isinstance(most, float | int) and most < math.inf):
+        raise fields.wrong("time_step_limit", "from 0 to infinity: a step limits no time step")
+    heads, inner = fields.whole("mamba_n_heads"), fields.whole("mamba_expand") * fields.whole("hidden_size")
+    if inner % heads or fields.get("mamba_d_head") not in (None, "auto", inner // heads):
+        raise fields.wrong("mamba_n_heads", f"heads that share the {inner} channels of mamba_expand x hidden_size")
+    return StateCase(
+        kind="mamba2",
+        B=1,
+        H=heads,
+        G=fields.whole("mamba_n_groups"),
+        V=inner // heads,
+        K=fields.whole("mamba_d_state"),
+        conv=fields.whole("mamba_d_conv"),
+    )
 
 
 FAMILIES = {
@@ -53,6 +95,13 @@ FAMILIES = {
         },
     ),
     "deepseek_v3": Family(always={"latent_epsilon": 1e-6}),
+    "qwen3_next": Family(
+        rotary=0.25,
+        state=gated_delta,
+        always={"qk_norm": True, "norms_less_one": True, "shared_gate": True},
+    ),
+    "bamba": Family(epsilon=1e-5, rotary=0.5, state=mamba2),
+    "granitemoehybrid": Family(state=mamba2),
 }
 """By `model_type`: `configuration_<type>.py` and `modeling_<type>.py` of transformers 5.24."""
 
@@ -75,16 +124,23 @@ def wiring_from(reading: Reading) -> Wiring:
         if name not in ACTIVATIONS:
             raise BadConfig(f"hidden_act {name!r}: a step has {', '.join(ACTIVATIONS)}")
         found["activation"] = ACTIVATIONS[name]
+    if family.state:
+        found["state"] = family.state(Fields(kind, text, class_defaults(kind, nested=False)))
+        found["states"] = tuple(layer.mixer == "state" for layer in reading.layers)
     full, window = rope_fields(text, family)
-    found["rope"] = rope_from(full)
+    found["rope"] = rope_from(full, family)
+    if family.rotary != 1:
+        found["rotary_share"] = float(full.get("partial_rotary_factor") or family.rotary)
     if shape.window:
         found["windows"] = windows(text, shape.layers, family)
     if window:
-        found["window_rope"] = rope_from(window)
+        found["window_rope"] = rope_from(window, family)
     if kind == "gemma3_text":
         found["attention_scale"] = float(text.get("query_pre_attn_scalar") or 256) ** -0.5
-    if kind == "qwen3_moe":
-        found["router"] = (("renormalize", bool(text.get("norm_topk_prob", False))),)
+    if kind == "granitemoehybrid":
+        found |= multipliers(text)
+    if kind in ("qwen3_moe", "qwen3_next"):
+        found["router"] = (("renormalize", bool(text.get("norm_topk_prob", kind == "qwen3_next"))),)
     if shape.is_mla:
         found |= latents(text, full)
     return Wiring(**found)
@@ -115,10 +171,18 @@ def windows(text: Mapping[str, Any], layers: int, family: Family) -> tuple[bool,
     return tuple(not every or (layer + 1) % every > 0 for layer in range(layers))
 
 
-Fields = Mapping[str, Any]
+def multipliers(text: Given) -> dict[str, Any]:
+    """What Granite multiplies by, and whether its heads turn."""
+    found: dict[str, Any] = {
+        "attention_scale": float(text.get("attention_multiplier", 1.0)),
+        "embedding_factor": float(text.get("embedding_multiplier", 1.0)),
+        "residual_factor": float(text.get("residual_multiplier", 1.0)),
+        "logits_factor": 1 / float(text.get("logits_scaling", 1.0)),
+    }
+    return found if text.get("position_embedding_type") == "rope" else found | {"rope": Rope(kind="none")}
 
 
-def rope_fields(text: Fields, family: Family) -> tuple[Fields, Fields | None]:
+def rope_fields(text: Given, family: Family) -> tuple[Given, Given | None]:
     """What a file says about the angles of layers without a window, and with one where these have their own."""
     given = text.get("rope_parameters") or {}
     if "full_attention" in given:
@@ -126,15 +190,16 @@ def rope_fields(text: Fields, family: Family) -> tuple[Fields, Fields | None]:
     scaling = given or text.get("rope_scaling") or {}
     theta = text.get("rope_theta") or family.theta
     own = text.get("rope_local_base_freq")
-    if text.get("partial_rotary_factor", 1.0) != 1:
-        raise BadConfig("partial_rotary_factor: a step rotates whole heads")
-    return {"rope_theta": theta, **scaling}, {"rope_theta": own} if own else None
+    share = {} if family.rotary == 1 else {"partial_rotary_factor": text.get("partial_rotary_factor")}
+    if not share and text.get("partial_rotary_factor", 1.0) != 1:
+        raise BadConfig("partial_rotary_factor: a step rotates whole heads of this model")
+    return {"rope_theta": theta, **share, **scaling}, {"rope_theta": own} if own else None
 
 
-def rope_from(given: Fields) -> Rope:
+def rope_from(given: Given, family: Family) -> Rope:
     kind, theta = given.get("rope_type") or given.get("type") or "default", float(given["rope_theta"])
-    if given.get("partial_rotary_factor", 1.0) != 1:
-        raise BadConfig("partial_rotary_factor: a step rotates whole heads")
+    if family.rotary == 1 and given.get("partial_rotary_factor", 1.0) != 1:
+        raise BadConfig("partial_rotary_factor: a step rotates whole heads of this model")
     if kind == "default":
         return Rope(theta=theta)
     factor, original = float(given.get("factor") or 1), int(given.get("original_max_position_embeddings") or 0)
@@ -154,7 +219,7 @@ def rope_from(given: Fields) -> Rope:
     return Rope(**common, **borders, truncate=given.get("truncate", True), magnitude=float(magnitude))
 
 
-def latents(text: Fields, rope: Fields) -> dict[str, Any]:
+def latents(text: Given, rope: Given) -> dict[str, Any]:
     """The router and the scores of DeepSeek-V3."""
     all_dims = rope.get("mscale_all_dim") if (rope.get("rope_type") or rope.get("type")) == "yarn" else None
     factor = yarn_magnitude(float(rope["factor"]), float(all_dims)) ** 2 if all_dims else 1.0

@@ -11,7 +11,19 @@ from kernels.common import paging
 from kernels.common.integers import cdiv
 from kernels.common.quantization import random_weights
 from kernels.common.random_inputs import RandomInputs
-from kernels.decode_step.parts import Part, latent_case, lengths, memory_shape, parts, prefix_of, rope_case, windowed
+from kernels.decode_step import states
+from kernels.decode_step.parts import (
+    Part,
+    latent_case,
+    lengths,
+    memory_shape,
+    parts,
+    prefix_of,
+    rope_case,
+    rotary,
+    windowed,
+)
+from kernels.decode_step.states import stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
@@ -24,6 +36,7 @@ from kernels.op import Inputs
 from kernels.rmsnorm.op import NormCase
 from kernels.rope_append.op import CODES_PER_UNIT, RopeCase, cache_of, rotations, scales
 from kernels.router.op import RouterCase
+from kernels.state_update.cases import StateCase
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +71,7 @@ def vectors(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
     for part in parts(case):
         at, each = f"{part.layer}.", part.case
         if isinstance(each, NormCase):
-            yield named(part), (each.D,), dtype
+            yield named(part), (each.D * (1 if each.shared else each.groups),), dtype
             if each.addend == "bias":
                 yield at + "o_bias", (each.D,), dtype
         elif isinstance(each, RopeCase):
@@ -69,6 +82,8 @@ def vectors(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
             yield at + "latent_norm", (each.L,), dtype
         elif isinstance(each, AttentionCase):
             yield at + "sink_logits", (each.H_q if each.sink_logits else 0,), "fp32"
+        elif isinstance(each, StateCase):
+            yield from ((at + name, size, stored) for name, size, stored in states.vectors(each))
         elif isinstance(each, RouterCase):
             yield at + "router_bias", (each.E if each.has_bias else 0,), "fp32" if each.score == "sigmoid" else dtype
         elif isinstance(each, MoeCase) and each.bias:
@@ -100,23 +115,26 @@ def inputs(case: StepCase, device: str, seed: int) -> Inputs:
             made[name] = packed.pop("w").unflatten(0, size[:-1])
             made |= {name + part.removeprefix("w"): tensor for part, tensor in packed.items()}
     for name, size, stored in vectors(case):
-        is_norm = name.endswith("norm")
-        made[name] = draw.normal(size, stored, scale=0.125 if is_norm else 1.0)
-        if device != "meta" and is_norm:
-            made[name] += 1
+        own = (0.125, 1.0) if name.endswith("norm") else (1.0, 0.0)
+        deviation, mean = states.PARAMETERS.get(name.rpartition(".")[2], own)
+        made[name] = draw.normal(size, stored, scale=deviation)
+        if device != "meta":
+            made[name] += mean
     for layer in range(case.measured_layers):
         made |= drawn_memory(case, layer, draw)
     return made | bookkeeping(case, device, seed)
 
 
 def drawn_memory(case: StepCase, layer: int, draw: RandomInputs) -> Inputs:
-    """Queries and cache of a layer ~ N(0, 1), and the scales of a cache in 8 bits."""
+    """Queries and cache of a layer ~ N(0, 1), and the scales of a cache in 8 bits; or its states."""
     import torch
 
     name, device = f"{layer}.memory", draw.device
+    if stateful(case, layer):
+        return {name: states.drawn_memory(states.state_case(case), draw)}
     if not case.kv:
-        return {name: draw.normal(memory_shape(case), case.dtype)}
-    rope, made = rope_case(case), torch.zeros(memory_shape(case), dtype=torch.uint8, device=device)
+        return {name: draw.normal(memory_shape(case, layer), case.dtype)}
+    rope, made = rope_case(case), torch.zeros(memory_shape(case, layer), dtype=torch.uint8, device=device)
     cache = cache_of(rope, made)
     codes = draw.normal(tuple(cache.shape), case.kv, scale=CODES_PER_UNIT[case.kv])
     if device != "meta":
@@ -133,7 +151,8 @@ def height_of(case: StepCase, name: str) -> int:
 
 
 def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
-    """`lengths` with the new token and `positions` of it, int32 [B]; the block table; the angles of all positions."""
+    """`lengths` with the new token and `positions` of it, int32 [B]; the block table; the angles of all positions; and
+    where states are."""
     import torch
 
     found = torch.tensor(lengths(case), dtype=torch.int32)
@@ -143,10 +162,12 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed))
         table = torch.full((case.B, columns + 1), paging.GARBAGE[0], dtype=torch.int32)
         table[:, :columns] = order[: case.B * columns].view(case.B, columns)
-    wiring, shape = wiring_of(case.model), shape_of(case.model)
+    wiring = wiring_of(case.model)
     made = {"lengths": found, "positions": found - 1, "block_table": table}
+    if wiring.state:
+        made |= states.bookkeeping(case, made["positions"])
     made = {name: tensor.to(device) for name, tensor in made.items()}
-    R = shape.rope_dim or shape.head_dim
+    R = rotary(case)
     for name, rope in (("rotations", wiring.rope), ("window_rotations", wiring.window_rope)):
         if rope:
             made[name] = rotations(case.T, rope.frequencies(R), device) * rope.magnitude
@@ -169,3 +190,9 @@ def angles(case: StepCase, inputs: Inputs, layer: int) -> torch.Tensor:
 def head_of(case: StepCase) -> str:
     """The matrix of the LM head."""
     return "embedding" if shape_of(case.model).tied_embeddings else "lm_head"
+
+
+def embedding_factor(case: StepCase) -> float:
+    """What rows of the embedding are multiplied by."""
+    wiring = wiring_of(case.model)
+    return shape_of(case.model).hidden ** 0.5 if wiring.scaled_embedding else wiring.embedding_factor

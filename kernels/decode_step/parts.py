@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kernels.attention_decode.cases import AttentionCase
 from kernels.attention_decode.op import lengths as drawn_lengths
+from kernels.decode_step import states
+from kernels.decode_step.states import stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
@@ -128,17 +130,26 @@ def lengths(case: StepCase) -> tuple[int, ...]:
     return drawn_lengths(attention_case(case, 0))
 
 
-def memory_shape(case: StepCase) -> tuple[int, ...]:
-    """Of what holds the queries and the cache of a layer."""
+def memory_shape(case: StepCase, layer: int) -> tuple[int, ...]:
+    """Of what holds the queries and the cache of a layer, or its states."""
+    if stateful(case, layer):
+        return states.memory_shape(states.state_case(case))
     if shape_of(case.model).is_mla:
         latent = latent_case(case)
         return latent.rows, latent.R
     return rope_case(case).memory_shape
 
 
+def rotary(case: StepCase) -> int:
+    """How many dims of a head are rotated."""
+    shape = shape_of(case.model)
+    return shape.rope_dim or round(shape.head_dim * wiring_of(case.model).rotary_share)
+
+
 def rope_case(case: StepCase) -> RopeCase:
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     return RopeCase(
+        rotary=rotary(case) % shape.head_dim,
         H_q=shape.heads,
         H_kv=shape.kv_heads,
         D=shape.head_dim,
@@ -162,23 +173,36 @@ def norm(case: StepCase, *, residual: bool, addend: str = "") -> NormCase:
 def norm_after(case: StepCase, layer: int) -> NormCase:
     """The norm behind this many layers, which adds what the last of them gave. Shared experts give their own part."""
     shared = layer > 0 and routed(case, layer - 1) and shape_of(case.model).shared_width
-    return norm(case, residual=layer > 0, addend="rows" if shared else "")
+    addend = "shares" if wiring_of(case.model).shared_gate else "rows"
+    return norm(case, residual=layer > 0, addend=addend if shared else "")
 
 
 def mixer(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
-    """Attention with its norms and products."""
+    """Attention with its norms and products, or a state mixer."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     yield "attention_norm", "rmsnorm", norm_after(case, layer)
-    if shape.is_mla:
-        yield from latent_mixer(case)
+    if shape.is_mla or stateful(case, layer):
+        yield from state_mixer(case) if stateful(case, layer) else latent_mixer(case)
         return
-    rope = rope_case(case)
-    yield "qkv", "ffn_gemv", product(case, "qkv", rope.heads * shape.head_dim, shape.hidden, case.weights)
+    rope, heads, gate = rope_case(case), shape.heads * shape.head_dim, shape.gate_width
+    yield "qkv", "ffn_gemv", product(case, "qkv", rope.heads * shape.head_dim + gate, shape.hidden, case.weights)
     yield "kv_append", "rope_append", rope
     yield "attention", "attention_decode", attention_case(case, layer)
-    yield "o", "ffn_gemv", product(case, "o", shape.hidden, shape.heads * shape.head_dim, case.weights)
+    if gate:
+        yield "attention_gate", "silu_mul", GateCase(F=heads, activation="glu", apart=True, **common(case))
+    yield "o", "ffn_gemv", product(case, "o", shape.hidden, heads, case.weights)
     if wiring.post_norms:
         yield "attention_post_norm", "rmsnorm", norm(case, residual=False)
+
+
+def state_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
+    """The first product gives the tokens of the state and the gate of the norm behind it."""
+    hidden, state = shape_of(case.model).hidden, states.state_case(case)
+    inner = states.inner(state)
+    yield "state_in", "ffn_gemv", product(case, "state_in", state.width + inner, hidden, case.weights)
+    yield "state", "state_update", state
+    yield "state_norm", "rmsnorm", states.state_norm(case)
+    yield "state_out", "ffn_gemv", product(case, "state_out", hidden, inner, case.weights)
 
 
 def router_case(case: StepCase) -> RouterCase:
@@ -206,7 +230,7 @@ def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
     yield "ffn_norm", "rmsnorm", norm(case, residual=True, addend="bias" if wiring.o_bias else "")
     if routed(case, layer):
         E, k, kind = shape.experts, shape.experts_per_token, wiring.activation
-        yield "router", "ffn_gemv", product(case, "router", E, shape.hidden)
+        yield "router", "ffn_gemv", product(case, "router", E + wiring.shared_gate, shape.hidden)
         yield "route", "router", router_case(case)
         sizes: dict[str, Any] = {"E": E, "k": k, "H": shape.hidden, "F": shape.expert_ffn}
         sizes |= {"weights": case.weights, "activation": kind, "bias": wiring.expert_bias}

@@ -5,13 +5,15 @@ Names on the left are those of Hugging Face's files. Experts lie there one by on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kernels.common.random_inputs import torch_dtype
 from kernels.decode_step.inputs import matrices, vectors
+from kernels.decode_step.states import state_case, stateful
 from kernels.decode_step.wiring import Wiring, shape_of, wiring_of
 from kernels.models import ModelShape
+from kernels.state_update.cases import DELTA, StateCase
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,18 @@ POST_NORMS = {
     "ffn_post_norm": "post_feedforward_layernorm",
 }
 
+FFN_NORMS = ("post_attention_layernorm", "pre_ff_layernorm")
+FINAL_NORMS = ("norm", "final_layernorm")
+ROUTERS = ("gate", "router", "router.layer")
+SHARED = ("shared_experts", "shared_expert")
+"""Names that families have for one thing: Bamba, gpt-oss and Qwen3-Next have the second ones, Granite the third."""
+
+FIRST = ("gate_proj.weight", "input_linear.weight")
+"""How the first matrix of a FFN is named; the second one holds gate and up."""
+
+LAST_PRODUCTS = ("o", "state_out", "down", "shared_down", "experts_down")
+"""What gives the residual a block's output."""
+
 EXPERTS = (("{}.gate_proj", "{}.up_proj", "{}.down_proj"), ("{}.w1", "{}.w3", "{}.w2"))
 """Gate, up and down of an expert, as most files and as Mixtral's name them."""
 
@@ -38,16 +52,22 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
     at, shift = embedding.removesuffix("embed_tokens.weight"), float(wiring.norms_less_one)
-    found = {"embedding": stored[embedding], "final_norm": stored[f"{at}norm.weight"] + shift}
+    final = stored[f"{at}{one_of(stored, at, FINAL_NORMS)}.weight"] + shift
+    found = {"embedding": stored[embedding], "final_norm": final * wiring.logits_factor}
     if not shape.tied_embeddings:
         found["lm_head"] = stored[next((n for n in stored if n.endswith("lm_head.weight")), "lm_head.weight")]
     for layer in range(case.measured_layers):
         mine = f"{at}layers.{layer}."
         for ours, theirs in (POST_NORMS if wiring.post_norms else NORMS).items():
+            theirs = one_of(stored, mine, FFN_NORMS) if ours == "ffn_norm" and not wiring.post_norms else theirs
             found[f"{layer}.{ours}"] = stored[f"{mine}{theirs}.weight"] + shift
-        mixer = latents if shape.is_mla else heads
-        for pairs in (mixer(shape, wiring, stored, f"{mine}self_attn."), ffn(shape, wiring, stored, mine, layer)):
-            found |= {f"{layer}.{name}": tensor for name, tensor in pairs}
+        if stateful(case, layer):
+            mixed = states_of(state_case(case), stored, mine)
+        else:
+            mixed = (latents if shape.is_mla else heads)(shape, wiring, stored, f"{mine}self_attn.")
+        for name, tensor in (*mixed, *ffn(shape, wiring, stored, mine, layer)):
+            factor = wiring.residual_factor if name in LAST_PRODUCTS else 1.0
+            found[f"{layer}.{name}"] = tensor * factor if factor != 1 else tensor
     for name, size, _ in (*matrices(case), *vectors(case)):
         if tuple(found[name].shape) != tuple(size):
             raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, config.json says {tuple(size)}")
@@ -55,9 +75,9 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
 
 
 def typed(case: StepCase, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """In the type of the case; what is added to scores stays in fp32."""
+    """In the type of the case; what is added to scores stays in fp32, as do the rates of states."""
     sigmoid = name.endswith("router_bias") and dict(wiring_of(case.model).router).get("score") == "sigmoid"
-    kind = "fp32" if sigmoid or name.endswith("sink_logits") else case.dtype
+    kind = "fp32" if sigmoid or name.endswith(("sink_logits", "A_log", "dt_bias", ".D")) else case.dtype
     return tensor.to(torch_dtype(kind)).contiguous()
 
 
@@ -69,7 +89,12 @@ def heads(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> Pairs:
     import torch
 
     none = torch.empty(0)
-    yield "qkv", torch.cat([stored[f"{at}{x}_proj.weight"] for x in "qkv"])
+    q, k, v = (stored[f"{at}{x}_proj.weight"] for x in "qkv")
+    if shape.gate_width:  # rows of each head of q, then those of its gate
+        q, gate = (half.flatten(0, 1) for half in q.unflatten(0, (shape.heads, -1)).chunk(2, dim=1))
+        yield "qkv", torch.cat([q, k, v, gate])
+    else:
+        yield "qkv", torch.cat([q, k, v])
     yield "bias", torch.cat([stored[f"{at}{x}_proj.bias"] for x in "qkv"]) if wiring.qkv_bias else none
     for x in "qk":
         norm = stored[f"{at}{x}_norm.weight"] + float(wiring.norms_less_one) if wiring.qk_norm else none
@@ -101,15 +126,50 @@ def latents(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> Pairs
     yield "o", stored[f"{at}o_proj.weight"]
 
 
-def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, layer: int) -> Pairs:
-    if not shape.is_moe or layer < shape.dense_layers:
-        yield from dense(stored, f"{at}mlp.", "")
-        return
+def states_of(state: StateCase, stored: Stored, at: str) -> Pairs:
+    """The mixer of a layer with a state. The rows of a token come first, those of the gate behind them."""
     import torch
 
-    at += "block_sparse_moe." if f"{at}block_sparse_moe.gate.weight" in stored else "mlp."
-    gate = f"{at}router" if f"{at}router.weight" in stored else f"{at}gate"
-    yield "router", stored[f"{gate}.weight"]
+    at, delta = (f"{at}linear_attn.", True) if state.kind in DELTA else (f"{at}mamba.", False)
+    if delta:
+        each, heads = state.H // state.G * state.V, state.H // state.G
+        grouped = stored[f"{at}in_proj_qkvz.weight"].unflatten(0, (state.G, -1))
+        *qkv, z = (rows.flatten(0, 1) for rows in grouped.split([state.K, state.K, each, each], dim=1))
+        gates = stored[f"{at}in_proj_ba.weight"].unflatten(0, (state.G, -1)).split([heads, heads], dim=1)
+        beta, a = (rows.flatten(0, 1) for rows in gates)
+        yield "state_in", torch.cat([*qkv, a, beta, z])
+    else:
+        w = stored[f"{at}in_proj.weight"]
+        yield "state_in", torch.cat([w[state.H * state.V :], w[: state.H * state.V]])
+        bias = stored.get(f"{at}conv1d.bias")
+        yield "conv_bias", torch.zeros(state.convolved) if bias is None else bias
+        yield "D", stored[f"{at}D"]
+    yield "conv_weight", stored[f"{at}conv1d.weight"][:, 0].T
+    yield from ((name, stored[at + name]) for name in ("A_log", "dt_bias"))
+    yield "state_norm", stored[f"{at}norm.weight"]
+    yield "state_out", stored[f"{at}out_proj.weight"]
+
+
+def one_of(stored: Stored, at: str, names: Sequence[str]) -> str:
+    """The name that a file has; the first one if it has none."""
+    return next((name for name in names if f"{at}{name}.weight" in stored), names[0])
+
+
+def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, layer: int) -> Pairs:
+    import torch
+
+    if not shape.is_moe or layer < shape.dense_layers:
+        names = [
+            name for name in ("mlp", "feed_forward", "shared_mlp") if any(f"{at}{name}.{w}" in stored for w in FIRST)
+        ]
+        yield from dense(stored, f"{at}{names[0] if names else 'mlp'}.", "")
+        return
+    whole = at
+    sparse = f"{at}block_sparse_moe."
+    at = sparse if any(f"{sparse}{name}.weight" in stored for name in ROUTERS) else f"{at}mlp."
+    gate = at + one_of(stored, at, ROUTERS)
+    rows = stored[f"{gate}.weight"]
+    yield "router", torch.cat([rows, stored[f"{at}shared_expert_gate.weight"]]) if wiring.shared_gate else rows
     corrected = f"{gate}.e_score_correction_bias"
     bias = stored[corrected] if corrected in stored else stored.get(f"{gate}.bias")
     yield "router_bias", torch.empty(0) if bias is None else bias
@@ -119,10 +179,15 @@ def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, layer: int) 
         yield "experts_gate_up_bias", apart(stored[f"{at}experts.gate_up_proj_bias"])
         yield "experts_down_bias", stored[f"{at}experts.down_proj_bias"]
     if shape.shared_width:
-        yield from dense(stored, f"{at}shared_experts.", "shared_")
+        beside = [f"{at}{name}." for name in SHARED if f"{at}{name}.up_proj.weight" in stored]
+        yield from dense(stored, beside[0] if beside else f"{whole}shared_mlp.", "shared_")
 
 
 def dense(stored: Stored, at: str, prefix: str) -> Pairs:
+    if f"{at}{FIRST[1]}" in stored:
+        yield from zip((f"{prefix}gate", f"{prefix}up"), stored[f"{at}{FIRST[1]}"].chunk(2), strict=True)
+        yield f"{prefix}down", stored[f"{at}output_linear.weight"]
+        return
     for name in ("gate", "up", "down"):
         yield prefix + name, stored[f"{at}{name}_proj.weight"]
 
@@ -138,6 +203,9 @@ def experts(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> tuple
     """[E, 2F, H] and [E, H, F]."""
     import torch
 
+    whole = at.removesuffix("experts.")
+    if f"{whole}input_linear.weight" in stored:
+        return stored[f"{whole}input_linear.weight"], stored[f"{whole}output_linear.weight"]
     if f"{at}gate_up_proj" in stored:
         first, second = stored[f"{at}gate_up_proj"], stored[f"{at}down_proj"]
         if wiring.expert_bias:  # gpt-oss, whose experts are stored with the columns first

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from kernels.common import gated, paging
 from kernels.common.quantization import BESIDE, SCALE_GROUP, dequantize
-from kernels.decode_step.inputs import angles, head_of, height_of
+from kernels.decode_step import states
+from kernels.decode_step.inputs import angles, embedding_factor, head_of, height_of
 from kernels.decode_step.parts import (
     attention_case,
     latent_case,
@@ -17,6 +18,7 @@ from kernels.decode_step.parts import (
     routed,
     router_case,
 )
+from kernels.decode_step.states import stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.kv_append.op import slots as kv_append_slots
 from kernels.latent_append.op import cache_of as latents_of
@@ -56,14 +58,15 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
     import torch
 
     rope, attention = rope_case(case), attention_case(case, layer)
-    qkv = (x @ weight(case, inputs, f"{layer}.qkv").T).view(case.B, rope.heads, rope.D)
+    qkv = x @ weight(case, inputs, f"{layer}.qkv").T
+    qkv, gate = qkv[:, : rope.heads * rope.D].unflatten(1, (rope.heads, rope.D)), qkv[:, rope.heads * rope.D :]
     if rope.bias:
         qkv = qkv + inputs[f"{layer}.bias"].float().view(rope.heads, rope.D)
     q, k, v = qkv.split([rope.H_q, rope.H_kv, rope.H_kv], dim=1)
     if rope.qk_norm:
         q, k = (normed(x, inputs[f"{layer}.{n}_norm"], rope.epsilon) for x, n in ((q, "q"), (k, "k")))
     cos, sin = angles(case, inputs, layer)[inputs["positions"].long()][:, None].chunk(2, dim=-1)
-    q, k = turned(q, cos, sin), turned(k, cos, sin)
+    q, k = (torch.cat([turned(x[..., : rope.R], cos, sin), x[..., rope.R :]], -1) for x in (q, k))
     cache, out = cache_of(rope, inputs[f"{layer}.memory"]), torch.empty_like(q)
     if case.kv:
         of_k, of_v = (inputs[f"{layer}.{name}"] for name in ("k_scale", "v_scale"))
@@ -83,7 +86,7 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
             scores = torch.cat([scores, sinks], -1)
         shares = scores.softmax(-1)[..., : len(keys)]
         out[b] = torch.einsum("hgt,thd->hgd", shares, values).flatten(0, 1)
-    return out.flatten(1)
+    return out.flatten(1) * (gate.sigmoid() if gate.shape[1] else 1.0)
 
 
 def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
@@ -111,11 +114,22 @@ def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor
     return torch.stack(out).flatten(1)
 
 
+def mixed(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
+    """What goes into the last product of attention or of a state mixer."""
+    if stateful(case, layer):
+        return states.reference(case, inputs, layer, x @ weight(case, inputs, f"{layer}.state_in").T)
+    return (attended_latents if shape_of(case.model).is_mla else attended)(case, inputs, layer, x)
+
+
 def fed_forward(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
     if not routed(case, layer):
         return dense(case, inputs, layer, x, "ffn")
-    y = routed_experts(case, inputs, layer, x)
-    return y + dense(case, inputs, layer, x, "shared") if shape_of(case.model).shared_width else y
+    logits = x @ weight(case, inputs, f"{layer}.router").T
+    y = routed_experts(case, inputs, layer, x, logits[:, : shape_of(case.model).experts])
+    if not shape_of(case.model).shared_width:
+        return y
+    share = logits[:, -1:].sigmoid() if wiring_of(case.model).shared_gate else 1.0
+    return y + share * dense(case, inputs, layer, x, "shared")
 
 
 def dense(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -126,12 +140,11 @@ def dense(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, name: str
     return gated.hidden(wiring_of(case.model).activation, gate, up) @ weight(case, inputs, f"{at}down").T
 
 
-def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
+def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Each expert hit, with its tokens. Routing is that of `kernels/router`, by its reference."""
     import torch
 
     kind, route = wiring_of(case.model).activation, router_case(case)
-    logits = x @ weight(case, inputs, f"{layer}.router").T
     shares = routing(route, {"logits": logits, "bias": inputs[f"{layer}.router_bias"]}).float()
     y, (first, second) = (
         torch.zeros_like(x),
@@ -149,16 +162,13 @@ def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) 
 
 def reference(case: StepCase, inputs: Inputs) -> torch.Tensor:
     """Logits [B, V]."""
-    shape, wiring = shape_of(case.model), wiring_of(case.model)
-    attend = attended_latents if shape.is_mla else attended
-    x = inputs["embedding"][inputs["tokens"]].float()
-    if wiring.scaled_embedding:
-        x = x * shape.hidden**0.5
+    wiring = wiring_of(case.model)
+    x = inputs["embedding"][inputs["tokens"]].float() * embedding_factor(case)
     for layer in range(case.measured_layers):
-        for name, block in (("attention", attend), ("ffn", fed_forward)):
+        for name, block in (("attention", mixed), ("ffn", fed_forward)):
             y = block(case, inputs, layer, normed(x, inputs[f"{layer}.{name}_norm"], wiring.epsilon))
             if name == "attention":
-                y = y @ weight(case, inputs, f"{layer}.o").T
+                y = y @ weight(case, inputs, f"{layer}.{'state_out' if stateful(case, layer) else 'o'}").T
                 y = y + inputs[f"{layer}.o_bias"].float() if wiring.o_bias else y
             x = x + (normed(y, inputs[f"{layer}.{name}_post_norm"], wiring.epsilon) if wiring.post_norms else y)
     return normed(x, inputs["final_norm"], wiring.epsilon) @ inputs[head_of(case)].float().T

@@ -9,6 +9,7 @@ from typing import Any
 from kernels.decode_step.angles import Rope, yarn_magnitude
 from kernels.models import MODELS, ModelShape
 from kernels.rmsnorm.op import EPSILON
+from kernels.state_update.cases import QWEN, StateCase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,38 @@ class Wiring:
     pairs_adjacent: bool = False
     """Whether files keep the two dims of a rotated pair next to each other, not half a head apart."""
     router: tuple[tuple[str, Any], ...] = ()
+    rotary_share: float = 1.0
+    """The part of a head that is rotated."""
+    shared_gate: bool = False
+    """Whether a logit of each token weighs what shared experts give. Its row stands behind those of the router."""
+    states: tuple[bool, ...] = ()
+    """Which layers have a state mixer instead of attention, over and over from the first layer on."""
+    state: StateCase | None = None
+    """The sizes of a state mixer."""
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0
+    """Of what each block adds; the weights of its last product are multiplied by it when they are loaded."""
+    logits_factor: float = 1.0
+    """Likewise, in the weights of the last norm."""
 
+
+TOY_MAMBA2 = StateCase(kind="mamba2", B=1, H=8, G=2, V=16, K=16)
 
 FAMILIES: Mapping[str, Wiring] = {
     # config.json of each: rope_theta and rms_norm_eps, and the family's model code in transformers
     "llama-2": Wiring(),
     "llama-3": Wiring(rope=Rope(theta=500000.0)),
     "qwen2.5": Wiring(rope=Rope(theta=1e6), qkv_bias=True, epsilon=1e-6),
+    "qwen3-next": Wiring(
+        rope=Rope(theta=1e7),
+        rotary_share=0.25,
+        epsilon=1e-6,
+        qk_norm=True,
+        norms_less_one=True,
+        shared_gate=True,
+        states=(True, True, True, False),
+        state=QWEN,
+    ),
     "qwen3": Wiring(rope=Rope(theta=1e6), qk_norm=True, epsilon=1e-6),
     "mistral": Wiring(),
     "mixtral": Wiring(rope=Rope(theta=1e6)),
@@ -89,8 +115,10 @@ FAMILIES: Mapping[str, Wiring] = {
         score_factor=yarn_magnitude(40.0) ** 2,
         router=(("score", "sigmoid"), ("groups", 8), ("top_groups", 4), ("scaling", 2.5)),
     ),
+    "bamba": Wiring(rotary_share=0.5, states=(True, False), state=TOY_MAMBA2),
+    "granite-4.0-h": Wiring(rope=Rope(kind="none"), states=(True, False), state=TOY_MAMBA2),
 }
-"""By the beginning of a model's name."""
+"""By the beginning of a model's name; the first that fits counts."""
 
 
 def _toy(name: str, **more: Any) -> ModelShape:
@@ -130,8 +158,43 @@ TOYS: Mapping[str, ModelShape] = {
             rope_dim=16,
             v_head_dim=24,
         ),
+        _toy(
+            "toy-qwen3-next",
+            head_dim=32,
+            experts=8,
+            experts_per_token=3,
+            expert_ffn=48,
+            shared_ffn=40,
+            gate_width=128,
+            attention_free_layers=1,
+        ),
+        _toy("toy-bamba", attention_free_layers=1),
+        _toy(
+            "toy-granite-4.0-h",
+            experts=8,
+            experts_per_token=3,
+            expert_ffn=48,
+            shared_ffn=40,
+            attention_free_layers=1,
+            tied_embeddings=True,
+        ),
     )
 }
+
+TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
+    "toy-gemma-3": {"full_every": 2, "attention_scale": 0.0},
+    "toy-qwen3-next": {
+        "states": (True, False),
+        "state": StateCase(kind="gated_delta", B=1, H=4, G=2, V=16, K=32),
+    },
+    "toy-granite-4.0-h": {
+        "attention_scale": 0.1,
+        "embedding_factor": 3.0,
+        "residual_factor": 0.5,
+        "logits_factor": 0.25,
+    },
+}
+"""What toys have otherwise than their family."""
 
 
 REMEMBERED: dict[str, tuple[ModelShape, Wiring]] = {}
@@ -167,7 +230,7 @@ def wiring_of(model: str) -> Wiring:
         return REMEMBERED[name][1]
     found = family(name)
     assert found, name
-    return replace(found, full_every=2, attention_scale=0.0) if name == "toy-gemma-3" else found
+    return replace(found, **TOY_WIRING.get(name, {}))
 
 
 def composed() -> list[str]:

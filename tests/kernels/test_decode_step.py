@@ -17,8 +17,11 @@ from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import lengths, memory_shape, parts
 from kernels.decode_step.peers import traced
+from kernels.decode_step.states import parameters, state_case, stateful
 from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
 from kernels.op import Impl, Target, implementations
+from kernels.state_update.memory import ring_of, state_of
+from kernels.state_update.recurrence import advance, at_token
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
 STEPS = 16
@@ -43,25 +46,49 @@ def impl(name: str) -> Impl:
 
 Cached = list[list[tuple[torch.Tensor, ...]]]
 """By layer and sequence: keys and values [tokens, H_kv, D], from the first token that is still cached. With MLA there
-is one of them, latents and rotary keys [tokens, L + R]."""
+is one of them, latents and rotary keys [tokens, L + R]. Of a layer with states, the state [H, V, K] and the tokens that
+the convolution looks back to, the oldest first."""
 
 
 def fill(case: StepCase, inputs: dict[str, Any], cached: Cached, rest: float) -> None:
     """Write what was cached before into the pages of this step, and `rest` everywhere else."""
     for layer, sequences in enumerate(cached):
-        memory = torch.full(memory_shape(case), rest)
+        memory = torch.full(memory_shape(case, layer), rest)
+        inputs[f"{layer}.memory"] = memory
+        if stateful(case, layer):
+            fill_states(case, inputs, memory, sequences)
+            continue
         for half, stored in enumerate(caches(case, memory)):
             for b, pair in enumerate(sequences):
                 last = int(inputs["positions"][b])
                 for t in range(last - len(pair[half]), last):
                     page = int(inputs["block_table"][b, t // case.page])
                     stored[page, t % case.page] = pair[half][t - last]
-        inputs[f"{layer}.memory"] = memory
+
+
+def fill_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, sequences: Any) -> None:
+    state = state_case(case)
+    for b, (before, tokens) in enumerate(sequences):
+        ring, read, _ = inputs["slots"][b].tolist()
+        state_of(state, memory)[read] = before
+        for back, token in enumerate(reversed(tokens), 1):
+            ring_of(state, memory)[ring, (int(inputs["state_positions"][b]) - back) % state.ring] = token
+
+
+def keep_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, sequences: Any) -> None:
+    state = state_case(case)
+    for b, (_, tokens) in enumerate(sequences):
+        ring, _, written = inputs["slots"][b].tolist()
+        new = ring_of(state, memory)[ring, int(inputs["state_positions"][b]) % state.ring].clone()
+        sequences[b] = (state_of(state, memory)[written].clone(), torch.stack([*tokens[1:], new]))
 
 
 def keep(case: StepCase, inputs: dict[str, Any], cached: Cached) -> None:
     """Add the keys and values that this step wrote."""
     for layer, sequences in enumerate(cached):
+        if stateful(case, layer):
+            keep_states(case, inputs, inputs[f"{layer}.memory"], sequences)
+            continue
         cache = caches(case, inputs[f"{layer}.memory"])
         for b, pair in enumerate(sequences):
             t = int(inputs["positions"][b])
@@ -69,16 +96,43 @@ def keep(case: StepCase, inputs: dict[str, Any], cached: Cached) -> None:
             sequences[b] = tuple(torch.cat([old, own]) for old, own in zip(pair, new, strict=True))
 
 
-def prefilled(model: Any, prompts: list[list[int]]) -> Cached:
+def prefilled_states(
+    case: StepCase, model: Any, weights: dict[str, torch.Tensor], layer: int, prompts: list[list[int]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """By the recurrence in fp64 from an empty state, on what goes into the module of transformers. Releases cache
+    states under different names."""
+    state, mixer = state_case(case), model.model.layers[layer]
+    mixer = mixer.linear_attn if state.kind == "gated_delta" else mixer.mamba
+    given = parameters(state, weights, layer)
+    seen: list[torch.Tensor] = []
+    handle = mixer.register_forward_pre_hook(
+        lambda _, rows, named: seen.append(named.get("hidden_states", rows[0] if rows else None)), with_kwargs=True
+    )
+    for prompt in prompts:
+        model(torch.tensor([prompt]))
+        tokens = (seen.pop()[0] @ weights[f"{layer}.state_in"].T)[:, : state.width]
+        tokens = torch.cat([torch.zeros(state.conv - 1, state.width), tokens])
+        now = torch.zeros(1, state.H, state.V, state.K, dtype=torch.float64)
+        for t in range(state.conv, len(tokens) + 1):
+            channels, gates = at_token(replace(state, B=1), given, tokens[None, :t], slice(None), 0)
+            now, _ = advance(state, given, now, channels, gates)
+        yield now[0].float(), tokens[1 - state.conv :, : state.convolved]
+    handle.remove()
+
+
+def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prompts: list[list[int]]) -> Cached:
     """What transformers caches of each prompt. Layers with a window keep its last tokens."""
     if model.config.model_type == "deepseek_v3":
         return prefilled_latents(model, prompts)
-    found: Cached = []
-    for b, prompt in enumerate(prompts):
+    found: Cached = [[] for _ in model.model.layers]
+    for layer, sequences in enumerate(found):
+        if stateful(case, layer):
+            sequences.extend(prefilled_states(case, model, weights, layer, prompts))
+    for prompt in prompts:
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
         for layer, each in enumerate(past.layers):
-            if b == 0:
-                found.append([])
+            if stateful(case, layer):
+                continue
             found[layer].append((each.keys[0].transpose(0, 1), each.values[0].transpose(0, 1)))
     return found
 
@@ -120,9 +174,11 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
 
 
 def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
-    """Weights and caches in fp16; angles and what is added to scores stay in fp32."""
-    ends = ("rotations", "sink_logits") + (("router_bias",) if "0.latent_norm" in inputs else ())
+    """Weights and caches in fp16; angles, what is added to scores, states and their rates stay in fp32."""
+    ends = ("rotations", "sink_logits", "A_log", "dt_bias", ".D")
+    ends += ("router_bias",) if "0.latent_norm" in inputs else ()
     kept = {name for name in inputs if name.endswith(ends)}
+    kept |= {name.replace("A_log", "memory") for name in inputs if name.endswith("A_log")}
     halved = {n: t.half() if t.is_floating_point() and n not in kept else t for n, t in inputs.items()}
     return {name: tensor.to(device) for name, tensor in halved.items()}
 
@@ -137,14 +193,15 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
     Torch multiplies what a mask hides with 0, so for it the rest of the cache is finite. Ours never read it.
     """
     pytest.importorskip("transformers")
-    from tests.support.transformers_models import model_of, step_inputs, weights_of
+    from tests.support.transformers_models import model_of, need, step_inputs, weights_of
 
+    need(name)
     model = model_of(name)
     weights = weights_of(name, model)
     case = StepCase(model=name, B=3, T=14, page=4, lengths="ragged", seed=8, dtype="fp32")
     draw = torch.Generator().manual_seed(1)
     texts = [torch.randint(0, 130, (n,), generator=draw).tolist() for n in lengths(case)]
-    cached = prefilled(model, [text[:-1] for text in texts])
+    cached = prefilled(case, model, weights, [text[:-1] for text in texts])
     for step in range(STEPS):
         now = replace(case, T=case.T + step, grown=step)
         assert list(lengths(now)) == [len(text) for text in texts]
@@ -159,8 +216,13 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
         tokens = expected.argmax(1).tolist()
         assert inputs["next"].tolist() == tokens, step
         if step == 1:
+            halved = replace(now, weights="", dtype="fp16")
             narrow = in_fp16(inputs, target.device)
-            logits = impl("triton").prepare(replace(now, weights="", dtype="fp16"), narrow, target)().cpu()
+            for layer in (each for each in range(case.measured_layers) if stateful(case, each)):
+                memory = torch.full(memory_shape(halved, layer), math.nan)
+                fill_states(halved, inputs, memory, cached[layer])
+                narrow[f"{layer}.memory"] = memory.to(target.device)
+            logits = impl("triton").prepare(halved, narrow, target)().cpu()
             assert float((logits - expected).abs().max()) < IN_FP16
             assert narrow["next"].tolist() == logits.argmax(1).tolist()
         keep(now, inputs, cached)

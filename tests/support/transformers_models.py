@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from kernels.decode_step.angles import Rope
 from kernels.decode_step.inputs import bookkeeping
 from kernels.decode_step.op import StepCase
 from kernels.decode_step.published import weights
+from kernels.decode_step.states import PARAMETERS
 from kernels.decode_step.wiring import shape_of, wiring_of
+
+RATES = ("A_log", "dt_bias", ".D")
+"""Parameters of states, which are drawn as a step's inputs are."""
 
 CLASSES = {
     "toy-llama-3": ("LlamaConfig", "LlamaForCausalLM"),
@@ -22,7 +27,51 @@ CLASSES = {
     "toy-gemma-3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "toy-gpt-oss": ("GptOssConfig", "GptOssForCausalLM"),
     "toy-deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+    "toy-qwen3-next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
+    "toy-bamba": ("BambaConfig", "BambaForCausalLM"),
+    "toy-granite-4.0-h": ("GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM"),
 }
+
+
+def need(name: str) -> None:
+    """Skip the test, and say so, where the installed release of transformers has no such model."""
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, CLASSES[name][1]):
+        pytest.skip(f"transformers {transformers.__version__} has no {CLASSES[name][1]}")
+
+
+def state_fields(name: str) -> dict[str, Any]:
+    """What config.json says of state mixers, and of what comes with them."""
+    shape, wiring = shape_of(name), wiring_of(name)
+    assert wiring.state
+    state, layers = wiring.state, range(shape.layers)
+    kinds = ["linear_attention" if wiring.states[layer] else "full_attention" for layer in layers]
+    if state.kind == "gated_delta":
+        return {
+            "layer_types": kinds,
+            "linear_num_value_heads": state.H,
+            "linear_num_key_heads": state.G,
+            "linear_value_head_dim": state.V,
+            "linear_key_head_dim": state.K,
+            "linear_conv_kernel_dim": state.conv,
+            "shared_expert_intermediate_size": shape.shared_ffn,
+        }
+    fields: dict[str, Any] = {
+        "attn_layer_indices": [layer for layer in layers if not wiring.states[layer]],
+        "mamba_n_heads": state.H,
+        "mamba_n_groups": state.G,
+        "mamba_d_head": state.V,
+        "mamba_d_state": state.K,
+        "mamba_d_conv": state.conv,
+        "mamba_expand": state.H * state.V // shape.hidden,
+        "mamba_chunk_size": 8,
+    }
+    if name == "toy-granite-4.0-h":
+        fields |= {"layer_types": kinds, "attention_multiplier": wiring.attention_scale}
+        fields |= {"embedding_multiplier": wiring.embedding_factor, "residual_multiplier": wiring.residual_factor}
+        fields |= {"logits_scaling": 1 / wiring.logits_factor, "shared_intermediate_size": shape.shared_width}
+        fields |= {"intermediate_size": shape.expert_ffn}
+    return fields
 
 
 def angle_fields(rope: Rope) -> dict[str, Any]:
@@ -78,6 +127,12 @@ def config_fields(name: str) -> dict[str, Any]:
         fields |= {"qk_rope_head_dim": shape.rope_dim, "qk_nope_head_dim": shape.head_dim}
         fields |= {"v_head_dim": shape.v_head_dim, "num_nextn_predict_layers": 0}
         del fields["head_dim"]
+    if wiring.rotary_share != 1:
+        fields["rope_parameters"] = angles | {"partial_rotary_factor": wiring.rotary_share}
+    if wiring.rope.kind == "none":
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": wiring.rope.theta}
+    if wiring.state:
+        fields |= state_fields(name)
     if wiring.window_rope:
         local = angle_fields(wiring.window_rope)
         fields["rope_parameters"] = {"full_attention": angles, "sliding_attention": local}
@@ -95,7 +150,11 @@ def model_of(name: str, seed: int = 0) -> Any:
     for key, tensor in model.named_parameters():
         drawn = torch.randn(tensor.shape, generator=generator)
         scale = tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.3
-        centre = 1.0 if tensor.ndim == 1 and key.endswith("norm.weight") and not name.startswith("toy-gemma") else 0.0
+        ones = key.endswith(("norm.weight", "layernorm.weight"))
+        less_one = wiring_of(name).norms_less_one and "linear_attn" not in key
+        centre = 1.0 if tensor.ndim == 1 and ones and not less_one else 0.0
+        if key.endswith(RATES):
+            scale, centre = PARAMETERS[key.rpartition(".")[2]]
         tensor.data.copy_(centre + scale * drawn)
     for key, tensor in model.named_buffers():
         if key.endswith("e_score_correction_bias"):

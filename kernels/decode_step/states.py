@@ -1,0 +1,143 @@
+"""Layers that keep a state instead of a cache: `kernels/state_update` between two products, with a gated norm.
+
+    mixed = x W_in^T, y = the state's answer to the first columns of mixed, the rest is z; norm(y, z) W_out^T
+
+The state of sequence b stands in slot 2b or 2b + 1 in turn, so that a step reads one and writes the other, and may run
+again. The ring of sequence b is ring b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kernels.common.random_inputs import torch_dtype
+from kernels.decode_step.wiring import wiring_of
+from kernels.op import Inputs
+from kernels.rmsnorm.op import NormCase
+from kernels.rmsnorm.op import reference as normed
+from kernels.state_update.cases import DELTA, StateCase
+from kernels.state_update.memory import ring_of, state_of
+from kernels.state_update.recurrence import advance, at_token, tokens_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.common.random_inputs import RandomInputs
+    from kernels.decode_step.op import StepCase
+
+NORM_GATES = {"gated_delta": "silu", "kda": "sigmoid", "mamba2": "silu_first"}
+"""The gate of the norm behind the state, by kind."""
+
+PARAMETERS = {
+    "A_log": (0.6, 0.7),
+    "dt_bias": (0.5, -2.0),
+    "conv_weight": (0.5, 0.0),
+    "conv_bias": (0.25, 0.0),
+    "D": (1.0, 0.0),
+}
+"""Deviation and mean of what is drawn, as in `kernels/state_update`: most decays are between 0.4 and 0.95."""
+
+
+def stateful(case: StepCase, layer: int) -> bool:
+    """Whether a layer has a state mixer instead of attention."""
+    turns = wiring_of(case.model).states
+    return bool(turns) and turns[layer % len(turns)]
+
+
+def state_case(case: StepCase) -> StateCase:
+    found = wiring_of(case.model).state
+    assert found, case.model
+    return replace(found, model=case.model, B=case.B, dtype=case.dtype)
+
+
+def inner(state: StateCase) -> int:
+    """Columns of y, and of z."""
+    return state.H * state.V
+
+
+def state_norm(case: StepCase) -> NormCase:
+    """Of the delta rule each head is a group, and all have one weight; of Mamba-2 heads that share B and C are one."""
+    state, delta = state_case(case), state_case(case).kind in DELTA
+    groups = state.H if delta else state.G
+    return NormCase(
+        model=case.model,
+        B=case.B,
+        D=inner(state) // groups,
+        groups=groups,
+        shared=delta,
+        gate=NORM_GATES[state.kind],
+        wide=state.state == "fp32" != case.dtype,
+        epsilon=wiring_of(case.model).epsilon,
+        dtype=case.dtype,
+    )
+
+
+def vectors(state: StateCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of the parameters of a state update."""
+    heads = (state.H, state.K) if state.kind == "kda" else (state.H,)
+    yield "A_log", (state.H,), "fp32"
+    yield "dt_bias", heads, "fp32"
+    yield "conv_weight", (state.conv, state.convolved), state.dtype
+    if state.kind not in DELTA:
+        yield "conv_bias", (state.convolved,), state.dtype
+        yield "D", (state.H,), "fp32"
+
+
+def parameters(state: StateCase, inputs: Inputs, layer: int) -> Inputs:
+    return {name: inputs[f"{layer}.{name}"] for name, _, _ in vectors(state)}
+
+
+def memory_shape(state: StateCase) -> tuple[int, ...]:
+    return sum(state.regions), state.K
+
+
+def drawn_memory(state: StateCase, draw: RandomInputs) -> torch.Tensor:
+    """States, rings and y ~ N(0, 1)."""
+    memory = draw.normal(memory_shape(state), state.state)
+    if draw.device != "meta":
+        ring = ring_of(state, memory)
+        ring.copy_(draw.normal(tuple(ring.shape), state.dtype))
+    return memory
+
+
+def bookkeeping(case: StepCase, positions: torch.Tensor) -> Inputs:
+    """Where states and rings are: `slots`, `kept` and `state_positions` as `kernels/state_update` takes them. What a
+    ring holds before the first token of a text has positions from 0 on too."""
+    import torch
+
+    state, b = state_case(case), torch.arange(case.B, dtype=torch.int32)
+    slots = torch.stack([b, 2 * b + positions % 2, 2 * b + (positions + 1) % 2], dim=1)
+    return {"slots": slots, "kept": torch.zeros_like(b), "state_positions": positions + state.ring}
+
+
+def update_inputs(case: StepCase, inputs: Inputs, layer: int) -> Inputs:
+    """What a state update reads beside its tokens."""
+    return parameters(state_case(case), inputs, layer) | {
+        "memory": inputs[f"{layer}.memory"],
+        "slots": inputs["slots"],
+        "kept": inputs["kept"],
+        "positions": inputs["state_positions"],
+    }
+
+
+def reference(case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor) -> torch.Tensor:
+    """[B, H V], what goes into the last product of a state mixer, with no rounding between."""
+    state, norm, given = state_case(case), state_norm(case), update_inputs(case, inputs, layer)
+    tokens, z = mixed.split([state.width, inner(state)], dim=1)
+    given["tokens"] = tokens[:, None]
+    memory, everyone = given["memory"], given["slots"][:, 0].long()
+    history = tokens_of(state, given, ring_of(state, memory), everyone)
+    channels, gates = at_token(state, given, history, slice(None), 0)
+    before = state_of(state, memory)[given["slots"][:, 1].long()].double()
+    _, y = advance(state, given, before, channels, gates)
+    found: dict[str, Any] = {"x": y.reshape(norm.rows, norm.D), "z": z, "w": inputs[f"{layer}.state_norm"]}
+    return normed(norm, found).view(case.B, -1).to(mixed.dtype)
+
+
+def carried(state: StateCase, before: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """The memory of the step before, or that of a text that begins."""
+    if before is not None:
+        return before
+    return like.new_zeros(memory_shape(state), dtype=torch_dtype(state.state))
