@@ -9,7 +9,7 @@ import typer
 
 from bench.errors import BadRequest
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Html, RunDirectory, examples, names
-from bench.terminal.screen import complain, form_of, printable, read_run, show, show_json, show_lines
+from bench.terminal.screen import complain, form_of, paragraphs, read_run, show, show_json, show_lines
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def report_command(
     from bench.report import several
 
     found = several.write(runs, out, threshold)
-    print(*map(printable, found.lines()), sep="\n")
+    paragraphs(*found.lines())
     raise typer.Exit(found.exit_code)
 
 
@@ -85,9 +85,9 @@ def compare(
         show(*compare_runs.main_table(comparison), form=form)
     else:
         *before, tally = compare_runs.lines(comparison)
-        print(*before, sep="\n")
+        paragraphs(*before)
         show(*compare_runs.main_table(comparison))
-        print(tally)
+        paragraphs(tally)
     raise typer.Exit(comparison.exit_code)
 
 
@@ -111,12 +111,12 @@ def claims(
         found = [judgement.as_dict(verdict) for verdict in verdicts]
         show_json(found[0] if explain else found)
     elif explain:
-        print(judgement.explain(verdicts[0]))
+        paragraphs(*judgement.explain(verdicts[0]).splitlines())
     elif form := form_of(as_csv, as_md):
         show(*judgement.main_table(verdicts), form=form)
     else:
         show_lines([judgement.line(v) for v in verdicts], colours=COLOURS)
-        print(judgement.tally(verdicts), "`claims --explain I4` shows one in full.")
+        paragraphs(f"{judgement.tally(verdicts)} `claims --explain I4` shows one in full.")
 
 
 @app.command(epilog=examples("audit table.csv --part h100-sxm", "audit table.parquet --map time=lat:us,m=bs --json"))
@@ -135,7 +135,7 @@ def audit(
     if as_json:
         show_json(found.as_dict())
     else:
-        print(*found.lines(), sep="\n")
+        paragraphs(*found.lines())
         if len(found.table()[1]):
             show(*found.table())
     if found.damaged:
@@ -177,4 +177,4 @@ def explain_command(
     if as_json:
         show_json([each.as_dict() for each in found])
     else:
-        print("\n\n".join("\n".join(each.lines()) for each in found))
+        paragraphs(*"\n\n".join("\n".join(each.lines()) for each in found).splitlines())

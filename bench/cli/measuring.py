@@ -11,7 +11,7 @@ import typer
 from bench.inspection.targets import compile_targets, emulate_targets
 from bench.terminal.arguments import duration, seconds, shard_number
 from bench.terminal.options import AsJson, Case, Device, Html, Impls, Ops, examples, names
-from bench.terminal.screen import busy, complain, printable, say, show_json
+from bench.terminal.screen import busy, complain, paragraphs, printable, say, show_json
 
 app = typer.Typer()
 
@@ -72,7 +72,8 @@ def run(
         where = {"directory": str(outcome.directory), "report": [str(p) for p in written]}
         show_json({**where, "records": counts, "answer": written.answer.as_dict()})
     else:
-        print(*map(printable, written.answer.lines()), f"report: {written.main}", sep="\n")
+        paragraphs(*written.answer.lines())
+        print(printable(f"report: {written.main}"))
     for record in outcome.faults:
         what = record.reason or ", ".join(record.flags)
         complain(f"{record.op} {record.case_id} {record.impl}: {record.status}: {what}")

@@ -10,7 +10,7 @@ import typer
 from bench.errors import BadRequest
 from bench.terminal.arguments import comma_separated, short_duration, whole_numbers
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, examples
-from bench.terminal.screen import busy, complain, form_of, read_run, show, show_json
+from bench.terminal.screen import busy, complain, form_of, paragraphs, read_run, show, show_json
 from kernels.model_config import FAMILIES
 
 app = typer.Typer()
@@ -149,7 +149,7 @@ def predict(
     if form:
         complain(*best)
         return
-    print(*said, sep="\n")
+    paragraphs(*said)
     if run_dir:
         print()
         show(*prediction.measured_table(found))
@@ -218,7 +218,7 @@ def step(
     if as_json:
         show_json(found.as_dict())
         return
-    print(*found.lines(), "", sep="\n")
+    paragraphs(*found.lines(), "")
     show(*found.table())
     if others := [row for row in steps.rows() if row["model"] == found.model]:
         print("\nthe same model by others, outside of servers:")
@@ -235,4 +235,4 @@ def decode_checkpoint(directory: Path, prompt_ids: str, tokens: int, device: str
     if as_json:
         show_json(found.as_dict())
         return
-    print(*found.lines(), sep="\n")
+    paragraphs(*found.lines())

@@ -10,7 +10,7 @@ import typer
 from bench.errors import require
 from bench.terminal.arguments import comma_separated
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Ops, Suite, examples, names
-from bench.terminal.screen import complain, form_of, show, show_json
+from bench.terminal.screen import complain, form_of, paragraphs, show, show_json
 
 app = typer.Typer()
 
@@ -78,7 +78,7 @@ def validate(
     print()
     show(*validation.error_table(found["errors"]))
     print()
-    print(*validation.remarks(found), sep="\n")
+    paragraphs(*validation.remarks(found))
     print("\nWhole steps outside of servers, and what is expected of ours:")
     show(*steps.table(steps.rows()))
 
@@ -110,7 +110,7 @@ def elasticity(
     print()
     show(*experiment.beside_table(found))
     print()
-    print(*found["caveats"], sep="\n")
+    paragraphs(*found["caveats"])
 
 
 @app.command(epilog=examples("best --part h200 --suite quick", "best --part h100-sxm --op ffn_gemv --csv"))

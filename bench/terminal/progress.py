@@ -81,7 +81,7 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._working and kind is None:
-            self._progress.advance(self._task)
+            self._advance()
         self._progress.stop()
 
     def begin(self, target: Target, directory: Path, total: int, done: int) -> None:
@@ -92,9 +92,15 @@ class Live:
 
     def working(self, op: str, case_id: str) -> None:
         if self._working:
-            self._progress.advance(self._task)
+            self._advance()
         self._working = True
         self._progress.update(self._task, description=escape(f"{op} {case_id}"))
+
+    def _advance(self) -> None:
+        """One case more is done. A case that is measured again is one more than was announced."""
+        task = self._progress.tasks[0]
+        done = task.completed + 1
+        self._progress.update(self._task, completed=done, total=task.total and max(task.total, done))
 
     def record(self, record: Record) -> None:
         if record.status in ("refused", "skipped"):

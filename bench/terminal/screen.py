@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from bench.errors import BadRequest
 
@@ -128,14 +130,30 @@ def say(found: Sayable, *, as_json: bool) -> None:
     if as_json:
         show_json(found.as_dict())
     else:
-        for line in found.lines():
-            print(printable(line))
+        paragraphs(*found.lines())
+
+
+def paragraphs(*lines: str) -> None:
+    """Print lines of text on stdout. A terminal gets long ones wrapped between words."""
+    _print(lines, sys.stdout)
 
 
 def complain(*lines: str) -> None:
-    """Print these lines on stderr."""
-    for line in lines:
-        print(printable(line), file=sys.stderr)
+    """Print lines of text on stderr, likewise."""
+    _print(lines, sys.stderr)
+
+
+COMMAND = re.compile(r"^\s*\$ |: decodebench ")
+"""Such a line ends with a command. It stays one line, so that the command can be copied."""
+
+
+def _print(lines: Sequence[str], stream: TextIO) -> None:
+    from bench.terminal import tables
+
+    width = shutil.get_terminal_size().columns if stream.isatty() else 0
+    for line in map(printable, lines):
+        short = not width or COMMAND.search(line)
+        print(line if short else "\n".join(tables.paragraph(line, width)), file=stream)
 
 
 def busy(what: str) -> Status:

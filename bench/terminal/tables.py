@@ -11,10 +11,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 GAP = 2
 PROSE = 32
 """A longer cell with spaces is a text, which may wrap. Others are numbers and names, which stay whole."""
+
+GLUE = "\u00a0"
+"""A space at which no line ends."""
 
 NARROW = 24
 """The narrowest column of a text. Longer words in it, such as addresses, are cut."""
@@ -139,6 +143,20 @@ def wrapped(cell: str, width: int) -> list[str]:
     """The lines of a cell. A number stays with the word behind it, which may be its unit."""
     if len(cell) <= width and "\n" not in cell:
         return [cell]
-    bound = re.sub(r"(?<=\d) (?=[^\W\d])", "\u00a0", cell)
+    bound = _with_units(cell)
     cut = [line for text in bound.split("\n") for line in textwrap.wrap(text, width, break_on_hyphens=False) or [""]]
-    return [line.replace("\u00a0", " ") for line in cut]
+    return [line.replace(GLUE, " ") for line in cut]
+
+
+def paragraph(text: str, width: int) -> list[str]:
+    """The lines of one line of text: the later ones are indented by two more. Names and paths are never cut."""
+    if len(text) <= width:
+        return [text]
+    indent = " " * (len(text) - len(text.lstrip()) + GAP)
+    how: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False, "subsequent_indent": indent}
+    return [line.replace(GLUE, " ") for line in textwrap.wrap(_with_units(text), width, **how)]
+
+
+def _with_units(text: str) -> str:
+    """The text with `GLUE` between a number and the word behind it, which may be its unit."""
+    return re.sub(r"(?<=\d) (?=[^\W\d])", GLUE, text)
