@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import struct
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +19,8 @@ import triton
 import triton.language as tl
 
 from bench.errors import BadRequest
-from bench.inspection.codegen import KernelReport, main_table, parse, problems, reports
-from bench.inspection.codegen.build import compiled, report_of
+from bench.inspection.codegen import KernelReport, build, disassemble, main_table, parse, problems, reports
+from bench.inspection.codegen.build import BATCH, KILLED, Task, batched, compiled, described, reports_of
 from bench.inspection.codegen.judge import Stream
 from bench.inspection.emulator import ptx
 from bench.inspection.targets import compile_targets
@@ -87,13 +90,12 @@ SASS = """
         /*0000*/                   LDG.E.128 R4, desc[UR6][R2.64] ;
         /*0010*/              @!P0 LDG.E.128 R8, desc[UR6][R2.64+0x10] ;
         /*0020*/                   LDG.E.U16 R20, desc[UR6][R2.64+0x20] ;
-.L_x_1:
         /*0030*/                   FADD R5, R5, R12 ;
         /*0040*/                   LDG.E.128 R12, desc[UR6][R2.64+0x30] ;
         /*0050*/                   LDG.E.128 R16, desc[UR6][R2.64+0x40] ;
         /*0060*/                   HGMMA.64x16x16.F32.BF16 R24, gdesc[UR16], R24 ;
         /*0070*/                   HFMA2.MMA R2, -RZ, RZ, 0, 0 ;
-        /*0080*/              @P1  BRA `(.L_x_1) ;
+        /*0080*/              @P1  BRA 0x30 ;
         /*0090*/                   STL [R1], R3 ;
 """
 
@@ -134,11 +136,12 @@ def test_ptx_follows_registers_to_parameters() -> None:
 
 
 def test_sass_counts_what_waits() -> None:
-    assert parse.sass_waiting_bytes(SASS, 16) == 3 * 16, "the first load is used before the third is issued"
-    assert parse.sass_waiting_bytes(SASS, 2) == 2
-    assert parse.sass_mma(SASS) == "HGMMA.64x16x16.F32.BF16"
-    assert parse.sass_mma("        /*0070*/ HFMA2.MMA R2, -RZ, RZ, 0, 0 ;") == ""
-    assert parse.sass_spills(SASS) == 1
+    sass = parse.sass_instructions(SASS)
+    assert parse.sass_waiting_bytes(sass, 16) == 3 * 16, "the first load is used before the third is issued"
+    assert parse.sass_waiting_bytes(sass, 2) == 2
+    assert parse.sass_mma(sass) == "HGMMA.64x16x16.F32.BF16"
+    assert parse.sass_mma(each for each in sass if "HGMMA" not in each.opcode) == "", "HFMA2.MMA is no such product"
+    assert parse.sass_spills(sass) == 1
     usage = parse.resources(" Function f:\n  REG:72 STACK:8 SHARED:1024 LOCAL:0 CONSTANT[0]:408")
     assert (usage.registers, usage.stack, usage.shared, usage.local) == (72, 8, 1024, 0)
 
@@ -230,14 +233,14 @@ def toy_reports() -> list[KernelReport]:
     toys = {
         "good": toy_launch(5, 4096),
         "shallow": toy_launch(1, 4096),
-        "narrow": toy_launch(5, 4097),
         "broken": toy_launch(5, 4096, block_k=100),
+        "narrow": toy_launch(5, 4097),
     }
-    return [
-        report_of(toy, target, op="toy", impl="toy", case_id=name)
-        for name, toy in toys.items()
-        for target in compile_targets().values()
-    ]
+    found = []
+    for part in compile_targets().values():
+        asked = [(toy, described(toy, part, op="toy", impl="toy", case_id=name)) for name, toy in toys.items()]
+        found += reports_of(asked, part)
+    return found
 
 
 def compile_elsewhere(expression: str) -> list[KernelReport]:
@@ -265,6 +268,62 @@ def test_neighbouring_words_of_mxfp4_meet_in_one_thread() -> None:
         assert found, f"sm_{sm} unpacks nothing"
         for layout in found:
             assert "kWidth = 2" in layout or "register = [[0, 1]," in layout, f"sm_{sm}: {layout}"
+
+
+def task(name: str, sm: int) -> Task:
+    return Task(op="toy", impl="toy", case=SimpleNamespace(id=name), target=compile_targets()[sm], index=0)
+
+
+def test_a_batch_is_for_one_part_and_no_worker_waits_for_a_long_one() -> None:
+    tasks = [task(f"c{i}", sm) for i in range(40) for sm in (80, 90)]
+    batches = batched(tasks, 2)
+    assert {len({each.target.sm for each in batch}) for batch in batches} == {1}
+    assert sorted(map(len, batches)) == [BATCH] * 10
+    assert sorted(each.case.id for batch in batches for each in batch) == sorted(each.case.id for each in tasks)
+    assert set(map(len, batched(tasks, 64))) == {1}
+    assert batched([], 2) == []
+
+
+def test_a_batch_whose_process_is_killed_is_compiled_again_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [task(f"c{i}", 90) for i in range(64)]
+    asked: list[int] = []
+
+    def each(work: Any, batches: list[tuple[Task, ...]], workers: int) -> Iterator[Any]:
+        for batch in batches:
+            asked.append(len(batch))
+            ids = [one.case.id for one in batch]
+            yield batch, None if "c9" in ids else [dataclasses.replace(GOOD, case_id=name) for name in ids]
+
+    monkeypatch.setattr(build, "collect", lambda *_: (tasks, []))
+    monkeypatch.setattr(build, "compile_each", each)
+    monkeypatch.setattr(build, "usable_cores", lambda: 2)
+    seen: list[tuple[int, int]] = []
+    found = {r.case_id: r for r in reports(progress=lambda done, total, report: seen.append((done, total)))}
+    assert asked == [BATCH] * 8 + [1] * BATCH
+    assert {name for name, report in found.items() if report.error} == {"c9"}
+    assert found["c9"].error == KILLED
+    assert seen == [(done, 64) for done in range(1, 65)]
+
+
+def elf(**sections: bytes) -> bytes:
+    """A 64-bit ELF file of these sections, whose names come last."""
+    names = b"".join(b"." + name.replace("_", ".", 1).encode() + b"\0" for name in (*sections, "names"))
+    contents = [*sections.values(), names]
+    headers, at, name_at = [], 64, 0
+    for name, content in zip((*sections, "names"), contents, strict=True):
+        headers.append(struct.pack("<IIQQQQIIQQ", name_at, 1, 0, 0, at, len(content), 0, 0, 1, 0))
+        at, name_at = at + len(content), name_at + len(name) + 2
+    start = b"\x7fELF\x02".ljust(0x28, b"\0") + struct.pack("<Q", at)
+    end = struct.pack("<HHH", 64, len(headers), len(headers) - 1)
+    return b"".join([start.ljust(0x3A, b"\0"), end, *contents, *headers])
+
+
+def test_instructions_are_taken_from_the_sections_that_hold_code() -> None:
+    assert disassemble.code_of(elf(nv_info=b"other", text_k=b"first.", debug_line=b"text", text_l=b"second")) == (
+        b"first.second"
+    )
+    with pytest.raises(ValueError, match="64-bit ELF"):
+        disassemble.code_of(b"")
 
 
 @pytest.mark.slow

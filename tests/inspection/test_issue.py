@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.inspection.codegen import parse
-from bench.inspection.codegen.build import collect, launches, run_task
+from bench.inspection.codegen.build import collect, launches, run_tasks
 from bench.inspection.codegen.issue import ptx_loop, sass_loop, slots_per_byte
 from bench.inspection.codegen.judge import KernelReport, misdeclared
 from bench.inspection.emulator import ptx
@@ -49,36 +49,33 @@ $L__BB0_3:
 )
 
 # Twice the loop of the products: 4 + 2 copies, 2 products, 8 others. An outer loop is around it, another behind it.
-SASS = (
-    """
-        /*0000*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR6][R2.64] ;
-.L_x_1:
-        /*0010*/                   LDGSTS.E [R3], desc[UR6][R4.64] ;
-.L_x_2:
-"""
-    + "        /*0020*/              @!P0 LDGSTS.E.BYPASS.128 [R1], desc[UR6][R2.64] ;\n" * 4
-    + "        /*0030*/                   LDGSTS.E [R3], desc[UR6][R4.64] ;\n" * 2
-    + "        /*0040*/                   HGMMA.64x16x16.F32.BF16 R24, gdesc[UR16], R24 ;\n" * 2
-    + "        /*0050*/                   FADD R5, R5, R12 ;\n" * 7
-    + """
-        /*0060*/               @P1 BRA `(.L_x_2) ;
-        /*0070*/               @P2 BRA `(.L_x_1) ;
-.L_x_3:
-        /*0080*/                   LDG.E R5, desc[UR6][R4.64] ;
-        /*0090*/               @P3 BRA `(.L_x_3) ;
-        /*00a0*/                   BRA `(.L_x_4) ;
-.L_x_4:
-"""
-)
+SASS = [
+    "LDGSTS.E.BYPASS.128 [R1], desc[UR6][R2.64]",
+    "LDGSTS.E [R3], desc[UR6][R4.64]",
+    *["@!P0 LDGSTS.E.BYPASS.128 [R1], desc[UR6][R2.64]"] * 4,
+    *["LDGSTS.E [R3], desc[UR6][R4.64]"] * 2,
+    *["HGMMA.64x16x16.F32.BF16 R24, gdesc[UR16], R24"] * 2,
+    *["FADD R5, R5, R12"] * 7,
+    "@P1 BRA 0x20",
+    "@P2 BRA 0x10",
+    "LDG.E R5, desc[UR6][R4.64]",
+    "@P3 BRA 0x130",
+    "BRA 0x160",
+]
 
 
-def slots(text: str, sass: str, stream: int = 0, tma_bytes: int = 0) -> float:
+def listed(code: Sequence[str]) -> list[parse.Instruction]:
+    """Read instructions of 16 bytes as nvdisasm lists them."""
+    return parse.sass_instructions("".join(f"        /*{16 * at:04x}*/ {text} ;\n" for at, text in enumerate(code)))
+
+
+def slots(text: str, sass: Sequence[str], stream: int = 0, tma_bytes: int = 0) -> float:
     listing = ptx.parse(text)
-    return slots_per_byte(sass, listing, parse.ptx_accesses(listing, [0, 1]), frozenset({stream}), tma_bytes)
+    return slots_per_byte(listed(sass), listing, parse.ptx_accesses(listing, [0, 1]), frozenset({stream}), tma_bytes)
 
 
 def test_the_main_loop_is_the_smallest_that_holds_the_products() -> None:
-    assert sass_loop(SASS, "LDGSTS") == ["LDGSTS"] * 6 + ["HGMMA"] * 2 + ["FADD"] * 7 + ["BRA"]
+    assert sass_loop(listed(SASS), "LDGSTS") == ["LDGSTS"] * 6 + ["HGMMA"] * 2 + ["FADD"] * 7 + ["BRA"]
     listing = ptx.parse(STREAM)
     loop = ptx_loop(listing, [])
     assert [listing.code[at].opcode.split(".")[0] for at in loop] == ["cp", "cp", "cp", "wgmma", "bra"]
@@ -91,18 +88,18 @@ def test_slots_are_instructions_of_all_threads_over_bytes_of_the_stream() -> Non
 
 
 def test_without_products_the_loop_is_that_of_the_streams_own_kind_of_load() -> None:
-    """Not the shorter one, by which shares are added up. 14 instructions then."""
+    """Not the shorter one, by which shares are added up."""
     no_products = STREAM.replace("wgmma", "nothing")
-    without = "\n".join(line for line in SASS.splitlines() if "HGMMA" not in line)
-    assert sass_loop(without, "LDGSTS") == ["LDGSTS"] * 6 + ["FADD"] * 7 + ["BRA"]
-    assert slots(no_products, without) == pytest.approx(14 * 128 / 8192)
-    assert sass_loop(without, "LDG") == ["LDG", "BRA"]
+    without = [line.replace("HGMMA", "NOTHING") for line in SASS]
+    assert sass_loop(listed(without), "LDGSTS") == ["LDGSTS"] * 6 + ["NOTHING"] * 2 + ["FADD"] * 7 + ["BRA"]
+    assert slots(no_products, without) == pytest.approx(16 * 128 / 8192)
+    assert sass_loop(listed(without), "LDG") == ["LDG", "BRA"]
 
 
 def test_a_kernel_whose_streams_are_in_no_loop_has_no_slots() -> None:
     straight = HEADER + "	ld.global.v4.b32 	{ %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];\n}\n"
-    assert slots(straight, "        /*0000*/                   LDG.E.128 R4, desc[UR6][R2.64] ;\n") == 0
-    assert sass_loop("", "LDG") == []
+    assert slots(straight, ["LDG.E.128 R4, desc[UR6][R2.64]"]) == 0
+    assert sass_loop([], "LDG") == []
     assert slots(STREAM, SASS, stream=2) == 0, "no such argument"
 
 
@@ -117,12 +114,7 @@ $L__BB0_1:
 }
 """
     )
-    sass = """
-.L_x_1:
-        /*0000*/               @P0 UTMALDG.2D [UR4], [UR6] ;
-        /*0010*/                   FADD R5, R5, R12 ;
-        /*0020*/               @P1 BRA `(.L_x_1) ;
-"""
+    sass = ["@P0 UTMALDG.2D [UR4], [UR6]", "FADD R5, R5, R12", "@P1 BRA 0x0"]
     assert slots(text, sass, tma_bytes=4096) == pytest.approx(3 * 128 / 4096)
 
 
@@ -154,7 +146,7 @@ def declared(name: str, suites: Sequence[str]) -> list[dict[str, Any]]:
     tasks, _ = collect([name], [compile_targets()[90]], suites)
     op, impls = discover()[name], {impl.name: impl for impl in implementations(name)[0]}
     declaring = [t for t in tasks if launches(op, impls[t.impl], t.case, t.target)[t.index].slots_per_byte]
-    return [dataclasses.asdict(run_task(task)) for task in declaring]
+    return [dataclasses.asdict(report) for report in run_tasks(declaring)]
 
 
 UNPACKS = {

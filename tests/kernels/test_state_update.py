@@ -302,15 +302,15 @@ def test_sizes_stages_and_launches_agree(suite: str) -> None:
 
 def counted(sm: int = 90) -> dict[str, tuple[int, float]]:
     """Instructions of compiled kernels, and what their stages say of a warp with one new and one replayed token."""
-    from bench.inspection.codegen import parse
-    from bench.inspection.codegen.build import compiled, dump
+    from bench.inspection.codegen import disassemble
+    from bench.inspection.codegen.build import compiled
 
     said = {}
     for case in (QWEN, NEMOTRON, KIMI, JAMBA, replace(NEMOTRON, every=8), replace(QWEN, conv=0, state="bf16")):
         case = replace(case, B=64)
         (launch,) = IMPLS["triton"].build(case, OP.inputs(case, "meta", 0), H200).launches
-        sass = dump("nvdisasm", compiled(launch, sm).asm["cubin"], "--print-code", "--no-dataflow")
-        found = sum(opcode != "label" and opcode != "NOP" for opcode, _ in parse.sass_instructions(sass))
+        (sass,) = disassemble.sass([compiled(launch, sm).asm["cubin"]], sm)
+        found = sum(each.opcode != "NOP" for each in sass)
         new, again = issued(case, plan(case, H200))
         said[case.id] = (found, new + (again if case.every > 1 else 0))
     return said

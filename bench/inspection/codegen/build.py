@@ -7,19 +7,16 @@ that a launch would compile. Kernels must not be interpreted in this process.
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import product
+from itertools import groupby, product
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from bench.devices import CAPABILITIES, bytes_in_flight_needed
 from bench.errors import BadRequest, describe
-from bench.inspection.codegen import issue, parse
+from bench.inspection.codegen import disassemble, issue, parse
 from bench.inspection.codegen.judge import KernelReport, Stream
 from bench.inspection.codegen.pool import KILLED, compile_each
 from bench.inspection.emulator import ptx
@@ -27,6 +24,9 @@ from bench.inspection.targets import compile_targets
 from bench.machine import usable_cores
 from kernels.launch import KernelLaunch
 from kernels.op import SUITES, Impl, Op, Target, discover, implementations
+
+BATCH = 8
+"""Configurations that one process compiles before it disassembles them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +100,6 @@ def without_assembler(backend: Any = None, stages: dict[str, Any] | None = None,
     return "without assembler", ""
 
 
-@cache
-def tool(name: str) -> str:
-    """`nvdisasm` or `cuobjdump` as Triton ships it."""
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def dump(name: str, cubin: bytes, *flags: str) -> str:
-    """What a tool prints about a cubin."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool(name), *flags, file.name], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
 def stream_of(name: str, accesses: list[parse.Access], threads: list[parse.PtxAccess], at: set[int]) -> Stream:
     """How one main argument is moved, and the narrowest access that a thread makes to it."""
     hows = {access.how for access in accesses if name in access.args}
@@ -134,7 +117,7 @@ def in_flight(
     threads: list[parse.PtxAccess],
     streams: Sequence[Stream],
     at: dict[str, set[int]],
-    sass: str,
+    sass: Sequence[parse.Instruction],
     cta_threads: int,
 ) -> int:
     """Bytes that one CTA keeps under way in its main streams: pipelined tiles, and plain loads that wait together.
@@ -151,12 +134,11 @@ def in_flight(
     return total
 
 
-def inspect(launch: KernelLaunch, target: Target, binary: Any) -> dict[str, Any]:
+def inspect(launch: KernelLaunch, target: Target, binary: Any, sass: Sequence[parse.Instruction]) -> dict[str, Any]:
     """The fields of a `KernelReport` that come from the listings of a compiled kernel."""
-    ttgir, cubin = binary.asm["ttgir"], binary.asm["cubin"]
+    ttgir = binary.asm["ttgir"]
     listing = ptx.parse(binary.asm["ptx"])
-    sass = dump("nvdisasm", cubin, "--print-code", "--no-dataflow")
-    usage = parse.resources(dump("cuobjdump", cubin, "--dump-resource-usage"))
+    usage = disassemble.usage(binary.asm["cubin"])
     arguments = parse.ttgir_arguments(ttgir)
     pointers = [i for i, (_, kind, _) in enumerate(arguments) if "tt.ptr" in kind or "tensordesc" in kind]
     at = {name: {i for i in pointers if arguments[i][2] == name} for name in launch.streams}
@@ -197,13 +179,12 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]
 
 
-def report_of(
+def described(
     launch: KernelLaunch, target: Target, *, op: str, impl: str, case_id: str, cases: int = 1
 ) -> KernelReport:
-    """Compile one launch and judge it; a compiler's refusal becomes the report's `error`."""
-    refuse_interpreter()
+    """What is known of a launch before it is compiled."""
     constants = [f"{name}={value}" for name, value in launch.constexprs.items()]
-    report = KernelReport(
+    return KernelReport(
         op=op,
         impl=impl,
         kernel=launch.kernel.fn.__name__,
@@ -220,24 +201,48 @@ def report_of(
         why_narrow=launch.why_narrow,
         why_few_in_flight=launch.why_few_in_flight,
     )
-    started = time.perf_counter()
+
+
+def report_of(
+    launch: KernelLaunch, target: Target, *, op: str, impl: str, case_id: str, cases: int = 1
+) -> KernelReport:
+    """Compile one launch and judge it; a compiler's refusal becomes the report's `error`."""
+    return reports_of([(launch, described(launch, target, op=op, impl=impl, case_id=case_id, cases=cases))], target)[0]
+
+
+def reports_of(asked: Sequence[tuple[KernelLaunch, KernelReport]], target: Target) -> list[KernelReport]:
+    """Compile launches for one part, and complete what is known of each. One disassembler reads all of them."""
+    refuse_interpreter()
+    binaries: dict[int, Any] = {}
+    done = [report for _, report in asked]
+    for at, (launch, report) in enumerate(asked):
+        started = time.perf_counter()
+        try:
+            binaries[at] = compiled(launch, target.sm)
+        except Exception as error:  # any refusal of the compiler is a result here
+            done[at] = replace(report, error=f"does not compile: {last_line(error)}")
+        else:
+            done[at] = replace(report, seconds=time.perf_counter() - started)
     try:
-        binary = compiled(launch, target.sm)
-    except Exception as error:  # any refusal of the compiler is a result here
-        return replace(report, error=f"does not compile: {last_line(error)}")
-    try:
-        read = inspect(launch, target, binary)
+        listings = disassemble.sass([binary.asm["cubin"] for binary in binaries.values()], target.sm)
+        for sass, (at, binary) in zip(listings, binaries.items(), strict=True):
+            done[at] = replace(done[at], **inspect(asked[at][0], target, binary, sass))
     except (LookupError, ValueError, StopIteration, subprocess.CalledProcessError) as error:
-        return replace(report, error=f"its listings were not understood: {describe(error)}")
-    return replace(report, **read, seconds=time.perf_counter() - started)
+        if len(asked) > 1:  # read each alone, so that only those at fault have the error
+            return [report for one in asked for report in reports_of([one], target)]
+        return [replace(done[0], error=f"its listings were not understood: {describe(error)}")]
+    return done
 
 
-def run_task(task: Task) -> KernelReport:
-    """In a process of the pool: rebuild the launch from its names, compile it and judge it."""
-    op = discover()[task.op]
-    impl = next(i for i in implementations(task.op)[0] if i.name == task.impl)
-    launch = launches(op, impl, task.case, task.target)[task.index]
-    return report_of(launch, task.target, op=task.op, impl=task.impl, case_id=task.case.id, cases=task.cases)
+def run_tasks(tasks: Sequence[Task]) -> list[KernelReport]:
+    """In a process of the pool: rebuild launches for one part from their names, compile them and judge them."""
+    asked = []
+    for task in tasks:
+        impl = next(i for i in implementations(task.op)[0] if i.name == task.impl)
+        launch = launches(discover()[task.op], impl, task.case, task.target)[task.index]
+        known = described(launch, task.target, op=task.op, impl=task.impl, case_id=task.case.id, cases=task.cases)
+        asked.append((launch, known))
+    return reports_of(asked, tasks[0].target)
 
 
 def launches(op: Op, impl: Impl, case: Any, target: Target) -> Sequence[KernelLaunch]:
@@ -285,7 +290,23 @@ def reports(
     known = compile_targets()
     tasks, finished = collect(ops, [known[sm] for sm in sms or known], suites)
     total = len(tasks) + len(finished)
-    for task, report in compile_each(run_task, tasks, usable_cores()):
-        finished.append(report or task.failed(KILLED))
-        progress(len(finished), total, finished[-1])
+    batches = batched(tasks, usable_cores())
+    while batches:
+        alone: list[tuple[Task, ...]] = []
+        for batch, made in compile_each(run_tasks, batches, usable_cores()):
+            if made is None and len(batch) > 1:
+                alone += [(task,) for task in batch]
+                continue
+            for report in made or [task.failed(KILLED) for task in batch]:
+                finished.append(report)
+                progress(len(finished), total, report)
+        batches = alone
     return sorted(finished, key=lambda r: (r.op, r.impl, r.kernel, r.config, r.sm))
+
+
+def batched(tasks: Sequence[Task], workers: int) -> list[tuple[Task, ...]]:
+    """Tasks for one part together, `BATCH` at the most, and few enough that each worker gets several batches."""
+    size = max(1, min(BATCH, len(tasks) // (4 * workers)))
+    by_sm = groupby(sorted(tasks, key=lambda task: task.target.sm), key=lambda task: task.target.sm)
+    kinds = [tuple(group) for _, group in by_sm]
+    return [kind[at : at + size] for kind in kinds for at in range(0, len(kind), size)]

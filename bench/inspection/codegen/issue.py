@@ -30,19 +30,13 @@ def smallest_loop(jumps: Iterable[tuple[int, int]], holds: Callable[[range], boo
     return min((loop for loop in loops if holds(loop)), key=len, default=None)
 
 
-def sass_loop(sass: str, load: str) -> list[str]:
+def sass_loop(sass: Sequence[parse.Instruction], load: str) -> list[str]:
     """The opcodes of the main loop without their modifiers; empty for a kernel that has none. `load`: the opcode by
     which the main streams are read."""
-    code: list[tuple[str, str]] = []
-    labels: dict[str, int] = {}
-    for opcode, operands in parse.sass_instructions(sass):
-        if opcode == "label":
-            labels[operands] = len(code)
-        else:
-            code.append((opcode.split(".")[0], operands))
-    targets = [(at, re.search(r"\.L_x_\d+", operands)) for at, (name, operands) in enumerate(code) if name == "BRA"]
-    jumps = [(at, labels[found[0]]) for at, found in targets if found and found[0] in labels]
-    names = [name for name, _ in code]
+    positions = {each.at: position for position, each in enumerate(sass)}
+    targets = [(at, each.target) for at, each in enumerate(sass) if each.target is not None]
+    jumps = [(at, positions[target]) for at, target in targets if target in positions]
+    names = [each.name for each in sass]
     products = [parse.is_mma(name) for name in names]
     wanted = products if any(products) else [name == load for name in names]
     loop = smallest_loop(jumps, lambda loop: any(wanted[at] for at in loop))
@@ -61,7 +55,7 @@ def ptx_loop(listing: Listing, loads: Collection[int]) -> range:
 
 
 def slots_per_byte(
-    sass: str,
+    sass: Sequence[parse.Instruction],
     listing: Listing,
     accesses: Sequence[parse.PtxAccess],
     streams: frozenset[int],

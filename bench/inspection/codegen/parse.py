@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bench.inspection.emulator.ptx import Address, Listing, Operand
 
@@ -261,33 +261,49 @@ def ptx_accesses(listing: Listing, pointers: Iterable[int]) -> list[PtxAccess]:
     return found
 
 
-_SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][\w.]*)([^;]*);")
-_SASS_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+_SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][\w.]*)([^;]*);")
+_ADDRESS = re.compile(r"0x([0-9a-f]+)$")
 _MMA = re.compile(r"UTC[HQOI]MMA|[HQIB]GMMA|[HQIDO]MMA")
 
 
-def sass_instructions(sass: str) -> Iterator[tuple[str, str]]:
-    """Yield each opcode with its modifiers, and its operands. A label is yielded as `("label", name)`."""
-    for line in sass.splitlines():
-        if label := _SASS_LABEL.match(line):
-            yield "label", label[1]
-        elif found := _SASS_LINE.search(line):
-            yield found[1], found[2].strip()
+class Instruction(NamedTuple):
+    """One instruction of SASS: its address, its opcode with modifiers, and its operands."""
+
+    at: int
+    opcode: str
+    operands: str
+
+    @property
+    def name(self) -> str:
+        """The opcode without its modifiers."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def target(self) -> int | None:
+        """The address that a branch goes to; None for what is no branch, or goes where a register says."""
+        found = _ADDRESS.search(self.operands) if self.name == "BRA" else None
+        return int(found[1], 16) if found else None
 
 
-def sass_spills(sass: str) -> int:
+def sass_instructions(listing: str) -> list[Instruction]:
+    """Every instruction that `nvdisasm --binary` lists."""
+    found = map(_SASS_LINE.search, listing.splitlines())
+    return [Instruction(int(line[1], 16), line[2], line[3].strip()) for line in found if line]
+
+
+def sass_spills(sass: Iterable[Instruction]) -> int:
     """The number of loads from and stores to local memory."""
-    return sum(opcode.split(".")[0] in ("LDL", "STL") for opcode, _ in sass_instructions(sass))
+    return sum(each.name in ("LDL", "STL") for each in sass)
 
 
-def is_mma(opcode: str) -> bool:
-    """Whether an instruction of SASS multiplies on tensor cores."""
-    return bool(_MMA.fullmatch(opcode.split(".")[0]))
+def is_mma(name: str) -> bool:
+    """Whether an instruction of SASS multiplies on tensor cores. `name` is its opcode without modifiers."""
+    return bool(_MMA.fullmatch(name))
 
 
-def sass_mma(sass: str) -> str:
+def sass_mma(sass: Iterable[Instruction]) -> str:
     """The tensor-core instruction with its shape, of several the newest kind; empty if there is none."""
-    found = {opcode for opcode, _ in sass_instructions(sass) if is_mma(opcode)}
+    found = {each.opcode for each in sass if is_mma(each.name)}
     return max(found, key=lambda opcode: (opcode.startswith("UTC"), "GMMA" in opcode, opcode), default="")
 
 
@@ -299,24 +315,19 @@ def _load_width(opcode: str) -> int:
     return 4
 
 
-def sass_waiting_bytes(sass: str, width: int) -> int:
+def sass_waiting_bytes(sass: Iterable[Instruction], width: int) -> int:
     """The most bytes that a thread has under way in plain loads of `width` bytes.
 
     A load is under way until an instruction names its destination. Code is read in order; at a jump backwards nothing
     is under way.
     """
     waiting: dict[int, int] = {}
-    seen: set[str] = set()
     most = 0
-    for opcode, operands in sass_instructions(sass):
-        base = opcode.split(".")[0]
-        if base == "label":
-            seen.add(operands)
-            continue
-        if base == "BRA" and any(label in operands for label in seen):
+    for each in sass:
+        if each.target is not None and each.target <= each.at:
             waiting.clear()
-        touched = [int(r) for r in re.findall(r"\bR(\d+)\b", operands)]
-        is_load = base == "LDG" and _load_width(opcode) == width
+        touched = [int(r) for r in re.findall(r"\bR(\d+)\b", each.operands)]
+        is_load = each.name == "LDG" and _load_width(each.opcode) == width
         for first, bytes_ in list(waiting.items()):
             if any(first <= r < first + max(1, bytes_ // 4) for r in touched):
                 del waiting[first]
