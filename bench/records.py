@@ -114,7 +114,8 @@ class Record:
     parts: list[dict[str, Any]] = field(default_factory=list)
     """Only for a launch that runs a whole step: `{"name", "calls", "alone_s", "in_step_s"}` of each part, the seconds
     of all its calls in a row and in their places. On a host also the reads of the roof around each, `alone_reads_s`
-    and `in_step_reads_s`. A GPU's parts are timed alone."""
+    and `in_step_reads_s`, and `core`: of each case of the part what the field `core` has. A GPU's parts are timed
+    alone."""
     stop: str = ""
     """Why sampling ended: `converged` (interval of the median within the aim), `time cap` or `sample cap`."""
     error: dict[str, Any] | None = None
@@ -161,10 +162,12 @@ class Record:
     @cached_property
     def core_s(self) -> float | None:
         """Seconds of the whole case's instructions by `core`, without the launch; None without such samples."""
-        if not self.core or not self.core["samples_s"]:
-            return None
-        alone = median_of(np.sort(self.core["samples_s"])) - median_of(np.sort(self.core["empty_s"]))
-        return max(0.0, alone) * float(self.core["times"])
+        return core_seconds(self.core) if self.core else None
+
+    @cached_property
+    def core_s_of_parts(self) -> dict[str, float]:
+        """The same for each of `parts` that has it."""
+        return {part["name"]: sum(map(core_seconds, part["core"])) for part in self.parts if part.get("core")}
 
     @cached_property
     def interval(self) -> Interval | None:
@@ -215,6 +218,12 @@ class Record:
     def flops(self) -> int:
         """Compulsory FLOPs of one launch, all pipes."""
         return sum(self.work["flops"].values())
+
+
+def core_seconds(core: Mapping[str, Any]) -> float:
+    """Seconds of the instructions that a record's `core` timed, for the whole case."""
+    alone = median_of(np.sort(core["samples_s"])) - median_of(np.sort(core["empty_s"]))
+    return max(0.0, alone) * float(core["times"])
 
 
 def in_reads(samples_s: Sequence[float], roof: Mapping[str, Any]) -> np.ndarray:

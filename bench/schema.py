@@ -155,15 +155,27 @@ def roof(value: Any) -> str:
     return fields(reads)(value) if value else "" if isinstance(value, dict) else ": not an object"
 
 
+in_caches = fields(
+    {
+        "case_id": text,
+        "times": number("a number above 0", above=0),
+        "samples_s": array(seconds, least=1),
+        "empty_s": array(seconds, least=1),
+    }
+)
+
+
 def core(value: Any) -> str:
     """A smaller case in the caches of the cores; an empty object without."""
-    needed = {"case_id": text, "times": number("a number above 0", above=0), "samples_s": times, "empty_s": times}
-    return fields(needed)(value) if value else "" if isinstance(value, dict) else ": not an object"
+    return in_caches(value) if value else "" if isinstance(value, dict) else ": not an object"
 
 
 part = fields(
     {"name": text, "calls": count, "alone_s": array(seconds, least=1)},
-    {name: array(seconds) for name in ("in_step_s", "alone_reads_s", "in_step_reads_s")},
+    {
+        **{name: array(seconds) for name in ("in_step_s", "alone_reads_s", "in_step_reads_s")},
+        "core": array(in_caches, least=1),
+    },
 )
 error = fields({}, {"max_abs": maybe(anything), "max_rel": maybe(anything)})
 

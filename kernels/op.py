@@ -253,6 +253,8 @@ class Impl(Generic[CaseT]):
     build: Callable[[CaseT, Inputs, Target], Built] | None = None
     version: Callable[[], str] | None = None
     tuning: Tuning[CaseT] | None = None
+    parts: Callable[[CaseT, Target], Sequence[tuple[str, str, Any, Impl[Any]]]] | None = None
+    """Of a launch that runs several operations: the name of each part, its operation, case and implementation."""
     by_torch_compile: bool = False
     """True if `prepare` has torch.compile build it, which takes seconds for each shape."""
     ours: bool = False

@@ -76,6 +76,11 @@ class Stage:
     stream. 0 where they are not declared."""
 
 
+def part_of(stage: str) -> str:
+    """The part that a stage of a step belongs to: `qkv` of `0.qkv gemv`, where 0 is the layer."""
+    return stage.partition(" ")[0].rpartition(".")[2]
+
+
 def total(stages: Iterable[Stage]) -> Work:
     """The work of all stages together."""
     result = Work()

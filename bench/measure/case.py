@@ -17,7 +17,7 @@ from bench.errors import describe
 from bench.measure import parts
 from bench.measure.attempts import sample_calmly
 from bench.measure.copies import DoesNotFit, draw_copies
-from bench.measure.core import InCache, in_cache
+from bench.measure.core import InCache, cores_of_parts, in_cache
 from bench.measure.flags import allocates, flags_of, waits
 from bench.measure.gate import check_copies, check_prepared
 from bench.measure.memory import collect_if_memory_is_short
@@ -279,7 +279,8 @@ class Measurement:
         if not calls:
             return []
         self.listener.entering(entrant.impl.name, "parts")
-        return parts.sample(calls, self.target, self.roof, self.settings.cap_s)
+        cores = cores_of_parts(entrant.impl, self.case, self.target, self.roof.empty if self.roof else None)
+        return parts.sample(calls, self.target, self.roof, self.settings.cap_s, cores)
 
     def note_aa(self, name: str, samplings: Mapping[str, Sampling]) -> None:
         both = [samplings[name], samplings[f"{name} again"]]

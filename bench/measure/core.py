@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels.op import Impl, Launch, Op, Target
+from kernels.op import Impl, Launch, Op, Target, discover
 
 IN_CACHE = 1 << 20
 """Bytes for each core. The L2 of a server's core holds 1 or 2 MiB, and where it holds less, an L3 stands behind it that
@@ -74,21 +75,40 @@ class InCache:
         return {"case_id": self.case_id, "times": self.times, "samples_s": self.samples_s, "empty_s": self.empty_s}
 
 
-def in_cache(op: Op, case: Any, impl: Impl, target: Target, empty: Launch | None) -> InCache | None:
-    """The smaller case of one of our implementations; None where an operation has none that the caches hold."""
-    if target.kind != "cpu" or empty is None or op.smaller is None or not impl.ours:
+def in_cache(op: Op, case: Any, impl: Impl, target: Target, empty: Launch | None, times: int = 1) -> InCache | None:
+    """A case that the caches hold, with `times` the work of the given one: of our implementations on a host.
+
+    Where an operation has no `smaller`, it is the case itself. None where it is too large."""
+    if target.kind != "cpu" or empty is None or not impl.ours:
         return None
     whole, room = op.work(case), min(IN_CACHE * target.sm_count, target.l2_bytes // OF_THE_CACHE)
     try:
-        small = op.smaller(case, max(1, math.ceil(whole.bytes / max(1, room))))
+        small = op.smaller(case, max(1, math.ceil(whole.bytes / max(1, room)))) if op.smaller else case
     except ValueError:  # there is no such case
         return None
-    if small is None or small == case or impl.supports(small, target):
+    if small is None or impl.supports(small, target):
         return None
     work = op.work(small)
     if work.bytes > LARGEST * room:
         return None
     flops, of_small = sum(whole.flops.values()), sum(work.flops.values())
     launch = impl.prepare(small, op.inputs(small, target.device, 0), target)
-    times = flops / of_small if of_small else whole.bytes / work.bytes
-    return InCache(case_id=small.id, times=times, launch=launch, empty=empty)
+    as_much = flops / of_small if of_small else whole.bytes / work.bytes
+    return InCache(case_id=small.id, times=times * as_much, launch=launch, empty=empty)
+
+
+def cores_of_parts(impl: Impl, case: Any, target: Target, empty: Launch | None) -> dict[str, list[InCache]]:
+    """Each part of a step: its distinct cases. A part one of whose cases the caches do not hold is left out."""
+    counted: dict[str, Counter[tuple[str, Any]]] = {}
+    impls: dict[tuple[str, Any], Impl] = {}
+    for name, op, part, chosen in impl.parts(case, target) if impl.parts else ():
+        counted.setdefault(name, Counter())[op, part] += 1
+        impls[op, part] = chosen
+    found: dict[str, list[InCache]] = {}
+    for name, cases in counted.items():
+        cores = [
+            in_cache(discover()[op], part, impls[op, part], target, empty, times) for (op, part), times in cases.items()
+        ]
+        if held := [core for core in cores if core]:
+            found |= {name: held} if len(held) == len(cores) else {}
+    return found

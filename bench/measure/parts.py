@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from bench.measure.core import InCache
 from bench.measure.timing import FEWEST_SAMPLES, GraphTimer, Timer
-from bench.predict.step_waterfall import part_of
 from kernels.launch import Built, PartedLaunch
 from kernels.op import Launch, Stage, Target
+from kernels.work import part_of
 
 LEAST = 9
 """Rounds on a host: each has one sample of every part, alone and in its place."""
@@ -52,10 +54,16 @@ def in_turn(calls: Sequence[Call]) -> Call:
     return launch
 
 
-def sample(calls: Calls, target: Target, roof: Timer | None = None, seconds: float = 0.0) -> list[dict[str, Any]]:
-    """The fields of `Record.parts`. A GPU's parts are timed alone, in graphs; a host's also in place, for `seconds` and
-    `LEAST` rounds at least."""
-    return _on_gpu(calls) if target.kind == "cuda" else _on_host(calls, roof, seconds)
+Cores = Mapping[str, Sequence[InCache]]
+"""By the name of a part: its cases in the caches of a host's cores."""
+
+
+def sample(
+    calls: Calls, target: Target, roof: Timer | None = None, seconds: float = 0.0, cores: Cores = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """The fields of `Record.parts`. A GPU's parts are timed alone, in graphs; a host's also in place and in the caches
+    of its cores, for `seconds` and `LEAST` rounds at least."""
+    return _on_gpu(calls) if target.kind == "cuda" else _on_host(calls, roof, seconds, cores)
 
 
 def _on_gpu(calls: Calls) -> list[dict[str, Any]]:
@@ -67,7 +75,7 @@ def _on_gpu(calls: Calls) -> list[dict[str, Any]]:
     return found
 
 
-def _on_host(calls: Calls, roof: Timer | None, seconds: float) -> list[dict[str, Any]]:
+def _on_host(calls: Calls, roof: Timer | None, seconds: float, cores: Cores) -> list[dict[str, Any]]:
     groups = grouped(calls)
     alone = {name: in_turn([calls[place][1] for place in places]) for name, places in groups.items()}
     keys = ("alone_s", "in_step_s", *(("alone_reads_s", "in_step_reads_s") if roof else ()))
@@ -94,6 +102,11 @@ def _on_host(calls: Calls, roof: Timer | None, seconds: float) -> list[dict[str,
             start = time.perf_counter()
             launch()
             keep("alone", {name: time.perf_counter() - start})
+        for timers in cores.values():
+            for timer in timers:
+                timer.sample()
+    for name, timers in cores.items():
+        found[name]["core"] = [timer.as_dict() for timer in timers]
     return list(found.values())
 
 

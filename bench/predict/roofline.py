@@ -31,6 +31,7 @@ from bench.ceilings import Ceilings
 from bench.devices import DeviceSpec, issue_rate
 from bench.records import Record
 from kernels.op import Stage, Target, Work
+from kernels.work import part_of
 
 Terms = dict[str, float | None]
 """Seconds of one stage by term; None where the ceiling of the term is not known."""
@@ -92,11 +93,16 @@ def predict_beside(record: Record, ceilings: Ceilings, target: Target) -> Predic
         Stage(**{**{k: v for k, v in stage.items() if k in known}, "work": Work(**stage["work"])})
         for stage in record.stages
     ]
-    terms = [measured_terms(stage, here, target) for stage in stages]
     basis = "ceilings of this run, with the read roof measured between the samples"
-    if record.core_s is None:
-        return sum_up(terms, basis)
-    return sum_up([with_core(terms, record.core_s, here)], f"{basis}, and the kernel in the caches of the cores")
+    cores = record.core_s_of_parts if record.core_s is None else {"": record.core_s}
+    by_part: dict[str, list[Terms]] = {}
+    for stage in stages:
+        name = part_of(stage.name) if record.core_s is None else ""
+        by_part.setdefault(name, []).append(measured_terms(stage, here, target))
+    terms: list[Terms] = []
+    for name, of_part in by_part.items():
+        terms += [with_core(of_part, cores[name], here)] if name in cores else of_part
+    return sum_up(terms, basis + ", and kernels in the caches of the cores" * bool(cores))
 
 
 class Expected:

@@ -21,6 +21,7 @@ from bench.predict.step_expected import ExpectedStep, alone_seconds, expect_step
 from bench.predict.step_model import StepPrediction
 from bench.units import duration, percent
 from kernels.models import ModelShape
+from kernels.work import part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +168,6 @@ def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec
                 f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us a step, by latency and rate of one-shot "
                 "all-reduces: no all-to-all was published"
             )
-
-
-def part_of(stage: str) -> str:
-    """The part that a stage of a step belongs to: `qkv` of `0.qkv gemv`, where 0 is the layer."""
-    return stage.partition(" ")[0].rpartition(".")[2]
 
 
 def sizes_of(stages: Iterable[tuple[str, int]]) -> dict[str, int]:

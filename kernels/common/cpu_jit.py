@@ -195,6 +195,7 @@ def cpu_impl(
     prepare: Callable[[CaseT, Inputs, Target], Launch],
     stages: Callable[[CaseT, Target], Sequence[Stage]],
     supports: Callable[[CaseT, Target], str | None] = anywhere,
+    parts: Callable[[CaseT, Target], Sequence[tuple[str, str, Any, Impl[Any]]]] | None = None,
 ) -> Impl[CaseT]:
     """An `Impl` of ours for hosts. `supports` adds its refusals to those of every CPU kernel.
 
@@ -212,7 +213,9 @@ def cpu_impl(
         launch()
         return launch
 
-    return Impl(name=name, stages=stages, prepare=warm, supports=all_supports, version=numba_version, ours=True)
+    return Impl(
+        name=name, stages=stages, prepare=warm, supports=all_supports, parts=parts, version=numba_version, ours=True
+    )
 
 
 def on_fma(work: Work) -> Work:

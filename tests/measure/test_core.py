@@ -13,7 +13,7 @@ import pytest
 from bench.ceilings import Ceilings
 from bench.judge.interventions import regime
 from bench.judge.view import View, gap
-from bench.measure.core import IN_CACHE, LARGEST, ROW_S, InCache, in_cache
+from bench.measure.core import IN_CACHE, LARGEST, ROW_S, InCache, cores_of_parts, in_cache
 from bench.measure.timing import sample_interleaved
 from bench.predict.roofline import Expected, predict_beside
 from bench.records import Record, as_line, from_line
@@ -79,7 +79,7 @@ def test_only_our_kernels_on_a_host_are_timed_in_caches() -> None:
     assert in_cache(gemv, case, ours, dataclasses.replace(CPU, kind="cuda"), empty) is None
     assert in_cache(gemv, case, dataclasses.replace(ours, ours=False), CPU, empty) is None
     assert in_cache(gemv, case, ours, CPU, None) is None
-    assert in_cache(dataclasses.replace(gemv, smaller=None), case, ours, CPU, empty) is None
+    assert in_cache(dataclasses.replace(gemv, smaller=None), case, ours, CPU, empty) is None  # 64 MiB
 
     def refuses(case: GemvCase, n: int) -> GemvCase:
         raise ValueError("no such case")
@@ -171,6 +171,35 @@ def test_the_screen_says_what_the_report_will_say(tmp_path: Path) -> None:
     assert expected(READ) is None
     assert expected(slow) == pytest.approx(shown(tmp_path, slow).points[0].predicted("measured"))
     assert expected(dataclasses.replace(slow, roof={})) == pytest.approx(0.002)
+
+
+def test_each_part_of_a_step_waits_for_its_bytes_or_for_its_instructions() -> None:
+    """One part of 32 MiB takes 1 ms for its bytes and 0.4 ms for its instructions, the other 1 ms and 3 ms."""
+    found = taking("step", 0.004, None)
+    (stage,) = found.stages
+    half = {**stage["work"], "bytes_read": 32 * MiB, "flops": {}}
+    stages = [{**stage, "name": name, "work": half} for name in ("0.qkv gemv", "0.attention split")]
+    parts = [
+        {"name": n, "calls": 1, "alone_s": [1.0], "core": [core(s)]} for n, s in (("qkv", 4e-4), ("attention", 3e-3))
+    ]
+    found = dataclasses.replace(found, stages=stages, parts=parts)
+    predicted = predict_beside(found, ROOFS, CPU)
+    assert predicted
+    assert predicted.seconds == pytest.approx(0.001 + 0.003, rel=1e-3)
+    assert predicted.bound == "core"
+    assert from_line(json.loads(json.dumps(as_line(found)))).parts == parts
+    damaged = [{**parts[0], "core": [{**parts[0]["core"][0], "samples_s": []}]}]
+    with pytest.raises(ValueError, match="core"):
+        from_line(json.loads(json.dumps(as_line(dataclasses.replace(found, parts=damaged)))))
+
+
+def test_the_parts_of_a_step_are_timed_in_caches_where_all_their_cases_fit() -> None:
+    step = discover()["decode_step"]
+    ours = next(impl for impl in implementations("decode_step")[0] if impl.name == "numba")
+    cores = cores_of_parts(ours, step.cases("test")[0], CPU, empty)
+    assert {"qkv", "attention", "o", "ffn_norm", "lm_head"} <= cores.keys()
+    assert all(core.times >= 1 for held in cores.values() for core in held)
+    assert cores_of_parts(ours, step.cases("test")[0], dataclasses.replace(CPU, l2_bytes=0), empty) == {}
 
 
 def test_only_cases_far_from_their_own_ridge_are_interventions() -> None:
