@@ -14,11 +14,14 @@ from bench.predict.weights import Precision
 from kernels.common.quantization import SCALE_GROUP
 from kernels.models import ModelShape, kept_tokens, kv_elements_per_layer
 from kernels.op import Work
+from kernels.state_update.op import FLOPS
 
 SCALE_BYTES = 4
 """A scale of an 8-bit cache: fp32."""
 STATE_FLOPS = 6
 """FLOP for each element of a state and token: decay, add an outer product (2), read out (2), and a gate."""
+MEASURED_KINDS = {"mamba": "mamba1", "mamba2": "mamba2", "gated delta rule": "gated_delta", "KDA": "kda"}
+"""The kinds of state mixers that `kernels/state_update` has, which counts their FLOP for each element."""
 
 
 def kv_share(shape: ModelShape, devices: int) -> float:
@@ -193,6 +196,7 @@ def step_states(shape: ModelShape, requests: int, tokens: int, devices: int, *, 
         return []
     mixer = shape.state_mixer
     size = round(requests * mixer.bytes_per_request / devices)
-    flops = {pipe: round(STATE_FLOPS * mixer.state * mixer.layers * tokens / devices)} if mixer.state else {}
+    each = sum(FLOPS[MEASURED_KINDS[mixer.kind]]) if mixer.kind in MEASURED_KINDS else STATE_FLOPS
+    flops = {pipe: round(each * mixer.state * mixer.layers * tokens / devices)} if mixer.state else {}
     work = Work(flops=flops, bytes_read=size, bytes_written=size)
     return [StepOp(name="state", calls=mixer.layers, work=work)]

@@ -178,6 +178,8 @@ def _product(
 ) -> expected.Kernels:
     """Its columns K follow from the operation's name, its rows N from the weights."""
     inputs: dict[str, float] = {"down": shape.ffn, "shared_down": shape.shared_width}
+    if shape.state_mixer:
+        inputs["state_out"] = shape.state_mixer.output[1]
     for suffix, kind in kinds.items():
         inputs[f"o{suffix}"] = kind.heads * (kind.v_head_dim or kind.head_dim)
         inputs[f"q_b{suffix}"] = kind.q_latent * predicted.devices

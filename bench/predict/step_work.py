@@ -182,9 +182,16 @@ def _ffn_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int)
 
 
 def _projections(
-    shape: ModelShape, tokens: int, head_rows: int, plan: WeightPlan, devices: int, between: Sequence[StepOp]
+    shape: ModelShape,
+    tokens: int,
+    head_rows: int,
+    plan: WeightPlan,
+    devices: int,
+    between: Sequence[StepOp],
+    inside: Sequence[StepOp],
 ) -> list[StepOp]:
-    """All weights of the model times `tokens` rows; `lm_head` times `head_rows`. `between`: what follows `qkv`."""
+    """All weights of the model times `tokens` rows; `lm_head` times `head_rows`. `between`: what follows `qkv`;
+    `inside`: what precedes the last product of state mixers."""
     size = ACTIVATION_BYTES * shape.hidden * tokens
     attention = _attention_weights(shape, tokens, plan, devices)
     head = "embedding" if shape.tied_embeddings else "lm_head"
@@ -194,7 +201,9 @@ def _projections(
         *attention[:1],
         *between,
         *attention[1:],
-        *states,
+        *states[:-1],
+        *inside,
+        *states[-1:],
         *_ffn_weights(shape, tokens, plan, devices),
         _linear("lm_head", [(head, shape.vocab / devices, shape.hidden)], calls=1, tokens=head_rows, plan=plan),
     ]
@@ -229,8 +238,8 @@ def decode_ops(
     """The operations of a step in which each request brings `q_len` tokens and attends to `context` cached ones."""
     rows = batch * q_len
     between = attend_to_cache(shape, batch=batch, q_len=q_len, context=context, kv=kv, devices=devices)
-    between += step_states(shape, batch, rows, devices)
-    ops = _projections(shape, rows, rows, as_plan(weights), devices, between)
+    inside = step_states(shape, batch, rows, devices)
+    ops = _projections(shape, rows, rows, as_plan(weights), devices, between, inside)
     return [*ops, *_all_reduce(shape, rows, devices)]
 
 
@@ -239,6 +248,6 @@ def prefill_ops(
 ) -> list[StepOp]:
     """The operations of reading a prompt of `context` tokens, with causal attention and logits of the last token."""
     between = attend_to_prompt(shape, context=context, kv=kv, devices=devices)
-    between += step_states(shape, 1, context, devices, pipe="mma_bf16")
-    ops = _projections(shape, context, 1, as_plan(weights), devices, between)
+    inside = step_states(shape, 1, context, devices, pipe="mma_bf16")
+    ops = _projections(shape, context, 1, as_plan(weights), devices, between, inside)
     return [*ops, *_all_reduce(shape, context, devices)]

@@ -116,7 +116,12 @@ FAMILIES: Mapping[str, Wiring] = {
         router=(("score", "sigmoid"), ("groups", 8), ("top_groups", 4), ("scaling", 2.5)),
     ),
     "bamba": Wiring(rotary_share=0.5, states=(True, False), state=TOY_MAMBA2),
-    "granite-4.0-h": Wiring(rope=Rope(kind="none"), states=(True, False), state=TOY_MAMBA2),
+    # 4 of 40 layers attend; which ones they are, and what is multiplied by a constant, changes nothing that is timed
+    "granite-4.0-h": Wiring(
+        rope=Rope(kind="none"),
+        states=(*(True,) * 5, False, *(True,) * 4),
+        state=StateCase(kind="mamba2", B=1, H=128, G=1, V=64, K=128),
+    ),
 }
 """By the beginning of a model's name; the first that fits counts."""
 
@@ -188,6 +193,8 @@ TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
         "state": StateCase(kind="gated_delta", B=1, H=4, G=2, V=16, K=32),
     },
     "toy-granite-4.0-h": {
+        "states": (True, False),
+        "state": TOY_MAMBA2,
         "attention_scale": 0.1,
         "embedding_factor": 3.0,
         "residual_factor": 0.5,

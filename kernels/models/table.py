@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from kernels.models.shape import ModelShape
+from kernels.models.shape import ModelShape, StateMixer
 
 
 class UnknownModel(ValueError):
@@ -114,6 +114,46 @@ MODELS: dict[str, ModelShape] = {
             q_latent=1536,
             rope_dim=64,
             v_head_dim=128,
+        ),
+        _shape(
+            "qwen3-next-80b-a3b",
+            "Qwen/Qwen3-Next-80B-A3B-Instruct",
+            (48, 2048, 16, 2, 256, 5120, 151936, 262144),
+            read_in="that repository",
+            experts=512,
+            experts_per_token=10,
+            expert_ffn=512,
+            shared_ffn=512,
+            gate_width=16 * 256,
+            attention_free_layers=36,
+            state_mixer=StateMixer(  # 16 heads of keys and 32 of values, each of 128
+                kind="gated delta rule",
+                layers=36,
+                inputs=((2 * 2048 + 2 * 4096, 2048), (2 * 32, 2048)),
+                output=(2048, 4096),
+                state=128 * 4096,
+                conv=(2 * 2048 + 4096) * 3,
+            ),
+        ),
+        _shape(
+            "granite-4.0-h-small",
+            "ibm-granite/granite-4.0-h-small",
+            (40, 4096, 32, 8, 128, 768, 100352, 131072),
+            read_in="that repository; heads and groups of states: defaults of transformers' GraniteMoeHybridConfig",
+            tied_embeddings=True,
+            experts=72,
+            experts_per_token=10,
+            expert_ffn=768,
+            shared_ffn=1536,
+            attention_free_layers=36,
+            state_mixer=StateMixer(  # 128 heads of 64, states of 128, one group
+                kind="mamba2",
+                layers=36,
+                inputs=((2 * 8192 + 2 * 128 + 128, 4096),),
+                output=(4096, 8192),
+                state=8192 * 128,
+                conv=(8192 + 2 * 128) * 3,
+            ),
         ),
     )
 }

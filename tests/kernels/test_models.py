@@ -32,6 +32,8 @@ PUBLISHED_PARAMETERS = {
     "gemma-3-27b": 27.016e9,  # arXiv 2503.19786, table 1: 25,600 M + 1,416 M embedding, without the vision encoder
     "gpt-oss-20b": 20.91e9,  # arXiv 2508.10925, table 1, also for the active parameters below
     "gpt-oss-120b": 116.83e9,
+    "qwen3-next-80b-a3b": 79_674_391_296,  # the elements of transformers' class, as tests/data/configs has them
+    "granite-4.0-h-small": 59.99 * 2**30 / 2,  # GiB of its files in bf16; its card says 32B, 9B of them active
     "deepseek-v3": 671e9,  # README_WEIGHTS of deepseek-ai/DeepSeek-V3: main model, 36.6e9 of them active
 }
 
@@ -171,6 +173,25 @@ CONFIGS = {
         n_shared_experts=1,
         moe_intermediate_size=2048,
         first_k_dense_replace=3,
+    ),
+    "qwen3-next-80b-a3b": config(
+        "qwen3_next",
+        (48, 2048, 16, 2, 5120, 151936, 262144),
+        head_dim=256,
+        num_experts=512,
+        num_experts_per_tok=10,
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+    ),
+    "granite-4.0-h-small": config(
+        "granitemoehybrid",
+        (40, 4096, 32, 8, 768, 100352, 131072),
+        num_local_experts=72,
+        num_experts_per_tok=10,
+        shared_intermediate_size=1536,
+        mamba_d_state=128,
+        tie_word_embeddings=True,
+        layer_types=(["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4,
     ),
 }
 """The fields of published config.json files that a shape needs."""

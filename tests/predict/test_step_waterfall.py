@@ -53,6 +53,8 @@ def test_the_step_that_predict_tells_is_the_sum_of_the_stages_of_ours(
 
     Absorbed attention at batch 1 also moves the parts of its splits, 128 heads of 512 each: its stages take longer.
     What experts read of x again for each tile, and the small operations that `predict` leaves out, are below 3% of all.
+    `predict` leaves out the gate of shared experts, a row of the router's product, and of a state mixer the tokens and
+    the convolution: below 2% of these operations.
     One of several parts of a server runs the step of a model with fewer heads, a narrower FFN and a smaller vocabulary,
     beside the all-reduces.
     """
@@ -75,10 +77,12 @@ def test_the_step_that_predict_tells_is_the_sum_of_the_stages_of_ours(
     alike = [name for name in works if name in ops and name not in ("embedding", "kv_append")]
     assert {"qkv", "attention", "o", "lm_head"} <= set(alike)
     for name in alike:
-        assert ops[name].work.total_flops == pytest.approx(works[name].total_flops, rel=1e-3)
-        assert ops[name].work.bytes == pytest.approx(works[name].bytes, rel=0.01), name
+        loose = 2.0 if name == "state" else 1.0
+        flops = 1e-3 if name not in ("state", "router") else 0.02
+        assert ops[name].work.total_flops == pytest.approx(works[name].total_flops, rel=flops), name
+        assert ops[name].work.bytes == pytest.approx(works[name].bytes, rel=0.01 * loose), name
         if name != "attention" or not MODELS[asked.model].is_mla:
-            assert ops[name].seconds == pytest.approx(seconds[name], rel=0.01), name
+            assert ops[name].seconds == pytest.approx(seconds[name], rel=0.01 * loose), name
     floor = sum(op.seconds for op in ops.values())
     assert floor == pytest.approx(predicted.seconds - sum(op.seconds for op in predicted.ops if op.link_bytes))
     assert floor < sum(seconds.values()) < 1.03 * floor
