@@ -1,4 +1,4 @@
-"""What an all-reduce among the parts of a server is expected to take.
+"""What an all-reduce or an all-to-all among the parts of a server is expected to take.
 
     seconds = min(one-shot, two-shot)
     one-shot = start + rank log2(n) + (n - 1) S / (rate x link)
@@ -9,13 +9,19 @@ part of it, and all read the sums. `start` and `rank` are the latency: the launc
 is the share of the link's datasheet bandwidth in one direction. Each algorithm has constants of its own; a library
 takes the one that is faster at a size. The constants belong to a library and a generation of parts. They are fitted on
 published times (`bench/judge/published/link_fit.py`) of messages from 8 KB to 16 MB and stored in `expected.json`.
+
+An all-to-all, in which each part sends S bytes, those for itself included, has one algorithm:
+
+    seconds = start + rank log2(n) + (n - 1) / n S / (rate x link)
+
+It is fitted on NCCL's, whose parts are equal. The rows of experts are exchanged by other kernels in servers, which were
+published to take 2 to 4 times as long: see `bench/judge/README.md`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -36,6 +42,10 @@ class Algorithm:
     rank: float
     rate: float
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Algorithm:
+        return cls(**{field.name: said[field.name] for field in fields(cls)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
@@ -46,7 +56,7 @@ class Library:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Library:
-        return cls(one_shot=Algorithm(**said["one_shot"]), two_shot=Algorithm(**said["two_shot"]))
+        return cls(one_shot=Algorithm.of(said["one_shot"]), two_shot=Algorithm.of(said["two_shot"]))
 
 
 def seconds(library: Library, *, size: Any, ranks: Any, link: Any) -> Any:
@@ -58,8 +68,13 @@ def seconds(library: Library, *, size: Any, ranks: Any, link: Any) -> Any:
     return np.minimum(first, second)
 
 
+def exchange_seconds(way: Algorithm, *, size: Any, ranks: Any, link: Any) -> Any:
+    """Seconds of an all-to-all in which each of `ranks` parts sends `size` bytes, those for itself included."""
+    return way.start + way.rank * np.log2(ranks) + (ranks - 1) / ranks * size / (way.rate * link)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ExpectedReduce:
+class ExpectedCollective:
     """Seconds of one collective by the library that is expected to be the fastest, and what they rest on."""
 
     seconds: float
@@ -67,43 +82,40 @@ class ExpectedReduce:
     rests_on: str
 
 
-def expect(spec: DeviceSpec, size: float, ranks: int, among: Mapping[str, Any] | None = None) -> ExpectedReduce | None:
+def expect(
+    spec: DeviceSpec, size: float, ranks: int, among: Mapping[str, Any] | None = None
+) -> ExpectedCollective | None:
     """The fastest library's time; None without a published link, or for a part of no generation that was measured.
 
     `among` holds other constants than those of `expected.json`, by `library generation`.
     """
 
-    def time(library: Library, link: float) -> float:
-        return float(seconds(library, size=size, ranks=ranks, link=link))
+    def time(said: Mapping[str, Any], link: float) -> float:
+        return float(seconds(Library.of(said), size=size, ranks=ranks, link=link))
 
     return _fastest(spec, ranks, time, expected.all_reduces() if among is None else among)
 
 
-def exchange(spec: DeviceSpec, size: float, ranks: int) -> ExpectedReduce | None:
-    """An all-to-all in which each part sends `size` bytes, those for itself included.
+def exchange(spec: DeviceSpec, size: float, ranks: int) -> ExpectedCollective | None:
+    """The fastest library's all-to-all in which each part sends `size` bytes, those for itself included. None as for
+    `expect`. NCCL's alone was published by size."""
 
-    seconds = start + rank log2(n) + (n - 1) / n S / (rate x link), with the one-shot constants of the fastest library.
-    Nobody's all-to-all is among the published tables. In a one-shot all-reduce too, every part reads something else
-    from every other part, after one barrier. None as for `expect`.
-    """
+    def time(said: Mapping[str, Any], link: float) -> float:
+        return float(exchange_seconds(Algorithm.of(said), size=size, ranks=ranks, link=link))
 
-    def time(library: Library, link: float) -> float:
-        way = library.one_shot
-        return way.start + way.rank * math.log2(ranks) + (ranks - 1) / ranks * size / (way.rate * link)
-
-    return _fastest(spec, ranks, time, expected.all_reduces())
+    return _fastest(spec, ranks, time, expected.all_to_alls())
 
 
 def _fastest(
-    spec: DeviceSpec, ranks: int, time: Callable[[Library, float], float], known: Mapping[str, Any]
-) -> ExpectedReduce | None:
+    spec: DeviceSpec, ranks: int, time: Callable[[Mapping[str, Any], float], float], known: Mapping[str, Any]
+) -> ExpectedCollective | None:
     if spec.link_bandwidth is None or ranks < 2 or spec.sm not in expected.GENERATIONS:
         return None
     found = []
     for name in LIBRARIES:
         if said := known.get(f"{name} {expected.generation(spec)}"):
-            found.append((time(Library.of(said), spec.link_bandwidth.value), name, said["rests_on"]))
+            found.append((time(said, spec.link_bandwidth.value), name, said["rests_on"]))
     if not found:
         return None
     least, name, rests_on = min(found)
-    return ExpectedReduce(seconds=least, library=name, rests_on=rests_on)
+    return ExpectedCollective(seconds=least, library=name, rests_on=rests_on)

@@ -209,6 +209,12 @@ def all_reduces() -> dict[str, Any]:
     return found
 
 
+def all_to_alls() -> dict[str, Any]:
+    """The constants of all-to-alls by `library generation`."""
+    found: dict[str, Any] = _stored().get("all_to_alls", {})
+    return found
+
+
 def servers() -> dict[str, Any]:
     """The constants of whole servers, and the errors with one software left out at a time."""
     found: dict[str, Any] = _stored()["servers"]

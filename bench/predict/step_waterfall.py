@@ -165,8 +165,8 @@ def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec
             spent = shape.moe_layers * (dispatch + combine)
             yield (
                 f"were experts whole: dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits "
-                f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us a step, by latency and rate of one-shot "
-                "all-reduces: no all-to-all was published"
+                f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us, {percent(spent / found.seconds)}, a step, "
+                "as NCCL exchanges parts of one size"
             )
 
 

@@ -13,7 +13,7 @@ from bench.cli import app
 from bench.devices import find
 from bench.errors import BadRequest
 from bench.predict import expected
-from bench.predict.collectives import LIBRARIES, Library
+from bench.predict.collectives import Algorithm
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
@@ -241,15 +241,10 @@ def test_whole_experts_are_reached_over_the_link() -> None:
     """DeepSeek-V3 on 8 H100s, 64 requests: 8 tokens x 8 experts x 7,168 numbers of each part, 7/8 of them by link."""
     found = expect(Request(model="deepseek-v3", batch=64, context=4096, devices=8, weights="fp8"))
     (said,) = [line for line in found.notes if line.startswith("were experts whole")]
-    link, way = (
-        450e9,
-        min(
-            (Library.of(expected.all_reduces()[f"{name} hopper"]).one_shot for name in LIBRARIES),
-            key=lambda one: one.start + 3 * one.rank + 7 / 8 * 8 * 8 * 7168 / (one.rate * 450e9),
-        ),
-    )
-    dispatch = way.start + 3 * way.rank + 7 / 8 * 8 * 8 * 7168 / (way.rate * link)
-    assert f"dispatch in 8 bits {dispatch * 1e6:.1f} us" in said
+    way = Algorithm.of(expected.all_to_alls()["nccl hopper"])
+    dispatch, combine = (way.start + 3 * way.rank + 7 / 8 * size * 8 * 8 * 7168 / (way.rate * 450e9) for size in (1, 2))
+    assert f"dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits {combine * 1e6:.1f} us a layer" in said
+    assert f"{58 * (dispatch + combine) * 1e6:,.0f} us, " in said, "58 of the 61 layers have experts"
 
 
 def test_drafts_are_verified_in_one_step() -> None:

@@ -14,7 +14,8 @@
 
 Columns of a row:
 
-- `op`: an operation of `kernels/`, or `gated_delta_net`, `kda`, `state_update`, `all_reduce`, `dsa_topk`, `dsa_indexer`
+- `op`: an operation of `kernels/`, or `gated_delta_net`, `kda`, `state_update`, `all_reduce`, `dsa_topk`,
+  `dsa_indexer`, `all_to_all` (NCCL's, of equal parts), `dispatch` and `combine` (DeepEP's rows of experts)
 - `part`: a key of `bench.devices`
 - `software`, `version`, `kernel`: who measured what: `vllm`, `0.24.0`, `vllm_flash_attn_fa3`
 - `stored`: the type of the weights, of the KV cache or of the state: a key of `work.BYTES`
@@ -23,7 +24,8 @@ Columns of a row:
 - `cache`: `warm` if the bytes are fewer than four times the part's L2 (one buffer was read again and again, and the L2
   not flushed), `cold` if they are more, `unknown` where the size of the L2 is not known
 - `B`, `H_q`, `H_kv`, `D`, `T`, `window`, `N`, `K`, `E`, `k`, `H`, `F`: fields as in the operation's `Case`; 0 where it
-  has no such field. An all-reduce has messages of `N` elements. The states of `gated_delta_net` and `kda` are `D` x `N`
+  has no such field. Each part of an all-reduce or an all-to-all has `N` elements; each part of a dispatch or a combine
+  has `B` tokens of `H` elements. The states of `gated_delta_net` and `kda` are `D` x `N`
 - `tp`: how many parts share each expert, or reduce together
 - `routing`, `balanced`, `gated`: how a MoE's tokens are spread, whether evenly, and whether it has three matrices
 - `source`: the table that a row comes from. `table.sources` says the package, its version, licence and hash

@@ -95,7 +95,9 @@ class Sheet:
             }
             self.rows = len(index)
 
-    def table(self, op: str, *, stored: Array | str, activations: Array | str = "bf16", **fields: Array | int) -> Table:
+    def table(
+        self, op: Array | str, *, stored: Array | str, activations: Array | str = "bf16", **fields: Array | int
+    ) -> Table:
         """The rows that are left, as rows of `op`."""
         columns: dict[str, Array] = {}
         names: dict[str, tuple[str, ...]] = {}
@@ -214,14 +216,34 @@ def _mamba(sheet: Sheet) -> Table:
     return sheet.table("state_update", stored="bf16", B=sheet["batch_size"], **dims)
 
 
-def _all_reduce(sheet: Sheet) -> Table:
-    """Sizes are in elements: an all-gather of 16-bit elements takes twice as long as one of as many 8-bit elements."""
-    sheet.keep(
-        sheet.matches("op_name", lambda name: name == "all_reduce"), "a collective that a decode step does not need"
-    )
+COLLECTIVES = {"all_reduce": "all_reduce", "alltoall": "all_to_all"}
+
+
+def _collectives(sheet: Sheet) -> Table:
+    """Sizes are in elements: an all-gather of 16-bit elements takes twice as long as one of as many 8-bit elements.
+    Those of an all-to-all are what each part sends, those for itself included, as in `nccl-tests`."""
+    op = sheet.text("op_name", COLLECTIVES)
+    sheet.keep(op != "", "a collective that a decode step does not need")
     types = "nccl_dtype" if "nccl_dtype" in sheet.columns else "allreduce_dtype"
     sheet.keep(sheet.matches(types, lambda name: name in ("half", "bfloat16")), "a reduction of integers")
-    return sheet.table("all_reduce", stored="bf16", N=sheet["message_size"], tp=sheet["num_gpus"])
+    op = sheet.text("op_name", COLLECTIVES)
+    return sheet.table(op, stored="bf16", N=sheet["message_size"], tp=sheet["num_gpus"])
+
+
+def _exchanges(sheet: Sheet) -> Table:
+    """DeepEP's dispatch and combine of the experts' rows, on the GPUs of one server. Tokens are those of each GPU."""
+    sheet.keep(sheet.matches("comm_backend", lambda name: name.endswith("deepep_ll")), "kernels for prefill")
+    sheet.keep(sheet["num_tokens"] <= LARGEST, f"more than {LARGEST} tokens: not decode")
+    sheet.keep(sheet["node_num"] == 1, "experts on several servers")
+    sheet.keep(sheet.text("comm_dtype", TYPES) == "bf16", "rows in a type that is not ours, or is not published")
+    fields = {"B": "num_tokens", "E": "num_experts", "k": "topk", "H": "hidden_size", "tp": "ep_size"}
+    table = sheet.table(
+        sheet.text("phase", {phase: phase for phase in ("dispatch", "combine")}),
+        stored="bf16",
+        **{name: sheet[column] for name, column in fields.items()},
+    )
+    seconds = table["seconds"] * 1e-3  # microseconds in this table, not milliseconds
+    return Table(columns={**table.columns, "seconds": seconds}, names=table.names, left_out=table.left_out)
 
 
 def _topk(sheet: Sheet) -> Table:
@@ -244,8 +266,9 @@ READERS: dict[str, Callable[[Sheet], Table]] = {
     "gdn_perf": _deltas("gated_delta_net"),
     "kda_perf": _deltas("kda"),
     "mamba2_perf": _mamba,
-    "nccl_perf": _all_reduce,
-    "custom_allreduce_perf": _all_reduce,
+    "nccl_perf": _collectives,
+    "custom_allreduce_perf": _collectives,
+    "moe_a2a_perf": _exchanges,
     "glm5_topk_module_perf": _topk,
     "glm5_mqa_logits_module_perf": _indexer,
 }

@@ -54,6 +54,15 @@ MAPPED = {
         fixed={"fused": False},
         product=("B", "hidden"),
     ),
+    **{
+        direction: Mapped(
+            op="all_to_all",
+            columns={"B": "B", "E": "E", "k": "k", "hidden": "H", "ranks": "tp"},
+            stored="dtype",
+            fixed={"direction": direction, "idle": 0},
+        )
+        for direction in ("dispatch", "combine")
+    },
 }
 """The published operations that are ours too. MoE rows of `tp` parts have experts of F / tp columns."""
 

@@ -45,7 +45,9 @@ def distill(package: Package, path: Path = FILE) -> tuple[dict[str, Table], dict
     kept = kept.take(order)
     columns = {**kept.columns, "seconds": rounded(kept["seconds"])}
     kernels = Table(columns=columns, names=kept.names, sources=sources, left_out=full.left_out)
-    constants = {"constants": fit.fit(kernels), "all_reduces": link_fit.fit(kernels)}
+    constants = {"constants": fit.fit(kernels), "all_reduces": link_fit.fit(kernels)} | {
+        "all_to_alls": link_fit.fit(kernels, "all_to_all")
+    }
     runs = servers.read(package, sources, constants)
     runs = Table(
         **{**vars(runs), "columns": {n: rounded(v) if v.dtype.kind == "f" else v for n, v in runs.columns.items()}}

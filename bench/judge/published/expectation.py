@@ -12,6 +12,9 @@ from bench.judge.published.table import Array, Table
 from bench.judge.published.work import Floor, generations, rates, work
 from bench.predict import collectives, expected
 
+EXCHANGES = ("dispatch", "combine")
+"""All-to-alls of unequal parts, held against NCCL's of equal ones with as many bytes."""
+
 
 def shape(op: str, rows: Table, floor: Floor) -> expected.Kernels | None:
     """The rows of one operation as kernels; None for an operation that is not modelled."""
@@ -63,7 +66,17 @@ def expectation(table: Table) -> Array:
             kernels = shape(op, rows, work(rows))
             if kernels is not None:
                 seconds[index] = expected.total(expected.terms(kernels, found.constants, parts(rows), warm=True))
-    for library, gen, index in link_fit.groups(table):
-        if said := expected.all_reduces().get(f"{library} {gen}"):
-            seconds[index] = link_fit.predicted(collectives.Library.of(said), table.take(index))
+    for stored, name in ((expected.all_reduces(), "all_reduce"), (expected.all_to_alls(), "all_to_all")):
+        for library, gen, index in link_fit.groups(table, name):
+            if said := stored.get(f"{library} {gen}"):
+                seconds[index] = link_fit.predicted(link_fit.known(said), table.take(index))
+    exchanged = np.isin(table["op"], [code for code, name in enumerate(table.names["op"]) if name in EXCHANGES])
+    for gen in {str(each) for each in generations(table)[exchanged]}:
+        if said := expected.all_to_alls().get(f"nccl {gen}"):
+            index = np.flatnonzero(exchanged & (generations(table) == gen))
+            rows = table.take(index)
+            ranks = rows["tp"].astype(np.float64)
+            size = work(rows).bytes * ranks / (ranks - 1)  # with the rows that stay
+            way = collectives.Algorithm.of(said)
+            seconds[index] = collectives.exchange_seconds(way, size=size, ranks=ranks, link=link_fit.links(rows))
     return seconds

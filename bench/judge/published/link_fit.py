@@ -1,4 +1,4 @@
-"""The constants of expected all-reduces (`bench/predict/collectives.py`), fitted on declared rows.
+"""The constants of expected all-reduces and all-to-alls (`bench/predict/collectives.py`), fitted on declared rows.
 
 For each library and generation the newest version on one part is fitted; other versions and parts are out of sample.
 Kernels that were launched one by one from the host are left out: their 20 us are the launch.
@@ -6,7 +6,7 @@ Kernels that were launched one by one from the host are left out: their 20 us ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from bench.judge.published.search import simplex
 from bench.judge.published.table import Array, Table
 from bench.judge.published.work import generations, rates
 from bench.predict import expected
-from bench.predict.collectives import LEAST, LIBRARIES, MOST, Algorithm, Library, seconds
+from bench.predict.collectives import LEAST, LIBRARIES, MOST, Algorithm, Library, exchange_seconds, seconds
 
 STARTS = (
     {"one_shot": (3e-6, 1e-6, 0.6), "two_shot": (8e-6, 2e-6, 0.7)},
@@ -24,17 +24,17 @@ STARTS = (
 """Where the search starts: the better of two ends is taken."""
 
 
-def in_graph(rows: Table) -> Array:
-    """A mask: all-reduces of a decode step's size that were launched from a graph, or by a library of its own."""
+def in_graph(rows: Table, op: str = "all_reduce") -> Array:
+    """A mask: collectives of a decode step's size that were launched from a graph, or by a library of its own."""
     eager = np.array(["eager" in name for name in rows.names["kernel"]], dtype=bool)[rows["kernel"]]
     size = 2 * rows["N"].astype(np.int64)
-    reduces = rows["op"] == rows.code("op", "all_reduce") if "all_reduce" in rows.names["op"] else False
-    return reduces & ~eager & (size >= LEAST) & (size <= MOST)
+    mine = rows["op"] == rows.code("op", op) if op in rows.names["op"] else False
+    return mine & ~eager & (size >= LEAST) & (size <= MOST)
 
 
-def groups(rows: Table) -> Iterator[tuple[str, str, Array]]:
+def groups(rows: Table, op: str = "all_reduce") -> Iterator[tuple[str, str, Array]]:
     """Library and generation, and the index of their rows. An engine that calls NCCL counts as NCCL."""
-    chosen = np.flatnonzero(in_graph(rows))
+    chosen = np.flatnonzero(in_graph(rows, op))
     rows = rows.take(chosen)
     libraries = np.where(rows.text("kernel") == "NCCL", "nccl", rows.text("software"))
     gens = generations(rows)
@@ -61,20 +61,20 @@ def as_numbers(version: str) -> tuple[int, ...]:
     return tuple(int("".join(c for c in word if c.isdigit()) or 0) for word in version.replace("rc", ".").split("."))
 
 
-def fit(table: Table) -> dict[str, Any]:
+def fit(table: Table, op: str = "all_reduce") -> dict[str, Any]:
     """The constants by `library generation`, with what they rest on and the spread on all other rows."""
     stored = {}
-    for library, gen, index in groups(table):
+    for library, gen, index in groups(table, op):
         rows = table.take(index)
         mine = declared(rows, gen)
         if mine.sum() < 12 or not np.isfinite(links(rows)).all():
             continue
-        said = constants(rows.take(np.flatnonzero(mine)))
+        said = constants(rows.take(np.flatnonzero(mine)), op)
         others = rows.take(np.flatnonzero(~mine)) if not mine.all() else rows
-        ratio = others["seconds"] / predicted(Library.of(said), others)
-        version = rows.text("version")[mine][0]
+        ratio = others["seconds"] / predicted(known(said), others)
+        version, kind = rows.text("version")[mine][0], op.replace("_", "-")
         stored[f"{library} {gen}"] = said | {
-            "rests_on": f"{int(mine.sum())} all-reduces of {library} {version} on {expected.FITTED_ON[gen]} "
+            "rests_on": f"{int(mine.sum())} {kind}s of {library} {version} on {expected.FITTED_ON[gen]} "
             "(aiconfigurator-core)",
             "spread": [round(float(value), 3) for value in np.percentile(ratio, (10, 50, 90))],
         }
@@ -86,26 +86,39 @@ def links(rows: Table) -> Array:
     return rates(rows)[0]
 
 
-def predicted(library: Library, rows: Table) -> Array:
-    size, ranks = 2.0 * rows["N"], rows["tp"].astype(np.float64)
-    found: Array = seconds(library, size=size, ranks=ranks, link=links(rows))
-    return found
+def predicted(found: Library | Algorithm, rows: Table) -> Array:
+    """Seconds of each row: of an all-reduce by a library, or of an all-to-all by its one algorithm."""
+    size, ranks, link = 2.0 * rows["N"], rows["tp"].astype(np.float64), links(rows)
+    if isinstance(found, Library):
+        return np.asarray(seconds(found, size=size, ranks=ranks, link=link))
+    return np.asarray(exchange_seconds(found, size=size, ranks=ranks, link=link))
 
 
-def constants(rows: Table) -> dict[str, Any]:
+def known(said: Mapping[str, Any]) -> Library | Algorithm:
+    """The stored constants as what they are."""
+    return Library.of(said) if "one_shot" in said else Algorithm.of(said)
+
+
+def constants(rows: Table, op: str = "all_reduce") -> dict[str, Any]:
     def error(logs: Array) -> float:
-        return float(np.mean(np.abs(np.log(rows["seconds"] / predicted(library_of(logs), rows)))))
+        return float(np.mean(np.abs(np.log(rows["seconds"] / predicted(from_logs(logs), rows)))))
 
-    ends = [simplex(error, np.log([*start["one_shot"], *start["two_shot"]]), steps=1500) for start in STARTS]
-    best = library_of(min(ends, key=error))
-    return {
-        name: {field: float(f"{value:.3g}") for field, value in vars(algorithm).items()}
-        for name, algorithm in (("one_shot", best.one_shot), ("two_shot", best.two_shot))
-    }
+    starts = [[*start["one_shot"], *start["two_shot"]] for start in STARTS]
+    if op == "all_to_all":
+        starts = [start[:3] for start in starts]
+    best = from_logs(min((simplex(error, np.log(start), steps=1500) for start in starts), key=error))
+    if isinstance(best, Algorithm):
+        return shortened(best)
+    return {"one_shot": shortened(best.one_shot), "two_shot": shortened(best.two_shot)}
 
 
-def library_of(logs: Array) -> Library:
+def shortened(algorithm: Algorithm) -> dict[str, float]:
+    return {field: float(f"{value:.3g}") for field, value in vars(algorithm).items()}
+
+
+def from_logs(logs: Array) -> Library | Algorithm:
+    """Three constants are an algorithm, six are a library's two."""
     values = [float(value) for value in np.exp(logs)]
     names = ("start", "rank", "rate")
-    one, two = (Algorithm(**dict(zip(names, each, strict=True))) for each in (values[:3], values[3:]))
-    return Library(one_shot=one, two_shot=two)
+    found = [Algorithm(**dict(zip(names, values[at : at + 3], strict=True))) for at in range(0, len(values), 3)]
+    return found[0] if len(found) == 1 else Library(one_shot=found[0], two_shot=found[1])

@@ -15,7 +15,7 @@ from bench.devices import DEVICES, find
 from bench.judge.published import fit, link_fit, server_fit
 from bench.judge.published.expectation import expectation
 from bench.judge.published.table import Array, Table, load
-from bench.judge.published.work import WARM, Floor, generations, work
+from bench.judge.published.work import LINKED, WARM, Floor, generations, work
 from bench.predict import expected
 
 PERCENTILES = (10, 50, 90)
@@ -33,6 +33,9 @@ TARGETS: tuple[tuple[str, Mapping[str, Any], float, float], ...] = (
         1.0,
     ),
     ("all-reduces, 8 KB to 16 MB", {"op": "all_reduce", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
+    ("NCCL's all-to-alls, 8 KB to 16 MB", {"op": "all_to_all", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
+    ("DeepEP's dispatch", {"op": "dispatch", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
+    ("DeepEP's combine", {"op": "combine", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
     *(
         (f"8 and 4 bits, {title}, from 64 MB", {"op": op, "stored": LOW, "least": 64e6, "rows": 128}, 0.20, 0.60)
         for LOW in [("fp8", "fp8_block", "int8", "int4", "mxfp4", "nvfp4")]
@@ -167,8 +170,9 @@ def in_sample(rows: Table) -> Array:
                 )
                 index = np.flatnonzero(mine)
                 found[index] |= fit.declared(rows.take(index), op, part, software)
-    for _, gen, index in link_fit.groups(rows):
-        found[index] |= link_fit.declared(rows.take(index), gen)
+    for name in ("all_reduce", "all_to_all"):
+        for _, gen, index in link_fit.groups(rows, name):
+            found[index] |= link_fit.declared(rows.take(index), gen)
     return found
 
 
@@ -209,10 +213,11 @@ def explained(rows: Table, floor: Floor) -> Array:
     none = np.zeros(len(rows), dtype=bool)
     attention = ops.get("attention_decode", none)
     states = ops.get("gated_delta_net", none) | ops.get("kda", none)
+    linked = np.logical_or.reduce([ops.get(name, none) for name in LINKED])
     rate = floor.bytes / rows["seconds"]
     tests = (
         ("units: more than 500 times faster", ratio < 1 / 500),
-        ("an all-reduce: its floor is the link's bandwidth", ops.get("all_reduce", none)),
+        ("a collective: its floor is the link's bandwidth", linked),
         ("fits the L2, or is smaller than four of them: warm", floor.bytes < WARM * l2[rows["part"]]),
         ("half the bytes: K is read without V (aiconfigurator#1379)", attention & (ratio >= 0.5 * SLACK)),
         ("half the bytes: a state in 16 bits", states & (ratio >= 0.5 * SLACK)),

@@ -30,6 +30,8 @@ LATENT, ROPE = 512, 64
 """DeepSeek's: elements of the latent and of the rotary key that MLA caches for one token."""
 IMPOSSIBLE = 1.02
 """A row above this share of its floor's speed is wrong: datasheets round."""
+LINKED = ("all_reduce", "all_to_all", "dispatch", "combine")
+"""Operations whose bytes cross the links between parts."""
 WARM = 4
 """Fewer bytes than this many L2s, read again and again from one buffer, stay partly in it."""
 
@@ -72,7 +74,7 @@ def by_name(table: Table, column: str, values: dict[str, float]) -> Array:
 
 
 def rates(table: Table) -> tuple[Array, Array]:
-    """Bandwidth and peak of each row's part. The activations decide the pipe; all-reduces go over the link."""
+    """Bandwidth and peak of each row's part. The activations decide the pipe; collectives go over the link."""
     pipes = {"fp32": "fma_fp32", "fp8": "mma_fp8", "int8": "mma_int8", "nvfp4": "mma_fp4", "mxfp4": "mma_fp4"}
     parts = [find(name) for name in table.names["part"]]
     memory = np.array([p.memory_bandwidth.value if p.memory_bandwidth else np.nan for p in parts])
@@ -87,8 +89,8 @@ def rates(table: Table) -> tuple[Array, Array]:
         ]
     )
     bandwidth = memory[table["part"]]
-    if "all_reduce" in table.names["op"]:
-        bandwidth = np.where(table["op"] == table.code("op", "all_reduce"), link[table["part"]], bandwidth)
+    linked = np.array([name in LINKED for name in table.names["op"]], dtype=bool)[table["op"]]
+    bandwidth = np.where(linked, link[table["part"]], bandwidth)
     return bandwidth, peaks[table["part"], table["activations"]]
 
 
@@ -139,6 +141,25 @@ def _all_reduce(rows: Rows) -> tuple[Array, Array]:
     return rows["N"] * 2.0, np.zeros_like(rows["N"])
 
 
+def _all_to_all(rows: Rows) -> tuple[Array, Array]:
+    """Bytes that each part gets from the others."""
+    return rows["N"] * 2.0 * (rows["tp"] - 1) / rows["tp"], np.zeros_like(rows["N"])
+
+
+def _exchange(rows: Rows) -> tuple[Array, Array]:
+    """Bytes of rows that a part gets from the others, dispatched once to each part that has one of the k experts.
+
+    Every choice of k experts is equally likely. So a token goes to a part with the chance 1 - C(E - E/n, k) / C(E, k).
+    """
+    experts, ranks = rows["E"], rows["tp"]
+    missed = np.ones(len(experts))
+    for i in range(int(rows["k"].max())):
+        factor = (experts - experts / ranks - i) / (experts - i)
+        missed = np.where(i < rows["k"], missed * np.maximum(0.0, factor), missed)
+    gets = (ranks - 1) * rows["B"] * (1 - missed)
+    return gets * rows["H"] * rows["stored"], np.zeros_like(gets)
+
+
 def _topk(rows: Rows) -> tuple[Array, Array]:
     """fp32 scores of all tokens, read once, and the ids of those that are kept."""
     return rows["B"] * (4 * rows["T"] + 4 * np.minimum(rows["T"], rows["k"])), np.zeros_like(rows["B"])
@@ -158,6 +179,9 @@ FORMULAS = {
     "kda": _state,
     "state_update": _state,
     "all_reduce": _all_reduce,
+    "all_to_all": _all_to_all,
+    "dispatch": _exchange,
+    "combine": _exchange,
     "dsa_topk": _topk,
     "dsa_indexer": _indexer,
 }

@@ -87,3 +87,18 @@ def test_an_all_reduce_has_the_fastest_published_one_of_its_size_and_ranks() -> 
     assert best("h200", "all_reduce", case | {"ranks": 3}) is None
     assert best("h200", "all_reduce", case | {"fused": True}) is None
     assert best("h200", "all_reduce", case | {"dtype": "fp32"}) is None
+
+
+def test_a_dispatch_has_the_fastest_published_one_of_its_routing_and_ranks() -> None:
+    """16 tokens of DeepSeek-V3 on each of eight H200."""
+    (case,) = discover()["all_to_all"].cases("quick")
+    found = best("h200", "all_to_all", case.as_dict())
+    assert found
+    assert found.exact
+    assert (found.software, found.kernel) == ("trtllm", "deepep")
+    rows = published.load().where(op="dispatch", part="h200", B=16, H=7168, E=256, k=8, tp=8)
+    assert found.seconds == pytest.approx(float(rows["seconds"].min()))
+    assert best("h200", "all_to_all", case.as_dict() | {"idle": 1}) is None
+    back = best("h200", "all_to_all", case.as_dict() | {"direction": "combine"})
+    assert back
+    assert back.seconds < found.seconds

@@ -27,25 +27,55 @@ def test_small_messages_take_one_shot_and_large_ones_two() -> None:
     assert large == pytest.approx(10e-6 + 2 * 2e-6 + 1.5 * (16 << 20) / (0.8 * 450e9))
 
 
-def test_the_fit_finds_planted_constants() -> None:
-    rows = published.load().where(op="all_reduce", part="h100-sxm", software="trtllm")
-    rows = rows.take(np.flatnonzero(link_fit.in_graph(rows)))
-    planted = published.Table(columns={**rows.columns, "seconds": link_fit.predicted(LIBRARY, rows)}, names=rows.names)
-    found = Library.of(link_fit.constants(planted))
+def test_an_all_to_all_sends_all_but_what_stays() -> None:
+    """16 MB on each of 4 parts: 12 MB of it leave."""
+    found = collectives.exchange_seconds(LIBRARY.one_shot, size=16e6, ranks=4, link=450e9)
+    assert found == pytest.approx(2e-6 + 2 * 1e-6 + 12e6 / (0.5 * 450e9))
+
+
+@pytest.mark.parametrize(
+    ("op", "software", "way"), [("all_reduce", "trtllm", LIBRARY), ("all_to_all", "nccl", LIBRARY.one_shot)]
+)
+def test_the_fit_finds_planted_constants(op: str, software: str, way: Library | Algorithm) -> None:
+    rows = published.load().where(op=op, part="h100-sxm", software=software)
+    rows = rows.take(np.flatnonzero(link_fit.in_graph(rows, op)))
+    planted = published.Table(columns={**rows.columns, "seconds": link_fit.predicted(way, rows)}, names=rows.names)
+    found = link_fit.known(link_fit.constants(planted, op))
+    assert type(found) is type(way)
     assert link_fit.predicted(found, rows) == pytest.approx(planted["seconds"], rel=0.02)
 
 
 @pytest.mark.parametrize("part", ["h100-sxm", "h200", "b200"])
-@pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_the_median_error_on_other_rows_is_below_a_fifth(part: str, ranks: int) -> None:
-    rows = published.load().where(op="all_reduce", part=part, tp=ranks)
+@pytest.mark.parametrize(("op", "ranks"), [*(("all_reduce", n) for n in (2, 4, 8)), ("all_to_all", (2, 4, 8))])
+def test_the_median_error_on_other_rows_is_below_a_fifth(part: str, op: str, ranks: int | tuple[int, ...]) -> None:
+    rows = published.load().where(op=op, part=part, tp=ranks)
     fitted = np.zeros(len(rows), dtype=bool)
-    for _, gen, index in link_fit.groups(rows):
+    for _, gen, index in link_fit.groups(rows, op):
         fitted[index] |= link_fit.declared(rows.take(index), gen)
     ratio = rows["seconds"] / expectation(rows)
     outside = np.isfinite(ratio) & ~fitted
     assert outside.sum() > 90
     assert np.median(np.abs(ratio[outside] - 1)) < 0.2
+
+
+@pytest.mark.parametrize(("op", "factor", "least"), [("dispatch", 4.2, 54e-6), ("combine", 2.3, 20e-6)])
+def test_what_is_said_of_deepep_is_so(op: str, factor: float, least: float) -> None:
+    """`bench/judge/README.md`: its kernels take 4.2 and 2.3 times as long as NCCL would with as many bytes."""
+    rows = published.load().where(op=op)
+    assert np.median(rows["seconds"] / expectation(rows)) == pytest.approx(factor, abs=0.05)
+    assert rows["seconds"].min() > least
+    assert set(rows.text("software")) == {"trtllm"}
+
+
+def test_an_exchange_rests_on_published_all_to_alls() -> None:
+    spec = find("h200")
+    found = collectives.exchange(spec, 1 << 20, 8)
+    assert found is not None
+    assert found.library == "nccl"
+    assert found.rests_on == "36 all-to-alls of nccl 2.29.2 on h100-sxm (aiconfigurator-core)"
+    published_s = published.load().where(op="all_to_all", part="h200", N=1 << 19, tp=8)["seconds"]
+    assert 0.5 < np.median(published_s) / found.seconds < 1.5
+    assert collectives.exchange(find("mi300x"), 1 << 20, 8) is None
 
 
 def test_eager_launches_and_other_sizes_are_left_out() -> None:

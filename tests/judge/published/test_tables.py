@@ -15,6 +15,7 @@ from bench.judge.published import command, wheel
 from bench.judge.published.cases import MAPPED
 from bench.judge.published.distill import lot, size_class
 from bench.judge.published.table import CODED, FILE, Table, joined, read, save
+from kernels.all_to_all.op import from_others
 from kernels.op import discover
 
 
@@ -32,7 +33,26 @@ def test_the_committed_table_is_small_and_holds_what_it_says() -> None:
     assert sum(table.left_out.values()) > 1_000_000
 
 
-@pytest.mark.parametrize("op", MAPPED)
+EXCHANGES = ("dispatch", "combine")
+
+
+@pytest.mark.parametrize("op", EXCHANGES)
+def test_floors_of_exchanges_are_what_our_draws_send(op: str) -> None:
+    """Rows that a rank gets from others. Ours are drawn, so a rank may get some more; large cases are asked."""
+    rows = published.load().where(op=op)
+    rows = rows.take(np.flatnonzero((rows["B"] == 128) & (rows["E"] == 256)))
+    floor = published.work(rows).bytes
+    assert len(rows) >= 10
+    for row in range(len(rows)):
+        found = published.case_of(rows, row)
+        assert found
+        name, case = found
+        assert (name, case.direction) == ("all_to_all", op)  # type: ignore[attr-defined]
+        mean = np.mean([from_others(case, r) for r in range(case.ranks)]) * case.row_bytes  # type: ignore[attr-defined]
+        assert floor[row] == pytest.approx(mean, rel=0.03)
+
+
+@pytest.mark.parametrize("op", [op for op in MAPPED if op not in EXCHANGES])
 def test_floors_are_those_of_our_own_operations(op: str) -> None:
     """Ours alone count scales of rows, page tables and lengths, tokens of a state update, and the rotary key of an fp8
     latent in 16 bits. So large cases are asked."""
@@ -203,6 +223,6 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
 
 def test_figures_have_their_sources() -> None:
     found = published.facts()
-    assert len(found) == 360
+    assert len(found) == 374
     assert all(row["source"] and row["value"] > 0 for row in found)
     assert {row["device"] for row in published.facts("kernel", device="h200")} == {"h200"}
