@@ -20,7 +20,7 @@ L1_FOOTPRINT = 64 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What the machine can do, as `stream`, `gemm_peak` and the plain copies of `host_link` measured it."""
+    """What the machine can do, by `stream`, `gemm_peak`, `peer_link` and the plain copies of `host_link`."""
 
     read_points: Points
     copy_points: Points = ()
@@ -29,6 +29,8 @@ class Ceilings:
     l2_bandwidth: float | None = None
     host_bandwidth: float | None = None
     """B/s to or from pinned memory of the host, whichever direction is faster."""
+    peer_points: Points = ()
+    """Seconds until a rank has so many bytes of another one."""
     pipes: Mapping[str, float] = field(default_factory=dict)
     """FLOP/s by pipe."""
     best_read: float = 0.0
@@ -56,6 +58,7 @@ class Ceilings:
         usual = usual_read(records)
         reads: dict[int, float] = {}
         copies: dict[int, float] = {}
+        peers: dict[int, float] = {}
         launches: list[float] = []
         l2_rates: list[float] = []
         host_rates: list[float] = []
@@ -86,6 +89,9 @@ class Ceilings:
                     computing.append((record, record.read_s / usual if record.read_s else 1.0))
                     rate = record.flops / min(record.core_s or math.inf, seconds)
                     pipes["fma_fp32"] = max(rate, pipes.get("fma_fp32", 0.0))
+            elif record.op == "peer_link":
+                size = record.case["size"]
+                peers[size] = min(seconds, peers.get(size, math.inf))
             elif record.op == "host_link" and record.case["kind"] in ("h2d", "d2h"):
                 host_rates.append(record.bytes / seconds)
             elif record.op == "gemm_peak":
@@ -101,6 +107,7 @@ class Ceilings:
             launch_s=launch_s,
             l2_bandwidth=max(l2_rates, default=None),
             host_bandwidth=max(host_rates, default=None),
+            peer_points=tuple(sorted(peers.items())),
             pipes=pipes,
             best_read=best_read,
             memory_loads=memory_loads,
@@ -153,6 +160,10 @@ class Ceilings:
         mix = min(1.0, 2 * bytes_written / size)
         copying = max(reading, time_of(self.copy_points, size))
         return max(self.launch_s, (1 - mix) * reading + mix * copying)
+
+    def peer_seconds(self, size: int) -> float | None:
+        """Seconds until a rank has `size` bytes of other ranks, launch and meeting included; None if not measured."""
+        return time_of(self.peer_points, size) if self.peer_points else None
 
     def fused_seconds(self, memory_s: float, arithmetic_s: float) -> float | None:
         """Seconds of a stage whose bytes alone take `memory_s` and whose FLOPs alone `arithmetic_s`.

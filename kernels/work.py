@@ -58,7 +58,7 @@ class Stage:
     l2_bytes: int = 0
     link_bytes: int = 0
     peer_bytes: int = 0
-    """Bytes that a GPU reads from other GPUs, or gets from them."""
+    """Bytes that a rank reads from other ranks, or gets from them."""
     ctas: int = 0
     ctas_per_sm: int = 1
     pieces: tuple[tuple[int, int], ...] = ()

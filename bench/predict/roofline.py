@@ -9,7 +9,7 @@ It makes two predictions of the same stages: from the part's datasheet, and from
 | `memory` | DRAM bytes | bytes / bandwidth | a stream of as many bytes, launch and ramp included, and the tail |
 | `l2` | DRAM bytes and those that the L2 serves | - | launch + bytes / rate of `stream` l2_read |
 | `link` | bytes to or from the host | bytes / bandwidth | launch + bytes / rate of `host_link`'s fastest plain copy |
-| `peers` | bytes from other GPUs | bytes / bandwidth of the link in one direction | not measured |
+| `peers` | bytes from other ranks | bytes / bandwidth of the link in one direction | `peer_link` with as many bytes |
 | a pipe | FLOPs of `mma_bf16`, `fma_fp32`, ... | FLOPs / peak | launch + FLOPs / peak of `gemm_peak` |
 | `issue` | instructions, conversions too | instructions / issue rate | launch + the same at the clock of `fma_fp32` |
 | `chain` | loads in a row, before and after the stream | - | loads x price of `stream` chase, level by level |
@@ -159,7 +159,7 @@ def measured_terms(stage: Stage, ceilings: Ceilings, target: Target) -> Terms:
     if stage.link_bytes:
         terms["link"] = _time(stage.link_bytes, ceilings.host_bandwidth, launch)
     if stage.peer_bytes:
-        terms["peers"] = None  # no ceiling of this run says what the link between GPUs gives
+        terms["peers"] = ceilings.peer_seconds(stage.peer_bytes)
     if stage.instructions:
         terms["issue"] = _time(stage.instructions, issue_rate(target.sm, pipes.get("fma_fp32", 0.0)), launch)
     if stage.loads_before or stage.loads_after:

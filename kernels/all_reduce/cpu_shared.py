@@ -67,15 +67,18 @@ def shared(member: Member, folder: str) -> Callable[[Message], Callable[[], None
 
 
 def one_shot_stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
-    """Of all ranks: each x comes from memory once and is read by the other ranks from the cache."""
-    again = case.ranks * (case.ranks - 1) * case.size
-    return (Stage(name="add", work=together(one_shot(case), case.ranks), l2_bytes=again),)
+    """Of all ranks: each x comes from memory once and is read by the other ranks from the cache. `peer_bytes` are what
+    one rank reads of the others."""
+    others = (case.ranks - 1) * case.size
+    work = together(one_shot(case), case.ranks)
+    return (Stage(name="add", work=work, l2_bytes=case.ranks * others, peer_bytes=others),)
 
 
 def two_shot_stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
     """Of all ranks: parts of x from memory, all of y to memory; sums are read again from the cache."""
     again = (case.ranks - 1) * case.size
-    return (Stage(name="add and copy", work=together(work(case), case.ranks), l2_bytes=again),)
+    others = 2 * again // case.ranks
+    return (Stage(name="add and copy", work=together(work(case), case.ranks), l2_bytes=again, peer_bytes=others),)
 
 
 def prepare(case: ReduceCase, inputs: Inputs, target: Target, *, shots: int) -> Launch:

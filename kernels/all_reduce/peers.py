@@ -40,7 +40,12 @@ def stages(case: ReduceCase, target: Target) -> tuple[Stage, ...]:
     passed = 2 * (case.ranks - 1) * case.size
     return (
         Stage(name="copy", work=together(work(case), case.ranks)),
-        Stage(name="ring", work=together(work(case), case.ranks), l2_bytes=4 * passed),
+        Stage(
+            name="ring",
+            work=together(work(case), case.ranks),
+            l2_bytes=4 * passed,
+            peer_bytes=passed // case.ranks,
+        ),
     )
 
 

@@ -7,7 +7,15 @@ from itertools import chain
 
 import numpy as np
 
-from kernels.all_to_all.op import AllToAllCase, collective, dispatched, of_all_ranks, rows_of, shape
+from kernels.all_to_all.op import (
+    AllToAllCase,
+    collective,
+    dispatched,
+    most_from_others,
+    of_all_ranks,
+    rows_of,
+    shape,
+)
 from kernels.common.cpu_jit import STORED, cpu_impl, jit
 from kernels.common.cpu_loops import convert
 from kernels.common.ranks.cases import too_few
@@ -62,11 +70,13 @@ def shared(member: Member, folder: str) -> Callable[[Message], Callable[[], None
 
 
 def stages(case: AllToAllCase, target: Target) -> tuple[Stage, ...]:
-    """Of all ranks. A token that goes to several ranks comes from memory once."""
+    """Of all ranks. A token that goes to several ranks comes from memory once. `peer_bytes` are those of the rank that
+    gets the most."""
     again = 0
     if case.direction == "dispatch":
         again = (sum(map(len, dispatched(case))) - case.ranks * case.B) * case.row_bytes
-    return (Stage(name="read and add", work=of_all_ranks(case), l2_bytes=again),)
+    others = most_from_others(case)
+    return (Stage(name="read and add", work=of_all_ranks(case), l2_bytes=again, peer_bytes=others),)
 
 
 def prepare(case: AllToAllCase, inputs: Inputs, target: Target) -> Launch:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kernels.all_to_all.exchange import exchange
-from kernels.all_to_all.op import AllToAllCase, collective, of_all_ranks, received, shape
+from kernels.all_to_all.op import AllToAllCase, collective, most_from_others, of_all_ranks, received, shape
 from kernels.common.random_inputs import torch_dtype
 from kernels.common.ranks import gloo as group
 from kernels.common.ranks.cases import too_few
@@ -71,7 +71,9 @@ def stages(case: AllToAllCase, target: Target) -> tuple[Stage, ...]:
     """Of all ranks. Each row goes through two sockets' ends."""
     moved = sum(sum(exchange(case, r).sends) for r in range(case.ranks)) * case.row_bytes
     before, behind = around(case, moved)
-    return (*before, Stage(name="exchange", work=of_all_ranks(case), l2_bytes=4 * moved), *behind)
+    others = most_from_others(case)
+    moving = Stage(name="exchange", work=of_all_ranks(case), l2_bytes=4 * moved, peer_bytes=others)
+    return (*before, moving, *behind)
 
 
 def prepare(case: AllToAllCase, inputs: Inputs, target: Target) -> Launch:
