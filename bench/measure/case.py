@@ -19,7 +19,7 @@ from bench.measure.attempts import sample_calmly
 from bench.measure.copies import DoesNotFit, draw_copies
 from bench.measure.core import InCache, cores_of_parts, in_cache
 from bench.measure.flags import allocates, flags_of, waits
-from bench.measure.gate import check_copies, check_prepared
+from bench.measure.gate import Contents, check_copies, check_prepared
 from bench.measure.memory import collect_if_memory_is_short
 from bench.measure.roof import ReadRoof
 from bench.measure.settings import Listener, Settings
@@ -75,7 +75,7 @@ class Measurement:
         self.op, self.case, self.target = op, case, target
         self.settings, self.listener = settings, listener
         self.copies: list[Inputs] = []
-        self.fresh: Inputs = {}
+        self.contents: Contents | None = None
         self.spoilt = False
         self.isolated = 0
         self.roof: ReadRoof | None = None
@@ -108,7 +108,7 @@ class Measurement:
             timed = timed[1:]
         if timed:
             self.time(timed)
-        self.copies, self.fresh = [], {}
+        self.copies, self.contents = [], None
         collect_if_memory_is_short(self.target)
         if self.spoilt:
             raise Broken("a spoilt capture keeps torch from freeing memory")
@@ -157,7 +157,9 @@ class Measurement:
             memory_bytes=settings.memory_bytes,
             timed=settings.timed,
         )
-        self.copies, self.fresh, self.rotation = drawn.copies, drawn.fresh, drawn.rotation
+        self.copies, self.rotation = drawn.copies, drawn.rotation
+        self.contents = Contents(self.op, self.case, self.copies[0], drawn.fresh)
+        self.contents.reference()  # before anything runs on these inputs
 
     def survives(self, entrant: Entrant, step: Callable[[Entrant], str | None]) -> bool:
         """Run one step. A wrong result or an exception ends the entrant with its record, and frees what it holds."""
@@ -175,7 +177,8 @@ class Measurement:
     def gate(self, entrant: Entrant) -> str | None:
         """Prepare all copies and check the first. A wrong result is recorded with its error and without a time."""
         entrant.launches = [entrant.impl.prepare(self.case, copy, self.target) for copy in self.copies]
-        errors = check_prepared(self.op, self.case, self.copies[0], self.fresh, entrant.launches[0], self.target)
+        assert self.contents
+        errors = check_prepared(self.contents, entrant.launches[0], self.target)
         if not errors.passed:
             self.emit(entrant.impl, entrant, status="wrong", reason=errors.reason, error=error_dict(errors))
         elif allocates(entrant.launches[0], self.target):
@@ -234,7 +237,8 @@ class Measurement:
         measured_at = now()
         self.listener.entering(first.impl.name, "final check")
         outputs = [e.timer.outputs for e in entrants if e.timer]
-        found = check_copies(self.op, self.case, self.copies, outputs)
+        assert self.contents
+        found = check_copies(self.op, self.case, self.copies, outputs, {0: self.contents.reference()})
         for entrant, errors in zip(entrants, found, strict=True):
             sampling = samplings[entrant.impl.name]
             entrant.flags += self.flags(entrant, sampling, telemetry)

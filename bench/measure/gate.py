@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from kernels.common.compare import Errors, compare
@@ -37,6 +38,29 @@ def pieces(tensor: Any) -> Sequence[Any]:
     return tensor.split(max(1, PIECE_BYTES * len(tensor) // tensor.nbytes)) if tensor.ndim else (tensor,)
 
 
+class Contents:
+    """The first copy of a case: its inputs, whose volatile part is exchanged with `fresh` values, and what is right.
+
+    A reference is computed once for all implementations, and before any of them runs on these values. So what a launch
+    does to its inputs cannot change what its output is compared with.
+    """
+
+    def __init__(self, op: Op, case: Any, inputs: Inputs, fresh: Inputs) -> None:
+        self.op, self.case, self.inputs, self.fresh = op, case, inputs, fresh
+        self.changed = False
+        self._references: dict[bool, Any] = {}
+
+    def exchange(self) -> None:
+        exchange(self.inputs, self.fresh)
+        self.changed = not self.changed
+
+    def reference(self) -> Any:
+        """Of the present values."""
+        if self.changed not in self._references:
+            self._references[self.changed] = self.op.reference(self.case, self.inputs)
+        return self._references[self.changed]
+
+
 def poisoned_run(op: Op, case: Any, inputs: Inputs, launch: Launch) -> Any:
     """Run once to learn where the output is, poison it, and run again, so that whatever is left unwritten shows."""
     op.poison(case, inputs, launch())
@@ -62,20 +86,21 @@ def truncates(output: Any, target: Target) -> bool:
     return target.kind == "interpreter" and str(output.dtype) == "torch.bfloat16"
 
 
-def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Launch, target: Target) -> Errors:
+def check_prepared(contents: Contents, launch: Launch, target: Target) -> Errors:
     """Run on a poisoned output and compare, then change the volatile inputs in place, run and compare again.
 
-    A result that was computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. `fresh`
-    is the volatile part of inputs of another seed. Afterwards `inputs` and `fresh` hold each other's values.
+    A result that was computed while preparing, or kept from an earlier launch, is wrong for the changed inputs. What
+    passes leaves the contents exchanged.
     """
+    op, case = contents.op, contents.case
     tolerance = op.tolerance(case)
     for changed in (False, True):
         if changed:
-            exchange(inputs, fresh)
-        output = poisoned_run(op, case, inputs, launch)
+            contents.exchange()
+        right = contents.reference()
+        output = poisoned_run(op, case, contents.inputs, launch)
         late = late_write(output, target)
-        found = op.decoded(case, output)
-        errors = compare(found, op.reference(case, inputs), tolerance, truncated=truncates(output, target))
+        errors = compare(op.decoded(case, output), right, tolerance, truncated=truncates(output, target))
         if late:
             errors = replace(errors, reason=late)
         elif changed and not errors.passed:
@@ -88,15 +113,23 @@ def check_prepared(op: Op, case: Any, inputs: Inputs, fresh: Inputs, launch: Lau
 def check(op: Op, impl: Impl, case: Any, target: Target) -> Errors:
     """The gate for one implementation on its own: draw inputs, prepare, and `check_prepared`."""
     fresh = volatile_part(op, op.inputs(case, target.device, 1))
-    inputs = op.inputs(case, target.device, 0)
-    return check_prepared(op, case, inputs, fresh, impl.prepare(case, inputs, target), target)
+    contents = Contents(op, case, op.inputs(case, target.device, 0), fresh)
+    contents.reference()
+    return check_prepared(contents, impl.prepare(case, contents.inputs, target), target)
 
 
-def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[Sequence[Any]]) -> list[Errors]:
+def check_copies(
+    op: Op,
+    case: Any,
+    copies: Sequence[Inputs],
+    outputs: Sequence[Sequence[Any]],
+    known: Mapping[int, Any] = MappingProxyType({}),
+) -> list[Errors]:
     """After timing, compare every copy's output with its own reference, for several implementations at once.
 
     `outputs[i][k]` is what implementation i left for copy k. The inputs of all copies differ, so a result that was kept
-    from one copy is wrong for the others. Returns the worst errors of each implementation.
+    from one copy is wrong for the others. `known` holds the references of some copies. Returns the worst errors of each
+    implementation.
     """
     import torch
 
@@ -106,7 +139,7 @@ def check_copies(op: Op, case: Any, copies: Sequence[Inputs], outputs: Sequence[
     group = max(1, STACK_ELEMENTS // per_copy)
     for first in range(0, len(copies), group):
         indices = range(first, min(first + group, len(copies)))
-        reference = torch.stack([op.reference(case, copies[k]) for k in indices])
+        reference = torch.stack([known[k] if k in known else op.reference(case, copies[k]) for k in indices])
         if tolerance.each_sequence:
             # the sequences of all copies, one after another
             reference = reference.flatten(0, 1)

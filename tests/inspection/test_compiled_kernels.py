@@ -15,7 +15,7 @@ from bench.inspection.emulate import program
 from bench.inspection.emulator.execute import execute
 from bench.inspection.emulator.memory import Fault
 from bench.inspection.targets import compile_targets
-from bench.measure.gate import check_prepared, volatile_part
+from bench.measure.gate import Contents, check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import Errors
 from kernels.decode_step.op import StepCase
@@ -71,7 +71,7 @@ def gate(op: Op, impl: Impl, case: Any, sm: int, seed: int | None, without: str 
             execute(made, seed=seed)
         return built.output
 
-    errors = check_prepared(op, case, inputs, fresh, launch, HOST)
+    errors = check_prepared(Contents(op, case, inputs, fresh), launch, HOST)
     assert not errors.passed or next(calls) == 4, "two runs, and before each a question"
     return errors
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.measure.gate import check, check_prepared, volatile_part
+from bench.measure.gate import Contents, check, check_prepared, volatile_part
 from kernels.attention_decode import peers_flashinfer, peers_torch, peers_xformers
 from kernels.attention_decode.op import OP as ATTENTION
 from kernels.attention_decode.op import AttentionCase
@@ -165,7 +165,7 @@ def test_mla_scores_of_16_bits_stay_in_fp32_on_a_gpu(monkeypatch: pytest.MonkeyP
     impl = named(mla_torch.IMPLS, "torch")
     inputs, fresh = MLA.inputs(case, "cpu", 1), volatile_part(MLA, MLA.inputs(case, "cpu", 2))
     launch = impl.prepare(case, inputs, H100)
-    errors = check_prepared(MLA, case, inputs, fresh, launch, HOST)
+    errors = check_prepared(Contents(MLA, case, inputs, fresh), launch, HOST)
     assert errors.passed, errors.reason
     assert not check(MLA, impl, case, HOST).passed
     assert impl.stages(case, H100)[0].l2_bytes == (4 * 4 + 2 * 2) * 16 * 4096

@@ -71,7 +71,8 @@ def test_of_what_inputs_change_to_only_that_is_kept_and_drawn_once() -> None:
     heard = Heard()
     measurement = Measurement(replace(planted.OP, inputs=counted), planted.ToyCase(), CPU, SETTINGS, heard)
     measurement.draw_inputs()
-    assert list(measurement.fresh) == ["x"]
+    assert measurement.contents
+    assert list(measurement.contents.fresh) == ["x"]
     assert len(drawn) == len(set(drawn)) == 3, "two copies"
     measurement.run([planted.HONEST, HONEST_TOO])
     assert len(drawn) == 6
@@ -119,11 +120,29 @@ def test_without_changing_inputs_in_place_stale_results_would_pass(name: str) ->
     assert measured(planted.impl(name, planted.CHEATS[name]), op=trusting).records[name].status == "ok"
 
 
+def test_a_launch_that_spoils_its_inputs_is_compared_with_what_they_were() -> None:
+    """Zeros are right for inputs that are zero. They were not zero when the launch got them."""
+    records = measured(planted.impl("destroys", planted.destroying)).records
+    assert records["destroys"].status == "wrong"
+
+
+def test_each_reference_is_computed_once_for_all_implementations() -> None:
+    calls: list[Any] = []
+
+    def counting(case: Any, inputs: Any) -> Any:
+        calls.append(inputs)
+        return planted.reference(case, inputs)
+
+    records = measured(planted.HONEST, HONEST_TOO, op=replace(planted.OP, reference=counting)).records
+    copies = records["honest"].rotation["copies"]
+    assert len(calls) == copies + 1, "the first copy has two contents"
+
+
 @pytest.mark.parametrize("name", ["warm copy", "lazy when timed"])
 def test_without_the_check_after_timing_these_would_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planted.SHARED.clear()
 
-    def trusting(op: Any, case: Any, copies: Any, outputs: Any) -> list[Errors]:
+    def trusting(op: Any, case: Any, copies: Any, outputs: Any, known: Any) -> list[Errors]:
         truth = op.reference(case, copies[0])
         return [compare(truth, truth, op.tolerance(case)) for _ in outputs]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.measure.gate import check_prepared, volatile_part
+from bench.measure.gate import Contents, check_prepared, volatile_part
 from kernels.common.compare import Errors
 from kernels.op import Inputs, Target, implementations
 from kernels.state_update import peers
@@ -31,7 +31,7 @@ def by_torch(case: StateCase, inputs: Inputs, **changed: torch.Tensor) -> torch.
 def gated(case: StateCase, plant: Plant, seed: int = 0) -> Errors:
     inputs = OP.inputs(case, "cpu", seed)
     fresh = volatile_part(OP, OP.inputs(case, "cpu", seed + 1))
-    return check_prepared(OP, case, inputs, fresh, lambda: plant(case, inputs), CPU)
+    return check_prepared(Contents(OP, case, inputs, fresh), lambda: plant(case, inputs), CPU)
 
 
 def swapped(x: torch.Tensor, column: int, one: int = 0, other: int = 5) -> torch.Tensor:

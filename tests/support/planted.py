@@ -111,6 +111,18 @@ def computed_in_prepare(case: ToyCase, inputs: Inputs, target: Target) -> Launch
     return lambda: y.copy_(result)
 
 
+def destroying(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
+    """Makes its inputs zero, and then does what is right for them."""
+    y = output(case, inputs)
+
+    def launch() -> torch.Tensor:
+        inputs["x"].zero_()
+        inputs["w"].zero_()
+        return write(inputs, y)
+
+    return launch
+
+
 def last_calls_result(case: ToyCase, inputs: Inputs, target: Target) -> Launch:
     """Keeps the first result. That is right as long as the inputs do not change."""
     y, kept = output(case, inputs), []
