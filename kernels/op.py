@@ -142,7 +142,9 @@ class Tolerance:
     rms_rel: float
     why: str = ""
     slope: float | None = None
-    """How far `slope` may be from 1, and `bias` from 0, beyond their own noise; None: any value."""
+    """How far `slope` may be from 1, beyond its own noise; None: any value, also of the bias."""
+    bias: float | None = None
+    """How far `bias` may be from 0, beyond its own noise; None: as far as `slope` from 1."""
     roundings: int | None = None
     """Roundings to the output's type in series, that of the output among them, as far as their noise is known."""
     each_sequence: bool = False

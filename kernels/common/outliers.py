@@ -12,14 +12,16 @@ changes it by 0.4 of itself or more, against ten tolerances of `max_rel` = 10 x 
 scales of its neighbour, whose groups are small where its own are large, y even changes its sign.
 
 An FFN has such rows in gate and up, at `hidden_rows`. Their hidden values are large, so that the loss of their columns
-of the down projection shows too; see `hidden_level`.
+of the down projection shows too; see `mark_hidden`. Where all rows of x have the same outliers, these hidden values are
+alike, and so are their rounding errors, which then move y of all rows to one side. So the outliers of a row of x, and
+the weights of a row, are 1 to `SPREAD` times as large: a range of a dozen steps of bf16 or more.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kernels.common.quantization import write_codes
+from kernels.common.quantization import FORMATS, RMS_CODES, scales_at, write_codes
 from kernels.common.random_inputs import RandomInputs, encoded, writable
 
 if TYPE_CHECKING:
@@ -31,6 +33,16 @@ COUNT = 16
 SHOWN = 8
 """Each of fewer columns shows without a mark. If all had one, the rows of x would be alike, and so would the rounding
 errors of y, which then do not tell their noise."""
+
+SPREAD = 1.1
+"""By how much marks of several rows differ, where they must not round alike."""
+
+HIDDEN = 8
+"""Large hidden values, if there are eight times as many in all."""
+
+OUTPUT_LEVEL = 1.5
+"""Weights of `mark_outputs`, in units of F^-1/2: as far as codes of int4 reach. If half of the large hidden values, of
+sqrt(F) / 4 each, meet them, an expert's share of y is 1.5 times their scale there, and its rms is 1.45 elsewhere."""
 
 GROUPS = (32, 128)
 """Columns of a group that shares a scale; their edges are preferred."""
@@ -49,19 +61,25 @@ def outliers(draw: RandomInputs, K: int) -> list[int]:
     return sorted(found)
 
 
-def mark_columns(x: torch.Tensor, columns: list[int], size: float = 0.25) -> None:
-    """Set these columns of x `[B, K]` to `size` sqrt(K), if there are `SHOWN` columns."""
+def near_one(draw: RandomInputs, rows: int, columns: int = 1) -> torch.Tensor:
+    """Factors `[rows, columns]` from 1 to `SPREAD`."""
+    return 1.0 + (SPREAD - 1.0) / 1024 * draw.integers(0, 1024, (rows, columns))
+
+
+def mark_columns(x: torch.Tensor, columns: list[int], size: float = 0.25, draw: RandomInputs | None = None) -> None:
+    """Set these columns of x `[B, K]` to `size` sqrt(K), if there are `SHOWN` columns. With `draw`, rows differ by up
+    to `SPREAD`."""
     import torch
 
     if x.device.type != "meta" and x.shape[1] >= SHOWN:
         value = torch.tensor(size * x.shape[1] ** 0.5, device=x.device)
-        writable(x)[:, columns] = encoded(value, x.dtype)
+        writable(x)[:, columns] = encoded(value * near_one(draw, len(x)) if draw else value, x.dtype)
 
 
 def mark_rows(
-    w: torch.Tensor, rows: list[int], columns: list[int], level: float, format: str = "", **packed: Any
+    w: torch.Tensor, rows: list[int], columns: list[int], level: float | torch.Tensor, format: str = "", **packed: Any
 ) -> None:
-    """Set W to `level` K^-1/2 where rows and columns meet.
+    """Set W to `level` K^-1/2 where rows and columns meet; `level` may be `[rows, columns]`, or one for each row.
 
     w is `[N, K]` of a 16- or 32-bit type, or codes of a `format` of `quantization.py`, whose other tensors `packed`
     holds.
@@ -74,7 +92,7 @@ def mark_rows(
     if format:
         write_codes(format, {"w": w, **packed}, *at, level)
     else:
-        w[at[0][:, None], at[1]] = level * w.shape[1] ** -0.5
+        w[at[0][:, None], at[1]] = (torch.as_tensor(level) * w.shape[1] ** -0.5).to(w)
 
 
 def signed_groups(columns: list[int], group_k: int) -> dict[float, list[int]]:
@@ -85,17 +103,70 @@ def signed_groups(columns: list[int], group_k: int) -> dict[float, list[int]]:
 
 
 def hidden_rows(draw: RandomInputs, F: int) -> list[int]:
-    """Hidden dims that are large: the first, the last, and two drawn ones."""
-    return sorted({0, F - 1, draw.python.randrange(F), draw.python.randrange(F)})
+    """Hidden dims that are large: the first, the last, and drawn ones, `HIDDEN` of them or fewer."""
+    others = (HIDDEN if F >= 8 * HIDDEN else HIDDEN // 2) - 2
+    return sorted({0, F - 1, *(draw.python.randrange(F) for _ in range(others))})
 
 
-def hidden_level(H: int, F: int) -> float:
-    """What W_gate and W_up hold in marked rows and columns, in units of H^-1/2; elsewhere these rows are zero.
+def clear(w: torch.Tensor, rows: list[int], K: int, **packed: Any) -> None:
+    """These rows become zero. Their zero points, if any, are in the middle, so that codes reach as far to either
+    side."""
+    if "w_zero" in packed:
+        packed["w_zero"][rows] = 8
+    mark_rows(w, rows, list(range(K)), 0.0, **packed)
 
-    With `count` outliers of x, gate and up are both g = count / 4 x level, and the hidden value silu(g) g is nearly
-    g^2 = sqrt(F) / 4. Ordinary hidden values have an rms of 1.26, all of them together 1.26 sqrt(F). So each of the
-    four marked ones is a sixth of the norm of all: without its column of W_down, y is wrong by 0.18 of its rms. Ten
-    tolerances of an FFN in bf16 are an `rms_rel` of 10 x 2 x 2^-8 = 0.078.
+
+def larger_side(w: torch.Tensor, rows: list[int], columns: list[int], height: int, **packed: Any) -> torch.Tensor:
+    """The scales `[rows, columns]` of these columns, in units of W's rms; zero in every second group of columns: for
+    each row, in the groups with the smaller scales in all. Of neighbouring rows either is larger in the same groups, so
+    if a row takes the scales of its neighbour, all that it holds becomes half or twice as large, or more."""
+    import torch
+
+    kind = FORMATS[packed["format"]]
+    K = w.shape[1] * 8 // kind.bits
+    at = torch.tensor(rows, device=w.device), torch.tensor(columns, device=w.device)
+    scale = scales_at(packed["format"], {"w": w, **packed}, *at, height) * (RMS_CODES[packed["format"]] * K**0.5)
+    odd = at[1] // (kind.group_k or K) % 2 == 1
+    larger = torch.where(odd, 0, scale).sum(1) < torch.where(odd, scale, 0).sum(1)
+    return torch.where(odd == larger[:, None], scale, 0.0)
+
+
+def mark_hidden(
+    draw: RandomInputs, w: torch.Tensor, rows: list[int], columns: list[int], *, H: int, F: int, **packed: Any
+) -> None:
+    """Rows of W_gate and W_up `[N, H]`, matrices of F rows each, become zero, but for the `columns` with outliers of x.
+    `packed`: see `mark_rows`.
+
+    There gate and up are g = (sqrt(F) / 4)^1/2, times factors of `near_one`, and the hidden value silu(g) g is nearly
+    g^2. Ordinary hidden values have an rms of 1.26, all of them together 1.26 sqrt(F), and with the eight marked ones
+    1.45 sqrt(F). So each of these is a sixth of the norm of all: without its column of W_down, y is wrong by 0.17 of
+    its rms. Ten tolerances of an FFN in bf16 are an `rms_rel` of 10 x 2 x 2^-8 = 0.078.
+
+    If scales are for groups of columns, a row holds the `larger_side`. If it takes the scales of its neighbour, g is
+    about half of what it was.
     """
-    count = max(1, min(COUNT, H // 4))
-    return (F**0.5 / 4) ** 0.5 * 4 / count
+    if w.device.type == "meta":
+        return
+    clear(w, rows, H, **packed)
+    # all columns of a row alike would make few sums, whose roundings may all go to one side
+    level = (F**0.5 / 4) ** 0.5 * 4 * near_one(draw, len(rows)) * near_one(draw, len(rows), len(columns))
+    if not packed.get("format"):
+        return mark_rows(w, rows, columns, level / len(columns))
+    scale = larger_side(w, rows, columns, F, **packed)
+    mark_rows(w, rows, columns, (scale > 0) * level / scale.sum(1, keepdim=True), **packed)
+
+
+def mark_outputs(w: torch.Tensor, rows: list[int], columns: list[int], *, H: int, F: int, **packed: Any) -> None:
+    """Rows of W_down `[N, F]`, matrices of H rows each, become zero, but for the `columns` of large hidden values: on
+    the `larger_side`, and with another sign in every second matrix.
+
+    So the share of an expert in these elements of y is never near zero, and its scales of these rows show there.
+    """
+    import torch
+
+    if w.device.type == "meta":
+        return
+    clear(w, rows, F, **packed)
+    sign = 1.0 - 2.0 * (torch.tensor(rows, device=w.device) // H % 2)[:, None]
+    used = larger_side(w, rows, columns, H, **packed) > 0 if packed.get("format") else 1.0
+    mark_rows(w, rows, columns, OUTPUT_LEVEL * sign * used, **packed)

@@ -145,29 +145,49 @@ def alternate(scale: torch.Tensor, more: int) -> torch.Tensor:
     return scale
 
 
-def write_codes(format: str, weights: Inputs, rows: torch.Tensor, columns: torch.Tensor, level: float) -> None:
+def write_codes(
+    format: str, weights: Inputs, rows: torch.Tensor, columns: torch.Tensor, level: float | torch.Tensor
+) -> None:
     """Write codes that stand for `level` times the rms of W, as far as the format reaches, where rows and columns
-    meet."""
+    meet. `level` is a number, or one for each row and column `[rows, columns]`."""
     import torch
 
     kind, codes = FORMATS[format], weights["w"]
-    value = RMS_CODES[format] * level
+    value = torch.as_tensor(level, dtype=torch.float32, device=codes.device) * RMS_CODES[format]
+    value = value.expand(len(rows), len(columns))
     if kind.bits == 8:
-        code = torch.tensor(value, device=codes.device)
-        writable(codes)[rows[:, None], columns] = encoded(code, codes.dtype)
+        writable(codes)[rows[:, None], columns] = encoded(value, codes.dtype)
         return
-    zero = torch.tensor(8, device=codes.device)
-    if format == "int4_zp":
-        zero = weights["w_zero"][rows[:, None] // kind.group_n, columns // kind.group_k].int()
     if format in E2M1_FORMATS:
-        nearest = min(range(8), key=lambda i: abs(E2M1[i] - abs(value))) | (8 if value < 0 else 0)
-        wanted = torch.full((len(rows), len(columns)), nearest, dtype=torch.uint8, device=codes.device)
+        magnitudes = torch.tensor(E2M1, device=codes.device)
+        nearest = torch.bucketize(value.abs(), (magnitudes[1:] + magnitudes[:-1]) / 2)
+        wanted = nearest | 8 * (value < 0)
     else:
-        wanted = (zero + round(value)).clamp(0, 15).to(torch.uint8).expand(len(rows), len(columns))
+        zero: int | torch.Tensor = 8
+        if format == "int4_zp":
+            zero = weights["w_zero"][rows[:, None] // kind.group_n, columns // kind.group_k].int()
+        wanted = (zero + value.round()).clamp(0, 15)
+    wanted = wanted.to(torch.uint8)
     for half in (0, 1):
         mine = columns % 2 == half
         at = (rows[:, None], columns[mine] // 2)
         codes[at] = codes[at] & (0x0F if half else 0xF0) | wanted[:, mine] << 4 * half
+
+
+def scales_at(format: str, weights: Inputs, rows: torch.Tensor, columns: torch.Tensor, height: int = 0) -> torch.Tensor:
+    """What codes are multiplied with where rows and columns meet, `[rows, columns]` in fp32. `height`: see
+    `Format.scale_shape`."""
+    import torch
+
+    kind, scale = FORMATS[format], weights["w_scale"]
+    if not kind.group_k:
+        return scale[rows, None].expand(-1, len(columns))
+    height = height or len(weights["w"])
+    row_group = rows // height * cdiv(height, kind.group_n) + rows % height // kind.group_n
+    found = scale[row_group[:, None], columns // kind.group_k].float()
+    if format in MX_FORMATS:
+        return torch.exp2(found - 127)
+    return found * weights["w_global"][rows // height, None] if format == "nvfp4" else found
 
 
 def torch_scale_dtype(format: str, dtype: str) -> torch.dtype:
@@ -192,24 +212,16 @@ def dequantize(format: str, weights: Inputs, first: int, end: int, height: int =
     if kind.bits == 4:
         codes = unpack_nibbles(codes)
     columns = torch.arange(codes.shape[1], device=codes.device)
-    if not kind.group_k:
-        return codes.float() * weights["w_scale"][first:end, None]
-    height = height or len(weights["w"])
-    row_group = rows // height * cdiv(height, kind.group_n) + rows % height // kind.group_n
-    group = row_group[:, None], (columns // kind.group_k)[None, :]
+    scale = scales_at(format, weights, rows, columns, height)
     if format in E2M1_FORMATS:
         magnitude = torch.tensor(E2M1, device=codes.device)[(codes & 7).long()]
-        value = torch.where(codes > 7, -magnitude, magnitude)
-        if format == "mxfp4":
-            return value * torch.exp2(weights["w_scale"][group].float() - 127)
-        return value * weights["w_scale"].float()[group] * weights["w_global"][rows // height, None]
-    scale = weights["w_scale"][group]
-    if format == "fp8_block":
+        return torch.where(codes > 7, -magnitude, magnitude) * scale
+    if kind.bits == 8:
         return codes.float() * scale
-    if format == "mxfp8":
-        return codes.float() * torch.exp2(scale.float() - 127)
-    zero = weights["w_zero"][group].float() if format == "int4_zp" else 8.0
-    return (codes.float() - zero) * scale.float()
+    zero: float | torch.Tensor = 8.0
+    if format == "int4_zp":
+        zero = weights["w_zero"][rows[:, None], columns // kind.group_k].float()
+    return (codes.float() - zero) * scale
 
 
 def block_words(format: str) -> int:

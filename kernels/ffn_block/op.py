@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.common import gated
-from kernels.common.compare import hidden_slope_units, rounded
+from kernels.common.compare import hidden_bias_units, hidden_slope_units, rounded
 from kernels.common.fields import Dtype
-from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
+from kernels.common.outliers import hidden_rows, mark_columns, mark_hidden, outliers
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.common.smaller import fewer
 from kernels.models import MODELS
@@ -90,12 +90,11 @@ def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
         "w_down": draw.normal((case.hidden, case.ffn), case.dtype, scale=case.ffn**-0.5),
     }
     columns, rows = outliers(draw, case.hidden), hidden_rows(draw, case.ffn)
-    mark_columns(made["x"], columns)
+    mark_columns(made["x"], columns, draw=draw)
     if device != "meta":
         made["x"].mul_(gated.gain(case.activation))
     for name in ("w_gate", "w_up"):
-        mark_rows(made[name], rows, list(range(case.hidden)), 0.0)
-        mark_rows(made[name], rows, columns, hidden_level(case.hidden, case.ffn))
+        mark_hidden(draw, made[name], rows, columns, H=case.hidden, F=case.ffn)
     return made
 
 
@@ -125,8 +124,16 @@ def work(case: FfnCase) -> Work:
 
 def tolerance(case: FfnCase) -> Tolerance:
     why = "roundings of gate and up, of their product and of y to their type"
-    slope = hidden_slope_units(case.B * case.ffn)
-    return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, slope_units=slope, why=why)
+    slope = hidden_slope_units(case.B, case.B * case.ffn)
+    return rounded(
+        case.dtype,
+        terms="H and F terms",
+        max_units=8,
+        rms_units=2,
+        slope_units=slope,
+        bias_units=hidden_bias_units(case.B),
+        why=why,
+    )
 
 
 OP = Op(

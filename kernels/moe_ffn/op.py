@@ -20,11 +20,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import gated
-from kernels.common.compare import hidden_slope_units, rounded
+from kernels.common.compare import hidden_bias_units, hidden_slope_units, rounded
 from kernels.common.expert_routing import ROUTINGS, drawn, of_busiest
 from kernels.common.fields import Count, Dtype, OneOf
 from kernels.common.integers import cdiv
-from kernels.common.outliers import hidden_level, hidden_rows, mark_columns, mark_rows, outliers
+from kernels.common.outliers import hidden_rows, mark_columns, mark_hidden, mark_outputs, outliers
 from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.common.smaller import fewer
@@ -305,13 +305,18 @@ def packed_as(case: MoeCase, drawn: Inputs, name: str) -> Inputs:
 
 
 def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
-    """Outliers in x, and hidden dims of every expert that are large."""
+    """Outliers in x, and of every expert hidden dims that are large, and a first and a last output that they make."""
     columns, large = outliers(draw, case.H), hidden_rows(draw, case.F)
-    mark_columns(drawn["x"], columns)
+    mark_columns(drawn["x"], columns, draw=draw)
+
+    def packed(name: str) -> Inputs:
+        return packed_as(case, drawn, name) | ({"format": case.weights} if case.quantized else {})
+
+    sizes = {"H": case.H, "F": case.F}
     rows = [row + f for row in range(0, 2 * case.experts * case.F, case.F) for f in large]
-    packed = packed_as(case, drawn, "w_gate_up") | ({"format": case.weights} if case.quantized else {})
-    mark_rows(rows=rows, columns=list(range(case.H)), level=0.0, **packed)
-    mark_rows(rows=rows, columns=columns, level=hidden_level(case.H, case.F), **packed)
+    mark_hidden(draw, rows=rows, columns=columns, **sizes, **packed("w_gate_up"))
+    ends = [e * case.H + n for e in range(case.experts) for n in (0, case.H - 1)]
+    mark_outputs(rows=ends, columns=large, **sizes, **packed("w_down"))
 
 
 def expert_weights(case: MoeCase, inputs: Inputs, name: str, e: int) -> torch.Tensor:
@@ -353,8 +358,16 @@ def work(case: MoeCase) -> Work:
 
 def tolerance(case: MoeCase) -> Tolerance:
     why = "gate, up, the activation, their product, each expert's output and y are each rounded once to the type"
-    slope = hidden_slope_units(case.pairs * case.F)
-    return rounded(case.dtype, terms="H and F terms", max_units=8, rms_units=2, slope_units=slope, why=why)
+    slope = hidden_slope_units(case.rows, case.pairs * case.F)
+    return rounded(
+        case.dtype,
+        terms="H and F terms",
+        max_units=8,
+        rms_units=2,
+        slope_units=slope,
+        bias_units=hidden_bias_units(case.rows),
+        why=why,
+    )
 
 
 def smaller(case: MoeCase, n: int) -> MoeCase:

@@ -26,7 +26,8 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.common.compare import compare
+from kernels.common.compare import UNIT_ROUNDOFF, compare, hidden_slope_units
+from kernels.common.quantization import FORMATS
 from kernels.common.random_inputs import torch_dtype
 from kernels.ffn_block import op as ffn_block
 from kernels.ffn_block.op import FfnCase
@@ -39,7 +40,7 @@ from tests.support.quick_draws import quick_draws
 ROWS, TOKENS, HIDDEN = 1024, 10, 8192
 NARROW = 256
 """The size of x in batches, and the least width of an expert: two groups of every format."""
-ERROR = 0.007
+ERROR, OFFSET = 0.005, 0.0035
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def outputs(case: FfnCase | MoeCase, seed: int) -> dict[str, torch.Tensor]:
         inputs = ffn_block.inputs(case, "cpu", seed)
         w = ffn_weights(case, inputs, min(ROWS, case.hidden))
         found = expert_outputs(case.activation, torch_dtype(case.dtype), inputs["x"].float(), w, "")
-    return found | of_all_elements(found["right"], ERROR)
+    return found | of_all_elements(found["right"], ERROR, OFFSET)
 
 
 def missed(case: FfnCase | MoeCase, seed: int, alone: bool) -> list[str]:
@@ -98,7 +99,7 @@ BATCHES = list(dict.fromkeys(narrow(c) for c in [*of_suites(moe_ffn), *of_suites
 
 SOME = [
     (MoeCase(B=2, E=2, k=2, H=1024, F=512, weights="fp8_block"), True),
-    (MoeCase(B=2, E=3, k=3, H=1024, F=512, weights="int4"), True),
+    *((MoeCase(B=2, E=3, k=3, H=1024, F=512, weights=weights), True) for weights in FORMATS if "block" not in weights),
     (narrow(MoeCase(B=64, E=8, k=2, H=4096, F=14336)), False),
     (narrow(MoeCase(B=16, E=32, k=4, H=2880, F=2880, routing="zipf", weights="fp8_block")), False),
     (narrow(FfnCase(B=128, hidden=8192, ffn=28672)), False),
@@ -122,6 +123,20 @@ def test_one_token_of_every_layer(case: Any) -> None:
 @pytest.mark.parametrize("case", BATCHES, ids=lambda case: case.id)
 def test_every_batch(case: Any) -> None:
     assert Counter(what for seed in range(100) for what in missed(case, seed, alone=False)) == {}
+
+
+@pytest.mark.parametrize("routing", ["uniform", "zipf"])
+def test_roundings_of_large_hidden_values_go_to_both_sides(routing: str) -> None:
+    """On one of several parts most rows may go to one expert. If its large hidden values were alike in all of them, so
+    were their rounding errors: by 0.06 units to one side for this shape, and nothing is allowed for that."""
+    case = MoeCase(B=64, E=16, k=2, H=1024, F=256, parts=4, shared=1, routing=routing)
+    slopes = []
+    for seed in range(8):
+        found = experts_outputs(case, moe_ffn.inputs(case, "cpu", seed), case.H)
+        slopes.append(compare(stored(case, found["right"]), found["exact"], moe_ffn.tolerance(case)).slope)
+    units = (torch.tensor(slopes, dtype=torch.float64) - 1) / UNIT_ROUNDOFF["bf16"]
+    assert abs(float(units.mean())) < 0.03
+    assert 4 * float(units.square().mean().sqrt()) < hidden_slope_units(case.rows, case.pairs * case.F)
 
 
 @pytest.mark.parametrize("case", EXPERTS, ids=lambda case: case.id)

@@ -17,6 +17,7 @@ import torch
 from kernels.attention_decode import op as attention
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import compare
+from kernels.common.quantization import FORMATS
 from kernels.common.random_inputs import writable
 from kernels.ffn_block import op as ffn_block
 from kernels.ffn_block.op import FfnCase
@@ -257,9 +258,27 @@ def without_last_expert(case: MoeCase, inputs: Inputs) -> torch.Tensor:
     return moe(case, inputs, pairs=lambda e, slot: e != last)
 
 
+def scale_before(part: str, kind: str) -> Kernel:
+    """The last row of `part`, or its last group of columns, takes the scale before it, in the last expert hit."""
+
+    def kernel(case: MoeCase, inputs: Inputs) -> torch.Tensor:
+        last = int(inputs["topk_ids"].max())
+
+        def change(scale: torch.Tensor) -> None:
+            mine = scale.unflatten(0, (case.experts, -1))[last]
+            if part != "down":
+                mine = mine.chunk(2)[part == "up"]
+            to, source = (mine[-1], mine[-2]) if kind == "row" else (mine[:, -1], mine[:, -2])
+            to.copy_(source.clone())
+
+        return moe(case, changed(inputs, f"w_{'down' if part == 'down' else 'gate_up'}_scale", change))
+
+    return kernel
+
+
 def moe_faults(case: MoeCase) -> dict[str, Kernel]:
     wrong: dict[str, Kernel] = {
-        "gain": lambda case, inputs: moe(case, inputs, gain=1.007),
+        "gain": lambda case, inputs: moe(case, inputs, gain=1.005),
         "last expert": without_last_expert,
         "last slot": lambda case, inputs: moe(case, inputs, pairs=lambda e, slot: slot != case.k - 1),
         "last column of x": lambda case, inputs: moe(case, last_column("x")(inputs)),
@@ -267,6 +286,10 @@ def moe_faults(case: MoeCase) -> dict[str, Kernel]:
     if case.weights == "fp8_block":
         scales = rounded("w_gate_up_scale", "w_down_scale")
         wrong["scales in bf16"] = lambda case, inputs: moe(case, scales(inputs))
+    if case.quantized:
+        for kind in ("row", "group") if FORMATS[case.weights].group_k else ("row",):
+            for part in ("gate", "up", "down"):
+                wrong[f"{part}, scale of the {kind} before"] = scale_before(part, kind)
     return wrong
 
 
@@ -275,6 +298,8 @@ EXPERTS = [
     MoeCase(B=8, E=8, k=2, H=512, F=256),
     MoeCase(B=1, E=8, k=4, H=1024, F=256, weights="fp8_block"),
     MoeCase(B=2, E=4, k=2, H=1024, F=256, weights="mxfp4"),
+    MoeCase(B=2, E=4, k=2, H=1024, F=256, weights="nvfp4"),
+    MoeCase(B=2, E=4, k=2, H=1024, F=256, weights="int8"),
 ]
 
 

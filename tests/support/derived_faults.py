@@ -13,7 +13,7 @@ import torch
 
 from kernels.common import gated
 from kernels.common.integers import cdiv
-from kernels.common.quantization import FORMATS, dequantize
+from kernels.common.quantization import FORMATS, MX_FORMATS, dequantize
 from kernels.common.random_inputs import torch_dtype
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
@@ -25,28 +25,28 @@ Outputs = dict[str, torch.Tensor]
 
 def scale_values(format: str, scale: torch.Tensor) -> torch.Tensor:
     """What stored scales stand for."""
-    return torch.exp2(scale.float() - 127) if format == "mxfp4" else scale.float()
+    return torch.exp2(scale.float() - 127) if format in MX_FORMATS else scale.float()
 
 
 def to_bf16(values: torch.Tensor) -> torch.Tensor:
     return values.bfloat16().float()
 
 
-def of_all_elements(y: torch.Tensor, error: float) -> Outputs:
-    """Too large or too small by this share, or by this share of the rms."""
-    return {"gain": y * (1 + error), "loss": y * (1 - error), "offset": y + error * y.square().mean().sqrt()}
+def of_all_elements(y: torch.Tensor, error: float, offset: float) -> Outputs:
+    """Too large or too small by the share `error`, or by the share `offset` of the rms."""
+    return {"gain": y * (1 + error), "loss": y * (1 - error), "offset": y + offset * y.square().mean().sqrt()}
 
 
 def wrong_scales(format: str, x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> Outputs:
-    """By how much x W^T changes if the last row of W, or its last group of columns, takes the scales before it. W
-    `[N, K]` in fp32 has `scale`."""
+    """By how much x W^T changes if the last row of W, or its last group of columns, takes the scales before it, or if
+    the last row has none. W `[N, K]` in fp32 has `scale`."""
     kind, values = FORMATS[format], scale_values(format, scale)
     changes = {}
-    before = values[max(0, len(values) - 2)]
-    more = (before / values[-1] - 1).view(-1).repeat_interleave(kind.group_k or w.shape[1])[: w.shape[1]]
     last = (len(w) - 1) // kind.group_n * kind.group_n
-    changes["scale of the row before"] = torch.zeros(len(x), len(w))
-    changes["scale of the row before"][:, last:] = x * more @ w[last:].T
+    for name, instead in (("before", values[max(0, len(values) - 2)]), ("lost", torch.ones(()))):
+        more = (instead / values[-1] - 1).view(-1).repeat_interleave(kind.group_k or w.shape[1])[: w.shape[1]]
+        changes[f"scale of the row {name}"] = torch.zeros(len(x), len(w))
+        changes[f"scale of the row {name}"][:, last:] = x * more @ w[last:].T
     if kind.group_k:
         more = (values[:, -2] / values[:, -1] - 1).repeat_interleave(kind.group_n)[: len(w)]
         last = (w.shape[1] - 1) // kind.group_k * kind.group_k
@@ -72,7 +72,7 @@ def gemv_outputs(case: GemvCase, inputs: Inputs, splits: int = 8) -> tuple[torch
     w = dequantize(case.weights, inputs, 0, case.N) if case.quantized else inputs["w"].float()
     parts = torch.stack([a @ b.T for a, b in zip(x.chunk(splits, 1), w.chunk(splits, 1), strict=True)])
     y = parts.sum(dim=0)
-    found = of_all_elements(y, 0.005) | {"last column lost": y - x[:, -1:] * w[:, -1]}
+    found = of_all_elements(y, 0.005, 0.005) | {"last column lost": y - x[:, -1:] * w[:, -1]}
     if case.activations == case.dtype:
         found |= {f"{n} partial sums": to_bf16(parts.unflatten(0, (n, -1)).sum(dim=1)).sum(dim=0) for n in (2, splits)}
     else:
@@ -125,12 +125,11 @@ def hidden(activation: str, gate_up: torch.Tensor, dtype: torch.dtype) -> torch.
     return gated.hidden(activation, gate, up).to(dtype).float()
 
 
-def expert_outputs(activation: str, dtype: torch.dtype, x: torch.Tensor, w: Expert, format: str) -> Outputs:
-    """What one expert makes of `x [tokens, H]`: exact, right, and with a fault each.
-
-    Scales of rows are left out: a row of W_gate or W_up makes one of k F hidden values, a row of W_down adds to one
-    element of y, and neither is always large. `ffn_gemv` has marks for them.
-    """
+def expert_outputs(
+    activation: str, dtype: torch.dtype, x: torch.Tensor, w: Expert, format: str, scales: bool = False
+) -> Outputs:
+    """What one expert makes of `x [tokens, H]`: exact, right, and with a fault each; with `scales`, also with single
+    scales that are wrong."""
     gate_up = x @ w.gate_up.T
     h = hidden(activation, gate_up, dtype)
     fewer = hidden(activation, gate_up - x[:, -1:] * w.gate_up[:, -1], dtype)
@@ -138,19 +137,25 @@ def expert_outputs(activation: str, dtype: torch.dtype, x: torch.Tensor, w: Expe
     y, y_exact, y_fewer = (torch.cat([h, exact, fewer]) @ w.down.T).chunk(3)
     found = {"exact": y_exact, "right": y, "last column of x": y_fewer}
     found["last hidden value"] = y - h[:, -1:] * w.down[:, -1]
-    if w.gate_up_scale is None or w.down_scale is None:
-        return found
-    scales = w.gate_up_scale.chunk(2)
     if format == "fp8_block":
-        halves = zip(w.gate_up.chunk(2), scales, strict=True)
+        assert w.gate_up_scale is not None
+        assert w.down_scale is not None
+        halves = zip(w.gate_up.chunk(2), w.gate_up_scale.chunk(2), strict=True)
         wrong = hidden(activation, x @ torch.cat([rounded_scales(format, *half) for half in halves]).T, dtype)
         found["scales in bf16"] = wrong @ rounded_scales(format, w.down, w.down_scale).T
-    F = len(w.gate_up) // 2
-    name = "scale of the group before"
-    if FORMATS[format].group_k:
-        gate_up[:, F:] += wrong_scales(format, x, w.gate_up[F:], scales[1])[name]
-        found[f"up, {name}"] = hidden(activation, gate_up, dtype) @ w.down.T
-        found[f"down, {name}"] = y + wrong_scales(format, h, w.down, w.down_scale)[name]
+    if scales and w.gate_up_scale is not None and w.down_scale is not None:
+        down = wrong_scales(format, h, w.down, w.down_scale)
+        found |= {f"down, {name}": y + change for name, change in down.items()}
+        F = h.shape[1]
+        for part, first in (("gate", 0), ("up", F)):
+            mine = slice(first, first + F)
+            scale = w.gate_up_scale.chunk(2)[first > 0]
+            for name, change in wrong_scales(format, x, w.gate_up[mine], scale).items():
+                if "lost" in name:  # a gate that is clamped already would be no larger
+                    continue
+                other = gate_up.clone()
+                other[:, mine] += change
+                found[f"{part}, {name}"] = hidden(activation, other, dtype) @ w.down.T
     return found
 
 
@@ -162,15 +167,17 @@ def experts_outputs(case: MoeCase, inputs: Inputs, rows: int) -> Outputs:
     for e in hit:
         token, slot = (ids == e).nonzero(as_tuple=True)
         w = expert(case, inputs, e, rows)
-        one = expert_outputs(case.activation, dtype, x[token], w, case.weights)
-        one["last expert"] = one["right"] * (e != hit[-1])
+        one = expert_outputs(case.activation, dtype, x[token], w, case.weights, scales=e == hit[-1])
         one["last slot"] = one["right"] * (slot != case.width - 1)[:, None]
+        if e == hit[-1]:
+            one["last expert"] = 0 * one["right"]
+            if "w_down_global" in inputs:
+                whole = inputs["w_down_global"]
+                one["down, scale of the expert before"] = one["right"] * (whole[e - 1] / whole[e])
+        before = found["right"].clone() if found else torch.zeros(case.rows, rows)
         for name, y in one.items():
-            if "before" in name and e != hit[-1]:
-                y = one["right"]
-            total = found.setdefault(name, torch.zeros(case.rows, rows))
             y = y if name == "exact" else y.to(dtype).float()
-            total.index_add_(0, token, y * weights[token, slot, None])
+            found.setdefault(name, before.clone()).index_add_(0, token, y * weights[token, slot, None])
     return found
 
 
