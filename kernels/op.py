@@ -193,6 +193,8 @@ class Op(Generic[CaseT]):
     smaller: Callable[[CaseT, int], CaseT | None] | None = None
     """`smaller(case, n)`: about 1/n of a case, with the same inner loops over fewer columns, tokens or sequences. A
     host times it in the caches of its cores (`bench/measure/core.py`). None where a case has none."""
+    link_bytes: Callable[[CaseT], int] | None = None
+    """Bytes that one part at least gets from others over its link; None for an operation that one part does alone."""
 
     @property
     def is_ceiling(self) -> bool:

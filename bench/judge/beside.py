@@ -8,6 +8,7 @@ from bench.devices import DeviceSpec
 from bench.judge.published.best import Best, best
 from bench.judge.view import Point, Table, View, once
 from bench.units import duration, percent
+from kernels.op import discover
 
 REMARK = (
     "The best published time on this part of the same case, or of the case nearest to it. Above 1, ours is faster. The "
@@ -43,9 +44,10 @@ def beside(view: View) -> list[Beside]:
 
 
 def floor(point: Point, part: DeviceSpec) -> float:
-    """Seconds that the datasheet allows at least for the compulsory work of a case. An all-reduce crosses a link."""
-    if point.record.op == "all_reduce" and part.link_bandwidth:
-        return point.record.work["bytes_written"] / part.link_bandwidth.value
+    """Seconds that the datasheet allows at least for the compulsory work of a case, or for what crosses its link."""
+    op = discover()[point.record.op]
+    if op.link_bytes and part.link_bandwidth:
+        return op.link_bytes(op.case_from_dict(point.record.case)) / part.link_bandwidth.value
     terms = [flops / part.peaks[pipe].value for pipe, flops in point.record.work["flops"].items() if pipe in part.peaks]
     if part.memory_bandwidth:
         terms.append(point.record.bytes / part.memory_bandwidth.value)

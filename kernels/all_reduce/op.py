@@ -171,4 +171,5 @@ OP = Op(
     tolerance=tolerance,
     volatile=NAMES,
     decoded=decoded,
+    link_bytes=lambda case: case.size,
 )

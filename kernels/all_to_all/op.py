@@ -252,4 +252,5 @@ OP = Op(
     tolerance=tolerance,
     volatile=tuple(f"x{r}" for r in range(8)),
     decoded=decoded,
+    link_bytes=most_from_others,
 )

@@ -6,7 +6,8 @@ import random
 from collections import Counter
 from functools import cache
 
-ROUTINGS = ("uniform", "zipf", "lognormal")
+ROUTINGS = {"uniform": "", "zipf": "-zipf", "lognormal": "-lognorm"}
+"""How chances are spread, and what the id of a case says of it."""
 
 DEVIATION = 0.865
 """Of the logarithms of the chances under `lognormal`. It is that of the first 22 counts of tokens for each expert that

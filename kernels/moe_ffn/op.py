@@ -84,7 +84,7 @@ class MoeCase(Case):
 
     @property
     def id(self) -> str:
-        routing = "" if self.routing == "uniform" else f"-{self.routing[:7]}"
+        routing = ROUTINGS[self.routing]
         routing += f"-{self.top_groups}of{self.groups}" if self.groups else ""
         routing += f"-ep{self.parts}" if self.parts > 1 else ""
         routing += f"-s{self.shared}" if self.shared else ""
