@@ -17,22 +17,24 @@ from kernels.attention_decode.op import AttentionCase
 from kernels.common.paging import nhd
 from kernels.mla_decode.op import MlaCase
 from kernels.op import Inputs
-from tests.inspection.test_compiled_kernels import found, part
+from tests.inspection.test_compiled_kernels import SMS, found, part
 from tests.support.uninterpreted import elsewhere
 
-ATTENTION = AttentionCase(B=2, H_q=14, H_kv=2, D=64, T=257, page=16)
-MLA = MlaCase(B=1, H=16, T=257, page=64, L=128, R=32)
+NATS = (14, 18, 40)
+"""How much more than the others the sink of a sequence scores: one sequence for each."""
+ATTENTION = AttentionCase(B=len(NATS), H_q=14, H_kv=2, D=64, T=257, page=16)
+MLA = MlaCase(B=len(NATS), H=16, T=257, page=64, L=128, R=32)
 
 
-def attention_with_sink(case: AttentionCase, inputs: Inputs, nats: float) -> None:
-    """Token 0 of every sequence scores about `nats` more than the others, and its value is zero.
+def attention_with_sinks(case: AttentionCase, inputs: Inputs) -> None:
+    """Token 0 of each sequence scores about `NATS` more than the others, and its value is zero.
 
     The first eight dims of every query are 4; in the key of the sink they give the score. All others are small.
     """
     k, v = (nhd(inputs[name], case.layout) for name in ("k", "v"))
     inputs["q"].mul_(0.1)
     inputs["q"][..., :8] = 4.0
-    for page in inputs["block_table"][:, 0].long():
+    for nats, page in zip(NATS, inputs["block_table"][:, 0].long(), strict=True):
         for h in range(case.H_kv):
             scale = float(inputs["k_scale"][page, 0, h]) if case.kv else 1.0
             k[page, 0, h] = 0
@@ -40,48 +42,52 @@ def attention_with_sink(case: AttentionCase, inputs: Inputs, nats: float) -> Non
             v[page, 0, h] = 0
 
 
-def mla_with_sink(case: MlaCase, inputs: Inputs, nats: float) -> None:
+def mla_with_sinks(case: MlaCase, inputs: Inputs) -> None:
     """As for attention; the score comes from the dims with position, so that the latents of the sink are zero."""
     rope = inputs["rope"] if case.kv else inputs["cache"][..., case.L :]
     inputs["q_latent"].mul_(0.1)
     inputs["q_rope"].zero_()
     inputs["q_rope"][..., 0] = 4.0
-    for page in inputs["block_table"][:, 0].long():
+    for nats, page in zip(NATS, inputs["block_table"][:, 0].long(), strict=True):
         rope[page, 0] = 0
         rope[page, 0, 0] = nats / case.softmax_scale / 4.0
         inputs["cache"][page, 0, : case.L] = 0
 
 
-def worst_row(case: Any, sm: int, nats: float, v_scale: float = 0.0) -> float:
-    """||o_row - r_row|| / ||r_row||, the largest over the rows; with `v_scale`, the scales of V are about that."""
+def worst_rows(case: Any, sm: int, v_scale: float = 0.0) -> list[float]:
+    """||o_row - r_row|| / ||r_row||, for each sequence the largest over its rows.
+
+    With `v_scale`, there are no sinks and the scales of V are about that. A part with so many SMs splits latents.
+    """
     name = "attention_decode" if isinstance(case, AttentionCase) else "mla_decode"
     op, impl = found(name, "triton")
     inputs = op.inputs(case, "cpu", 0)
-    if nats:
-        (attention_with_sink if name == "attention_decode" else mla_with_sink)(case, inputs, nats)
     if v_scale:
         inputs["v_scale"] *= v_scale / float(inputs["v_scale"].nanmean())
+    else:
+        (attention_with_sinks if name == "attention_decode" else mla_with_sinks)(case, inputs)
     assert impl.build is not None
-    built = impl.build(case, inputs, part(sm))
+    built = impl.build(case, inputs, replace(part(sm), sm_count=SMS * case.B))
+    assert len(built.launches) == 1 + (name == "mla_decode"), "the parts of a sequence of latents are combined"
     for launch in built.launches:
         execute(program(launch, sm))
     expected = op.reference(case, inputs).double()
     error = (built.output.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return float(error.max())
+    return error.reshape(case.B, -1).amax(dim=1).tolist()
 
 
 def everything(sm: int) -> dict[str, float]:
     """Errors by a name for each variant."""
     rows = {}
-    for kv in ("", "fp8", "int8"):
-        for nats in (14, 18, 40):
-            rows[f"attention {kv or 'bf16'}, sink of {nats} nats"] = worst_row(replace(ATTENTION, kv=kv), sm, nats)
+    for name, plain, types in (("attention", ATTENTION, ("", "fp8", "int8")), ("MLA", MLA, ("", "fp8"))):
+        for kv in types:
+            errors = worst_rows(replace(plain, kv=kv), sm)
+            rows |= {
+                f"{name} {kv or 'bf16'}, sink of {nats} nats": error for nats, error in zip(NATS, errors, strict=True)
+            }
     for kv in ("fp8", "int8"):
-        case = replace(ATTENTION, kv=kv, T=1023)
-        rows[f"attention {kv}, small scales of V"] = worst_row(case, sm, 0, v_scale=2e-4)
-    for kv in ("", "fp8"):
-        for nats in (14, 18, 40):
-            rows[f"MLA {kv or 'bf16'}, sink of {nats} nats"] = worst_row(replace(MLA, kv=kv), sm, nats)
+        case = replace(ATTENTION, B=2, kv=kv, T=1023)
+        rows[f"attention {kv}, small scales of V"] = max(worst_rows(case, sm, v_scale=2e-4))
     return rows
 
 

@@ -18,7 +18,8 @@ from bench.inspection.emulator.memory import SECTOR, GlobalMemory
 from bench.inspection.emulator.ptx import Instruction, Listing, NotEmulated
 from bench.inspection.emulator.tensor_maps import TensorMap
 
-CTAS_AT_ONCE = 8
+CTAS_TOGETHER, CTAS_BY_TURNS = 32, 8
+"""How many CTAs run at a time. Together, more hardly cost more; by turns, each step goes through all threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def execute(program: Program, *, seed: int | None = None, ctas: int | None = Non
     flop = 0
     under_way: list[float] = []
     with np.errstate(all="ignore"):
-        while batch := list(islice(places, CTAS_AT_ONCE)):
+        while batch := list(islice(places, CTAS_TOGETHER if random is None else CTAS_BY_TURNS)):
             machine = Machine(program.listing, memory, arguments, program.shared, batch, (x, y, z))
             machine.run(make_step, random)
             shared += machine.shared.counts
