@@ -19,7 +19,7 @@ from bench.measure.gate import Contents, check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import Errors
 from kernels.decode_step.op import StepCase
-from kernels.decode_step.wiring import TOYS, shape_of
+from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
 from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase
@@ -121,13 +121,15 @@ def test_compiled_kernels_pass_the_gate(op: str, impl: str, cases: str) -> None:
     assert not any(said.values()), said
 
 
-FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3")
-"""Steps of these consist of all operations that steps consist of, but QK-norm and post-norms."""
+FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3", "toy-qwen3-next")
+"""Steps of these consist of all operations that steps consist of, but post-norms."""
 
 
 def step_case(model: str) -> StepCase:
-    """One layer in bf16, or as many as there are up to the first with experts."""
-    return StepCase(model=model, layers=1 + shape_of(model).dense_layers, B=2, T=9, page=4, lengths="ragged")
+    """One layer in bf16, or as many as there are up to the first with experts, or with attention behind states."""
+    states = wiring_of(model).states
+    layers = 1 + (states.index(False) if states else shape_of(model).dense_layers)
+    return StepCase(model=model, layers=layers, B=2, T=9, page=4, lengths="ragged")
 
 
 @pytest.mark.slow
