@@ -16,6 +16,8 @@ from bench.predict.step_model import step as predict_step
 from bench.predict.step_waterfall import Waterfall, expected_waterfall
 from bench.predict.weights import recipe
 from bench.run import Run
+from kernels.common.fields import TYPES
+from kernels.common.random_inputs import LARGEST
 from kernels.models import ModelShape
 from kernels.op import discover
 
@@ -42,14 +44,17 @@ class Request:
     @property
     def case(self) -> Any:
         """The case that measures this step. Raises `BadRequest` for one that is not composed."""
-        if self.kv != self.weights and self.kv not in ("bf16", "fp16", "fp32"):
-            raise BadRequest(f"--kv {self.kv}: a step is measured with a cache in 16 or 32 bits")
+        narrow = self.kv if self.kv in LARGEST else ""
+        if not narrow and self.kv not in TYPES:
+            raise BadRequest(
+                f"--kv {self.kv}: a step is measured with a cache in 16 or 32 bits, {' or '.join(LARGEST)}"
+            )
         if self.devices > 1 or self.tokens > 1:
             raise BadRequest("a step is measured on one part, with one token a sequence: leave out --tp and --drafts")
         stored = {"w8a16": "int8"}.get(self.weights, self.weights)
         dtype = self.weights if self.weights in ("bf16", "fp16", "fp32") else "bf16"
         fields = {"model": self.model.lower(), "B": self.batch, "T": self.context, "layers": self.layers}
-        fields |= {"page": PAGE, "dtype": dtype, "weights": "" if dtype == stored else stored}
+        fields |= {"page": PAGE, "dtype": dtype, "weights": "" if dtype == stored else stored, "kv": narrow}
         try:
             return discover()["decode_step"].case_from_dict(fields)
         except ValueError as error:

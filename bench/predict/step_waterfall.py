@@ -317,7 +317,7 @@ def measured_waterfall(
         batch=case.B,
         context=case.T,
         weights=case.weights,
-        kv=case.dtype,
+        kv=case.kv or case.dtype,
         layers=case.measured_layers,
         measured=True,
         levels=tuple(levels),

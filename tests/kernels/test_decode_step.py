@@ -231,12 +231,23 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_step_with_quantized_weights_passes_the_gate(weights: str) -> None:
+@pytest.mark.cuda(interpreted=True)
+@pytest.mark.parametrize(
+    ("model", "weights", "by"),
+    [
+        ("toy-llama-3", "int8", "numba"),
+        ("toy-llama-3", "int4", "numba"),
+        ("toy-llama-3", "fp8", "triton"),
+        ("toy-bamba", "int8", "numba"),
+        ("toy-bamba", "fp8", "triton"),
+    ],
+)
+def test_a_step_with_quantized_weights_passes_the_gate(model: str, weights: str, by: str, target: Target) -> None:
     """Gate and up are then one product, and the activation is a part of its own. The LM head stays in 16 bits."""
-    case = StepCase(model="toy-llama-3", layers=1, B=2, T=9, weights=weights, dtype="fp16")
+    case = StepCase(model=model, layers=1, B=2, T=9, weights=weights, dtype="fp16")
     assert {part.name for part in parts(case)} >= {"gate_up", "activation", "down"}
-    errors = check(OP, impl("numba"), case, CPU)
+    assert any(weights == getattr(part.case, "weights", "") for part in parts(case) if part.name in ("qkv", "state_in"))
+    errors = check(OP, impl(by), case, target if by == "triton" else CPU)
     assert errors.passed, errors.reason
 
 
@@ -278,16 +289,19 @@ LAUNCHES = {
     "gemma-3-27b": 11,
     "gpt-oss-20b": 12.5,
     "deepseek-v3": 19,
+    "qwen3-next-80b-a3b": 14.5,
+    "granite-4.0-h-small": 14.1,
 }
 """Of one layer at batch 1 and 4,096 tokens on an H200, as `kernels/README.md` says. Of gpt-oss, layers with a window
-need no merge of attention and have one less."""
+need no merge of attention and have one less. A layer with states has 14; one of four or ten attends, and has 16 or 15.
+"""
 
 
 @pytest.mark.parametrize("model", LAUNCHES)
 def test_the_launches_of_a_layer_are_those_that_the_readme_tells(model: str) -> None:
     """Each launch has a stage. The layers of DeepSeek-V3 are those with experts."""
     target, first = find("h200").target(), 1 + shape_of(model).dense_layers
-    period = 6 if model.startswith("gemma") else 2
+    period = len(wiring_of(model).states) or (6 if model.startswith("gemma") else 2)
     few, many = (StepCase(model=model, layers=n, B=1, T=4096) for n in (first, first + period))
     ours = impl("triton")
     assert (len(ours.stages(many, target)) - len(ours.stages(few, target))) / period == LAUNCHES[model]

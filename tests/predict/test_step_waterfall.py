@@ -257,8 +257,14 @@ def test_what_no_step_is_composed_for_is_refused() -> None:
     assert set(composed()) == set(MODELS)
     with pytest.raises(ValueError, match="falcon"):
         StepCase(model="falcon-h1", B=1, T=8)
-    with pytest.raises(BadRequest, match="--kv fp8"):
-        assert Request(model="llama-3.1-8b", batch=1, context=8, kv="fp8").case
+    asked = Request(model="llama-3.1-8b", batch=1, context=8)
+    with pytest.raises(BadRequest, match="--kv int4"):
+        assert replace(asked, kv="int4").case
+    with pytest.raises(BadRequest, match="latents"):
+        assert replace(asked, model="deepseek-v3", kv="fp8").case
+    for weights in ("bf16", "fp8"):
+        assert replace(asked, kv="fp8", weights=weights).case.kv == "fp8"
+    assert replace(asked, kv="bf16", weights="fp8").case.kv == ""
 
 
 @pytest.mark.slow
