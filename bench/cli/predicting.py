@@ -158,6 +158,7 @@ def predict(
 @app.command(
     epilog=examples(
         "step --model llama-3.1-8b --batch 1 --context 4096 --part h200",
+        "step --model qwen3-next-80b-a3b --batch 1,8,64 --context 4096,32768 --part h200",
         "step --model qwen2.5-0.5b --context 1024 --device cpu --json",
         "step --checkpoint DIR --prompt-ids 1,2,3 --tokens 16",
     )
@@ -169,8 +170,8 @@ def step(
     ] = None,
     prompt_ids: Annotated[str, typer.Option(help="token ids to go on from, such as 1,2,3 (default: drawn)")] = "",
     tokens: Annotated[int, typer.Option(help="tokens that a checkpoint decodes", min=1)] = 16,
-    batch: Annotated[int, typer.Option(help="sequences that each get a token", min=1)] = 1,
-    context: Annotated[int, typer.Option(help="tokens that each of them attends to", min=1)] = 4096,
+    batch: Annotated[str, typer.Option(help="sequences that each get a token; several make a table")] = "1",
+    context: Annotated[str, typer.Option(help="tokens that each of them attends to, comma-separated too")] = "4096",
     part: Annotated[str, typer.Option(help="of `list devices`: what a step is expected to take there")] = "h100-sxm",
     device: Annotated[str, typer.Option(help="cpu: measure the step on this host instead")] = "",
     layers: Annotated[int, typer.Option(help="only so many layers of the model (default: all)", min=0)] = 0,
@@ -191,19 +192,24 @@ def step(
         raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
     from bench.judge.published import steps
     from bench.predict import step_request
+    from bench.predict.step_waterfall import swept
 
     run = read_run(run_dir) if run_dir else None
-    asked = step_request.Request(
-        model=model,
-        batch=batch,
-        context=context,
-        layers=layers,
-        weights=weights,
-        kv=kv,
-        part=part,
-        devices=tp,
-        tokens=1 + drafts,
-    )
+    asked = [
+        step_request.Request(
+            model=model,
+            batch=rows,
+            context=length,
+            layers=layers,
+            weights=weights,
+            kv=kv,
+            part=part,
+            devices=tp,
+            tokens=1 + drafts,
+        )
+        for length in whole_numbers(context, "context")
+        for rows in whole_numbers(batch, "batch")
+    ]
     if run and device:
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
     if device not in ("", "cpu"):
@@ -212,11 +218,16 @@ def step(
         from bench.measure.step_parts import measure_request
 
         with busy("measuring the step and each of its operations"):
-            found = measure_request(asked)
+            steps_found = [measure_request(each) for each in asked]
     else:
-        found = step_request.expect(asked, step_request.roof_of(asked, run) if run else None)
+        steps_found = [step_request.expect(each, step_request.roof_of(each, run) if run else None) for each in asked]
+    found = steps_found[0]
     if as_json:
-        show_json(found.as_dict())
+        show_json([each.as_dict() for each in steps_found] if steps_found[1:] else found.as_dict())
+        return
+    if steps_found[1:]:
+        show(*swept(steps_found))
+        print("", *(note for note in found.notes if all(note in each.notes for each in steps_found)), sep="\n")
         return
     paragraphs(*found.lines(), "")
     show(*found.table())

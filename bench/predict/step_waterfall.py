@@ -109,6 +109,19 @@ class Waterfall:
         return headers, rows
 
 
+def swept(found: Sequence[Waterfall]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of several steps of one model: the milliseconds of each level, and what takes most of each."""
+    names = list(dict.fromkeys(level.name for each in found for level in each.levels))
+    headers = ["batch", "context", *(f"{name.partition(':')[0].partition(',')[0]} ms" for name in names)]
+    rows = []
+    for each in found:
+        known = {level.name: f"{level.seconds * 1e3:,.3g}" for level in each.levels}
+        most = max(each.ops, key=lambda op: op.share)
+        rates = [f"{each.batch / each.step.seconds:,.0f}", f"{most.name}: {percent(most.share)}"]
+        rows.append([f"{each.batch:,}", f"{each.context:,}", *(known.get(name, "") for name in names), *rates])
+    return [*headers, "token/s", "most of the time"], rows
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPart:
     """Seconds of all launches of one part of the step: in a row without the others, and in the step."""

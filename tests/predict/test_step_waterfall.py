@@ -17,7 +17,7 @@ from bench.predict.collectives import Algorithm
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
-from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of
+from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of, swept
 from bench.run import load_run
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import parts
@@ -211,6 +211,22 @@ def test_the_command_prints_levels_and_operations() -> None:
     found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)
     assert found["ops"][1]["name"] == "qkv"
     assert found["levels"][-1]["seconds"] > found["levels"][0]["seconds"]
+
+
+def test_several_batches_and_contexts_make_one_table() -> None:
+    asked = ["step", "--model", "qwen3-next-80b-a3b", "--batch", "1,8", "--context", "4096,32768"]
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)
+    assert [(each["context"], each["batch"]) for each in found] == [(4096, 1), (4096, 8), (32768, 1), (32768, 8)]
+    headers, rows = swept([expect(replace(LLAMA, batch=batch)) for batch in (1, 64)])
+    assert [row[0] for row in rows] == ["1", "64"]
+    assert [headers[2], *headers[-2:]] == ["floor by the datasheet ms", "token/s", "most of the time"]
+    assert rows[0][2] == f"{predicted_on(LLAMA, H100).seconds * 1e3:,.3g}"
+    said = CliRunner().invoke(app, asked)
+    assert said.exit_code == 0, said.output
+    assert "32,768" in said.output
+    for wrong in ("0", "x"):
+        with pytest.raises(BadRequest, match="batch"):
+            CliRunner().invoke(app, [*asked, "--batch", wrong], catch_exceptions=False)
 
 
 def test_parts_that_share_a_model_say_what_they_tell_each_other() -> None:
