@@ -99,7 +99,11 @@ def _fields(config: Mapping[str, Any], text: Mapping[str, Any], nested: bool) ->
         raise BadConfig("config.json: field 'model_type' is missing")
     known, family = family_of(str(model_type))
     defaults = class_defaults(family.like.get(known, known), nested=nested) | dict(family.defaults)
-    return Fields(known, text, defaults), family
+    if text.get("per_layer_config"):
+        raise BadConfig("config.json: field 'per_layer_config' gives some layers other sizes: not read here")
+    given = {family.renamed.get(name, name): value for name, value in text.items()}
+    called = {here: name for name, here in family.renamed.items() if here not in text}
+    return Fields(known, given, defaults, called), family
 
 
 def _numbers(fields: Fields, family: type[Family]) -> dict[str, Any]:

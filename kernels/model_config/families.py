@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ class Family:
     - `slides`: whether a `sliding_window` counts where `use_sliding_window` is absent
     - `layer_types`: what `layer_types` may list, and what it means: `window`, `full` or `state`
     - `extra`: further fields of the shape
+    - `renamed`: what fields are called in such files, and the names under which they are read here
     - `whole_heads`: whether the heads must share the hidden size evenly where a file has no `head_dim`
     """
 
@@ -32,6 +34,7 @@ class Family:
     slides: ClassVar = True
     layer_types: ClassVar[Mapping[str, str]] = {"sliding_attention": "window", "full_attention": "full"}
     extra: ClassVar[Mapping[str, Any]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
     whole_heads: ClassVar = True
 
     def __init_subclass__(cls) -> None:
@@ -74,6 +77,7 @@ class Ungated(Family):
 
     model_types: ClassVar[tuple[str, ...]] = (
         *("nemotron", "arcee", "apertus", "starcoder2", "jais2", "phi", "gpt_neox", "nanochat", "persimmon"),
+        *("apertus1p5_text",),
     )
     extra: ClassVar[Mapping[str, Any]] = {"gated_ffn": False}
 
@@ -113,6 +117,7 @@ class Mixtral(Family):
         "granitemoeshared",
         "minimax_m2",
         "flex_olmo",
+        "aria_text",
     )
     dims: ClassVar = {**MOE_DIMS, "expert_ffn": ("intermediate_size",)}
 
@@ -147,6 +152,17 @@ class QwenMoe(Qwen):
     @staticmethod
     def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
         return {"shared_ffn": fields.whole_or(0, "shared_expert_intermediate_size")}
+
+
+class Mellum(QwenMoe):
+    """Layers have a window where `layer_types` says so, and only there."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("mellum",)
+    slides = True
+
+    @staticmethod
+    def windowed(fields: Fields, layers: int) -> int:
+        return 0
 
 
 class Gemma3(Family):
@@ -207,7 +223,7 @@ class GlmMoe(Family):
     """Leading layers are dense, and one expert or more is shared by all tokens."""
 
     model_types: ClassVar[tuple[str, ...]] = (
-        *("glm4_moe", "glm4v_moe_text", "solar_open", "ernie4_5_moe", "dots1", "sarvam_moe"),
+        *("glm4_moe", "glm4v_moe_text", "solar_open", "ernie4_5_moe", "dots1", "sarvam_moe", "hy_v3"),
     )
     dims: ClassVar = {
         **MOE_DIMS,
@@ -284,6 +300,7 @@ class DeepSeek(Family):
         "deepseek_v32",
         "glm_moe_dsa",
         "sarvam_mla",
+        "axk1",
     )
     like: ClassVar = {"kimi_k2": "deepseek_v3"}
     layer_types: ClassVar = {**Family.layer_types, "indexed_attention": "full"}
@@ -340,12 +357,15 @@ def family_of(model_type: str) -> tuple[str, type[Family]]:
 
     Older files of a vision model hold the fields of its text model directly: `qwen2_5_vl` is then `qwen2_5_vl_text`.
     """
-    import kernels.model_config.hybrids  # noqa: F401  (its families enter themselves)
+    import kernels.model_config.gpt
+    import kernels.model_config.hybrids  # noqa: F401  (their families enter themselves)
 
     for name in (model_type, f"{model_type}_text"):
         if name in FAMILIES:
             return name, FAMILIES[name]
-    raise BadConfig(f"config.json: model_type {model_type!r} is not known; known: {', '.join(FAMILIES)}")
+    near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.3) or sorted(FAMILIES)[:3]
+    known = f"the nearest of the {len(FAMILIES)} that are: {', '.join(near)}"
+    raise BadConfig(f"config.json: model_type {model_type[:60]!r} is not known; {known}")
 
 
 __all__ = ["FAMILIES", "MOE_DIMS", "Family", "family_of", "moe_pattern"]

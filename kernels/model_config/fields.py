@@ -6,7 +6,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -58,6 +58,8 @@ class Fields:
     model_type: str
     given: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    called: Mapping[str, str] = field(default_factory=dict)
+    """What the file calls fields that have another name here."""
 
     def __contains__(self, name: str) -> bool:
         return self.get(name) is not None
@@ -70,11 +72,14 @@ class Fields:
         found = next((name for name in names if self.given.get(name) is not None), None)
         found = found or next((name for name in names if name in self), None)
         if found is None:
-            raise BadConfig(f"config.json: field {names[0]!r} is missing (model_type {self.model_type!r})")
+            name = self.called.get(names[0], names[0])
+            raise BadConfig(f"config.json: field {name!r} is missing (model_type {self.model_type!r})")
         return found
 
     def wrong(self, name: str, wanted: str) -> BadConfig:
-        return BadConfig(f"config.json: field {name!r} is {reprlib.repr(self.get(name))}, not {wanted}")
+        return BadConfig(
+            f"config.json: field {self.called.get(name, name)!r} is {reprlib.repr(self.get(name))}, not {wanted}"
+        )
 
     def whole(self, *names: str, least: int = 1, most: int = LARGEST) -> int:
         """A whole number, or a list that repeats one for each layer. Fields that count something are at least 1."""

@@ -98,6 +98,33 @@ class QwenNextMoe(QwenNext):
     dims: ClassVar = {**MOE_DIMS, "expert_ffn": ("moe_intermediate_size",), "ffn": ("intermediate_size", "hidden_size")}
 
 
+class OlmoHybrid(QwenNext):
+    """The same rule in other sizes: without fields for them they follow from the heads of attention, which has no gate.
+
+    The last layer attends where no other would.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("olmo_hybrid",)
+
+    @staticmethod
+    def states(fields: Fields, layers: int) -> list[bool]:
+        found = all_but_every(4, layers)
+        return [*found[:-1], False] if all(found) else found
+
+    @staticmethod
+    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+        keys = fields.whole_or(numbers["heads"], "linear_num_key_heads")
+        dim = fields.whole_or(3 * numbers["hidden"] // (4 * keys), "linear_key_head_dim")
+        sizes = {
+            "linear_num_key_heads": keys,
+            "linear_num_value_heads": fields.whole_or(numbers["heads"], "linear_num_value_heads"),
+            "linear_key_head_dim": dim,
+            "linear_value_head_dim": fields.whole_or(2 * dim, "linear_value_head_dim"),
+            "attn_output_gate": False,
+        }
+        return QwenNext.more(Fields(fields.model_type, fields.given | sizes, fields.defaults), numbers, states)
+
+
 class KimiLinear(Hybrid):
     """KDA in three of four layers, MLA in the others. The checkpoint counts its layers from 1."""
 

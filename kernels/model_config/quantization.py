@@ -66,7 +66,7 @@ def checkpoint(config: Mapping[str, Any], reading: Reading) -> Checkpoint:
     plain = _plain(config, reading.text)
     given = next((c["quantization_config"] for c in (config, reading.text) if c.get("quantization_config")), None)
     if given is None:
-        return Checkpoint(name=plain.name, plain=plain, notes=_unread(reading))
+        return Checkpoint(name=plain.name, plain=plain, notes=_unread(config, reading))
     if not isinstance(given, Mapping):
         raise BadConfig("config.json: field 'quantization_config' is not an object")
     fields = Fields("quantization_config", given, {})
@@ -83,15 +83,19 @@ def checkpoint(config: Mapping[str, Any], reading: Reading) -> Checkpoint:
         raise BadConfig("config.json: field 'quantization_config' names no module of this model")
     names = Counter({stored.name: share for each in found.values() for stored, share in each})
     main = [name for name, _ in names.most_common() if name != plain.name] or [plain.name]
-    return Checkpoint(name="+".join(main[:2]), plain=plain, modules=found, kv=_kv(fields), notes=_unread(reading))
+    return Checkpoint(
+        name="+".join(main[:2]), plain=plain, modules=found, kv=_kv(fields), notes=_unread(config, reading)
+    )
 
 
-def _unread(reading: Reading) -> tuple[str, ...]:
+def _unread(config: Mapping[str, Any], reading: Reading) -> tuple[str, ...]:
     """What the file holds besides the decoder, and is not counted."""
+    towers = [name for name in ("vision_config", "audio_config") if isinstance(config.get(name), Mapping)]
+    said = [f"not counted: what sees or hears ({', '.join(towers)})"] if towers else []
     layers = reading.text.get("num_nextn_predict_layers") or reading.text.get("mtp_num_hidden_layers")
-    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
-        return ()
-    return (f"not counted: {layers} more layer{'s' if layers > 1 else ''} for multi-token prediction",)
+    if not isinstance(layers, bool) and isinstance(layers, int) and layers >= 1:
+        said.append(f"not counted: {layers} more layer{'s' if layers > 1 else ''} for multi-token prediction")
+    return tuple(said)
 
 
 def _plain(config: Mapping[str, Any], text: Mapping[str, Any]) -> Stored:
