@@ -363,8 +363,8 @@ def family_of(model_type: str) -> tuple[str, type[Family]]:
     for name in (model_type, f"{model_type}_text"):
         if name in FAMILIES:
             return name, FAMILIES[name]
-    near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.3) or sorted(FAMILIES)[:3]
-    known = f"the nearest of the {len(FAMILIES)} that are: {', '.join(near)}"
+    near = ", ".join(difflib.get_close_matches(model_type, FAMILIES, n=3))
+    known = f"the nearest of the {len(FAMILIES)} that are: {near}" if near else f"{len(FAMILIES)} others are"
     raise BadConfig(f"config.json: model_type {model_type[:60]!r} is not known; {known}")
 
 
