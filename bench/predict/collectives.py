@@ -28,6 +28,7 @@ import numpy as np
 
 from bench.devices import DeviceSpec
 from bench.predict import expected
+from kernels.models import ModelShape
 
 LIBRARIES = ("nccl", "trtllm", "vllm", "sglang")
 LEAST, MOST = 8 << 10, 16 << 20
@@ -104,6 +105,20 @@ def exchange(spec: DeviceSpec, size: float, ranks: int) -> ExpectedCollective | 
         return float(exchange_seconds(Algorithm.of(said), size=size, ranks=ranks, link=link))
 
     return _fastest(spec, ranks, time, expected.all_to_alls())
+
+
+def whole_experts(shape: ModelShape, spec: DeviceSpec, tokens: float, ranks: int) -> tuple[float, float] | None:
+    """Seconds of a dispatch in 8 bits and a combine in 16 bits, in a layer whose experts stay whole on `ranks` parts.
+
+    `tokens` are those of all parts, and each goes to its experts one by one. None for a model without experts, and as
+    for `exchange`.
+    """
+    if not shape.is_moe:
+        return None
+    rows = tokens / ranks * shape.experts_per_token * shape.hidden
+    ways = [exchange(spec, rows * size, ranks) for size in (1, 2)]
+    dispatch, combine = (way.seconds if way else None for way in ways)
+    return None if dispatch is None or combine is None else (dispatch, combine)
 
 
 def _fastest(

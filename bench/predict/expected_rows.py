@@ -11,9 +11,15 @@ from bench.predict.step_model import StepPrediction
 from bench.units import percent
 from kernels.models import ModelShape
 
-KEYS = ("expected_seconds", "expected_low", "expected_high", "expected_all_reduce_seconds", "expected_rests_on")
+COLLECTIVES = {
+    "expected_all_reduce_seconds": "all-reduces on {name}: {share} of the expected step",
+    "expected_exchange_seconds": "were experts whole on {name}: dispatch and combine {share} of the expected step",
+}
+"""What is said of the collectives of a row, by its key."""
+
+KEYS = ("expected_seconds", "expected_low", "expected_high", *COLLECTIVES, "expected_rests_on")
 """What a row has besides the floor: seconds, the range of 10 to 90% of published servers, what of it all-reduces take,
-and what they rest on."""
+what dispatch and combine would take if each part had whole experts, and what they rest on."""
 
 RESTS = (
     "expected: what a server takes, with its range of 10 to 90%; MBU and MFU are those of this time, rates, J and $ "
@@ -30,10 +36,14 @@ def values(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec, by_da
     """The values of `KEYS`; None for a prediction from a run, which has measured shares, and for lower bounds."""
     if not by_datasheet or any(op.missing for op in predicted.ops):
         return dict.fromkeys(KEYS)
-    from bench.predict.step_expected import expect_step  # numpy, which the floor does not need
+    # numpy, which the floor does not need
+    from bench.predict.collectives import whole_experts
+    from bench.predict.step_expected import expect_step
 
     found = expect_step(predicted, shape, spec)
-    said = (found.seconds, found.low, found.high, found.reduce_seconds, list(found.rests_on))
+    ways = whole_experts(shape, spec, predicted.batch * predicted.q_len, predicted.devices)
+    exchanged = shape.moe_layers * sum(ways) if ways else None
+    said = (found.seconds, found.low, found.high, found.reduce_seconds, exchanged, list(found.rests_on))
     return dict(zip(KEYS, said, strict=True))
 
 
@@ -56,14 +66,15 @@ def remarks(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def communication(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which share of the expected steps all-reduces take, on several parts: from the smallest to the largest."""
-    shares: dict[str, list[float]] = {}
-    for row in predictions:
-        if row.get("expected_all_reduce_seconds"):
-            share = row["expected_all_reduce_seconds"] / row["expected_seconds"]
-            shares.setdefault(f"{row['devices']} x {row['device']}", []).append(share)
-    return [
-        f"all-reduces on {name}: {percent(min(each))}" + (f" to {percent(max(each))}" if len(each) > 1 else "") + " of "
-        "the expected step"
-        for name, each in shares.items()
-    ]
+    """Which share of the expected steps collectives take, on several parts: from the smallest to the largest."""
+    lines = []
+    for key, line in COLLECTIVES.items():
+        shares: dict[str, list[float]] = {}
+        for row in predictions:
+            if row.get(key):
+                share = row[key] / row["expected_seconds"]
+                shares.setdefault(f"{row['devices']} x {row['device']}", []).append(share)
+        for name, each in shares.items():
+            range_ = f" to {percent(max(each))}" if len(each) > 1 else ""
+            lines.append(line.format(name=name, share=percent(min(each)) + range_))
+    return lines

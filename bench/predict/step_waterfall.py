@@ -170,17 +170,14 @@ def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec
         )
     else:
         yield f"all-reduces of {spec.name} were not published: they take their floor here"
-    if shape.is_moe:
-        rows = predicted.batch * predicted.q_len / predicted.devices * shape.experts_per_token * shape.hidden
-        ways = [collectives.exchange(spec, rows * size, predicted.devices) for size in (1, 2)]
-        if all(ways):
-            dispatch, combine = (way.seconds for way in ways if way)
-            spent = shape.moe_layers * (dispatch + combine)
-            yield (
-                f"were experts whole: dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits "
-                f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us, {percent(spent / found.seconds)}, a step, "
-                "as NCCL exchanges parts of one size"
-            )
+    if ways := collectives.whole_experts(shape, spec, predicted.batch * predicted.q_len, predicted.devices):
+        dispatch, combine = ways
+        spent = shape.moe_layers * (dispatch + combine)
+        yield (
+            f"were experts whole: dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits "
+            f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us a step, {percent(spent / found.seconds)} of the "
+            "expected one, as NCCL exchanges parts of one size"
+        )
 
 
 def sizes_of(stages: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -8,6 +8,7 @@ import pytest
 
 from bench.errors import BadRequest
 from bench.predict.command import ROW, load_shape, plot, remarks, rows, table
+from bench.predict.expected_rows import communication
 
 ASKED = {"model": "llama-3.1-70b", "parts": ["h100-sxm", "b200"], "batches": [1, 64], "context": 4096}
 
@@ -153,3 +154,22 @@ def test_plot_refuses_what_it_cannot_write(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(BadRequest, match="nothing to plot"):
         plot(tmp_path / "plot.svg", rows(**ASKED | {"parts": ["rubin-cpx"]}))
+
+
+def test_remarks_say_what_collectives_take_of_a_step():
+    """Llama-3.1-70B on 2, 4 and 8 parts: more of the step each time. DeepSeek-V3 also by dispatch and combine."""
+    one = ASKED | {"parts": ["h100-sxm"], "batches": [1]}
+    found = [row for devices in (2, 4, 8) for row in rows(**one, devices=devices, expect=True)]
+    shares = [row["expected_all_reduce_seconds"] / row["expected_seconds"] for row in found]
+    assert shares == sorted(shares)
+    assert all(row["expected_exchange_seconds"] is None for row in found)
+    assert communication(found) == [
+        f"all-reduces on {n} x h100-sxm: {100 * share:.0f}% of the expected step"
+        for n, share in zip((2, 4, 8), shares, strict=True)
+    ]
+    many = {"model": "deepseek-v3", "parts": ["h200"], "batches": [64], "weights": "fp8", "devices": 8}
+    (row,) = rows(**ASKED | many, expect=True)
+    share = row["expected_exchange_seconds"] / row["expected_seconds"]
+    line = f"were experts whole on 8 x h200: dispatch and combine {100 * share:.0f}% of the expected step"
+    assert communication([row])[1:] == [line]
+    assert 0.02 < share < 0.5

@@ -261,7 +261,7 @@ def test_whole_experts_are_reached_over_the_link() -> None:
     way = Algorithm.of(expected.all_to_alls()["nccl hopper"])
     dispatch, combine = (way.start + 3 * way.rank + 7 / 8 * size * 8 * 8 * 7168 / (way.rate * 450e9) for size in (1, 2))
     assert f"dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits {combine * 1e6:.1f} us a layer" in said
-    assert f"{58 * (dispatch + combine) * 1e6:,.0f} us, " in said, "58 of the 61 layers have experts"
+    assert f"{58 * (dispatch + combine) * 1e6:,.0f} us a step, " in said, "58 of 61 layers have experts"
 
 
 def test_drafts_are_verified_in_one_step() -> None:
