@@ -1,7 +1,7 @@
 """One process launches on all GPUs, so that a timer's CUDA graph holds the launches of all ranks.
 
-A graph that only rank 0's process replays would leave ranks in other processes behind. This is why torch's symmetric
-memory, which wants a process for each GPU, is no peer here.
+A graph that only rank 0's process replays would leave ranks in other processes behind. How torch's symmetric memory is
+measured, which wants a process for each GPU: `symmetric.py`.
 """
 
 from __future__ import annotations
