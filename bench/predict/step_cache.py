@@ -14,14 +14,13 @@ from bench.predict.weights import Precision
 from kernels.common.quantization import SCALE_GROUP
 from kernels.models import ModelShape, kept_tokens, kv_elements_per_layer
 from kernels.op import Work
-from kernels.state_update.op import FLOPS
 
 SCALE_BYTES = 4
 """A scale of an 8-bit cache: fp32."""
-STATE_FLOPS = 6
-"""FLOP for each element of a state and token: decay, add an outer product (2), read out (2), and a gate."""
-MEASURED_KINDS = {"mamba": "mamba1", "mamba2": "mamba2", "gated delta rule": "gated_delta", "KDA": "kda"}
-"""The kinds of state mixers that `kernels/state_update` has, which counts their FLOP for each element."""
+STATE_FLOPS = {"mamba": 8, "mamba2": 5, "gated delta rule": 7, "KDA": 7}
+"""FLOP for each element of a state and token, by kind of mixer, as `kernels/state_update` counts them."""
+OTHER_STATE_FLOPS = 6
+"""Of other mixers: decay, add an outer product (2), read out (2), and a gate."""
 
 
 def kv_share(shape: ModelShape, devices: int) -> float:
@@ -196,7 +195,7 @@ def step_states(shape: ModelShape, requests: int, tokens: int, devices: int, *, 
         return []
     mixer = shape.state_mixer
     size = round(requests * mixer.bytes_per_request / devices)
-    each = sum(FLOPS[MEASURED_KINDS[mixer.kind]]) if mixer.kind in MEASURED_KINDS else STATE_FLOPS
+    each = STATE_FLOPS.get(mixer.kind, OTHER_STATE_FLOPS)
     flops = {pipe: round(each * mixer.state * mixer.layers * tokens / devices)} if mixer.state else {}
     work = Work(flops=flops, bytes_read=size, bytes_written=size)
     return [StepOp(name="state", calls=mixer.layers, work=work)]

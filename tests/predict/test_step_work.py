@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from bench.predict.step_cache import STATE_FLOPS
 from bench.predict.step_work import PRECISIONS, StepOp, decode_ops, expected_experts
 from kernels.models import MODELS, ModelShape
 from kernels.op import Work, discover
+from kernels.state_update.op import FLOPS
 
 OPS = discover()
 DENSE, MOE, LATENT = MODELS["llama-3.1-8b"], MODELS["gpt-oss-20b"], MODELS["deepseek-v3"]
@@ -72,3 +74,8 @@ def test_the_append_of_a_step_writes_what_the_operation_writes() -> None:
     found = step(DENSE)["kv_append"]
     least = work("kv_append", B=3, H_kv=DENSE.kv_heads, D=DENSE.head_dim, T=1000, page=0)
     assert found.work.bytes == DENSE.layers * (least.bytes - 4 * 3)
+
+
+def test_the_flops_of_states_are_those_of_their_kernels() -> None:
+    kinds = {"mamba": "mamba1", "mamba2": "mamba2", "gated delta rule": "gated_delta", "KDA": "kda"}
+    assert {kind: sum(FLOPS[kinds[kind]]) for kind in STATE_FLOPS} == STATE_FLOPS
