@@ -69,6 +69,12 @@ def mamba2(fields: Fields) -> StateCase:
     )
 
 
+QWEN_NEXT = Family(
+    rotary=0.25,
+    state=gated_delta,
+    always={"qk_norm": True, "norms_less_one": True, "shared_gate": True},
+)
+
 FAMILIES = {
     "llama": Family(biased=True),
     "mistral": Family(),
@@ -95,11 +101,9 @@ FAMILIES = {
         },
     ),
     "deepseek_v3": Family(always={"latent_epsilon": 1e-6}),
-    "qwen3_next": Family(
-        rotary=0.25,
-        state=gated_delta,
-        always={"qk_norm": True, "norms_less_one": True, "shared_gate": True},
-    ),
+    "qwen3_next": QWEN_NEXT,
+    "qwen3_5_text": QWEN_NEXT,
+    "qwen3_5_moe_text": QWEN_NEXT,
     "bamba": Family(epsilon=1e-5, rotary=0.5, state=mamba2),
     "granitemoehybrid": Family(state=mamba2),
 }
@@ -139,7 +143,7 @@ def wiring_from(reading: Reading) -> Wiring:
         found["attention_scale"] = float(text.get("query_pre_attn_scalar") or 256) ** -0.5
     if kind == "granitemoehybrid":
         found |= multipliers(text)
-    if kind in ("qwen3_moe", "qwen3_next"):
+    if kind in ("qwen3_moe", "qwen3_next"):  # Qwen3.5 renormalizes always
         found["router"] = (("renormalize", bool(text.get("norm_topk_prob", kind == "qwen3_next"))),)
     if shape.is_mla:
         found |= latents(text, full)

@@ -132,12 +132,7 @@ def states_of(state: StateCase, stored: Stored, at: str) -> Pairs:
 
     at, delta = (f"{at}linear_attn.", True) if state.kind in DELTA else (f"{at}mamba.", False)
     if delta:
-        each, heads = state.H // state.G * state.V, state.H // state.G
-        grouped = stored[f"{at}in_proj_qkvz.weight"].unflatten(0, (state.G, -1))
-        *qkv, z = (rows.flatten(0, 1) for rows in grouped.split([state.K, state.K, each, each], dim=1))
-        gates = stored[f"{at}in_proj_ba.weight"].unflatten(0, (state.G, -1)).split([heads, heads], dim=1)
-        beta, a = (rows.flatten(0, 1) for rows in gates)
-        yield "state_in", torch.cat([*qkv, a, beta, z])
+        yield "state_in", torch.cat(delta_rows(state, stored, at))
     else:
         w = stored[f"{at}in_proj.weight"]
         yield "state_in", torch.cat([w[state.H * state.V :], w[: state.H * state.V]])
@@ -148,6 +143,19 @@ def states_of(state: StateCase, stored: Stored, at: str) -> Pairs:
     yield from ((name, stored[at + name]) for name in ("A_log", "dt_bias"))
     yield "state_norm", stored[f"{at}norm.weight"]
     yield "state_out", stored[f"{at}out_proj.weight"]
+
+
+def delta_rows(state: StateCase, stored: Stored, at: str) -> list[torch.Tensor]:
+    """Rows of q, k and v, of a and beta, and of z. Qwen3.5 has four matrices, Qwen3-Next two with the rows of a group
+    of heads together."""
+    if f"{at}in_proj_qkv.weight" in stored:
+        return [stored[f"{at}in_proj_{name}.weight"] for name in ("qkv", "a", "b", "z")]
+    each, heads = state.H // state.G * state.V, state.H // state.G
+    grouped = stored[f"{at}in_proj_qkvz.weight"].unflatten(0, (state.G, -1))
+    *qkv, z = (rows.flatten(0, 1) for rows in grouped.split([state.K, state.K, each, each], dim=1))
+    gates = stored[f"{at}in_proj_ba.weight"].unflatten(0, (state.G, -1)).split([heads, heads], dim=1)
+    beta, a = (rows.flatten(0, 1) for rows in gates)
+    return [*qkv, a, beta, z]
 
 
 def one_of(stored: Stored, at: str, names: Sequence[str]) -> str:

@@ -65,21 +65,24 @@ class Wiring:
 
 TOY_MAMBA2 = StateCase(kind="mamba2", B=1, H=8, G=2, V=16, K=16)
 
+QWEN_NEXT = Wiring(
+    rope=Rope(theta=1e7),
+    rotary_share=0.25,
+    epsilon=1e-6,
+    qk_norm=True,
+    norms_less_one=True,
+    shared_gate=True,
+    states=(True, True, True, False),
+    state=QWEN,
+)
+
 FAMILIES: Mapping[str, Wiring] = {
     # config.json of each: rope_theta and rms_norm_eps, and the family's model code in transformers
     "llama-2": Wiring(),
     "llama-3": Wiring(rope=Rope(theta=500000.0)),
     "qwen2.5": Wiring(rope=Rope(theta=1e6), qkv_bias=True, epsilon=1e-6),
-    "qwen3-next": Wiring(
-        rope=Rope(theta=1e7),
-        rotary_share=0.25,
-        epsilon=1e-6,
-        qk_norm=True,
-        norms_less_one=True,
-        shared_gate=True,
-        states=(True, True, True, False),
-        state=QWEN,
-    ),
+    "qwen3.5": QWEN_NEXT,
+    "qwen3-next": QWEN_NEXT,
     "qwen3": Wiring(rope=Rope(theta=1e6), qk_norm=True, epsilon=1e-6),
     "mistral": Wiring(),
     "mixtral": Wiring(rope=Rope(theta=1e6)),
@@ -173,6 +176,17 @@ TOYS: Mapping[str, ModelShape] = {
             gate_width=128,
             attention_free_layers=1,
         ),
+        _toy("toy-qwen3.5", head_dim=32, gate_width=128, attention_free_layers=1),
+        _toy(
+            "toy-qwen3.5-moe",
+            head_dim=32,
+            experts=8,
+            experts_per_token=3,
+            expert_ffn=48,
+            shared_ffn=48,
+            gate_width=128,
+            attention_free_layers=1,
+        ),
         _toy("toy-bamba", attention_free_layers=1),
         _toy(
             "toy-granite-4.0-h",
@@ -186,12 +200,14 @@ TOYS: Mapping[str, ModelShape] = {
     )
 }
 
+TOY_DELTA: Mapping[str, Any] = {
+    "states": (True, False),
+    "state": StateCase(kind="gated_delta", B=1, H=4, G=2, V=16, K=32),
+}
+
 TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     "toy-gemma-3": {"full_every": 2, "attention_scale": 0.0},
-    "toy-qwen3-next": {
-        "states": (True, False),
-        "state": StateCase(kind="gated_delta", B=1, H=4, G=2, V=16, K=32),
-    },
+    **dict.fromkeys(("toy-qwen3-next", "toy-qwen3.5", "toy-qwen3.5-moe"), TOY_DELTA),
     "toy-granite-4.0-h": {
         "states": (True, False),
         "state": TOY_MAMBA2,

@@ -28,6 +28,8 @@ CLASSES = {
     "toy-gpt-oss": ("GptOssConfig", "GptOssForCausalLM"),
     "toy-deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
     "toy-qwen3-next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
+    "toy-qwen3.5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
+    "toy-qwen3.5-moe": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
     "toy-bamba": ("BambaConfig", "BambaForCausalLM"),
     "toy-granite-4.0-h": ("GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM"),
 }
