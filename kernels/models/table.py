@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kernels.models.shape import ModelShape, StateMixer
@@ -31,6 +32,17 @@ LITGPT = "litgpt/config.py of Lightning-AI/litgpt"
 def _shape(name: str, repository: str, dims: tuple[int, ...], *, read_in: str = LITGPT, **more: Any) -> ModelShape:
     fields: dict[str, Any] = dict(zip(DIMS, dims, strict=True)) | more
     return ModelShape(name=name, source=f"config.json of {repository} on Hugging Face, as given in {read_in}", **fields)
+
+
+QWEN_DELTA = StateMixer(
+    kind="gated delta rule",
+    layers=36,
+    inputs=((2 * 2048 + 2 * 4096, 2048), (2 * 32, 2048)),
+    output=(2048, 4096),
+    state=128 * 4096,
+    conv=(2 * 2048 + 4096) * 3,
+)
+"""16 heads of keys and 32 of values, each of 128, and a convolution over 4 tokens."""
 
 
 MODELS: dict[str, ModelShape] = {
@@ -126,14 +138,20 @@ MODELS: dict[str, ModelShape] = {
             shared_ffn=512,
             gate_width=16 * 256,
             attention_free_layers=36,
-            state_mixer=StateMixer(  # 16 heads of keys and 32 of values, each of 128
-                kind="gated delta rule",
-                layers=36,
-                inputs=((2 * 2048 + 2 * 4096, 2048), (2 * 32, 2048)),
-                output=(2048, 4096),
-                state=128 * 4096,
-                conv=(2 * 2048 + 4096) * 3,
-            ),
+            state_mixer=QWEN_DELTA,
+        ),
+        _shape(
+            "qwen3.5-35b-a3b",
+            "Qwen/Qwen3.5-35B-A3B",
+            (40, 2048, 16, 2, 256, 2048, 248320, 262144),
+            read_in="aiconfigurator of ai-dynamo; without the vision encoder and the drafting layer",
+            experts=256,
+            experts_per_token=8,
+            expert_ffn=512,
+            shared_ffn=512,
+            gate_width=16 * 256,
+            attention_free_layers=30,
+            state_mixer=replace(QWEN_DELTA, layers=30),
         ),
         _shape(
             "granite-4.0-h-small",

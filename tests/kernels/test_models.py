@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import pytest
 from kernels import model_config, models
 from kernels.model_config import BadConfig, from_config
 from kernels.models import MODELS, ModelShape, UnknownModel, model
+from tests.support import ROOT
 from tests.support.properties import given, settings, st
 
 PUBLISHED_PARAMETERS = {
@@ -33,6 +35,7 @@ PUBLISHED_PARAMETERS = {
     "gpt-oss-20b": 20.91e9,  # arXiv 2508.10925, table 1, also for the active parameters below
     "gpt-oss-120b": 116.83e9,
     "qwen3-next-80b-a3b": 79_674_391_296,  # the elements of transformers' class, as tests/data/configs has them
+    "qwen3.5-35b-a3b": 34_660_610_688,  # likewise
     "granite-4.0-h-small": 59.99 * 2**30 / 2,  # GiB of its files in bf16; its card says 32B, 9B of them active
     "deepseek-v3": 671e9,  # README_WEIGHTS of deepseek-ai/DeepSeek-V3: main model, 36.6e9 of them active
 }
@@ -183,6 +186,7 @@ CONFIGS = {
         moe_intermediate_size=512,
         shared_expert_intermediate_size=512,
     ),
+    "qwen3.5-35b-a3b": json.loads((ROOT / "tests/data/configs/Qwen--Qwen3.5-35B-A3B.json").read_text()),
     "granite-4.0-h-small": config(
         "granitemoehybrid",
         (40, 4096, 32, 8, 768, 100352, 131072),
