@@ -22,7 +22,7 @@ from kernels.op import Inputs
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """What the query rows of one KV head see: scores `[rows, T]` in nats (-inf: not seen) and values `[T, D]`, which
-    are those of a quantized cache divided by their `scale [T]`. A learned sink is one more token, whose value is 0."""
+    are those of an 8-bit cache divided by their `scale [T]`. A learned sink is one more token, whose value is 0."""
 
     scores: torch.Tensor
     values: torch.Tensor
@@ -52,7 +52,7 @@ def attention_heads(case: AttentionCase, inputs: Inputs, b: int, more: int = 0) 
     k, v = (attention.tokens(case, inputs, name, b, ranges) for name in ("k", "v"))
     t = torch.cat([torch.arange(*r) for r in ranges])
     scale = torch.ones(len(t), case.H_kv)
-    if case.kv:
+    if case.token_scales:
         page = case.tokens_per_page
         pages = inputs["block_table"][b][t // page].long() if case.page else torch.full_like(t, b)
         scale = inputs["v_scale"][pages, t % page // attention.SCALE_GROUP]
@@ -76,14 +76,14 @@ def attention_heads(case: AttentionCase, inputs: Inputs, b: int, more: int = 0) 
     return heads
 
 
-def mla_head(case: MlaCase, inputs: Inputs, b: int) -> Head:
-    """All heads of sequence b share the latents; a row is a head of a query."""
-    length = mla.lengths(case)[b]
+def mla_head(case: MlaCase, inputs: Inputs, b: int, more: int = 0) -> Head:
+    """All heads of sequence b share the latents; a row is a head of a query. It is read as if it had `more` tokens."""
+    length = mla.lengths(case)[b] + more
     cached = mla.tokens(case, inputs, b, length)
     q = torch.cat([inputs["q_latent"], inputs["q_rope"]], dim=-1)[b].float().flatten(0, 1)
     last = torch.arange(length - case.q_len, length).repeat_interleave(case.H)[:, None]
     scale = torch.ones(length)
-    if case.kv:
+    if case.kv == "fp8":
         t, page = torch.arange(length), case.page or case.T
         scale = inputs["latent_scale"][inputs["block_table"][b][t // page].long() if case.page else b, t % page]
     return Head(
@@ -134,7 +134,7 @@ def worth_of(heads: list[Head], tokens: torch.Tensor) -> torch.Tensor:
 def all_heads(case: Any, inputs: Inputs, more: int = 0) -> list[list[Head]]:
     """The heads of every sequence."""
     if isinstance(case, MlaCase):
-        return [[mla_head(case, inputs, b)] for b in range(case.B)]
+        return [[mla_head(case, inputs, b, more)] for b in range(case.B)]
     return [attention_heads(case, inputs, b, more) for b in range(case.B)]
 
 
