@@ -132,7 +132,7 @@ class Run:
         return [r for r in found if all(r.case.get(name) in values for name, values in allowed)]
 
     def fastest(self, op: str, **fields: object) -> list[Record]:
-        """Of the records that `find` gives, the fastest implementation of each case."""
+        """The fastest implementation of each case among the records that `find` gives."""
         found = self.find(op, **fields)
         return fastest_of_each(found, case=lambda r: r.case_id, seconds=lambda r: r.seconds or math.inf)
 

@@ -24,7 +24,7 @@ class Beside:
     ours: Point
     published: Best
     floor_s: float
-    """Of our case: compulsory bytes / bandwidth or FLOPs / peak by the part's datasheet, the larger; see `floor`."""
+    """Seconds that the part's datasheet allows at least for our case, see `floor`."""
 
     @property
     def ratio(self) -> float:

@@ -1,7 +1,7 @@
 """The parts of a launch that runs a whole step: each alone, and each in its place between the others.
 
-A part is all launches of one name, over all layers. Each layer has its own weights, so a part that runs alone through
-all layers meets none of them in a cache, if together they are larger than it. On a host a cold read of the roof lies
+A part is all launches of one name, over all layers. Each layer has its own weights. If all of them are larger than
+the cache, a part that runs alone through all layers finds none of them there. On a host a cold read of the roof lies
 between any two samples, as between those of whole launches (`roof.py`).
 """
 

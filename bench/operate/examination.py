@@ -100,7 +100,7 @@ def gather(*, quick_read: bool = True) -> Facts:
 
 
 LISTEN_S = 0.5
-"""So long the host's cores are watched."""
+"""How long the host's cores are watched."""
 
 
 def host_load() -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _number(value: float | None, scale: float = 1.0) -> str:
 
 
 def _share(row: Mapping[str, Any], name: str) -> str:
-    """Of the step as it is expected where it is, else of the floor."""
+    """A share for the screen: of the expected step where there is one, else of the floor."""
     value, expected = row[name], row.get("expected_seconds")
     return "" if value is None else percent(value * row["seconds"] / expected if expected else value)
 

@@ -58,7 +58,7 @@ class Constants:
     read: float
     math: float = 0.7
     kept: float = 0.4
-    """Of a buffer that is read again and again, exp(-bytes / (kept x size of the L2)) still comes from the L2."""
+    """If a buffer is read again and again, the share exp(-bytes / (kept x size of the L2)) still comes from the L2."""
     l2: float = 2.5
     """Bandwidth of the L2 over that of the memory."""
 

@@ -3,8 +3,8 @@
     floor by the datasheet -> floor at the measured read roof -> each operation alone -> launches
     -> dependencies: one after the other -> step
 
-Where a step was measured, its operations were too: alone, and on a host in the step. Else the constants of
-`expected.json` say what each takes, and what servers have between the large kernels. Pure: no torch.
+A run that measures a step also measures its operations: each alone and, on a host, each within the step. Without such a
+run, the constants of `expected.json` say what each takes, and what servers run between large kernels. Pure: no torch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OpRow:
     in_step: float | None
     """As measured between the other operations of the step."""
     share: float
-    """Of the time of all operations."""
+    """Its share of the time of all operations."""
     gap: float
     """Its part of what all operations take above their floors; negative for one that is faster than its floor."""
     source: str
@@ -181,7 +181,7 @@ def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec
 
 
 def sizes_of(stages: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Bytes by part, of the names and the bytes of stages."""
+    """The bytes of each part: the sum over its stages, which are given as (name, bytes)."""
     found: dict[str, int] = {}
     for name, size in stages:
         found[part_of(name)] = found.get(part_of(name), 0) + size

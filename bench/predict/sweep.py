@@ -143,7 +143,7 @@ def seconds_of(row: Row) -> float | None:
 
 
 def best_under(rows: Sequence[Row], tpot: float) -> str:
-    """Of the settings that fit and are fast enough: the cheapest, or the one with most tokens per second and part."""
+    """The best setting that fits and is fast enough: the cheapest, or the one with most tokens per second and part."""
     good = [row for row in rows if row["fits"] and (seconds := seconds_of(row)) is not None and seconds <= tpot]
     limit = f"{tpot * 1e3:g} ms a token"
     if not good:

@@ -1,6 +1,6 @@
 """`share`: a run as one file that names neither its machine nor its owner, for a site or for other people.
 
-Fields of the header are kept by a list, so what is not known here does not leave. Texts go through
+A list names the fields of the header that are kept, so an unknown field never gets out. Texts go through
 `bench.report.anonymous`. The same run gives the same file, byte for byte.
 """
 

@@ -38,7 +38,7 @@ class Fitted:
     headers: list[str]
     rows: Rows
     split: int = 0
-    """So many columns stand on the first line of a row and the others on the second; 0 for one line."""
+    """How many columns stand on the first line of a row; the others stand on the second. 0 for one line."""
     gone: tuple[str, ...] = ()
     everywhere: tuple[tuple[str, str], ...] = ()
     """Headers and the one value that their columns have in every row."""

@@ -186,7 +186,7 @@ def first_of(notes: Sequence[str], verdict: str) -> str:
 
 
 def prepared(table: Table) -> pd.DataFrame:
-    """With the batch as rows of a product, and the context from input and step where no column has it."""
+    """The rows, with the batch as rows of a product, and the context from input and step where no column has it."""
     rows = table.rows.copy()
     if "m" not in rows and "batch" in rows:
         rows["m"] = rows["batch"]

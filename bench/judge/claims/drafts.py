@@ -157,8 +157,11 @@ REQUESTS, OUTPUT = 200, 200
 
 
 def times(rate: float, prefill: float, step: tuple[float, float], seed: int = 0) -> tuple[float, float]:
-    """(the ninth tenth of times to the first token, of times per further token) of one server, simulated: requests come
-    at random, a prompt is read alone and before all decode steps. `step`: a step of no sequence, and for each more."""
+    """The 90th percentiles of a simulated server: of times to the first token, and of times per further token.
+
+    Requests come at random. A prompt is read alone and goes before all decode steps. `step` holds the seconds of a step
+    without sequences, and those that each sequence adds.
+    """
     rng, arrivals, now = random.Random(seed), [], 0.0
     for _ in range(REQUESTS):
         now += rng.expovariate(rate)

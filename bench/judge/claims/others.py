@@ -97,7 +97,7 @@ def where(rows: pd.DataFrame, **fields: Any) -> pd.DataFrame:
 
 
 def fastest(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """Of rows that agree in these columns, the one with the least time."""
+    """The fastest row of each group of rows that agree in these columns."""
     return rows.sort_values("seconds", kind="stable").drop_duplicates(list(keys), keep="first").sort_index()
 
 

@@ -75,7 +75,7 @@ def named(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def added_by_a_request(run: MeasuredPart, published: Published) -> list[Comparison]:
-    """Of each sweep, neighbouring batches up to 64."""
+    """How much longer a step takes for each request more, between neighbouring batches of a sweep up to 64."""
     said, found = "(step at the larger batch / step at the smaller - 1) / requests between", []
     for sweep in sweeps(run):
         for few, many in pairwise(sweep):

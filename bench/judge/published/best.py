@@ -1,12 +1,12 @@
 """What is the best time that anyone has published for one of our cases, or for the case nearest to it?
 
-Only rows of the same part, operation, stored type and activations count, which are no faster than the datasheet
-allows, and cold unless they go over the links between GPUs. Of these the nearest by size is taken, and of several of
-one size the fastest. How near a row is:
+A row counts if its part, operation, stored type and activations are those of the case, and if the datasheet allows its
+time. It must be cold, unless it is about the links between GPUs. The row that is nearest by size is taken; if several
+rows have this size, the fastest of them. How near a row is:
 
     distance = sum over the case's sizes (batch, tokens, heads, rows, columns, experts) of |log2(published / ours)|
 
-A row that is 0 away is the same case. A farther one is compared by its share of the floor, not by its time.
+A row at distance 0 is the same case. Any other is compared by its share of the floor, not by its time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Best:
 
     seconds: float
     share: float
-    """Of its own floor: floor seconds over published seconds, by the part's datasheet."""
+    """Its share of its own floor: floor seconds by the part's datasheet over published seconds."""
     distance: float
     """Doublings."""
     differs: str

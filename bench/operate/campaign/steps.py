@@ -1,4 +1,4 @@
-"""One command for a rented hour: everything that one part can be asked, what decides most first.
+"""One command for a rented hour: it asks everything of one part, and begins with what decides most.
 
     doctor      is the machine fit? in every call, because the next may reach another machine
     gate        every implementation on the small edgy cases and on one of every kind, in several processes

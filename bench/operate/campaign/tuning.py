@@ -25,10 +25,10 @@ LIMIT_S = 60.0
 """At most so much of a call goes to tuning."""
 
 START_S = 15.0
-"""Of it, torch is loaded, and the worker and the compilers start; and the class begun last is finished."""
+"""What torch, the worker and the compilers need of it to start, and the last class to finish."""
 
 CALLS = 3
-"""So many calls serve all classes."""
+"""The number of calls that serve all classes."""
 
 CAP_S = 0.2
 """Sampling seconds of a finalist and case. Most reach half a percent after 0.1 s."""

@@ -32,7 +32,7 @@ GAIN = 0.01
 """The least gain that is worth a line in a file: twice the half-width that sampling aims at."""
 
 HEAT = 6
-"""So many candidates are timed together with the default; more would hold more outputs and graphs at once."""
+"""How many candidates are timed together with the default. More would hold more outputs and graphs at once."""
 
 FINALISTS = 3
 CHECKED = 2
@@ -74,7 +74,7 @@ class Request:
     without: tuple[tuple[str, str, str], ...] = ()
     """(op, implementation, class) of what is left out too."""
     workers: int = 0
-    """So many processes compile; 0: one per usable core."""
+    """How many processes compile; 0: one per usable core."""
     hang_s: float = HANG_S
     catalogue: str = "kernels.op"
     root: Path = tuned.ROOT
