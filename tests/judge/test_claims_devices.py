@@ -41,7 +41,7 @@ def test_what_devices_measured_is_judged_with_the_predictions_beside_it() -> Non
     assert judge("T7", [layers(1.8, H100)]).status == "FAILS"
     assert judge("T7", [layers(1.8, H100), layers(1.8, A100)]).status == "FAILS", "both miss"
     one = judge("T7", [layers(1.8, H100), layers(1, A100)])
-    assert (one.status, one.condition) == ("DEPENDS", f"device {A100}, weights 8-bit in 8-bit arithmetic")
+    assert (one.status, one.condition) == ("DEPENDS", f"on {A100}, weights 8-bit in 8-bit arithmetic")
 
 
 def test_settings_that_name_their_part_need_no_device() -> None:
@@ -50,7 +50,7 @@ def test_settings_that_name_their_part_need_no_device() -> None:
     assert {c.setting["part"] for c in verdict.evidence} == {"NVIDIA H100 SXM", "NVIDIA H200 SXM"}
     assert not [c for c in verdict.evidence if "device" in c.setting]
     on_chip = verdict.condition.split(" | ")[0]
-    assert on_chip == "the tier on chip, part NVIDIA H100 SXM or NVIDIA A100 SXM 80 GB", "the H200 misses"
+    assert on_chip == "the tier on chip, on NVIDIA H100 SXM or NVIDIA A100 SXM 80 GB", "the H200 misses"
 
 
 def test_a_run_on_a_cpu_is_shown_and_decides_nothing_about_gpus() -> None:

@@ -58,7 +58,7 @@ def test_a_token_at_the_roof_and_at_half_of_it() -> None:
     assert good.status == "DEPENDS"
     assert good.condition == (
         "where the part's memory may be too small for the weights; "
-        "at no setting: 16-bit weights of 70B over the memory of one part"
+        "no setting fits 16-bit weights of 70B over the memory of one part"
     )
     assert good.measured
     assert good.measured[0].value == pytest.approx(2 * active_parameters(LLAMA_70B) / READ, rel=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -11,9 +12,9 @@ import pytest
 from bench.judge.claims import CLAIMS, Verdict, as_dict, explain, judge, main_table, scorecard, sentence
 from bench.judge.claims.base import SOURCES, Bound, Claim, Comparison, Published, number
 from bench.judge.claims.crossings import crossings
-from bench.judge.claims.settings import describe
+from bench.judge.claims.settings import describe, phrase
 from bench.judge.claims.settle import judge_claim, settle
-from bench.judge.claims.words import amount, between, value_text
+from bench.judge.claims.words import amount, between, in_words, value_text
 from tests.support.claim_records import attend, full_run, gemm, read, run
 
 
@@ -96,11 +97,11 @@ def along(values: dict[str, float], published: Published = TEN, **more: str) -> 
 def test_a_crossing_lies_between_the_numbers_that_were_tried() -> None:
     """Proportional to the tokens: 10 at 2,000. With the square root, 10 at 4,000. A band has two ends."""
     line = along({"1000": 5, "4000": 20, "16000": 80})
-    assert crossings(line) == ["ten crosses what was published at about 2,000 tokens"]
+    assert crossings(line) == ["ten passes the published number near 2,000 tokens"]
     other = along({"1000": 5, "16000": 20, "64000": 40}, part="slow")
-    assert crossings([*line, *other]) == ["ten crosses what was published at about 2,000 and 4,000 tokens"]
+    assert crossings([*line, *other]) == ["ten passes the published number near 2,000 and 4,000 tokens"]
     band = along({"1000": 1, "2000": 3, "8000": 9}, Published(what="band", low=2, high=4, unit="x"))
-    assert crossings(band) == ["band crosses what was published at about 1,500 and 2,900 tokens"]
+    assert crossings(band) == ["band passes an end of the published range near 1,500 and 2,900 tokens"]
 
 
 def test_no_crossing_is_told_where_values_turn_or_nothing_is_crossed() -> None:
@@ -113,8 +114,8 @@ def test_no_crossing_is_told_where_values_turn_or_nothing_is_crossed() -> None:
 def test_the_crossing_of_the_cache_is_in_its_sentence(bare: dict[str, Verdict]) -> None:
     """5 times at 2,928 tokens."""
     found = crossings(bare["I13"].predicted)
-    assert found == ["speed-up by the KV cache crosses what was published at about 2,900 tokens"]
-    assert sentence(bare["I13"]).endswith(f"; {found[0]}.")
+    assert found == ["speed-up by the KV cache passes the published number near 2,900 tokens"]
+    assert sentence(bare["I13"]).endswith(f". The {found[0]}.")
     assert f"Crossing: {found[0]}" in explain(bare["I13"])
     assert as_dict(bare["I13"])["crossings"] == found
 
@@ -124,7 +125,7 @@ def test_a_condition_ends_with_the_numbers_that_fit_nowhere() -> None:
         Comparison(published=p, value=value, setting={"the": p.what}, how="")
         for p, value in ((TEN, 10), (number("twenty", 20, "x", 0.1), 30), (number("thirty", 30, "x", 0.1), 30))
     ]
-    assert settle(parts) == ("DEPENDS", "the ten or thirty; at no setting: twenty")
+    assert settle(parts) == ("DEPENDS", "the ten or thirty; no setting fits twenty")
 
 
 BAND = Published(what="band", low=2, high=4, unit="x", tolerance=0)
@@ -261,6 +262,21 @@ def test_what_is_denied_is_what_was_judged(bare: dict[str, Verdict]) -> None:
     for verdict in fails:
         assert any(character.isdigit() for character in sentence(verdict).split(": no.")[0]), verdict.claim.id
     assert all(f"{batch}" in bare["K5"].claim.plain for batch in (4, 15, 25))
+
+
+def test_a_condition_is_said_with_the_words_that_its_factor_wants(bare: dict[str, Verdict]) -> None:
+    """`on two parts`, `without a prefix`, `where ...`: not `for parts 2`, `for without ...`, `for keeps a state`."""
+    assert in_words("parts 2 | where it rains | on 1 part, batch 8 | and 3 more") == (
+        "for parts 2, and where it rains, and on 1 part, batch 8, and for 3 more"
+    )
+    assert phrase("parts", ["2"]) == "on 2 parts"
+    assert phrase("parts", ["1"]) == "on 1 part"
+    assert phrase("parts", ["3 x NVIDIA H100 SXM"]) == "on 3 x NVIDIA H100 SXM"
+    assert sentence(bare["S1"]).endswith("it holds only for a model that keeps a state.")
+    for verdict in bare.values():
+        said = sentence(verdict)
+        assert not re.search(r"\bfor (of|on|where|without|by|keeps|part|parts|device) ", said), said
+        assert not re.search(r"measured by others value|; [^;.]* (passes|crosses) ", said), said
 
 
 def test_conditions_are_joined_by_words(bare: dict[str, Verdict]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from bench.judge.claims.base import Comparison
+from bench.judge.claims.base import Comparison, Published
 from bench.judge.claims.settings import Setting, phrase
 
 AT_THE_END = 0.02
@@ -17,7 +17,7 @@ Place = tuple[str, float]
 
 
 def crossings(comparisons: Sequence[Comparison]) -> list[str]:
-    """`time per token crosses what was published at about 2,900 tokens`, for each published number that allows it.
+    """`time per token passes the published number near 2,900 tokens`, for each number that allows it.
 
     Between two neighbours that were tried, the logarithm of the value is linear in the logarithm of the factor.
     Only predictions count that are no bounds, and that rise or fall all the way along one factor while the others are
@@ -31,8 +31,17 @@ def crossings(comparisons: Sequence[Comparison]) -> list[str]:
         if len(factors) == 1:
             texts = list(dict.fromkeys(two_digits(at) for _, at in sorted(places, key=lambda place: place[1])))
             where = " and ".join(texts) if len(texts) < 3 else f"{texts[0]} to {texts[-1]}"
-            said.append(f"{what} crosses what was published at about {phrase(factors.pop(), [where])}")
+            near = phrase(factors.pop(), [where]).removeprefix("on ")
+            said.append(f"{what} passes {published_end(mine[0].published)} near {near}")
     return said
+
+
+def published_end(published: Published) -> str:
+    """What a value passes where it crosses what was published."""
+    if published.low == published.high:
+        return "the published number"
+    one = published.low <= 0 or math.isinf(published.high)
+    return "the published limit" if one else "an end of the published range"
 
 
 def two_digits(value: float) -> str:

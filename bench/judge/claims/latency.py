@@ -142,7 +142,7 @@ def predict_t3() -> list[Comparison]:
     for context, batch in product((SHORT_CONTEXT, 2048, 8192, 32768, 131072), (1, 16, 64)):
         now, then = (decode(LLAMA_70B, batch=b, context=context).seconds for b in (batch, batch + 1))
         how = "step with one more request / step - 1"
-        found.append(predicted(T3_ADDED, then / now - 1, how, part="whole step", context=context, batch=batch))
+        found.append(predicted(T3_ADDED, then / now - 1, how, timed="whole step", context=context, batch=batch))
     return found
 
 
@@ -161,12 +161,12 @@ def measure_t3(run: MeasuredPart) -> list[Comparison]:
         sweep = sorted((r for r in records if batch_of(r) <= 64), key=batch_of)
         if len(sweep) > 1:
             used = (sweep[0], sweep[-1])
-            found.append(measured(T3_ADDED, added(*used), how, used, part="weights", weights=kind))
+            found.append(measured(T3_ADDED, added(*used), how, used, timed="weights", weights=kind))
     for group in comparable(attention(run), "B"):
         sweep = sorted(fastest_by_batch(group).values(), key=batch_of)
         if len(sweep) > 1:
             case = group[0].case
-            setting = {"part": "attention", "context": case["T"], "model": case["model"]}
+            setting = {"timed": "attention", "context": case["T"], "model": case["model"]}
             found.append(measured(T3_ADDED, added(*sweep[:2]), how, sweep[:2], **setting))
     return require_some(found, "two batches of one layer")
 
@@ -179,7 +179,7 @@ def others_t3(others: Others) -> list[Comparison]:
         if len(both):
             value = float((both["seconds_b"] / both["seconds_a"] - 1).median()) / 63
             found.append(
-                by_others(T3_ADDED, value, how, side(both, "a"), side(both, "b"), part="weights", weights=kind)
+                by_others(T3_ADDED, value, how, side(both, "a"), side(both, "b"), timed="weights", weights=kind)
             )
     caches = others.op("attention_decode")
     caches = caches[(caches["part"] == H100) & (caches["window"] == 0) & (caches["stored"] == "bf16")]
@@ -188,7 +188,7 @@ def others_t3(others: Others) -> list[Comparison]:
         if len(both):
             value = float((both["seconds_b"] / both["seconds_a"] - 1).median()) / 48
             used = (side(both, "a"), side(both, "b"))
-            found.append(by_others(T3_ADDED, value, how, *used, part="attention", context=context))
+            found.append(by_others(T3_ADDED, value, how, *used, timed="attention", context=context))
     return require_some(found, "published rows at two batches of one layer")
 
 
@@ -323,7 +323,7 @@ def predict_t10() -> list[Comparison]:
     for batch in (1, 16, 64, 128, 256):
         one, several = (decode(LLAMA_70B, batch=batch, context=PROMPT, q_len=q).seconds for q in (1, DRAFT))
         how = "step with 4 tokens a request / with one"
-        found.append(predicted(T10_TIME, several / one, how, part="whole step", batch=batch))
+        found.append(predicted(T10_TIME, several / one, how, timed="whole step", batch=batch))
     return found
 
 
@@ -334,14 +334,14 @@ def measure_t10(run: MeasuredPart) -> list[Comparison]:
     for drafted in range(2, 9):
         records = attention(run, q_len=(1, drafted))
         for base, record in pairs(records, lambda r: r.case["q_len"], 1, drafted, "q_len"):
-            setting = {"part": "attention", "batch": batch_of(record), "draft": drafted}
+            setting = {"timed": "attention", "batch": batch_of(record), "draft": drafted}
             found.append(measured(T10_TIME, seconds(record) / seconds(base), how, [record, base], **setting))
     how = "layer at 4 times the batch / at the batch"
     for kind, records in layer_sweeps(run).items():
         sweep = {batch_of(r): r for r in records}
         for batch, base in sweep.items():
             if wider := sweep.get(DRAFT * batch):
-                setting = {"part": "weights", "batch": batch, "draft": DRAFT, "weights": kind}
+                setting = {"timed": "weights", "batch": batch, "draft": DRAFT, "weights": kind}
                 found.append(measured(T10_TIME, seconds(wider) / seconds(base), how, [wider, base], **setting))
     return require_some(found, "attention with a draft, or layer at one batch and four times it")
 
@@ -354,7 +354,7 @@ def others_t10(others: Others) -> list[Comparison]:
             both = between_batches(rows, "part", "N", "K", "stored", "activations", low=batch, high=DRAFT * batch)
             if len(both):
                 how = "median over products of the time at 4 times the batch / at the batch"
-                found.append(ratio(T10_TIME, both, how, part="weights", batch=batch, draft=DRAFT, weights=kind))
+                found.append(ratio(T10_TIME, both, how, timed="weights", batch=batch, draft=DRAFT, weights=kind))
     return require_some(found, "published products at one batch and four times it")
 
 

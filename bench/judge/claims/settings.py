@@ -24,6 +24,11 @@ PHRASES = {
     "chance of expert r": "a chance of {} of expert r",
     "cache": "a cache in {}",
     "devices": "{} devices",
+    "device": "on {}",
+    "part": "on {}",
+    "parts": "on {}",
+    "timed": "the time of {}",
+    "keeps": "a model that keeps {}",
     "GPUs": "{} GPUs",
     "tokens of a GPU": "{} tokens for each GPU",
     "log-sd of lengths": "lengths whose logarithms deviate by {}",
@@ -46,6 +51,11 @@ PHRASES = {
 WORDS = {
     ("capacity", "set aside"): "where the part's memory may be too small for the weights",
     ("prefix", "none"): "without a shared prefix",
+    ("timed", "weights"): "the time of the weights",
+    ("timed", "whole step"): "the time of a whole step",
+    ("of", "the model"): "the throughput of the model",
+    ("of", "the layer alone"): "the throughput of the layer alone",
+    ("parts", "1"): "on 1 part",
     ("query heads per KV head", "1"): "1 query head per KV head",
     ("counted", "measured"): "by measured times",
     ("counted", "bytes"): "by bytes alone",
@@ -88,6 +98,8 @@ def phrase(factor: str, values: Sequence[str], tried: Sequence[str] = ()) -> str
         notes += [f"next tried: {', '.join(around)}"] if around else []
         words = said[0] if len(values) == 1 else f"{said[0]} to {said[-1]}"
         beside = f" ({'; '.join(notes)})" if notes else ""
+    if factor == "parts" and words[-1].isdigit():
+        words += " parts"
     said_alone = WORDS.get((factor, values[0])) if len(values) == 1 else None
     return (said_alone or PHRASES.get(factor, f"{factor} {{}}").format(words)) + beside
 

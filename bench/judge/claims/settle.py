@@ -171,7 +171,7 @@ def settle(comparisons: Sequence[Comparison]) -> tuple[Status | None, str]:
         if any(c.measured for c in comparisons) and not any(c.measured for group in good for c in group):
             where += ONLY_PREDICTED
         nowhere = [what for what, mine in numbers.items() if all(c.holds is False for c in mine)]
-        words = [where, *_left_open(numbers)] + ([f"at no setting: {', '.join(nowhere)}"] if nowhere else [])
+        words = [where, *_left_open(numbers)] + ([f"no setting fits {', '.join(nowhere)}"] if nowhere else [])
         return "DEPENDS", "; ".join(words)
     if not all(any(c.holds is False for c in group) for group in settings.values()):
         return None, "; ".join(_left_open(numbers))

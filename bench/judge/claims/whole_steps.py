@@ -71,7 +71,7 @@ def sweeps(run: MeasuredPart) -> list[list[Record]]:
 def named(records: Sequence[Record]) -> dict[str, Any]:
     """The setting that all steps of a sweep share."""
     case = records[0].case
-    return {"part": WHOLE, "context": case["T"], "model": case["model"], "weights": weight_format(records[0])}
+    return {"timed": WHOLE, "context": case["T"], "model": case["model"], "weights": weight_format(records[0])}
 
 
 def added_by_a_request(run: MeasuredPart, published: Published) -> list[Comparison]:

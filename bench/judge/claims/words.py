@@ -133,15 +133,20 @@ def nearest_setting(comparisons: Sequence[Comparison]) -> Comparison:
     return nearest(list(worst.values()))
 
 
+LEADS = ("on ", "where ", "without ", "by ", "no setting ", "a lower bound ", "an upper bound ")
+"""A condition that begins so is said without a `for`."""
+
+
 def in_words(condition: str) -> str:
-    """A condition whose blocks are joined by words."""
-    return condition.replace(" | and ", " | ").replace(" | ", ", and for ")
+    """A condition whose blocks are joined by words: `for batch 1, and on NVIDIA H200 SXM`."""
+    blocks = [block.removeprefix("and ") for block in condition.split(" | ")]
+    return ", and ".join(block if block.startswith(LEADS) else f"for {block}" for block in blocks)
 
 
 def _one_crossing(verdict: Verdict) -> str:
-    """`; time per token crosses what was published at about 2,900 tokens`, if there is one such place to tell."""
+    """` The time per token passes the published number near 2,900 tokens.`, if there is one such place to tell."""
     found = crossings(verdict.predicted)
-    return f"; {found[0]}" if len(found) == 1 else ""
+    return f" The {found[0]}." if len(found) == 1 else ""
 
 
 ON_THIS_CPU = " on this CPU"
@@ -154,11 +159,11 @@ def sentence(verdict: Verdict) -> str:
         expected = {
             "HOLDS": "by calculation it holds",
             "FAILS": "by calculation it does not hold",
-            "DEPENDS": f"by calculation it holds only for {in_words(verdict.predicted_condition)}"
-            f"{_one_crossing(verdict)}",
+            "DEPENDS": f"by calculation it holds only {in_words(verdict.predicted_condition)}",
             None: "no calculation decides it",
         }[verdict.predicted_status]
-        return f"{claim}: not measured here ({verdict.reason}); {expected}."
+        crossing = _one_crossing(verdict) if verdict.predicted_status == "DEPENDS" else ""
+        return f"{claim}: not measured here ({verdict.reason}); {expected}.{crossing}"
     shown = verdict.evidence or verdict.predicted
     how = {"MEASURED": "measured", "PUBLISHED": "measured by others"}.get(verdict.by, "calculated")
     how += ON_THIS_CPU if verdict.on_this_cpu else ""
@@ -166,7 +171,7 @@ def sentence(verdict: Verdict) -> str:
         return f"{claim}: yes, {how} {per_number(shown)}."
     if verdict.status == "DEPENDS":
         by = "on this CPU " if verdict.on_this_cpu else "" if verdict.evidence else "by calculation "
-        return f"{claim}: {by}it holds only for {in_words(verdict.condition)}{_one_crossing(verdict)}."
+        return f"{claim}: {by}it holds only {in_words(verdict.condition)}.{_one_crossing(verdict)}"
     judged = tuple(shown)
     if not verdict.on_this_cpu:
         judged += tuple(predictions_beside(verdict.predicted, shown))
@@ -175,7 +180,8 @@ def sentence(verdict: Verdict) -> str:
     close = nearest(off) if off else nearest_setting(judged)
     published = f"Published for {close.published.what}: {published_text(close.published)}."
     if off:
-        return f"{claim}: no. {published} The closest {how} value is {miss(close)}."
+        value = "value that others measured" if verdict.by == "PUBLISHED" else f"{how} value"
+        return f"{claim}: no. {published} The closest {value} is {miss(close)}."
     where = ", ".join(phrase(factor, [value]) for factor, value in close.setting.items())
     return (
         f"{claim}: no. Each of its numbers fits at some setting, but no setting fits all of them. {published} "
