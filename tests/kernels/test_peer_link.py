@@ -9,6 +9,7 @@ import torch
 
 from bench.ceilings import Ceilings
 from bench.machine import usable_cores
+from bench.measure.gate import check
 from bench.predict.roofline import measured_terms
 from kernels.op import discover, implementations
 from kernels.peer_link.op import OP, PeerCase
@@ -27,6 +28,29 @@ def test_each_rank_of_a_host_has_what_the_next_one_held() -> None:
     inputs["x0"].fill_(3.0)
     assert torch.equal(launch()[1], inputs["x0"][0]), "what a rank holds is read in each launch"
     assert OP.reference(case, inputs).tolist() == [inputs["x1"][0].tolist(), inputs["x0"][0].tolist()]
+
+
+@pytest.mark.skipif(usable_cores() < 3, reason="three ranks need three cores")
+def test_three_ranks_pass_the_gate() -> None:
+    case = OP.cases("test")[0]
+    errors = check(OP, FOUND["shared"], case, dataclasses.replace(HOST, sm_count=3))
+    assert errors.passed, errors.reason
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="two ranks need two cores")
+def test_two_ranks_pass_the_gate() -> None:
+    errors = check(OP, FOUND["shared"], OP.cases("test")[1], HOST)
+    assert errors.passed, errors.reason
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "all_to_all", "peer_link"])
+def test_no_two_ranks_and_no_two_copies_hold_the_same(op: str) -> None:
+    """Else a rank that reads the wrong one would not be noticed."""
+    found = discover()[op]
+    case = next(case for case in found.cases("test") if case.ranks == 3)  # type: ignore[attr-defined]
+    held = [found.inputs(case, "cpu", seed)[f"x{r}"] for seed in (0, 1, 1000) for r in range(3)]
+    distinct = {tuple(x.nan_to_num(0.0).flatten().tolist()) for x in held}
+    assert len(distinct) == len(held)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(6, "fp32"), (3, "bf16")])

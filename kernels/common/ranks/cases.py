@@ -20,8 +20,9 @@ MOST_RANKS = 8
 NAMES = tuple(f"x{r}" for r in range(MOST_RANKS))
 """The inputs of all ranks by name. Those beyond the ranks of a case are empty."""
 
-RANK_SEEDS = 1 << 40
-"""The seeds of two ranks differ by this, so that no seed of a copy is also that of another rank."""
+RANK_SEEDS = 1 << 24
+"""The seeds of two ranks differ by this, so that no seed of a copy is also that of another rank. The seeds of all ranks
+stay below 32 bits, since a generator of a host looks at no more: ranks that hold the same hide who read whom."""
 
 
 @dataclass(frozen=True, kw_only=True)
