@@ -122,7 +122,7 @@ class OlmoHybrid(QwenNext):
             "linear_value_head_dim": fields.whole_or(2 * dim, "linear_value_head_dim"),
             "attn_output_gate": False,
         }
-        return QwenNext.more(Fields(fields.model_type, fields.given | sizes, fields.defaults), numbers, states)
+        return QwenNext.more(Fields(fields.model_type, {**fields.given, **sizes}, fields.defaults), numbers, states)
 
 
 class KimiLinear(Hybrid):

@@ -312,11 +312,10 @@ def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
     def packed(name: str) -> Inputs:
         return packed_as(case, drawn, name) | ({"format": case.weights} if case.quantized else {})
 
-    sizes = {"H": case.H, "F": case.F}
     rows = [row + f for row in range(0, 2 * case.experts * case.F, case.F) for f in large]
-    mark_hidden(draw, rows=rows, columns=columns, **sizes, **packed("w_gate_up"))
+    mark_hidden(draw, rows=rows, columns=columns, H=case.H, F=case.F, **packed("w_gate_up"))
     ends = [e * case.H + n for e in range(case.experts) for n in (0, case.H - 1)]
-    mark_outputs(rows=ends, columns=large, **sizes, **packed("w_down"))
+    mark_outputs(rows=ends, columns=large, H=case.H, F=case.F, **packed("w_down"))
 
 
 def expert_weights(case: MoeCase, inputs: Inputs, name: str, e: int) -> torch.Tensor:

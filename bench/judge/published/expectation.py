@@ -66,9 +66,9 @@ def expectation(table: Table) -> Array:
             kernels = shape(op, rows, work(rows))
             if kernels is not None:
                 seconds[index] = expected.total(expected.terms(kernels, found.constants, parts(rows), warm=True))
-    for stored, name in ((expected.all_reduces(), "all_reduce"), (expected.all_to_alls(), "all_to_all")):
+    for known, name in ((expected.all_reduces(), "all_reduce"), (expected.all_to_alls(), "all_to_all")):
         for library, gen, index in link_fit.groups(table, name):
-            if said := stored.get(f"{library} {gen}"):
+            if said := known.get(f"{library} {gen}"):
                 seconds[index] = link_fit.predicted(link_fit.known(said), table.take(index))
     exchanged = np.isin(table["op"], [code for code, name in enumerate(table.names["op"]) if name in EXCHANGES])
     for gen in {str(each) for each in generations(table)[exchanged]}:
