@@ -49,7 +49,7 @@ def test_limits_decide_how_many_requests_fit() -> None:
 
 
 def test_a_reader_of_prompts_takes_no_more_than_they_last() -> None:
-    """Prompts of 0.1 s: within 0.1 s and nothing for waiting hardly any, and never more than ten in a second for long."""
+    """Prompts of 0.1 s. Without time for waiting there is room for hardly any, and never for ten in a second."""
     assert most_requests(0.1, (0.0, 0.0), 0.0999, 1.0) == pytest.approx(1e-3, rel=1e-3)
     close, far = (most_requests(0.1, (0.0, 0.0), limit, 1.0) for limit in (0.2, 0.6))
     assert close < far < 15
