@@ -128,6 +128,7 @@ def schedule_jobs(
     if request.ops and not all(op.is_ceiling for op in chosen):
         chosen = [op for op in ops.values() if op.is_ceiling and op not in chosen] + chosen
     before = (*earlier.records, *earlier.repeats) if earlier else ()
+    chosen = [op for op in chosen if op.name in request.ops or not op.is_ceiling or has_use(op, chosen, request)]
     again = outdated(before, request.retuned)
     finished = {
         (*r.key, r.repeat) for r in before if r.status != "skipped" and (r.op, r.case_id, r.repeat) not in again
@@ -157,6 +158,13 @@ def schedule_jobs(
         chosen_impls = f" for {', '.join(request.impls)}" if request.impls else ""
         raise BadRequest(f"nothing to measure: suite {request.suite} has no case{named}{chosen_impls}")
     return jobs, done
+
+
+def has_use(ceiling: Op, ops: Iterable[Op], request: Request) -> bool:
+    """Whether the run has a case that is predicted from a ceiling: that of a link serves what crosses links alone."""
+    if not ceiling.link_bytes:
+        return True
+    return any(op.link_bytes and cases_of(op, request.suite or "smoke") for op in ops if not op.is_ceiling)
 
 
 def outdated(records: Iterable[Record], retuned: Iterable[Retuned]) -> set[tuple[str, str, int]]:

@@ -94,4 +94,5 @@ OP = Op(
     tolerance=tolerance,
     volatile=NAMES,
     decoded=decoded,
+    link_bytes=lambda case: case.size,
 )

@@ -55,6 +55,22 @@ def test_the_ceilings_of_a_host_fit_it_in_every_suite() -> None:
         assert found[name] == {case.id for case in ops[name].cases(suite)}
 
 
+@pytest.mark.parametrize(
+    ("suite", "ops", "measured"),
+    [
+        ("smoke", (), False),
+        ("quick", (), True),
+        ("quick", ("ffn_gemv",), False),
+        ("quick", ("all_reduce",), True),
+        ("smoke", ("peer_link",), True),
+    ],
+)
+def test_a_link_is_measured_where_something_crosses_it(suite: str, ops: tuple[str, ...], measured: bool) -> None:
+    impls = {name: {"numba": True, "torch": False} for name in discover()}
+    jobs, _ = schedule_jobs(Request(suite=suite, ops=ops), discover(), impls, None, "", None, on_host=True)
+    assert any(job.op == "peer_link" for job in jobs) is measured
+
+
 def test_what_torch_compiles_comes_last() -> None:
     jobs = jobs_of("quick")
     slow = [job for job in jobs if "torch-compiled" in job.impls and job.op == "ffn_gemv"]
