@@ -75,8 +75,8 @@ def test_cascade_agrees_with_the_reference(case: AttentionCase, target: Target, 
     window=st.sampled_from([0, 5, 40]),
     softcap=st.sampled_from([0.0, 1.0]),
 )
-def test_triton_agrees_on_drawn_variants(target: Target, half: str, window: int, **fields: Any) -> None:
-    passes(TRITON, small(window=window, sinks=3 if window else 0, dtype=half, **fields), target)
+def test_triton_agrees_on_drawn_variants(target: Target, half: str, kv: str, window: int, **fields: Any) -> None:
+    passes(TRITON, small(kv=kv, window=window, sinks=3 if window else 0, dtype=half, **fields), target)
 
 
 @triton.jit

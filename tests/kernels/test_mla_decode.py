@@ -149,8 +149,8 @@ def test_ours_with_latents_in_words(case: MlaCase, target: Target, half: str) ->
     lengths=st.sampled_from(["uniform", "ragged", "holes"]),
     q_len=st.integers(1, 3),
 )
-def test_ours_on_drawn_cases(sm: int, target: Target, half: str, **fields: Any) -> None:
-    passes(OURS, MlaCase(L=32, R=16, dtype=half, **fields), pretending(target, sm))
+def test_ours_on_drawn_cases(kv: str, sm: int, target: Target, half: str, **fields: Any) -> None:
+    passes(OURS, MlaCase(L=32, R=16, kv=kv, dtype=half, **fields), pretending(target, sm))
 
 
 @pytest.mark.parametrize(("kv", "sm"), [("", 90), ("fp8", 80), ("fp8", 90), ("fp8", 100)])

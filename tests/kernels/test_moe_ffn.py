@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ import torch
 from bench.devices import DEVICES
 from bench.measure.gate import check
 from bench.predict.step_work import expected_experts
+from kernels.common.expert_routing import ROUTINGS
 from kernels.common.quantization import FORMATS
 from kernels.models import model
 from kernels.moe_ffn import op as moe
 from kernels.moe_ffn.op import MoeCase, experts_hit, tokens_per_expert
 from kernels.moe_ffn.triton_moe import plan
 from kernels.op import SUITES, Target, implementations
+from tests.support.properties import given, settings, st
 
 CPU = Target(kind="cpu", name="cpu")
 H100 = DEVICES["h100-sxm"].target()
@@ -155,6 +158,31 @@ def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) ->
     impl = next(i for i in implementations("moe_ffn")[0] if i.build)
     errors = check(moe.OP, impl, case, small)
     assert errors.passed, errors.reason
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    B=st.integers(1, 9),
+    each=st.integers(1, 3),
+    top=st.integers(1, 2),
+    sizes=st.sampled_from([(64, 40), (72, 96), (160, 34)]),
+    weights=st.sampled_from(["", *FORMATS]),
+    routing=st.sampled_from(ROUTINGS),
+    split=st.sampled_from([{}, {"groups": 2}, {"parts": 2}, {"groups": 4, "parts": 4}]),
+    shared=st.integers(0, 2),
+    bias=st.booleans(),
+)
+def test_ours_on_drawn_cases(
+    target: Target, each: int, top: int, sizes: tuple[int, int], split: dict[str, int], **fields: Any
+) -> None:
+    """Experts in groups, on parts, shared and packed, in any combination."""
+    H, F = sizes
+    more = {"top_groups": 1} if "groups" in split else {}
+    case = MoeCase(E=4 * each, k=min(top, each), H=H, F=F, dtype="fp16", **split, **more, **fields)
+    impl = next(i for i in implementations("moe_ffn")[0] if i.build)
+    assert impl.supports(case, target) is None
+    errors = check(moe.OP, impl, case, target)
+    assert errors.passed, f"{case.id}: {errors.reason}"
 
 
 @pytest.mark.parametrize("name", ["torch-grouped", "torch-gather"])
