@@ -57,7 +57,7 @@ def mamba2(fields: Fields) -> StateCase:
         raise fields.wrong("time_step_limit", "from 0 to infinity: a step limits no time step")
     heads, inner = fields.whole("mamba_n_heads"), fields.whole("mamba_expand") * fields.whole("hidden_size")
     if inner % heads or fields.get("mamba_d_head") not in (None, "auto", inner // heads):
-        raise fields.wrong("mamba_n_heads", f"heads that share the {inner} channels of mamba_expand x hidden_size")
+        raise fields.wrong("mamba_d_head", f"the part of {heads} heads of the {inner} channels of mamba_expand")
     return StateCase(
         kind="mamba2",
         B=1,

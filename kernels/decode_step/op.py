@@ -1,7 +1,8 @@
 """One decode step of a whole model: each of B sequences gets one token, and the logits [B, V] of the next.
 
-x = embedding[token]; in each layer x += attention(norm(x)), x += FFN(norm(x)); logits = norm(x) W^T; next = argmax.
-Each layer has its own weights and its own cache. `parts.py` lists the operations, `wiring.py` what families do.
+x = embedding[token]; in each layer x += mixer(norm(x)), x += FFN(norm(x)); logits = norm(x) W^T; next = argmax.
+A mixer is attention or, in some layers of hybrids, one with a state (`states.py`). Each layer has its own weights and
+its own cache or state. `parts.py` lists the operations, `wiring.py` what families do.
 
 The step is the same each time that it is launched: a token is written into the slot where it was written before.
 """

@@ -90,6 +90,11 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "hidden_act 'relu'" in refusal(hidden_act="relu")
     assert "rope_type 'dynamic'" in refusal(rope_scaling={"type": "dynamic", "factor": 2.0})
     assert "mlp_bias" in refusal(mlp_bias=True)
+    assert "rotates whole heads" in refusal(partial_rotary_factor=0.5)
+    hybrid = {"model_type": "bamba", "mamba_n_heads": 2, "mamba_d_state": 8, "attn_layer_indices": []}
+    assert "mamba_proj_bias" in refusal(**hybrid, mamba_proj_bias=True)
+    assert "time_step_limit" in refusal(**hybrid, time_step_limit=[0.1, 1.0])
+    assert "mamba_d_head" in refusal(**hybrid, mamba_d_head=3)
     with pytest.raises(BadRequest, match=r"has no \*\.safetensors"):
         Tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{}")
