@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -171,12 +172,18 @@ class Descriptor:
 
     def read(self, shared: SharedMemory, cta: int, rows: int, columns: int, size: int, transposed: bool) -> np.ndarray:
         """The elements of the matrix as bits."""
-        at = self.places(rows, columns, size, transposed)
-        if self.swizzle:
-            chunks = self.swizzle // 16 - 1  # 7, 3, 1: which of the address bits 4-6 are exchanged
-            at = at ^ ((at >> 7 & chunks) << 4)
-        offsets = shared.offsets(np.full(at.size, cta), at.ravel(), size)
-        return shared.bytes.view(UNSIGNED[size])[offsets // size].reshape(rows, columns)
+        offsets = shared.offsets(cta, swizzled(self, rows, columns, size, transposed), size)
+        return shared.bytes.view(UNSIGNED[size])[offsets // size]
+
+
+@lru_cache(maxsize=256)
+def swizzled(matrix: Descriptor, rows: int, columns: int, size: int, transposed: bool) -> np.ndarray:
+    """The places after the swizzle. A loop comes back to the same few matrices."""
+    at = matrix.places(rows, columns, size, transposed)
+    if not matrix.swizzle:
+        return at
+    chunks = matrix.swizzle // 16 - 1  # 7, 3, 1: which of the address bits 4-6 are exchanged
+    return at ^ ((at >> 7 & chunks) << 4)
 
 
 def wgmma(m: Machine, ins: Instruction) -> Step:
@@ -203,14 +210,17 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
     descriptors = [m.value(x, "u64") for x in ((b,) if lefts else (b, a))]
     keep = m.value(scale, "pred")
 
-    def one(register: np.ndarray, lanes: np.ndarray) -> int:
-        """A value that must be the same in all threads of a group."""
-        values = np.unique(register[lanes])
-        if len(values) > 1:
-            raise Fault("the threads of a warpgroup disagree")
-        return int(values[0])
+    held_rows = np.array([ROW + 8 * (i // 2 % 2) for i in range(len(d))])
+    held_columns = np.array([PAIR + i % 2 + 8 * (i // 4) for i in range(len(d))])
 
-    def fragments(lanes: np.ndarray) -> np.ndarray:
+    def one(register: np.ndarray, lanes: slice) -> int:
+        """A value that must be the same in all threads of a group."""
+        first = register[lanes.start]
+        if (register[lanes] != first).any():
+            raise Fault("the threads of a warpgroup disagree")
+        return int(first)
+
+    def fragments(lanes: slice) -> np.ndarray:
         """The left matrix if it is held in registers."""
         return left_words([r[lanes].reshape(4, WARP) for r in lefts]).reshape(64, 8).view(UNSIGNED[size])
 
@@ -220,8 +230,8 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
             raise Fault("a warpgroup's instruction is executed by part of one")
         results = np.zeros((len(writes), m.lanes), dtype=np.float32)
         for group in np.flatnonzero(groups[:, 0]):
-            lanes = np.arange(group * WARPGROUP, (group + 1) * WARPGROUP)
-            cta = int(m.cta[lanes[0]])
+            lanes = slice(group * WARPGROUP, (group + 1) * WARPGROUP)
+            cta = int(m.cta[lanes.start])
             right, *left = (Descriptor.of(one(x, lanes)) for x in named)
             there = right.read(m.shared, cta, columns, depth, size, transposed_b)
             here = left[0].read(m.shared, cta, 64, depth, size, transposed_a) if left else fragments(lanes)
@@ -229,10 +239,9 @@ def wgmma(m: Machine, ins: Instruction) -> Step:
             read = (columns + (64 if left else 0)) * depth * size
             m.shared.counts.update({f"product {what}": read // LINE for what in ("cycles", "least cycles")})
             summed = (decode(here) @ decode(there).T).reshape(4, 16, columns)
-            kept = one(scaled, lanes)
-            for i, start in enumerate(sums):
-                value = sum_of(summed, i).ravel()
-                results[i, lanes] = value + start[lanes] if kept else value
+            results[:, lanes] = summed[:, held_rows, held_columns].swapaxes(0, 1).reshape(len(d), WARPGROUP)
+            if one(scaled, lanes):
+                results[:, lanes] += [start[lanes] for start in sums]
         for write, result in zip(writes, results, strict=True):
             write(result, mask)
 

@@ -119,7 +119,7 @@ class SharedMemory:
         self.bytes = np.full(ctas * self.size, 0xA5, dtype=np.uint8)
         self.counts: Counter[str] = Counter()
 
-    def offsets(self, ctas: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
+    def offsets(self, ctas: np.ndarray | int, addresses: np.ndarray, size: int) -> np.ndarray:
         """Check the CTAs' addresses, and turn them into places in `bytes`."""
         inside = addresses.astype(np.int64) - self.base
         if (inside % size).any():
