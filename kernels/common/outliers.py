@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kernels.common.quantization import FORMATS, RMS_CODES, scales_at, write_codes
+from kernels.common.quantization import FORMATS, group_scales, write_codes
 from kernels.common.random_inputs import RandomInputs, encoded, writable
 
 if TYPE_CHECKING:
@@ -117,16 +117,17 @@ def clear(w: torch.Tensor, rows: list[int], K: int, **packed: Any) -> None:
 
 
 def larger_side(w: torch.Tensor, rows: list[int], columns: list[int], height: int, **packed: Any) -> torch.Tensor:
-    """The scales `[rows, columns]` of these columns, in units of W's rms; zero in every second group of columns: for
+    """The scales `[rows, columns]` of these columns, divided by their rms; zero in every second group of columns: for
     each row, in the groups with the smaller scales in all. Of neighbouring rows either is larger in the same groups, so
     if a row takes the scales of its neighbour, all that it holds becomes half or twice as large, or more."""
     import torch
 
     kind = FORMATS[packed["format"]]
-    K = w.shape[1] * 8 // kind.bits
-    at = torch.tensor(rows, device=w.device), torch.tensor(columns, device=w.device)
-    scale = scales_at(packed["format"], {"w": w, **packed}, *at, height) * (RMS_CODES[packed["format"]] * K**0.5)
-    odd = at[1] // (kind.group_k or K) % 2 == 1
+    groups = torch.tensor(columns, device=w.device) // (kind.group_k or 1 << 30)
+    weights = {"w": w, **{name: tensor for name, tensor in packed.items() if name != "format"}}
+    scale = group_scales(packed["format"], weights, torch.tensor(rows, device=w.device), height)[:, groups]
+    scale = scale / scale.square().mean().sqrt()
+    odd = groups % 2 == 1
     larger = torch.where(odd, 0, scale).sum(1) < torch.where(odd, scale, 0).sum(1)
     return torch.where(odd == larger[:, None], scale, 0.0)
 
@@ -142,8 +143,8 @@ def mark_hidden(
     1.45 sqrt(F). So each of these is a sixth of the norm of all: without its column of W_down, y is wrong by 0.17 of
     its rms. Ten tolerances of an FFN in bf16 are an `rms_rel` of 10 x 2 x 2^-8 = 0.078.
 
-    If scales are for groups of columns, a row holds the `larger_side`. If it takes the scales of its neighbour, g is
-    about half of what it was.
+    If W is larger than H^-1/2 all this is larger too. If scales are for groups of columns, a row holds the
+    `larger_side`. If it takes the scales of its neighbour, g is about half of what it was.
     """
     if w.device.type == "meta":
         return

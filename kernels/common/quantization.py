@@ -174,20 +174,25 @@ def write_codes(
         codes[at] = codes[at] & (0x0F if half else 0xF0) | wanted[:, mine] << 4 * half
 
 
-def scales_at(format: str, weights: Inputs, rows: torch.Tensor, columns: torch.Tensor, height: int = 0) -> torch.Tensor:
-    """What codes are multiplied with where rows and columns meet, `[rows, columns]` in fp32. `height`: see
+def group_scales(format: str, weights: Inputs, rows: torch.Tensor, height: int = 0) -> torch.Tensor:
+    """What codes of these rows are multiplied with, in fp32: for each group of columns, `[rows, groups]`. `height`: see
     `Format.scale_shape`."""
     import torch
 
-    kind, scale = FORMATS[format], weights["w_scale"]
+    kind, scale = FORMATS[format], weights["w_scale"].float()
     if not kind.group_k:
-        return scale[rows, None].expand(-1, len(columns))
+        return scale[rows, None]
     height = height or len(weights["w"])
-    row_group = rows // height * cdiv(height, kind.group_n) + rows % height // kind.group_n
-    found = scale[row_group[:, None], columns // kind.group_k].float()
+    found = scale[rows // height * cdiv(height, kind.group_n) + rows % height // kind.group_n]
     if format in MX_FORMATS:
         return torch.exp2(found - 127)
     return found * weights["w_global"][rows // height, None] if format == "nvfp4" else found
+
+
+def of_columns(format: str, groups: torch.Tensor, K: int) -> torch.Tensor:
+    """Values of groups `[rows, groups]`, as they stand for each of K columns."""
+    kind = FORMATS[format]
+    return groups.repeat_interleave(kind.group_k, dim=1)[:, :K] if kind.group_k else groups
 
 
 def torch_scale_dtype(format: str, dtype: str) -> torch.dtype:
@@ -202,26 +207,30 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
 
 
+def nibble_values(format: str, packed: torch.Tensor) -> torch.Tensor:
+    """What 4-bit codes stand for, e2m1 values or 0 to 15: uint8 `[N, K/2]` -> fp32 `[N, K]`. Both codes of a byte are
+    looked up at once, as 8 bytes."""
+    import torch
+
+    values = [*E2M1, *(-x for x in E2M1)] if format in E2M1_FORMATS else [float(code) for code in range(16)]
+    every = unpack_nibbles(torch.arange(256, dtype=torch.uint8, device=packed.device)[:, None])
+    pairs = torch.tensor(values, device=packed.device)[every.long()].view(torch.int64).flatten()
+    return pairs[packed.int()].view(torch.float32)
+
+
 def dequantize(format: str, weights: Inputs, first: int, end: int, height: int = 0) -> torch.Tensor:
     """Rows `first` to `end` of W in fp32, in plain torch. `height`: see `Format.scale_shape`."""
     import torch
 
     kind = FORMATS[format]
     codes = weights["w"][first:end]
-    rows = torch.arange(first, end, device=codes.device)
-    if kind.bits == 4:
-        codes = unpack_nibbles(codes)
-    columns = torch.arange(codes.shape[1], device=codes.device)
-    scale = scales_at(format, weights, rows, columns, height)
-    if format in E2M1_FORMATS:
-        magnitude = torch.tensor(E2M1, device=codes.device)[(codes & 7).long()]
-        return torch.where(codes > 7, -magnitude, magnitude) * scale
-    if kind.bits == 8:
-        return codes.float() * scale
-    zero: float | torch.Tensor = 8.0
-    if format == "int4_zp":
-        zero = weights["w_zero"][rows[:, None], columns // kind.group_k].float()
-    return (codes.float() - zero) * scale
+    values = codes.float() if kind.bits == 8 else nibble_values(format, codes)
+    rows, K = torch.arange(first, first + len(codes), device=codes.device), values.shape[1]
+    if format == "int4":
+        values -= 8
+    elif format == "int4_zp":
+        values -= of_columns(format, weights["w_zero"][first:end].float(), K)
+    return values.mul_(of_columns(format, group_scales(format, weights, rows, height), K))
 
 
 def block_words(format: str) -> int:

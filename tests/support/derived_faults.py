@@ -126,17 +126,26 @@ def hidden(activation: str, gate_up: torch.Tensor, dtype: torch.dtype) -> torch.
 
 
 def expert_outputs(
-    activation: str, dtype: torch.dtype, x: torch.Tensor, w: Expert, format: str, scales: bool = False
+    activation: str,
+    dtype: torch.dtype,
+    x: torch.Tensor,
+    w: Expert,
+    format: str,
+    *,
+    columns: bool = True,
+    scales: bool = False,
 ) -> Outputs:
-    """What one expert makes of `x [tokens, H]`: exact, right, and with a fault each; with `scales`, also with single
-    scales that are wrong."""
+    """What one expert makes of `x [tokens, H]`: exact, right, and with a fault each; with `columns` lost ones too, with
+    `scales` single ones that are wrong."""
     gate_up = x @ w.gate_up.T
     h = hidden(activation, gate_up, dtype)
-    fewer = hidden(activation, gate_up - x[:, -1:] * w.gate_up[:, -1], dtype)
     exact = gated.hidden(activation, *gate_up.chunk(2, dim=1))
-    y, y_exact, y_fewer = (torch.cat([h, exact, fewer]) @ w.down.T).chunk(3)
-    found = {"exact": y_exact, "right": y, "last column of x": y_fewer}
-    found["last hidden value"] = y - h[:, -1:] * w.down[:, -1]
+    y, y_exact = (torch.cat([h, exact]) @ w.down.T).chunk(2)
+    found = {"exact": y_exact, "right": y}
+    if columns:
+        fewer = hidden(activation, gate_up - x[:, -1:] * w.gate_up[:, -1], dtype)
+        found["last column of x"] = fewer @ w.down.T
+        found["last hidden value"] = y - h[:, -1:] * w.down[:, -1]
     if format == "fp8_block":
         assert w.gate_up_scale is not None
         assert w.down_scale is not None
@@ -146,12 +155,12 @@ def expert_outputs(
     if scales and w.gate_up_scale is not None and w.down_scale is not None:
         down = wrong_scales(format, h, w.down, w.down_scale)
         found |= {f"down, {name}": y + change for name, change in down.items()}
-        F = h.shape[1]
+        F, clamped = h.shape[1], activation == "swiglu_clamped"
         for part, first in (("gate", 0), ("up", F)):
             mine = slice(first, first + F)
             scale = w.gate_up_scale.chunk(2)[first > 0]
             for name, change in wrong_scales(format, x, w.gate_up[mine], scale).items():
-                if "lost" in name:  # a gate that is clamped already would be no larger
+                if "row" in name and clamped:  # what the clamp cuts off either way is the same
                     continue
                 other = gate_up.clone()
                 other[:, mine] += change
@@ -159,25 +168,29 @@ def expert_outputs(
     return found
 
 
-def experts_outputs(case: MoeCase, inputs: Inputs, rows: int) -> Outputs:
-    """The last `rows` of H columns of y. A wrong scale is that of the last expert that is hit."""
+def experts_outputs(case: MoeCase, inputs: Inputs, rows: int, *, local: bool = True) -> Outputs:
+    """The last `rows` of H columns of y. A wrong scale is that of the last expert that is hit. `local`: faults, too,
+    that each token shows by itself."""
     x, ids, weights, dtype = inputs["x"].float(), inputs["topk_ids"], inputs["topk_weights"], torch_dtype(case.dtype)
     found: Outputs = {}
     hit = sorted(set(ids.flatten().tolist()))
     for e in hit:
         token, slot = (ids == e).nonzero(as_tuple=True)
         w = expert(case, inputs, e, rows)
-        one = expert_outputs(case.activation, dtype, x[token], w, case.weights, scales=e == hit[-1])
+        last = local and e == hit[-1]
+        one = expert_outputs(case.activation, dtype, x[token], w, case.weights, columns=local, scales=last)
         one["last slot"] = one["right"] * (slot != case.width - 1)[:, None]
         if e == hit[-1]:
             one["last expert"] = 0 * one["right"]
             if "w_down_global" in inputs:
                 whole = inputs["w_down_global"]
                 one["down, scale of the expert before"] = one["right"] * (whole[e - 1] / whole[e])
-        before = found["right"].clone() if found else torch.zeros(case.rows, rows)
+        before = found["right"].clone() if found and e == hit[-1] else torch.zeros(case.rows, rows)
         for name, y in one.items():
             y = y if name == "exact" else y.to(dtype).float()
-            found.setdefault(name, before.clone()).index_add_(0, token, y * weights[token, slot, None])
+            if name not in found:
+                found[name] = before.clone()
+            found[name].index_add_(0, token, y * weights[token, slot, None])
     return found
 
 
