@@ -87,6 +87,33 @@ def test_the_gate_sees_what_is_wrong(case: StateCase, state: str) -> None:
         assert gated(case, plant).reason, name
 
 
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case.kind)
+def test_the_gate_sees_each_slot_that_is_lost_or_swapped_and_each_decay_that_is_off(case: StateCase) -> None:
+    """A state of any sequence that is not written, those of any two neighbours, and 0.5% in the decay of any head."""
+
+    def unwritten(b: int) -> Plant:
+        def plant(case: StateCase, inputs: Inputs) -> torch.Tensor:
+            place = int(inputs["slots"][b, -1])
+            before = state_of(case, inputs["memory"])[place].clone()
+            memory = by_torch(case, inputs)
+            state_of(case, memory)[place] = before
+            return memory
+
+        return plant
+
+    def slower(h: int) -> Plant:
+        return lambda c, i: by_torch(c, i, A_log=i["A_log"] + 0.015 * (torch.arange(c.H) == h))
+
+    def exchanged(b: int) -> Plant:
+        return lambda c, i: by_torch(c, i, slots=swapped(i["slots"], 2, b, (b + 1) % c.B))
+
+    for n in range(case.B):
+        assert gated(case, unwritten(n)).reason, n
+        assert gated(case, exchanged(n)).reason, n
+    for h in range(case.H):
+        assert gated(case, slower(h)).reason, h
+
+
 @pytest.mark.parametrize("state", ["fp32", "bf16"])
 def test_the_gate_sees_a_state_that_is_rounded_between_two_tokens(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a bf16 memory each state may be rounded once, when it is written; the next token must not see that."""
