@@ -74,7 +74,7 @@ class SymmetricRank:
         symmetric._SymmetricMemory.set_group_info(group, rank, ranks, store)
         self.reduce, self.x, self.group = REDUCES[way], x, group
         self.buffer = symmetric.empty(x.shape, dtype=x.dtype, device=x.device)
-        self.handle = symmetric.rendezvous(self.buffer, group)
+        self.handle = symmetric._SymmetricMemory.rendezvous(self.buffer, group)
         self.y = torch.empty_like(x)
 
     def __call__(self) -> torch.Tensor:
