@@ -249,6 +249,21 @@ def compile_elsewhere(expression: str) -> list[KernelReport]:
     return [KernelReport(**{**r, "streams": tuple(Stream(**s) for s in r["streams"])}) for r in found]
 
 
+def instructions(assemble: bool) -> list[str]:
+    """Each instruction of a toy kernel for sm_90; a branch with the place that it goes to."""
+    text = compiled(toy_launch(5, 4096), 90, assemble=assemble).asm["ptx"]
+    assert (".loc" in text) is assemble
+    listing = ptx.parse(text)
+    return [f"{ins.guard} {ins.opcode} {[listing.labels.get(str(o), o) for o in ins.operands]}" for ins in listing.code]
+
+
+@pytest.mark.slow
+def test_what_is_emulated_has_the_instructions_of_what_is_assembled() -> None:
+    whole, emulated = elsewhere("tests.inspection.test_codegen", "[t.instructions(b) for b in (True, False)]")
+    assert emulated == whole
+    assert any(" bra " in line for line in whole)
+
+
 def layouts_of_mxfp4(sm: int) -> list[str]:
     """The TTGIR layouts of the packed words, at each place where bf16 kernels unpack mxfp4."""
     case = GemvCase(N=256, K=1024, B=1, dtype="bf16", weights="mxfp4")
