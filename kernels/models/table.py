@@ -157,7 +157,7 @@ MODELS: dict[str, ModelShape] = {
             "granite-4.0-h-small",
             "ibm-granite/granite-4.0-h-small",
             (40, 4096, 32, 8, 128, 768, 100352, 131072),
-            read_in="quotations by others; heads and groups of states: defaults of transformers' GraniteMoeHybridConfig",
+            read_in="quotations by others; heads and groups of states: defaults of its class in transformers",
             tied_embeddings=True,
             experts=72,
             experts_per_token=10,
