@@ -303,7 +303,7 @@ def test_whatever_a_file_holds_there_is_a_shape_or_one_line(data):
         assert "\n" not in shape
     else:
         assert models.parameters(shape) > 0
-        assert models.kv_bytes(shape, 1000, 2) > 0
+        assert (models.kv_bytes(shape, 1000, 2) > 0) == (shape.attention_layers > 0)
         assert 0 <= shape.windowed_layers <= shape.layers
 
 
