@@ -233,22 +233,18 @@ def dequantize(format: str, weights: Inputs, first: int, end: int, height: int =
     return values.mul_(of_columns(format, group_scales(format, weights, rows, height), K))
 
 
-def block_words(format: str) -> int:
-    """int32 words of one block in a packed row: 32 words of 8 (4-bit) or 4 (8-bit) codes are 256 or 128 columns. nvfp4
-    has 16, so that the 16 columns of a part share a scale."""
-    return 16 if format == "nvfp4" else 32
+BLOCK_WORDS = 32
+"""int32 words of one block in a packed row: 32 words of 8 (4-bit) or 4 (8-bit) codes are 256 or 128 columns."""
 
 
 def pack_words(format: str, codes: torch.Tensor) -> torch.Tensor:
-    """Codes -> int32 `[N, blocks * W]` with W = `block_words`: code i of word j is that of column `W i + j` of its
-    block, zero past K.
+    """Codes -> int32 `[N, blocks * 32]`: code i of word j is that of column `32 i + j` of its block, zero past K.
 
-    Unpacking a tile of words gives one matrix for each i, and its columns are consecutive columns of W. Each matrix is
-    multiplied with its own slice of x, so nothing has to be interleaved.
+    Unpacking a tile of words gives one matrix for each i, and its columns are consecutive columns of W.
     """
     import torch
 
-    bits, words = FORMATS[format].bits, block_words(format)
+    bits, words = FORMATS[format].bits, BLOCK_WORDS
     codes = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
     N, K = codes.shape
     parts = 32 // bits

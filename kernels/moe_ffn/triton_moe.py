@@ -118,8 +118,8 @@ def expert_kernel(
         item, it_first, it_end = own_part(unit, end, iters)
         tile = item // blocks
         row0 = (item % blocks) * BLOCK_N
-        offs_p, mask_p, pair, x_at = pairs_of(
-            tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
+        offs_p, mask_p, pair, offs_x = pairs_of(
+            tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, GATED, BLOCK_B
         )
         expert = tl.load(tile_expert + tile)
         w_expert = w + expert.to(tl.int64) * stride_w_e
@@ -130,7 +130,7 @@ def expert_kernel(
         for it in tl.range(it_first, it_end, num_stages=STAGES):
             k = it * BLOCK_K
             mask_k = offs_k < K - k
-            x_tile = load_x(x_at + k, mask_p[None, :], mask_k[:, None], EVEN_K)
+            x_tile = load_x(x + (k + offs_x), mask_p[None, :], mask_k[:, None], EVEN_K)
             w_tile = load_weights(w_first + k + offs_w, mask_k[None, :], EVEN_K)
             sums = tl.dot(w_tile, x_tile, sums, input_precision="ieee")
             if GATED:

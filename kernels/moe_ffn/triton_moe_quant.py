@@ -17,15 +17,15 @@ import triton
 import triton.language as tl
 
 from kernels.common.integers import cdiv
-from kernels.common.quantization import E2M1_FORMATS, FORMATS, block_words
+from kernels.common.quantization import BLOCK_WORDS, E2M1_FORMATS, FORMATS
 from kernels.common.random_inputs import BYTES
 from kernels.common.stream_k import clipped_rows, own_part, weights_at
 from kernels.common.triton_unpack import (
+    beside,
     half_of,
     magic_number,
     max_block_b,
-    of_groups,
-    plain_part,
+    parts_of,
     scales_of,
     unpacked,
     words_of,
@@ -37,24 +37,24 @@ from kernels.moe_ffn.triton_routing import built, finish_item, own_items, pairs_
 from kernels.op import Inputs, Target
 
 SLOTS = {
-    "mxfp4": (6.2, 6.75),
-    "nvfp4": (8.4, 9.05),
-    "fp8_block": (4.05, 4.75),
-    "mxfp8": (4.2, 4.8),
-    "int4": (5.7, 6.45),
-    "int4_zp": (5.85, 6.55),
-    "int8": (3.35, 4.0),
-    "fp8": (3.85, 4.45),
+    "mxfp4": (5.2, 6.0),
+    "nvfp4": (5.75, 6.5),
+    "fp8_block": (3.95, 4.7),
+    "mxfp8": (4.45, 5.0),
+    "int4": (5.05, 5.9),
+    "int4_zp": (5.2, 6.0),
+    "int8": (3.6, 4.25),
+    "fp8": (3.75, 4.5),
 }
 """Instructions of a thread for each byte of packed weights, as compiled for sm_90: of the product with gate and up, and
 of the one with down, for tiles of up to 32 pairs."""
 
 WIDE_SLOTS = {
-    "mxfp4": (6.3, 6.75),
-    "fp8_block": (4.5, 5.2),
-    "mxfp8": (4.2, 4.9),
-    "int8": (3.4, 4.1),
-    "fp8": (3.9, 4.6),
+    "mxfp4": (5.75, 6.4),
+    "fp8_block": (4.6, 5.65),
+    "mxfp8": (4.45, 5.0),
+    "int8": (3.65, 4.2),
+    "fp8": (4.1, 4.65),
 }
 """The same for tiles of 64 pairs."""
 
@@ -67,16 +67,15 @@ def slots_per_byte(case: MoeCase, p: Plan, target: Target, g: Gemm) -> float:
 
 
 def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLOCK_B: int, ctas_per_sm: int) -> Gemm:
-    """Units of 64 rows by 32 words (nvfp4: 16), and the scales as `scales_of` lays them. The down product has half the
+    """Units of 64 rows by 32 words, and the scales as `scales_of` lays them. The down product has half the
     sums, so an SM's registers have room for one more CTA."""
     ctas_per_sm += matrices == 1 and target.sm in (0, 90)
-    words = block_words(case.weights)
-    BLOCK_K = 32 // FORMATS[case.weights].bits * words
+    BLOCK_K = 32 // FORMATS[case.weights].bits * BLOCK_WORDS
     iters = cdiv(K, BLOCK_K)
     # words of 4 bytes for each row and block, for each block of 128 rows, or for each row
-    per_row = {"mxfp4": 2, "nvfp4": 2, "mxfp8": 1, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
+    per_row = {"mxfp4": 2, "nvfp4": 4, "mxfp8": 1, "int4": 1, "int4_zp": 2}.get(case.weights, 0)
     scales = 4 * (per_row * iters * rows or (iters * cdiv(rows, 128) if case.weights == "fp8_block" else rows))
-    unit = matrices * BLOCK_N * words * 4
+    unit = matrices * BLOCK_N * BLOCK_WORDS * 4
     return gemm_of(
         target,
         ctas_per_sm=ctas_per_sm,
@@ -86,8 +85,16 @@ def gemm(case: MoeCase, target: Target, *, rows: int, K: int, matrices: int, BLO
         K=K,
         matrices=matrices,
         BLOCK_K=BLOCK_K,
-        expert_bytes=matrices * (4 * words * iters * rows + scales + case.bias * rows * BYTES[case.dtype]),
+        expert_bytes=matrices * (4 * BLOCK_WORDS * iters * rows + scales + case.bias * rows * BYTES[case.dtype]),
     )
+
+
+def parts_at_once(format: str, p: Plan) -> int:
+    """Parts of a slice. Four spill with the scales of nvfp4, beside 32 columns of sums with those of mxfp4, and beside
+    64 with 8-bit codes. A block of fp8_block is a slice, so that it is scaled once."""
+    if FORMATS[format].bits == 8:
+        return 1 if p.BLOCK_B > 32 and format != "fp8_block" else 4
+    return 2 if format == "nvfp4" or (format == "mxfp4" and p.BLOCK_B > 16) else 4
 
 
 def widest(case: MoeCase, target: Target) -> int:
@@ -140,7 +147,7 @@ def expert_words(
     ROWS,
     stride_w_n,
     FORMAT: tl.constexpr,
-    BITS: tl.constexpr,
+    PARTS: tl.constexpr,
     PLAIN: tl.constexpr,
     MAGIC: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -156,87 +163,70 @@ def expert_words(
     - int8 and fp8: `scale` is fp32 `[ROWS]`
     - fp8_block: `scale` is fp32, one for 128 rows and columns of a matrix
     - int4 and int4_zp: `scale` is words of two 16-bit scales, and `unpacking` words of two zero points, `[iters, ROWS]`
-    - mxfp4 and mxfp8: `unpacking` is words of four exponents, `[2 iters, ROWS]` and `[iters, ROWS]`
-    - nvfp4: `unpacking` is words of four scales, `[2 iters, ROWS]`, and `scale` is fp32, one for each matrix
+    - mxfp4 and mxfp8: `unpacking` is words of four exponents, `[iters, ROWS, 2]` and `[iters, ROWS, 1]`
+    - nvfp4: `unpacking` is words of four scales, `[iters, ROWS, 4]`, and `scale` is fp32, one for each matrix
     """
-    PARTS: tl.constexpr = 32 // BITS
-    WIDTH: tl.constexpr = BLOCK_K // PARTS
+    SLICES: tl.constexpr = parts_of(FORMAT) // PARTS
+    SLICE: tl.constexpr = BLOCK_K // SLICES
+    WIDTH: tl.constexpr = SLICE // PARTS
     HALVES: tl.constexpr = FORMAT == "int4" or FORMAT == "int4_zp"
-    GROUPED: tl.constexpr = HALVES or FORMAT == "fp8_block"
     iters, blocks, units, ctas, unit, end = own_items(tile_count, N, K, BLOCK_N, BLOCK_K)
-    offs_k = tl.arange(0, WIDTH)
+    offs_k = tl.arange(0, SLICE)
+    offs_word = tl.arange(0, WIDTH)
     while unit < end:
         item, it_first, it_end = own_part(unit, end, iters)
         tile = item // blocks
         row0 = (item % blocks) * BLOCK_N
-        offs_p, mask_p, pair, x_at = pairs_of(
-            tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED, BLOCK_B
+        offs_p, mask_p, pair, offs_x = pairs_of(
+            tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, GATED, BLOCK_B
         )
         expert = tl.load(tile_expert + tile)
         matrix = expert * (2 if GATED else 1)
         first_row = matrix * N + row0
         scale_row = (matrix * tl.cdiv(N, 128) + row0 // 128) * iters
         rows = clipped_rows(row0, N, BLOCK_N)
-        w_first, offs_w = weights_at(w, first_row, rows, stride_w_n, offs_k)
+        w_first, offs_w = weights_at(w, first_row, rows, stride_w_n, offs_word)
         w_second = w_first + N.to(tl.int64) * stride_w_n
         rows += first_row
         sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
         sums_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
         for it in tl.range(it_first, it_end, num_stages=STAGES):
-            words = tl.load(w_first + it * WIDTH + offs_w)
-            lo = None
-            hi = None
-            if FORMAT == "mxfp4" or FORMAT == "nvfp4":
-                lo, hi = of_groups(unpacking, it, ROWS, rows)
-            elif FORMAT == "int4_zp" or FORMAT == "mxfp8":
-                lo = tl.load(unpacking + it * ROWS + rows)[:, None]
+            words = tl.load(w_first + (it * WIDTH + offs_w))
+            extra = beside(unpacking, it, ROWS, rows, FORMAT)
             if HALVES:
-                scales = tl.load(scale + it * ROWS + rows)
-            if not PLAIN:
-                parts = unpacked(words, lo, hi, x, FORMAT, PARTS)
+                scales = tl.load(scale + (it * ROWS + rows))
             if GATED:
-                words_up = tl.load(w_second + it * WIDTH + offs_w)
-                lo_up = None
-                hi_up = None
-                if FORMAT == "mxfp4" or FORMAT == "nvfp4":
-                    lo_up, hi_up = of_groups(unpacking, it, ROWS, N + rows)
-                elif FORMAT == "int4_zp" or FORMAT == "mxfp8":
-                    lo_up = tl.load(unpacking + it * ROWS + N + rows)[:, None]
+                words_up = tl.load(w_second + (it * WIDTH + offs_w))
+                extra_up = beside(unpacking, it, ROWS, N + rows, FORMAT)
                 if HALVES:
-                    scales_up = tl.load(scale + it * ROWS + N + rows)
-                if not PLAIN:
-                    parts_up = unpacked(words_up, lo_up, hi_up, x, FORMAT, PARTS)
-            # a group of weights with a scale of its own is summed on its own, then scaled
-            group = sums
-            group_up = sums_up
-            for i in tl.static_range(PARTS):
+                    scales_up = tl.load(scale + (it * ROWS + N + rows))
+            for i in tl.static_range(SLICES):
                 mask_x = mask_p[None, :]
                 if not EVEN_K:
-                    mask_x = mask_x & (offs_k < K - it * BLOCK_K - i * WIDTH)[:, None]
-                x_tile = tl.load(x_at + it * BLOCK_K + i * WIDTH, mask=mask_x, other=0.0)
+                    mask_x = mask_x & (offs_k < K - it * BLOCK_K - i * SLICE)[:, None]
+                x_tile = tl.load(x + i * SLICE + (it * BLOCK_K + offs_x), mask=mask_x, other=0.0)
                 if PLAIN:
                     x_tile = x_tile.to(tl.float32)
-                    part = plain_part(words, lo, hi, i, x, FORMAT, BITS, MAGIC)
-                else:
-                    part = parts[i]
-                if GROUPED and i % 4 == 0:
-                    group = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-                    group_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-                group = tl.dot(part, x_tile, group, input_precision="ieee")
+                w_tile = unpacked(words, extra[i * PARTS // 4], x, i * PARTS, PARTS, FORMAT, PLAIN, MAGIC)
                 if GATED:
-                    part_up = plain_part(words_up, lo_up, hi_up, i, x, FORMAT, BITS, MAGIC) if PLAIN else parts_up[i]
-                    group_up = tl.dot(part_up, x_tile, group_up, input_precision="ieee")
-                if HALVES and i % 4 == 3:
-                    sums += group * half_of(scales, i // 4, x)[:, None]
+                    up_tile = unpacked(words_up, extra_up[i * PARTS // 4], x, i * PARTS, PARTS, FORMAT, PLAIN, MAGIC)
+                if HALVES:
+                    # a slice has a scale of its own, so it is summed on its own
+                    part = tl.dot(w_tile, x_tile, input_precision="ieee")
+                    sums += part * half_of(scales, i, x)[:, None]
                     if GATED:
-                        sums_up += group_up * half_of(scales_up, i // 4, x)[:, None]
-            if FORMAT == "fp8_block":
-                sums += group * tl.load(scale + scale_row + it)
-                if GATED:
-                    sums_up += group_up * tl.load(scale + scale_row + tl.cdiv(N, 128) * iters + it)
-            elif not HALVES:
-                sums = group
-                sums_up = group_up
+                        part = tl.dot(up_tile, x_tile, input_precision="ieee")
+                        sums_up += part * half_of(scales_up, i, x)[:, None]
+                elif FORMAT == "fp8_block":
+                    part = tl.dot(w_tile, x_tile, input_precision="ieee")
+                    sums += part * tl.load(scale + scale_row + it)
+                    if GATED:
+                        part = tl.dot(up_tile, x_tile, input_precision="ieee")
+                        sums_up += part * tl.load(scale + scale_row + tl.cdiv(N, 128) * iters + it)
+                else:
+                    sums = tl.dot(w_tile, x_tile, sums, input_precision="ieee")
+                    if GATED:
+                        sums_up = tl.dot(up_tile, x_tile, sums_up, input_precision="ieee")
         if FORMAT == "int8" or FORMAT == "fp8":
             sums *= tl.load(scale + rows)[:, None]
             if GATED:
@@ -271,21 +261,20 @@ def expert_words(
 
 def build(case: MoeCase, inputs: Inputs, target: Target) -> Built:
     """The launches of the routing, and two products. The weights are packed once, which belongs to `prepare`."""
-    plain = target.kind == "interpreter"
+    p, plain = plan(case, target), target.kind == "interpreter"
 
     def weights(g: Gemm, name: str) -> dict[str, Any]:
         words = words_of(case.weights, inputs[name].flatten(0, 1), case.dtype, plain)
         given = inputs[f"{name}_scale"], inputs.get(f"{name}_zero"), inputs.get(f"{name}_global")
-        scale, unpacking = scales_of(case.weights, case.dtype, g.iters, *given)
+        scale, unpacking = scales_of(case.weights, case.dtype, g.iters, *given, plain=plain)
         rows = {"ROWS": words.shape[0], "stride_w_n": words.stride(0)}
         return {"w": words, "scale": scale, "unpacking": unpacking, **rows}
 
     constexprs = {
         "FORMAT": case.weights,
-        "BITS": FORMATS[case.weights].bits,
+        "PARTS": parts_at_once(case.weights, p),
         "PLAIN": plain,
         "MAGIC": magic_number(case.weights, case.dtype),
     }
-    p = plan(case, target)
     slots = partial(slots_per_byte, case, p, target)
     return built(case, inputs, p, expert_words, weights, constexprs, slots)

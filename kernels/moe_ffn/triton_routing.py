@@ -87,14 +87,16 @@ def own_items(tile_count, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def pairs_of(
-    tile, pairs, tile_first, tile_end, x, top_k, stride_x_row, offs_k, GATED: tl.constexpr, BLOCK_B: tl.constexpr
+    tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, GATED: tl.constexpr, BLOCK_B: tl.constexpr
 ):
-    """(places of a tile's pairs in the sorted list, mask of those that exist, the pairs, addresses of their x^T)."""
+    """(places of a tile's pairs in the sorted list, mask of those that exist, the pairs, offsets of their x^T).
+
+    Offsets fit in 32 bits for as many pairs as are sorted."""
     offs_p = tl.load(tile_first + tile) + tl.arange(0, BLOCK_B)
     mask_p = offs_p < tl.load(tile_end + tile)
     pair = tl.load(pairs + offs_p, mask=mask_p, other=0)
     x_row = pair // top_k if GATED else offs_p
-    return offs_p, mask_p, pair, x + (x_row.to(tl.int64) * stride_x_row)[None, :] + offs_k[:, None]
+    return offs_p, mask_p, pair, (x_row * stride_x_row)[None, :] + offs_k[:, None]
 
 
 @triton.jit

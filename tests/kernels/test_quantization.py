@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kernels.common.quantization import (
+    BLOCK_WORDS,
     E2M1,
     E2M1_FORMATS,
     FORMATS,
-    block_words,
     by_group,
     dequantize,
     pack_words,
@@ -18,7 +18,15 @@ from kernels.common.quantization import (
     weight_bytes,
 )
 from kernels.common.random_inputs import RandomInputs
-from kernels.common.triton_unpack import NVFP4_BIAS, arranged, mx_words, nvfp4_power, nvfp4_words, unpack_ptx
+from kernels.common.triton_unpack import (
+    arranged,
+    mx_words,
+    nvfp4_power,
+    nvfp4_words,
+    parts_of,
+    side_by_side,
+)
+from kernels.common.unpack_ptx import NVFP4_BIAS, unpack_ptx
 from tests.support.properties import given, settings, st
 from tests.support.snippet import MASK, halves, register, run_ptx
 
@@ -28,10 +36,20 @@ def pair(value: float, dtype: torch.dtype) -> int:
 
 
 def unpacked(format: str, dtype: torch.dtype, two_words: list[int], extra: list[int]) -> torch.Tensor:
-    """What the PTX makes of two words: [parts, 2]."""
-    parts = 32 // FORMATS[format].bits
-    text = unpack_ptx(format, dtype == torch.bfloat16)
-    return torch.stack([halves(w, dtype) for w in run_ptx(text, parts, two_words + extra)])
+    """What the PTX makes of two words: [parts, 2]. `extra` has an input for each four parts, or is empty. One part at
+    a time, two and four are the same."""
+    parts, bf16 = parts_of(format), dtype == torch.bfloat16
+
+    def of(count: int) -> list[int]:
+        made = []
+        for first in range(0, parts, count):
+            inputs = two_words + [extra[first // 4]] * 2 if extra else two_words
+            made += run_ptx(unpack_ptx(format, bf16, first, count), count, inputs)
+        return made
+
+    found = of(4)
+    assert of(1) == of(2) == found
+    return torch.stack([halves(w, dtype) for w in found])
 
 
 TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -43,7 +61,7 @@ def test_ptx_unpacks_every_byte(format: str, dtype: torch.dtype) -> None:
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8)
     scales = torch.tensor([[120, 121, 119, 130]], dtype=torch.uint8)
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
-    extra = [int(mx_words("mxfp8", scales, 1, name)[0, 0]) & MASK] * 2 if format == "mxfp8" else []
+    extra = [int(mx_words("mxfp8", scales, 1, name)) & MASK] if format == "mxfp8" else []
     gain = torch.exp2(scales[0].double() - 127)[:, None] if format == "mxfp8" else 1.0
     want = codes.view(torch.int8).double() if format == "int8" else codes.view(torch.float8_e4m3fn).double()
     for first in range(0, 256, 8):
@@ -60,19 +78,21 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
     magic = 128 if dtype == torch.bfloat16 else 1024
     scale_bytes = torch.tensor([[120, 121, 119, 127, 128, 115, 118, 122]], dtype=torch.uint8)
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
-    words_of_scales = mx_words("mxfp4", scale_bytes, 1, name)
     if format == "nvfp4":
-        scales = torch.tensor([[448.0, 1.0, 0.875, 2**-6, 2**-7, 2**-9, 1.5 * 2**-8, 26.0]]).to(torch.float8_e4m3fn)
-        words_of_scales = nvfp4_words(scales, 1)
-    lo, hi = (int(word) & MASK for word in words_of_scales[:, 0])
-    zeros = pair(-(magic + 3), dtype) & 0xFFFF | pair(-(magic + 11), dtype) & 0xFFFF0000
-    extra = {"int4": [], "mxfp4": [lo, lo, hi, hi], "nvfp4": [lo, lo, hi, hi], "int4_zp": [zeros, zeros]}[format]
+        scales = torch.tensor([448.0, 1.0, 0.875, 2**-6, 2**-7, 2**-9, 1.5 * 2**-8, 26.0]).to(torch.float8_e4m3fn)
+        # those of the upper 16 columns of a part lie between
+        extra = nvfp4_words(torch.stack((scales, scales.roll(1, 0)), dim=1).view(1, 16), 1, name)[0, 0, :2].tolist()
+    elif format == "mxfp4":
+        extra = mx_words("mxfp4", scale_bytes, 1, name)[0, 0].tolist()
+    else:
+        zeros = pair(-(magic + 3), dtype) & 0xFFFF | pair(-(magic + 11), dtype) & 0xFFFF0000
+        extra = [zeros] * 2 if format == "int4_zp" else []
+    extra = [word & MASK for word in extra]
     for turn in range(16):
         codes = [[(turn + 5 * word + i) % 16 for i in range(8)] for word in range(2)]
         words = [sum(code << 4 * i for i, code in enumerate(of_word)) for of_word in codes]
-        if format in E2M1_FORMATS and name == "bf16":
-            signed = torch.tensor(words).to(torch.int32)
-            words = [word & MASK for word in arranged(signed).tolist()]
+        arrange = arranged if format in E2M1_FORMATS and name == "bf16" else side_by_side
+        words = [word & MASK for word in arrange(torch.tensor(words).to(torch.int32)).tolist()]
         got = unpacked(format, dtype, words, extra)
         for i in range(8):
             for word in range(2):
@@ -80,7 +100,7 @@ def test_ptx_unpacks_every_nibble_in_every_place(format: str, dtype: torch.dtype
                 if format == "mxfp4":
                     want = E2M1[code & 7] * (-1) ** (code >> 3) * 2.0 ** (int(scale_bytes[0, i]) - 127)
                 elif format == "nvfp4":
-                    want = E2M1[code & 7] * (-1) ** (code >> 3) * float(scales[0, i]) * 2.0 ** -nvfp4_power(name)
+                    want = E2M1[code & 7] * (-1) ** (code >> 3) * float(scales[i]) * 2.0 ** -nvfp4_power(name)
                 else:
                     want = code - (8 if format == "int4" else (3, 11)[i // 4])
                 assert float(got[i, word]) == want
@@ -118,9 +138,9 @@ def test_dequantize_follows_the_definition(format: str) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(format=st.sampled_from(list(FORMATS)), N=st.integers(1, 5), K=st.integers(1, 300).map(lambda k: 2 * k))
 def test_packing_keeps_every_code(format: str, N: int, K: int) -> None:
-    """Code i of word j is that of column W i + j of its block, W = `block_words`; codes past K are zero."""
+    """Code i of word j is that of column 32 i + j of its block; codes past K are zero."""
     bits = FORMATS[format].bits
-    parts, width = 32 // bits, block_words(format)
+    parts, width = 32 // bits, BLOCK_WORDS
     codes = random_weights(RandomInputs("cpu", K), format, N, K, "bf16")["w"]
     plain = unpack_nibbles(codes) if bits == 4 else codes.view(torch.uint8)
     words = pack_words(format, codes)
@@ -158,14 +178,43 @@ def test_odd_columns_and_wide_scales_are_refused() -> None:
         mx_words("mxfp4", torch.full((2, 4), 98, dtype=torch.uint8), 1, "fp16")
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="positive"):
-            nvfp4_words(torch.full((2, 8), wrong).to(torch.float8_e4m3fn), 1)
+            nvfp4_words(torch.full((2, 8), wrong).to(torch.float8_e4m3fn), 1, "bf16")
 
 
 def test_every_scale_of_nvfp4_has_a_byte_of_its_own() -> None:
     """All positive numbers of e4m3, the subnormal ones too."""
     scales = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn)[None]
-    found = nvfp4_words(scales, 16).T.contiguous().view(torch.uint8)[0, : scales.shape[1]].int()
+    words = nvfp4_words(scales, 8, "bf16", plain=True)
+    # [blocks, 1, sides, slices, parts] -> [blocks, slices, parts, sides]
+    found = words.view(torch.uint8).view(8, 2, 2, 4).permute(0, 2, 3, 1).reshape(-1)[: scales.shape[1]].int()
     assert torch.equal(torch.exp2((found >> 3) - NVFP4_BIAS) * (1 + (found & 7) / 8), scales[0].float())
+
+
+@TYPES
+def test_ptx_multiplies_by_every_scale_of_nvfp4(dtype: torch.dtype) -> None:
+    """Codes of one, so that a scale comes out. Part i of side s has scale 2 i + s."""
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    ones = torch.full((2,), 0x22222222, dtype=torch.int32)
+    words = (arranged(ones) if name == "bf16" else side_by_side(ones)).tolist()
+    scales = torch.arange(127, 0, -1, dtype=torch.uint8)[1:113].view(torch.float8_e4m3fn).view(7, 16)
+    for row in scales:
+        sides = nvfp4_words(row[None], 1, name)[0, 0].view(2, 2).tolist()
+        for side, extra in enumerate(sides):
+            got = unpacked("nvfp4", dtype, [word & MASK for word in words], [word & MASK for word in extra])
+            assert torch.equal(got[:, 0], row[side::2].double() * 2.0 ** -nvfp4_power(name))
+            assert torch.equal(got[:, 0], got[:, 1])
+
+
+@TYPES
+def test_ptx_multiplies_by_every_scale_that_a_type_holds(dtype: torch.dtype) -> None:
+    """mxfp8's code of one, 0x38, times four scales each."""
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    lowest, highest = (1, 134) if name == "bf16" else (105, 134)
+    for first in range(lowest, highest - 3, 4):
+        scale = torch.arange(first, first + 4, dtype=torch.uint8)
+        extra = [int(mx_words("mxfp8", scale[None], 1, name)) & MASK]
+        got = unpacked("mxfp8", dtype, [0x38383838] * 2, extra)
+        assert torch.equal(got, torch.exp2(scale.double() - 127)[:, None].expand(4, 2))
 
 
 def test_nvfp4_has_nine_sixteenths_of_a_byte_for_each_weight() -> None:
