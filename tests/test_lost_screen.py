@@ -48,6 +48,19 @@ def test_no_stdout_at_all() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_working_directory_that_is_deleted_is_no_fault(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        f"import os, sys, runpy; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); sys.argv = ['b', 'list', 'models']"
+    )
+    command = [sys.executable, "-c", f"{code}; runpy.run_module('bench', run_name='__main__')"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "llama-3.1-8b" in done.stdout
+
+
 def test_what_is_printed_cannot_steer_the_terminal(tmp_path: Path) -> None:
     from bench.terminal.screen import finite, printable
 

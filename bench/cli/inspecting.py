@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -9,11 +10,24 @@ import typer
 from bench.errors import require
 from bench.inspection.targets import compile_targets, emulate_targets
 from bench.terminal.options import AsCsv, AsJson, AsMarkdown, Case, Impls, Ops, Suite, examples, names
-from bench.terminal.screen import busy, complain, form_of, say, show, show_json
+from bench.terminal.screen import busy, complain, form_of, paragraphs, say, show, show_json
 
 app = typer.Typer()
 
 ARCHITECTURES, EMULATED = (", ".join(map(str, known())) for known in (compile_targets, emulate_targets))
+
+
+def tally(what: str, count: int, bad: int, why: str, names: Sequence[str]) -> str:
+    """`of 12 kernels: 11 ok, 1 have a problem (append_kernel)`, the last line of a table."""
+    if not bad:
+        return f"of {count:,} {what}: all ok"
+    first = ", ".join(dict.fromkeys(names[:MOST_NAMED]))
+    more = ", ..." if len(set(names)) > len(set(names[:MOST_NAMED])) else ""
+    return f"of {count:,} {what}: {count - bad:,} ok, {bad:,} {why} ({first}{more})"
+
+
+MOST_NAMED = 5
+"""Of what is not ok, so many are named in the last line; the table has all."""
 
 
 @app.command(epilog=examples("codegen --op attention_decode --sm 90", "codegen --suite quick --json"))
@@ -41,7 +55,11 @@ def codegen(
     if as_json:
         show_json([{**dataclasses.asdict(r), "problems": generation.problems(r)} for r in found])
     else:
-        show(*generation.main_table(found), form=form_of(as_csv, as_md))
+        form = form_of(as_csv, as_md)
+        show(*generation.main_table(found), form=form)
+        if not form:
+            bad = [r for r in found if generation.problems(r)]
+            paragraphs(tally("kernels", len(found), len(bad), "have a problem", [r.kernel for r in bad]))
     raise typer.Exit(1 if any(generation.problems(r) for r in found) else 0)
 
 
@@ -69,7 +87,11 @@ def emulate(
     if as_json:
         show_json([dataclasses.asdict(row) for row in rows])
     else:
-        show(*emulation.table(rows), form=form_of(as_csv, as_md))
+        form = form_of(as_csv, as_md)
+        show(*emulation.table(rows), form=form)
+        if not form:
+            bad = [row for row in rows if row.error]
+            paragraphs(tally("launches", len(rows), len(bad), "were not executed", [row.case for row in bad]))
     raise typer.Exit(1 if any(row.error.startswith(("Fault", "NotEmulated")) for row in rows) else 0)
 
 

@@ -102,6 +102,15 @@ def test_no_line_is_longer_than_the_terminal(columns: int, command: list[str]) -
         assert ids == list(CLAIMS)
 
 
+def test_long_tables_end_with_a_tally() -> None:
+    from bench.cli.inspecting import tally
+
+    assert tally("kernels", 520, 0, "have a problem", []) == "of 520 kernels: all ok"
+    names = [*"aabcdefg"]
+    assert tally("kernels", 520, 8, "have a problem", names).endswith("512 ok, 8 have a problem (a, b, c, d, ...)")
+    assert tally("launches", 3, 1, "were not executed", ["B1"]) == "of 3 launches: 2 ok, 1 were not executed (B1)"
+
+
 def test_lines_with_a_command_to_copy_stay_whole_and_names_are_never_cut() -> None:
     from bench.terminal.screen import COMMAND
 
