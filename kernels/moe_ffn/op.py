@@ -73,6 +73,8 @@ class MoeCase(Case):
             raise ValueError(f"k = {self.k}: at most the E = {self.E} experts")
         if self.E % self.parts:
             raise ValueError(f"parts {self.parts}: each has as many of the E = {self.E} experts")
+        if self.top_groups > self.groups:
+            raise ValueError(f"top_groups {self.top_groups}: at most the groups, {self.groups}")
         if self.groups and (self.E % self.groups or self.k > self.E // self.groups * self.top_groups):
             raise ValueError(f"groups {self.groups}: equal ones, of which top_groups hold k = {self.k} experts")
         object.__setattr__(self, "weights", self.weights or self.dtype)

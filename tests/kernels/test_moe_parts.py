@@ -131,6 +131,8 @@ def test_a_part_computes_each_row_with_its_one_expert() -> None:
         ({"parts": 0}, "parts is 0: expected a whole number from 1 on"),
         ({"shared": -1}, "shared is -1: expected a whole number from 0 on"),
         ({"groups": 3, "top_groups": 1}, "groups 3: equal ones"),
+        ({"groups": 2, "top_groups": 3}, "top_groups 3: at most the groups, 2"),
+        ({"top_groups": 1}, "top_groups 1: at most the groups, 0"),
         ({"groups": 4}, "groups 4: equal ones, of which top_groups hold k = 4 experts"),
         ({"groups": 4, "top_groups": 1}, "top_groups hold k = 4"),
         ({"routing": "normal"}, "routing is 'normal': expected one of 'uniform', 'zipf', 'lognormal'"),
