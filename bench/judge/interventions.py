@@ -16,7 +16,6 @@ the times that no intervention uses, and says why.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bench.ceilings import usual_read
 from bench.judge import elasticity
 from bench.judge.elasticity import NotIdentified, Point, near
 from bench.records import Record, comparable, comparable_medians
@@ -45,6 +45,11 @@ would be at most `MAX_CONFOUNDING`.
 CLEAR = 2.0
 """A prediction is clear if its largest term is at least this factor above every other: B <= 64 or B >= 512 for a bf16
 GEMV on an H100, whose ridge is near B = 295."""
+
+CLEAR_OF_CORE = 1.5
+"""The same where the time of a host's instructions was measured, and not derived from a peak that no kernel reaches. A
+stream whose arithmetic takes two thirds of the time of its bytes was at most a tenth slower than one without any
+(`stream` fma_read on a Zen 3 core)."""
 
 Changed = Literal["FLOPs", "bytes", "both", "FLOPs and bytes"]
 """`both`: one field changes them in proportion. `FLOPs and bytes`: several interventions are fitted together."""
@@ -91,7 +96,9 @@ class Group:
 def interventions(records: Iterable[Record]) -> list[Intervention]:
     """All interventions of a run. Those fitted together come before those of one field."""
     found: list[Intervention] = []
-    for (op, impl, expected), alike in by(usable(records), lambda r: (r.op, r.impl, regime(r))).items():
+    records = list(records)
+    usual = usual_read(records)
+    for (op, impl, expected), alike in by(usable(records), lambda r: (r.op, r.impl, regime(r, usual))).items():
         if expected is None:
             continue
         groups = one_field_groups(alike)
@@ -106,41 +113,45 @@ def usable(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r.is_trusted and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat]
 
 
-def regime(record: Record) -> str | None:
+def regime(record: Record, usual: float = 0.0) -> str | None:
     """What clearly bounds the case by its prediction; "" without a prediction; None if two terms are close."""
-    terms = ranked(record)
+    terms = ranked(record, usual)
     if not terms:
         return ""
     return terms[0][0] if is_clear(terms) else None
 
 
-def ranked(record: Record) -> list[tuple[str, float]]:
+def ranked(record: Record, usual: float = 0.0) -> list[tuple[str, float]]:
     """The terms of the prediction, the largest first.
 
     Bytes are bytes, whether the memory or the L2 moves them: time follows both alike. So the larger of these two terms
-    stands for both, as `memory`. Where a host's kernel needs longer for its instructions than for its bytes, that time
-    stands for all of its arithmetic.
+    stands for both, as `memory`. Where the time of a host's instructions was measured, it stands for all of its
+    arithmetic, and the bytes take as long as in the seconds of the record: `usual` is what the read of the roof takes
+    in the median of the run.
     """
     prediction = record.prediction.get("measured") or record.prediction.get("datasheet")
     terms = dict(prediction["terms"]) if prediction else {}
     if moved := [terms.pop(name) for name in ("memory", "l2") if name in terms]:
         terms["memory"] = max(moved)
-    if (record.core_s or 0.0) > terms.get("memory", math.inf):  # the FLOPs are among the kernel's instructions
-        terms = {"memory": terms["memory"], "core": record.core_s or 0.0}
+    if record.core_s and "memory" in terms:
+        slower = record.read_s / usual if record.read_s and usual else 1.0
+        terms = {"memory": slower * terms["memory"], "core": record.core_s}
     return sorted(terms.items(), key=lambda term: -term[1])
 
 
 def is_clear(terms: Sequence[tuple[str, float]]) -> bool:
     """Whether the largest term is far above the next."""
-    return len(terms) < 2 or terms[0][1] >= CLEAR * terms[1][1]
+    measured = any(name == "core" for name, _ in terms)
+    return len(terms) < 2 or terms[0][1] >= (CLEAR_OF_CORE if measured else CLEAR) * terms[1][1]
 
 
 def left_out(records: Sequence[Record], found: Iterable[Intervention]) -> dict[str, int]:
     """How many times take part in none of the interventions `found`, by reason, the most frequent first."""
     used = {(i.op, i.impl, case_id) for i in found for case_id in i.case_ids}
     reasons: Counter[str] = Counter()
+    usual = usual_read(records)
     for record in records:
-        terms = ranked(record)
+        terms = ranked(record, usual)
         if record.key in used or record.repeat:
             continue
         if not usable([record]):

@@ -203,9 +203,12 @@ def test_the_parts_of_a_step_are_timed_in_caches_where_all_their_cases_fit() -> 
 
 
 def test_only_cases_far_from_their_own_ridge_are_interventions() -> None:
-    assert regime(taking("memory", 0.002, 0.0015)) == "memory"
+    assert regime(taking("memory", 0.002, 0.0013)) == "memory"
+    assert regime(taking("near", 0.002, 0.0014)) is None
+    # the memory was twice as fast as in the median of the run
+    assert regime(taking("memory", 0.002, 0.0013), usual=0.002) is None
     assert regime(taking("core", 0.005, 0.005)) == "core"
-    assert regime(taking("both", 0.003, 0.003)) is None
+    assert regime(taking("both", 0.0028, 0.0028)) is None
 
 
 def test_the_bend_is_measured_by_streams_whose_arithmetic_was_timed_in_the_caches() -> None:
