@@ -91,7 +91,7 @@ def emulate(
         show(*emulation.table(rows), form=form)
         if not form:
             bad = [row for row in rows if row.error]
-            paragraphs(tally("launches", len(rows), len(bad), "were not executed", [row.case for row in bad]))
+            paragraphs(tally("launches", len(rows), len(bad), "were not executed", [row.case_id for row in bad]))
     raise typer.Exit(1 if any(row.error.startswith(("Fault", "NotEmulated")) for row in rows) else 0)
 
 
