@@ -87,8 +87,8 @@ class Ceilings:
                     chases.append(record)
                 elif kind == "fma_read":
                     computing.append((record, record.read_s / usual if record.read_s else 1.0))
-                    rate = record.flops / min(record.core_s or math.inf, seconds)
-                    pipes["fma_fp32"] = max(rate, pipes.get("fma_fp32", 0.0))
+                    if record.core_s:
+                        pipes["fma_fp32"] = max(record.flops / record.core_s, pipes.get("fma_fp32", 0.0))
             elif record.op == "peer_link":
                 size = record.case["size"]
                 peers[size] = min(seconds, peers.get(size, math.inf))

@@ -100,7 +100,7 @@ OTHERS = {
     "GEMV of int8": Steady("ffn_gemv", GemvCase(B=1, N=200, K=1024, weights="int8")),
     "GEMV of fp8 weights": Steady("ffn_gemv", GemvCase(B=16, N=200, K=1024, weights="fp8_block")),
     "GEMV of int4 with zero points": Steady("ffn_gemv", GemvCase(B=1, N=100, K=4608, weights="int4_zp")),
-    "GEMV of nvfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=2048, weights="nvfp4")),
+    "GEMV of nvfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=4096, weights="nvfp4")),
     "GEMV of mxfp8": Steady("ffn_gemv", GemvCase(B=1, N=200, K=1024, weights="mxfp8")),
     "GEMV of mxfp4": Steady("ffn_gemv", GemvCase(B=1, N=100, K=4096, weights="mxfp4")),
     "products by head": Steady("head_gemv", HeadCase(B=3, H=1, N=70, K=1024)),

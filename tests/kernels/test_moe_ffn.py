@@ -167,7 +167,7 @@ def test_ours_in_several_tiles_and_shared_items(target: Target, weights: str) ->
     top=st.integers(1, 2),
     sizes=st.sampled_from([(64, 40), (72, 96), (160, 34)]),
     weights=st.sampled_from(["", *FORMATS]),
-    routing=st.sampled_from(ROUTINGS),
+    routing=st.sampled_from(list(ROUTINGS)),
     split=st.sampled_from([{}, {"groups": 2}, {"parts": 2}, {"groups": 4, "parts": 4}]),
     shared=st.integers(0, 2),
     bias=st.booleans(),

@@ -167,6 +167,8 @@ class Machine:
 
     def refusal(self, op: str, impl: Impl, case: Any) -> str | None:
         """Why an implementation does not run here; a peer that asks the absent device is taken to run."""
+        if discover()[op].link_bytes:
+            return "needs several GPUs, and a rehearsal pretends one"
         try:
             return impl.supports(case, self.target)
         except Exception:
