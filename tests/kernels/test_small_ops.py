@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_the_gated_norm_is_that_of_transformers(gate: str) -> None:
     case = NormCase(B=4, D=48, groups=3, shared=not before, gate=gate, wide=True, dtype="fp32")
     inputs = rmsnorm.inputs(case, "cpu", 0)
     kind = getattr(published, f"{prefix}RMSNormGated")
+    if before and "group_size" not in inspect.signature(kind).parameters:
+        pytest.skip(f"the installed release of transformers has no groups in the norm of {module}")
     norm = kind(144, group_size=48, eps=case.epsilon) if before else kind(48, eps=case.epsilon)
     norm.weight.data.copy_(inputs["w"])
     shape = (4, 144) if before else (12, 48)
