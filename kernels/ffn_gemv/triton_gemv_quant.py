@@ -82,8 +82,9 @@ def plan(case: GemvCase, target: Target) -> Plan:
     BLOCK_B = min(max_block_b(target), max(16, next_power_of_2(case.B)))
     unit_bytes = BLOCK_N * BLOCK_WORDS * 4
     if parts == 8 and BLOCK_B == 16 and target.sm in (0, 90):
-        # one warp group for all 128 rows needs a sixth fewer instructions; mxfp4 has no registers for a third CTA
-        num_warps, ctas_per_sm = 4, 2 if case.weights in E2M1_FORMATS else 3
+        # one warp group for all 128 rows needs a sixth fewer instructions; beside zero points or factors there are no
+        # registers for a third CTA
+        num_warps, ctas_per_sm = 4, 3 if case.weights == "int4" else 2
     else:
         # on sm_100, unpacking mxfp4 would spill to make room for a second CTA
         fit_twice = max_block_b(target) > BLOCK_B and not (case.weights in E2M1_FORMATS and target.sm >= 100)
