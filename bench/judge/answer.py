@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.ceilings import usual_read
 from bench.judge.batches import SAME_BATCH, batches, free_batch, main_batches
 from bench.judge.boundness import Evidence, evidence, short
 from bench.judge.busyness import banner
+from bench.judge.interventions import regime
 from bench.judge.view import Point, View, once
 from bench.units import percent
 
@@ -69,7 +71,10 @@ def answer(view: View) -> Answer:
 
 
 def _memory(view: View) -> Tile:
+    usual = usual_read(p.record for p in view.points)
     untested = "no two cases differ only in their bytes or only in their FLOPs"
+    if any(regime(p.record, usual) is None for p in view.decode):
+        untested += ", but for cases near their ridge, where bytes and arithmetic take about as long"
     said, tone = "NOT TESTED", OPEN
     if found := evidence(view):
         said, tone = _verdict(found)

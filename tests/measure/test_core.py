@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench.ceilings import Ceilings
+from bench.judge.answer import answer
 from bench.judge.interventions import regime
 from bench.judge.view import View, gap
 from bench.measure.core import IN_CACHE, LARGEST, ROW_S, InCache, cores_of_parts, in_cache
@@ -209,6 +210,13 @@ def test_only_cases_far_from_their_own_ridge_are_interventions() -> None:
     assert regime(taking("memory", 0.002, 0.0013), usual=0.002) is None
     assert regime(taking("core", 0.005, 0.005)) == "core"
     assert regime(taking("both", 0.0028, 0.0028)) is None
+
+
+@pytest.mark.parametrize(("core_s", "near"), [(0.0018, True), (0.0005, False)])
+def test_the_first_screen_says_that_cases_are_near_their_ridge(tmp_path: Path, core_s: float, near: bool) -> None:
+    tile = answer(shown(tmp_path, taking("a", 0.0025, core_s))).memory
+    assert tile.answer == "NOT TESTED"
+    assert ("near their ridge" in tile.because) is near
 
 
 def test_the_bend_is_measured_by_streams_whose_arithmetic_was_timed_in_the_caches() -> None:
