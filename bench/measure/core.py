@@ -78,8 +78,11 @@ class InCache:
 def in_cache(op: Op, case: Any, impl: Impl, target: Target, empty: Launch | None, times: int = 1) -> InCache | None:
     """A case that the caches hold, with `times` the work of the given one: of our implementations on a host.
 
-    Where an operation has no `smaller`, it is the case itself. None where it is too large."""
+    Where an operation has no `smaller`, it is the case itself. None where it is too large, and where ranks wait for
+    each other. A ceiling has one only where it says so."""
     if target.kind != "cpu" or empty is None or not impl.ours:
+        return None
+    if op.link_bytes or (op.is_ceiling and not op.smaller):
         return None
     whole, room = op.work(case), min(IN_CACHE * target.sm_count, target.l2_bytes // OF_THE_CACHE)
     try:
@@ -109,6 +112,7 @@ def cores_of_parts(impl: Impl, case: Any, target: Target, empty: Launch | None) 
         cores = [
             in_cache(discover()[op], part, impls[op, part], target, empty, times) for (op, part), times in cases.items()
         ]
-        if held := [core for core in cores if core]:
-            found |= {name: held} if len(held) == len(cores) else {}
+        held = [core for core in cores if core]
+        if len(held) == len(cores):
+            found[name] = held
     return found

@@ -82,6 +82,11 @@ def test_only_our_kernels_on_a_host_are_timed_in_caches() -> None:
     assert in_cache(gemv, case, ours, CPU, None) is None
     assert in_cache(dataclasses.replace(gemv, smaller=None), case, ours, CPU, empty) is None  # 64 MiB
 
+    for name in ("all_reduce", "peer_link"):
+        op = discover()[name]
+        for impl in implementations(name)[0]:
+            assert in_cache(op, op.cases("test")[0], impl, CPU, empty) is None
+
     def refuses(case: GemvCase, n: int) -> GemvCase:
         raise ValueError("no such case")
 
