@@ -116,7 +116,7 @@ class Expected:
         if not found:
             self.ceilings.append(record)
             return None
-        known = Ceilings.from_records(self.ceilings)
+        known = Ceilings.from_records(self.ceilings) if record.read_s else None
         beside = predict_beside(record, known, Target(kind="cpu", name="a host")) if known else None
         return beside.seconds if beside else float(found["seconds"])
 

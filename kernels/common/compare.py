@@ -96,6 +96,19 @@ def rounded(
     )
 
 
+def rounded_ffn(dtype: str, *, rows: int, hidden_values: int, why: str) -> Tolerance:
+    """The tolerance of an FFN with so many rows of y, which rest on so many hidden values in all."""
+    return rounded(
+        dtype,
+        terms="H and F terms",
+        max_units=8,
+        rms_units=2,
+        slope_units=hidden_slope_units(rows, hidden_values),
+        bias_units=hidden_bias_units(rows),
+        why=why,
+    )
+
+
 def hidden_slope_units(rows: int, hidden_values: int) -> float:
     """`slope_units` of an FFN with so many rows of y, which rest on so many hidden values in all.
 

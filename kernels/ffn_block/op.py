@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.common import gated
-from kernels.common.compare import hidden_bias_units, hidden_slope_units, rounded
+from kernels.common.compare import rounded_ffn
 from kernels.common.fields import Dtype
 from kernels.common.outliers import hidden_rows, mark_columns, mark_hidden, outliers
 from kernels.common.random_inputs import BYTES, RandomInputs
@@ -124,16 +124,7 @@ def work(case: FfnCase) -> Work:
 
 def tolerance(case: FfnCase) -> Tolerance:
     why = "roundings of gate and up, of their product and of y to their type"
-    slope = hidden_slope_units(case.B, case.B * case.ffn)
-    return rounded(
-        case.dtype,
-        terms="H and F terms",
-        max_units=8,
-        rms_units=2,
-        slope_units=slope,
-        bias_units=hidden_bias_units(case.B),
-        why=why,
-    )
+    return rounded_ffn(case.dtype, rows=case.B, hidden_values=case.B * case.ffn, why=why)
 
 
 OP = Op(

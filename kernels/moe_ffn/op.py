@@ -20,7 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kernels.common import gated
-from kernels.common.compare import hidden_bias_units, hidden_slope_units, rounded
+from kernels.common.compare import rounded_ffn
 from kernels.common.expert_routing import ROUTINGS, drawn, of_busiest
 from kernels.common.fields import Count, Dtype, OneOf
 from kernels.common.integers import cdiv
@@ -359,16 +359,7 @@ def work(case: MoeCase) -> Work:
 
 def tolerance(case: MoeCase) -> Tolerance:
     why = "gate, up, the activation, their product, each expert's output and y are each rounded once to the type"
-    slope = hidden_slope_units(case.rows, case.pairs * case.F)
-    return rounded(
-        case.dtype,
-        terms="H and F terms",
-        max_units=8,
-        rms_units=2,
-        slope_units=slope,
-        bias_units=hidden_bias_units(case.rows),
-        why=why,
-    )
+    return rounded_ffn(case.dtype, rows=case.rows, hidden_values=case.pairs * case.F, why=why)
 
 
 def smaller(case: MoeCase, n: int) -> MoeCase:
