@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.judge.published.cases import MAPPED, Mapped
 from bench.judge.published.table import Array, Table, load
-from bench.judge.published.work import IMPOSSIBLE, work
+from bench.judge.published.work import IMPOSSIBLE, LINKED, work
 from bench.units import duration, percent
 from kernels.op import discover
 
@@ -134,8 +134,7 @@ def _usable(part: str, name: str) -> tuple[Table, Array]:
     if part not in rows.names["part"] or name not in rows.names["op"]:
         return rows.take(np.zeros(0, dtype=np.int64)), np.zeros(0)
     # what parts get from each other crosses their links, whatever their caches hold
-    over_links = discover()[MAPPED[name].op].link_bytes is not None
-    rows = rows.where(part=part, op=name, **({} if over_links else {"cache": "cold"}))
+    rows = rows.where(part=part, op=name, **({} if name in LINKED else {"cache": "cold"}))
     if name == "moe_ffn":
         rows = rows.take(rows["gated"] == 1)
     floor = work(rows).seconds
