@@ -14,6 +14,9 @@ On sm_90, fp8 latents pass through registers from one place in shared memory to 
 the queries, exactly. Both products read the second place. (Converting queries to fp16 instead would save a step, but
 Triton keeps what it has converted in registers, 128 of them.) On other parts `triton_words.py` reads the latents. A
 token's scale multiplies its scores and its probability.
+
+nvfp4 latents are unpacked in registers. Up to sm_90 these would spill beside 512 sums a row. So two CTAs share a tile
+of rows: each computes all scores and half of O's dims. The second gets the tokens from the L2, and both unpack them.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ would be 1.06 of DRAM's time instead of 1.5. But only two such blocks fit, and T
 products of the last block, so no copy would be in flight during the products. The tuner may choose 64.
 """
 
+WARPS = 8
+"""Of a CTA. On sm_90 they are two groups of a `wgmma`."""
+
 START_TOKENS = 64
 """What a further piece costs its SM, in tokens. No other CTA works there while the queries (as many bytes as 64 tokens)
 and the first block of the piece are on their way."""
@@ -60,15 +66,17 @@ and the first block of the piece are on their way."""
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`segments`, the longest first, for each of the `row_tiles` tiles of rows; `buffers` blocks in shared memory.
+    """`segments`, the longest first, `programs` for each: one for each tile of rows and for each of the `parts` of O's
+    dims; `buffers` blocks in shared memory.
 
     `num_stages` is Triton's number of pipeline steps; page ids and the loads that wait for them share the steps.
     `words`: the kernel of `triton_words.py` reads fp8 latents two by two.
     """
 
     words: bool
+    parts: int
     block_m: int
-    row_tiles: int
+    programs: int
     block_t: int
     blocks: int
     buffers: int
@@ -97,23 +105,26 @@ def plan(case: MlaCase, target: Target) -> Plan:
     """
     smem = target.smem_per_sm or 228 << 10
     words = case.kv == "fp8" and target.sm != 90
-    block_m = BLOCK_M_WORDS if words and target.sm < 90 else BLOCK_M
+    before_wgmma = target.kind == "cuda" and target.sm < 90
+    block_m = BLOCK_M_WORDS if case.kv and before_wgmma else BLOCK_M
+    parts = 2 if case.kv == "nvfp4" and target.sm < 100 else 1
     spare = 2 if target.sm >= 100 else 0
     most = 2 if few_buffers(case, target) else 5 if case.kv == "nvfp4" else 4
     buffers = next((n for n in range(most, 2, -1) if smem_bytes(case, n + spare, block_m=block_m) < smem), 2)
     fields = {"block_t": BLOCK_T, "buffers": buffers}
     fields |= target.overrides
     block_t, buffers = fields["block_t"], fields["buffers"]
-    row_tiles = cdiv(case.rows, block_m)
+    programs = cdiv(case.rows, block_m) * parts
     pairs = [(b, 0, ((0, length),)) for b, length in enumerate(lengths(case))]
     blocks = sum(block_count(ranges, block_t) for _, _, ranges in pairs)
-    runs = max(1, min(blocks, target.sm_count // row_tiles))
+    runs = max(1, min(blocks, target.sm_count // programs))
     start_blocks = START_TOKENS // block_t if blocks >= LONG * runs else 0
     segments, _, slots = split(pairs, block_t, runs, all_slots=True, start_blocks=start_blocks)
     return Plan(
         words=words,
+        parts=parts,
         block_m=block_m,
-        row_tiles=row_tiles,
+        programs=programs,
         blocks=blocks,
         **fields,
         num_stages=2 * buffers - 1 if case.page else buffers,
@@ -122,10 +133,10 @@ def plan(case: MlaCase, target: Target) -> Plan:
     )
 
 
-SLOTS = {"": (3.8, 4.0, 5.3, 4.1), "fp8": (8.75, 9.2, 10.1, 8.95)}
+SLOTS = {"": (3.8, 4.0, 5.3, 4.1), "fp8": (8.75, 9.2, 10.1, 8.95), "nvfp4": (16.2, 16.8, 16.9, 16.3)}
 """Instructions of a thread for each byte of the cache, as compiled for sm_90: contiguous, in pages that hold whole
 blocks, in smaller pages, in a list of tokens. fp8 is a bit more than half as many bytes for the same products, and is
-unpacked."""
+unpacked. nvfp4 has fewer bytes still, and each of the two programs of a row tile unpacks all of them."""
 
 
 def slots_per_byte(case: MlaCase, p: Plan, target: Target) -> float:
@@ -187,6 +198,7 @@ def mla_kernel(
     Q_LEN: tl.constexpr,
     PAGE: tl.constexpr,
     KV: tl.constexpr,
+    PARTS: tl.constexpr,
     STAGES: tl.constexpr,
     AS_BITS: tl.constexpr,
     SM: tl.constexpr,
@@ -202,13 +214,17 @@ def mla_kernel(
 
     - nvfp4 latents take the type of the queries (`kernels/common/triton_nvfp4.py`), which follow their order. Partial
       results have it too; their merge puts the dims in order.
+    - PARTS: with 2, programs 2 i and 2 i + 1 have row tile i. Each has the dims of its half of O, and of the other half
+      the queries and latents only.
 
     Segments begin at a multiple of BLOCK_T. `rope` and `latent_scale` are read only if KV is not empty; `lengths` and
     the strides between queries only if a sequence has several queries.
     """
     SCATTERED: tl.constexpr = PAGE % BLOCK_T != 0
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_l = tl.arange(0, L)
+    WIDTH: tl.constexpr = L // PARTS
+    part = tl.program_id(0) % PARTS
+    offs_m = tl.program_id(0) // PARTS * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_l = part * WIDTH + tl.arange(0, WIDTH)
     offs_r = tl.arange(0, R)
     offs_i = tl.arange(0, BLOCK_T)
     s = tl.program_id(1)
@@ -227,8 +243,14 @@ def mla_kernel(
     if KV == "nvfp4":
         whole = tl.load(latent_global) * 2.0 ** -block_exponent(TO, SM)
         ql = to_places(ql if SM > 0 else ql.to(tl.float32), TO, SM)
+        offs_g = part * (WIDTH // 16) + tl.arange(0, WIDTH // 16)
+    if PARTS == 2:
+        q_other = tl.load(
+            q_latent + b * stride_ql_b + offs_ql + (1 - 2 * part) * WIDTH, mask=mask_m[:, None], other=0.0
+        )
+        q_other = to_places(q_other if SM > 0 else q_other.to(tl.float32), TO, SM)
+        offs_o = (1 - part) * (WIDTH // 16) + tl.arange(0, WIDTH // 16)
     P_SHIFT: tl.constexpr = P_EXPONENT_FP16 if ql.dtype == tl.float16 else 0
-    offs_g = tl.arange(0, L // 16)
     row = block_table + b * stride_table_b
     newest = t_end
     if Q_LEN > 1:
@@ -236,7 +258,7 @@ def mla_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
     KEPT: tl.constexpr = tl.int32 if AS_BITS else tl.float32
-    acc = tl.zeros([BLOCK_M, L], KEPT)
+    acc = tl.zeros([BLOCK_M, WIDTH], KEPT)
     for block in tl.range(t_begin, t_end, BLOCK_T, num_stages=STAGES, disable_licm=KV == "nvfp4"):
         # tokens past the end read the last token, and get no weight
         offs_b = tl.minimum(offs_i, t_end - 1 - block)
@@ -249,7 +271,12 @@ def mla_kernel(
         if KV == "nvfp4":
             block_scales = tl.load(first_s + (offs_s[:, None] + offs_g[None, :]))
             c = unpack_block(tl.load(first + (offs_c[:, None] + offs_g[None, :])), block_scales, TO, SM)
-            scores = tl.dot(ql, tl.trans(c)) * (scale * LOG2_E * whole)
+            scores = tl.dot(ql, tl.trans(c))
+            if PARTS == 2:
+                other_scales = tl.load(first_s + (offs_s[:, None] + offs_o[None, :]))
+                other = unpack_block(tl.load(first + (offs_c[:, None] + offs_o[None, :])), other_scales, TO, SM)
+                scores += tl.dot(q_other, tl.trans(other))
+            scores *= scale * LOG2_E * whole
         elif KV == "fp8":
             s_t = tl.load(first_s + offs_s)
             c = tl.load(first + (offs_c[:, None] + offs_l[None, :])).to(tl.float32).to(ql.dtype)
@@ -295,7 +322,7 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
     parts = new_parts(p.slots, case.rows, case.L, o.device)
     main = KernelLaunch(
         kernel=words_kernel if p.words else mla_kernel,
-        grid=(p.row_tiles, len(p.segments)),
+        grid=(p.programs, len(p.segments)),
         args={
             "q_latent": q_latent,
             "q_rope": q_rope,
@@ -330,10 +357,10 @@ def build(case: MlaCase, inputs: Inputs, target: Target) -> Built:
             "PAGE": case.page,
             "KV": case.kv,
             "STAGES": p.num_stages,
-            **({} if p.words else {"AS_BITS": target.sm == 90}),
+            **({} if p.words else {"AS_BITS": target.sm == 90, "PARTS": p.parts}),
             "SM": target.sm if target.kind == "cuda" else 0,
         },
-        num_warps=8,
+        num_warps=WARPS,
         num_stages=p.num_stages,
         streams=("cache", "rope") if case.kv else ("cache",),
         wants_mma=True,
@@ -354,18 +381,18 @@ def stages(case: MlaCase, target: Target) -> tuple[Stage, ...]:
     p = plan(case, target)
     least = work(case)
     parts = 4 * p.slots * case.rows * (case.L + 1)
-    again = (p.row_tiles - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
+    again = (p.programs - 1) * (sum(lengths(case)) * case.token_bytes + table_bytes(case))
     queries = max(0, len(p.segments) - case.B) * case.rows * (case.L + case.R) * BYTES[case.dtype]
-    padded = 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * (2 * case.L + case.R)
+    padded = 2 * p.blocks * p.block_t * p.programs * p.block_m * (case.L // p.parts + case.L + case.R)
     scales = {"fp8": BYTES["fp32"], "nvfp4": case.L // nvfp4_cache.BLOCK}.get(case.kv, 0)
-    streamed = p.blocks * p.block_t * p.row_tiles * (case.token_bytes - scales)
+    streamed = p.blocks * p.block_t * p.programs * (case.token_bytes - scales)
     main = Stage(
         name="mla",
         work=Work(flops={"mma_bf16": padded}, bytes_read=least.bytes_read + 32 * len(p.segments)),
         l2_bytes=again + queries,
-        ctas=len(p.segments) * p.row_tiles,
+        ctas=len(p.segments) * p.programs,
         # a program of each tile of rows, then the next segment
-        pieces=counted(block_count([(s.t_begin, s.t_end)], p.block_t) for s in p.segments for _ in range(p.row_tiles)),
+        pieces=counted(block_count([(s.t_begin, s.t_end)], p.block_t) for s in p.segments for _ in range(p.programs)),
         loads_before={"dram": 3 if case.page else 2},
         instructions=round(slots_per_byte(case, p, target) * streamed),
     )
@@ -389,8 +416,10 @@ def supports(case: MlaCase, target: Target) -> str | None:
     if case.L & (case.L - 1) or case.R & (case.R - 1) or min(case.L, case.R) < 16 or (case.kv and case.L < 32):
         least = 32 if case.kv else 16
         return f"needs widths that are powers of two, L from {least} and R from 16, not {case.L} and {case.R}"
-    if case.kv == "nvfp4" and target.kind == "cuda" and target.sm < 100:
-        return f"unpacked nvfp4 latents would spill beside the sums of sm_{target.sm}; needs sm_100"
+    if case.kv == "nvfp4" and target.kind == "cuda":
+        least = 2 * nvfp4_cache.BLOCK * 32 * WARPS // BLOCK_T * plan(case, target).parts
+        if case.L < least:
+            return f"unpacks two blocks of nvfp4 in each thread at once; that takes {least} latents, not {case.L}"
     if target.kind == "interpreter" and case.dtype == "bf16":
         return "Triton's interpreter multiplies bf16 operands of tl.dot as integers; use fp16 there"
     return None

@@ -94,6 +94,7 @@ OTHERS = {
     "attention, window and draft": Steady("attention_decode", attention(T=2590, page=16, q_len=2, window=2500)),
     "cascade": Steady("attention_decode", attention(B=2, T=3840, page=16, prefix=2560), impl="triton-cascade"),
     "MLA over pages, fp8": Steady("mla_decode", mla(T=470, page=64, kv="fp8")),
+    "MLA, nvfp4": Steady("mla_decode", MlaCase(B=1, H=16, R=16, T=320, kv="nvfp4")),
     "GEMV of two sequences": Steady("ffn_gemv", GemvCase(B=2, N=24, K=5120)),
     "GEMV of fp8 by fp8": Steady("ffn_gemv", GemvCase(B=4, N=200, K=1024, weights="fp8", activations="fp8")),
     "GEMV of fp8 blocks": Steady("ffn_gemv", GemvCase(B=4, N=200, K=1024, weights="fp8_block", activations="fp8")),

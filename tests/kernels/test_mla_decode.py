@@ -139,7 +139,9 @@ def test_ours_with_latents_in_words(case: MlaCase, target: Target, half: str) ->
     passes(OURS, dataclasses.replace(case, dtype=half), part)
 
 
-@pytest.mark.parametrize(("kv", "sm"), [("", 80), ("", 90), ("fp8", 80), ("fp8", 90), ("nvfp4", 100)])
+@pytest.mark.parametrize(
+    ("kv", "sm"), [("", 80), ("", 90), ("fp8", 80), ("fp8", 90), ("nvfp4", 80), ("nvfp4", 90), ("nvfp4", 100)]
+)
 @settings(max_examples=1, deadline=None)
 @given(
     B=st.integers(1, 3),
@@ -153,7 +155,7 @@ def test_ours_on_drawn_cases(kv: str, sm: int, target: Target, half: str, **fiel
     passes(OURS, MlaCase(L=32, R=16, kv=kv, dtype=half, **fields), pretending(target, sm))
 
 
-@pytest.mark.parametrize(("kv", "sm"), [("", 90), ("fp8", 80), ("fp8", 90), ("fp8", 100)])
+@pytest.mark.parametrize(("kv", "sm"), [("", 90), ("fp8", 80), ("fp8", 90), ("fp8", 100), ("nvfp4", 90)])
 def test_ours_at_full_width(kv: str, sm: int, target: Target, half: str) -> None:
     passes(OURS, MlaCase(B=1, H=16, T=70, page=64, kv=kv, dtype=half), pretending(target, sm))
 
@@ -185,9 +187,9 @@ def test_plan_covers_all_tokens_once_and_fits(H: int, q_len: int, kv: str, part:
     case = MlaCase(B=5, H=H, T=5000, page=64, lengths="holes", kv=kv, q_len=q_len)
     p = plan(case, part)
     assert smem_bytes(case, p.buffers, block_m=p.block_m) <= part.smem_per_sm
-    assert p.row_tiles * p.block_m >= q_len * H > (p.row_tiles - 1) * p.block_m
+    assert p.programs * p.block_m >= q_len * H > (p.programs - 1) * p.block_m
     longest = max(s.t_end - s.t_begin for s in p.segments)
-    assert longest <= sum(lengths(case)) // (part.sm_count // p.row_tiles) + 2 * p.block_t
+    assert longest <= sum(lengths(case)) // (part.sm_count // p.programs) + 2 * p.block_t
     assert p.segments[0].t_end - p.segments[0].t_begin == longest
     seen = [[0] * n for n in lengths(case)]
     for s in p.segments:
@@ -208,7 +210,7 @@ def test_every_further_tile_of_rows_reads_the_cache_from_the_l2(H: int, q_len: i
     queries = (len(p.segments) - 4) * rows * 576 * 2
     # 9 to 19 MB of parts: too many to be taken for free, not too many for the L2 to hold until they are merged
     assert (main.l2_bytes, main.work.bytes_written, merge.l2_bytes) == (again + queries, parts, parts)
-    assert main.work.flops["mma_bf16"] == 2 * p.blocks * p.block_t * p.row_tiles * p.block_m * 1088
+    assert main.work.flops["mma_bf16"] == 2 * p.blocks * p.block_t * p.programs * p.block_m * 1088
     assert main.work.bytes_read == mla.work(case).bytes_read + 32 * len(p.segments)
 
 
