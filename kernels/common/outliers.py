@@ -6,9 +6,9 @@ such column is left out, y is wrong by 0.25 / sqrt(2) = 0.18 of its rms. Ten tol
 `rms_rel` of 10 x 1.5 x 2^-8 = 0.059. The first and the last column are always among them, the edges of groups of
 columns are preferred, and the others are drawn.
 
-In the first and the last row of W, the weights of these columns are positive in every second group of columns and
-negative in the others (all positive, if a row is one group). So y is not near zero there, and a wrong scale of the row
-changes it by 0.4 of itself or more, against ten tolerances of `max_rel` = 10 x 4 x 2^-8 = 0.16. If the row takes the
+The first and the last row of W are zero but for these columns. There their weights are positive in every second group
+of columns and negative in the others (all positive, if a row is one group). So y is not near zero, and a wrong scale of
+the row changes it by 0.4 of itself or more, against ten tolerances of `max_rel` = 10 x 4 x 2^-8 = 0.16. If the row takes the
 scales of its neighbour, whose groups are small where its own are large, y even changes its sign.
 
 An FFN has such rows in gate and up, at `hidden_rows`. Their hidden values are large, so that the loss of their columns

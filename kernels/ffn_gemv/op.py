@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from kernels.common.compare import rounded
 from kernels.common.fields import TYPES, Dtype, OneOf
-from kernels.common.outliers import mark_columns, mark_rows, outliers, signed_groups
+from kernels.common.outliers import clear, mark_columns, mark_rows, outliers, signed_groups
 from kernels.common.quantization import (
     BESIDE,
     FORMATS,
@@ -179,9 +179,11 @@ def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
     else:
         drawn["w"] = draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5)
     packed = {name: drawn[name] for name in (f"w_{part}" for part in BESIDE) if name in drawn}
-    format = case.weights if case.quantized else ""
+    format, marked = case.weights if case.quantized else "", [0, case.N - 1]
+    if case.N > len(marked):
+        clear(drawn["w"], marked, case.K, format=format, **packed)
     for level, mine in signed_groups(columns, FORMATS[format].group_k if format else 0).items():
-        mark_rows(drawn["w"], [0, case.N - 1], mine, level, format, **packed)
+        mark_rows(drawn["w"], marked, mine, level, format, **packed)
     return drawn
 
 
