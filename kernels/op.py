@@ -149,11 +149,34 @@ class Tolerance:
     """Roundings to the output's type in series, that of the output among them, as far as their noise is known."""
     each_sequence: bool = False
     """Is each sequence, an index of the first dimension, judged by its own slope and noise too?"""
+    differing: float | None = None
+    """Of codes, which are right or wrong: the share that may differ from the reference at all; two more may."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One of several results in an output. The gate judges it by itself too, so that the others can't hide its errors.
+
+    `of` takes it out of a decoded output, and out of the reference.
+    """
+
+    name: str
+    of: Callable[[torch.Tensor], torch.Tensor]
+    tolerance: Tolerance
+
+
+EXACT = Tolerance(max_rel=0.0, rms_rel=0.0, why="what is not written stays as it is")
+"""Of what a launch must leave alone."""
 
 
 def poison_with_nan(case: Case, inputs: Inputs, output: torch.Tensor) -> None:
     """Overwrite the whole output, so that the check sees every element that a launch leaves unwritten."""
     output.fill_(float("nan") if output.dtype.is_floating_point else -(2**7) + 1)
+
+
+def undivided(case: Case, inputs: Inputs) -> Sequence[Result]:
+    """An output is one result."""
+    return ()
 
 
 def as_stored(case: Case, output: torch.Tensor) -> torch.Tensor:
@@ -190,6 +213,8 @@ class Op(Generic[CaseT]):
     decoded: Callable[[CaseT, torch.Tensor], torch.Tensor] = as_stored
     """What an output stands for, where it stores something else: codes and their scales, or numbers of experts. The
     correctness gate compares this with the reference."""
+    results: Callable[[CaseT, Inputs], Sequence[Result]] = undivided
+    """The results in an output, where it holds several."""
     smaller: Callable[[CaseT, int], CaseT | None] | None = None
     """`smaller(case, n)`: about 1/n of a case, with the same inner loops over fewer columns, tokens or sequences. A
     host times it in the caches of its cores (`bench/measure/core.py`). None where a case has none."""

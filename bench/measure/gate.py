@@ -86,6 +86,24 @@ def truncates(output: Any, target: Target) -> bool:
     return target.kind == "interpreter" and str(output.dtype) == "torch.bfloat16"
 
 
+def judged(op: Op, case: Any, inputs: Inputs, output: Any, reference: Any, truncated: bool = False) -> Errors:
+    """Compare an output with its reference, as a whole and each of its results by itself."""
+    found = op.decoded(case, output)
+    errors = compare(found, reference, op.tolerance(case), truncated=truncated)
+    return (
+        errors if errors.reason else replace(errors, reason=wrong_result(op, case, inputs, found, reference, truncated))
+    )
+
+
+def wrong_result(op: Op, case: Any, inputs: Inputs, found: Any, reference: Any, truncated: bool = False) -> str | None:
+    """Which result of a decoded output fails, and why."""
+    for result in op.results(case, inputs):
+        errors = compare(result.of(found), result.of(reference), result.tolerance, truncated=truncated)
+        if errors.reason:
+            return f"{result.name}: {errors.reason}"
+    return None
+
+
 def check_prepared(contents: Contents, launch: Launch, target: Target) -> Errors:
     """Run on a poisoned output and compare, then change the volatile inputs in place, run and compare again.
 
@@ -93,14 +111,13 @@ def check_prepared(contents: Contents, launch: Launch, target: Target) -> Errors
     passes leaves the contents exchanged.
     """
     op, case = contents.op, contents.case
-    tolerance = op.tolerance(case)
     for changed in (False, True):
         if changed:
             contents.exchange()
         right = contents.reference()
         output = poisoned_run(op, case, contents.inputs, launch)
         late = late_write(output, target)
-        errors = compare(op.decoded(case, output), right, tolerance, truncated=truncates(output, target))
+        errors = judged(op, case, contents.inputs, output, right, truncates(output, target))
         if late:
             errors = replace(errors, reason=late)
         elif changed and not errors.passed:
@@ -139,15 +156,19 @@ def check_copies(
     group = max(1, STACK_ELEMENTS // per_copy)
     for first in range(0, len(copies), group):
         indices = range(first, min(first + group, len(copies)))
-        reference = torch.stack([known[k] if k in known else op.reference(case, copies[k]) for k in indices])
+        reference = right = torch.stack([known[k] if k in known else op.reference(case, copies[k]) for k in indices])
         if tolerance.each_sequence:
             # the sequences of all copies, one after another
             reference = reference.flatten(0, 1)
         for i, written in enumerate(outputs):
-            found = torch.stack([op.decoded(case, written[k].detach()) for k in indices])
+            found = each = torch.stack([op.decoded(case, written[k].detach()) for k in indices])
             if tolerance.each_sequence:
                 found = found.flatten(0, 1)
             errors = compare(found, reference, tolerance)
+            for at, k in enumerate(indices if errors.passed else ()):
+                if reason := wrong_result(op, case, copies[k], each[at], right[at]):
+                    errors = replace(errors, reason=reason)
+                    break
             if not errors.passed:
                 where = f"copies {first} to {indices[-1]}" if group > 1 else f"copy {first}"
                 errors = replace(errors, reason=f"{errors.reason}, in {where} of {len(copies)} after timing")

@@ -25,7 +25,7 @@ from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
 from kernels.common.ranks.cases import MOST_RANKS, NAMES, RANK_SEEDS, RankedCase, of_ranks, too_few
 from kernels.common.ranks.segment import Segment
 from kernels.models import MODELS
-from kernels.op import Inputs, Launch, Op, Target, Tolerance, Work
+from kernels.op import Inputs, Launch, Op, Result, Target, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
@@ -144,6 +144,12 @@ def tolerance(case: ReduceCase) -> Tolerance:
     return rounded(case.dtype, terms="n terms", max_units=8, rms_units=1.5, why=why)
 
 
+def results(case: ReduceCase, inputs: Inputs) -> list[Result]:
+    """y and, fused, h."""
+    y = Result("y", lambda y: y[: case.B], tolerance(case))
+    return [y, Result("h", lambda y: y[case.B :], tolerance(case))] if case.fused else [y]
+
+
 def adds_only(case: ReduceCase, target: Target) -> str | None:
     """The refusal of implementations that leave the residual and the norm to another launch."""
     return "only adds up: the residual and the norm are another launch" if case.fused else too_few(case, target)
@@ -171,5 +177,6 @@ OP = Op(
     tolerance=tolerance,
     volatile=NAMES,
     decoded=decoded,
+    results=results,
     link_bytes=lambda case: case.size,
 )

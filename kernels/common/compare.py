@@ -11,6 +11,7 @@ Against a reference `r` in fp32 or fp64 and an output `o`, both `[..., C]`, with
 - `bias` = mean(d) / rms(r), the mean signed error: an offset of all elements shows here
 - `noise` = rms(d) of such rows, divided by what the roundings that the operation allows leave: one rounding too many
   shows here, such as partial sums in bf16
+- `differing`, of codes: how many are others. A right kernel has another code only next to a border between two
 
 `slope` and `bias` are judged within their own noise: 4.5 standard errors and what the tolerance allows. The standard
 error of the slope comes from the residuals e = d - (slope - 1) r of the output itself, so it holds for rounding
@@ -64,6 +65,12 @@ SEQUENCE_ROWS = 16
 
 ENOUGH_ELEMENTS = 128
 """The noise of fewer telling elements is not judged: they may share the rounding error of one probability."""
+
+SAME_CODE = 1e-4
+"""Codes are the same if what they stand for differs by less: by the rounding of a product with a scale in fp32."""
+
+FEW_CODES = 2
+"""So many codes of a few may be those on the other side of a border."""
 
 
 def rounded(
@@ -185,7 +192,7 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance,
     row_relative = difference.norm(dim=-1) / (row_norm + tiny)
     max_rel, row_rel = float(relative.max()), float(row_relative.max())
     rms_rel = float(difference.norm() / (ref.norm() + tiny))
-    unlike = int((~alike).sum())
+    unlike, differing = int((~alike).sum()), int((relative > SAME_CODE).sum())
     bad = int((relative > tolerance.max_rel).sum()) + unlike
     trend = systematic(signed, ref, output.dtype, tolerance)
     alone = of_sequences(signed, ref, output, tolerance) if tolerance.each_sequence else None
@@ -198,6 +205,8 @@ def compare(output: torch.Tensor, reference: torch.Tensor, tolerance: Tolerance,
         reason = f"row_rel {row_rel:.3g} > {4 * tolerance.rms_rel:.3g} in one row of {out.shape[0]}"
     elif not rms_rel <= tolerance.rms_rel:
         reason = f"rms_rel {rms_rel:.3g} > {tolerance.rms_rel:.3g}"
+    elif tolerance.differing is not None and not differing <= tolerance.differing * out.numel() + FEW_CODES:
+        reason = f"{differing} of {out.numel()} codes differ, more than {tolerance.differing:.2g} of them"
     elif not truncated:
         reason = trend.reason or alone
     return Errors(

@@ -157,6 +157,19 @@ def slots(case: AppendCase, inputs: Inputs) -> torch.Tensor:
     return torch.stack([b, physical, length % case.tokens_per_page], dim=1)
 
 
+def rows_of(case: AppendCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of D elements that are to be written, among those of the cache in its layout, and the other rows."""
+    import torch
+
+    shape, old = cache_shape(case)[:-1], torch.ones(cache_shape(case)[:-1], dtype=torch.bool)
+    index = torch.arange(old.numel()).view(shape)
+    _, physical, slot = slots(case, inputs).T.cpu()
+    new = torch.stack([paging.nhd(half[..., None], case.layout)[physical, slot] for half in index]).flatten()
+    old.view(-1)[new] = False
+    device = inputs["lengths"].device
+    return new.to(device), old.flatten().nonzero()[:, 0].to(device)
+
+
 def reference(case: AppendCase, inputs: Inputs) -> torch.Tensor:
     """The cache as it was, with each new token put in its place."""
     kv = background(cache_shape(case), case.dtype, inputs["k"].device)

@@ -21,7 +21,7 @@ from kernels.common.fields import Count, Dtype
 from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
 from kernels.kv_append import op as kv_append
 from kernels.models import MODELS
-from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.op import EXACT, Case, Inputs, Op, Result, Tolerance, Work
 from kernels.rmsnorm.op import EPSILON
 from kernels.rope_append.op import plain_rotations
 
@@ -166,6 +166,24 @@ def tolerance(case: LatentCase) -> Tolerance:
     return rounded(case.dtype, terms="R terms", max_units=8, rms_units=1.5, slope_units=0.25, why=why)
 
 
+def results(case: LatentCase, inputs: Inputs) -> list[Result]:
+    """q_rope, the new tokens, and the cache that was there before."""
+    new, old = kv_append.rows_of(case.append, inputs)
+    # of the two caches that `kv_append` writes, the first
+    tokens = len(old) // 2 + len(new) // 2
+
+    def cache(y: torch.Tensor) -> torch.Tensor:
+        return y[case.q_rows :].reshape(tokens, case.L + case.R)
+
+    new, old = new[new < tokens], old[old < tokens]
+    return [
+        Result("q_rope", lambda y: y[: case.q_rows], tolerance(case)),
+        Result("latents", lambda y: cache(y)[new, : case.L], tolerance(case)),
+        Result("rotary keys", lambda y: cache(y)[new, case.L :], tolerance(case)),
+        Result("the old cache", lambda y: cache(y)[old], EXACT),
+    ]
+
+
 OP = Op(
     name="latent_append",
     title="latents and append",
@@ -180,4 +198,5 @@ OP = Op(
     tolerance=tolerance,
     volatile=("q", "kv", "memory", "block_table", "lengths"),
     poison=poison,
+    results=results,
 )

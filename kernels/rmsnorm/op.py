@@ -16,15 +16,15 @@ sigma(z); with silu_first it is x that is multiplied, before the norm. Formulas:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from kernels.common.compare import rounded
+from kernels.common.compare import UNIT_ROUNDOFF, rounded
 from kernels.common.fields import TYPES, Dtype, OneOf
 from kernels.common.outliers import mark_columns, outliers
 from kernels.common.random_inputs import BYTES, LARGEST, RandomInputs, torch_dtype
 from kernels.models import MODELS
-from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.op import Case, Inputs, Op, Result, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
@@ -247,6 +247,17 @@ def tolerance(case: NormCase) -> Tolerance:
     return rounded(case.dtype, terms="D terms", max_units=4, rms_units=1.5, why=why)
 
 
+def results(case: NormCase, inputs: Inputs) -> list[Result]:
+    """y and h. A peer rounds y before it is quantized, and with the largest value of a token its scale: by half a unit
+    roundoff at most."""
+    of_h = rounded(case.dtype, terms="two or three", max_units=4, rms_units=1.5, why="one rounding of h to its type")
+    of_y = tolerance(case)
+    if case.quantized:
+        of_y = replace(of_y, slope=UNIT_ROUNDOFF.get(case.dtype, 2e-4) / 2)
+    rows = [Result("y", lambda y: y[: case.rows], of_y)]
+    return [*rows, Result("h", lambda y: y[case.rows :], of_h)] if case.residual else rows
+
+
 OP = Op(
     name="rmsnorm",
     title="RMSNorm",
@@ -262,4 +273,5 @@ OP = Op(
     volatile=("x",),
     poison=poison,
     decoded=decoded,
+    results=results,
 )

@@ -29,7 +29,7 @@ from kernels.common.quantization import SCALE_GROUP
 from kernels.common.random_inputs import BYTES, LARGEST, RandomInputs, torch_dtype
 from kernels.kv_append import op as kv_append
 from kernels.models import attention_heads
-from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.op import EXACT, Case, Inputs, Op, Result, Tolerance, Work
 from kernels.rmsnorm.op import EPSILON
 
 if TYPE_CHECKING:
@@ -293,8 +293,23 @@ def tolerance(case: RopeCase) -> Tolerance:
     if case.kv:
         why = "a value next to a border may get the next code: an eighth of it in fp8, a 127th of the largest in int8"
         return Tolerance(max_rel=0.15, rms_rel=0.02, why=why)
+    return of_16_bits(case)
+
+
+def of_16_bits(case: RopeCase) -> Tolerance:
     why = "one rounding of q and k to their type, which peers also make of the normalized head and of each product"
     return rounded(case.dtype, terms="D terms", max_units=8, rms_units=1.5, slope_units=0.25, why=why)
+
+
+def results(case: RopeCase, inputs: Inputs) -> list[Result]:
+    """q, the new tokens, and the cache that was there before."""
+    codes = Tolerance(max_rel=0.15, rms_rel=0.1, differing=0.003, why="a value next to a border may get the next code")
+    new, old = kv_append.rows_of(case.append, inputs)
+    return [
+        Result("q", lambda y: y[: case.q_rows], of_16_bits(case)),
+        Result("the new tokens", lambda y: y[case.q_rows :][new], codes if case.kv else of_16_bits(case)),
+        Result("the old cache", lambda y: y[case.q_rows :][old], EXACT),
+    ]
 
 
 OP = Op(
@@ -312,4 +327,5 @@ OP = Op(
     volatile=("qkv", "memory", "block_table", "lengths"),
     poison=poison,
     decoded=decoded,
+    results=results,
 )

@@ -21,9 +21,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernels.common.compare import rounded
-from kernels.common.random_inputs import BYTES, RandomInputs
+from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
 from kernels.common.smaller import fewer
-from kernels.op import Inputs, Op, Tolerance, Work
+from kernels.op import EXACT, Inputs, Op, Result, Tolerance, Work
 from kernels.state_update.cases import DELTA, StateCase, cases
 from kernels.state_update.memory import background, ring_of, state_of, y_of
 from kernels.state_update.recurrence import reference
@@ -131,6 +131,24 @@ def tolerance(case: StateCase) -> Tolerance:
     )
 
 
+def results(case: StateCase, inputs: Inputs) -> list[Result]:
+    """y, the new states, the rings, whose tokens are copied, and the states that were there before."""
+    import torch
+
+    slots = inputs["slots"].long()
+    active, new = slots[:, 1] >= 0, slots[:, 2:][slots[:, 2:] >= 0]
+    old = torch.ones(case.slots, dtype=torch.bool, device=new.device)
+    old[new] = False
+    found = [
+        Result("y", lambda m: y_of(case, m)[active], tolerance(case)),
+        Result("the new states", lambda m: state_of(case, m)[new], tolerance(case)),
+        Result("the old states", lambda m: state_of(case, m)[old], EXACT),
+    ]
+    if case.ring:
+        found.append(Result("the rings", lambda m: ring_of(case, m.to(torch_dtype(case.state))), EXACT))
+    return found
+
+
 def smaller(case: StateCase, n: int) -> StateCase:
     """Fewer sequences, then fewer groups of heads."""
     few = fewer(replace(case, idle=0), n, B=1)
@@ -152,5 +170,6 @@ OP = Op(
     tolerance=tolerance,
     volatile=("tokens", "memory", "slots", "kept", "positions"),
     poison=poison,
+    results=results,
     smaller=smaller,
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.measure import gate
-from kernels.op import Tolerance
+from kernels.op import Result, Tolerance
 
 COPIES = [{"x": torch.full((2, 3), float(k + 1))} for k in range(5)]
 
@@ -32,6 +32,9 @@ class Doubling:
 
     def decoded(self, case: Any, output: torch.Tensor) -> torch.Tensor:
         return output
+
+    def results(self, case: Any, inputs: dict[str, torch.Tensor]) -> list[Result]:
+        return []
 
     def reference(self, case: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return 2 * inputs["x"]
@@ -90,6 +93,7 @@ def test_sequences_of_all_copies_are_judged_one_by_one() -> None:
         tolerance=lambda case: tolerance,
         reference=lambda case, inputs: 2 * inputs["x"],
         decoded=lambda case, output: output,
+        results=lambda case, inputs: [],
     )
     (found,) = gate.check_copies(op, SimpleNamespace(), copies, [y])
     assert "of sequence 9" in (found.reason or "")
