@@ -80,7 +80,10 @@ def evidence(verdict: Verdict) -> str:
         return "; ".join(list(ids)[:6]) + more
 
     if verdict.by == "PUBLISHED":
-        found = [f"{r.count:,} rows of {r.software} {r.version} on {r.part}, {r.source}" for r in verdict.rows]
+        found = [
+            f"{r.count:,} row{'s' * (r.count != 1)} of {r.software} {r.version} on {r.part}, {r.source}"
+            for r in verdict.rows
+        ]
         return f"measured by others: {'; '.join(found)}"
     if verdict.evidence:
         return f"measured in this run: {names(verdict.evidence)}"

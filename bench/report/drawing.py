@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.judge.view import Point, View
@@ -32,6 +33,8 @@ PEERS = "#8c959f"
 
 FILLED: dict[str, Any] = {"s": 26, "alpha": 0.9, "zorder": 3}
 HOLLOW: dict[str, Any] = {"s": 20, "alpha": 0.8, "zorder": 2, "facecolors": "none"}
+HALO = [withStroke(linewidth=2.5, foreground="white")]
+"""Around a label that lies over points."""
 LEGEND: dict[str, Any] = {"frameon": False, "labelcolor": INK}
 
 

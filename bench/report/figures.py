@@ -17,6 +17,7 @@ from bench.judge.ridges import left_of_ridge, ridges
 from bench.judge.view import PREDICTION_BAND, Point, View
 from bench.report.drawing import (
     COLOURS,
+    HALO,
     INK,
     LEGEND,
     PALE,
@@ -96,7 +97,7 @@ def roofline(view: View) -> Figure | None:
     for ridge in ridges(view):
         axes.axvline(ridge.intensity, color=PALE, lw=0.8, ls=":", zorder=1)
         foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
-        axes.text(ridge.intensity, 0.02, f"{ridge.text} ", size=7.5, color=PALE, **foot)
+        axes.text(ridge.intensity, 0.02, f"{ridge.text} ", size=7.5, color=INK, path_effects=HALO, zorder=4, **foot)
 
     def place(point: Point) -> tuple[float, float]:
         return point.intensity, point.record.flops / point.seconds

@@ -50,6 +50,7 @@ def render(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path] 
             subtitle=text.subtitle(view),
             warning=found.warning,
             notices=text.notices(view),
+            methods=text.methods(view),
             contents=contents(view),
             tiles=found.tiles,
             verdict=text.verdict(view),
@@ -188,7 +189,7 @@ def rows(found: Table, names: Mapping[str, str]) -> Markup:
         cells = []
         for cell, head, is_flag in zip(row, heads, flag, strict=True):
             shown = escape(cell)
-            if is_flag or cell == "missed":
+            if cell and (is_flag or cell == "missed"):
                 shown = f'<span class="flag">{shown}</span>'
             elif cell in names:
                 shown = f"{shown}<small>{escape(names[cell])}</small>"
@@ -224,7 +225,7 @@ def cases(view: View) -> Markup:
             numbers = (None, p.seconds, None, p.rate, p.share, None, p.predicted("measured"), p.predicted("datasheet"))
             cells = []
             for head, cell, number, column in zip(heads, texts, numbers, tables.CASES[2:], strict=True):
-                shown = f'<span class="flag">{escape(cell)}</span>' if column == "flags" else escape(cell)
+                shown = f'<span class="flag">{escape(cell)}</span>' if cell and column == "flags" else escape(cell)
                 sorts = f' class="number" data-value="{"" if number is None else number}"' if column in NUMBERS else ""
                 cells.append(f"{head}{sorts}>{shown}</td>")
             key, value = escape("/".join(p.record.key)), escape(f"{op} {case_id}")

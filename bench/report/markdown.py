@@ -40,6 +40,7 @@ def _parts(view: View, verdicts: Sequence[Verdict], figures: Mapping[str, Path],
         yield f"> **{escape(notice)}**"
     yield markdown_table(tables.tiles(answered))
     yield "\n".join(f"{n}. {escape(line)}" for n, line in enumerate(text.verdict(view), start=1))
+    yield from map(escape, text.methods(view))
     for name in ("batch", "roofline"):
         yield from _figure(name, figures, directory)
     yield from _section(boundness.HEADING, boundness.table(view, leading_only=True), *boundness.remarks(view))

@@ -202,8 +202,11 @@ class Line:
     points: tuple[tuple[float, float], ...]
 
 
-def drawn(trend: Trend) -> tuple[list[Line], list[tuple[str, float]]]:
-    """The lines of the figure, and its marks: texts with their heights. The first run and the threshold are marked."""
+def drawn(trend: Trend) -> tuple[list[Line], list[tuple[str, float, float]]]:
+    """The lines of the figure, and its marks: texts, the heights they mark, and their own: no text covers another.
+
+    The first run, the threshold and the longest time are marked.
+    """
     medians = {op: [statistics.median(each) for each in found] for op, found in trend.ratios.items()}
     values = [value for each in medians.values() for value in each]
     low, high = min([*values, 0.95]), max([*values, 1 + 1.5 * trend.threshold])
@@ -220,8 +223,12 @@ def drawn(trend: Trend) -> tuple[list[Line], list[tuple[str, float]]]:
         )
         for op, each in medians.items()
     ]
-    slow = 1 + trend.threshold
-    return lines, [("as in the first run", height(1.0)), (f"{slow:.2f} times as long", height(slow))]
+    marks: list[tuple[str, float, float]] = []
+    for value in sorted({1.0, 1 + trend.threshold, *([max(values)] if max(values, default=0) > 1 else [])}):
+        text = "as in the first run" if value == 1 else f"{value:.2f} times as long"
+        place = min([height(value), *(lowest - 14 for *_, lowest in marks[-1:])])
+        marks.append((text, height(value), place))
+    return lines, marks
 
 
 def warnings(views: Sequence[View]) -> list[str]:

@@ -36,6 +36,10 @@ RESOLUTION = (
 )
 
 
+FEW_LINES = 3
+"""As many damaged lines are named above the answer. If there are more, all are named below it."""
+
+
 def notices(view: View) -> list[str]:
     """What the reader must know before any number: that the run stopped early, was on a CPU, or has damaged lines."""
     run = view.run
@@ -44,6 +48,21 @@ def notices(view: View) -> list[str]:
         found.append("Where it was measured is not known: the line of the file that says so is missing or damaged.")
     elif not run.on_gpu:
         found.append("Measured on a CPU; says nothing about GPUs.")
+    if not run.complete:
+        found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")
+    if not view.points:
+        found.append("No decode case has a time; the reasons are listed below.")
+    if view.run.ceilings is None:
+        found.append("No read was measured, so there is no measured roof to compare with.")
+    if len(run.warnings) > FEW_LINES:
+        return [*found, f"{len(run.warnings)} lines of the file are damaged and left out; they are named below."]
+    return [*found, *map(damaged, run.warnings)]
+
+
+def methods(view: View) -> list[str]:
+    """What the reader must know after the answer: how a host's roof and predictions came about, and many damaged
+    lines."""
+    found = []
     if rates := view.paired:
         low, high = (si(rate, "B/s") for rate in rates)
         found.append(
@@ -57,14 +76,11 @@ def notices(view: View) -> list[str]:
             "kernel was timed over data that the caches of the cores hold. So a prediction says whether a kernel waits "
             "for the memory or for its own instructions."
         )
-    if not run.complete:
-        found.append(f"Partial run: it stopped before its end, with {len(run.records)} records written.")
-    if not view.points:
-        found.append("No decode case has a time; the reasons are listed below.")
-    if view.run.ceilings is None:
-        found.append("No read was measured, so there is no measured roof to compare with.")
-    found += [f"Damaged line: {warning}." for warning in run.warnings]
-    return found
+    return found + [damaged(each) for each in view.run.warnings if len(view.run.warnings) > FEW_LINES]
+
+
+def damaged(warning: str) -> str:
+    return f"Damaged line: {warning}."
 
 
 def subtitle(view: View) -> str:

@@ -207,7 +207,8 @@ def evidence_text(verdict: Verdict) -> str:
     if verdict.by != "PUBLISHED":
         return verdict.by + (ON_THIS_CPU if verdict.on_this_cpu else "")
     names = ", ".join(dict.fromkeys(rows.software for rows in verdict.rows))
-    return f"PUBLISHED: {sum(rows.count for rows in verdict.rows):,} rows of {names}"
+    count = sum(rows.count for rows in verdict.rows)
+    return f"PUBLISHED: {count:,} row{'s' * (count != 1)} of {names}"
 
 
 def main_table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

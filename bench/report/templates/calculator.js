@@ -57,17 +57,29 @@ function chosen() {
 }
 const three = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 });
 
+/* Values for the marks of a logarithmic axis: 1, 2 and 5 times the powers of ten, those powers alone if they are many, or both ends. */
+function marks(low, high) {
+  const found = [];
+  for (let n = Math.floor(Math.log10(low)); n <= Math.log10(high); n++) for (const m of [1, 2, 5]) found.push(Number((m * 10 ** n).toPrecision(1)));
+  const inside = found.filter((v) => v >= low * 0.999 && v <= high * 1.001), powers = inside.filter((v) => Number.isInteger(Math.log10(v)));
+  return inside.length < 2 ? [low, high] : inside.length > 7 && powers.length > 1 ? powers : inside;
+}
+
 /* Solid through the batches that fit, dashed through all. */
 function curve(id, title, points, fitting, now) {
   const xs = [...points, now].map((p) => Math.log(p[0])), ys = [...points, now].map((p) => Math.log(p[1]));
   const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
   const at = ([x, y]) => [60 + 400 * (Math.log(x) - x0) / (x1 - x0 || 1), 210 - 190 * (Math.log(y) - y0) / (y1 - y0 || 1)];
   const path = (some) => some.map((p) => at(p).map((c) => c.toFixed(1)).join(",")).join(" "), [cx, cy] = at(now);
-  const text = (x, y, said, anchor) => `<text x="${x}" y="${y}" text-anchor="${anchor}" font-size="12" fill="var(--pale)">${said}</text>`;
-  document.getElementById(id).innerHTML = `<polyline points="${path(points)}" fill="none" stroke="var(--pale)" stroke-dasharray="4"/>` +
+  const size = 12 * Math.max(1, 480 / (document.getElementById(id).clientWidth || 480));
+  const text = (x, y, said, anchor) => `<text x="${x}" y="${y}" text-anchor="${anchor}" font-size="${size}" fill="var(--pale)">${said}</text>`;
+  const grid = (a, b, c, d) => `<line x1="${a}" y1="${b}" x2="${c}" y2="${d}" stroke="var(--line)"/>`;
+  const columns = marks(Math.exp(x0), Math.exp(x1)).map((v) => [at([v, 1])[0], v]).map(([x, v]) => grid(x, 20, x, 210) + text(x, 214 + size, three(v), "middle"));
+  const lines = marks(Math.exp(y0), Math.exp(y1)).map((v) => [at([1, v])[1], v]).map(([y, v]) => grid(60, y, 460, y) + text(54, y + 4, three(v), "end"));
+  document.getElementById(id).innerHTML = columns.join("") + lines.join("") + `<polyline points="${path(points)}" fill="none" stroke="var(--pale)" stroke-dasharray="4"/>` +
     `<polyline points="${path(fitting)}" fill="none" stroke="var(--c0)" stroke-width="2.5"/>` +
-    `<circle cx="${cx}" cy="${cy}" r="6" fill="var(--c1)"/>` + text(56, 214, three(Math.exp(y0)), "end") + text(56, 24, three(Math.exp(y1)), "end") +
-    text(60, 230, three(Math.exp(x0)) + " ms", "start") + text(460, 230, three(Math.exp(x1)) + " ms a token", "end") + text(60, 12, title, "start");
+    `<circle cx="${cx}" cy="${cy}" r="6" fill="var(--c1)"/>` +
+    text(60, 12, title, "start") + text(460, 218 + 2 * size, "ms a token", "end");
 }
 
 function update() {
@@ -111,6 +123,7 @@ if (given.chosen.batch) field("batch").value = Math.log2(given.chosen.batch);
 field("context").max = Math.log2(given.models[field("model").value].max_context);
 field("context").value = Math.log2(given.chosen.context ?? 4096);
 form.addEventListener("input", update);
+window.addEventListener("resize", update);
 form.addEventListener("submit", (event) => event.preventDefault());
 update();
 document.documentElement.dataset.ready = "1";

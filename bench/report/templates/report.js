@@ -138,16 +138,17 @@ function roofline(points) {
     const bandwidth = Math.max(...roofs.bandwidths.filter((b) => (b.kind === "measured") === (kind === "measured")).map((b) => b.bandwidth), 0) || flops / low;
     const text = pipe + " " + kind + " " + si(flops, "FLOP/s");
     data.push(line([Math.max(low, flops / bandwidth), high], [flops, flops], kind === "measured" ? "solid" : "dash", text, kind === "measured" ? "ink" : "pale"));
-    if (narrow()) keys.push(escapeHtml((kind === "measured" ? "— " : "- - ") + text));
-    else if (kind === "measured") annotations.push(label(high, flops, pipe + " " + si(flops, "FLOP/s"), { xanchor: "left", xshift: 4 }));
+    if (narrow() || kind !== "measured") keys.push(`<span style="color:${colour(kind === "measured" ? "ink" : "pale")}">${kind === "measured" ? "—" : "- -"} ${escapeHtml(text)}</span>`);
+    else annotations.push(label(high, flops, pipe + " " + si(flops, "FLOP/s"), { xanchor: "left", xshift: 4 }));
   }
   const rates = everything.map((p) => p.flops / p.seconds);
   const ceiling = Math.max(peak("measured"), peak("published"), ...rates) * 2;
   const floor = Math.min(...rates) / 2;
   const shapes = level === "l2" ? [] : roofs.ridges.map((ridge) => ({ type: "line", x0: ridge.at, x1: ridge.at, yref: "paper", y0: 0, y1: 1,
     line: { color: colour("pale"), width: 1, dash: "dot" }, layer: "below" }));
+  const halo = Array(4).fill("0 0 2px " + colour("page")).join(", ");
   if (shapes.length) annotations.push(...roofs.ridges.map((ridge) => ({ x: Math.log10(ridge.at), yref: "paper", y: 0.02, yanchor: "bottom", xanchor: "right",
-    textangle: -90, text: narrow() ? ridge.text.split(" = ")[1] : ridge.text, showarrow: false, font: { size: 11, color: colour("pale") } })));
+    textangle: -90, text: narrow() ? ridge.text.split(" = ")[1] : ridge.text, showarrow: false, font: { size: 11, color: colour("ink"), shadow: halo } })));
   document.querySelector(".roofs").innerHTML = narrow() ? keys.join("<br>") : "";
   if (!narrow()) annotations.push({ xref: "paper", yref: "paper", x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom", align: "right",
     showarrow: false, text: keys.join("<br>"), font: { size: 12 }, bgcolor: colour("page"), opacity: 0.9 });
@@ -240,7 +241,8 @@ function peers(points) {
   }).filter((trace) => trace.x.length);
   const all = report.peers.map((p) => p.ratio);
   if (!all.length) return;
-  const ticks = [0.05, 0.1, 0.2, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100];
+  const close = narrow() || document.documentElement.dataset.print ? [] : [0.8, 1.25, 1.5];
+  const ticks = [0.05, 0.1, 0.2, 0.5, ...close, 1, 2, 3, 5, 10, 20, 50, 100];
   draw("peers", data, {
     shapes: [{ type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { color: colour("ink"), width: 1.5 } }],
     xaxis: { type: "log", title: { text: "peer's time / ours (right of 1: ours is faster)" }, tickvals: ticks, ticktext: ticks.map((t) => t + "×"),
