@@ -18,6 +18,7 @@ from bench.judge import kin
 from bench.judge.answer import Answer
 from bench.records import FILE
 from bench.report import calculator, several
+from bench.report.badge import badge
 from bench.report.share import public, shared_files
 from bench.run import Run, load_run
 
@@ -25,6 +26,7 @@ INDEX = "index.html"
 COMPARISON = "comparison.html"
 KIN = "kin.html"
 CALCULATOR = "predict.html"
+BADGE = "badge.svg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Entry:
     subtitle: str
     address: str
     """Relative to the index."""
+    badge: str
+    """The address of the run's badge."""
     answer: Answer
     standing: str
     """How the run compares with others of the same part, in one sentence; empty if there are none."""
@@ -52,6 +56,8 @@ class Site:
 
 def write(source: Path, out: Path, *, draw: bool = True) -> Site:
     """Write the reports of all runs below `source` into `out`, with an index, the predictor, and a comparison of runs.
+
+    Each report has a badge beside it, for other pages to show.
 
     A run that cannot be read is left out with a note. Raises `BadRequest` where no run is left.
     """
@@ -75,6 +81,7 @@ def write(source: Path, out: Path, *, draw: bool = True) -> Site:
         notes += [f"{path}: {note}" for note in found.notes]
         views.append(View(run))
         written[run.path] = found
+        write_text(place / BADGE, badge(run.device_name, found.answer))
     if not views:
         raise BadRequest(f"no run below {source}")
     groups = beside_others([view.run for view in views])
@@ -83,7 +90,8 @@ def write(source: Path, out: Path, *, draw: bool = True) -> Site:
         Entry(
             label=label,
             subtitle=text.subtitle(view),
-            address=quote(written[view.run.path].main.relative_to(out).as_posix()),
+            address=address(written[view.run.path].main, out),
+            badge=address(written[view.run.path].main.with_name(BADGE), out),
             answer=written[view.run.path].answer,
             standing=kin.sentence(standings.get(view.run.path, ())),
         )
@@ -101,6 +109,11 @@ def write(source: Path, out: Path, *, draw: bool = True) -> Site:
     more += [(KIN, "Each part against others of its kind")] * bool(groups)
     write_text(out / INDEX, site(entries, more, glossary()))
     return Site(index=out / INDEX, entries=entries, notes=tuple(notes))
+
+
+def address(file: Path, out: Path) -> str:
+    """A file of the site as a link of the index."""
+    return quote(file.relative_to(out).as_posix())
 
 
 def beside_others(runs: Sequence[Run]) -> list[list[tuple[Run, list[kin.Standing]]]]:

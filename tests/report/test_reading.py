@@ -12,6 +12,10 @@ from urllib.parse import unquote
 import pytest
 
 from bench import report
+from bench.judge.view import View
+from bench.report import html, text
+from bench.run import load_run
+from tests.support import ROOT
 from tests.support.browser import Browser
 from tests.support.synthetic_run import ON_A_CPU, page_data, record, write_run
 
@@ -65,6 +69,29 @@ def test_a_busy_machine_is_the_first_thing_said(browser: Browser, tmp_path: Path
     top = "return document.querySelector('%s').getBoundingClientRect().top"
     assert browser.run(top % ".warning") < browser.run(top % ".tiles")
     assert (run / "report.md").read_text().count("The machine was busy") == 1
+
+
+def test_on_a_phone_the_answer_comes_before_how_a_host_was_measured(browser: Browser, tmp_path: Path) -> None:
+    """The first tile lies on the first screen, and the explanations of a host's numbers lie below the answer."""
+    view = View(load_run(next((ROOT / "reports").glob("cpu-amd-*/*-32dc663"))))
+    assert len(text.methods(view)) == 2
+    (tmp_path / "report.html").write_text(html.render(view, []))
+    top = "return document.querySelector('%s').getBoundingClientRect().top"
+    with browser.screen(390, mobile=True):
+        browser.open(tmp_path / "report.html")
+        assert browser.run("return document.querySelector('.tile').getBoundingClientRect().bottom") < 844
+        assert browser.run(top % ".verdict + p") > browser.run(top % ".verdict")
+        assert browser.run("return document.querySelector('.verdict + p').textContent") == text.methods(view)[0]
+    assert browser.errors() == []
+
+
+def test_on_paper_a_verdict_keeps_its_colour_and_the_text_is_small(page: Browser) -> None:
+    with page.media("print"):
+        style = "return getComputedStyle(document.querySelector('.chip'))"
+        assert page.run(f"{style}.printColorAdjust") == "exact"
+        size = "return getComputedStyle(document.querySelector('%s')).fontSize"
+        for what in (".claim", ".tile p:not(.big)", "td"):
+            assert float(page.run(size % what).removesuffix("px")) <= 11
 
 
 def test_a_click_sorts_the_cases_and_another_turns_them_round(page: Browser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -89,3 +90,13 @@ def test_a_machine_without_the_libraries_says_so(tmp_path: Path, monkeypatch: py
         site.write(tmp_path, tmp_path / "out")
     with pytest.raises(BadRequest, match=r"page\.html needs jinja2, not installed here"):
         calculator.write(tmp_path / "page.html", "llama-2-7b")
+
+
+def test_no_mark_of_a_trend_covers_another(tmp_path: Path) -> None:
+    """A part that became four times slower: its threshold lies 3 units above the first run, its texts 14 apart."""
+    runs = [View(load_run(run_of(tmp_path / name, 1e-3 * factor, day=factor))) for name, factor in (("x", 1), ("y", 8))]
+    _, marks = several.drawn(several.trends_of(runs, 0.05)[0])
+    assert [text for text, *_ in marks] == ["as in the first run", "1.05 times as long", "4.50 times as long"]
+    places = [place for *_, place in marks]
+    assert all(lower - higher >= 14 for lower, higher in itertools.pairwise(places))
+    assert marks[0][1] - marks[1][1] < 14
