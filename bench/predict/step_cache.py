@@ -12,7 +12,7 @@ from typing import Any
 from bench.predict.step_op import ACTIVATION_BYTES, StepOp
 from bench.predict.weights import Precision
 from kernels.common.quantization import SCALE_GROUP
-from kernels.models import ModelShape, kept_tokens, kv_elements_per_layer
+from kernels.models import ModelShape, grown_rows, kept_tokens, kv_elements_per_layer
 from kernels.op import Work
 
 SCALE_BYTES = 4
@@ -57,14 +57,19 @@ def kv_token_bytes(shape: ModelShape, kv: Precision) -> float:
         return kv_elements_per_layer(shape) * kv.bytes
     if shape.is_mla:
         return shape.kv_latent * kv.bytes + shape.rope_dim * ACTIVATION_BYTES + SCALE_BYTES
-    return shape.kv_heads * ((shape.head_dim + shape.value_dim) * kv.bytes + 2 * SCALE_BYTES / SCALE_GROUP)
+    scales = (1 if shape.shared_row else 2) * SCALE_BYTES / SCALE_GROUP
+    return kv_elements_per_layer(shape) * kv.bytes + shape.kv_heads * scales
 
 
 def held_bytes(shape: ModelShape, context: int, kv: Precision, devices: int = 1) -> tuple[float, float]:
     """Bytes of one request's cache, and of all copies that the devices hold together; states included."""
-    alone = float(shape.index_bytes_per_token * context)
-    copied = alone * devices
+    alone = copied = 0.0
     for _, kind in shape.attention_kinds():
+        keys = float(kind.index_bytes_per_token * context)
+        alone += keys
+        copied += keys * devices
+        if kind.reused_cache:
+            continue
         size = kept_tokens(kind, context) * kv_token_bytes(kind, kv)
         alone += size
         copied += size * devices * kv_share(kind, devices)
@@ -74,14 +79,16 @@ def held_bytes(shape: ModelShape, context: int, kv: Precision, devices: int = 1)
 def token_bytes(shape: ModelShape, kv: Precision) -> float:
     """Bytes that one more token adds to the cache of a request, over all layers, before any window drops tokens."""
     kinds = (kind for _, kind in shape.attention_kinds())
-    return sum(kind.layers * kv_token_bytes(kind, kv) for kind in kinds) + shape.index_bytes_per_token
+    return sum(grown_rows(kind) * kv_token_bytes(kind, kv) + kind.index_bytes_per_token for kind in kinds)
 
 
 def cached_tokens(shape: ModelShape, context: int) -> int:
-    """The cached tokens that a request's step reads, summed over layers.
+    """The rows of the cache that a request's step reads, summed over layers.
 
-    Windowed layers read `window` at most. With an indexer, a layer reads the best `top` tokens.
+    Windowed layers read `window` at most. With an indexer, a layer reads the best `top` rows.
     """
+    if shape.ratio > 1 and shape.indexer:
+        return shape.attention_layers * (min(context, shape.window) + min(context // shape.ratio, shape.indexer.top))
     return kept_tokens(shape, min(context, shape.indexer.top) if shape.indexer else context)
 
 
@@ -133,8 +140,11 @@ def _attention(
 
 
 def _kv_append(suffix: str, shape: ModelShape, tokens: int, kv: Precision, devices: int) -> StepOp:
-    """Reads new K and V in 16 bits and writes them in the cache's precision. It writes no scales."""
-    elements = shape.layers * tokens * kv_elements_per_layer(shape) * kv_share(shape, devices)
+    """Reads new K and V in 16 bits and writes them in the cache's precision. It writes no scales.
+
+    Rows that several tokens share are written once for all of them.
+    """
+    elements = grown_rows(shape) * tokens * kv_elements_per_layer(shape) * kv_share(shape, devices)
     work = Work(bytes_read=round(elements * ACTIVATION_BYTES), bytes_written=round(elements * kv.bytes))
     return StepOp(name=f"kv_append{suffix}", measured_as="kv_append", stored="kv", calls=shape.layers, work=work)
 
@@ -142,7 +152,7 @@ def _kv_append(suffix: str, shape: ModelShape, tokens: int, kv: Precision, devic
 def _index(shape: ModelShape, *, pairs: float, cached: float, rows: int) -> list[StepOp]:
     """Scores `cached` keys of the indexer, one for all its heads; every device scores all of them.
 
-    `pairs` and `cached` are those of one layer. A pair costs 2 D FLOP for each head.
+    `pairs` and `cached` are tokens of one layer; `ratio` of them share a key. A pair costs 2 D FLOP for each head.
     """
     if shape.indexer is None:
         return []
@@ -150,7 +160,7 @@ def _index(shape: ModelShape, *, pairs: float, cached: float, rows: int) -> list
     read = round(cached * indexer.bytes_per_token)
     new = rows * indexer.bytes_per_token
     queries = rows * indexer.layers * indexer.heads * indexer.dim * ACTIVATION_BYTES
-    flops = {"mma_bf16": round(2 * indexer.heads * indexer.dim * indexer.layers * pairs)}
+    flops = {"mma_bf16": round(2 * indexer.heads * indexer.dim * indexer.layers * pairs / indexer.ratio)}
     work = Work(flops=flops, bytes_read=read + queries, bytes_written=new)
     return [StepOp(name="index", calls=indexer.layers, kv_bytes=read, work=work)]
 
@@ -163,7 +173,8 @@ def attend_to_cache(
     for suffix, kind in shape.attention_kinds():
         cached = batch * cached_tokens(kind, context)
         ops += _index(kind, pairs=q_len * batch * context, cached=batch * context, rows=rows)
-        ops.append(_kv_append(suffix, kind, rows, kv, devices))
+        if not kind.reused_cache:
+            ops.append(_kv_append(suffix, kind, rows, kv, devices))
         seen: dict[str, Any] = {"pairs": q_len * cached, "rows": rows, "cached": cached}
         ops.append(_attention(suffix, kind, kv=kv, devices=devices, absorbed=True, **seen))
     return ops
@@ -176,9 +187,13 @@ def attend_to_prompt(shape: ModelShape, *, context: int, kv: Precision, devices:
         windowed = _causal_pairs(context, kind.window)
         unwindowed = _causal_pairs(context, kind.indexer.top) if kind.indexer else full
         pairs = (kind.layers - kind.windowed_layers) * unwindowed + kind.windowed_layers * windowed
+        if kind.ratio > 1:
+            seen_rows = min(context, kind.indexer.top * kind.ratio) if kind.indexer else context
+            pairs = kind.layers * (windowed + _causal_pairs(context, seen_rows) / kind.ratio)
         ops += _index(kind, pairs=full, cached=context, rows=context)
-        ops.append(_kv_append(suffix, kind, context, kv, devices))
-        seen: dict[str, Any] = {"pairs": pairs, "rows": context, "cached": kind.layers * context}
+        if not kind.reused_cache:
+            ops.append(_kv_append(suffix, kind, context, kv, devices))
+        seen: dict[str, Any] = {"pairs": pairs, "rows": context, "cached": kind.layers * context / kind.ratio}
         ops.append(_attention(suffix, kind, kv=kv, devices=devices, absorbed=False, **seen))
     return ops
 

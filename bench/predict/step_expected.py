@@ -177,11 +177,13 @@ def _product(
     op: PredictedOp, shape: ModelShape, kinds: Mapping[str, ModelShape], predicted: StepPrediction
 ) -> expected.Kernels:
     """Its columns K follow from the operation's name, its rows N from the weights."""
-    inputs: dict[str, float] = {"down": shape.ffn, "shared_down": shape.shared_width}
+    inputs: dict[str, float] = {f"down{suffix}": width for suffix, width, _ in shape.dense_ffns()}
+    inputs["shared_down"] = shape.shared_width
+    inputs |= {extra.name: extra.k * predicted.devices for extra in shape.extras}
     if shape.state_mixer:
         inputs["state_out"] = shape.state_mixer.output[1]
     for suffix, kind in kinds.items():
-        inputs[f"o{suffix}"] = kind.heads * (kind.v_head_dim or kind.head_dim)
+        inputs[f"o{suffix}"] = kind.o_groups * kind.o_latent or kind.heads * kind.value_dim
         inputs[f"q_b{suffix}"] = kind.q_latent * predicted.devices
         inputs[f"kv_b{suffix}"] = kind.kv_latent * predicted.devices
     K = inputs.get(op.name, shape.hidden * predicted.devices) / predicted.devices

@@ -68,7 +68,8 @@ def shape_of(request: Request) -> ModelShape:
         return shape
     if request.layers > shape.layers:
         raise BadRequest(f"--layers {request.layers}: {shape.name} has {shape.layers}")
-    if shape.is_moe or shape.window_heads or shape.attention_free_layers or shape.state_mixer:
+    apart = (shape.window_heads, shape.attention_free_layers, shape.state_mixer, shape.kinds, shape.extras)
+    if shape.is_moe or any(apart):
         raise BadRequest(f"--layers: the layers of {shape.name} are not all alike")
     inside = request.case.windowed_layers if shape.window else 0
     return replace(shape, layers=request.layers, windowed_layers=inside)

@@ -46,7 +46,7 @@ def expected_experts(shape: ModelShape, tokens: int) -> float:
 
     Tokens choose independently, and all experts are equally likely.
     """
-    share = shape.experts_per_token / shape.experts
+    share = shape.real_experts_per_token / shape.experts
     return shape.experts * (1 - (1 - share) ** tokens)
 
 
@@ -98,7 +98,7 @@ def _experts(name: str, shape: ModelShape, matrices: Sequence[Matrix], *, tokens
     It reads the weights of the experts that `tokens` tokens hit, and computes as many rows per token as the token has
     experts.
     """
-    calls, rows = shape.moe_layers, tokens * shape.experts_per_token
+    calls, rows = shape.moe_layers, tokens * shape.real_experts_per_token
     size, elements, bits = _counted(matrices, plan)
     n, k = sum(n for _, n, _ in matrices), matrices[0][2]
     weights = round(calls * expected_experts(shape, tokens) * size)
@@ -126,18 +126,20 @@ def _attention_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices
         queries, keys, even = query_share(kind, devices), kv_share(kind, devices), 1 / devices
         common: dict[str, Any] = {"tokens": tokens, "plan": plan, "calls": kind.layers}
         shares = {"q": queries, "k": keys, "v": keys, "q_a": even, "kv_a": even, "q_b": queries, "kv_b": queries}
-        shares["attention_gate"] = queries
+        shares |= {"attention_gate": queries, "o_a": queries}
         whole = attention_projections(kind)
         rows = {name: (name, n * shares[name], k) for name, (n, k) in whole.items() if name in shares}
         o_rows, o_columns = whole["o"]
         first = [rows[name] for name in ("q_a", "q", "attention_gate", "k", "v", "kv_a") if name in rows]
         ops.append(_linear(f"qkv{suffix}", first, **common))
-        ops += [_linear(name + suffix, [rows[name]], **common) for name in ("q_b", "kv_b") if name in rows]
+        ops += [_linear(name + suffix, [rows[name]], **common) for name in ("q_b", "kv_b", "o_a") if name in rows]
         if kind.indexer:
             common["calls"] = kind.indexer.layers
             ops += [_linear(name, [(name, n, k)], **common) for name, (n, k) in index_projections(kind).items()]
             common["calls"] = kind.layers
-        ops.append(_linear(f"o{suffix}", [("o", o_rows, o_columns * queries)], **common))
+        # the parts of a grouped output are added up before `o`
+        o_share = even if "o_a" in whole else queries
+        ops.append(_linear(f"o{suffix}", [("o", o_rows, o_columns * o_share)], **common))
     return ops
 
 
@@ -163,12 +165,13 @@ def _ffn_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int)
             return [(f"{prefix}up", 2 * width, columns)]
         return [(f"{prefix}gate", width, columns), (f"{prefix}up", width, columns)]
 
-    if dense := shape.dense_ffn_layers:
-        ops.append(_linear("gate_up", first("", shape.ffn * even, hidden), calls=dense, **common))
-        ops.append(_linear("down", [("down", hidden, shape.ffn * even)], calls=dense, **common))
+    for suffix, width, dense in shape.dense_ffns():
+        ops.append(_linear(f"gate_up{suffix}", first("", width * even, hidden), calls=dense, **common))
+        ops.append(_linear(f"down{suffix}", [("down", hidden, width * even)], calls=dense, **common))
     if calls := shape.moe_layers:
         inside, width = shape.expert_hidden or hidden, shape.expert_ffn * even
-        ops.append(_linear("router", [("router", shape.experts * even, hidden)], calls=calls, **common))
+        chosen = (shape.experts + shape.zero_experts) * even
+        ops.append(_linear("router", [("router", chosen, hidden)], calls=calls, **common))
         if shape.expert_hidden:
             ops.append(_linear("latent_in", [("latent_in", inside * even, hidden)], calls=calls, **common))
         ops.append(_experts("experts_gate_up", shape, first("expert_", width, inside), **common))
@@ -178,6 +181,20 @@ def _ffn_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int)
         if shared := shape.shared_width * even:
             ops.append(_linear("shared_gate_up", first("shared_", shared, hidden), calls=calls, **common))
             ops.append(_linear("shared_down", [("shared_down", hidden, shared)], calls=calls, **common))
+    return ops
+
+
+def _extras(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int) -> list[StepOp]:
+    """Matrices that few models have; of a table, each token reads one row in each layer."""
+    ops = []
+    for extra in shape.extras:
+        if extra.table:
+            size = round(tokens * extra.layers * plan.matrix_bytes(extra.name, 1, extra.k))
+            written = tokens * extra.layers * extra.k * ACTIVATION_BYTES
+            ops.append(StepOp(name=extra.name, calls=extra.layers, work=Work(bytes_read=size, bytes_written=written)))
+        elif extra.used:
+            matrices = [(extra.name, extra.n * extra.used / devices, float(extra.k))]
+            ops.append(_linear(extra.name, matrices, tokens=tokens, plan=plan, calls=extra.layers))
     return ops
 
 
@@ -205,6 +222,7 @@ def _projections(
         *inside,
         *states[-1:],
         *_ffn_weights(shape, tokens, plan, devices),
+        *_extras(shape, tokens, plan, devices),
         _linear("lm_head", [(head, shape.vocab / devices, shape.hidden)], calls=1, tokens=head_rows, plan=plan),
     ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kernels.model_config import families
-from kernels.model_config.families import FAMILIES, Family, family_of
+from kernels.model_config.families import FAMILIES, Family, family_of, layer_kinds
 from kernels.model_config.fields import BadConfig, Fields, class_defaults
 from kernels.model_config.hybrids import NemotronH
 from kernels.model_config.layers import MOST_LAYERS, moe_pattern
@@ -58,23 +58,26 @@ def read(config: Mapping[str, Any], *, name: str = "") -> Reading:
     if family is NemotronH:
         layers = len(NemotronH.kinds(fields))
         fields = Fields(fields.model_type, {**fields.given, "num_hidden_layers": layers}, fields.defaults)
+    fields = family.prepared(fields)
     layers = fields.whole(*family.dims.get("layers", DIMS["layers"]), most=MOST_LAYERS)
     numbers = _numbers(fields, family)
-    listed = _listed(fields, family, layers)
+    listed = layer_kinds(fields, family, layers)
     states = [each == "state" for each in listed] if listed else family.states(fields, layers)
     moe = moe_pattern(fields, layers) if numbers.get("experts") else [False] * layers
     if not any(moe):
         numbers = {name: value for name, value in numbers.items() if name not in MOE}
     numbers |= _layer_counts(states, moe)
     numbers |= family.extra
-    numbers |= family.more(fields, numbers, states)
     windowed = _windowed(fields, family, listed, layers - sum(states))
+    numbers |= {
+        "window": fields.whole("sliding_window", "attention_chunk_size") if windowed else 0,
+        "windowed_layers": windowed,
+    }
+    numbers |= family.more(fields, numbers, states)
     shape = ModelShape(
         name=name or str(config.get("_name_or_path") or fields.model_type),
         source="config.json given by the user",
-        tied_embeddings=_tied(config, fields),
-        window=fields.whole("sliding_window", "attention_chunk_size") if windowed else 0,
-        windowed_layers=windowed,
+        tied_embeddings=family.ties and _tied(config, fields),
         softcap=fields.real("attn_logit_softcapping"),
         **numbers,
     )
@@ -99,7 +102,7 @@ def _fields(config: Mapping[str, Any], text: Mapping[str, Any], nested: bool) ->
         raise BadConfig("config.json: field 'model_type' is missing")
     known, family = family_of(str(model_type))
     defaults = class_defaults(family.like.get(known, known), nested=nested) | dict(family.defaults)
-    if text.get("per_layer_config"):
+    if text.get("per_layer_config") and not family.reads_layers:
         raise BadConfig("config.json: field 'per_layer_config' gives some layers other sizes: not read here")
     given = {family.renamed.get(name, name): value for name, value in text.items()}
     called = {here: name for name, here in family.renamed.items() if here not in text}
@@ -117,7 +120,8 @@ def _numbers(fields: Fields, family: type[Family]) -> dict[str, Any]:
         del dims["head_dim"]
     numbers: dict[str, Any] = {dim: fields.whole(*names) for dim, names in dims.items()} | given
     numbers |= {dim: fields.whole_or(0, *names) for dim, names in OPTIONAL.items()}
-    fields.share("num_attention_heads", fields.present(*DIMS["kv_heads"]))
+    if "kv_latent" not in dims:  # MLA has no KV heads
+        fields.share("num_attention_heads", fields.present(*dims["kv_heads"]))
     if numbers.get("experts_per_token", 0) > numbers.get("experts", 0):
         raise fields.wrong(fields.present(*dims["experts_per_token"]), f"at most the {numbers['experts']} experts")
     return numbers | {"max_context": extended(fields, numbers["max_context"])}
@@ -127,14 +131,6 @@ def _without_experts(fields: Fields, dims: Mapping[str, tuple[str, ...]]) -> boo
     """Whether a file of a family with experts says that there are none."""
     names = [name for name in dims.get("experts", ()) if name in fields.given]
     return bool(names) and all(fields.given[name] in (0, None) for name in names)
-
-
-def _listed(fields: Fields, family: type[Family], layers: int) -> list[str] | None:
-    """`window`, `full` or `state` for each layer, if the file lists its layers."""
-    if "layer_types" not in fields or family is NemotronH:
-        return None
-    known = family.layer_types
-    return [known[each] for each in fields.listed("layer_types", length=layers, known=tuple(known))]
 
 
 def _windowed(fields: Fields, family: type[Family], listed: list[str] | None, attending: int) -> int:

@@ -25,6 +25,8 @@ class Family:
     - `extra`: further fields of the shape
     - `renamed`: what fields are called in such files, and the names under which they are read here
     - `whole_heads`: whether the heads must share the hidden size evenly where a file has no `head_dim`
+    - `ties`: whether `tie_word_embeddings` counts; else `lm_head` is always a matrix of its own
+    - `reads_layers`: whether it reads `per_layer_config`; other families refuse it
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -36,9 +38,16 @@ class Family:
     extra: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
     whole_heads: ClassVar = True
+    ties: ClassVar = True
+    reads_layers: ClassVar = False
 
     def __init_subclass__(cls) -> None:
         FAMILIES.update(dict.fromkeys(cls.model_types, cls))
+
+    @classmethod
+    def prepared(cls, fields: Fields) -> Fields:
+        """The fields, with those that follow from others."""
+        return fields
 
     @staticmethod
     def windowed(fields: Fields, layers: int) -> int:
@@ -50,10 +59,18 @@ class Family:
         """Which layers have a state mixer instead of attention, where the file has no `layer_types`."""
         return [False] * layers
 
-    @staticmethod
-    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
+    @classmethod
+    def more(cls, fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
         """Further fields of the shape, from those that are known already."""
         return {}
+
+
+def layer_kinds(fields: Fields, family: type[Family], layers: int) -> list[str] | None:
+    """`window`, `full` or `state` for each layer, if the file lists its layers."""
+    if "layer_types" not in fields or not family.layer_types:
+        return None
+    known = family.layer_types
+    return [known[each] for each in fields.listed("layer_types", length=layers, known=tuple(known))]
 
 
 class Llama(Family):
@@ -358,7 +375,8 @@ def family_of(model_type: str) -> tuple[str, type[Family]]:
     Older files of a vision model hold the fields of its text model directly: `qwen2_5_vl` is then `qwen2_5_vl_text`.
     """
     import kernels.model_config.gpt
-    import kernels.model_config.hybrids  # noqa: F401  (their families enter themselves)
+    import kernels.model_config.hybrids
+    import kernels.model_config.shared  # noqa: F401  (their families enter themselves)
 
     for name in (model_type, f"{model_type}_text"):
         if name in FAMILIES:

@@ -67,6 +67,10 @@ class Fields:
     def get(self, name: str) -> Any:
         return self.given[name] if name in self.given else self.defaults.get(name)
 
+    def plus(self, more: Mapping[str, Any]) -> Fields:
+        """The same, with more in the file."""
+        return Fields(self.model_type, {**self.given, **more}, self.defaults, self.called)
+
     def present(self, *names: str) -> str:
         """The first of these names that the file has, else the first that has a default."""
         found = next((name for name in names if self.given.get(name) is not None), None)

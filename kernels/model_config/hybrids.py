@@ -23,8 +23,8 @@ STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def state_bytes(fields: Fields) -> int:
     """Bytes of an element of the state: fp32, in which engines keep it unless the file says otherwise."""
-    name = next((n for n in ("mamba_ssm_cache_dtype", "mamba_ssm_dtype") if fields.get(n) in STATE_BYTES), "")
-    return STATE_BYTES[fields.get(name)] if name else 4
+    given = (str(fields.get(name)) for name in ("mamba_ssm_cache_dtype", "mamba_ssm_dtype"))
+    return next((STATE_BYTES[each] for each in given if each in STATE_BYTES), 4)
 
 
 def mamba2(
@@ -335,6 +335,8 @@ class NemotronH(Hybrid):
 
     model_types: ClassVar[tuple[str, ...]] = ("nemotron_h",)
     extra: ClassVar = {"gated_ffn": False}
+    ties: ClassVar = False
+    layer_types: ClassVar[Mapping[str, str]] = {}
     letters: ClassVar = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
     older: ClassVar = {"mamba": "linear_attention", "attention": "full_attention"}
 

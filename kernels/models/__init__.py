@@ -7,6 +7,7 @@ from kernels.models.counts import (
     active_parameters,
     attention_projections,
     ffn_projections,
+    grown_rows,
     index_projections,
     kept_tokens,
     kv_bytes,
@@ -16,14 +17,16 @@ from kernels.models.counts import (
     parameters,
     projections,
 )
-from kernels.models.shape import Indexer, ModelShape, StateMixer
+from kernels.models.shape import Extra, Indexer, Kind, ModelShape, StateMixer
 from kernels.models.table import DIMS, HEADS, MODELS, UnknownModel, attention_heads, model, nearest
 
 __all__ = [
     "DIMS",
     "HEADS",
     "MODELS",
+    "Extra",
     "Indexer",
+    "Kind",
     "ModelShape",
     "Module",
     "StateMixer",
@@ -32,6 +35,7 @@ __all__ = [
     "attention_heads",
     "attention_projections",
     "ffn_projections",
+    "grown_rows",
     "index_projections",
     "kept_tokens",
     "kv_bytes",

@@ -44,11 +44,46 @@ class Indexer:
     dim: int
     top: int
     layers: int
+    ratio: int = 1
+    """Tokens that share a key, and are chosen together (DeepSeek-V4)."""
+    key_rows: int = 0
+    """Rows of the matrix that makes keys; 0: `dim`."""
+    latent: bool = True
+    """Whether queries are made from the latent of attention's queries, if these have one."""
+    scales: int = 4
+    """Bytes of scales with a key of 8 bits; 0: the key has 16 bits and none."""
 
     @property
     def bytes_per_token(self) -> int:
         """Over all layers that choose; the others reuse their choice."""
-        return self.layers * (self.dim + 4)
+        return self.layers * (self.dim + self.scales if self.scales else 2 * self.dim) // self.ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """Further equal matrices `[n, k]` of a kind, `copies` in each of `layers` layers.
+
+    Each token is multiplied with `used` of the copies. A `table` is only looked up: a token reads one row of each.
+    """
+
+    name: str
+    n: int
+    k: int
+    layers: int
+    copies: int = 1
+    used: int = 1
+    table: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Attention layers that are alike: how many they are, and in which fields of the shape they differ from it."""
+
+    layers: int
+    suffix: str = ""
+    """For names of operations; each kind has its own."""
+    windowed: bool = False
+    changes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +96,7 @@ class ModelShape:
     - MoE has `experts`, `experts_per_token`, `expert_ffn`, `shared_experts`, and `dense_layers` leading layers with a
       dense FFN of width `ffn`
     - `window` is the sliding window of `windowed_layers` layers; these may have other heads than the rest
+    - models with several kinds of attention layers have `kinds`
     - hybrids have a `state_mixer`; its layers have no attention, unless `parallel_mixers`
     """
 
@@ -102,6 +138,29 @@ class ModelShape:
     window_kv_heads: int = 0
     window_head_dim: int = 0
     softcap: float = 0.0
+    kinds: tuple[Kind, ...] = ()
+    """All layers with attention, if they are of more kinds than `window_heads` and so on can tell."""
+    value_is_key: bool = False
+    """Whether no matrix makes values: they are the keys before their norm."""
+    shared_row: bool = False
+    """Whether the cache holds one row for both key and value. No matrix makes values then."""
+    reused_cache: bool = False
+    """Whether these layers read the cache of others, and make no keys and values of their own."""
+    ratio: int = 1
+    """Tokens that share a row of the cache. If above 1, the last `window` tokens have rows of their own as well."""
+    attention_input: int = 0
+    """Width of what attention reads, where it is not `hidden`."""
+    o_groups: int = 0
+    """Parts of the output of attention, each of which is projected to `o_latent` before all are projected together."""
+    o_latent: int = 0
+    ffn_widths: tuple[tuple[int, int], ...] = ()
+    """Width of the dense FFN and the number of layers that have it, where these differ; `ffn` is the widest."""
+    zero_experts: int = 0
+    """Experts without weights, that a token may choose instead of others; `experts_per_token` counts them."""
+    weight_sets: int = 0
+    """Sets of weights that the layers with attention and a dense FFN share (Zamba); 0: each has its own."""
+    extras: tuple[Extra, ...] = ()
+    """Matrices of kinds that few models have."""
     attention_free_layers: int = 0
     """Layers without attention."""
     state_mixer: StateMixer | None = None
@@ -146,11 +205,32 @@ class ModelShape:
     def index_bytes_per_token(self) -> int:
         return self.indexer.bytes_per_token if self.indexer else 0
 
+    @property
+    def real_experts_per_token(self) -> float:
+        """Those with weights, if a token chooses all alike."""
+        if not self.zero_experts:
+            return self.experts_per_token
+        return self.experts_per_token * self.experts / (self.experts + self.zero_experts)
+
+    def dense_ffns(self) -> Iterator[tuple[str, int, int]]:
+        """For each width of a dense FFN, a suffix for names, the width, and the number of layers."""
+        widths = self.ffn_widths or ((self.ffn, self.dense_ffn_layers),)
+        for number, (width, layers) in enumerate(widths):
+            if layers:
+                yield f"_{number + 1}" if number else "", width, layers
+
     def attention_kinds(self) -> Iterator[tuple[str, ModelShape]]:
         """For each kind of attention layer, a suffix for names and a shape that has these layers alone.
 
-        Layers with a window are a kind of their own (`_window`) only where they have other heads.
+        These are `kinds` if there are any. Else layers with a window are a kind of their own (`_window`) only where
+        they have other heads.
         """
+        if self.kinds:
+            for kind in self.kinds:
+                changes: dict[str, Any] = {"attention_free_layers": 0, "kinds": ()} | dict(kind.changes)
+                windowed = kind.layers if kind.windowed else 0
+                yield kind.suffix, replace(self, layers=kind.layers, windowed_layers=windowed, **changes)
+            return
         if not (self.attention_free_layers or self.window_heads or self.window_kv_heads or self.window_head_dim):
             yield "", self
             return

@@ -190,6 +190,20 @@ def test_what_cannot_be_read_is_one_line(changes: dict[str, Any], message: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_heads_of_mla_need_not_be_shared_evenly() -> None:
+    """MLA has no KV heads, whatever the file says of them."""
+    given = config("deepseek-ai--DeepSeek-V3") | {"num_key_value_heads": 100}
+    assert models.parameters(from_config(given)) == models.parameters(shape("deepseek-ai--DeepSeek-V3"))
+
+
+def test_nemotron_h_has_a_head_of_its_own_whatever_it_says() -> None:
+    """`_tied_weights_keys` of its class in transformers is empty, so the field ties nothing."""
+    given = config("nvidia--Nemotron-H-56B-Base-8K")
+    tied = from_config(given | {"tie_word_embeddings": True})
+    assert models.parameters(tied) == models.parameters(from_config(given))
+    assert not tied.tied_embeddings
+
+
 def test_falcon_has_one_kv_head_unless_it_says_otherwise() -> None:
     """The sizes of Falcon-7B and Falcon-40B."""
     sizes = {"model_type": "falcon", "num_hidden_layers": 32, "vocab_size": 65024, "hidden_size": 4544}
