@@ -376,7 +376,10 @@ def family_of(model_type: str) -> tuple[str, type[Family]]:
     """
     import kernels.model_config.gpt
     import kernels.model_config.hybrids
-    import kernels.model_config.shared  # noqa: F401  (their families enter themselves)
+    import kernels.model_config.mixtures
+    import kernels.model_config.recurrent
+    import kernels.model_config.shared
+    import kernels.model_config.sparse  # noqa: F401  (their families enter themselves)
 
     for name in (model_type, f"{model_type}_text"):
         if name in FAMILIES:

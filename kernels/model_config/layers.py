@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernels.model_config.fields import Fields
 
 MOST_LAYERS = 10_000
-SPARSE = ("sparse", "moe")
+SPARSE = ("sparse", "moe", "hash_moe")
 
 
 def windows_of_pattern(fields: Fields, layers: int, *names: str) -> int:

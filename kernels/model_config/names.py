@@ -56,6 +56,17 @@ PATHS: dict[str, tuple[str, ...]] = {
             ("down", ("down_proj", "w2")),
         )
     },
+    "o_a": _under(ATTENTION, "o_a_proj", "wo_a"),
+    "layer_embedding_in": ("per_layer_model_projection",),
+    "layer_embedding_gate": ("per_layer_input_gate",),
+    "layer_embedding_out": ("per_layer_projection",),
+    "laurel_in": ("laurel.linear_left",),
+    "laurel_out": ("laurel.linear_right",),
+    "compressor_sparse": _under(ATTENTION, "compressor.kv_proj", "compressor.wkv"),
+    "compressor_heavy": _under(ATTENTION, "compressor.kv_proj", "compressor.wkv"),
+    "attention_experts": ("self_attention.experts.input_linear",),
+    "use_out": ("linear",),
+    "receptance": ("feed_forward.receptance",),
     "lm_head": ("lm_head",),
     "embedding": ("embed_tokens",),
 }
@@ -70,12 +81,17 @@ def paths_of(module: str, reading: Reading) -> Iterator[Path]:
     if module in ("lm_head", "embedding"):
         yield PATHS[module]
         return
+    if module not in PATHS:  # small ones, which no checkpoint quantizes
+        yield ()
+        return
     mixers: tuple[str, ...] = ("none",)
     ffns: tuple[str, ...] = ()
     if module.startswith("state"):
         mixers = ("state", "both")
     elif any(path.startswith("self_attn") for path in PATHS[module]):
         mixers = ("attention", "both")
+    elif module in {extra.name for extra in reading.shape.extras}:
+        mixers, ffns = ("attention", "state", "both"), ("dense", "moe")
     else:
         mixers, ffns = (), ("dense",) if module in ("gate", "up", "down") else ("moe",)
     for number, layer in enumerate(reading.layers):

@@ -70,7 +70,7 @@ def index_projections(shape: ModelShape) -> dict[str, tuple[int, int]]:
     if shape.indexer is None:
         return {}
     queries = shape.indexer.heads * shape.indexer.dim
-    rows = (shape.indexer.key_rows or shape.indexer.dim) + shape.indexer.heads
+    rows = shape.indexer.key_rows or shape.indexer.dim + shape.indexer.heads
     latent = shape.q_latent if shape.indexer.latent else 0
     return {"index_q": (queries, latent or shape.hidden), "index_k": (rows, shape.hidden)}
 

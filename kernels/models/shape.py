@@ -47,7 +47,7 @@ class Indexer:
     ratio: int = 1
     """Tokens that share a key, and are chosen together (DeepSeek-V4)."""
     key_rows: int = 0
-    """Rows of the matrix that makes keys; 0: `dim`."""
+    """Rows of the matrix that makes keys and the weights of heads; 0: `dim` + `heads`."""
     latent: bool = True
     """Whether queries are made from the latent of attention's queries, if these have one."""
     scales: int = 4
