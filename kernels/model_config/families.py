@@ -78,8 +78,13 @@ class Llama(Family):
         *("llama", "ministral3", "phi3", "olmo", "olmo2", "glm", "glm4", "glm4v_text", "granite", "seed_oss"),
         *("hunyuan_v1_dense", "ernie4_5", "internlm3", "stablelm", "gemma", "mistral", "ministral", "cohere"),
         *("internlm2", "baichuan", "yi", "helium", "iquestcoder", "hyperclovax", "bitnet"),
+        *("diffllama", "emu3", "emu3_text_model", "glm_ocr_text", "granite_docling_text", "granite4_vision_text"),
+        *("paddleocr_vl_text", "hunyuan_vl_text", "phi4_multimodal", "xverse"),
     )
-    like: ClassVar = {"internlm2": "llama", "baichuan": "llama", "yi": "llama"}
+    like: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("internlm2", "baichuan", "yi", "xverse"), "llama"),
+        "emu3": "emu3_text_model",
+    }
 
 
 class Exaone(Family):
@@ -145,7 +150,7 @@ class Mixtral(Family):
 
 class Qwen(Family):
     model_types: ClassVar[tuple[str, ...]] = (
-        *("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "smollm3"),
+        *("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "smollm3", "qwen2_5_omni_text"),
     )
     defaults: ClassVar = {"max_window_layers": 28}
     slides = False
@@ -269,44 +274,6 @@ class PatternedMoe(Patterned):
         return {"gate_width": numbers["heads"] * numbers["head_dim"] if gated else 0}
 
 
-class Laguna(PatternedMoe):
-    """Layers with a window have more query heads, and a small matrix gates the output of each head."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("laguna",)
-
-    @staticmethod
-    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
-        found: dict[str, Any] = {"shared_ffn": fields.whole_or(0, "shared_expert_intermediate_size")}
-        if fields.get("gating") in (True, "per-head"):
-            found["gate_width"] = numbers["heads"]
-        if "num_attention_heads_per_layer" not in fields or "layer_types" not in fields:
-            return found
-        kinds = fields.listed("layer_types", length=numbers["layers"], known=tuple(Laguna.layer_types))
-        heads = fields.get("num_attention_heads_per_layer")
-        if not isinstance(heads, list) or len(heads) != len(kinds) or len(set(zip(kinds, heads, strict=True))) > 2:
-            raise fields.wrong("num_attention_heads_per_layer", "one number for each kind of layer")
-        return found | {"window_heads": dict(zip(kinds, heads, strict=True)).get("sliding_attention", 0)}
-
-
-class MiMo(Family):
-    """Values are narrower than keys, and layers with a window have other KV heads. The first layer is dense."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("mimo_v2_flash",)
-    dims: ClassVar = {**GlmMoe.dims, "v_head_dim": ("v_head_dim", "head_dim")}
-    defaults: ClassVar = {"sliding_window": 128}
-
-    @staticmethod
-    def windowed(fields: Fields, layers: int) -> int:
-        if "hybrid_layer_pattern" in fields:
-            return fields.listed("hybrid_layer_pattern", length=layers, known=(0, 1)).count(1)
-        raise BadConfig("config.json: field 'hybrid_layer_pattern' or 'layer_types' is missing")
-
-    @staticmethod
-    def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
-        heads = fields.whole_or(0, "swa_num_attention_heads")
-        return {"window_heads": heads, "window_kv_heads": fields.whole_or(0, "swa_num_key_value_heads")}
-
-
 class DeepSeek(Family):
     model_types: ClassVar[tuple[str, ...]] = (
         "deepseek_v2",
@@ -369,11 +336,22 @@ class Llama4(Family):
         return windows_of_pattern(fields, layers, "no_rope_layer_interval")
 
 
+ENCODERS = (
+    *("bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "blenderbot", "blenderbot-small", "camembert"),
+    *("data2vec-text", "electra", "ernie", "florence2", "git", "marian", "mbart", "megatron-bert", "moshi", "musicgen"),
+    *("musicgen_melody", "mvp", "pegasus", "pix2struct", "plbart", "prophetnet", "reformer", "rembert", "roberta"),
+    *("roberta-prelayernorm", "roc_bert", "roformer", "t5", "t5gemma", "t5gemma2", "trocr", "udop", "umt5", "whisper"),
+    *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "mt5", "blip", "vision-encoder-decoder", "distilbert"),
+)
+"""Types of encoders, and of decoders that also attend to one; their steps are not those of a decoder alone."""
+
+
 def family_of(model_type: str) -> tuple[str, type[Family]]:
     """The `model_type` as a family knows it, and the family. Raises `BadConfig`.
 
     Older files of a vision model hold the fields of its text model directly: `qwen2_5_vl` is then `qwen2_5_vl_text`.
     """
+    import kernels.model_config.further
     import kernels.model_config.gpt
     import kernels.model_config.hybrids
     import kernels.model_config.mixtures
@@ -384,6 +362,8 @@ def family_of(model_type: str) -> tuple[str, type[Family]]:
     for name in (model_type, f"{model_type}_text"):
         if name in FAMILIES:
             return name, FAMILIES[name]
+    if model_type in ENCODERS:
+        raise BadConfig(f"config.json: model_type {model_type!r} is an encoder or has one: only decoders are read")
     near = ", ".join(difflib.get_close_matches(model_type, FAMILIES, n=3))
     known = f"the nearest of the {len(FAMILIES)} that are: {near}" if near else f"{len(FAMILIES)} others are"
     raise BadConfig(f"config.json: model_type {model_type[:60]!r} is not known; {known}")

@@ -164,9 +164,7 @@ class MistralLarge4(DeepSeek):
     def more(cls, fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
         found, layers = DeepSeek.more(fields, numbers, states), numbers["layers"]
         if fields.get("kv_source_layers") not in (None, list(range(layers))):
-            raise fields.wrong(
-                "kv_source_layers", "each layer's own number: caches that layers share are not read here"
-            )
+            raise fields.wrong("kv_source_layers", "each layer's own number: no cache is shared here")
         rotary = layers
         if fields.get("no_rope_layers"):
             rotary = fields.listed("no_rope_layers", length=layers, known=(0, 1)).count(1)

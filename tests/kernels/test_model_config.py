@@ -178,7 +178,7 @@ def test_layers_with_a_window_may_have_other_heads() -> None:
         ({"num_hidden_layers": 10**400}, "not at most 10,000"),
         ({"vocab_size": 10**12}, "'vocab_size' is 1000000000000, not at most 2,147,483,648"),
         ({"model_type": ["llama"]}, "model_type \"['llama']\" is not known"),
-        ({"model_type": "deepseek_v4"}, "model_type 'deepseek_v4' is not known; the nearest of the"),
+        ({"model_type": "deepseek_v5"}, "model_type 'deepseek_v5' is not known; the nearest of the"),
         ({"text_config": [1]}, "field 'text_config' is not an object"),
         ({"rope_scaling": 3}, "'rope_scaling' is 3, not an object"),
     ],

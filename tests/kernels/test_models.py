@@ -218,8 +218,10 @@ def test_missing_field_is_named(field):
 def test_wrong_fields_are_named():
     with pytest.raises(BadConfig, match="'model_type' is missing"):
         from_config({})
-    with pytest.raises(BadConfig, match=r"model_type 'rwkv' is not known; \d+ others are"):
-        from_config({"model_type": "rwkv"})
+    with pytest.raises(BadConfig, match=r"model_type 'wkv' is not known; the nearest of the \d+"):
+        from_config({"model_type": "wkv"})
+    with pytest.raises(BadConfig, match="model_type 'bert' is an encoder or has one: only decoders are read"):
+        from_config({"model_type": "bert"})
     with pytest.raises(BadConfig, match="'hidden_size' is '8192', not a positive whole number"):
         from_config(LLAMA_70B | {"hidden_size": "8192"})
     with pytest.raises(BadConfig, match="'num_attention_heads' is 0"):
