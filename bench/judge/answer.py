@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.ceilings import usual_read
 from bench.judge.batches import SAME_BATCH, batches, free_batch, main_batches
 from bench.judge.boundness import Evidence, evidence, short
 from bench.judge.busyness import banner
-from bench.judge.interventions import regime
+from bench.judge.interventions import Bounds
 from bench.judge.view import Point, View, once
 from bench.units import percent
 
@@ -71,9 +70,9 @@ def answer(view: View) -> Answer:
 
 
 def _memory(view: View) -> Tile:
-    usual = usual_read(p.record for p in view.points)
+    bounds = Bounds.of(p.record for p in view.points)
     untested = "no two cases differ only in their bytes or only in their FLOPs"
-    if any(regime(p.record, usual) is None for p in view.decode):
+    if any(bounds.regime(p.record) is None for p in view.decode):
         untested += ", but for cases near their ridge, where bytes and arithmetic take about as long"
     said, tone = "NOT TESTED", OPEN
     if found := evidence(view):

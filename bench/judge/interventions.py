@@ -97,8 +97,8 @@ def interventions(records: Iterable[Record]) -> list[Intervention]:
     """All interventions of a run. Those fitted together come before those of one field."""
     found: list[Intervention] = []
     records = list(records)
-    usual = usual_read(records)
-    for (op, impl, expected), alike in by(usable(records), lambda r: (r.op, r.impl, regime(r, usual))).items():
+    bounds = Bounds.of(records)
+    for (op, impl, expected), alike in by(usable(records), lambda r: (r.op, r.impl, bounds.regime(r))).items():
         if expected is None:
             continue
         groups = one_field_groups(alike)
@@ -113,30 +113,39 @@ def usable(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r.is_trusted and len(r.samples_s) > 1 and r.bytes and r.flops and not r.repeat]
 
 
-def regime(record: Record, usual: float = 0.0) -> str | None:
-    """What clearly bounds the case by its prediction; "" without a prediction; None if two terms are close."""
-    terms = ranked(record, usual)
-    if not terms:
-        return ""
-    return terms[0][0] if is_clear(terms) else None
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What bounds the cases of a run, by their predictions."""
 
+    usual: float = 0.0
+    """Seconds of the read of the roof in the median of the run; 0 where none was taken around samples."""
 
-def ranked(record: Record, usual: float = 0.0) -> list[tuple[str, float]]:
-    """The terms of the prediction, the largest first.
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Bounds:
+        return cls(usual=usual_read(records))
 
-    Bytes are bytes, whether the memory or the L2 moves them: time follows both alike. So the larger of these two terms
-    stands for both, as `memory`. Where the time of a host's instructions was measured, it stands for all of its
-    arithmetic, and the bytes take as long as in the seconds of the record: `usual` is what the read of the roof takes
-    in the median of the run.
-    """
-    prediction = record.prediction.get("measured") or record.prediction.get("datasheet")
-    terms = dict(prediction["terms"]) if prediction else {}
-    if moved := [terms.pop(name) for name in ("memory", "l2") if name in terms]:
-        terms["memory"] = max(moved)
-    if record.core_s and "memory" in terms:
-        slower = record.read_s / usual if record.read_s and usual else 1.0
-        terms = {"memory": slower * terms["memory"], "core": record.core_s}
-    return sorted(terms.items(), key=lambda term: -term[1])
+    def regime(self, record: Record) -> str | None:
+        """What clearly bounds the case; "" without a prediction; None if two terms are close."""
+        terms = self.ranked(record)
+        if not terms:
+            return ""
+        return terms[0][0] if is_clear(terms) else None
+
+    def ranked(self, record: Record) -> list[tuple[str, float]]:
+        """The terms of the prediction, the largest first.
+
+        Bytes are bytes, whether the memory or the L2 moves them: time follows both alike. So the larger of these two
+        terms stands for both, as `memory`. Where the time of a host's instructions was measured, it stands for all of
+        its arithmetic, and the bytes take as long as in the seconds of the record.
+        """
+        prediction = record.prediction.get("measured") or record.prediction.get("datasheet")
+        terms = dict(prediction["terms"]) if prediction else {}
+        if moved := [terms.pop(name) for name in ("memory", "l2") if name in terms]:
+            terms["memory"] = max(moved)
+        if record.core_s and "memory" in terms:
+            slower = record.read_s / self.usual if record.read_s and self.usual else 1.0
+            terms = {"memory": slower * terms["memory"], "core": record.core_s}
+        return sorted(terms.items(), key=lambda term: -term[1])
 
 
 def is_clear(terms: Sequence[tuple[str, float]]) -> bool:
@@ -149,9 +158,9 @@ def left_out(records: Sequence[Record], found: Iterable[Intervention]) -> dict[s
     """How many times take part in none of the interventions `found`, by reason, the most frequent first."""
     used = {(i.op, i.impl, case_id) for i in found for case_id in i.case_ids}
     reasons: Counter[str] = Counter()
-    usual = usual_read(records)
+    bounds = Bounds.of(records)
     for record in records:
-        terms = ranked(record, usual)
+        terms = bounds.ranked(record)
         if record.key in used or record.repeat:
             continue
         if not usable([record]):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.judge.interventions import Intervention, change, interventions, left_out, regime
+from bench.judge.interventions import Bounds, Intervention, change, interventions, left_out
 from bench.records import MAY_BE_TOO_SHORT, Record
 from tests.support.synthetic_run import ROOF, Clock, by_arithmetic, samples, timed
 
@@ -157,7 +157,7 @@ def test_only_clearly_predicted_cases_are_used_and_each_kind_on_its_own() -> Non
 def test_bytes_of_memory_and_l2_are_one_term(terms: dict[str, float], expected: str | None) -> None:
     found = timed("ffn_gemv", {**GEMV, "B": 1}, by_memory)
     prediction = {"measured": {"terms": terms}} if terms else {}
-    assert regime(dataclasses.replace(found, prediction=prediction)) == expected
+    assert Bounds().regime(dataclasses.replace(found, prediction=prediction)) == expected
 
 
 def test_an_l2_of_twice_the_roof_leaves_no_case_out() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from bench.ceilings import Ceilings
 from bench.judge.answer import answer
-from bench.judge.interventions import regime
+from bench.judge.interventions import Bounds
 from bench.judge.view import View, gap
 from bench.measure.core import IN_CACHE, LARGEST, ROW_S, InCache, cores_of_parts, in_cache
 from bench.measure.timing import sample_interleaved
@@ -209,12 +209,12 @@ def test_the_parts_of_a_step_are_timed_in_caches_where_all_their_cases_fit() -> 
 
 
 def test_only_cases_far_from_their_own_ridge_are_interventions() -> None:
-    assert regime(taking("memory", 0.002, 0.0013)) == "memory"
-    assert regime(taking("near", 0.002, 0.0014)) is None
+    assert Bounds().regime(taking("memory", 0.002, 0.0013)) == "memory"
+    assert Bounds().regime(taking("near", 0.002, 0.0014)) is None
     # the memory was twice as fast as in the median of the run
-    assert regime(taking("memory", 0.002, 0.0013), usual=0.002) is None
-    assert regime(taking("core", 0.005, 0.005)) == "core"
-    assert regime(taking("both", 0.0028, 0.0028)) is None
+    assert Bounds(usual=0.002).regime(taking("memory", 0.002, 0.0013)) is None
+    assert Bounds().regime(taking("core", 0.005, 0.005)) == "core"
+    assert Bounds().regime(taking("both", 0.0028, 0.0028)) is None
 
 
 @pytest.mark.parametrize(("core_s", "near"), [(0.0018, True), (0.0005, False)])
