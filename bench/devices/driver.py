@@ -107,10 +107,32 @@ def _ecc_errors(kind: str) -> Reading:
     )
 
 
+def _of_nvlinks(reading: Callable[[Any, Any, int], int]) -> Reading:
+    """The sum over the NVLinks of a part. NVML refuses a number that the part has no link for."""
+
+    def summed(nvml: Any, handle: Any) -> int:
+        found = reading(nvml, handle, 0)
+        for link in range(1, nvml.NVML_NVLINK_MAX_LINKS):
+            try:
+                found += reading(nvml, handle, link)
+            except nvml.NVMLError:
+                break
+        return found
+
+    return summed
+
+
+def _nvlink_errors(nvml: Any, handle: Any, link: int) -> int:
+    kinds = (nvml.NVML_NVLINK_ERROR_DL_REPLAY, nvml.NVML_NVLINK_ERROR_DL_RECOVERY, nvml.NVML_NVLINK_ERROR_DL_CRC_FLIT)
+    return sum(nvml.nvmlDeviceGetNvLinkErrorCounter(handle, link, kind) for kind in kinds)
+
+
 TOTALS: dict[str, Reading] = {
     "energy_j": lambda n, h: n.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3,
     "ecc_corrected": _ecc_errors("CORRECTED"),
     "ecc_uncorrected": _ecc_errors("UNCORRECTED"),
+    "pcie_replays": lambda n, h: n.nvmlDeviceGetPcieReplayCounter(h),
+    "nvlink_errors": _of_nvlinks(_nvlink_errors),
 }
 """Counters since the driver was loaded, read before and after a case. NVML gives mJ."""
 
@@ -138,9 +160,11 @@ FACTS: dict[str, Reading] = {
     "pcie_generation_max": lambda n, h: n.nvmlDeviceGetMaxPcieLinkGeneration(h),
     "pcie_width": lambda n, h: n.nvmlDeviceGetCurrPcieLinkWidth(h),
     "pcie_width_max": lambda n, h: n.nvmlDeviceGetMaxPcieLinkWidth(h),
+    "nvlinks": _of_nvlinks(lambda n, h, link: n.nvmlDeviceGetNvLinkState(h, link)),
     "processes": lambda n, h: len(n.nvmlDeviceGetComputeRunningProcesses(h)),
 }
-"""What does not change while we run. `processes` counts our own process too: in a container it has another number.
+"""What does not change while we run. `nvlinks` are those that are up. `processes` counts our own process too: in a
+container it has another number.
 
 Version 1 of NVML's memory reading counts what the driver reserves as used, version 2 does not."""
 

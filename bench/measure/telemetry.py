@@ -56,9 +56,10 @@ class Sampler:
         """Hz, W, J, degrees Celsius. Where NVML refuses, the value is None and `unavailable` says why.
 
         `clock_reasons` lists every reason that was seen. `throttled` is True if one of them is a slowdown,
-        `power_capped` if one of them is the power cap. ECC counts are the errors that were new. `energy_j` is the
-        board's energy while the sampler was open, idle gaps included. `power_w` is the mean power, and `power_from`
-        says how it was found: `instant` readings, `energy` over the window, or the driver's `average` of a second.
+        `power_capped` if one of them is the power cap. ECC counts, PCIe replays and NVLink errors are those that were
+        new. `energy_j` is the board's energy while the sampler was open, idle gaps included. `power_w` is the mean
+        power, and `power_from` says how it was found: `instant` readings, `energy` over the window, or the driver's
+        `average` of a second.
         """
         if self._thread is None:
             return {}

@@ -101,6 +101,8 @@ def test_a_ticket_has_the_serial_number() -> None:
         ({"throttled_share": 0.5, "clock_reasons": ["hw_slowdown"]}, "throttled in 50% of the cases (hw_slowdown)"),
         ({"power_capped_share": 1.0}, "held by its power cap in 100% of the cases"),
         ({"ecc_uncorrected": 1}, "1 uncorrected ECC error"),
+        ({"pcie_replays": 2}, "2 PCIe replays"),
+        ({"nvlink_errors": 3}, "3 NVLink errors"),
         ({"ecc": False}, "ECC is off"),
     ],
 )

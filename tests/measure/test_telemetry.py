@@ -63,8 +63,16 @@ def test_the_facts_of_a_recorded_h100() -> None:
         "pcie_generation_max": 5,
         "pcie_width": 16,
         "pcie_width_max": 16,
+        "nvlinks": 18,
         "processes": 0,
     }
+
+
+@pytest.mark.parametrize(("links", "said"), [([1] * 18, 18), ([1, 0, 1], 2), ([], None)])
+def test_nvlinks_that_are_up_are_counted(links: list[int], said: int | None) -> None:
+    facts, unavailable = read(FakeNvml(nvlinks=links), driver.FACTS)
+    assert facts["nvlinks"] == said
+    assert unavailable.get("nvlinks") == (None if links else "Not Supported")
 
 
 def test_the_live_values_of_a_recorded_h100_that_idles() -> None:
@@ -206,7 +214,9 @@ def test_sampler_summarises_what_happened() -> None:
         {"clocks": {1: 1200, 2: 2619}, "reasons": 0x4 | 0x20, "celsius": 61, "ecc_counts": {0: 5, 1: 0}},
         {"clocks": {1: 1980, 2: 2619}, "reasons": 0x1, "celsius": 58, "energy_mj": 1_250_000},
     ]
+    states[1] |= {"pcie_replays": 7, "nvlink_errors": [2] * 18}
     before = {"clocks": {1: 1755, 2: 2619}, "power_mw": 412_500, "celsius": 50, "ecc_counts": {0: 3, 1: 0}}
+    before |= {"pcie_replays": 4, "nvlink_errors": [1] * 18}
     summary = sampled(FakeNvml(**before), states)
     assert summary["sm_clock_hz"]["min"] == 1200e6
     assert summary["sm_clock_hz"]["max"] == 1980e6
@@ -217,6 +227,7 @@ def test_sampler_summarises_what_happened() -> None:
     assert summary["clock_reasons"] == ["sw_power_cap", "sw_thermal_slowdown"]
     assert (summary["throttled"], summary["power_capped"]) == (True, True)
     assert (summary["ecc_corrected"], summary["ecc_uncorrected"]) == (2, 0)
+    assert (summary["pcie_replays"], summary["nvlink_errors"]) == (3, 18)
     assert summary["unavailable"] == {}
     assert summary["samples"] >= 6
     assert 0 < summary["duration_s"] < 60

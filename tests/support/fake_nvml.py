@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
+
 from tests.support import DATA
 
 H100 = DATA / "nvidia_smi_h100.txt"
@@ -108,7 +110,8 @@ class FakeNvml:
     """The recorded H100 with a driver that runs today's torch, at the PCI address that `fake_properties` has.
 
     Values are attributes that a test changes. None is refused as `Not Supported`. `refuse` maps a function's name to
-    the error that it raises. The bus width and the energy are made up, because `nvidia-smi` does not print them.
+    the error that it raises. The bus width, the energy, the NVLinks and the errors of links are made up, because these
+    recordings do not have them.
     """
 
     class NVMLError(Exception):
@@ -116,6 +119,8 @@ class FakeNvml:
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
     nvmlMemory_v2 = 0x2000028
+    NVML_NVLINK_MAX_LINKS = pynvml.NVML_NVLINK_MAX_LINKS
+    NVML_NVLINK_ERROR_DL_REPLAY, NVML_NVLINK_ERROR_DL_RECOVERY, NVML_NVLINK_ERROR_DL_CRC_FLIT = 0, 1, 2
     NVML_SUCCESS, NVML_ERROR_NOT_SUPPORTED, NVML_FI_DEV_POWER_INSTANT = 0, 3, 186
     NVML_MEMORY_ERROR_TYPE_CORRECTED, NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 0, 1, 0
 
@@ -123,6 +128,7 @@ class FakeNvml:
         self.refuse: dict[str, str] = {}
         self.pids: list[int] = []
         self.energy_mj, self.bus_bits, self.count = 1_000_000, 5120, 1
+        self.nvlinks, self.nvlink_errors, self.pcie_replays = [1] * 18, [0] * 18, 0
         today = {"driver": "580.159.04", "cuda": 13000, "uuid": "GPU-4f6a", "address": "00000000:0A:00.0"}
         for name, value in {**recorded_values(H100.read_text()), **today, **values}.items():
             setattr(self, name, value)
@@ -237,6 +243,21 @@ class FakeNvml:
 
     def nvmlDeviceGetMaxPcieLinkWidth(self, handle: Any) -> int:
         return self._given(self.pcie_max[1])
+
+    def nvmlDeviceGetPcieReplayCounter(self, handle: Any) -> int:
+        return self._given(self.pcie_replays)
+
+    def nvmlDeviceGetNvLinkState(self, device: Any, link: int) -> int:
+        return self._of_link(self.nvlinks, link)
+
+    def nvmlDeviceGetNvLinkErrorCounter(self, device: Any, link: int, counter: int) -> int:
+        """All errors are replays."""
+        return self._of_link(self.nvlink_errors, link) if counter == self.NVML_NVLINK_ERROR_DL_REPLAY else 0
+
+    def _of_link(self, values: list[int], link: int) -> int:
+        if link >= len(values):
+            raise self.NVMLError("Invalid Argument" if values else "Not Supported")
+        return values[link]
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:
         return [SimpleNamespace(pid=pid, usedGpuMemory=1 << 30) for pid in self.pids]

@@ -146,6 +146,7 @@ NUMBERS: dict[str, tuple[str, str, float]] = {
     "temperature_c": ("temperature", "°C", 0.15),
     "pcie_generation": ("PCIe generation", "", 0.01),
     "pcie_width": ("PCIe lanes", "", 0.01),
+    "nvlinks": ("NVLinks", "", 0.01),
     "memory_bytes": ("memory", "B", 0.01),
 }
 """Facts that are compared: their name, their unit, and by which part of the usual value they must differ."""
@@ -181,6 +182,9 @@ def faults(member: Member) -> list[str]:
     for name in ("corrected", "uncorrected"):
         if count := facts.get(f"ecc_{name}"):
             said.append(f"{count} {name} ECC error{'s' if count > 1 else ''}")
+    for name, title in (("pcie_replays", "PCIe replay"), ("nvlink_errors", "NVLink error")):
+        if count := facts.get(name):
+            said.append(f"{count} {title}{'s' if count > 1 else ''}")
     if facts.get("ecc") is False:
         said.append("ECC is off")
     if facts.get("mig"):

@@ -26,11 +26,15 @@ BOARD = (
     "pcie_generation_max",
     "pcie_width",
     "pcie_width_max",
+    "nvlinks",
     "ecc",
     "mig",
     *CLOCKS.values(),
 )
 """What the header of a run says of the board, by the names of `bench.devices.driver.FACTS`."""
+
+COUNTED = ("ecc_corrected", "ecc_uncorrected", "pcie_replays", "nvlink_errors")
+"""Errors that are summed over the cases of a run."""
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def facts(run: Run) -> dict[str, Any]:
         found[name] = middle(t[name].get("median") for t in seen if isinstance(t.get(name), Mapping))
     found["power_w"] = greatest(t.get("power_w") for t in seen)
     found["temperature_c"] = greatest(t.get("temperature_c") for t in seen)
-    for name in ("ecc_corrected", "ecc_uncorrected"):
+    for name in COUNTED:
         counts = [t[name] for t in seen if t.get(name) is not None]
         found[name] = sum(counts) if counts else None
     for name in ("throttled", "power_capped"):

@@ -135,11 +135,13 @@ class Verdict:
                     f"{f['power_w']:.0f} of {f.get('power_cap_w', 0):.0f} W" if "power_w" in f else "",
                     f"{f['temperature_c']:.0f} °C" if "temperature_c" in f else "",
                     f"{f['pcie_generation']} x{f.get('pcie_width', '?')}" if "pcie_generation" in f else "",
+                    str(f.get("nvlinks", "")),
                     ", ".join(f"{f[n]} {n[4:]}" for n in ("ecc_corrected", "ecc_uncorrected") if f.get(n)),
                     "; ".join(self.peculiarities[member.node, member.share]),
                 )
             )
-        headers = ("share", "SM clock", "memory clock", "power", "hottest", "PCIe", "ECC errors", "what is unusual")
+        clocks = ("SM clock", "memory clock")
+        headers = ("share", *clocks, "power", "hottest", "PCIe", "NVLinks", "ECC errors", "what is unusual")
         return Table(headers=headers, rows=rows)
 
     def ticket(self) -> Table:
