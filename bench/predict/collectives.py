@@ -1,4 +1,4 @@
-"""What an all-reduce or an all-to-all among the parts of a server is expected to take.
+"""What an all-reduce, an all-to-all or an exchange of experts' rows among the parts of a server is expected to take.
 
     seconds = min(one-shot, two-shot)
     one-shot = start + rank log2(n) + (n - 1) S / (rate x link)
@@ -14,13 +14,19 @@ An all-to-all, in which each part sends S bytes, those for itself included, has 
 
     seconds = start + rank log2(n) + (n - 1) / n S / (rate x link)
 
-It is fitted on NCCL's, whose parts are equal. The rows of experts are exchanged by other kernels in servers, which were
-published to take 2 to 4 times as long: see `bench/judge/README.md`.
+It is fitted on NCCL's, whose parts are equal. Servers exchange the rows of experts by other kernels, DeepEP's. A
+dispatch in 8 bits, or a combine in 16 bits, in which each part has S bytes of rows for E experts, takes
+
+    seconds = start + expert E + (n - 1) / n S / (rate x link)
+
+Its latency grows with the experts: every part tells every expert how many rows come, and waits for as many answers. A
+row goes once to each of its experts, also where two of them are on one part. Among 8 parts alone it was published, so
+`start` is theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,6 +37,7 @@ from bench.predict import expected
 from kernels.models import ModelShape
 
 LIBRARIES = ("nccl", "trtllm", "vllm", "sglang")
+DEEPEP = "deepep"
 LEAST, MOST = 8 << 10, 16 << 20
 """Bytes of the smallest and of the largest message that were fitted."""
 
@@ -83,6 +90,26 @@ class ExpectedCollective:
     rests_on: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """DeepEP's low-latency kernels on one generation of parts. `start` and `expert` in seconds, `rate` as a share of
+    the link's datasheet."""
+
+    start: float
+    expert: float
+    rate: float
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Routed:
+        return cls(**{field.name: said[field.name] for field in fields(cls)})
+
+
+def routed_seconds(way: Routed, *, size: Any, experts: Any, ranks: Any, link: Any) -> Any:
+    """Seconds in which each of `ranks` parts sends `size` bytes of rows to experts, or gets them back. They include the
+    rows that stay on their part."""
+    return way.start + way.expert * experts + (ranks - 1) / ranks * size / (way.rate * link)
+
+
 def expect(
     spec: DeviceSpec, size: float, ranks: int, among: Mapping[str, Any] | None = None
 ) -> ExpectedCollective | None:
@@ -91,46 +118,34 @@ def expect(
     `among` holds other constants than those of `expected.json`, by `library generation`.
     """
 
-    def time(said: Mapping[str, Any], link: float) -> float:
-        return float(seconds(Library.of(said), size=size, ranks=ranks, link=link))
-
-    return _fastest(spec, ranks, time, expected.all_reduces() if among is None else among)
-
-
-def exchange(spec: DeviceSpec, size: float, ranks: int) -> ExpectedCollective | None:
-    """The fastest library's all-to-all in which each part sends `size` bytes, those for itself included. None as for
-    `expect`. NCCL's alone was published by size."""
-
-    def time(said: Mapping[str, Any], link: float) -> float:
-        return float(exchange_seconds(Algorithm.of(said), size=size, ranks=ranks, link=link))
-
-    return _fastest(spec, ranks, time, expected.all_to_alls())
-
-
-def whole_experts(shape: ModelShape, spec: DeviceSpec, tokens: float, ranks: int) -> tuple[float, float] | None:
-    """Seconds of a dispatch in 8 bits and a combine in 16 bits, in a layer whose experts stay whole on `ranks` parts.
-
-    `tokens` are those of all parts, and each goes to its experts one by one. None for a model without experts, and as
-    for `exchange`.
-    """
-    if not shape.is_moe:
-        return None
-    rows = tokens / ranks * shape.experts_per_token * shape.hidden
-    ways = [exchange(spec, rows * size, ranks) for size in (1, 2)]
-    dispatch, combine = (way.seconds if way else None for way in ways)
-    return None if dispatch is None or combine is None else (dispatch, combine)
-
-
-def _fastest(
-    spec: DeviceSpec, ranks: int, time: Callable[[Mapping[str, Any], float], float], known: Mapping[str, Any]
-) -> ExpectedCollective | None:
+    known = expected.all_reduces() if among is None else among
     if spec.link_bandwidth is None or ranks < 2 or spec.sm not in expected.GENERATIONS:
         return None
     found = []
     for name in LIBRARIES:
         if said := known.get(f"{name} {expected.generation(spec)}"):
-            found.append((time(said, spec.link_bandwidth.value), name, said["rests_on"]))
+            time = seconds(Library.of(said), size=size, ranks=ranks, link=spec.link_bandwidth.value)
+            found.append((float(time), name, said["rests_on"]))
     if not found:
         return None
     least, name, rests_on = min(found)
     return ExpectedCollective(seconds=least, library=name, rests_on=rests_on)
+
+
+def whole_experts(shape: ModelShape, spec: DeviceSpec, tokens: float, ranks: int) -> tuple[float, float] | None:
+    """Seconds of a dispatch in 8 bits and a combine in 16 bits, in a layer whose experts stay whole on `ranks` parts.
+
+    `tokens` are those of all parts, and each goes to its experts one by one. None for a model without experts, without
+    a published link, and for a part of no generation that was measured.
+    """
+    if not shape.is_moe or spec.link_bandwidth is None or ranks < 2 or spec.sm not in expected.GENERATIONS:
+        return None
+    rows, link = tokens / ranks * shape.experts_per_token * shape.hidden, spec.link_bandwidth.value
+    found = []
+    for direction, width in (("dispatch", 1), ("combine", 2)):
+        said = expected.exchanges(direction).get(f"{DEEPEP} {expected.generation(spec)}")
+        if said is None:
+            return None
+        way = Routed.of(said)
+        found.append(float(routed_seconds(way, size=width * rows, experts=shape.experts, ranks=ranks, link=link)))
+    return found[0], found[1]

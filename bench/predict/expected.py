@@ -215,6 +215,12 @@ def all_to_alls() -> dict[str, Any]:
     return found
 
 
+def exchanges(direction: str) -> dict[str, Any]:
+    """The constants of experts' dispatches or combines by `library generation`."""
+    found: dict[str, Any] = _stored().get("exchanges", {}).get(direction, {})
+    return found
+
+
 def servers() -> dict[str, Any]:
     """The constants of whole servers, and the errors with one software left out at a time."""
     found: dict[str, Any] = _stored()["servers"]

@@ -176,7 +176,7 @@ def communication(predicted: StepPrediction, shape: ModelShape, spec: DeviceSpec
         yield (
             f"were experts whole: dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits "
             f"{combine * 1e6:.1f} us a layer, {spent * 1e6:,.0f} us a step, {percent(spent / found.seconds)} of the "
-            "expected one, as NCCL exchanges parts of one size"
+            "expected one, by DeepEP's kernels"
         )
 
 

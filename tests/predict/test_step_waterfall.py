@@ -13,7 +13,7 @@ from bench.cli import app
 from bench.devices import find
 from bench.errors import BadRequest
 from bench.predict import expected
-from bench.predict.collectives import Algorithm
+from bench.predict.collectives import Routed
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
@@ -258,8 +258,11 @@ def test_whole_experts_are_reached_over_the_link() -> None:
     """DeepSeek-V3 on 8 H100s, 64 requests: 8 tokens x 8 experts x 7,168 numbers of each part, 7/8 of them by link."""
     found = expect(Request(model="deepseek-v3", batch=64, context=4096, devices=8, weights="fp8"))
     (said,) = [line for line in found.notes if line.startswith("were experts whole")]
-    way = Algorithm.of(expected.all_to_alls()["nccl hopper"])
-    dispatch, combine = (way.start + 3 * way.rank + 7 / 8 * size * 8 * 8 * 7168 / (way.rate * 450e9) for size in (1, 2))
+    ways = [Routed.of(expected.exchanges(direction)["deepep hopper"]) for direction in ("dispatch", "combine")]
+    dispatch, combine = (
+        way.start + 256 * way.expert + 7 / 8 * size * 8 * 8 * 7168 / (way.rate * 450e9)
+        for way, size in zip(ways, (1, 2), strict=True)
+    )
     assert f"dispatch in 8 bits {dispatch * 1e6:.1f} us and combine in 16 bits {combine * 1e6:.1f} us a layer" in said
     assert f"{58 * (dispatch + combine) * 1e6:,.0f} us a step, " in said, "58 of 61 layers have experts"
 

@@ -17,7 +17,8 @@ Columns of a row:
 - `op`: an operation of `kernels/`, or `gated_delta_net`, `kda`, `state_update`, `all_reduce`, `dsa_topk`,
   `dsa_indexer`, `all_to_all` (NCCL's, of equal parts), `dispatch` and `combine` (DeepEP's rows of experts)
 - `part`: a key of `bench.devices`
-- `software`, `version`, `kernel`: who measured what: `vllm`, `0.24.0`, `vllm_flash_attn_fa3`
+- `software`, `version`, `kernel`: who measured what: `vllm`, `0.24.0`, `vllm_flash_attn_fa3`. A collective that was
+  launched from the host one by one says `eager`: its time holds the launch
 - `stored`: the type of the weights, of the KV cache or of the state: a key of `work.BYTES`
 - `activations`: the type that they are multiplied with: `bf16`, `fp8`, `nvfp4`, `int8`
 - `seconds`: the published time

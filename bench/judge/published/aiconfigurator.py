@@ -231,19 +231,46 @@ def _collectives(sheet: Sheet) -> Table:
 
 
 def _exchanges(sheet: Sheet) -> Table:
-    """DeepEP's dispatch and combine of the experts' rows, on the GPUs of one server. Tokens are those of each GPU."""
+    """DeepEP's dispatch and combine of the experts' rows, on the GPUs of one server. Tokens are those of each GPU.
+
+    The collector (`collector/wideep/trtllm/collect_moe_a2a.py` of ai-dynamo/aiconfigurator) puts events around a call
+    of TensorRT-LLM and waits for the GPU after each: without a graph, the time holds the launch from the host.
+    """
     sheet.keep(sheet.matches("comm_backend", lambda name: name.endswith("deepep_ll")), "kernels for prefill")
     sheet.keep(sheet["num_tokens"] <= LARGEST, f"more than {LARGEST} tokens: not decode")
     sheet.keep(sheet["node_num"] == 1, "experts on several servers")
     sheet.keep(sheet.text("comm_dtype", TYPES) == "bf16", "rows in a type that is not ours, or is not published")
+    codes, names = sheet.columns["kernel_source"]
+    sheet.columns["kernel_source"] = codes, tuple(f"{name} eager" for name in names)
+    sheet.columns["latency"] = sheet["latency"] * 1e-3  # microseconds in this table, not milliseconds
     fields = {"B": "num_tokens", "E": "num_experts", "k": "topk", "H": "hidden_size", "tp": "ep_size"}
-    table = sheet.table(
+    return sheet.table(
         sheet.text("phase", {phase: phase for phase in ("dispatch", "combine")}),
         stored="bf16",
         **{name: sheet[column] for name, column in fields.items()},
     )
-    seconds = table["seconds"] * 1e-3  # microseconds in this table, not milliseconds
-    return Table(columns={**table.columns, "seconds": seconds}, names=table.names, left_out=table.left_out)
+
+
+TIMES = ("latency", "dispatch_avg_t_us", "combine_avg_t_us")
+PHASES = {"dispatch": "fp8", "combine": "bf16"}
+"""How DeepEP's low-latency kernels store the rows that go out to experts and those that come back."""
+
+
+def _kernels_of_exchanges(sheet: Sheet) -> Table:
+    """The same kernels by the GPU's clock, as DeepEP's own test runs them: torch's profiler times each kernel, and the
+    ranks meet before (`collector/deep_collector/test_low_latency.py` of ai-dynamo/aiconfigurator). Each row of the
+    table is a dispatch in fp8 and a combine in bf16, in microseconds."""
+    sheet.keep(sheet["num_token"] <= LARGEST, f"more than {LARGEST} tokens: not decode")
+    sheet.keep(sheet["node_num"] == 1, "experts on several servers")
+    whole = np.full(sheet.rows, sheet.part.endswith("_sxm"))
+    sheet.keep(whole, "DeepEP on a rack: how many parts take part is not published")
+    fields = {"B": "num_token", "E": "num_experts", "k": "num_topk", "H": "hidden_size"}
+    found = []
+    for phase, stored in PHASES.items():
+        sheet.columns["latency"] = sheet[f"{phase}_avg_t_us"] * 1e-3
+        shape = {name: sheet[column] for name, column in fields.items()}
+        found.append(sheet.table(phase, stored=stored, tp=8, **shape))
+    return joined(found) if sheet.rows else found[0]
 
 
 def _topk(sheet: Sheet) -> Table:
@@ -269,6 +296,7 @@ READERS: dict[str, Callable[[Sheet], Table]] = {
     "nccl_perf": _collectives,
     "custom_allreduce_perf": _collectives,
     "moe_a2a_perf": _exchanges,
+    "wideep_deepep_ll_perf": _kernels_of_exchanges,
     "glm5_topk_module_perf": _topk,
     "glm5_mqa_logits_module_perf": _indexer,
 }
@@ -327,7 +355,8 @@ def sheets(package: Package, left_out: Counter[str]) -> Iterator[Sheet]:
                 arrow = file.read()
                 columns = {column: _values(arrow.column(column)) for column in arrow.column_names}
                 sheet = Sheet(part, software, version, path.stem, columns, arrow.num_rows)
-                sheet.keep(np.isfinite(sheet["latency"]) & (sheet["latency"] > 0), "a time of zero, or none")
+                for time in (column for column in columns if column in TIMES):
+                    sheet.keep(np.isfinite(sheet[time]) & (sheet[time] > 0), "a time of zero, or none")
                 yield sheet
         except (OSError, ValueError) as error:
             raise BadRequest(f"{name} of {package.where} is no parquet table: {error}") from None

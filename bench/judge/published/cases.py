@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.judge.published.table import Table
+from bench.judge.published.work import EXCHANGES
 from kernels.op import Case, discover
 
 
@@ -61,7 +62,7 @@ MAPPED = {
             stored="dtype",
             fixed={"direction": direction, "idle": 0},
         )
-        for direction in ("dispatch", "combine")
+        for direction in EXCHANGES
     },
 }
 """The published operations that are ours too. MoE rows of `tp` parts have experts of F / tp columns."""
@@ -82,7 +83,7 @@ def case_of(table: Table, row: int) -> tuple[str, Case] | None:
     if mapped.stored:
         fields[mapped.stored] = table.names["stored"][table["stored"][row]]
     activations = table.names["activations"][table["activations"][row]]
-    if activations == "nvfp4":  # our products in nvfp4 have 16-bit activations
+    if activations in ("nvfp4", "int8"):  # our products with such weights have 16-bit activations
         return None
     if mapped.activations and activations == "fp8":
         fields[mapped.activations] = "fp8"

@@ -18,7 +18,7 @@ from bench.judge.published import aiconfigurator, fit, link_fit, server_fit, ser
 from bench.judge.published.aiconfigurator import SHAPE
 from bench.judge.published.table import FILE, Array, Table, mixed, rounded, save
 from bench.judge.published.wheel import Package
-from bench.judge.published.work import work
+from bench.judge.published.work import EXCHANGES, work
 from kernels.models import MODELS, projections
 
 SIZES = (1e6, 4e6, 16e6, 64e6, 256e6, 1e9)
@@ -45,8 +45,11 @@ def distill(package: Package, path: Path = FILE) -> tuple[dict[str, Table], dict
     kept = kept.take(order)
     columns = {**kept.columns, "seconds": rounded(kept["seconds"])}
     kernels = Table(columns=columns, names=kept.names, sources=sources, left_out=full.left_out)
-    constants = {"constants": fit.fit(kernels), "all_reduces": link_fit.fit(kernels)} | {
-        "all_to_alls": link_fit.fit(kernels, "all_to_all")
+    constants = {
+        "constants": fit.fit(kernels),
+        "all_reduces": link_fit.fit(kernels),
+        "all_to_alls": link_fit.fit(kernels, "all_to_all"),
+        "exchanges": {direction: link_fit.fit(kernels, direction) for direction in EXCHANGES},
     }
     runs = servers.read(package, sources, constants)
     runs = Table(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from bench.devices import find
 from bench.judge.published import link_fit
 from bench.judge.published.table import Array, Table
-from bench.judge.published.work import Floor, generations, rates, work
-from bench.predict import collectives, expected
-
-EXCHANGES = ("dispatch", "combine")
-"""All-to-alls of unequal parts, held against NCCL's of equal ones with as many bytes."""
+from bench.judge.published.work import EXCHANGES, Floor, generations, rates, work
+from bench.predict import expected
 
 
 def shape(op: str, rows: Table, floor: Floor) -> expected.Kernels | None:
@@ -66,17 +64,14 @@ def expectation(table: Table) -> Array:
             kernels = shape(op, rows, work(rows))
             if kernels is not None:
                 seconds[index] = expected.total(expected.terms(kernels, found.constants, parts(rows), warm=True))
-    for known, name in ((expected.all_reduces(), "all_reduce"), (expected.all_to_alls(), "all_to_all")):
+    for name, known in collectives().items():
         for library, gen, index in link_fit.groups(table, name):
             if said := known.get(f"{library} {gen}"):
                 seconds[index] = link_fit.predicted(link_fit.known(said), table.take(index))
-    exchanged = np.isin(table["op"], [code for code, name in enumerate(table.names["op"]) if name in EXCHANGES])
-    for gen in {str(each) for each in generations(table)[exchanged]}:
-        if said := expected.all_to_alls().get(f"nccl {gen}"):
-            index = np.flatnonzero(exchanged & (generations(table) == gen))
-            rows = table.take(index)
-            ranks = rows["tp"].astype(np.float64)
-            size = work(rows).bytes * ranks / (ranks - 1)  # with the rows that stay
-            way = collectives.Algorithm.of(said)
-            seconds[index] = collectives.exchange_seconds(way, size=size, ranks=ranks, link=link_fit.links(rows))
     return seconds
+
+
+def collectives() -> dict[str, dict[str, Any]]:
+    """The stored constants of what crosses links, by operation."""
+    found = {"all_reduce": expected.all_reduces(), "all_to_all": expected.all_to_alls()}
+    return found | {direction: expected.exchanges(direction) for direction in EXCHANGES}

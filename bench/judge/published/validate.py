@@ -34,8 +34,8 @@ TARGETS: tuple[tuple[str, Mapping[str, Any], float, float], ...] = (
     ),
     ("all-reduces, 8 KB to 16 MB", {"op": "all_reduce", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
     ("NCCL's all-to-alls, 8 KB to 16 MB", {"op": "all_to_all", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
-    ("DeepEP's dispatch", {"op": "dispatch", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
-    ("DeepEP's combine", {"op": "combine", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
+    ("DeepEP's dispatch, 8 bits", {"op": "dispatch", "stored": ("fp8",), "least": 0}, 0.20, 0.60),
+    ("DeepEP's combine, 16 bits", {"op": "combine", "stored": ("bf16",), "least": 0}, 0.20, 0.60),
     *(
         (f"8 and 4 bits, {title}, from 64 MB", {"op": op, "stored": LOW, "least": 64e6, "rows": 128}, 0.20, 0.60)
         for LOW in [("fp8", "fp8_block", "int8", "int4", "mxfp4", "nvfp4")]
@@ -170,7 +170,7 @@ def in_sample(rows: Table) -> Array:
                 )
                 index = np.flatnonzero(mine)
                 found[index] |= fit.declared(rows.take(index), op, part, software)
-    for name in ("all_reduce", "all_to_all"):
+    for name in LINKED:
         for _, gen, index in link_fit.groups(rows, name):
             found[index] |= link_fit.declared(rows.take(index), gen)
     return found

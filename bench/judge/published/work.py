@@ -30,7 +30,9 @@ LATENT, ROPE = 512, 64
 """DeepSeek's: elements of the latent and of the rotary key that MLA caches for one token."""
 IMPOSSIBLE = 1.02
 """A row above this share of its floor's speed is wrong: datasheets round."""
-LINKED = ("all_reduce", "all_to_all", "dispatch", "combine")
+EXCHANGES = ("dispatch", "combine")
+"""All-to-alls of unequal parts: the rows of experts, on their way out and back."""
+LINKED = ("all_reduce", "all_to_all", *EXCHANGES)
 """Operations whose bytes cross the links between parts."""
 WARM = 4
 """Fewer bytes than this many L2s, read again and again from one buffer, stay partly in it."""
@@ -154,7 +156,7 @@ def _exchange(rows: Rows) -> tuple[Array, Array]:
     experts, ranks = rows["E"], rows["tp"]
     missed = np.ones(len(experts))
     for i in range(int(rows["k"].max())):
-        factor = (experts - experts / ranks - i) / (experts - i)
+        factor = (experts - experts / ranks - i) / np.maximum(1.0, experts - i)
         missed = np.where(i < rows["k"], missed * np.maximum(0.0, factor), missed)
     gets = (ranks - 1) * rows["B"] * (1 - missed)
     return gets * rows["H"] * rows["stored"], np.zeros_like(gets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from bench.devices import DEVICES
 from bench.errors import BadRequest
 from bench.judge import published
-from bench.judge.published import command, wheel
+from bench.judge.published import aiconfigurator, command, link_fit, wheel
+from bench.judge.published.aiconfigurator import Sheet
 from bench.judge.published.cases import MAPPED
 from bench.judge.published.distill import lot, size_class
 from bench.judge.published.table import CODED, FILE, Table, joined, read, save
@@ -39,7 +41,7 @@ EXCHANGES = ("dispatch", "combine")
 @pytest.mark.parametrize("op", EXCHANGES)
 def test_floors_of_exchanges_are_what_our_draws_send(op: str) -> None:
     """Rows that a rank gets from others. Ours are drawn, so a rank may get some more; large cases are asked."""
-    rows = published.load().where(op=op)
+    rows = published.load().where(op=op, stored="bf16")
     rows = rows.take(np.flatnonzero((rows["B"] == 128) & (rows["E"] == 256)))
     floor = published.work(rows).bytes
     assert len(rows) >= 10
@@ -82,6 +84,8 @@ def test_floors_are_those_of_our_own_operations(op: str) -> None:
 def test_rows_that_are_no_case_of_ours_say_so() -> None:
     table = published.load()
     assert published.case_of(table.where(op="ffn_gemv", stored="nvfp4"), 0) is None
+    assert published.case_of(table.where(op="ffn_gemv", stored="int8", activations="int8"), 0) is None
+    assert published.case_of(table.where(op="dispatch", stored="fp8"), 0) is None
 
 
 def test_rows_are_found_by_name() -> None:
@@ -186,6 +190,43 @@ def test_a_wheel_is_distilled_again_byte_for_byte_and_its_other_rows_are_counted
     assert rows.text("activations").tolist() == ["bf16", "fp8"]
     server = read(tmp_path / "a.xz")["servers"]
     assert (server["T"][0], server["tp"][0], server["seconds"][0]) == (1536, 4, pytest.approx(0.01))
+
+
+def exchanges(part: str, name: str, **columns: Any) -> Sheet:
+    """A table of exchanges: 64 tokens of each GPU among 256 experts, 8 for each token."""
+    texts = {"kernel_source": "deepep"} | {k: v for k, v in columns.items() if isinstance(v, str)}
+    numbers = {"node_num": 1, "hidden_size": 7168, "num_experts": 256, **columns}
+    coded = {key: (np.zeros(1, dtype=np.int32), (text,)) for key, text in texts.items()}
+    whole = {key: np.array([value]) for key, value in numbers.items() if not isinstance(value, str)}
+    return Sheet(part, "engine", "1", name, {**whole, **coded}, 1)
+
+
+def test_kernels_of_exchanges_go_out_in_8_bits_and_come_back_in_16() -> None:
+    """Times are microseconds, of both directions in one row."""
+    fields = {"num_token": 64, "num_topk": 8, "dispatch_avg_t_us": 20.0, "combine_avg_t_us": 40.0}
+    rows = aiconfigurator.READERS["wideep_deepep_ll_perf"](exchanges("h100_sxm", "wideep_deepep_ll_perf", **fields))
+    said = zip(rows.text("op"), rows.text("stored"), rows.text("kernel"), rows["seconds"], rows["tp"], strict=True)
+    assert [*said] == [
+        ("dispatch", "fp8", "deepep", pytest.approx(20e-6), 8),
+        ("combine", "bf16", "deepep", pytest.approx(40e-6), 8),
+    ]
+    assert [rows[name].tolist() for name in ("B", "k", "E", "H")] == [[64] * 2, [8] * 2, [256] * 2, [7168] * 2]
+    for part, changed in (("gb200", {}), ("h100_sxm", {"node_num": 2}), ("h100_sxm", {"num_token": 512})):
+        sheet = exchanges(part, "wideep_deepep_ll_perf", **{**fields, **changed})
+        assert len(aiconfigurator.READERS[sheet.name](sheet)) == 0
+        assert sum(sheet.left_out.values()) == 1
+
+
+def test_calls_of_exchanges_are_told_from_kernels() -> None:
+    said = {"comm_backend": "trtllm_deepep_ll", "comm_dtype": "bfloat16", "phase": "dispatch"}
+    fields = {"num_tokens": 64, "topk": 8, "ep_size": 8, "latency": 70.0}
+    rows = aiconfigurator.READERS["moe_a2a_perf"](exchanges("h100_sxm", "moe_a2a_perf", **said, **fields))
+    assert (rows.text("op")[0], rows.text("kernel")[0], rows["seconds"][0]) == (
+        "dispatch",
+        "deepep eager",
+        pytest.approx(70e-6),
+    )
+    assert not link_fit.in_graph(rows, "dispatch").any()
 
 
 def test_a_wheel_that_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
