@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,8 +32,9 @@ STATE, SUMMARY, ALONE = "fleet.json", "summary.json", "alone"
 
 WAIT_S = 0.5
 
-ALONE_OPS = ("stream", "ffn_gemv")
-"""What is measured again of each share alone: the roof, and one operation that follows it."""
+ALONE_OPS = ("stream", "ffn_gemv", "gemm_peak", "host_link")
+"""What is measured again of each share alone: the roof, an operation that follows it, what takes the most power, and
+the link to the host."""
 
 
 class Display(Protocol):
@@ -67,6 +68,7 @@ class Head:
 
     def __post_init__(self) -> None:
         self._guard = threading.Lock()
+        self._changed = False
         self._started: set[str] = set()
         self._given_up: set[str] = set()
 
@@ -88,6 +90,7 @@ class Head:
             for name, thread in threads.items():
                 while thread.is_alive() and name not in self._given_up:
                     thread.join(WAIT_S)  # an interrupt gets through between two waits
+                    self.save()
                     if time.monotonic() - began > self.engine.start_within_s:
                         self.give_up(set(threads) - self._started)
         except KeyboardInterrupt:
@@ -95,6 +98,8 @@ class Head:
             for thread in threads.values():
                 thread.join(10)
             raise
+        finally:
+            self.save()
 
     def give_up(self, names: set[str]) -> None:
         """Of nodes that have sent nothing, nothing is awaited or written any more."""
@@ -158,7 +163,7 @@ class Head:
             before = self.state.nodes.get(name, {}).get("shares", {})
             for gone in sorted(set(before) - set(shares)):
                 self.lose(f"{name}/{gone}", "it is not there any more")
-            self.save(lambda s: s.nodes.update({name: {"host": event["host"], "shares": {**before, **shares}}}))
+            self.change(lambda s: s.nodes.update({name: {"host": event["host"], "shares": {**before, **shares}}}))
             waiting |= set(shares) - set(task.finished)
             return
         share = event["share"]
@@ -181,14 +186,23 @@ class Head:
                 self.display.note(f"{share} of {name}: {event['said']}")
 
     def lose(self, key: str, why: str) -> None:
-        self.save(lambda s: s.lost.update({key: why}))
+        self.change(lambda s: s.lost.update({key: why}))
         self.display.note(f"lost {key}: {why}")
 
-    def save(self, change: Any = None) -> None:
+    def change(self, how: Callable[[State], None]) -> None:
+        """Change the state in memory. Whoever waits for the nodes saves it soon: a state for each of many nodes would
+        cost time with the square of their number."""
         with self._guard:
-            if change:
-                change(self.state)
-            write_text(self.directory / STATE, json.dumps(dataclasses.asdict(self.state), indent=1))
+            how(self.state)
+            self._changed = True
+
+    def save(self) -> None:
+        """Write `fleet.json` if the state has changed since."""
+        with self._guard:
+            if not self._changed:
+                return
+            text, self._changed = json.dumps(dataclasses.asdict(self.state), indent=1), False
+        write_text(self.directory / STATE, text)
 
 
 def read_state(directory: Path) -> State | None:
@@ -293,6 +307,7 @@ def measure(
                 f"({state.request.get(changed[0])}): choose another --out, or ask for the same"
             )
         head = Head(directory, engine, state, display)
+        head.change(lambda state: None)
         head.save()
         head.run(request)
         if alone:
