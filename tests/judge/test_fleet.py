@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ def test_all_at_once_is_held_against_alone() -> None:
     assert "all at once against one alone, stream read: +10" in line or "+9." in line
 
 
+def test_a_full_box_that_throttles_is_told_from_one_board_alone() -> None:
+    together, alone = fleet(8, 0), fleet(8, 1)
+    for members, clock, power, capped in ((together, 1.5e9, 700.0, 0.75), (alone, 1.98e9, 640.0, 0.0)):
+        for member in members:
+            facts = {"sm_clock_hz": clock, "power_w": power, "power_capped_share": capped}
+            member.summary["facts_by_kind"] = {"gemm_peak": facts}  # type: ignore[index]
+        for member in together:
+            member.summary["facts_by_kind"]["topk"] = {"sm_clock_hz": 1.98e9, "power_w": 300.0}
+    said = Verdict(members=tuple(together), alone=tuple(alone[:4])).lines()
+    assert "all at once against one alone, SM clock: 1.5 GHz where it is 1.98 GHz alone" in said
+    assert "all at once against one alone, highest power: 700 W where it is 640 W alone" in said
+    assert "all at once against one alone, cases held by the power cap: 75% where it is 0% alone" in said
+    assert not any("SM clock" in line for line in Verdict(members=tuple(together)).lines())
+
+
 def test_a_summary_holds_the_fastest_implementation_and_no_sample(tmp_path: Path) -> None:
     records = [stream("read-1GiB", kind="read", read=2**30, seconds=4e-4), gate(0.9), gate(0.8, "torch")]
     run = view(tmp_path, records).run
@@ -140,3 +156,19 @@ def test_a_summary_holds_the_fastest_implementation_and_no_sample(tmp_path: Path
     assert set(found["times"]) == {"stream read", "ffn_gemv"}
     assert found["part"] == TARGET.name
     assert "samples_s" not in str(found)
+
+
+def test_a_summary_tells_what_the_board_did_for_each_kind_of_work(tmp_path: Path) -> None:
+    def told(power: float, clock: float, throttled: bool) -> dict[str, Any]:
+        clocks = {"sm_clock_hz": {"min": clock, "median": clock, "max": clock}}
+        return {**clocks, "power_w": power, "throttled": throttled, "nvlink_errors": 1, "clock_reasons": []}
+
+    read = replace(
+        stream("read-1GiB", kind="read", read=2**30, seconds=4e-4), telemetry=told(500.0, 1.98e9, throttled=False)
+    )
+    products = [replace(gate(0.9, B=B), telemetry=told(690.0, 1.5e9, throttled=B == 1)) for B in (1, 2)]
+    found = summarize(view(tmp_path, [read, *products]).run)
+    gemv = {"sm_clock_hz": 1.5e9, "power_w": 690.0, "throttled_share": 0.5, "nvlink_errors": 2}
+    assert found["facts_by_kind"]["ffn_gemv"] == gemv
+    assert found["facts_by_kind"]["stream read"]["power_w"] == 500.0
+    assert (found["facts"]["power_w"], found["facts"]["nvlink_errors"]) == (690.0, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.judge.busyness import taken_by_others
@@ -68,6 +68,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "times": times,
         "resolution": {kind: min(apart[op], 10.0) for kind in times if (op := kind.split()[0]) in apart},
         "facts": facts(run),
+        "facts_by_kind": by_kind(run),
         "wrong": sum(r.status in ("wrong", "failed", "timeout") for r in run.records),
         "wrong_example": next(
             (f"{r.op} {r.case_id} {r.impl}: {r.status}" for r in run.records if r.status in ("wrong", "failed")), None
@@ -83,8 +84,24 @@ def kind_of(record: Record) -> str:
 def facts(run: Run) -> dict[str, Any]:
     """What the board says of itself, and what its clocks, power and errors were while cases ran. None: not told."""
     gpu = (run.header.get("environment") or {}).get("gpu") or {}
-    seen = [r.telemetry for r in run.timed if r.telemetry]
     found: dict[str, Any] = {name: gpu.get(name) for name in BOARD if gpu.get(name) is not None}
+    found |= told([r.telemetry for r in run.timed if r.telemetry])
+    found["others_share"] = taken_by_others(run)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def by_kind(run: Run) -> dict[str, dict[str, Any]]:
+    """What the board did while the cases of each kind ran."""
+    seen: dict[str, list[Mapping[str, Any]]] = {}
+    for record in run.timed:
+        if record.telemetry:
+            seen.setdefault(kind_of(record), []).append(record.telemetry)
+    return {kind: found for kind, each in seen.items() if (found := told(each))}
+
+
+def told(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Clocks in the median, the highest power and temperature, sums of errors, the shares of cases that were held."""
+    found: dict[str, Any] = {}
     for name in CLOCKS:
         found[name] = middle(t[name].get("median") for t in seen if isinstance(t.get(name), Mapping))
     found["power_w"] = greatest(t.get("power_w") for t in seen)
@@ -96,8 +113,7 @@ def facts(run: Run) -> dict[str, Any]:
         held = [bool(t[name]) for t in seen if t.get(name) is not None]
         found[f"{name}_share"] = sum(held) / len(held) if held else None
     reasons = {reason for t in seen for reason in t.get("clock_reasons") or ()}
-    found["clock_reasons"] = sorted(reasons)
-    found["others_share"] = taken_by_others(run)
+    found["clock_reasons"] = sorted(reasons) or None
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,15 @@ from typing import Any
 from bench.judge.fleet.deviations import Deviation, Member, deviations, peculiarities
 from bench.judge.view import Table
 from bench.units import percent, si, signed, tick
+
+BESIDE_ALONE: dict[str, tuple[str, Callable[[float], str]]] = {
+    "sm_clock_hz": ("SM clock", lambda value: tick(value, "Hz")),
+    "power_w": ("highest power", lambda value: f"{value:.0f} W"),
+    "temperature_c": ("highest temperature", lambda value: f"{value:.0f} °C"),
+    "throttled_share": ("cases throttled", percent),
+    "power_capped_share": ("cases held by the power cap", percent),
+}
+"""What of a board is held against the same board alone, in the median of boards and kinds: its title and its form."""
 
 SHOWN = 100
 """So many shares have a row of their own; of a larger fleet, those that are farthest from the others."""
@@ -104,7 +113,22 @@ class Verdict:
                     f"all at once against one alone, {kind}: {signed(statistics.median(ratios) - 1)} time "
                     f"({len(ratios)} times, {signed(min(ratios) - 1)} to {signed(max(ratios) - 1)})"
                 )
-        return said
+        return [*said, *self.boards_beside_alone()]
+
+    def boards_beside_alone(self) -> Iterator[str]:
+        """Clocks, power and heat of boards, and how often they were held, in the kinds of work that ran alone, too."""
+        alone = {(m.node, m.share): m.summary.get("facts_by_kind") or {} for m in self.alone}
+        pairs = [
+            (ours, lone)
+            for m in self.members
+            for kind, ours in (m.summary.get("facts_by_kind") or {}).items()
+            if (lone := alone.get((m.node, m.share), {}).get(kind))
+        ]
+        for name, (title, shown) in BESIDE_ALONE.items():
+            both = [(ours[name], lone[name]) for ours, lone in pairs if name in ours and name in lone]
+            if both:
+                ours, lone = (statistics.median(values) for values in zip(*both, strict=True))
+                yield f"all at once against one alone, {title}: {shown(ours)} where it is {shown(lone)} alone"
 
     def table(self) -> Table:
         """A row for each share: its roof, and its deviation in each kind of work."""
