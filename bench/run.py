@@ -248,9 +248,10 @@ def load_run(path: Path | str) -> Run:
 def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:
     """A tidy frame with one row per record of all runs. The column names hold the units.
 
-    Columns: run, device, op, impl, ours, case_id, status, reason, median_s, low_s, high_s, samples, bytes, flops,
+    Columns: path, run, device, op, impl, ours, case_id, status, reason, median_s, low_s, high_s, samples, bytes, flops,
     intensity_flop_per_byte, bytes_per_s, flops_per_s, predicted_datasheet_s, predicted_measured_s, bound, flags, and
-    every field of the case as `case.<name>`.
+    every field of the case as `case.<name>`. `path` is the run's as it was given: runs of several machines may have
+    begun in one second, and then have one name in `run`.
     """
     import pandas
 
@@ -263,6 +264,7 @@ def load(paths: Path | str | Iterable[Path | str]) -> pandas.DataFrame:
             measured = record.prediction.get("measured") or {}
             rows.append(
                 {
+                    "path": str(path),
                     "run": record.run_id,
                     "device": run.device.get("name", ""),
                     "op": record.op,

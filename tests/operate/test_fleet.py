@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 import subprocess
@@ -19,7 +20,8 @@ from bench.machine import usable_cores
 from bench.operate.fleet import engines, head, logs, node
 from bench.operate.fleet.node import Event, Task
 from bench.records import FILE
-from bench.run import load_run
+from bench.report import fleet as page
+from bench.run import load, load_run
 from tests.support import ROOT
 from tests.support.fleets import KEYS, REQUEST, Heard, keys, measured, wait_for
 
@@ -33,9 +35,26 @@ def test_every_share_is_measured_once_and_a_second_call_measures_nothing(faked: 
     verdict, _ = measured(tmp_path)
     assert [len(verdict.members), verdict.missing] == [2, ()]
     assert keys(tmp_path) == [KEYS, KEYS]
+    frame = load(sorted(tmp_path.glob("*/*")))
+    counts = frame.groupby("path")["case_id"].nunique()
+    assert dict(counts) == {str(path.parent): 3 for path in tmp_path.glob(f"*/*/{FILE}")}, "one frame of all shares"
     before = [path.read_bytes() for path in tmp_path.glob(f"*/*/{FILE}")]
     measured(tmp_path)
     assert [path.read_bytes() for path in tmp_path.glob(f"*/*/{FILE}")] == before
+
+
+@two_cores
+def test_a_slow_share_is_named_with_its_cores(faked: Path, tmp_path: Path) -> None:
+    (faked / "slow-1").touch()
+    verdict, _ = measured(tmp_path)
+    assert {each.member.share for each in verdict.outliers} == {"cores1"}
+    assert verdict.exit_code == 1
+    (line,) = [line for line in verdict.lines() if "slower than the others" in line]
+    assert "(cores 1) is slower than the others: ffn_gemv by 33%" in line
+    page.write(verdict, tmp_path, [], html=False)
+    with (tmp_path / page.TICKET).open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["share"], row["slot"], row["slower by"]) == ("cores1", "cores 1", "ffn_gemv 33%")
 
 
 @two_cores

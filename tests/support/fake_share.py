@@ -1,7 +1,8 @@
 """Takes the place of a fleet's share process: it writes a run of three records without loading torch.
 
 In the folder `$FAKE_SHARE`, a file `dies-<cores>` makes that share kill itself after its first record, once; a file
-`waits` makes every share wait before its second record until the file is gone.
+`slow-<cores>` makes its times half as long again; a file `waits` makes every share wait before its second record until
+the file is gone.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ def measure(task: dict[str, Any], control: Path) -> None:
     done = {r.case_id for r in load_run(directory / FILE).records} if resumed else set()
     writer = Writer(directory)
     writer.append("run", header())
+    cores = "-".join(map(str, task["cores"]))
+    slow = 1.5 if (control / f"slow-{cores}").exists() else 1.0
     for n, share in enumerate(SHARES):
-        record = gate(share, B=1 << n)
+        record = gate(share / slow, B=1 << n)
         if record.case_id in done:
             continue
         if n == 1:
@@ -39,7 +42,7 @@ def measure(task: dict[str, Any], control: Path) -> None:
                 time.sleep(0.02)
         writer.append("record", as_line(record))
         write_text(Path(task["at"]), json.dumps({"done": n, "total": len(SHARES), "what": record.case_id}))
-        dies = control / f"dies-{'-'.join(map(str, task['cores']))}"
+        dies = control / f"dies-{cores}"
         if dies.exists():
             dies.unlink()
             time.sleep(0.5)  # the record is sent
