@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.common.cpu_jit import jit
-from kernels.common.gated import ALPHA, CUBE, LIMIT, SQRT_2_OVER_PI
+from kernels.common.gated import ACTIVATIONS, ALPHA, CUBE, LIMIT, SQRT_2_OVER_PI
+
+RELU2 = ACTIVATIONS.index("relu2")
+"""The kind that has no gate."""
 
 
 @jit
@@ -19,6 +22,8 @@ def activate(kind, g, u):
         return g * (one + np.tanh(inner)) * np.float32(0.5) * u
     if kind == 3:
         return u / (one + np.exp(-g))
+    if kind == RELU2:
+        return np.float32(0.0) if g < np.float32(0.0) else g * g
     # not min and max, which drop a NaN
     limit = np.float32(LIMIT)
     if g > limit:

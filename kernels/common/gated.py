@@ -6,6 +6,7 @@
 | `geglu`          | g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2 u     | Gemma (`gelu_pytorch_tanh`)        |
 | `swiglu_clamped` | min(g, 7) sigma(1.702 min(g, 7)) (clip(u, -7, 7) + 1)   | gpt-oss (`swiglu` in its model.py) |
 | `glu`            | sigma(g) u                                              | Qwen3-Next, of what attention gave |
+| `relu2`          | max(g, 0)^2, without a u                                | Nemotron-H (`relu2` of its config) |
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from kernels.common.fields import OneOf
 if TYPE_CHECKING:
     import torch
 
-ACTIVATIONS = ("swiglu", "geglu", "swiglu_clamped", "glu")
+ACTIVATIONS = ("swiglu", "geglu", "swiglu_clamped", "glu", "relu2")
+UNGATED = ("relu2",)
+"""Those of one product: such FFNs have two matrices, up and down, and g is what up gives."""
 Activation = Annotated[str, OneOf(*ACTIVATIONS)]
 
 LIMIT, ALPHA = 7.0, 1.702
@@ -36,6 +39,19 @@ def suffix(activation: str) -> str:
     return "" if activation == "swiglu" else f"-{activation}"
 
 
+def matrices(activation: str) -> int:
+    """How many matrices multiply the input of an FFN: gate and up, or up alone."""
+    return 1 if activation in UNGATED else 2
+
+
+def halves(activation: str, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gate and up, of the columns that the first product gave; without a gate, both are all of them."""
+    if activation in UNGATED:
+        return both, both
+    gate, up = both.chunk(2, dim=1)
+    return gate, up
+
+
 def gain(activation: str) -> float:
     """The factor of the inputs x."""
     return CLAMPED_GAIN if activation == "swiglu_clamped" else 1.0
@@ -52,12 +68,14 @@ def hidden(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tenso
         return gate / (1 + torch.exp(-ALPHA * gate)) * up
     if activation == "glu":
         return up / (1 + torch.exp(-gate))
+    if activation == "relu2":
+        return gate.clamp(min=0) ** 2
     return gate / (1 + torch.exp(-gate)) * up
 
 
 def by_torch(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """h as model code in torch computes it, operator by operator in the type of the activations, for peers."""
-    from torch.nn.functional import gelu, silu
+    from torch.nn.functional import gelu, relu, silu
 
     if activation == "geglu":
         return gelu(gate, approximate="tanh") * up
@@ -66,6 +84,8 @@ def by_torch(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Ten
         return (up + 1) * (gate * (gate * ALPHA).sigmoid())
     if activation == "glu":
         return gate.sigmoid() * up
+    if activation == "relu2":
+        return relu(gate).square()
     return silu(gate) * up
 
 
@@ -74,5 +94,6 @@ OPERATORS = {
     "geglu": {"gelu": 2, "mul": 3},
     "swiglu_clamped": {"clamp gate": 2, "clamp up": 2, "add": 2, "scale": 2, "sigmoid": 2, "mul": 3, "mul up": 3},
     "glu": {"sigmoid": 2, "mul": 3},
+    "relu2": {"relu": 2, "square": 2},
 }
 """The kernels of `by_torch`, and how many arrays of gate's size each reads and writes."""

@@ -33,6 +33,11 @@ class FfnCase(Case):
     dtype: Dtype = "bf16"
     activation: gated.Activation = "swiglu"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation in gated.UNGATED:
+            raise ValueError(f"activation {self.activation}: it has no gate; its FFN is two products of ffn_gemv")
+
     @property
     def id(self) -> str:
         return f"B{self.B}-H{self.hidden}-F{self.ffn}-{self.dtype}" + gated.suffix(self.activation)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.common.cpu_gated import activate
+from kernels.common.cpu_gated import RELU2, activate
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, threads
 from kernels.common.cpu_loops import convert
 from kernels.common.cpu_products import ROWS, UNSCALED, multiply_rows
@@ -43,15 +43,17 @@ def gate_and_up(w, bias, none, e, tile, tokens, xs, x_at, H, F, kind, hidden, hi
     """hidden[pair] = a(gate, up) for `ROWS` rows of expert e; hidden_at are the places of its pairs. `bias` has that of
     every expert, in fp32, or is empty."""
     first, count = tile * ROWS, min(ROWS, F - tile * ROWS)
-    expert = w[e * 2 * F * H : (e + 1) * 2 * F * H]
+    matrices = 1 if kind == RELU2 else 2
+    expert = w[e * matrices * F * H : (e + 1) * matrices * F * H]
     multiply_rows(expert[: F * H], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, gate)
-    multiply_rows(expert[F * H :], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, up)
+    if matrices == 2:
+        multiply_rows(expert[F * H :], first, F, H, none, UNSCALED, xs, x_at, tokens, at, sums, up)
     for j in range(tokens):
         for i in range(count):
-            g, u, row = gate[j * ROWS + i], up[j * ROWS + i], e * 2 * F + first + i
+            g, u, row = gate[j * ROWS + i], up[j * ROWS + i], e * matrices * F + first + i
             if len(bias):
                 g += bias[row]
-                u += bias[row + F]
+                u += bias[row + (matrices - 1) * F]
             hidden[hidden_at[j] + first + i] = activate(kind, g, u)
 
 

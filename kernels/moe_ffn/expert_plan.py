@@ -29,8 +29,8 @@ COMBINE_COLUMNS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Gemm:
-    """One of the two products. An expert has `matrices` matrices (two for gate and up) of `rows` rows and `K`
-    columns."""
+    """One of the two products. An expert has `matrices` matrices (two for gate and up, one for up alone) of `rows` rows
+    and `K` columns."""
 
     rows: int
     K: int
@@ -80,7 +80,8 @@ def max_tiles(case: MoeCase, BLOCK_B: int) -> int:
 def shape_class(case: MoeCase) -> str:
     """Cases of one class have the experts of one model, and tiles of one width."""
     weights = f" w{case.weights}" if case.quantized else ""
-    return f"E{case.experts}k{case.width} H{case.H} F{case.F} {case.dtype}{weights} tile{tile_pairs(case)}"
+    alone = "" if case.matrices == 2 else f" {case.activation}"
+    return f"E{case.experts}k{case.width} H{case.H} F{case.F} {case.dtype}{weights}{alone} tile{tile_pairs(case)}"
 
 
 def gemm_of(target: Target, *, ctas_per_sm: int, unit_bytes: int, unit_smem: int, **shape: int) -> Gemm:
@@ -105,12 +106,13 @@ def plan_of(
     fields |= target.overrides
 
     def of(*, BLOCK_B: int, ctas_per_sm: int, num_warps: int) -> Plan:
+        common = {"BLOCK_B": BLOCK_B, "ctas_per_sm": ctas_per_sm}
         return Plan(
             BLOCK_B=BLOCK_B,
             max_tiles=max_tiles(case, BLOCK_B),
             num_warps=num_warps,
-            gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=2, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
-            down=gemm(case, target, rows=case.H, K=case.F, matrices=1, BLOCK_B=BLOCK_B, ctas_per_sm=ctas_per_sm),
+            gate_up=gemm(case, target, rows=case.F, K=case.H, matrices=case.matrices, **common),
+            down=gemm(case, target, rows=case.H, K=case.F, matrices=1, **common),
         )
 
     return of(**fields)

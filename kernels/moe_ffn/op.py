@@ -4,6 +4,7 @@ The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`
 
 x is [B, H], ids and weights [B, k] as the router left them, w_gate_up [E, 2F, H] (gate rows, then up rows),
 w_down [E, H, F], y [B, H]. With `bias`, the products have biases b_gate_up [E, 2F] and b_down [E, H] (gpt-oss).
+An activation without a gate (relu2) has w_up [E, F, H] alone, under the same name.
 Only experts that some token of the batch is routed to are read: k of E at batch 1, all at large batches. So the bytes
 of a decode step grow with the batch until all E experts are hit.
 
@@ -118,18 +119,23 @@ class MoeCase(Case):
         return self.rows * self.width
 
     @property
+    def matrices(self) -> int:
+        """How many matrices multiply x: gate and up, or up alone."""
+        return gated.matrices(self.activation)
+
+    @property
     def expert_bytes(self) -> int:
         """Bytes of gate, up and down of one expert, scales and biases included."""
         if self.quantized:
             size = BYTES[self.dtype]
             gate_or_up = weight_bytes(self.weights, self.F, self.H, size)
-            return 2 * gate_or_up + weight_bytes(self.weights, self.H, self.F, size) + self.bias_bytes
-        return 3 * self.H * self.F * BYTES[self.dtype] + self.bias_bytes
+            return self.matrices * gate_or_up + weight_bytes(self.weights, self.H, self.F, size) + self.bias_bytes
+        return (self.matrices + 1) * self.H * self.F * BYTES[self.dtype] + self.bias_bytes
 
     @property
     def bias_bytes(self) -> int:
         """Bytes of the biases of one expert, which are in the type of the activations."""
-        return (2 * self.F + self.H) * BYTES[self.dtype] * self.bias
+        return (self.matrices * self.F + self.H) * BYTES[self.dtype] * self.bias
 
 
 @cache
@@ -233,6 +239,8 @@ def test() -> Iterable[MoeCase]:
     yield MoeCase(B=5, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped")
     yield MoeCase(B=4, E=5, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="swiglu_clamped", bias=True)
     yield MoeCase(B=3, E=4, k=2, H=72, F=40, dtype="fp16", bias=True)
+    yield MoeCase(B=5, E=4, k=2, H=72, F=80, dtype="fp16", activation="relu2")
+    yield MoeCase(B=3, E=4, k=2, H=96, F=80, dtype="fp16", weights="mxfp4", activation="relu2", bias=True)
     for B, H, F, weights in (
         (1, 256, 128, "fp8_block"),
         (18, 128, 256, "fp8_block"),
@@ -279,7 +287,7 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
     at_an_end = (ids == ids.max()) | (ids == ids.min())
     logits = draw.normal((case.rows, case.width), "fp32", scale=0.2) + 0.7 * at_an_end
     made["topk_weights"] = logits.softmax(dim=-1) if case.width > 1 else logits.exp().mul_(0.5)
-    for name, N, K in (("w_gate_up", 2 * case.F, case.H), ("w_down", case.H, case.F)):
+    for name, N, K in (("w_gate_up", case.matrices * case.F, case.H), ("w_down", case.H, case.F)):
         if case.quantized:
             packed = random_weights(draw, case.weights, case.experts * N, K, case.dtype, height(case, name))
             made[name] = packed.pop("w").unflatten(0, (case.experts, N))
@@ -287,7 +295,7 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
         else:
             made[name] = draw.normal((case.experts, N, K), case.dtype, scale=K**-0.5)
     if case.bias:
-        made["b_gate_up"] = draw.normal((case.experts, 2 * case.F), case.dtype, scale=0.5)
+        made["b_gate_up"] = draw.normal((case.experts, case.matrices * case.F), case.dtype, scale=0.5)
         made["b_down"] = draw.normal((case.experts, case.H), case.dtype, scale=0.5)
     mark(case, made, draw)
     if device != "meta":
@@ -314,7 +322,7 @@ def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
     def packed(name: str) -> Inputs:
         return packed_as(case, drawn, name) | ({"format": case.weights} if case.quantized else {})
 
-    rows = [row + f for row in range(0, 2 * case.experts * case.F, case.F) for f in large]
+    rows = [row + f for row in range(0, case.matrices * case.experts * case.F, case.F) for f in large]
     mark_hidden(draw, rows=rows, columns=columns, H=case.H, F=case.F, **packed("w_gate_up"))
     ends = [e * case.H + n for e in range(case.experts) for n in (0, case.H - 1)]
     mark_outputs(rows=ends, columns=large, H=case.H, F=case.F, **packed("w_down"))
@@ -338,7 +346,8 @@ def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
     for e in sorted(set(ids.flatten().tolist())):
         token, slot = (ids == e).nonzero(as_tuple=True)
         first = x[token] @ expert_weights(case, inputs, "w_gate_up", e).T
-        gate, up = (first + inputs["b_gate_up"][e].float() if case.bias else first).chunk(2, dim=1)
+        first = first + inputs["b_gate_up"][e].float() if case.bias else first
+        gate, up = gated.halves(case.activation, first)
         down = gated.hidden(case.activation, gate, up) @ expert_weights(case, inputs, "w_down", e).T
         if case.bias:
             down = down + inputs["b_down"][e].float()
@@ -347,11 +356,13 @@ def reference(case: MoeCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: MoeCase) -> Work:
-    """The experts hit, x, ids, router weights and y once; 6 H F FLOP per (token, expert) pair."""
+    """The experts hit, x, ids, router weights and y once; 6 H F FLOP per (token, expert) pair, 4 without a gate."""
     size = BYTES[case.dtype]
     activations = size * case.rows * case.H
     return Work(
-        flops={"fma_fp32" if case.dtype == "fp32" else "mma_bf16": 6 * case.pairs * case.H * case.F},
+        flops={
+            "fma_fp32" if case.dtype == "fp32" else "mma_bf16": 2 * (case.matrices + 1) * case.pairs * case.H * case.F
+        },
         bytes_read=experts_hit(case) * case.expert_bytes + activations + 8 * case.pairs,
         bytes_written=activations,
     )

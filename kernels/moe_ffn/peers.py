@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernels.common.gated import by_torch
+from kernels.common.gated import by_torch, halves
 from kernels.common.random_inputs import BYTES
 from kernels.moe_ffn.op import MoeCase, work
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
@@ -21,7 +21,7 @@ GATHER_BYTES = 4 << 30
 def grouped_stages(case: MoeCase, target: Target) -> tuple[Stage, ...]:
     """Assumed to read every expert hit once. The intermediates of all pairs are written and read in between."""
     size = BYTES[case.dtype]
-    between = size * case.pairs * (case.H + 2 * case.F + 2 * case.F + 2 * case.H)
+    between = size * case.pairs * (case.H + 2 * case.matrices * case.F + 2 * case.H)
     return (Stage(name="grouped_mm", work=work(case), l2_bytes=2 * between),)
 
 
@@ -58,7 +58,7 @@ def grouped(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         order = flat.argsort()
         ends = (flat <= experts).sum(dim=1, dtype=torch.int32)
         first = grouped_mm(x[order // case.width], w_gate_up, offs=ends)
-        gate, up = biased(inputs, "b_gate_up", first, flat[order]).chunk(2, dim=1)
+        gate, up = halves(case.activation, biased(inputs, "b_gate_up", first, flat[order]))
         down = biased(inputs, "b_down", grouped_mm(by_torch(case.activation, gate, up), w_down, offs=ends), flat[order])
         out[order] = down.float() * weights.flatten()[order, None]
         return y.copy_(out.view(case.rows, case.width, case.H).sum(dim=1))
@@ -100,7 +100,7 @@ def gather(case: MoeCase, inputs: Inputs, target: Target) -> Launch:
         flat = ids.flatten()
         each = x.repeat_interleave(case.width, dim=0)[:, :, None]
         first = torch.bmm(inputs["w_gate_up"][flat], each)[..., 0]
-        gate, up = biased(inputs, "b_gate_up", first, flat).chunk(2, dim=1)
+        gate, up = halves(case.activation, biased(inputs, "b_gate_up", first, flat))
         second = torch.bmm(inputs["w_down"][flat], by_torch(case.activation, gate, up)[..., None])[..., 0]
         down = biased(inputs, "b_down", second, flat).view(case.rows, case.width, case.H)
         return y.copy_((down.float() * weights[:, :, None]).sum(dim=1))

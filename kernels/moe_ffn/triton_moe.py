@@ -100,6 +100,7 @@ def expert_kernel(
     stride_w_e,
     stride_w_n,
     ACTIVATION: tl.constexpr,
+    FIRST: tl.constexpr,
     GATED: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -107,10 +108,10 @@ def expert_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """GATED: out[sorted pair] = ACTIVATION(Wg x[token], Wu x[token]). Else: out[pair] = Wd x[sorted pair].
+    """FIRST: out[sorted pair] = ACTIVATION(Wg x[token], Wu x[token]). Else: out[pair] = Wd x[sorted pair].
 
-    W is `[E, 2N, K]` if GATED, else `[E, N, K]`. A CTA shares at most two items, the first and the last of its range,
-    so the workspace has two slots for each CTA.
+    W is `[E, 2N, K]` if GATED, else `[E, N, K]`. GATED is FIRST where the activation has a gate. A CTA shares at most
+    two items, the first and the last of its range, so the workspace has two slots for each CTA.
     """
     iters, blocks, units, ctas, unit, end = own_items(tile_count, N, K, BLOCK_N, BLOCK_K)
     offs_k = tl.arange(0, BLOCK_K)
@@ -119,7 +120,7 @@ def expert_kernel(
         tile = item // blocks
         row0 = (item % blocks) * BLOCK_N
         offs_p, mask_p, pair, offs_x = pairs_of(
-            tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, GATED, BLOCK_B
+            tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, FIRST, BLOCK_B
         )
         expert = tl.load(tile_expert + tile)
         w_expert = w + expert.to(tl.int64) * stride_w_e
@@ -155,6 +156,7 @@ def expert_kernel(
             units,
             ctas,
             ACTIVATION,
+            FIRST,
             GATED,
         )
         unit += it_end - it_first

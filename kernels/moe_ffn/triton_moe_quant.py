@@ -151,6 +151,7 @@ def expert_words(
     PLAIN: tl.constexpr,
     MAGIC: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    FIRST: tl.constexpr,
     GATED: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -178,7 +179,7 @@ def expert_words(
         tile = item // blocks
         row0 = (item % blocks) * BLOCK_N
         offs_p, mask_p, pair, offs_x = pairs_of(
-            tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, GATED, BLOCK_B
+            tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, FIRST, BLOCK_B
         )
         expert = tl.load(tile_expert + tile)
         matrix = expert * (2 if GATED else 1)
@@ -254,6 +255,7 @@ def expert_words(
             units,
             ctas,
             ACTIVATION,
+            FIRST,
             GATED,
         )
         unit += it_end - it_first

@@ -87,7 +87,7 @@ def own_items(tile_count, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def pairs_of(
-    tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, GATED: tl.constexpr, BLOCK_B: tl.constexpr
+    tile, pairs, tile_first, tile_end, top_k, stride_x_row, offs_k, FIRST: tl.constexpr, BLOCK_B: tl.constexpr
 ):
     """(places of a tile's pairs in the sorted list, mask of those that exist, the pairs, offsets of their x^T).
 
@@ -95,7 +95,7 @@ def pairs_of(
     offs_p = tl.load(tile_first + tile) + tl.arange(0, BLOCK_B)
     mask_p = offs_p < tl.load(tile_end + tile)
     pair = tl.load(pairs + offs_p, mask=mask_p, other=0)
-    x_row = pair // top_k if GATED else offs_p
+    x_row = pair // top_k if FIRST else offs_p
     return offs_p, mask_p, pair, (x_row * stride_x_row)[None, :] + offs_k[:, None]
 
 
@@ -132,6 +132,7 @@ def finish_item(
     units,
     ctas,
     ACTIVATION: tl.constexpr,
+    FIRST: tl.constexpr,
     GATED: tl.constexpr,
 ):
     """Store an item's sums, with the bias of the expert's rows, if there is one. If CTAs share the item, each leaves
@@ -165,9 +166,9 @@ def finish_item(
             sums += tl.load(of_rows).to(tl.float32)[:, None]
             if GATED:
                 sums_up += tl.load(of_rows + N).to(tl.float32)[:, None]
-        if GATED:
+        if FIRST:
             sums = hidden(sums, sums_up, ACTIVATION)
-        out_row = offs_p if GATED else pair
+        out_row = offs_p if FIRST else pair
         out_at = out + (out_row.to(tl.int64) * stride_out_row)[None, :] + offs_n[:, None]
         tl.store(out_at, sums.to(out.dtype.element_ty), mask=mask_p[None, :] & (offs_n < N)[:, None])
 
@@ -254,7 +255,8 @@ def built(
             },
             constexprs={
                 **constexprs,
-                "ACTIVATION": case.activation if g.matrices == 2 else "",
+                "ACTIVATION": case.activation if g is p.gate_up else "",
+                "FIRST": g is p.gate_up,
                 "GATED": g.matrices == 2,
                 "EVEN_K": source.shape[1] % g.BLOCK_K == 0,
                 "BLOCK_B": p.BLOCK_B,

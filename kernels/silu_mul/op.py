@@ -4,7 +4,8 @@ The activation a(g, u) is silu(g) u, or another one of `kernels/common/gated.py`
 type. `ffn_block` and `moe_ffn` do this in the product itself; it is a kernel of its own where weights are quantized.
 
 With `apart`, x [B, F] is the gate alone, maybe some columns of a wider product, and `up` [B, F] is a tensor of its own:
-what attention gave, in models that gate it.
+what attention gave, in models that gate it; or, with `wide` in fp32, what a state gave. An activation without a gate
+takes x [B, F] alone.
 """
 
 from __future__ import annotations
@@ -32,10 +33,24 @@ class GateCase(Case):
     dtype: Dtype = "bf16"
     activation: gated.Activation = "swiglu"
     apart: bool = False
+    wide: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.apart and self.alone:
+            raise ValueError(f"apart: {self.activation} has no gate that stands apart from up")
+        if self.wide and (not self.apart or self.dtype == "fp32"):
+            raise ValueError("wide: only an up of its own (apart) is in fp32 beside 16-bit gates")
+
+    @property
+    def alone(self) -> bool:
+        """Whether x is all that is read."""
+        return self.activation in gated.UNGATED
 
     @property
     def id(self) -> str:
-        return f"B{self.B}-F{self.F}-{self.dtype}" + ("-apart" if self.apart else "") + gated.suffix(self.activation)
+        apart = ("-apart" if self.apart else "") + ("-wide" if self.wide else "")
+        return f"B{self.B}-F{self.F}-{self.dtype}{apart}" + gated.suffix(self.activation)
 
 
 def of_model(model: str, B: int, activation: str = "swiglu") -> GateCase:
@@ -60,6 +75,8 @@ def cases(suite: str) -> list[GateCase]:
         GateCase(B=2, F=1030, dtype="fp16", activation="geglu"),
         GateCase(B=5, F=130, dtype="fp16", activation="swiglu_clamped"),
         GateCase(B=3, F=72, dtype="fp16", activation="glu", apart=True),
+        GateCase(B=3, F=72, dtype="fp16", apart=True, wide=True),
+        GateCase(B=3, F=1030, dtype="fp16", activation="relu2"),
     ]
 
 
@@ -67,14 +84,14 @@ def inputs(case: GateCase, device: str, seed: int) -> Inputs:
     """x ~ N(0, 1), four times as large for a clamped activation, so that some of it is beyond the limit."""
     draw, scale = RandomInputs(device, seed), gated.gain(case.activation)
     if not case.apart:
-        return {"x": draw.normal((case.B, 2 * case.F), case.dtype, scale=scale)}
-    return {name: draw.normal((case.B, case.F), case.dtype, scale=scale) for name in ("x", "up")}
+        return {"x": draw.normal((case.B, gated.matrices(case.activation) * case.F), case.dtype, scale=scale)}
+    types = {"x": case.dtype, "up": "fp32" if case.wide else case.dtype}
+    return {name: draw.normal((case.B, case.F), stored, scale=scale) for name, stored in types.items()}
 
 
 def halves(case: GateCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Gate and up, each [B, F]; rows of the gate may be further apart."""
-    x = inputs["x"]
-    return (x, inputs["up"]) if case.apart else (x[:, : case.F], x[:, case.F :])
+    return (inputs["x"], inputs["up"]) if case.apart else gated.halves(case.activation, inputs["x"])
 
 
 def reference(case: GateCase, inputs: Inputs) -> torch.Tensor:
@@ -84,9 +101,13 @@ def reference(case: GateCase, inputs: Inputs) -> torch.Tensor:
 
 
 def work(case: GateCase) -> Work:
-    """Gate and up once, h once; an exponential, a sum, a quotient and a product for each value."""
+    """Gate and up once, h once; an exponential, a sum, a quotient and a product for each value. Without a gate: a
+    comparison and a product."""
     values, size = case.B * case.F, BYTES[case.dtype]
-    return Work(flops={"fma_fp32": 4 * values}, bytes_read=2 * size * values, bytes_written=size * values)
+    read = size if case.alone else size + (4 if case.wide else size)
+    return Work(
+        flops={"fma_fp32": (2 if case.alone else 4) * values}, bytes_read=read * values, bytes_written=size * values
+    )
 
 
 def tolerance(case: GateCase) -> Tolerance:

@@ -20,6 +20,8 @@ def stages(case: GateCase, target: Target) -> tuple[Stage, ...]:
 
 def prepare(case: GateCase, inputs: Inputs, target: Target) -> Launch:
     gate, up = halves(case, inputs)
+    if case.wide:
+        return lambda: by_torch(case.activation, gate, up).to(gate.dtype)
     return lambda: by_torch(case.activation, gate, up)
 
 
