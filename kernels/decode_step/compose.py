@@ -11,10 +11,10 @@ from kernels.attention_decode.op import AttentionCase
 from kernels.common.quantization import BESIDE
 from kernels.common.random_inputs import BYTES
 from kernels.decode_step import states
+from kernels.decode_step.blocks import attends, feeds, mixes, stateful
 from kernels.decode_step.inputs import angles, embedding_factor, head_of
 from kernels.decode_step.op import StepCase
-from kernels.decode_step.parts import OUTSIDE, Part, parts, prefix_of, routed
-from kernels.decode_step.states import stateful
+from kernels.decode_step.parts import OUTSIDE, Part, in_one, parts, prefix_of, routed
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.latent_append.op import LatentCase
 from kernels.latent_append.op import cache_of as latents_of
@@ -87,21 +87,25 @@ class Composition:
         rows = self.run(layer, name, **given, residual=x)
         return rows[: case.B], rows[case.B :]
 
-    def mixer(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        """What attention or a state mixer adds to the residual, less the bias of its last product."""
-        if stateful(self.case, layer):
-            return self.state(layer, x)
-        return self.latent_attention(layer, x) if shape_of(self.case.model).is_mla else self.attention(layer, x)
+    def mixer(self, layer: int, x: torch.Tensor) -> list[torch.Tensor]:
+        """What attention adds to the residual, less the bias of its last product, then what a state mixer does."""
+        attention = self.latent_attention if shape_of(self.case.model).is_mla else self.attention
+        found = [attention(layer, x)] if attends(self.case, layer) else []
+        return [*found, self.state(layer, x)] if stateful(self.case, layer) else found
 
     def state(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         case: StateCase = self.part(layer, "state")
-        norm: NormCase = self.part(layer, "state_norm")
         mixed = self.product(layer, "state_in", x)
         tokens, z = mixed[:, None, : case.width], mixed[:, case.width :]
         memory = self.run(layer, "state", tokens=tokens, **states.update_inputs(self.case, self.inputs, layer))
-        y, w = y_of(case, memory).view(norm.rows, norm.D), self.inputs[f"{layer}.state_norm"]
-        normed = self.run(layer, "state_norm", x=y, z=z, w=w)
-        return self.product(layer, "state_out", normed.view(self.case.B, -1))
+        y = y_of(case, memory)
+        if wiring_of(self.case.model).state_norm:
+            norm: NormCase = self.part(layer, "state_norm")
+            w = self.inputs[f"{layer}.state_norm"]
+            gated = self.run(layer, "state_norm", x=y.view(norm.rows, norm.D), z=z, w=w)
+        else:
+            gated = self.run(layer, "state_gate", x=z, up=y.view(self.case.B, -1))
+        return self.product(layer, "state_out", gated.view(self.case.B, -1))
 
     def attention(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         import torch
@@ -211,13 +215,14 @@ class Composition:
                 matrices[f"w_{name}"] = inputs[f"{layer}.experts_{name}"]
         if wiring_of(self.case.model).expert_bias:
             matrices |= {f"b_{n}": inputs[f"{layer}.experts_{n}_bias"] for n in ("gate_up", "down")}
-        weights = found[1].view(torch.float32)
+        weights, latent = found[1].view(torch.float32), shape_of(self.case.model).expert_hidden
+        x = self.product(layer, "latent_in", x) if latent else x
         y = self.run(layer, "experts", x=x, topk_ids=found[0], topk_weights=weights, **matrices)
-        return y, logits[:, -1]
+        return self.product(layer, "latent_out", y) if latent else y, logits[:, -1]
 
     def dense(self, layer: int, name: str, x: torch.Tensor) -> torch.Tensor:
         prefix = prefix_of(name)
-        if self.case.quantized:
+        if not in_one(self.case):
             gate_up = self.product(layer, f"{prefix}gate_up", x)
             return self.product(layer, f"{prefix}down", self.run(layer, f"{prefix}activation", x=gate_up))
         matrices = {f"w_{each}": self.inputs[f"{layer}.{prefix}{each}"] for each in ("gate", "up", "down")}
@@ -229,10 +234,12 @@ class Composition:
         factor = embedding_factor(case)
         new, x = [self.kernels.look_up(inputs["tokens"], inputs["embedding"], factor)], None
         for layer in range(case.measured_layers):
-            y, x = self.norm(layer, "attention_norm", new, x)
-            new = [self.mixer(layer, y)]
-            y, x = self.norm(layer, "ffn_norm", new, x)
-            new = self.ffn(layer, y)
+            if mixes(case, layer):
+                y, x = self.norm(layer, "attention_norm", new, x)
+                new = self.mixer(layer, y)
+            if feeds(case, layer):
+                y, x = self.norm(layer, "ffn_norm", new, x)
+                new = self.ffn(layer, y)
         y, _ = self.norm(OUTSIDE, "final_norm", new, x)
         logits = self.product(OUTSIDE, "lm_head", y, stored=head_of(case))
         self.kernels.choose(logits, inputs["next"])

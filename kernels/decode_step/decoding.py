@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernels.decode_step import states
+from kernels.decode_step.blocks import attends, stateful
 from kernels.decode_step.inputs import bookkeeping, caches
 from kernels.decode_step.parts import memory_shape
-from kernels.decode_step.states import stateful
 from kernels.op import Inputs
 
 if TYPE_CHECKING:
@@ -26,17 +26,20 @@ def following(
     tokens = torch.tensor([token], device=device)
     inputs = weights | {"tokens": tokens, "next": torch.zeros_like(tokens)} | bookkeeping(case, device, 0)
     for layer in range(case.measured_layers):
-        inputs[f"{layer}.memory"] = carried(case, inputs, layer, before)
+        if attends(case, layer):
+            inputs[f"{layer}.memory"] = carried(case, inputs, layer, before)
+        if stateful(case, layer):
+            name = states.memory_of(case, layer)
+            old, like = before[1][name] if before else None, inputs["embedding"]
+            inputs[name] = states.carried(states.state_case(case), old, like)
     return inputs
 
 
 def carried(case: StepCase, inputs: Inputs, layer: int, before: tuple[StepCase, Inputs] | None) -> torch.Tensor:
-    """The memory of the step before. Where a page was added, all pages move to their new places; states stay."""
+    """The cache of the step before. Where a page was added, all pages move to their new places."""
     import torch
 
     name, like = f"{layer}.memory", inputs["embedding"]
-    if stateful(case, layer):
-        return states.carried(states.state_case(case), before[1][name] if before else None, like)
     if before and memory_shape(before[0], layer) == memory_shape(case, layer):
         return before[1][name]
     memory = torch.zeros(memory_shape(case, layer), dtype=like.dtype, device=like.device)

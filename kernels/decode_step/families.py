@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kernels.decode_step import hybrids
 from kernels.decode_step.angles import Rope, yarn_magnitude
 from kernels.decode_step.wiring import Wiring
 from kernels.model_config import BadConfig, Reading
@@ -52,9 +52,7 @@ def gated_delta(fields: Fields) -> StateCase:
 def mamba2(fields: Fields) -> StateCase:
     if fields.truth("mamba_proj_bias", default=False):
         raise fields.wrong("mamba_proj_bias", "false: the products of a step's state mixers have no bias")
-    least, most = fields.get("time_step_limit") or (0.0, math.inf)
-    if least > 0 or (isinstance(most, float | int) and most < math.inf):
-        raise fields.wrong("time_step_limit", "from 0 to infinity: a step limits no time step")
+    hybrids.unlimited(fields)
     heads, inner = fields.whole("mamba_n_heads"), fields.whole("mamba_expand") * fields.whole("hidden_size")
     if inner % heads or fields.get("mamba_d_head") not in (None, "auto", inner // heads):
         raise fields.wrong("mamba_d_head", f"the part of {heads} heads of the {inner} channels of mamba_expand")
@@ -106,6 +104,8 @@ FAMILIES = {
     "qwen3_5_moe_text": QWEN_NEXT,
     "bamba": Family(epsilon=1e-5, rotary=0.5, state=mamba2),
     "granitemoehybrid": Family(state=mamba2),
+    "nemotron_h": Family(epsilon=1e-5, state=hybrids.nemotron_state, always={"activation": "relu2"}),
+    "falcon_h1": Family(epsilon=1e-5, state=hybrids.falcon_state),
 }
 """By `model_type`: `configuration_<type>.py` and `modeling_<type>.py` of transformers 5.24."""
 
@@ -143,6 +143,8 @@ def wiring_from(reading: Reading) -> Wiring:
         found["attention_scale"] = float(text.get("query_pre_attn_scalar") or 256) ** -0.5
     if kind == "granitemoehybrid":
         found |= multipliers(text)
+    if kind in ("nemotron_h", "falcon_h1"):
+        found |= hybrids.wired(kind, text, reading)
     if kind in ("qwen3_moe", "qwen3_next"):  # Qwen3.5 renormalizes always
         found["router"] = (("renormalize", bool(text.get("norm_topk_prob", kind == "qwen3_next"))),)
     if shape.is_mla:
@@ -160,7 +162,7 @@ def refuse(text: Mapping[str, Any], reading: Reading) -> None:
     if text.get("mlp_bias") or (shape.is_mla and text.get("attention_bias")):
         raise BadConfig("mlp_bias or attention_bias: a step has no such bias for this model")
     ffns = ["dense"] * shape.dense_layers + ["moe"] * shape.moe_layers if shape.is_moe else ["dense"] * shape.layers
-    if [layer.ffn for layer in reading.layers] != ffns:
+    if not shape.plain_layers and [layer.ffn for layer in reading.layers] != ffns:
         raise BadConfig("layers with experts and dense ones take turns: a step has dense layers first")
 
 

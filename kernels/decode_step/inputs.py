@@ -12,6 +12,7 @@ from kernels.common.integers import cdiv
 from kernels.common.quantization import random_weights
 from kernels.common.random_inputs import RandomInputs
 from kernels.decode_step import states
+from kernels.decode_step.blocks import attends, stateful
 from kernels.decode_step.parts import (
     Part,
     latent_case,
@@ -23,7 +24,6 @@ from kernels.decode_step.parts import (
     rotary,
     windowed,
 )
-from kernels.decode_step.states import stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
@@ -61,7 +61,7 @@ def matrices(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
                 yield at + prefix_of(part.name) + name, (each.ffn, shape.hidden), dtype
             yield at + prefix_of(part.name) + "down", (shape.hidden, each.ffn), dtype
         elif isinstance(each, MoeCase):
-            yield at + "experts_gate_up", (each.E, 2 * each.F, each.H), case.weights
+            yield at + "experts_gate_up", (each.E, each.matrices * each.F, each.H), case.weights
             yield at + "experts_down", (each.E, each.H, each.F), case.weights
 
 
@@ -87,7 +87,7 @@ def vectors(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
         elif isinstance(each, RouterCase):
             yield at + "router_bias", (each.E if each.has_bias else 0,), "fp32" if each.score == "sigmoid" else dtype
         elif isinstance(each, MoeCase) and each.bias:
-            yield at + "experts_gate_up_bias", (each.E, 2 * each.F), dtype
+            yield at + "experts_gate_up_bias", (each.E, each.matrices * each.F), dtype
             yield at + "experts_down_bias", (each.E, each.H), dtype
 
 
@@ -126,12 +126,18 @@ def inputs(case: StepCase, device: str, seed: int) -> Inputs:
 
 
 def drawn_memory(case: StepCase, layer: int, draw: RandomInputs) -> Inputs:
-    """Queries and cache of a layer ~ N(0, 1), and the scales of a cache in 8 bits; or its states."""
+    """The cache of a layer and its states, those that it has."""
+    found: Inputs = drawn_cache(case, layer, draw) if attends(case, layer) else {}
+    if stateful(case, layer):
+        found[states.memory_of(case, layer)] = states.drawn_memory(states.state_case(case), draw)
+    return found
+
+
+def drawn_cache(case: StepCase, layer: int, draw: RandomInputs) -> Inputs:
+    """Queries and cache of a layer ~ N(0, 1), and the scales of a cache in 8 bits."""
     import torch
 
     name, device = f"{layer}.memory", draw.device
-    if stateful(case, layer):
-        return {name: states.drawn_memory(states.state_case(case), draw)}
     if not case.kv:
         return {name: draw.normal(memory_shape(case, layer), case.dtype)}
     rope, made = rope_case(case), torch.zeros(memory_shape(case, layer), dtype=torch.uint8, device=device)
@@ -146,7 +152,7 @@ def drawn_memory(case: StepCase, layer: int, draw: RandomInputs) -> Inputs:
 def height_of(case: StepCase, name: str) -> int:
     """Rows of one matrix of stacked experts, 0 for other matrices."""
     shape = shape_of(case.model)
-    heights = {"experts_gate_up": shape.expert_ffn, "experts_down": shape.hidden}
+    heights = {"experts_gate_up": shape.expert_ffn, "experts_down": shape.expert_hidden or shape.hidden}
     return heights.get(name.partition(".")[2], 0)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kernels.attention_decode.cases import AttentionCase
 from kernels.attention_decode.op import lengths as drawn_lengths
+from kernels.common.gated import UNGATED, matrices
 from kernels.decode_step import states
-from kernels.decode_step.states import stateful
+from kernels.decode_step.blocks import alone, attends, feeds, letter, mixes, stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
@@ -64,7 +65,7 @@ def windowed(case: StepCase, layer: int) -> bool:
 def routed(case: StepCase, layer: int) -> bool:
     """Whether a layer has experts."""
     shape = shape_of(case.model)
-    return shape.is_moe and layer >= shape.dense_layers
+    return letter(case, layer) == "E" if alone(case) else shape.is_moe and layer >= shape.dense_layers
 
 
 def scale(case: StepCase, width: int) -> float:
@@ -131,8 +132,8 @@ def lengths(case: StepCase) -> tuple[int, ...]:
 
 
 def memory_shape(case: StepCase, layer: int) -> tuple[int, ...]:
-    """Of what holds the queries and the cache of a layer, or its states."""
-    if stateful(case, layer):
+    """Of what holds the queries and the cache of a layer, or its states where it does not attend."""
+    if not attends(case, layer):
         return states.memory_shape(states.state_case(case))
     if shape_of(case.model).is_mla:
         latent = latent_case(case)
@@ -177,13 +178,27 @@ def norm_after(case: StepCase, layer: int) -> NormCase:
     return norm(case, residual=layer > 0, addend=addend if shared else "")
 
 
+def norm_between(case: StepCase) -> NormCase:
+    """The norm between the mixer of a layer and its FFN. Two mixers side by side give two parts."""
+    addend = "rows" if shape_of(case.model).parallel_mixers else "bias" if wiring_of(case.model).o_bias else ""
+    return norm(case, residual=True, addend=addend)
+
+
 def mixer(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
-    """Attention with its norms and products, or a state mixer."""
-    shape, wiring = shape_of(case.model), wiring_of(case.model)
+    """Attention with its norms and products, a state mixer, or both side by side."""
+    shape = shape_of(case.model)
     yield "attention_norm", "rmsnorm", norm_after(case, layer)
-    if shape.is_mla or stateful(case, layer):
-        yield from state_mixer(case) if stateful(case, layer) else latent_mixer(case)
+    if not attends(case, layer):
+        yield from state_mixer(case)
         return
+    yield from latent_mixer(case) if shape.is_mla else attention(case, layer)
+    if stateful(case, layer):
+        yield from state_mixer(case)
+
+
+def attention(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
+    """Attention whose heads have keys and values of their own, with its products."""
+    shape, wiring = shape_of(case.model), wiring_of(case.model)
     rope, heads, gate = rope_case(case), shape.heads * shape.head_dim, shape.gate_width
     yield "qkv", "ffn_gemv", product(case, "qkv", rope.heads * shape.head_dim + gate, shape.hidden, case.weights)
     yield "kv_append", "rope_append", rope
@@ -196,12 +211,15 @@ def mixer(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
 
 
 def state_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
-    """The first product gives the tokens of the state and the gate of the norm behind it."""
+    """The first product gives the tokens of the state and the gate behind it."""
     hidden, state = shape_of(case.model).hidden, states.state_case(case)
     inner = states.inner(state)
     yield "state_in", "ffn_gemv", product(case, "state_in", state.width + inner, hidden, case.weights)
     yield "state", "state_update", state
-    yield "state_norm", "rmsnorm", states.state_norm(case)
+    if wiring_of(case.model).state_norm:
+        yield "state_norm", "rmsnorm", states.state_norm(case)
+    else:
+        yield "state_gate", "silu_mul", states.state_gate(case)
     yield "state_out", "ffn_gemv", product(case, "state_out", hidden, inner, case.weights)
 
 
@@ -227,14 +245,19 @@ def latent_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
 def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
     """The FFN or the experts, with their norms."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
-    yield "ffn_norm", "rmsnorm", norm(case, residual=True, addend="bias" if wiring.o_bias else "")
+    yield "ffn_norm", "rmsnorm", norm_after(case, layer) if alone(case) else norm_between(case)
     if routed(case, layer):
         E, k, kind = shape.experts, shape.experts_per_token, wiring.activation
         yield "router", "ffn_gemv", product(case, "router", E + wiring.shared_gate, shape.hidden)
         yield "route", "router", router_case(case)
-        sizes: dict[str, Any] = {"E": E, "k": k, "H": shape.hidden, "F": shape.expert_ffn}
+        inside = shape.expert_hidden or shape.hidden
+        sizes: dict[str, Any] = {"E": E, "k": k, "H": inside, "F": shape.expert_ffn}
         sizes |= {"weights": case.weights, "activation": kind, "bias": wiring.expert_bias}
+        if shape.expert_hidden:
+            yield "latent_in", "ffn_gemv", product(case, "latent_in", inside, shape.hidden, case.weights)
         yield "experts", "moe_ffn", MoeCase(**common(case), **sizes)
+        if shape.expert_hidden:
+            yield "latent_out", "ffn_gemv", product(case, "latent_out", shape.hidden, inside, case.weights)
         if shape.shared_width:
             yield from dense(case, "shared", shape.shared_width)
     else:
@@ -244,15 +267,21 @@ def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
 
 
 def dense(case: StepCase, name: str, width: int) -> Iterator[tuple[str, str, Case]]:
-    """A FFN that every token takes. Quantized weights are multiplied in two products."""
+    """A FFN that every token takes. It is two products if weights are quantized, or if it has no gate; the first one
+    then gives up alone."""
     shape, kind = shape_of(case.model), wiring_of(case.model).activation
-    if not case.quantized:
+    if in_one(case):
         yield name, "ffn_block", FfnCase(hidden=shape.hidden, ffn=width, activation=kind, **common(case))
         return
     prefix = prefix_of(name)
-    yield f"{prefix}gate_up", "ffn_gemv", product(case, "gate_up", 2 * width, shape.hidden, case.weights)
+    yield f"{prefix}gate_up", "ffn_gemv", product(case, "gate_up", matrices(kind) * width, shape.hidden, case.weights)
     yield f"{prefix}activation", "silu_mul", GateCase(F=width, activation=kind, **common(case))
     yield f"{prefix}down", "ffn_gemv", product(case, "down", shape.hidden, width, case.weights)
+
+
+def in_one(case: StepCase) -> bool:
+    """Whether a whole FFN is one operation."""
+    return not case.quantized and wiring_of(case.model).activation not in UNGATED
 
 
 def prefix_of(name: str) -> str:
@@ -268,7 +297,8 @@ def parts(case: StepCase) -> tuple[Part, ...]:
     looked_up = Work(bytes_read=row + 8 * case.B, bytes_written=row)
     found = [Part(name="embedding", own_work=looked_up)]
     for layer in range(case.measured_layers):
-        inside = [*mixer(case, layer), *ffn(case, layer)]
+        inside = [*mixer(case, layer)] if mixes(case, layer) else []
+        inside += ffn(case, layer) if feeds(case, layer) else []
         found += [Part(name=name, layer=layer, op=op, case=each) for name, op, each in inside]
     found.append(Part(name="final_norm", op="rmsnorm", case=norm_after(case, case.measured_layers)))
     found.append(Part(name="lm_head", op="ffn_gemv", case=product(case, "lm_head", shape.vocab, shape.hidden)))

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kernels.common.random_inputs import torch_dtype
+from kernels.decode_step import hybrids
+from kernels.decode_step.blocks import attends, feeds, mixes, stateful
 from kernels.decode_step.inputs import matrices, vectors
-from kernels.decode_step.states import state_case, stateful
+from kernels.decode_step.parts import routed
+from kernels.decode_step.states import state_case
 from kernels.decode_step.wiring import Wiring, shape_of, wiring_of
 from kernels.models import ModelShape
 from kernels.state_update.cases import DELTA, StateCase
@@ -42,6 +45,7 @@ FIRST = ("gate_proj.weight", "input_linear.weight")
 LAST_PRODUCTS = ("o", "state_out", "down", "shared_down", "experts_down")
 """What gives the residual a block's output."""
 
+UNGATED_EXPERTS = ("{}.up_proj", "{}.down_proj")
 EXPERTS = (("{}.gate_proj", "{}.up_proj", "{}.down_proj"), ("{}.w1", "{}.w3", "{}.w2"))
 """Gate, up and down of an expert, as most files and as Mixtral's name them."""
 
@@ -50,6 +54,7 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
     """The weights of the measured layers in the type of the case, each of the size that the step wants. A KeyError
     names one that is missing."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
+    stored = hybrids.Renamed(stored, wiring.blocks) if wiring.blocks else stored
     embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
     at, shift = embedding.removesuffix("embed_tokens.weight"), float(wiring.norms_less_one)
     final = stored[f"{at}{one_of(stored, at, FINAL_NORMS)}.weight"] + shift
@@ -59,19 +64,35 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
     for layer in range(case.measured_layers):
         mine = f"{at}layers.{layer}."
         for ours, theirs in (POST_NORMS if wiring.post_norms else NORMS).items():
+            if not (feeds if ours.startswith("ffn") else mixes)(case, layer):
+                continue
             theirs = one_of(stored, mine, FFN_NORMS) if ours == "ffn_norm" and not wiring.post_norms else theirs
             found[f"{layer}.{ours}"] = stored[f"{mine}{theirs}.weight"] + shift
-        if stateful(case, layer):
-            mixed = states_of(state_case(case), stored, mine)
-        else:
-            mixed = (latents if shape.is_mla else heads)(shape, wiring, stored, f"{mine}self_attn.")
-        for name, tensor in (*mixed, *ffn(shape, wiring, stored, mine, layer)):
+        for name, tensor in blocks_of(case, stored, mine, layer):
             factor = wiring.residual_factor if name in LAST_PRODUCTS else 1.0
             found[f"{layer}.{name}"] = tensor * factor if factor != 1 else tensor
     for name, size, _ in (*matrices(case), *vectors(case)):
         if tuple(found[name].shape) != tuple(size):
             raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, config.json says {tuple(size)}")
     return {name: typed(case, name, tensor) for name, tensor in found.items()}
+
+
+def blocks_of(case: StepCase, stored: Stored, at: str, layer: int) -> Pairs:
+    """The weights of a layer but for its norms, with the factors of their rows taken into them."""
+    shape, wiring = shape_of(case.model), wiring_of(case.model)
+    found: list[tuple[str, torch.Tensor]] = []
+    if attends(case, layer):
+        found += (latents if shape.is_mla else heads)(shape, wiring, stored, f"{at}self_attn.")
+    if stateful(case, layer):
+        found += states_of(state_case(case), wiring, stored, at)
+    if feeds(case, layer):
+        found += ffn(shape, wiring, stored, at, routed(case, layer))
+    factors = dict(wiring.factors)
+    for name, tensor in found:
+        if name in factors:
+            sizes = (shape.heads, shape.kv_heads, shape.head_dim)
+            tensor = hybrids.scaled(tensor, factors[name], hybrids.kinds_of_rows(name, sizes, state_case(case)))
+        yield name, tensor
 
 
 def typed(case: StepCase, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -126,7 +147,7 @@ def latents(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> Pairs
     yield "o", stored[f"{at}o_proj.weight"]
 
 
-def states_of(state: StateCase, stored: Stored, at: str) -> Pairs:
+def states_of(state: StateCase, wiring: Wiring, stored: Stored, at: str) -> Pairs:
     """The mixer of a layer with a state. The rows of a token come first, those of the gate behind them."""
     import torch
 
@@ -141,7 +162,8 @@ def states_of(state: StateCase, stored: Stored, at: str) -> Pairs:
         yield "D", stored[f"{at}D"]
     yield "conv_weight", stored[f"{at}conv1d.weight"][:, 0].T
     yield from ((name, stored[at + name]) for name in ("A_log", "dt_bias"))
-    yield "state_norm", stored[f"{at}norm.weight"]
+    if wiring.state_norm:
+        yield "state_norm", stored[f"{at}norm.weight"]
     yield "state_out", stored[f"{at}out_proj.weight"]
 
 
@@ -163,14 +185,14 @@ def one_of(stored: Stored, at: str, names: Sequence[str]) -> str:
     return next((name for name in names if f"{at}{name}.weight" in stored), names[0])
 
 
-def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, layer: int) -> Pairs:
+def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, has_experts: bool) -> Pairs:
     import torch
 
-    if not shape.is_moe or layer < shape.dense_layers:
+    if not has_experts:
         names = [
             name for name in ("mlp", "feed_forward", "shared_mlp") if any(f"{at}{name}.{w}" in stored for w in FIRST)
         ]
-        yield from dense(stored, f"{at}{names[0] if names else 'mlp'}.", "")
+        yield from dense(shape, stored, f"{at}{names[0] if names else 'mlp'}.", "")
         return
     whole = at
     sparse = f"{at}block_sparse_moe."
@@ -181,6 +203,9 @@ def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, layer: int) 
     corrected = f"{gate}.e_score_correction_bias"
     bias = stored[corrected] if corrected in stored else stored.get(f"{gate}.bias")
     yield "router_bias", torch.empty(0) if bias is None else bias
+    if shape.expert_hidden:
+        yield "latent_in", stored[f"{at}fc1_latent_proj.weight"]
+        yield "latent_out", stored[f"{at}fc2_latent_proj.weight"]
     first, second = experts(shape, wiring, stored, f"{at}experts.")
     yield from (("experts_gate_up", first), ("experts_down", second))
     if wiring.expert_bias:
@@ -188,10 +213,14 @@ def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, layer: int) 
         yield "experts_down_bias", stored[f"{at}experts.down_proj_bias"]
     if shape.shared_width:
         beside = [f"{at}{name}." for name in SHARED if f"{at}{name}.up_proj.weight" in stored]
-        yield from dense(stored, beside[0] if beside else f"{whole}shared_mlp.", "shared_")
+        yield from dense(shape, stored, beside[0] if beside else f"{whole}shared_mlp.", "shared_")
 
 
-def dense(stored: Stored, at: str, prefix: str) -> Pairs:
+def dense(shape: ModelShape, stored: Stored, at: str, prefix: str) -> Pairs:
+    if not shape.gated_ffn:
+        yield f"{prefix}gate_up", stored[f"{at}up_proj.weight"]
+        yield f"{prefix}down", stored[f"{at}down_proj.weight"]
+        return
     if f"{at}{FIRST[1]}" in stored:
         yield from zip((f"{prefix}gate", f"{prefix}up"), stored[f"{at}{FIRST[1]}"].chunk(2), strict=True)
         yield f"{prefix}down", stored[f"{at}output_linear.weight"]
@@ -208,7 +237,7 @@ def apart(rows: torch.Tensor) -> torch.Tensor:
 
 
 def experts(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """[E, 2F, H] and [E, H, F]."""
+    """[E, 2F, H] and [E, H, F]; [E, F, H] without a gate."""
     import torch
 
     whole = at.removesuffix("experts.")
@@ -219,10 +248,14 @@ def experts(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> tuple
         if wiring.expert_bias:  # gpt-oss, whose experts are stored with the columns first
             return apart(first.transpose(1, 2)), second.transpose(1, 2)
         return first, second
-    names = EXPERTS[f"{at}0.w1.weight" in stored]
+    if f"{at}up_proj" in stored:
+        return stored[f"{at}up_proj"], stored[f"{at}down_proj"]
 
     def stacked(name: str) -> torch.Tensor:
         return torch.stack([stored[f"{at}{name.format(e)}.weight"] for e in range(shape.experts)])
 
-    gate, up, down = (stacked(name) for name in names)
+    if not shape.gated_ffn:
+        up, down = (stacked(name) for name in UNGATED_EXPERTS)
+        return up, down
+    gate, up, down = (stacked(name) for name in EXPERTS[f"{at}0.w1.weight" in stored])
     return torch.cat([gate, up], dim=1), down

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from kernels.common import gated, paging
 from kernels.common.quantization import BESIDE, SCALE_GROUP, dequantize
 from kernels.decode_step import states
+from kernels.decode_step.blocks import attends, feeds, mixes, stateful
 from kernels.decode_step.inputs import angles, embedding_factor, head_of, height_of
 from kernels.decode_step.parts import (
     attention_case,
+    in_one,
     latent_case,
     lengths,
     mla_case,
@@ -18,7 +20,6 @@ from kernels.decode_step.parts import (
     routed,
     router_case,
 )
-from kernels.decode_step.states import stateful
 from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.kv_append.op import slots as kv_append_slots
 from kernels.latent_append.op import cache_of as latents_of
@@ -115,17 +116,26 @@ def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor
 
 
 def mixed(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
-    """What goes into the last product of attention or of a state mixer."""
+    """What attention and a state mixer add to the residual."""
+    y = x.new_zeros(x.shape)
+    if attends(case, layer):
+        attention = attended_latents if shape_of(case.model).is_mla else attended
+        y = y + attention(case, inputs, layer, x) @ weight(case, inputs, f"{layer}.o").T
+        y = y + inputs[f"{layer}.o_bias"].float() if wiring_of(case.model).o_bias else y
     if stateful(case, layer):
-        return states.reference(case, inputs, layer, x @ weight(case, inputs, f"{layer}.state_in").T)
-    return (attended_latents if shape_of(case.model).is_mla else attended)(case, inputs, layer, x)
+        behind = states.reference(case, inputs, layer, x @ weight(case, inputs, f"{layer}.state_in").T)
+        y = y + behind @ weight(case, inputs, f"{layer}.state_out").T
+    return y
 
 
 def fed_forward(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
     if not routed(case, layer):
         return dense(case, inputs, layer, x, "ffn")
     logits = x @ weight(case, inputs, f"{layer}.router").T
-    y = routed_experts(case, inputs, layer, x, logits[:, : shape_of(case.model).experts])
+    latent = shape_of(case.model).expert_hidden
+    inside = x @ weight(case, inputs, f"{layer}.latent_in").T if latent else x
+    y = routed_experts(case, inputs, layer, inside, logits[:, : shape_of(case.model).experts])
+    y = y @ weight(case, inputs, f"{layer}.latent_out").T if latent else y
     if not shape_of(case.model).shared_width:
         return y
     share = logits[:, -1:].sigmoid() if wiring_of(case.model).shared_gate else 1.0
@@ -135,9 +145,10 @@ def fed_forward(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> 
 def dense(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, name: str) -> torch.Tensor:
     import torch
 
-    names, at = ("gate_up",) if case.quantized else ("gate", "up"), f"{layer}.{prefix_of(name)}"
-    gate, up = torch.cat([x @ weight(case, inputs, at + n).T for n in names], 1).chunk(2, 1)
-    return gated.hidden(wiring_of(case.model).activation, gate, up) @ weight(case, inputs, f"{at}down").T
+    names, at = ("gate", "up") if in_one(case) else ("gate_up",), f"{layer}.{prefix_of(name)}"
+    kind = wiring_of(case.model).activation
+    gate, up = gated.halves(kind, torch.cat([x @ weight(case, inputs, at + n).T for n in names], 1))
+    return gated.hidden(kind, gate, up) @ weight(case, inputs, f"{at}down").T
 
 
 def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -154,7 +165,7 @@ def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, 
     for e in shares.any(0).nonzero().flatten().tolist():
         (token,) = shares[:, e].nonzero(as_tuple=True)
         found = x[token] @ first[e].T
-        gate, up = (found if biases[0] is None else found + biases[0][e].float()).chunk(2, 1)
+        gate, up = gated.halves(kind, found if biases[0] is None else found + biases[0][e].float())
         found = gated.hidden(kind, gate, up) @ second[e].T
         y.index_add_(0, token, (found if biases[1] is None else found + biases[1][e].float()) * shares[token, e, None])
     return y
@@ -165,10 +176,9 @@ def reference(case: StepCase, inputs: Inputs) -> torch.Tensor:
     wiring = wiring_of(case.model)
     x = inputs["embedding"][inputs["tokens"]].float() * embedding_factor(case)
     for layer in range(case.measured_layers):
-        for name, block in (("attention", mixed), ("ffn", fed_forward)):
+        for name, block, has in (("attention", mixed, mixes), ("ffn", fed_forward, feeds)):
+            if not has(case, layer):
+                continue
             y = block(case, inputs, layer, normed(x, inputs[f"{layer}.{name}_norm"], wiring.epsilon))
-            if name == "attention":
-                y = y @ weight(case, inputs, f"{layer}.{'state_out' if stateful(case, layer) else 'o'}").T
-                y = y + inputs[f"{layer}.o_bias"].float() if wiring.o_bias else y
             x = x + (normed(y, inputs[f"{layer}.{name}_post_norm"], wiring.epsilon) if wiring.post_norms else y)
     return normed(x, inputs["final_norm"], wiring.epsilon) @ inputs[head_of(case)].float().T

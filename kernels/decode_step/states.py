@@ -13,10 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kernels.common.random_inputs import torch_dtype
+from kernels.decode_step.blocks import attends
 from kernels.decode_step.wiring import wiring_of
 from kernels.op import Inputs
 from kernels.rmsnorm.op import NormCase
 from kernels.rmsnorm.op import reference as normed
+from kernels.silu_mul.op import GateCase
+from kernels.silu_mul.op import reference as weighed
 from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import ring_of, state_of
 from kernels.state_update.recurrence import advance, at_token, tokens_of
@@ -40,10 +43,9 @@ PARAMETERS = {
 """Deviation and mean of what is drawn, as in `kernels/state_update`: most decays are between 0.4 and 0.95."""
 
 
-def stateful(case: StepCase, layer: int) -> bool:
-    """Whether a layer has a state mixer instead of attention."""
-    turns = wiring_of(case.model).states
-    return bool(turns) and turns[layer % len(turns)]
+def memory_of(case: StepCase, layer: int) -> str:
+    """The name of what holds the states of a layer. It stands beside the cache where a layer also attends."""
+    return f"{layer}.states" if attends(case, layer) else f"{layer}.memory"
 
 
 def state_case(case: StepCase) -> StateCase:
@@ -59,7 +61,7 @@ def inner(state: StateCase) -> int:
 
 def state_norm(case: StepCase) -> NormCase:
     """Of the delta rule each head is a group, and all have one weight; of Mamba-2 heads that share B and C are one."""
-    state, delta = state_case(case), state_case(case).kind in DELTA
+    state, delta, wiring = state_case(case), state_case(case).kind in DELTA, wiring_of(case.model)
     groups = state.H if delta else state.G
     return NormCase(
         model=case.model,
@@ -67,11 +69,24 @@ def state_norm(case: StepCase) -> NormCase:
         D=inner(state) // groups,
         groups=groups,
         shared=delta,
-        gate=NORM_GATES[state.kind],
-        wide=state.state == "fp32" != case.dtype,
-        epsilon=wiring_of(case.model).epsilon,
+        gate="silu" if wiring.norm_first else NORM_GATES[state.kind],
+        wide=wide(state),
+        epsilon=wiring.epsilon,
         dtype=case.dtype,
     )
+
+
+def state_gate(case: StepCase) -> GateCase:
+    """silu(z) y, of models without a norm behind the state."""
+    state = state_case(case)
+    return GateCase(
+        model=case.model, B=case.B, F=inner(state), apart=True, wide=wide(state), dtype=case.dtype, activation="swiglu"
+    )
+
+
+def wide(state: StateCase) -> bool:
+    """Whether y is in fp32 beside tokens of 16 bits."""
+    return state.state == "fp32" != state.dtype
 
 
 def vectors(state: StateCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -115,7 +130,7 @@ def bookkeeping(case: StepCase, positions: torch.Tensor) -> Inputs:
 def update_inputs(case: StepCase, inputs: Inputs, layer: int) -> Inputs:
     """What a state update reads beside its tokens."""
     return parameters(state_case(case), inputs, layer) | {
-        "memory": inputs[f"{layer}.memory"],
+        "memory": inputs[memory_of(case, layer)],
         "slots": inputs["slots"],
         "kept": inputs["kept"],
         "positions": inputs["state_positions"],
@@ -124,7 +139,7 @@ def update_inputs(case: StepCase, inputs: Inputs, layer: int) -> Inputs:
 
 def reference(case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor) -> torch.Tensor:
     """[B, H V], what goes into the last product of a state mixer, with no rounding between."""
-    state, norm, given = state_case(case), state_norm(case), update_inputs(case, inputs, layer)
+    state, given = state_case(case), update_inputs(case, inputs, layer)
     tokens, z = mixed.split([state.width, inner(state)], dim=1)
     given["tokens"] = tokens[:, None]
     memory, everyone = given["memory"], given["slots"][:, 0].long()
@@ -132,6 +147,9 @@ def reference(case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor) -
     channels, gates = at_token(state, given, history, slice(None), 0)
     before = state_of(state, memory)[given["slots"][:, 1].long()].double()
     _, y = advance(state, given, before, channels, gates)
+    if not wiring_of(case.model).state_norm:
+        return weighed(state_gate(case), {"x": z, "up": y.reshape(case.B, -1)}).to(mixed.dtype)
+    norm = state_norm(case)
     found: dict[str, Any] = {"x": y.reshape(norm.rows, norm.D), "z": z, "w": inputs[f"{layer}.state_norm"]}
     return normed(norm, found).view(case.B, -1).to(mixed.dtype)
 

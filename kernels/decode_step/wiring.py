@@ -53,9 +53,19 @@ class Wiring:
     shared_gate: bool = False
     """Whether a logit of each token weighs what shared experts give. Its row stands behind those of the router."""
     states: tuple[bool, ...] = ()
-    """Which layers have a state mixer instead of attention, over and over from the first layer on."""
+    """Which layers have a state mixer, over and over from the first layer on; of most models instead of attention."""
     state: StateCase | None = None
     """The sizes of a state mixer."""
+    state_norm: bool = True
+    """Whether a norm stands behind a state; else its gate alone does."""
+    norm_first: bool = False
+    """Whether that norm comes before its gate, though the state is Mamba-2's."""
+    blocks: str = ""
+    """What each layer is where it is one block: `M` a state mixer, `*` attention, `-` an FFN, `E` experts. Empty where
+    each has a mixer and then an FFN."""
+    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    """What rows of matrices are multiplied by when they are loaded: one factor for a whole matrix, or one for each kind
+    of its rows."""
     embedding_factor: float = 1.0
     residual_factor: float = 1.0
     """Of what each block adds; the weights of its last product are multiplied by it when they are loaded."""
@@ -75,6 +85,22 @@ QWEN_NEXT = Wiring(
     states=(True, True, True, False),
     state=QWEN,
 )
+
+NANO = StateCase(kind="mamba2", B=1, H=64, G=8, V=64, K=128)
+
+
+def nemotron(blocks: str, state: StateCase, **more: Any) -> Wiring:
+    """`hybrid_override_pattern` of its config.json: every layer is one block, and no head turns."""
+    return Wiring(
+        rope=Rope(kind="none"),
+        activation="relu2",
+        blocks=blocks,
+        states=tuple(block == "M" for block in blocks),
+        state=state,
+        router=(("score", "sigmoid"), ("scaling", 2.5)),
+        **more,
+    )
+
 
 FAMILIES: Mapping[str, Wiring] = {
     # config.json of each: rope_theta and rms_norm_eps, and the family's model code in transformers
@@ -124,6 +150,18 @@ FAMILIES: Mapping[str, Wiring] = {
         rope=Rope(kind="none"),
         states=(*(True,) * 5, False, *(True,) * 4),
         state=StateCase(kind="mamba2", B=1, H=128, G=1, V=64, K=128),
+    ),
+    "nemotron-3-nano": nemotron("MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", NANO),
+    "nemotron-h": nemotron(
+        "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-"
+        "M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        StateCase(kind="mamba2", B=1, H=256, G=8, V=64, K=256),
+    ),
+    "falcon-h1": Wiring(
+        rope=Rope(theta=1e11),
+        states=(True,),
+        state=StateCase(kind="mamba2", B=1, H=24, G=1, V=64, K=128),
+        state_norm=False,
     ),
 }
 """By the beginning of a model's name; the first that fits counts."""
@@ -197,6 +235,21 @@ TOYS: Mapping[str, ModelShape] = {
             attention_free_layers=1,
             tied_embeddings=True,
         ),
+        _toy(
+            "toy-nemotron-h",
+            layers=5,
+            experts=8,
+            experts_per_token=3,
+            expert_ffn=48,
+            shared_ffn=40,
+            expert_hidden=32,
+            gated_ffn=False,
+            dense_layers=1,
+            plain_layers=2,
+            attention_free_layers=4,
+        ),
+        _toy("toy-falcon-h1", parallel_mixers=True),
+        _toy("toy-falcon-h1-34b", parallel_mixers=True),
     )
 }
 
@@ -204,6 +257,21 @@ TOY_DELTA: Mapping[str, Any] = {
     "states": (True, False),
     "state": StateCase(kind="gated_delta", B=1, H=4, G=2, V=16, K=32),
 }
+
+TOY_FALCON: Mapping[str, Any] = {
+    "state": TOY_MAMBA2,
+    "embedding_factor": 3.0,
+    "logits_factor": 0.25,
+    "factors": (
+        ("qkv", (1.25, 0.75, 1.25)),
+        ("o", (0.75,)),
+        ("state_in", (0.625, 0.75, 0.5, 1.25, 0.875)),
+        ("state_out", (0.5,)),
+        ("gate", (1.5,)),
+        ("down", (0.5,)),
+    ),
+}
+"""Rows of q, k and v; of x, B, C, dt and z."""
 
 TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     "toy-gemma-3": {"full_every": 2, "attention_scale": 0.0},
@@ -216,6 +284,9 @@ TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
         "residual_factor": 0.5,
         "logits_factor": 0.25,
     },
+    "toy-nemotron-h": vars(nemotron("ME*-E", TOY_MAMBA2)),
+    "toy-falcon-h1": TOY_FALCON,
+    "toy-falcon-h1-34b": TOY_FALCON | {"state_norm": True, "norm_first": True},
 }
 """What toys have otherwise than their family."""
 

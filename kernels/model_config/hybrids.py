@@ -331,7 +331,11 @@ class Lfm2Moe(Lfm2):
 
 
 class NemotronH(Hybrid):
-    """Each layer is one thing: Mamba-2 `M`, attention `*`, an FFN `-` or experts `E`; all without a gate."""
+    """Each layer is one thing: Mamba-2 `M`, attention `*`, an FFN `-` or experts `E`; all without a gate.
+
+    Its class has a `lm_head` of its own whatever the file says (`_tied_weights_keys` of `NemotronHForCausalLM` is
+    empty).
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("nemotron_h",)
     extra: ClassVar = {"gated_ffn": False}

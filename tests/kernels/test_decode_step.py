@@ -13,11 +13,13 @@ import torch
 from bench.devices import find
 from bench.measure.gate import check
 from kernels.common import paging
+from kernels.decode_step import states
+from kernels.decode_step.blocks import attends, stateful
 from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import lengths, memory_shape, parts
 from kernels.decode_step.peers import traced
-from kernels.decode_step.states import parameters, state_case, stateful
+from kernels.decode_step.states import memory_of, parameters, state_case
 from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
 from kernels.op import Impl, Target, implementations
 from kernels.state_update.memory import ring_of, state_of
@@ -44,26 +46,32 @@ def impl(name: str) -> Impl:
     return next(each for each in implementations("decode_step")[0] if each.name == name)
 
 
-Cached = list[list[tuple[torch.Tensor, ...]]]
-"""By layer and sequence: keys and values [tokens, H_kv, D], from the first token that is still cached. With MLA there
-is one of them, latents and rotary keys [tokens, L + R]. Of a layer with states, the state [H, V, K] and the tokens that
-the convolution looks back to, the oldest first."""
+Cached = dict[str, list[tuple[torch.Tensor, ...]]]
+"""By the name of a layer's memory, and by sequence: keys and values [tokens, H_kv, D], from the first token that is
+still cached. With MLA there is one of them, latents and rotary keys [tokens, L + R]. Of states, the state [H, V, K] and
+the tokens that the convolution looks back to, the oldest first."""
 
 
 def fill(case: StepCase, inputs: dict[str, Any], cached: Cached, rest: float) -> None:
     """Write what was cached before into the pages of this step, and `rest` everywhere else."""
-    for layer, sequences in enumerate(cached):
-        memory = torch.full(memory_shape(case, layer), rest)
-        inputs[f"{layer}.memory"] = memory
-        if stateful(case, layer):
+    for name, sequences in cached.items():
+        layer = int(name.partition(".")[0])
+        if holds_states(case, name):
+            memory = inputs[name] = torch.full(states.memory_shape(state_case(case)), rest)
             fill_states(case, inputs, memory, sequences)
             continue
+        memory = inputs[name] = torch.full(memory_shape(case, layer), rest)
         for half, stored in enumerate(caches(case, memory)):
             for b, pair in enumerate(sequences):
                 last = int(inputs["positions"][b])
                 for t in range(last - len(pair[half]), last):
                     page = int(inputs["block_table"][b, t // case.page])
                     stored[page, t % case.page] = pair[half][t - last]
+
+
+def holds_states(case: StepCase, name: str) -> bool:
+    layer = int(name.partition(".")[0])
+    return stateful(case, layer) and name == memory_of(case, layer)
 
 
 def fill_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, sequences: Any) -> None:
@@ -85,11 +93,11 @@ def keep_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, se
 
 def keep(case: StepCase, inputs: dict[str, Any], cached: Cached) -> None:
     """Add the keys and values that this step wrote."""
-    for layer, sequences in enumerate(cached):
-        if stateful(case, layer):
-            keep_states(case, inputs, inputs[f"{layer}.memory"], sequences)
+    for name, sequences in cached.items():
+        if holds_states(case, name):
+            keep_states(case, inputs, inputs[name], sequences)
             continue
-        cache = caches(case, inputs[f"{layer}.memory"])
+        cache = caches(case, inputs[name])
         for b, pair in enumerate(sequences):
             t = int(inputs["positions"][b])
             new = (paging.gather(half, inputs["block_table"][b], t, t + 1, case.page) for half in cache)
@@ -102,7 +110,7 @@ def prefilled_states(
     """By the recurrence in fp64 from an empty state, on what goes into the module of transformers. Releases cache
     states under different names."""
     state, mixer = state_case(case), model.model.layers[layer]
-    mixer = mixer.linear_attn if state.kind == "gated_delta" else mixer.mamba
+    mixer = next(getattr(mixer, name) for name in ("linear_attn", "mamba", "mixer") if hasattr(mixer, name))
     given = parameters(state, weights, layer)
     seen: list[torch.Tensor] = []
     handle = mixer.register_forward_pre_hook(
@@ -124,23 +132,23 @@ def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prom
     """What transformers caches of each prompt. Layers with a window keep its last tokens."""
     if model.config.model_type == "deepseek_v3":
         return prefilled_latents(model, prompts)
-    found: Cached = [[] for _ in model.model.layers]
-    for layer, sequences in enumerate(found):
+    found: Cached = {}
+    for layer in range(case.measured_layers):
         if stateful(case, layer):
-            sequences.extend(prefilled_states(case, model, weights, layer, prompts))
+            found[memory_of(case, layer)] = list(prefilled_states(case, model, weights, layer, prompts))
     for prompt in prompts:
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
         for layer, each in enumerate(past.layers):
-            if stateful(case, layer):
-                continue
-            found[layer].append((each.keys[0].transpose(0, 1), each.values[0].transpose(0, 1)))
+            if attends(case, layer):
+                pair = each.keys[0].transpose(0, 1), each.values[0].transpose(0, 1)
+                found.setdefault(f"{layer}.memory", []).append(pair)
     return found
 
 
 def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
     """Latents and rotary keys, as the modules of transformers give them; not every version caches them."""
     R = model.config.qk_rope_head_dim
-    found: Cached = [[] for _ in model.model.layers]
+    found: Cached = {f"{layer}.memory": [] for layer in range(len(model.model.layers))}
     wiring = wiring_of("toy-deepseek-v3")
 
     def listen(layer: int, at: Any) -> None:
@@ -157,7 +165,7 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
             parts["keys"] = torch.cat(pair, dim=-1)
 
         def of_all(module: Any, given: Any, out: Any) -> None:
-            found[layer].append((torch.cat([parts["latents"], parts["keys"]], dim=-1),))
+            found[f"{layer}.memory"].append((torch.cat([parts["latents"], parts["keys"]], dim=-1),))
 
         handles.append(at.kv_a_layernorm.register_forward_hook(of_norm))
         handles.append(at.kv_a_proj_with_mqa.register_forward_hook(of_product))
@@ -178,7 +186,9 @@ def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
     ends = ("rotations", "sink_logits", "A_log", "dt_bias", ".D")
     ends += ("router_bias",) if "0.latent_norm" in inputs else ()
     kept = {name for name in inputs if name.endswith(ends)}
-    kept |= {name.replace("A_log", "memory") for name in inputs if name.endswith("A_log")}
+    for name in (each for each in inputs if each.endswith("A_log")):
+        beside = name.replace("A_log", "states")
+        kept.add(beside if beside in inputs else name.replace("A_log", "memory"))
     halved = {n: t.half() if t.is_floating_point() and n not in kept else t for n, t in inputs.items()}
     return {name: tensor.to(device) for name, tensor in halved.items()}
 
@@ -218,10 +228,10 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
         if step == 1:
             halved = replace(now, weights="", dtype="fp16")
             narrow = in_fp16(inputs, target.device)
-            for layer in (each for each in range(case.measured_layers) if stateful(case, each)):
-                memory = torch.full(memory_shape(halved, layer), math.nan)
-                fill_states(halved, inputs, memory, cached[layer])
-                narrow[f"{layer}.memory"] = memory.to(target.device)
+            for each in (name for name in cached if holds_states(case, name)):
+                memory = torch.full(states.memory_shape(state_case(halved)), math.nan)
+                fill_states(halved, inputs, memory, cached[each])
+                narrow[each] = memory.to(target.device)
             logits = impl("triton").prepare(halved, narrow, target)().cpu()
             assert float((logits - expected).abs().max()) < IN_FP16
             assert narrow["next"].tolist() == logits.argmax(1).tolist()

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from kernels import models
 from kernels.model_config import BadConfig, from_config, read
@@ -107,6 +108,21 @@ def test_only_layers_with_attention_keep_a_cache() -> None:
     assert (falcon.attention_layers, falcon.state_mixer and falcon.state_mixer.layers) == (32, 32)
     jamba = shape("default--jamba")
     assert (jamba.attention_layers, jamba.moe_layers, jamba.dense_layers) == (4, 16, 16)
+
+
+def test_the_head_of_nemotron_h_is_never_tied() -> None:
+    """Its class in transformers has two matrices with `tie_word_embeddings` true: a quarter of a small model."""
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "NemotronHConfig"):
+        pytest.skip(f"transformers {transformers.__version__} has no NemotronHConfig")
+    sizes = {"vocab_size": 8000, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16, "intermediate_size": 256}
+    sizes |= {"num_key_value_heads": 2, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2}
+    given = sizes | {"hybrid_override_pattern": "M-*-", "tie_word_embeddings": True}
+    with torch.device("meta"):
+        model = transformers.NemotronHForCausalLM(transformers.NemotronHConfig(**given))
+    model.tie_weights()
+    found = from_config(given | {"model_type": "nemotron_h"})
+    assert models.parameters(found) == pytest.approx(sum(each.numel() for each in model.parameters()), rel=0.01)
 
 
 def test_a_state_may_be_kept_in_16_bits() -> None:

@@ -37,6 +37,10 @@ PUBLISHED_PARAMETERS = {
     "qwen3-next-80b-a3b": 79_674_391_296,  # the elements of transformers' class, as tests/data/configs has them
     "qwen3.5-35b-a3b": 34_660_610_688,  # likewise
     "granite-4.0-h-small": 59.99 * 2**30 / 2,  # GiB of its files in bf16; its card says 32B, 9B of them active
+    # the elements of transformers' classes of these files, built on the meta device; Falcon-H1 with its sizes
+    "nemotron-3-nano-30b-a3b": 31.578e9,
+    "nemotron-h-56b": 56.324e9,
+    "falcon-h1-0.5b": 521_411_104,
     "deepseek-v3": 671e9,  # README_WEIGHTS of deepseek-ai/DeepSeek-V3: main model, 36.6e9 of them active
 }
 

@@ -114,14 +114,14 @@ def expert(case: MoeCase, inputs: Inputs, e: int, rows: int) -> Expert:
         w = dequantize(case.weights, packed_as(case, inputs, name), end - count, end, tall)
         return w, inputs[f"{name}_scale"][first:last]
 
-    gate_up, gate_up_scale = part("w_gate_up", 2 * case.F)
+    gate_up, gate_up_scale = part("w_gate_up", case.matrices * case.F)
     down, down_scale = part("w_down", rows)
     return Expert(gate_up=gate_up, gate_up_scale=gate_up_scale, down=down, down_scale=down_scale)
 
 
 def hidden(activation: str, gate_up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Hidden values, rounded wherever the operation has a value."""
-    gate, up = gate_up.to(dtype).float().chunk(2, dim=1)
+    gate, up = gated.halves(activation, gate_up.to(dtype).float())
     return gated.hidden(activation, gate, up).to(dtype).float()
 
 

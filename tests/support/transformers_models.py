@@ -32,6 +32,9 @@ CLASSES = {
     "toy-qwen3.5-moe": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
     "toy-bamba": ("BambaConfig", "BambaForCausalLM"),
     "toy-granite-4.0-h": ("GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM"),
+    "toy-nemotron-h": ("NemotronHConfig", "NemotronHForCausalLM"),
+    "toy-falcon-h1": ("FalconH1Config", "FalconH1ForCausalLM"),
+    "toy-falcon-h1-34b": ("FalconH1Config", "FalconH1ForCausalLM"),
 }
 
 
@@ -47,7 +50,8 @@ def state_fields(name: str) -> dict[str, Any]:
     shape, wiring = shape_of(name), wiring_of(name)
     assert wiring.state
     state, layers = wiring.state, range(shape.layers)
-    kinds = ["linear_attention" if wiring.states[layer] else "full_attention" for layer in layers]
+    stateful = [wiring.states[layer % len(wiring.states)] for layer in layers]
+    kinds = ["linear_attention" if each else "full_attention" for each in stateful]
     if state.kind == "gated_delta":
         return {
             "layer_types": kinds,
@@ -58,8 +62,10 @@ def state_fields(name: str) -> dict[str, Any]:
             "linear_conv_kernel_dim": state.conv,
             "shared_expert_intermediate_size": shape.shared_ffn,
         }
+    if wiring.blocks:
+        return nemotron_fields(name)
     fields: dict[str, Any] = {
-        "attn_layer_indices": [layer for layer in layers if not wiring.states[layer]],
+        "attn_layer_indices": [layer for layer in layers if not stateful[layer]],
         "mamba_n_heads": state.H,
         "mamba_n_groups": state.G,
         "mamba_d_head": state.V,
@@ -68,12 +74,59 @@ def state_fields(name: str) -> dict[str, Any]:
         "mamba_expand": state.H * state.V // shape.hidden,
         "mamba_chunk_size": 8,
     }
+    if shape.parallel_mixers:
+        fields |= falcon_fields(name)
     if name == "toy-granite-4.0-h":
         fields |= {"layer_types": kinds, "attention_multiplier": wiring.attention_scale}
         fields |= {"embedding_multiplier": wiring.embedding_factor, "residual_multiplier": wiring.residual_factor}
         fields |= {"logits_scaling": 1 / wiring.logits_factor, "shared_intermediate_size": shape.shared_width}
         fields |= {"intermediate_size": shape.expert_ffn}
     return fields
+
+
+def nemotron_fields(name: str) -> dict[str, Any]:
+    """The smallest step is one that no token takes: only the parallel form of this class limits it."""
+    shape, wiring = shape_of(name), wiring_of(name)
+    assert wiring.state
+    state, router = wiring.state, dict(wiring.router)
+    return {
+        "hybrid_override_pattern": wiring.blocks,
+        "layer_norm_epsilon": wiring.epsilon,
+        "mamba_num_heads": state.H,
+        "n_groups": state.G,
+        "mamba_head_dim": state.V,
+        "ssm_state_size": state.K,
+        "conv_kernel": state.conv,
+        "chunk_size": 8,
+        "time_step_min": 1e-9,
+        "n_routed_experts": shape.experts,
+        "moe_shared_expert_intermediate_size": shape.shared_ffn,
+        "moe_latent_size": shape.expert_hidden,
+        "routed_scaling_factor": router["scaling"],
+    }
+
+
+def falcon_fields(name: str) -> dict[str, Any]:
+    """The multipliers from the factors of rows. What both mixers take in is multiplied by 1.25."""
+    wiring = wiring_of(name)
+    assert wiring.state
+    factors = dict(wiring.factors)
+    *tokens, z = factors["state_in"]
+    attention, key, _ = factors["qkv"]
+    return {
+        "mamba_d_ssm": wiring.state.H * wiring.state.V,
+        "mamba_rms_norm": wiring.state_norm,
+        "mamba_norm_before_gate": wiring.norm_first,
+        "embedding_multiplier": wiring.embedding_factor,
+        "lm_head_multiplier": wiring.logits_factor,
+        "attention_in_multiplier": attention,
+        "key_multiplier": key / attention,
+        "attention_out_multiplier": factors["o"][0],
+        "ssm_in_multiplier": 1.25,
+        "ssm_multipliers": [each / 1.25 for each in (z, *tokens)],
+        "ssm_out_multiplier": factors["state_out"][0],
+        "mlp_multipliers": [factors["gate"][0], factors["down"][0]],
+    }
 
 
 def angle_fields(rope: Rope) -> dict[str, Any]:
@@ -152,7 +205,7 @@ def model_of(name: str, seed: int = 0) -> Any:
     for key, tensor in model.named_parameters():
         drawn = torch.randn(tensor.shape, generator=generator)
         scale = tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.3
-        ones = key.endswith(("norm.weight", "layernorm.weight"))
+        ones = key.endswith(("norm.weight", "layernorm.weight", "norm_f.weight"))
         less_one = wiring_of(name).norms_less_one and "linear_attn" not in key
         centre = 1.0 if tensor.ndim == 1 and ones and not less_one else 0.0
         if key.endswith(RATES):
