@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TYPES = {"BF16": ("bfloat16", "bf16"), "F16": ("float16", "fp16"), "F32": ("float32", "fp32")}
 """By the names of the format: torch's names and ours."""
 
+EMBEDDINGS = (".embed_tokens.weight", ".embeddings.weight")
+"""How most families and Nemotron-H name it."""
+
 LARGEST_HEADER = 100 << 20
 """The format allows no larger one."""
 
@@ -103,7 +106,7 @@ def model_in(directory: Path) -> str:
 
 def stored_type(tensors: Tensors) -> str:
     """The type of the embedding, in which the step computes."""
-    name = next((name for name in tensors if name.endswith("embed_tokens.weight")), "")
+    name = next((name for end in EMBEDDINGS for name in tensors if f".{name}".endswith(end)), "")
     if not name:
         raise BadRequest(f"{tensors.directory}: no tensor is named embed_tokens.weight; is it a whole decoder?")
     kind = tensors.entries[name][2]["dtype"]

@@ -126,9 +126,11 @@ FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3", "toy-qwen3-next")
 
 
 def step_case(model: str) -> StepCase:
-    """One layer in bf16, or as many as there are up to the first with experts, or with attention behind states."""
-    states = wiring_of(model).states
-    layers = 1 + (states.index(False) if states else shape_of(model).dense_layers)
+    """One layer in bf16, or as many as there are up to the first with experts, or with attention behind states. Where a
+    layer is one block, all that differ."""
+    states, blocks = wiring_of(model).states, wiring_of(model).blocks
+    layers = 1 + (states.index(False) if False in states else 0 if states else shape_of(model).dense_layers)
+    layers = 1 + max(map(blocks.index, blocks)) if blocks else layers
     return StepCase(model=model, layers=layers, B=2, T=9, page=4, lengths="ragged")
 
 
