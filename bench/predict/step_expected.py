@@ -207,7 +207,7 @@ def _routed(ops: list[PredictedOp], predicted: StepPrediction, shape: ModelShape
         **_moved(sum(op.work.bytes for op in ops), sum(op.work.total_flops for op in ops), calls),
         hit=_array(expected_experts(shape, predicted.batch)),
         H=_array(shape.expert_hidden or shape.hidden),
-        F=_array(shape.expert_ffn / predicted.devices),
+        F=_array(shape.expert_ffn / predicted.devices / (1 if shape.gated_ffn else 2)),  # stripes of up alone
     )
     return _Launch(
         names=tuple(op.name for op in ops),

@@ -307,6 +307,26 @@ need no merge of attention and have one less. A layer with states has 14; one of
 """
 
 
+def test_the_launches_of_a_block_are_those_that_the_readme_tells() -> None:
+    """Layers of Nemotron-H are one block each; those of Falcon-H1 have both mixers and an FFN."""
+    target, ours = find("h200").target(), impl("triton")
+
+    def launches(model: str, layers: int) -> int:
+        return len(ours.stages(StepCase(model=model, layers=layers, B=1, T=4096), target))
+
+    for model, blocks in (("nemotron-3-nano-30b-a3b", "M*E"), ("nemotron-h-56b", "M*-")):
+        pattern = wiring_of(model).blocks
+        for block in blocks:
+            layer = pattern.index(block, 1)
+            found = launches(model, layer + 1) - launches(model, layer)
+            assert found == {"M": 5, "*": 6, "-": 4, "E": 10}[block], (model, block)
+    assert launches("falcon-h1-0.5b", 2) - launches("falcon-h1-0.5b", 1) == 13
+    for model, layers in (("nemotron-3-nano-30b-a3b", 6), ("falcon-h1-0.5b", 1)):
+        case = StepCase(model=model, layers=layers, B=1, T=4096)
+        assert ours.build
+        assert len(ours.build(case, OP.inputs(case, "meta", 0), target).launches) == launches(model, layers)
+
+
 @pytest.mark.parametrize("model", LAUNCHES)
 def test_the_launches_of_a_layer_are_those_that_the_readme_tells(model: str) -> None:
     """Each launch has a stage. The layers of DeepSeek-V3 are those with experts."""

@@ -186,7 +186,9 @@ def test_ours_on_drawn_cases(
 
 
 @pytest.mark.parametrize("name", ["torch-grouped", "torch-gather"])
-@pytest.mark.parametrize(("B", "activation"), [(1, "swiglu"), (9, "swiglu"), (9, "geglu"), (9, "swiglu_clamped")])
+@pytest.mark.parametrize(
+    ("B", "activation"), [(1, "swiglu"), (9, "swiglu"), (9, "geglu"), (9, "swiglu_clamped"), (9, "relu2")]
+)
 def test_peers(name: str, B: int, activation: str) -> None:
     impl = next(i for i in implementations("moe_ffn")[0] if i.name == name)
     case = MoeCase(B=B, E=6, k=2, H=256, F=128, activation=activation)

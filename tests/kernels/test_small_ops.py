@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from bench.measure.gate import check
 from kernels.common.compare import compare
+from kernels.ffn_block.op import FfnCase
 from kernels.kv_append import op as kv_append
 from kernels.op import Impl, Target, implementations
 from kernels.rmsnorm import op as rmsnorm
@@ -80,6 +82,7 @@ def test_the_gated_norm_is_that_of_transformers(gate: str) -> None:
         (rmsnorm, NormCase(B=3, D=24, groups=2, gate="silu", wide=True, dtype="fp16"), ("z",)),
         (rmsnorm, NormCase(B=3, D=24, residual=True, addend="shares", dtype="fp16"), ("share",)),
         (silu_mul, GateCase(B=3, F=24, apart=True, activation="glu", dtype="fp16"), ("x",)),
+        (silu_mul, GateCase(B=3, F=24, apart=True, wide=True, dtype="fp16"), ("x",)),
         (router, RouterCase(B=3, E=8, k=2, dtype="fp16"), ("logits",)),
         (rope_append, RopeCase(B=3, H_q=2, H_kv=1, D=16, T=9, page=4, dtype="fp16"), ("qkv",)),
         (state_update, StateCase(kind="gated_delta", B=3, H=2, V=16, K=32, dtype="fp16"), ("tokens",)),
@@ -96,6 +99,16 @@ def test_rows_may_be_columns_of_a_wider_product(op: Any, case: Any, names: tuple
             inputs[name] = wider.as_strided(narrow.shape, (wider.stride(0), *narrow.stride()[1:]))
         found = impl(op.OP.name, each).prepare(case, inputs, where)()
         assert passes(op, case, found.cpu(), {name: tensor.cpu() for name, tensor in inputs.items()}), each
+
+
+@pytest.mark.cuda(interpreted=True)
+def test_the_squared_relu_has_no_gate_and_passes_a_nan_on(target: Target) -> None:
+    case, x = GateCase(B=1, F=4, activation="relu2", dtype="fp16"), torch.tensor([[-3.0, 0.5, 4.0, math.nan]]).half()
+    want = torch.tensor([[0.0, 0.25, 16.0, math.nan]])
+    for each, where in (("triton", target), ("numba", CPU), ("torch", target)):
+        found = impl("silu_mul", each).prepare(case, {"x": x.to(where.device)}, where)()
+        torch.testing.assert_close(found.cpu().float(), want, equal_nan=True)
+    torch.testing.assert_close(silu_mul.reference(case, {"x": x}).float(), want, equal_nan=True)
 
 
 def test_a_share_weighs_what_is_added() -> None:
@@ -253,6 +266,9 @@ def test_the_cache_is_written_in_one_slot_a_sequence_and_nowhere_else() -> None:
         (RouterCase, {"B": 1, "E": 8, "k": 9}, "k = 9"),
         (RouterCase, {"B": 1, "E": 8, "k": 2, "groups": 3, "top_groups": 1}, "groups 3"),
         (RouterCase, {"B": 1, "E": 8, "k": 2, "score": "sigmoid", "bias": True}, "bias: scores"),
+        (GateCase, {"B": 1, "F": 8, "activation": "relu2", "apart": True}, "relu2 has no gate"),
+        (GateCase, {"B": 1, "F": 8, "wide": True}, "wide: only an up of its own"),
+        (FfnCase, {"B": 1, "hidden": 8, "ffn": 8, "activation": "relu2"}, "two products of ffn_gemv"),
     ],
 )
 def test_refusals(case_type: Any, fields: dict[str, Any], reason: str) -> None:

@@ -60,6 +60,7 @@ def test_a_checkpoint_decodes_what_transformers_generates(name: str, tmp_path: P
     read, known = wiring_of(model_in(tmp_path)), wiring_of(name)
     names = ("rope", "window_rope", "epsilon", "score_factor", "activation", "sink_logits")
     names += ("rotary_share", "state", "embedding_factor", "residual_factor", "logits_factor")
+    names += ("state_norm", "norm_first", "blocks", "factors")
     assert [getattr(read, each) for each in names] == [getattr(known, each) for each in names]
 
 
@@ -95,6 +96,20 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "mamba_proj_bias" in refusal(**hybrid, mamba_proj_bias=True)
     assert "time_step_limit" in refusal(**hybrid, time_step_limit=[0.1, 1.0])
     assert "mamba_d_head" in refusal(**hybrid, mamba_d_head=3)
+    nemotron = {"model_type": "nemotron_h", "hybrid_override_pattern": "M-", "n_groups": 1}
+    nemotron |= {
+        "mamba_num_heads": 2,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+    }
+    assert "mlp_hidden_act 'silu'" in refusal(**nemotron, mlp_hidden_act="silu")
+    assert "'use_bias' is True" in refusal(**nemotron, use_bias=True)
+    assert "time_step_limit" in refusal(**nemotron, time_step_limit=[0.0, 1.0])
+    falcon = {"model_type": "falcon_h1", "mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_state": 8}
+    assert "mamba_d_head" in refusal(**falcon, mamba_d_head=3)
+    assert "'projectors_bias' is True" in refusal(**falcon, projectors_bias=True)
     with pytest.raises(BadRequest, match=r"has no \*\.safetensors"):
         Tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{}")
