@@ -8,8 +8,8 @@ columns are preferred, and the others are drawn.
 
 The first and the last row of W are zero but for these columns. There their weights are positive in every second group
 of columns and negative in the others (all positive, if a row is one group). So y is not near zero, and a wrong scale of
-the row changes it by 0.4 of itself or more, against ten tolerances of `max_rel` = 10 x 4 x 2^-8 = 0.16. If the row takes the
-scales of its neighbour, whose groups are small where its own are large, y even changes its sign.
+the row changes it by 0.4 of itself or more, against ten tolerances of `max_rel` = 10 x 4 x 2^-8 = 0.16. If the row
+takes the scales of its neighbour, whose groups are small where its own are large, y even changes its sign.
 
 An FFN has such rows in gate and up, at `hidden_rows`. Their hidden values are large, so that the loss of their columns
 of the down projection shows too; see `mark_hidden`. Where all rows of x have the same outliers, these hidden values are

@@ -180,7 +180,7 @@ def inputs(case: GemvCase, device: str, seed: int) -> Inputs:
         drawn["w"] = draw.normal((case.N, case.K), case.dtype, scale=case.K**-0.5)
     packed = {name: drawn[name] for name in (f"w_{part}" for part in BESIDE) if name in drawn}
     format, marked = case.weights if case.quantized else "", [0, case.N - 1]
-    if case.N > len(marked):
+    if len(marked) < case.N:
         clear(drawn["w"], marked, case.K, format=format, **packed)
     for level, mine in signed_groups(columns, FORMATS[format].group_k if format else 0).items():
         mark_rows(drawn["w"], marked, mine, level, format, **packed)

@@ -24,7 +24,6 @@ class Family:
     - `layer_types`: what `layer_types` may list, and what it means: `window`, `full` or `state`
     - `extra`: further fields of the shape
     - `renamed`: what fields are called in such files, and the names under which they are read here
-    - `ties`: whether `tie_word_embeddings` counts
     - `whole_heads`: whether the heads must share the hidden size evenly where a file has no `head_dim`
     - `ties`: whether `tie_word_embeddings` counts; else `lm_head` is always a matrix of its own
     - `reads_layers`: whether it reads `per_layer_config`; other families refuse it
@@ -38,7 +37,6 @@ class Family:
     layer_types: ClassVar[Mapping[str, str]] = {"sliding_attention": "window", "full_attention": "full"}
     extra: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
-    ties: ClassVar = True
     whole_heads: ClassVar = True
     ties: ClassVar = True
     reads_layers: ClassVar = False

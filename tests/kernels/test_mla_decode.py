@@ -15,7 +15,7 @@ from kernels.common.compare import compare
 from kernels.mla_decode import op as mla
 from kernels.mla_decode.cases import YARN_SCALE
 from kernels.mla_decode.op import MlaCase, lengths, visible
-from kernels.mla_decode.triton_mla import plan, smem_bytes
+from kernels.mla_decode.split_plan import plan, smem_bytes
 from kernels.op import SUITES, Impl, Target, implementations
 from tests.support.properties import given, settings, st
 
