@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernels.decode_step import states
+from kernels.decode_step import low_rank, states
 from kernels.decode_step.inputs import bookkeeping, caches
 from kernels.decode_step.parts import memory_shape
 from kernels.decode_step.states import stateful
@@ -27,6 +27,7 @@ def following(
     inputs = weights | {"tokens": tokens, "next": torch.zeros_like(tokens)} | bookkeeping(case, device, 0)
     for layer in range(case.measured_layers):
         inputs[f"{layer}.memory"] = carried(case, inputs, layer, before)
+        inputs |= low_rank.carried_ring(case, layer, before[1] if before else None, inputs["embedding"])
     return inputs
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kernels.decode_step import mambas
 from kernels.decode_step.angles import Rope, yarn_magnitude
 from kernels.decode_step.wiring import Wiring
 from kernels.model_config import BadConfig, Reading
@@ -25,7 +26,7 @@ class Family:
 
     `always` is the wiring that all models of the type have. `biased` tells whether `attention_bias` counts. `rotary` is
     the part of a head that is rotated; where it is less than 1, a file may say another one. `state` reads the sizes of
-    state mixers.
+    state mixers, and `more` what else there is of the wiring.
     """
 
     theta: float = 10000.0
@@ -35,6 +36,7 @@ class Family:
     full_every: int = 0
     rotary: float = 1.0
     state: Callable[[Fields], StateCase] | None = None
+    more: Callable[[Fields], dict[str, Any]] | None = None
 
 
 def gated_delta(fields: Fields) -> StateCase:
@@ -106,6 +108,11 @@ FAMILIES = {
     "qwen3_5_moe_text": QWEN_NEXT,
     "bamba": Family(epsilon=1e-5, rotary=0.5, state=mamba2),
     "granitemoehybrid": Family(state=mamba2),
+    "jamba": Family(state=mambas.jamba, more=mambas.jamba_wiring),
+    "mamba": Family(epsilon=1e-5, state=mambas.mamba1, more=mambas.mamba1_wiring),
+    "falcon_mamba": Family(epsilon=1e-5, state=mambas.mamba1, more=mambas.mamba1_wiring),
+    "mamba2": Family(epsilon=1e-5, state=mambas.mamba2, more=mambas.epsilon),
+    "kimi_linear": Family(epsilon=1e-5, state=mambas.kda, more=mambas.kimi_wiring),
 }
 """By `model_type`: `configuration_<type>.py` and `modeling_<type>.py` of transformers 5.24."""
 
@@ -131,6 +138,9 @@ def wiring_from(reading: Reading) -> Wiring:
     if family.state:
         found["state"] = family.state(Fields(kind, text, class_defaults(kind, nested=False)))
         found["states"] = tuple(layer.mixer == "state" for layer in reading.layers)
+    sparse = [layer.ffn == "moe" for layer in reading.layers]
+    if shape.is_moe and any(sparse[: shape.dense_layers]):
+        found["sparse"] = tuple(sparse)
     full, window = rope_fields(text, family)
     found["rope"] = rope_from(full, family)
     if family.rotary != 1:
@@ -147,21 +157,18 @@ def wiring_from(reading: Reading) -> Wiring:
         found["router"] = (("renormalize", bool(text.get("norm_topk_prob", kind == "qwen3_next"))),)
     if shape.is_mla:
         found |= latents(text, full)
+    if family.more:
+        found |= family.more(Fields(kind, text, class_defaults(kind, nested=False)))
     return Wiring(**found)
 
 
 def refuse(text: Mapping[str, Any], reading: Reading) -> None:
     """What would give other tokens than the model has."""
     shape = reading.shape
-    if shape.is_mla and not shape.q_latent:
-        raise BadConfig("q_lora_rank is null: a step has queries with a latent")
     if shape.softcap or text.get("final_logit_softcapping"):
         raise BadConfig("attn_logit_softcapping or final_logit_softcapping: a step has no softcap")
     if text.get("mlp_bias") or (shape.is_mla and text.get("attention_bias")):
         raise BadConfig("mlp_bias or attention_bias: a step has no such bias for this model")
-    ffns = ["dense"] * shape.dense_layers + ["moe"] * shape.moe_layers if shape.is_moe else ["dense"] * shape.layers
-    if [layer.ffn for layer in reading.layers] != ffns:
-        raise BadConfig("layers with experts and dense ones take turns: a step has dense layers first")
 
 
 def windows(text: Mapping[str, Any], layers: int, family: Family) -> tuple[bool, ...]:

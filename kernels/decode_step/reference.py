@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from kernels.common import gated, paging
 from kernels.common.quantization import BESIDE, SCALE_GROUP, dequantize
-from kernels.decode_step import states
+from kernels.decode_step import low_rank, states
 from kernels.decode_step.inputs import angles, embedding_factor, head_of, height_of
 from kernels.decode_step.parts import (
     attention_case,
+    fed,
     latent_case,
     lengths,
     mla_case,
@@ -96,7 +97,8 @@ def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor
     mla, latent, wiring = mla_case(case), latent_case(case), wiring_of(case.model)
     qkv = x @ weight(case, inputs, f"{layer}.qkv").T
     q, new, key = qkv.split([qkv.shape[1] - mla.L - mla.R, mla.L, mla.R], dim=1)
-    q = normed(q, inputs[f"{layer}.q_norm"], wiring.latent_epsilon) @ weight(case, inputs, f"{layer}.q_b").T
+    if shape_of(case.model).q_latent:
+        q = normed(q, inputs[f"{layer}.q_norm"], wiring.latent_epsilon) @ weight(case, inputs, f"{layer}.q_b").T
     q, rotary = q.view(case.B, mla.H, -1).split([latent.D, mla.R], dim=-1)
     cos, sin = inputs["rotations"][inputs["positions"].long()].chunk(2, dim=-1)
     q = torch.cat([q, turned(rotary, cos[:, None], sin[:, None])], -1)
@@ -117,7 +119,8 @@ def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor
 def mixed(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.Tensor:
     """What goes into the last product of attention or of a state mixer."""
     if stateful(case, layer):
-        return states.reference(case, inputs, layer, x @ weight(case, inputs, f"{layer}.state_in").T)
+        mixed = x @ weight(case, inputs, f"{layer}.state_in").T
+        return (low_rank if states.state_case(case).apart else states).reference(case, inputs, layer, mixed)
     return (attended_latents if shape_of(case.model).is_mla else attended)(case, inputs, layer, x)
 
 
@@ -165,7 +168,7 @@ def reference(case: StepCase, inputs: Inputs) -> torch.Tensor:
     wiring = wiring_of(case.model)
     x = inputs["embedding"][inputs["tokens"]].float() * embedding_factor(case)
     for layer in range(case.measured_layers):
-        for name, block in (("attention", mixed), ("ffn", fed_forward)):
+        for name, block in (("attention", mixed), ("ffn", fed_forward))[: 1 + fed(case)]:
             y = block(case, inputs, layer, normed(x, inputs[f"{layer}.{name}_norm"], wiring.epsilon))
             if name == "attention":
                 y = y @ weight(case, inputs, f"{layer}.{'state_out' if stateful(case, layer) else 'o'}").T

@@ -15,13 +15,14 @@ from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
-from kernels.decode_step.parts import lengths, memory_shape, parts
+from kernels.decode_step.parts import attends, lengths, memory_shape, parts
 from kernels.decode_step.peers import traced
 from kernels.decode_step.states import parameters, state_case, stateful
 from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
 from kernels.op import Impl, Target, implementations
 from kernels.state_update.memory import ring_of, state_of
 from kernels.state_update.recurrence import advance, at_token
+from tests.support import mamba_models
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
 STEPS = 16
@@ -57,6 +58,8 @@ def fill(case: StepCase, inputs: dict[str, Any], cached: Cached, rest: float) ->
         inputs[f"{layer}.memory"] = memory
         if stateful(case, layer):
             fill_states(case, inputs, memory, sequences)
+            if wiring_of(case.model).selective:
+                mamba_models.fill_ring(case, inputs, layer, sequences, rest)
             continue
         for half, stored in enumerate(caches(case, memory)):
             for b, pair in enumerate(sequences):
@@ -71,15 +74,21 @@ def fill_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, se
     for b, (before, tokens) in enumerate(sequences):
         ring, read, _ = inputs["slots"][b].tolist()
         state_of(state, memory)[read] = before
+        if not state.ring:
+            continue
         for back, token in enumerate(reversed(tokens), 1):
             ring_of(state, memory)[ring, (int(inputs["state_positions"][b]) - back) % state.ring] = token
 
 
-def keep_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, sequences: Any) -> None:
-    state = state_case(case)
+def keep_states(case: StepCase, inputs: dict[str, Any], layer: int, sequences: Any) -> None:
+    state, memory = state_case(case), inputs[f"{layer}.memory"]
+    news = mamba_models.new_tokens(case, inputs, layer) if wiring_of(case.model).selective else None
     for b, (_, tokens) in enumerate(sequences):
         ring, _, written = inputs["slots"][b].tolist()
-        new = ring_of(state, memory)[ring, int(inputs["state_positions"][b]) % state.ring].clone()
+        if news:
+            new = next(news)
+        else:
+            new = ring_of(state, memory)[ring, int(inputs["state_positions"][b]) % state.ring].clone()
         sequences[b] = (state_of(state, memory)[written].clone(), torch.stack([*tokens[1:], new]))
 
 
@@ -87,7 +96,7 @@ def keep(case: StepCase, inputs: dict[str, Any], cached: Cached) -> None:
     """Add the keys and values that this step wrote."""
     for layer, sequences in enumerate(cached):
         if stateful(case, layer):
-            keep_states(case, inputs, inputs[f"{layer}.memory"], sequences)
+            keep_states(case, inputs, layer, sequences)
             continue
         cache = caches(case, inputs[f"{layer}.memory"])
         for b, pair in enumerate(sequences):
@@ -101,8 +110,7 @@ def prefilled_states(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """By the recurrence in fp64 from an empty state, on what goes into the module of transformers. Releases cache
     states under different names."""
-    state, mixer = state_case(case), model.model.layers[layer]
-    mixer = mixer.linear_attn if state.kind == "gated_delta" else mixer.mamba
+    state, mixer = state_case(case), mamba_models.mixer_of(mamba_models.layers_of(model)[layer])
     given = parameters(state, weights, layer)
     seen: list[torch.Tensor] = []
     handle = mixer.register_forward_pre_hook(
@@ -110,25 +118,30 @@ def prefilled_states(
     )
     for prompt in prompts:
         model(torch.tensor([prompt]))
-        tokens = (seen.pop()[0] @ weights[f"{layer}.state_in"].T)[:, : state.width]
-        tokens = torch.cat([torch.zeros(state.conv - 1, state.width), tokens])
+        mixed, kept = seen.pop()[0] @ weights[f"{layer}.state_in"].T, mamba_models.kept_tokens(case)
+        if state.apart:
+            tokens, ring = mamba_models.tokens_before(case, weights, layer, mixed)
+        else:
+            tokens, ring = mixed[:, : state.width], mixed[:, : state.convolved]
+        ring = torch.cat([torch.zeros(kept, ring.shape[1]), ring])[-kept:]
+        back = max(state.conv - 1, 0)
+        tokens = torch.cat([torch.zeros(back, state.width), tokens])
         now = torch.zeros(1, state.H, state.V, state.K, dtype=torch.float64)
-        for t in range(state.conv, len(tokens) + 1):
+        for t in range(back + 1, len(tokens) + 1):
             channels, gates = at_token(replace(state, B=1), given, tokens[None, :t], slice(None), 0)
             now, _ = advance(state, given, now, channels, gates)
-        yield now[0].float(), tokens[1 - state.conv :, : state.convolved]
+        yield now[0].float(), ring
     handle.remove()
 
 
 def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prompts: list[list[int]]) -> Cached:
     """What transformers caches of each prompt. Layers with a window keep its last tokens."""
-    if model.config.model_type == "deepseek_v3":
-        return prefilled_latents(model, prompts)
-    found: Cached = [[] for _ in model.model.layers]
+    latent = shape_of(case.model).is_mla
+    found = prefilled_latents(case, model, prompts) if latent else [[] for _ in mamba_models.layers_of(model)]
     for layer, sequences in enumerate(found):
         if stateful(case, layer):
             sequences.extend(prefilled_states(case, model, weights, layer, prompts))
-    for prompt in prompts:
+    for prompt in () if latent or not attends(case) else prompts:
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
         for layer, each in enumerate(past.layers):
             if stateful(case, layer):
@@ -137,11 +150,11 @@ def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prom
     return found
 
 
-def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
+def prefilled_latents(case: StepCase, model: Any, prompts: list[list[int]]) -> Cached:
     """Latents and rotary keys, as the modules of transformers give them; not every version caches them."""
     R = model.config.qk_rope_head_dim
     found: Cached = [[] for _ in model.model.layers]
-    wiring = wiring_of("toy-deepseek-v3")
+    wiring = wiring_of(case.model)
 
     def listen(layer: int, at: Any) -> None:
         parts: dict[str, torch.Tensor] = {}
@@ -154,7 +167,7 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
             turns = torch.arange(len(key))[:, None] * torch.tensor(wiring.rope.frequencies(R))
             first, second = key[:, ::2], key[:, 1::2]
             pair = (first * turns.cos() - second * turns.sin(), second * turns.cos() + first * turns.sin())
-            parts["keys"] = torch.cat(pair, dim=-1)
+            parts["keys"] = torch.cat(pair, dim=-1) if wiring.pairs_adjacent else key
 
         def of_all(module: Any, given: Any, out: Any) -> None:
             found[layer].append((torch.cat([parts["latents"], parts["keys"]], dim=-1),))
@@ -165,7 +178,8 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
 
     handles: list[Any] = []
     for layer, each in enumerate(model.model.layers):
-        listen(layer, each.self_attn)
+        if not stateful(case, layer):
+            listen(layer, each.self_attn)
     for prompt in prompts:
         model(torch.tensor([prompt]))
     for handle in handles:
