@@ -179,7 +179,10 @@ def _product(
     """Its columns K follow from the operation's name, its rows N from the weights."""
     inputs: dict[str, float] = {"down": shape.ffn, "shared_down": shape.shared_width}
     if shape.state_mixer:
-        inputs["state_out"] = shape.state_mixer.output[1]
+        inputs["state_out"] = inputs["state_x"] = shape.state_mixer.output[1]
+        inputs |= {
+            name: k * predicted.devices for name in ("state_inner", "state_dt") for _, k in shape.state_mixer.inner
+        }
     for suffix, kind in kinds.items():
         inputs[f"o{suffix}"] = kind.heads * (kind.v_head_dim or kind.head_dim)
         inputs[f"q_b{suffix}"] = kind.q_latent * predicted.devices

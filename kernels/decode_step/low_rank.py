@@ -1,7 +1,8 @@
 """State mixers whose tokens come from several products: Mamba's and KDA's.
 
     KDA     q, k, v, beta, f, g = x W_in^T; decays a = f W_f^T and the gate z = g W_g^T, from f and g of a head's size
-    Mamba   u, z = x W_in^T; u = silu(convolution of u); dt, B, C = u W_x^T, maybe normalized; dt of all channels = dt W_dt^T
+    Mamba   u, z = x W_in^T; u = silu(convolution of u); dt, B, C = u W_x^T, maybe normalized; then
+            dt W_dt^T is dt of each channel
 
 The states then answer y. KDA's is normalized and gated by z; Mamba's is gated in the update.
 """
@@ -158,9 +159,7 @@ def reference(case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor) -
     return states.answer(case, inputs, layer, tokens).flatten(1).to(mixed.dtype)
 
 
-def kda_token(
-    case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def kda_token(case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The whole tokens, and z."""
     import torch
 
@@ -217,9 +216,7 @@ def published(
     yield "state_out", stored[f"{at}out_proj.weight"]
 
 
-def published_kda(
-    state: StateCase, stored: Mapping[str, torch.Tensor], at: str
-) -> Iterator[tuple[str, torch.Tensor]]:
+def published_kda(state: StateCase, stored: Mapping[str, torch.Tensor], at: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Files have three convolutions, and no object around the gate of decays; transformers has one of each."""
     import torch
 

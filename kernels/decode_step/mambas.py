@@ -101,6 +101,12 @@ def kimi_wiring(fields: Fields) -> dict[str, Any]:
         "groups": groups,
         "top_groups": fields.whole_or(1, "topk_group"),
         "scaling": float(fields.get("routed_scaling_factor") or 2.446),
-        "renormalize": bool(fields.get("norm_topk_prob", ) if renormalize is None else renormalize),
+        "renormalize": bool(
+            fields.get(
+                "norm_topk_prob",
+            )
+            if renormalize is None
+            else renormalize
+        ),
     }
     return {"rope": Rope(kind="none"), "latent_epsilon": 1e-6, "score_factor": 1.0, "router": tuple(router.items())}

@@ -20,7 +20,7 @@ from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.quantization import Weights, check_weights
 from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.decode_step.inputs import inputs
-from kernels.decode_step.parts import attention_case, attends, parts, windowed
+from kernels.decode_step.parts import attends, attention_case, parts, windowed
 from kernels.decode_step.reference import reference
 from kernels.decode_step.wiring import remember, shape_of
 from kernels.op import Case, Inputs, Op, Tolerance, Work

@@ -145,7 +145,7 @@ FAMILIES: Mapping[str, Wiring] = {
         rope=Rope(kind="none"),
         latent_epsilon=1e-6,
         router=(("score", "sigmoid"), ("groups", 1), ("top_groups", 1), ("scaling", 2.446)),
-        states=(*(True, True, True, True, False), *(True, True, True, False) * 5, True, True),
+        states=(*(True, True, True, False) * 6, True, True, False),
         state=StateCase(kind="kda", B=1, H=32, G=32, V=128, K=128, apart=True),
     ),
     "jamba": Wiring(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kernels.models.shape import ModelShape, StateMixer
+from kernels.models.states import STATE_MODELS
 
 
 class UnknownModel(ValueError):
@@ -173,6 +174,7 @@ MODELS: dict[str, ModelShape] = {
                 conv=(8192 + 2 * 128) * 3,
             ),
         ),
+        *STATE_MODELS,
     )
 }
 """Shapes by lowercase name."""

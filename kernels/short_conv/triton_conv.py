@@ -72,9 +72,7 @@ def stages(case: ConvCase, target: Target) -> tuple[Stage, ...]:
     """What the sequences read of the weights again comes from the L2. The ring waits for its number."""
     again = (case.B - 1) * (case.taps + 1) * case.C * (4 if case.dtype == "fp32" else 2)
     ctas = cdiv(case.C, BLOCK_C) * case.B
-    return (
-        Stage(name="conv", work=work(case), l2_bytes=again, ctas=ctas, ctas_per_sm=8, loads_before={"dram": 1}),
-    )
+    return (Stage(name="conv", work=work(case), l2_bytes=again, ctas=ctas, ctas_per_sm=8, loads_before={"dram": 1}),)
 
 
 IMPLS = (triton_impl(name="triton", build=build, stages=stages),)
