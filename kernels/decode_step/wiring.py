@@ -164,6 +164,11 @@ FAMILIES: Mapping[str, Wiring] = {
     ),
     "mamba-codestral": Wiring(states=(True,), state=StateCase(kind="mamba2", B=1, H=128, G=8, V=64, K=128)),
     "mamba2": Wiring(states=(True,), state=TOY_MAMBA2),
+    "mamba-130m": Wiring(
+        states=(True,),
+        state=StateCase(kind="mamba1", B=1, V=1536, K=16, conv=0, apart=True),
+        selective=Selective(rank=48),
+    ),
     "mamba": Wiring(states=(True,), state=TOY_MAMBA1, selective=Selective(rank=8)),
 }
 """By the beginning of a model's name; the first that fits counts."""

@@ -83,6 +83,15 @@ STATE_MODELS = (
         ),
     ),
     without_attention(
+        "mamba-130m",
+        "state-spaces/mamba-130m-hf",
+        "as quoted by others",
+        mamba(24, 768, 1536, 48),
+        heads=1536,
+        vocab=50280,
+        tied_embeddings=True,
+    ),
+    without_attention(
         "falcon-mamba-7b",
         "tiiuae/falcon-mamba-7b",
         "as quoted by others",

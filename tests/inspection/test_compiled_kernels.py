@@ -128,7 +128,7 @@ FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3", "toy-qwen3-next")
 def step_case(model: str) -> StepCase:
     """One layer in bf16, or as many as there are up to the first with experts, or with attention behind states."""
     states = wiring_of(model).states
-    layers = 1 + (states.index(False) if states else shape_of(model).dense_layers)
+    layers = 1 + (states.index(False) if False in states else shape_of(model).dense_layers)
     return StepCase(model=model, layers=layers, B=2, T=9, page=4, lengths="ragged")
 
 

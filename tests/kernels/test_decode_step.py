@@ -305,7 +305,12 @@ LAUNCHES = {
     "deepseek-v3": 19,
     "qwen3-next-80b-a3b": 14.5,
     "granite-4.0-h-small": 14.1,
+    "jamba-v0.1": 14.5,
+    "kimi-linear-48b-a3b": 15.5,
+    "falcon-mamba-7b": 10,
+    "mamba-codestral-7b": 5,
 }
+PERIODS = {"kimi-linear-48b-a3b": 4}
 """Of one layer at batch 1 and 4,096 tokens on an H200, as `kernels/README.md` says. Of gpt-oss, layers with a window
 need no merge of attention and have one less. A layer with states has 14; one of four or ten attends, and has 16 or 15.
 """
@@ -315,7 +320,7 @@ need no merge of attention and have one less. A layer with states has 14; one of
 def test_the_launches_of_a_layer_are_those_that_the_readme_tells(model: str) -> None:
     """Each launch has a stage. The layers of DeepSeek-V3 are those with experts."""
     target, first = find("h200").target(), 1 + shape_of(model).dense_layers
-    period = len(wiring_of(model).states) or (6 if model.startswith("gemma") else 2)
+    period = PERIODS.get(model) or len(wiring_of(model).states) or (6 if model.startswith("gemma") else 2)
     few, many = (StepCase(model=model, layers=n, B=1, T=4096) for n in (first, first + period))
     ours = impl("triton")
     assert (len(ours.stages(many, target)) - len(ours.stages(few, target))) / period == LAUNCHES[model]

@@ -59,6 +59,7 @@ def test_a_checkpoint_decodes_what_transformers_generates(name: str, tmp_path: P
     assert list(found.tokens) == generated(model, 12)
     read, known = wiring_of(model_in(tmp_path)), wiring_of(name)
     names = ("rope", "window_rope", "epsilon", "score_factor", "activation", "sink_logits")
+    names += ("selective", "latent_epsilon")
     names += ("rotary_share", "state", "embedding_factor", "residual_factor", "logits_factor")
     assert [getattr(read, each) for each in names] == [getattr(known, each) for each in names]
 
