@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from bench.predict.step_mambas import beside_flops, beside_states, convolution
 from bench.predict.step_op import ACTIVATION_BYTES, StepOp
 from bench.predict.weights import Precision
 from kernels.common.quantization import SCALE_GROUP
@@ -209,8 +210,12 @@ def step_states(shape: ModelShape, requests: int, tokens: int, devices: int, *, 
     if shape.state_mixer is None:
         return []
     mixer = shape.state_mixer
-    size = round(requests * mixer.bytes_per_request / devices)
+    first = [convolution(mixer, requests, tokens, devices)] if mixer.kind == "mamba" else []
+    kept = mixer.bytes_per_request if not first else mixer.layers * mixer.state * mixer.state_bytes
+    size = round(requests * kept / devices)
     each = STATE_FLOPS.get(mixer.kind, OTHER_STATE_FLOPS)
-    flops = {pipe: round(each * mixer.state * mixer.layers * tokens / devices)} if mixer.state else {}
-    work = Work(flops=flops, bytes_read=size, bytes_written=size)
-    return [StepOp(name="state", calls=mixer.layers, work=work)]
+    count = (each * mixer.state + beside_flops(mixer)) * mixer.layers * tokens
+    flops = {pipe: round(count / devices)} if mixer.state else {}
+    read, written = (round(mixer.layers * n / devices) for n in beside_states(mixer, tokens))
+    work = Work(flops=flops, bytes_read=size + read, bytes_written=size + written)
+    return [*first, StepOp(name="state", calls=mixer.layers, work=work)]

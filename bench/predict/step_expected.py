@@ -181,7 +181,10 @@ def _product(
     inputs["shared_down"] = shape.shared_width
     inputs |= {extra.name: extra.k * predicted.devices for extra in shape.extras}
     if shape.state_mixer:
-        inputs["state_out"] = shape.state_mixer.output[1]
+        inputs["state_out"] = inputs["state_x"] = shape.state_mixer.output[1]
+        inputs |= {
+            name: k * predicted.devices for name in ("state_inner", "state_dt") for _, k in shape.state_mixer.inner
+        }
     for suffix, kind in kinds.items():
         inputs[f"o{suffix}"] = kind.o_groups * kind.o_latent or kind.heads * kind.value_dim
         inputs[f"q_b{suffix}"] = kind.q_latent * predicted.devices

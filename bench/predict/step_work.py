@@ -148,7 +148,11 @@ def _state_weights(mixer: StateMixer, tokens: int, plan: WeightPlan, devices: in
     common: dict[str, Any] = {"tokens": tokens, "plan": plan, "calls": mixer.layers}
     rows, columns = mixer.output
     ops = [_linear("state_in", [("state_in", n / devices, k) for n, k in mixer.inputs], **common)]
-    if mixer.inner:
+    if mixer.kind == "mamba":  # its channels are split: the columns of the first product, the rows of the second
+        (low, inner), (wide, rank) = mixer.inner
+        ops.append(_linear("state_x", [("state_inner", low, inner / devices)], **common))
+        ops.append(_linear("state_dt", [("state_inner", wide / devices, rank)], **common))
+    elif mixer.inner:
         ops.append(_linear("state_inner", [("state_inner", n / devices, k) for n, k in mixer.inner], **common))
     return [*ops, _linear("state_out", [("state_out", rows, columns / devices)], **common)]
 
@@ -218,8 +222,10 @@ def _projections(
         *attention[:1],
         *between,
         *attention[1:],
-        *states[:-1],
-        *inside,
+        *states[:1],
+        *inside[:-1],
+        *states[1:-1],
+        *inside[-1:],
         *states[-1:],
         *_ffn_weights(shape, tokens, plan, devices),
         *_extras(shape, tokens, plan, devices),

@@ -29,6 +29,11 @@ def attends(case: StepCase, layer: int) -> bool:
     return only == "*" if only else shape_of(case.model).parallel_mixers or not stateful(case, layer)
 
 
+def any_attends(case: StepCase) -> bool:
+    """Whether the model has layers with attention."""
+    return shape_of(case.model).attention_layers > 0
+
+
 def mixes(case: StepCase, layer: int) -> bool:
     """Whether a layer has attention or a state mixer."""
     return stateful(case, layer) or attends(case, layer)
@@ -36,7 +41,8 @@ def mixes(case: StepCase, layer: int) -> bool:
 
 def feeds(case: StepCase, layer: int) -> bool:
     """Whether a layer has an FFN or experts."""
-    return letter(case, layer) not in ("M", "*")
+    shape = shape_of(case.model)
+    return letter(case, layer) not in ("M", "*") and shape.plain_layers < shape.layers
 
 
 def alone(case: StepCase) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.quantization import BESIDE
 from kernels.common.random_inputs import BYTES
-from kernels.decode_step import states
+from kernels.decode_step import low_rank, states
 from kernels.decode_step.blocks import attends, feeds, mixes, stateful
 from kernels.decode_step.inputs import angles, embedding_factor, head_of
 from kernels.decode_step.op import StepCase
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ATTENTION = ("attention_decode", "mla_decode")
 OPS = (
     *("rmsnorm", "ffn_gemv", "rope_append", "latent_append", "head_gemv", *ATTENTION),
-    *("ffn_block", "silu_mul", "router", "moe_ffn", "state_update"),
+    *("ffn_block", "silu_mul", "router", "moe_ffn", "state_update", "short_conv"),
 )
 """The operations of `kernels/` that steps consist of."""
 
@@ -95,6 +95,8 @@ class Composition:
 
     def state(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         case: StateCase = self.part(layer, "state")
+        if case.apart:
+            return low_rank.mix(self, layer, x)
         mixed = self.product(layer, "state_in", x)
         tokens, z = mixed[:, None, : case.width], mixed[:, case.width :]
         memory = self.run(layer, "state", tokens=tokens, **states.update_inputs(self.case, self.inputs, layer))
@@ -157,8 +159,10 @@ class Composition:
         latent: LatentCase = self.part(layer, "kv_append")
         qkv = self.product(layer, "qkv", x)
         rank = qkv.shape[1] - latent.L - latent.R
-        q, _ = self.norm(layer, "q_norm", [qkv[:, :rank]], None)
-        q = self.product(layer, "q_b", q).view(B, latent.H, latent.D + latent.R)
+        q = qkv[:, :rank]
+        if shape_of(self.case.model).q_latent:
+            q = self.product(layer, "q_b", self.norm(layer, "q_norm", [q], None)[0])
+        q = q.unflatten(1, (latent.H, latent.D + latent.R))
         memory = self.run(
             layer,
             "kv_append",

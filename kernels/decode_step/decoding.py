@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernels.decode_step import states
+from kernels.decode_step import low_rank, states
 from kernels.decode_step.blocks import attends, stateful
 from kernels.decode_step.inputs import bookkeeping, caches
 from kernels.decode_step.parts import memory_shape
@@ -30,8 +30,9 @@ def following(
             inputs[f"{layer}.memory"] = carried(case, inputs, layer, before)
         if stateful(case, layer):
             name = states.memory_of(case, layer)
-            old, like = before[1][name] if before else None, inputs["embedding"]
-            inputs[name] = states.carried(states.state_case(case), old, like)
+            old, like = before[1] if before else None, inputs["embedding"]
+            inputs[name] = states.carried(states.state_case(case), old and old[name], like)
+            inputs |= low_rank.carried_ring(case, layer, old, like)
     return inputs
 
 

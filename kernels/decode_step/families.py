@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels.decode_step import hybrids
+from kernels.decode_step import hybrids, mambas
 from kernels.decode_step.angles import Rope, yarn_magnitude
 from kernels.decode_step.wiring import Wiring
 from kernels.model_config import BadConfig, Reading
@@ -25,7 +25,7 @@ class Family:
 
     `always` is the wiring that all models of the type have. `biased` tells whether `attention_bias` counts. `rotary` is
     the part of a head that is rotated; where it is less than 1, a file may say another one. `state` reads the sizes of
-    state mixers.
+    state mixers, and `more` what else there is of the wiring.
     """
 
     theta: float = 10000.0
@@ -35,6 +35,7 @@ class Family:
     full_every: int = 0
     rotary: float = 1.0
     state: Callable[[Fields], StateCase] | None = None
+    more: Callable[[Fields], dict[str, Any]] | None = None
 
 
 def gated_delta(fields: Fields) -> StateCase:
@@ -106,6 +107,11 @@ FAMILIES = {
     "granitemoehybrid": Family(state=mamba2),
     "nemotron_h": Family(epsilon=1e-5, state=hybrids.nemotron_state, always={"activation": "relu2"}),
     "falcon_h1": Family(epsilon=1e-5, state=hybrids.falcon_state),
+    "jamba": Family(state=mambas.jamba, more=mambas.jamba_wiring),
+    "mamba": Family(epsilon=1e-5, state=mambas.mamba1, more=mambas.mamba1_wiring),
+    "falcon_mamba": Family(epsilon=1e-5, state=mambas.mamba1, more=mambas.mamba1_wiring),
+    "mamba2": Family(epsilon=1e-5, state=mambas.mamba2, more=mambas.epsilon),
+    "kimi_linear": Family(epsilon=1e-5, state=mambas.kda, more=mambas.kimi_wiring),
 }
 """By `model_type`: `configuration_<type>.py` and `modeling_<type>.py` of transformers 5.24."""
 
@@ -131,6 +137,9 @@ def wiring_from(reading: Reading) -> Wiring:
     if family.state:
         found["state"] = family.state(Fields(kind, text, class_defaults(kind, nested=False)))
         found["states"] = tuple(layer.mixer == "state" for layer in reading.layers)
+    sparse = [layer.ffn == "moe" for layer in reading.layers]
+    if shape.is_moe and any(sparse[: shape.dense_layers]):
+        found["sparse"] = tuple(sparse)
     full, window = rope_fields(text, family)
     found["rope"] = rope_from(full, family)
     if family.rotary != 1:
@@ -149,21 +158,18 @@ def wiring_from(reading: Reading) -> Wiring:
         found["router"] = (("renormalize", bool(text.get("norm_topk_prob", kind == "qwen3_next"))),)
     if shape.is_mla:
         found |= latents(text, full)
+    if family.more:
+        found |= family.more(Fields(kind, text, class_defaults(kind, nested=False)))
     return Wiring(**found)
 
 
 def refuse(text: Mapping[str, Any], reading: Reading) -> None:
     """What would give other tokens than the model has."""
     shape = reading.shape
-    if shape.is_mla and not shape.q_latent:
-        raise BadConfig("q_lora_rank is null: a step has queries with a latent")
     if shape.softcap or text.get("final_logit_softcapping"):
         raise BadConfig("attn_logit_softcapping or final_logit_softcapping: a step has no softcap")
     if text.get("mlp_bias") or (shape.is_mla and text.get("attention_bias")):
         raise BadConfig("mlp_bias or attention_bias: a step has no such bias for this model")
-    ffns = ["dense"] * shape.dense_layers + ["moe"] * shape.moe_layers if shape.is_moe else ["dense"] * shape.layers
-    if not shape.plain_layers and [layer.ffn for layer in reading.layers] != ffns:
-        raise BadConfig("layers with experts and dense ones take turns: a step has dense layers first")
 
 
 def windows(text: Mapping[str, Any], layers: int, family: Family) -> tuple[bool, ...]:

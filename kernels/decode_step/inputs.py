@@ -11,8 +11,8 @@ from kernels.common import paging
 from kernels.common.integers import cdiv
 from kernels.common.quantization import random_weights
 from kernels.common.random_inputs import RandomInputs
-from kernels.decode_step import states
-from kernels.decode_step.blocks import attends, stateful
+from kernels.decode_step import low_rank, states
+from kernels.decode_step.blocks import any_attends, attends, stateful
 from kernels.decode_step.parts import (
     Part,
     latent_case,
@@ -36,6 +36,7 @@ from kernels.op import Inputs
 from kernels.rmsnorm.op import NormCase
 from kernels.rope_append.op import CODES_PER_UNIT, RopeCase, cache_of, rotations, scales
 from kernels.router.op import RouterCase
+from kernels.short_conv.op import ConvCase
 from kernels.state_update.cases import StateCase
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ def vectors(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
             yield at + "sink_logits", (each.H_q if each.sink_logits else 0,), "fp32"
         elif isinstance(each, StateCase):
             yield from ((at + name, size, stored) for name, size, stored in states.vectors(each))
+        elif isinstance(each, ConvCase):
+            yield at + "conv_weight", (each.taps, each.C), dtype
+            yield at + "conv_bias", (each.C,), dtype
         elif isinstance(each, RouterCase):
             yield at + "router_bias", (each.E if each.has_bias else 0,), "fp32" if each.score == "sigmoid" else dtype
         elif isinstance(each, MoeCase) and each.bias:
@@ -130,6 +134,7 @@ def drawn_memory(case: StepCase, layer: int, draw: RandomInputs) -> Inputs:
     found: Inputs = drawn_cache(case, layer, draw) if attends(case, layer) else {}
     if stateful(case, layer):
         found[states.memory_of(case, layer)] = states.drawn_memory(states.state_case(case), draw)
+        found |= low_rank.drawn_ring(case, layer, draw)
     return found
 
 
@@ -163,7 +168,7 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
 
     found = torch.tensor(lengths(case), dtype=torch.int32)
     table = torch.empty(case.B, 0, dtype=torch.int32)
-    if case.page:
+    if case.page and any_attends(case):
         columns, pages = cdiv(case.T, case.page), cache_shape(rope_case(case).append)[1]
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed))
         table = torch.full((case.B, columns + 1), paging.GARBAGE[0], dtype=torch.int32)
@@ -173,7 +178,7 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
     if wiring.state:
         made |= states.bookkeeping(case, made["positions"])
     made = {name: tensor.to(device) for name, tensor in made.items()}
-    R = rotary(case)
+    R = rotary(case) if any_attends(case) else 2
     for name, rope in (("rotations", wiring.rope), ("window_rotations", wiring.window_rope)):
         if rope:
             made[name] = rotations(case.T, rope.frequencies(R), device) * rope.magnitude

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from kernels.attention_decode.cases import AttentionCase
 from kernels.attention_decode.op import lengths as drawn_lengths
 from kernels.common.gated import UNGATED, matrices
-from kernels.decode_step import states
+from kernels.decode_step import low_rank, states
 from kernels.decode_step.blocks import alone, attends, feeds, letter, mixes, stateful
-from kernels.decode_step.wiring import shape_of, wiring_of
+from kernels.decode_step.wiring import has_experts, shape_of, wiring_of
 from kernels.ffn_block.op import FfnCase
 from kernels.ffn_gemv.op import GemvCase
 from kernels.head_gemv.op import HeadCase
@@ -64,8 +64,9 @@ def windowed(case: StepCase, layer: int) -> bool:
 
 def routed(case: StepCase, layer: int) -> bool:
     """Whether a layer has experts."""
-    shape = shape_of(case.model)
-    return letter(case, layer) == "E" if alone(case) else shape.is_moe and layer >= shape.dense_layers
+    if alone(case):
+        return letter(case, layer) == "E"
+    return has_experts(shape_of(case.model), wiring_of(case.model), layer)
 
 
 def scale(case: StepCase, width: int) -> float:
@@ -127,8 +128,8 @@ def latent_case(case: StepCase) -> LatentCase:
 
 
 def lengths(case: StepCase) -> tuple[int, ...]:
-    """Cached tokens of each sequence, the new one included."""
-    return drawn_lengths(attention_case(case, 0))
+    """Tokens of each sequence, the new one included. They don't depend on its heads, and a model may have none."""
+    return drawn_lengths(AttentionCase(H_q=1, H_kv=1, D=64, **read(case)))
 
 
 def memory_shape(case: StepCase, layer: int) -> tuple[int, ...]:
@@ -214,6 +215,9 @@ def state_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
     """The first product gives the tokens of the state and the gate behind it."""
     hidden, state = shape_of(case.model).hidden, states.state_case(case)
     inner = states.inner(state)
+    if state.apart:
+        yield from low_rank.cases_of(case)
+        return
     yield "state_in", "ffn_gemv", product(case, "state_in", state.width + inner, hidden, case.weights)
     yield "state", "state_update", state
     if wiring_of(case.model).state_norm:
@@ -232,9 +236,11 @@ def latent_mixer(case: StepCase) -> Iterator[tuple[str, str, Case]]:
     """Absorbed MLA: queries become latents, and what attention gives in latents becomes values, head by head."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     heads, L, R = shape.heads, shape.kv_latent, shape.rope_dim
-    yield "qkv", "ffn_gemv", product(case, "qkv", shape.q_latent + L + R, shape.hidden, case.weights)
-    yield "q_norm", "rmsnorm", NormCase(D=shape.q_latent, epsilon=wiring.latent_epsilon, **common(case))
-    yield "q_b", "ffn_gemv", product(case, "q_b", heads * (shape.head_dim + R), shape.q_latent, case.weights)
+    queries = heads * (shape.head_dim + R)
+    yield "qkv", "ffn_gemv", product(case, "qkv", (shape.q_latent or queries) + L + R, shape.hidden, case.weights)
+    if shape.q_latent:
+        yield "q_norm", "rmsnorm", NormCase(D=shape.q_latent, epsilon=wiring.latent_epsilon, **common(case))
+        yield "q_b", "ffn_gemv", product(case, "q_b", queries, shape.q_latent, case.weights)
     yield "kv_append", "latent_append", latent_case(case)
     yield "kv_b_keys", "head_gemv", HeadCase(H=heads, N=L, K=shape.head_dim, **common(case))
     yield "attention", "mla_decode", mla_case(case)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kernels.common.random_inputs import torch_dtype
-from kernels.decode_step import hybrids
+from kernels.decode_step import hybrids, low_rank
 from kernels.decode_step.blocks import attends, feeds, mixes, stateful
 from kernels.decode_step.inputs import matrices, vectors
 from kernels.decode_step.parts import routed
@@ -33,8 +33,12 @@ POST_NORMS = {
     "ffn_post_norm": "post_feedforward_layernorm",
 }
 
+LONE_NORM = {"attention_norm": "norm"}
+"""Of a model without FFNs."""
+
 FFN_NORMS = ("post_attention_layernorm", "pre_ff_layernorm")
-FINAL_NORMS = ("norm", "final_layernorm")
+FINAL_NORMS = ("norm", "final_layernorm", "norm_f")
+EMBEDDINGS = ("embed_tokens.weight", "backbone.embeddings.weight")
 ROUTERS = ("gate", "router", "router.layer")
 SHARED = ("shared_experts", "shared_expert")
 """Names that families have for one thing: Bamba, gpt-oss and Qwen3-Next have the second ones, Granite the third."""
@@ -55,15 +59,15 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
     names one that is missing."""
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     stored = hybrids.Renamed(stored, wiring.blocks) if wiring.blocks else stored
-    embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
-    at, shift = embedding.removesuffix("embed_tokens.weight"), float(wiring.norms_less_one)
+    embedding = next((name for name in stored if name.endswith(EMBEDDINGS)), "model.embed_tokens.weight")
+    at, shift = embedding.removesuffix("weight").rpartition("embed")[0], float(wiring.norms_less_one)
     final = stored[f"{at}{one_of(stored, at, FINAL_NORMS)}.weight"] + shift
     found = {"embedding": stored[embedding], "final_norm": final * wiring.logits_factor}
     if not shape.tied_embeddings:
         found["lm_head"] = stored[next((n for n in stored if n.endswith("lm_head.weight")), "lm_head.weight")]
     for layer in range(case.measured_layers):
         mine = f"{at}layers.{layer}."
-        for ours, theirs in (POST_NORMS if wiring.post_norms else NORMS).items():
+        for ours, theirs in norms_of(case).items():
             if not (feeds if ours.startswith("ffn") else mixes)(case, layer):
                 continue
             theirs = one_of(stored, mine, FFN_NORMS) if ours == "ffn_norm" and not wiring.post_norms else theirs
@@ -75,6 +79,13 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
         if tuple(found[name].shape) != tuple(size):
             raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, config.json says {tuple(size)}")
     return {name: typed(case, name, tensor) for name, tensor in found.items()}
+
+
+def norms_of(case: StepCase) -> Mapping[str, str]:
+    """Names of the norms of a layer, ours and those of files."""
+    if wiring_of(case.model).post_norms:
+        return POST_NORMS
+    return LONE_NORM if shape_of(case.model).plain_layers == shape_of(case.model).layers else NORMS
 
 
 def blocks_of(case: StepCase, stored: Stored, at: str, layer: int) -> Pairs:
@@ -137,9 +148,13 @@ def latents(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> Pairs
         """Rows [..., rows, K], of which the last R are rotated."""
         return torch.cat([w[..., :-R, :], w[..., -R:, :][..., order, :]], dim=-2)
 
-    yield "qkv", torch.cat([stored[f"{at}q_a_proj.weight"], paired(stored[f"{at}kv_a_proj_with_mqa.weight"])])
-    yield "q_norm", stored[f"{at}q_a_layernorm.weight"]
-    yield "q_b", paired(stored[f"{at}q_b_proj.weight"].unflatten(0, (H, D + R))).flatten(0, 1)
+    name = "q_b_proj" if shape.q_latent else "q_proj"
+    queries = paired(stored[f"{at}{name}.weight"].unflatten(0, (H, D + R))).flatten(0, 1)
+    first = stored[f"{at}q_a_proj.weight"] if shape.q_latent else queries
+    yield "qkv", torch.cat([first, paired(stored[f"{at}kv_a_proj_with_mqa.weight"])])
+    if shape.q_latent:
+        yield "q_norm", stored[f"{at}q_a_layernorm.weight"]
+        yield "q_b", queries
     yield "latent_norm", stored[f"{at}kv_a_layernorm.weight"]
     keys, values = stored[f"{at}kv_b_proj.weight"].view(H, -1, L).split([D, shape.value_dim], dim=1)
     yield "kv_b_keys", keys.transpose(1, 2)
@@ -151,7 +166,12 @@ def states_of(state: StateCase, wiring: Wiring, stored: Stored, at: str) -> Pair
     """The mixer of a layer with a state. The rows of a token come first, those of the gate behind them."""
     import torch
 
-    at, delta = (f"{at}linear_attn.", True) if state.kind in DELTA else (f"{at}mamba.", False)
+    delta = state.kind in DELTA
+    names = ("linear_attn", "self_attn") if delta else ("mamba", "mixer")
+    at += next((f"{name}." for name in names if any(key.startswith(f"{at}{name}.") for key in stored)), names[0] + ".")
+    if state.apart:
+        yield from low_rank.published(state, wiring, stored, at)
+        return
     if delta:
         yield "state_in", torch.cat(delta_rows(state, stored, at))
     else:
@@ -196,7 +216,8 @@ def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, has_experts:
         return
     whole = at
     sparse = f"{at}block_sparse_moe."
-    at = sparse if any(f"{sparse}{name}.weight" in stored for name in ROUTERS) else f"{at}mlp."
+    inside = (sparse, f"{at}feed_forward.", f"{at}mlp.")
+    at = next((each for each in inside if any(f"{each}{name}.weight" in stored for name in ROUTERS)), inside[-1])
     gate = at + one_of(stored, at, ROUTERS)
     rows = stored[f"{gate}.weight"]
     yield "router", torch.cat([rows, stored[f"{at}shared_expert_gate.weight"]]) if wiring.shared_gate else rows

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kernels.common import gated, paging
 from kernels.common.quantization import BESIDE, SCALE_GROUP, dequantize
-from kernels.decode_step import states
+from kernels.decode_step import low_rank, states
 from kernels.decode_step.blocks import attends, feeds, mixes, stateful
 from kernels.decode_step.inputs import angles, embedding_factor, head_of, height_of
 from kernels.decode_step.parts import (
@@ -97,7 +97,8 @@ def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor
     mla, latent, wiring = mla_case(case), latent_case(case), wiring_of(case.model)
     qkv = x @ weight(case, inputs, f"{layer}.qkv").T
     q, new, key = qkv.split([qkv.shape[1] - mla.L - mla.R, mla.L, mla.R], dim=1)
-    q = normed(q, inputs[f"{layer}.q_norm"], wiring.latent_epsilon) @ weight(case, inputs, f"{layer}.q_b").T
+    if shape_of(case.model).q_latent:
+        q = normed(q, inputs[f"{layer}.q_norm"], wiring.latent_epsilon) @ weight(case, inputs, f"{layer}.q_b").T
     q, rotary = q.view(case.B, mla.H, -1).split([latent.D, mla.R], dim=-1)
     cos, sin = inputs["rotations"][inputs["positions"].long()].chunk(2, dim=-1)
     q = torch.cat([q, turned(rotary, cos[:, None], sin[:, None])], -1)
@@ -123,7 +124,8 @@ def mixed(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.
         y = y + attention(case, inputs, layer, x) @ weight(case, inputs, f"{layer}.o").T
         y = y + inputs[f"{layer}.o_bias"].float() if wiring_of(case.model).o_bias else y
     if stateful(case, layer):
-        behind = states.reference(case, inputs, layer, x @ weight(case, inputs, f"{layer}.state_in").T)
+        first = x @ weight(case, inputs, f"{layer}.state_in").T
+        behind = (low_rank if states.state_case(case).apart else states).reference(case, inputs, layer, first)
         y = y + behind @ weight(case, inputs, f"{layer}.state_out").T
     return y
 

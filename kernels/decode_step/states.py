@@ -86,22 +86,26 @@ def state_gate(case: StepCase) -> GateCase:
 
 def wide(state: StateCase) -> bool:
     """Whether y is in fp32 beside tokens of 16 bits."""
-    return state.state == "fp32" != state.dtype
+    return state.y_type == "fp32" != state.dtype
 
 
 def vectors(state: StateCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and type of the parameters of a state update."""
-    heads = (state.H, state.K) if state.kind == "kda" else (state.H,)
-    yield "A_log", (state.H,), "fp32"
+    heads = (state.H, state.K) if state.kind == "kda" else (state.V if state.kind == "mamba1" else state.H,)
+    yield "A_log", (state.V, state.K) if state.kind == "mamba1" else (state.H,), "fp32"
     yield "dt_bias", heads, "fp32"
-    yield "conv_weight", (state.conv, state.convolved), state.dtype
+    if state.conv:
+        yield "conv_weight", (state.conv, state.convolved), state.dtype
+        if state.kind not in DELTA:
+            yield "conv_bias", (state.convolved,), state.dtype
     if state.kind not in DELTA:
-        yield "conv_bias", (state.convolved,), state.dtype
-        yield "D", (state.H,), "fp32"
+        yield "D", (state.V if state.kind == "mamba1" else state.H,), "fp32"
 
 
 def parameters(state: StateCase, inputs: Inputs, layer: int) -> Inputs:
-    return {name: inputs[f"{layer}.{name}"] for name, _, _ in vectors(state)}
+    found = {name: inputs[f"{layer}.{name}"] for name, _, _ in vectors(state)}
+    none = found["D"][:0] if "D" in found else None  # of a convolution that is a part of its own
+    return found if state.conv else found | {"conv_weight": none, "conv_bias": none}
 
 
 def memory_shape(state: StateCase) -> tuple[int, ...]:
@@ -124,7 +128,10 @@ def bookkeeping(case: StepCase, positions: torch.Tensor) -> Inputs:
 
     state, b = state_case(case), torch.arange(case.B, dtype=torch.int32)
     slots = torch.stack([b, 2 * b + positions % 2, 2 * b + (positions + 1) % 2], dim=1)
-    return {"slots": slots, "kept": torch.zeros_like(b), "state_positions": positions + state.ring}
+    selective = wiring_of(case.model).selective
+    first = selective.taps if selective else state.ring
+    found = {"slots": slots, "kept": torch.zeros_like(b), "state_positions": positions + first}
+    return found | ({"rings": b} if selective else {})
 
 
 def update_inputs(case: StepCase, inputs: Inputs, layer: int) -> Inputs:
@@ -139,19 +146,29 @@ def update_inputs(case: StepCase, inputs: Inputs, layer: int) -> Inputs:
 
 def reference(case: StepCase, inputs: Inputs, layer: int, mixed: torch.Tensor) -> torch.Tensor:
     """[B, H V], what goes into the last product of a state mixer, with no rounding between."""
-    state, given = state_case(case), update_inputs(case, inputs, layer)
+    state = state_case(case)
     tokens, z = mixed.split([state.width, inner(state)], dim=1)
+    return gated(case, inputs, layer, answer(case, inputs, layer, tokens), z)
+
+
+def answer(case: StepCase, inputs: Inputs, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+    """y [B, H, V] of the state after these tokens, fp64."""
+    state, given = state_case(case), update_inputs(case, inputs, layer)
     given["tokens"] = tokens[:, None]
     memory, everyone = given["memory"], given["slots"][:, 0].long()
     history = tokens_of(state, given, ring_of(state, memory), everyone)
     channels, gates = at_token(state, given, history, slice(None), 0)
     before = state_of(state, memory)[given["slots"][:, 1].long()].double()
-    _, y = advance(state, given, before, channels, gates)
+    return advance(state, given, before, channels, gates)[1]
+
+
+def gated(case: StepCase, inputs: Inputs, layer: int, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """What stands behind a state: its norm, or its gate alone."""
     if not wiring_of(case.model).state_norm:
-        return weighed(state_gate(case), {"x": z, "up": y.reshape(case.B, -1)}).to(mixed.dtype)
+        return weighed(state_gate(case), {"x": z, "up": y.reshape(case.B, -1)}).to(z.dtype)
     norm = state_norm(case)
     found: dict[str, Any] = {"x": y.reshape(norm.rows, norm.D), "z": z, "w": inputs[f"{layer}.state_norm"]}
-    return normed(norm, found).view(case.B, -1).to(mixed.dtype)
+    return normed(norm, found).view(case.B, -1).to(z.dtype)
 
 
 def carried(state: StateCase, before: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:

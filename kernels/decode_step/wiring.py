@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from kernels.decode_step.angles import Rope, yarn_magnitude
+from kernels.decode_step.toys import TOYS
 from kernels.models import MODELS, ModelShape
 from kernels.rmsnorm.op import EPSILON
 from kernels.state_update.cases import QWEN, StateCase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selective:
+    """What Mamba computes between its convolution and its state: from the convolved channels, dt of this rank, B and C;
+    from dt, that of each channel. `norms` tells whether dt, B and C are normalized before, and whether with weights."""
+
+    rank: int
+    taps: int = 4
+    norms: Literal["", "plain", "weighted"] = ""
+    epsilon: float = EPSILON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,10 @@ class Wiring:
     factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
     """What rows of matrices are multiplied by when they are loaded: one factor for a whole matrix, or one for each kind
     of its rows."""
+    selective: Selective | None = None
+    """Of Mamba-1."""
+    sparse: tuple[bool, ...] = ()
+    """Which layers have experts, over and over from the first layer on; empty: all behind the dense ones."""
     embedding_factor: float = 1.0
     residual_factor: float = 1.0
     """Of what each block adds; the weights of its last product are multiplied by it when they are loaded."""
@@ -73,6 +89,7 @@ class Wiring:
     """Likewise, in the weights of the last norm."""
 
 
+TOY_MAMBA1 = StateCase(kind="mamba1", B=1, V=128, K=16, conv=0, apart=True)
 TOY_MAMBA2 = StateCase(kind="mamba2", B=1, H=8, G=2, V=16, K=16)
 
 QWEN_NEXT = Wiring(
@@ -163,95 +180,38 @@ FAMILIES: Mapping[str, Wiring] = {
         state=StateCase(kind="mamba2", B=1, H=24, G=1, V=64, K=128),
         state_norm=False,
     ),
+    "kimi-linear": Wiring(
+        rope=Rope(kind="none"),
+        latent_epsilon=1e-6,
+        router=(("score", "sigmoid"), ("groups", 1), ("top_groups", 1), ("scaling", 2.446)),
+        states=(*(True, True, True, False) * 6, True, True, False),
+        state=StateCase(kind="kda", B=1, H=32, G=32, V=128, K=128, apart=True),
+    ),
+    "jamba": Wiring(
+        rope=Rope(kind="none"),
+        epsilon=1e-6,
+        states=tuple(layer != 4 for layer in range(8)),
+        sparse=(False, True),
+        router=(("renormalize", False),),
+        state=StateCase(kind="mamba1", B=1, V=8192, K=16, conv=0, apart=True),
+        selective=Selective(rank=256, norms="weighted", epsilon=1e-6),
+    ),
+    "falcon-mamba": Wiring(
+        states=(True,),
+        state=StateCase(kind="mamba1", B=1, V=8192, K=16, conv=0, apart=True),
+        selective=Selective(rank=256, norms="plain", epsilon=1e-6),
+    ),
+    "mamba-codestral": Wiring(states=(True,), state=StateCase(kind="mamba2", B=1, H=128, G=8, V=64, K=128)),
+    "mamba2": Wiring(states=(True,), state=TOY_MAMBA2),
+    "mamba-130m": Wiring(
+        states=(True,),
+        state=StateCase(kind="mamba1", B=1, V=1536, K=16, conv=0, apart=True),
+        selective=Selective(rank=48),
+    ),
+    "mamba": Wiring(states=(True,), state=TOY_MAMBA1, selective=Selective(rank=8)),
 }
 """By the beginning of a model's name; the first that fits counts."""
 
-
-def _toy(name: str, **more: Any) -> ModelShape:
-    sizes: dict[str, Any] = {
-        "layers": 2,
-        "hidden": 64,
-        "heads": 4,
-        "kv_heads": 2,
-        "head_dim": 16,
-        "ffn": 96,
-        "vocab": 130,
-    }
-    return ModelShape(name=name, **sizes | {"max_context": 256, "source": "made up for tests"} | more)
-
-
-TOYS: Mapping[str, ModelShape] = {
-    shape.name: shape
-    for shape in (
-        _toy("toy-llama-3"),
-        _toy("toy-qwen2.5", tied_embeddings=True),
-        _toy("toy-qwen3", head_dim=32),
-        _toy("toy-mistral", window=7, windowed_layers=2),
-        _toy("toy-mixtral", experts=4, experts_per_token=2, expert_ffn=96),
-        _toy("toy-qwen3-moe", experts=8, experts_per_token=3, expert_ffn=48),
-        _toy("toy-gemma-3", window=6, windowed_layers=1, tied_embeddings=True),
-        _toy("toy-gpt-oss", experts=8, experts_per_token=3, expert_ffn=48, window=7, windowed_layers=1),
-        _toy(
-            "toy-deepseek-v3",
-            kv_heads=4,
-            experts=32,
-            experts_per_token=6,
-            expert_ffn=32,
-            dense_layers=1,
-            shared_experts=1,
-            kv_latent=32,
-            q_latent=24,
-            rope_dim=16,
-            v_head_dim=24,
-        ),
-        _toy(
-            "toy-qwen3-next",
-            head_dim=32,
-            experts=8,
-            experts_per_token=3,
-            expert_ffn=48,
-            shared_ffn=40,
-            gate_width=128,
-            attention_free_layers=1,
-        ),
-        _toy("toy-qwen3.5", head_dim=32, gate_width=128, attention_free_layers=1),
-        _toy(
-            "toy-qwen3.5-moe",
-            head_dim=32,
-            experts=8,
-            experts_per_token=3,
-            expert_ffn=48,
-            shared_ffn=48,
-            gate_width=128,
-            attention_free_layers=1,
-        ),
-        _toy("toy-bamba", attention_free_layers=1),
-        _toy(
-            "toy-granite-4.0-h",
-            experts=8,
-            experts_per_token=3,
-            expert_ffn=48,
-            shared_ffn=40,
-            attention_free_layers=1,
-            tied_embeddings=True,
-        ),
-        _toy(
-            "toy-nemotron-h",
-            layers=5,
-            experts=8,
-            experts_per_token=3,
-            expert_ffn=48,
-            shared_ffn=40,
-            expert_hidden=32,
-            gated_ffn=False,
-            dense_layers=1,
-            plain_layers=2,
-            attention_free_layers=4,
-        ),
-        _toy("toy-falcon-h1", parallel_mixers=True),
-        _toy("toy-falcon-h1-34b", parallel_mixers=True),
-    )
-}
 
 TOY_DELTA: Mapping[str, Any] = {
     "states": (True, False),
@@ -276,6 +236,16 @@ TOY_FALCON: Mapping[str, Any] = {
 TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     "toy-gemma-3": {"full_every": 2, "attention_scale": 0.0},
     **dict.fromkeys(("toy-qwen3-next", "toy-qwen3.5", "toy-qwen3.5-moe"), TOY_DELTA),
+    "toy-kimi-linear": {
+        "states": (True, False),
+        "state": StateCase(kind="kda", B=1, H=4, G=4, V=16, K=16, apart=True),
+    },
+    "toy-jamba": {
+        "states": (True, False),
+        "state": TOY_MAMBA1,
+        "selective": Selective(rank=8, norms="weighted", epsilon=1e-6),
+    },
+    "toy-falcon-mamba": {"state": TOY_MAMBA1, "selective": Selective(rank=8, norms="plain", epsilon=1e-6)},
     "toy-granite-4.0-h": {
         "states": (True, False),
         "state": TOY_MAMBA2,
@@ -325,6 +295,12 @@ def wiring_of(model: str) -> Wiring:
     found = family(name)
     assert found, name
     return replace(found, **TOY_WIRING.get(name, {}))
+
+
+def has_experts(shape: ModelShape, wiring: Wiring, layer: int) -> bool:
+    if wiring.sparse:
+        return shape.is_moe and wiring.sparse[layer % len(wiring.sparse)]
+    return shape.is_moe and layer >= shape.dense_layers
 
 
 def composed() -> list[str]:

@@ -127,7 +127,9 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
     runs, B, K = threads(target), case.B, case.K
     y = torch.empty(B, case.N, dtype=torch_dtype(case.dtype))
     at, totals = np.empty((runs, 3 * ROWS), dtype=np.int64), torch.empty(runs, B * ROWS).numpy()
-    x, w = array(inputs["x"]), array(inputs["w"])
+    given = inputs["x"]
+    rows = given if given.is_contiguous() else torch.empty(B, K, dtype=given.dtype)
+    x, w = array(rows), array(inputs["w"])
     arguments: tuple
     if case.quantized and FORMATS[case.weights].bits == 4:
         function, group, count = multiply_4bit, FORMATS[case.weights].group_k, lanes()
@@ -160,6 +162,8 @@ def prepare(case: GemvCase, inputs: Inputs, target: Target) -> Launch:
         )
 
     def launch() -> torch.Tensor:
+        if rows is not given:  # some columns of a wider product
+            rows.copy_(given)
         function(*arguments)
         return y
 

@@ -29,6 +29,7 @@ def latent_kernel(
     block_table,  # [B, columns] int32
     lengths,  # [B] int32
     H,
+    stride_q_b,
     stride_kv_b,
     stride_cache_page,
     stride_table_b,
@@ -44,7 +45,7 @@ def latent_kernel(
     position = tl.load(lengths + b)
     offs_r = tl.arange(0, BLOCK_R)
     mask = offs_r < R
-    first = q + (b * H + h) * (D + R) + D
+    first = q + b * stride_q_b + h * (D + R) + D
     if h == H:
         first = kv + b * stride_kv_b + L
     row = tl.load(first + offs_r, mask=mask, other=0.0).to(tl.float32)
@@ -83,6 +84,7 @@ def build(case: LatentCase, inputs: Inputs, target: Target) -> Built:
             "block_table": table,
             "lengths": inputs["lengths"],
             "H": case.H,
+            "stride_q_b": inputs["q"].stride(0),
             "stride_kv_b": kv.stride(0),
             "stride_cache_page": cache.stride(0),
             "stride_table_b": table.stride(0),

@@ -161,8 +161,13 @@ class KimiLinear(Hybrid):
 
 
 def mamba1(fields: Fields, hidden: int, layers: int, *, state: str, expand: str, rank: str, kernel: str) -> StateMixer:
-    """x and z come from one projection. dt, B and C are made from the convolved x; dt has a low rank."""
-    inner, size = fields.whole(expand) * hidden, fields.whole(state)
+    """x and z come from one projection. dt, B and C are made from the convolved x; dt has a low rank.
+
+    The published file of Falcon Mamba has channels that do not follow from its factor.
+    """
+    said = fields.model_type == "falcon_mamba" and "intermediate_size" in fields.given
+    inner = fields.whole("intermediate_size") if said else fields.whole(expand) * hidden
+    size = fields.whole(state)
     dt = fields.whole(rank) if isinstance(fields.get(rank), int) else -(-hidden // 16)
     return StateMixer(
         kind="mamba",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kernels.models.shape import ModelShape, StateMixer
+from kernels.models.states import STATE_MODELS
 
 
 class UnknownModel(ValueError):
@@ -226,6 +227,7 @@ MODELS: dict[str, ModelShape] = {
                 conv=(1536 + 2 * 128) * 3,
             ),
         ),
+        *STATE_MODELS,
     )
 }
 """Shapes by lowercase name."""

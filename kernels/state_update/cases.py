@@ -16,6 +16,9 @@ Kind = Literal["mamba1", "mamba2", "gated_delta", "kda"]
 DELTA = ("gated_delta", "kda")
 """The kinds whose update is the delta rule."""
 
+APART = ("mamba1", "kda")
+"""The kinds whose token is no one product's: that of Mamba follows a convolution, and decays of KDA have a low rank."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateCase(Case):
@@ -30,6 +33,7 @@ class StateCase(Case):
       Sequence i of the active ones is in step i % every of its turn, in random order
     - `idle`: entries of the batch that have no sequence
     - `state`: the type of states and of y; `dtype` is that of tokens, ring and convolution
+    - `apart`: the token comes from several products, in tensors of its own that `apart.py` names, and y has `dtype`
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"q_len": 1, "every": 1, "idle": 0}
@@ -46,6 +50,7 @@ class StateCase(Case):
     idle: Count = 0
     state: Annotated[str, OneOf("fp32", "bf16", "fp16")] = "fp32"
     dtype: Dtype = "bf16"
+    apart: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +66,8 @@ class StateCase(Case):
             raise ValueError(f"K = {self.K}: expected a multiple of 8")
         if self.every > 1 and self.q_len > 1:
             raise ValueError(f"every {self.every}: steps that leave the state have one token, not q_len = {self.q_len}")
+        if self.apart and (self.kind not in APART or (self.q_len, self.every) != (1, 1)):
+            raise ValueError(f"apart needs kind {' or '.join(APART)}, with q_len = 1 and every = 1")
         if self.kind == "mamba1" and (self.H, self.conv, self.every) != (1, 0, 1):
             raise ValueError("mamba1 needs H = 1, conv = 0 and every = 1: a projection follows its convolution")
 
@@ -71,6 +78,7 @@ class StateCase(Case):
         parts += [f"conv{self.conv}"] if self.conv else []
         parts += [f"every{self.every}"] if self.every > 1 else []
         parts += [f"idle{self.idle}"] if self.idle else []
+        parts += ["apart"] if self.apart else []
         return "-".join([*parts, self.state, self.dtype])
 
     @property
@@ -152,8 +160,12 @@ class StateCase(Case):
     def regions(self) -> tuple[int, int, int]:
         """Rows of K elements of `state` that states, rings and y take."""
         ring_bytes = self.rings * self.ring * self.ring_width * BYTES[self.dtype]
-        y = self.B * self.q_len * self.H * self.V
-        return self.slots * self.H * self.V, cdiv(ring_bytes, self.K * BYTES[self.state]), cdiv(y, self.K)
+        y_bytes, row = self.B * self.q_len * self.H * self.V * BYTES[self.y_type], self.K * BYTES[self.state]
+        return self.slots * self.H * self.V, cdiv(ring_bytes, row), cdiv(y_bytes, row)
+
+    @property
+    def y_type(self) -> str:
+        return self.dtype if self.apart else self.state
 
 
 QWEN = StateCase(kind="gated_delta", B=1, H=32, G=16, V=128, K=128, model="qwen3-next-80b-a3b")
@@ -218,4 +230,6 @@ def cases(suite: str) -> list[StateCase]:
         replace(small, kind="kda", H=1, B=2, every=2),
         replace(small, kind="mamba1", H=1, V=192, K=16, conv=0, idle=1),
         replace(small, kind="mamba1", H=1, V=24, K=16, conv=0, q_len=2, state="bf16"),
+        replace(small, kind="mamba1", H=1, V=192, K=16, conv=0, idle=1, apart=True),
+        replace(small, kind="kda", G=2, apart=True, dtype="fp16"),
     ]

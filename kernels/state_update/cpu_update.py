@@ -13,6 +13,7 @@ import numpy as np
 from kernels.common.cpu_jit import array, cpu_impl, jit, kernel, on_fma, prange, spread, threads
 from kernels.common.cpu_loops import apart, convert
 from kernels.op import Inputs, Launch, Stage, Target
+from kernels.state_update.apart import joined
 from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import ring_of, state_of, y_of
 from kernels.state_update.op import work
@@ -236,23 +237,25 @@ def update(
 
 
 def prepare(case: StateCase, inputs: Inputs, target: Target) -> Launch:
-    """Rates and the convolution's weights are widened here, as engines keep them."""
+    """Rates and the convolution's weights are widened here, as engines keep them. A token that is apart is put together
+    first: it is a hundredth of a state."""
     import torch
 
     runs, memory, count = threads(target), inputs["memory"], case.every - 1 + case.q_len
+    tokens = torch.empty(case.B, 1, case.width, dtype=inputs["tokens"].dtype) if case.apart else inputs["tokens"]
     nothing = torch.empty(0)
     bias = nothing if case.kind in DELTA else inputs["conv_bias"].float()
     weights = (inputs["conv_weight"].float(), bias, inputs["A_log"].exp(), inputs["dt_bias"])
     ring = ring_of(case, memory) if case.ring else torch.empty(0, dtype=inputs["tokens"].dtype)
     shape = (runs, case.every, case.q_len, case.width, case.convolved)
     arguments = (
-        spread(inputs["tokens"]),
+        spread(tokens),
         array(ring),
         array(state_of(case, memory)),
         array(y_of(case, memory)),
         *(array(inputs[name]) for name in ("slots", "kept", "positions")),
         (KINDS.index(case.kind), case.B, case.H, case.G, case.V, case.K),
-        (*shape, case.conv, case.ring, case.ring_width, inputs["tokens"].stride(0)),
+        (*shape, case.conv, case.ring, case.ring_width, tokens.stride(0)),
         tuple(array(each.contiguous()) for each in weights),
         array(inputs["D"]) if "D" in inputs else nothing.numpy(),
         torch.empty(runs, case.width).numpy(),
@@ -263,6 +266,8 @@ def prepare(case: StateCase, inputs: Inputs, target: Target) -> Launch:
     )
 
     def launch() -> torch.Tensor:
+        if case.apart:
+            joined(case, inputs, tokens)
         update(*arguments)
         return memory
 

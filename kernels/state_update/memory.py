@@ -60,6 +60,8 @@ def ring_of(case: StateCase, memory: torch.Tensor) -> torch.Tensor:
 
 
 def y_of(case: StateCase, memory: torch.Tensor) -> torch.Tensor:
-    """`[B, q_len, H, V]`"""
+    """`[B, q_len, H, V]` in the type of the state, or in `dtype` behind a token that was apart."""
     count = case.B * case.q_len * case.H * case.V
-    return memory[-case.regions[2] :].view(-1)[:count].view(case.B, case.q_len, case.H, case.V)
+    flat = memory[-case.regions[2] :].view(-1)
+    flat = flat.view(torch_dtype(case.y_type)) if case.apart else flat
+    return flat[:count].view(case.B, case.q_len, case.H, case.V)

@@ -24,6 +24,7 @@ from kernels.common.compare import rounded
 from kernels.common.random_inputs import BYTES, RandomInputs, torch_dtype
 from kernels.common.smaller import fewer
 from kernels.op import EXACT, Inputs, Op, Result, Tolerance, Work
+from kernels.state_update.apart import decoded, decoded_y, lasting, taken_apart
 from kernels.state_update.cases import DELTA, StateCase, cases
 from kernels.state_update.memory import background, ring_of, state_of, y_of
 from kernels.state_update.recurrence import reference
@@ -68,7 +69,7 @@ def inputs(case: StateCase, device: str, seed: int) -> Inputs:
     if case.kind not in DELTA:
         found["D"] = draw.normal((case.V,) if case.kind == "mamba1" else (case.H,), "fp32")
         found["conv_bias"] = draw.normal((case.convolved if case.conv else 0,), case.dtype, 0.25)
-    return found
+    return taken_apart(case, found) if case.apart else found
 
 
 def poison(case: StateCase, inputs: Inputs, output: torch.Tensor) -> None:
@@ -115,12 +116,16 @@ def work(case: StateCase) -> Work:
         + size * (new * case.width + back)
         + 4 * indices
         + weight_bytes(case),
-        bytes_written=BYTES[case.state] * (case.states_written * case.slot + new * case.H * case.V)
+        bytes_written=BYTES[case.state] * case.states_written * case.slot
+        + BYTES[case.y_type] * new * case.H * case.V
         + (size * new * case.ring_width if case.ring else 0),
     )
 
 
 def tolerance(case: StateCase) -> Tolerance:
+    if case.apart:
+        why = "y is rounded once to the type of the tokens; states are as without `apart`"
+        return rounded(case.dtype, terms="K terms", max_units=4, rms_units=1.5, why=why)
     return rounded(
         case.state,
         terms="K terms",
@@ -140,12 +145,13 @@ def results(case: StateCase, inputs: Inputs) -> list[Result]:
     old = torch.ones(case.slots, dtype=torch.bool, device=new.device)
     old[new] = False
     found = [
-        Result("y", lambda m: y_of(case, m)[active], tolerance(case)),
-        Result("the new states", lambda m: state_of(case, m)[new], tolerance(case)),
-        Result("the old states", lambda m: state_of(case, m)[old], EXACT),
+        Result("y", lambda m: decoded_y(case, m)[active], tolerance(case)),
+        Result("the new states", lambda m: state_of(case, lasting(case, m))[new], tolerance(case)),
+        Result("the old states", lambda m: state_of(case, lasting(case, m))[old], EXACT),
     ]
     if case.ring:
-        found.append(Result("the rings", lambda m: ring_of(case, m.to(torch_dtype(case.state))), EXACT))
+        in_type = torch_dtype(case.state)
+        found.append(Result("the rings", lambda m: ring_of(case, lasting(case, m).to(in_type)), EXACT))
     return found
 
 
@@ -171,5 +177,6 @@ OP = Op(
     volatile=("tokens", "memory", "slots", "kept", "positions"),
     poison=poison,
     results=results,
+    decoded=decoded,
     smaller=smaller,
 )

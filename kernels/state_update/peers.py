@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernels.op import Impl, Inputs, Launch, Stage, Target, Work, torch_version
+from kernels.state_update.apart import joined
 from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import ring_of, state_of, y_of
 from kernels.state_update.op import work
@@ -42,7 +43,7 @@ def prepare(case: StateCase, inputs: Inputs, target: Target) -> Launch:
     state, y = state_of(case, memory), y_of(case, memory)
 
     def launch() -> torch.Tensor:
-        slots, tokens = inputs["slots"].long(), inputs["tokens"]
+        slots, tokens = inputs["slots"].long(), joined(case, inputs) if case.apart else inputs["tokens"]
         mixed = convolve(case, inputs, slots, tokens)
         s = state[slots[:, 1]].float()
         for t in range(case.q_len):

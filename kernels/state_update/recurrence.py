@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernels.op import Inputs
+from kernels.state_update.apart import joined
 from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import background, ring_of, state_of, y_of
 
@@ -25,7 +26,10 @@ def reference(case: StateCase, inputs: Inputs) -> torch.Tensor:
     """The whole memory after the step, fp64 or fp32. It starts from the background, not from what `memory` holds."""
     import torch
 
+    if case.apart:
+        inputs = inputs | {"tokens": joined(case, inputs)}
     before = background(case, inputs["tokens"].device)
+    ys = y_of(case, before).double()
     slots, active = inputs["slots"].long(), inputs["slots"][:, 1] >= 0
     sequences = active.nonzero()[:, 0]
     history = tokens_of(case, inputs, ring_of(case, before), sequences)
@@ -42,9 +46,12 @@ def reference(case: StateCase, inputs: Inputs) -> torch.Tensor:
             live = t >= -inputs["kept"][part].long()
             states = torch.where(live[:, None, None, None], updated, states)
             if t >= 0:
-                y_of(case, after)[part, t] = y.to(after.dtype)
+                ys[part, t] = y
                 written = slots[part, 2 + t]
                 state_of(case, after)[written[written >= 0]] = states[written >= 0].to(after.dtype)
+    if case.apart:
+        return torch.cat([after[: -case.regions[2]].reshape(-1), ys.reshape(-1).to(after.dtype)])
+    y_of(case, after).copy_(ys)
     return after
 
 

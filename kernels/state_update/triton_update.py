@@ -6,6 +6,7 @@ pipeline. The CTA convolves what it needs itself. Vectors of K elements that sev
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import triton
@@ -18,6 +19,7 @@ from kernels.state_update.cases import DELTA, StateCase
 from kernels.state_update.memory import ring_of, state_of, y_of
 from kernels.state_update.op import work
 from kernels.state_update.recurrence import NORM_EPSILON
+from kernels.state_update.triton_apart import launch_of
 from kernels.state_update.triton_step import append, step
 
 SMALLEST = 1024
@@ -221,6 +223,11 @@ def supports(case: StateCase, target: Target) -> str | None:
 
 def build(case: StateCase, inputs: Inputs, target: Target) -> Built:
     chosen, memory = plan(case, target), inputs["memory"]
+    if case.apart:
+        launch = launch_of(case, inputs, chosen.grid, chosen.block_v)
+        few = why_few(case, target)
+        launch = replace(launch, num_warps=chosen.num_warps, why_few_in_flight=few)
+        return Built(launches=(launch,), output=memory)
     absent = inputs["A_log"]
     state = state_of(case, memory)
     launch = KernelLaunch(

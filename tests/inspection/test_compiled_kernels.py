@@ -19,7 +19,8 @@ from bench.measure.gate import Contents, check_prepared, volatile_part
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import Errors
 from kernels.decode_step.op import StepCase
-from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
+from kernels.decode_step.toys import TOYS
+from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.ffn_gemv.op import GemvCase
 from kernels.launch import KernelLaunch
 from kernels.mla_decode.op import MlaCase

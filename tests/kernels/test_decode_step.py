@@ -14,16 +14,18 @@ from bench.devices import find
 from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step import states
-from kernels.decode_step.blocks import attends, stateful
+from kernels.decode_step.blocks import any_attends, attends, stateful
 from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import lengths, memory_shape, parts
 from kernels.decode_step.peers import traced
 from kernels.decode_step.states import memory_of, parameters, state_case
-from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
+from kernels.decode_step.toys import TOYS
+from kernels.decode_step.wiring import shape_of, wiring_of
 from kernels.op import Impl, Target, implementations
 from kernels.state_update.memory import ring_of, state_of
 from kernels.state_update.recurrence import advance, at_token
+from tests.support import mamba_models
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
 STEPS = 16
@@ -59,6 +61,8 @@ def fill(case: StepCase, inputs: dict[str, Any], cached: Cached, rest: float) ->
         if holds_states(case, name):
             memory = inputs[name] = torch.full(states.memory_shape(state_case(case)), rest)
             fill_states(case, inputs, memory, sequences)
+            if wiring_of(case.model).selective:
+                mamba_models.fill_ring(case, inputs, layer, sequences, rest)
             continue
         memory = inputs[name] = torch.full(memory_shape(case, layer), rest)
         for half, stored in enumerate(caches(case, memory)):
@@ -79,15 +83,21 @@ def fill_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, se
     for b, (before, tokens) in enumerate(sequences):
         ring, read, _ = inputs["slots"][b].tolist()
         state_of(state, memory)[read] = before
+        if not state.ring:
+            continue
         for back, token in enumerate(reversed(tokens), 1):
             ring_of(state, memory)[ring, (int(inputs["state_positions"][b]) - back) % state.ring] = token
 
 
-def keep_states(case: StepCase, inputs: dict[str, Any], memory: torch.Tensor, sequences: Any) -> None:
-    state = state_case(case)
+def keep_states(case: StepCase, inputs: dict[str, Any], name: str, sequences: Any) -> None:
+    state, memory, layer = state_case(case), inputs[name], int(name.partition(".")[0])
+    news = mamba_models.new_tokens(case, inputs, layer) if wiring_of(case.model).selective else None
     for b, (_, tokens) in enumerate(sequences):
         ring, _, written = inputs["slots"][b].tolist()
-        new = ring_of(state, memory)[ring, int(inputs["state_positions"][b]) % state.ring].clone()
+        if news:
+            new = next(news)
+        else:
+            new = ring_of(state, memory)[ring, int(inputs["state_positions"][b]) % state.ring].clone()
         sequences[b] = (state_of(state, memory)[written].clone(), torch.stack([*tokens[1:], new]))
 
 
@@ -95,7 +105,7 @@ def keep(case: StepCase, inputs: dict[str, Any], cached: Cached) -> None:
     """Add the keys and values that this step wrote."""
     for name, sequences in cached.items():
         if holds_states(case, name):
-            keep_states(case, inputs, inputs[name], sequences)
+            keep_states(case, inputs, name, sequences)
             continue
         cache = caches(case, inputs[name])
         for b, pair in enumerate(sequences):
@@ -109,8 +119,7 @@ def prefilled_states(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """By the recurrence in fp64 from an empty state, on what goes into the module of transformers. Releases cache
     states under different names."""
-    state, mixer = state_case(case), model.model.layers[layer]
-    mixer = next(getattr(mixer, name) for name in ("linear_attn", "mamba", "mixer") if hasattr(mixer, name))
+    state, mixer = state_case(case), mamba_models.mixer_of(mamba_models.layers_of(model)[layer])
     given = parameters(state, weights, layer)
     seen: list[torch.Tensor] = []
     handle = mixer.register_forward_pre_hook(
@@ -118,25 +127,30 @@ def prefilled_states(
     )
     for prompt in prompts:
         model(torch.tensor([prompt]))
-        tokens = (seen.pop()[0] @ weights[f"{layer}.state_in"].T)[:, : state.width]
-        tokens = torch.cat([torch.zeros(state.conv - 1, state.width), tokens])
+        mixed, kept = seen.pop()[0] @ weights[f"{layer}.state_in"].T, mamba_models.kept_tokens(case)
+        if state.apart:
+            tokens, ring = mamba_models.tokens_before(case, weights, layer, mixed)
+        else:
+            tokens, ring = mixed[:, : state.width], mixed[:, : state.convolved]
+        ring = torch.cat([torch.zeros(kept, ring.shape[1]), ring])[-kept:]
+        back = max(state.conv - 1, 0)
+        tokens = torch.cat([torch.zeros(back, state.width), tokens])
         now = torch.zeros(1, state.H, state.V, state.K, dtype=torch.float64)
-        for t in range(state.conv, len(tokens) + 1):
+        for t in range(back + 1, len(tokens) + 1):
             channels, gates = at_token(replace(state, B=1), given, tokens[None, :t], slice(None), 0)
             now, _ = advance(state, given, now, channels, gates)
-        yield now[0].float(), tokens[1 - state.conv :, : state.convolved]
+        yield now[0].float(), ring
     handle.remove()
 
 
 def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prompts: list[list[int]]) -> Cached:
     """What transformers caches of each prompt. Layers with a window keep its last tokens."""
-    if model.config.model_type == "deepseek_v3":
-        return prefilled_latents(model, prompts)
-    found: Cached = {}
+    latent = shape_of(case.model).is_mla
+    found: Cached = prefilled_latents(case, model, prompts) if latent else {}
     for layer in range(case.measured_layers):
         if stateful(case, layer):
             found[memory_of(case, layer)] = list(prefilled_states(case, model, weights, layer, prompts))
-    for prompt in prompts:
+    for prompt in () if latent or not any_attends(case) else prompts:
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
         for layer, each in enumerate(past.layers):
             if attends(case, layer):
@@ -145,11 +159,11 @@ def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prom
     return found
 
 
-def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
+def prefilled_latents(case: StepCase, model: Any, prompts: list[list[int]]) -> Cached:
     """Latents and rotary keys, as the modules of transformers give them; not every version caches them."""
     R = model.config.qk_rope_head_dim
-    found: Cached = {f"{layer}.memory": [] for layer in range(len(model.model.layers))}
-    wiring = wiring_of("toy-deepseek-v3")
+    found: Cached = {f"{layer}.memory": [] for layer in range(case.measured_layers) if not stateful(case, layer)}
+    wiring = wiring_of(case.model)
 
     def listen(layer: int, at: Any) -> None:
         parts: dict[str, torch.Tensor] = {}
@@ -162,7 +176,7 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
             turns = torch.arange(len(key))[:, None] * torch.tensor(wiring.rope.frequencies(R))
             first, second = key[:, ::2], key[:, 1::2]
             pair = (first * turns.cos() - second * turns.sin(), second * turns.cos() + first * turns.sin())
-            parts["keys"] = torch.cat(pair, dim=-1)
+            parts["keys"] = torch.cat(pair, dim=-1) if wiring.pairs_adjacent else key
 
         def of_all(module: Any, given: Any, out: Any) -> None:
             found[f"{layer}.memory"].append((torch.cat([parts["latents"], parts["keys"]], dim=-1),))
@@ -173,7 +187,8 @@ def prefilled_latents(model: Any, prompts: list[list[int]]) -> Cached:
 
     handles: list[Any] = []
     for layer, each in enumerate(model.model.layers):
-        listen(layer, each.self_attn)
+        if not stateful(case, layer):
+            listen(layer, each.self_attn)
     for prompt in prompts:
         model(torch.tensor([prompt]))
     for handle in handles:
@@ -301,7 +316,12 @@ LAUNCHES = {
     "deepseek-v3": 19,
     "qwen3-next-80b-a3b": 14.5,
     "granite-4.0-h-small": 14.1,
+    "jamba-v0.1": 14.5,
+    "kimi-linear-48b-a3b": 15.5,
+    "falcon-mamba-7b": 10,
+    "mamba-codestral-7b": 5,
 }
+PERIODS = {"kimi-linear-48b-a3b": 4}
 """Of one layer at batch 1 and 4,096 tokens on an H200, as `kernels/README.md` says. Of gpt-oss, layers with a window
 need no merge of attention and have one less. A layer with states has 14; one of four or ten attends, and has 16 or 15.
 """
@@ -331,7 +351,7 @@ def test_the_launches_of_a_block_are_those_that_the_readme_tells() -> None:
 def test_the_launches_of_a_layer_are_those_that_the_readme_tells(model: str) -> None:
     """Each launch has a stage. The layers of DeepSeek-V3 are those with experts."""
     target, first = find("h200").target(), 1 + shape_of(model).dense_layers
-    period = len(wiring_of(model).states) or (6 if model.startswith("gemma") else 2)
+    period = PERIODS.get(model) or len(wiring_of(model).states) or (6 if model.startswith("gemma") else 2)
     few, many = (StepCase(model=model, layers=n, B=1, T=4096) for n in (first, first + period))
     ours = impl("triton")
     assert (len(ours.stages(many, target)) - len(ours.stages(few, target))) / period == LAUNCHES[model]

@@ -13,7 +13,11 @@ import torch
 from bench.measure.gate import check
 from kernels.common.compare import compare
 from kernels.ffn_block.op import FfnCase
+from kernels.ffn_gemv import op as ffn_gemv
+from kernels.ffn_gemv.op import GemvCase
 from kernels.kv_append import op as kv_append
+from kernels.latent_append import op as latent_append
+from kernels.latent_append.op import LatentCase
 from kernels.op import Impl, Target, implementations
 from kernels.rmsnorm import op as rmsnorm
 from kernels.rmsnorm.op import NormCase
@@ -21,6 +25,8 @@ from kernels.rope_append import op as rope_append
 from kernels.rope_append.op import RopeCase
 from kernels.router import op as router
 from kernels.router.op import DEEPSEEK, RouterCase
+from kernels.short_conv import op as short_conv
+from kernels.short_conv.op import ConvCase
 from kernels.silu_mul import op as silu_mul
 from kernels.silu_mul.op import GateCase
 from kernels.state_update import op as state_update
@@ -87,6 +93,9 @@ def test_the_gated_norm_is_that_of_transformers(gate: str) -> None:
         (rope_append, RopeCase(B=3, H_q=2, H_kv=1, D=16, T=9, page=4, dtype="fp16"), ("qkv",)),
         (state_update, StateCase(kind="gated_delta", B=3, H=2, V=16, K=32, dtype="fp16"), ("tokens",)),
         (state_update, StateCase(kind="mamba2", B=3, H=2, V=16, K=32, dtype="fp16"), ("tokens",)),
+        (latent_append, LatentCase(B=3, H=2, D=16, L=32, R=16, T=9, page=4, dtype="fp16"), ("q", "kv")),
+        (short_conv, ConvCase(B=3, C=24, dtype="fp16"), ("x",)),
+        (ffn_gemv, GemvCase(B=3, N=24, K=16, dtype="fp16"), ("x",)),
     ],
 )
 def test_rows_may_be_columns_of_a_wider_product(op: Any, case: Any, names: tuple[str, ...], target: Target) -> None:

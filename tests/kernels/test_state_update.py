@@ -15,6 +15,7 @@ from bench.measure.gate import check
 from kernels.common.compare import compare
 from kernels.common.random_inputs import BYTES, torch_dtype
 from kernels.op import Target, implementations, total
+from kernels.state_update.apart import joined, taken_apart
 from kernels.state_update.cases import JAMBA, KIMI, NEMOTRON, QWEN, TINY, StateCase
 from kernels.state_update.memory import background, ring_of, state_of, y_of
 from kernels.state_update.op import OP, work
@@ -36,7 +37,7 @@ EACH_KIND = [
 ]
 
 
-@pytest.mark.parametrize("case", OP.cases("test"), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [c for c in OP.cases("test") if not c.apart], ids=lambda case: case.id)
 def test_the_reference_is_the_published_recurrence(case: StateCase) -> None:
     inputs = OP.inputs(case, "cpu", 3)
     expected, states = background(case, "cpu").double(), state_of(case, background(case, "cpu"))
@@ -61,7 +62,22 @@ def test_the_reference_is_the_published_recurrence(case: StateCase) -> None:
     torch.testing.assert_close(found[first + rows :], expected[first + rows :], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", [c for c in OP.cases("test") if c.ring], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [c for c in OP.cases("test") if c.apart], ids=lambda case: case.id)
+def test_a_token_that_is_apart_does_what_a_whole_one_does(case: StateCase) -> None:
+    """Its parts are columns of the same tokens. y is the same before it is rounded."""
+    whole = replace(case, apart=False)
+    inputs = OP.inputs(whole, "cpu", 3)
+    found, expected = OP.reference(case, taken_apart(case, inputs)), OP.reference(whole, inputs)
+    states, y = case.regions[0] * case.K, y_of(whole, expected).flatten()
+    torch.testing.assert_close(found[:states], expected.flatten()[:states])
+    active = (inputs["slots"][:, 1] >= 0).repeat_interleave(case.H * case.V)
+    torch.testing.assert_close(found[-len(y) :][active], y[active])
+    assert torch.equal(joined(case, taken_apart(case, inputs)), inputs["tokens"])
+    with pytest.raises(ValueError, match="apart needs"):
+        replace(case, kind="gated_delta", H=1, G=1)
+
+
+@pytest.mark.parametrize("case", [c for c in OP.cases("test") if c.ring and not c.apart], ids=lambda case: case.id)
 def test_the_reference_puts_new_tokens_in_the_ring_and_leaves_the_rest(case: StateCase) -> None:
     inputs = OP.inputs(case, "cpu", 3)
     found = OP.reference(case, inputs).to(torch_dtype(case.state))

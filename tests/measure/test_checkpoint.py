@@ -14,7 +14,8 @@ from bench.cli import app
 from bench.errors import BadRequest
 from bench.measure.checkpoint import Tensors, model_in
 from bench.measure.step_tokens import decode, prompt_of
-from kernels.decode_step.wiring import TOYS, wiring_of
+from kernels.decode_step.toys import TOYS
+from kernels.decode_step.wiring import wiring_of
 from kernels.op import Target
 
 CPU = Target(kind="cpu", name="cpu", sm_count=1)
@@ -59,6 +60,7 @@ def test_a_checkpoint_decodes_what_transformers_generates(name: str, tmp_path: P
     assert list(found.tokens) == generated(model, 12)
     read, known = wiring_of(model_in(tmp_path)), wiring_of(name)
     names = ("rope", "window_rope", "epsilon", "score_factor", "activation", "sink_logits")
+    names += ("selective", "latent_epsilon")
     names += ("rotary_share", "state", "embedding_factor", "residual_factor", "logits_factor")
     names += ("state_norm", "norm_first", "blocks", "factors")
     assert [getattr(read, each) for each in names] == [getattr(known, each) for each in names]

@@ -13,6 +13,7 @@ from kernels.decode_step.op import StepCase
 from kernels.decode_step.published import weights
 from kernels.decode_step.states import PARAMETERS
 from kernels.decode_step.wiring import shape_of, wiring_of
+from tests.support import mamba_models
 
 RATES = ("A_log", "dt_bias", ".D")
 """Parameters of states, which are drawn as a step's inputs are."""
@@ -35,6 +36,7 @@ CLASSES = {
     "toy-nemotron-h": ("NemotronHConfig", "NemotronHForCausalLM"),
     "toy-falcon-h1": ("FalconH1Config", "FalconH1ForCausalLM"),
     "toy-falcon-h1-34b": ("FalconH1Config", "FalconH1ForCausalLM"),
+    **mamba_models.CLASSES,
 }
 
 
@@ -49,6 +51,8 @@ def state_fields(name: str) -> dict[str, Any]:
     """What config.json says of state mixers, and of what comes with them."""
     shape, wiring = shape_of(name), wiring_of(name)
     assert wiring.state
+    if name in mamba_models.CLASSES:
+        return mamba_models.fields(name)
     state, layers = wiring.state, range(shape.layers)
     stateful = [wiring.states[layer % len(wiring.states)] for layer in layers]
     kinds = ["linear_attention" if each else "full_attention" for each in stateful]
@@ -145,6 +149,8 @@ def angle_fields(rope: Rope) -> dict[str, Any]:
 def config_fields(name: str) -> dict[str, Any]:
     """The fields of a config.json, from the shape and the wiring."""
     shape, wiring = shape_of(name), wiring_of(name)
+    if not shape.attention_layers:
+        return mamba_models.pure_fields(name)
     angles = angle_fields(wiring.rope)
     fields: dict[str, Any] = {
         "hidden_size": shape.hidden,
@@ -178,7 +184,7 @@ def config_fields(name: str) -> dict[str, Any]:
         fields |= {"n_routed_experts": shape.experts, "n_shared_experts": shape.shared_experts}
         fields |= {"n_group": router["groups"], "topk_group": router["top_groups"]}
         fields |= {"routed_scaling_factor": router["scaling"], "first_k_dense_replace": shape.dense_layers}
-        fields |= {"kv_lora_rank": shape.kv_latent, "q_lora_rank": shape.q_latent}
+        fields |= {"kv_lora_rank": shape.kv_latent, "q_lora_rank": shape.q_latent or None}
         fields |= {"qk_rope_head_dim": shape.rope_dim, "qk_nope_head_dim": shape.head_dim}
         fields |= {"v_head_dim": shape.v_head_dim, "num_nextn_predict_layers": 0}
         del fields["head_dim"]
@@ -208,6 +214,8 @@ def model_of(name: str, seed: int = 0) -> Any:
         ones = key.endswith(("norm.weight", "layernorm.weight", "norm_f.weight"))
         less_one = wiring_of(name).norms_less_one and "linear_attn" not in key
         centre = 1.0 if tensor.ndim == 1 and ones and not less_one else 0.0
+        if key.endswith("dt_proj.bias"):
+            scale, centre = PARAMETERS["dt_bias"]
         if key.endswith(RATES):
             scale, centre = PARAMETERS[key.rpartition(".")[2]]
         tensor.data.copy_(centre + scale * drawn)

@@ -1,0 +1,1 @@
+"""One token through the short convolution in front of a state."""
