@@ -109,4 +109,5 @@ def kimi_wiring(fields: Fields) -> dict[str, Any]:
             else renormalize
         ),
     }
-    return {"rope": Rope(kind="none"), "latent_epsilon": 1e-6, "score_factor": 1.0, "router": tuple(router.items())}
+    found: dict[str, Any] = {"rope": Rope(kind="none"), "latent_epsilon": 1e-6, "router": tuple(router.items())}
+    return found | {"score_factor": 1.0, "pairs_adjacent": False}

@@ -96,6 +96,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "mamba_proj_bias" in refusal(**hybrid, mamba_proj_bias=True)
     assert "time_step_limit" in refusal(**hybrid, time_step_limit=[0.1, 1.0])
     assert "mamba_d_head" in refusal(**hybrid, mamba_d_head=3)
+    assert "use_bias" in refusal(model_type="falcon_mamba", use_bias=True)
+    assert "time_step_limit" in refusal(model_type="mamba2", time_step_limit=[0.0, 1.0])
+    experts = {"model_type": "jamba", "num_experts": 2, "num_experts_per_tok": 1}
+    assert "mamba_proj_bias" in refusal(**experts, mamba_proj_bias=True)
     with pytest.raises(BadRequest, match=r"has no \*\.safetensors"):
         Tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{}")
