@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernels.decode_step.angles import Rope
-from kernels.decode_step.wiring import Selective
+from kernels.decode_step.mamba_wiring import Selective
 from kernels.model_config.fields import BadConfig, Fields
 from kernels.state_update.cases import StateCase
 

@@ -20,7 +20,7 @@ from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.quantization import Weights, check_weights
 from kernels.common.random_inputs import BYTES, LARGEST
 from kernels.decode_step.inputs import inputs
-from kernels.decode_step.parts import attends, attention_case, parts, windowed
+from kernels.decode_step.parts import attention_case, has_attention, parts, windowed
 from kernels.decode_step.reference import reference
 from kernels.decode_step.wiring import remember, shape_of
 from kernels.op import Case, Inputs, Op, Tolerance, Work
@@ -67,7 +67,7 @@ class StepCase(Case):
             raise ValueError(f"T = {self.T}: {self.model} is made for {shape.max_context}")
         if self.lengths == "holes":
             raise ValueError("lengths holes: each sequence of a step has its new token at least")
-        assert not attends(self) or attention_case(self, 0)
+        assert not has_attention(self) or attention_case(self, 0)
 
     @staticmethod
     def learn(reading: Reading) -> None:

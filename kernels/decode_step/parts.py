@@ -66,7 +66,7 @@ def routed(case: StepCase, layer: int) -> bool:
     return has_experts(shape_of(case.model), wiring_of(case.model), layer)
 
 
-def attends(case: StepCase) -> bool:
+def has_attention(case: StepCase) -> bool:
     """Whether the model has layers with attention."""
     return shape_of(case.model).attention_layers > 0
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from kernels.decode_step import mamba_wiring
 from kernels.decode_step.angles import Rope, yarn_magnitude
+from kernels.decode_step.mamba_wiring import TOY_MAMBA2, Selective
 from kernels.models import MODELS, ModelShape
 from kernels.rmsnorm.op import EPSILON
 from kernels.state_update.cases import QWEN, StateCase
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selective:
-    """What Mamba computes between its convolution and its state: from the convolved channels, dt of this rank, B and C;
-    from dt, that of each channel. `norms` tells whether dt, B and C are normalized before, and whether with weights."""
-
-    rank: int
-    taps: int = 4
-    norms: Literal["", "plain", "weighted"] = ""
-    epsilon: float = EPSILON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +68,6 @@ class Wiring:
     logits_factor: float = 1.0
     """Likewise, in the weights of the last norm."""
 
-
-TOY_MAMBA1 = StateCase(kind="mamba1", B=1, V=128, K=16, conv=0, apart=True)
-TOY_MAMBA2 = StateCase(kind="mamba2", B=1, H=8, G=2, V=16, K=16)
 
 QWEN_NEXT = Wiring(
     rope=Rope(theta=1e7),
@@ -141,35 +129,7 @@ FAMILIES: Mapping[str, Wiring] = {
         states=(*(True,) * 5, False, *(True,) * 4),
         state=StateCase(kind="mamba2", B=1, H=128, G=1, V=64, K=128),
     ),
-    "kimi-linear": Wiring(
-        rope=Rope(kind="none"),
-        latent_epsilon=1e-6,
-        router=(("score", "sigmoid"), ("groups", 1), ("top_groups", 1), ("scaling", 2.446)),
-        states=(*(True, True, True, False) * 6, True, True, False),
-        state=StateCase(kind="kda", B=1, H=32, G=32, V=128, K=128, apart=True),
-    ),
-    "jamba": Wiring(
-        rope=Rope(kind="none"),
-        epsilon=1e-6,
-        states=tuple(layer != 4 for layer in range(8)),
-        sparse=(False, True),
-        router=(("renormalize", False),),
-        state=StateCase(kind="mamba1", B=1, V=8192, K=16, conv=0, apart=True),
-        selective=Selective(rank=256, norms="weighted", epsilon=1e-6),
-    ),
-    "falcon-mamba": Wiring(
-        states=(True,),
-        state=StateCase(kind="mamba1", B=1, V=8192, K=16, conv=0, apart=True),
-        selective=Selective(rank=256, norms="plain", epsilon=1e-6),
-    ),
-    "mamba-codestral": Wiring(states=(True,), state=StateCase(kind="mamba2", B=1, H=128, G=8, V=64, K=128)),
-    "mamba2": Wiring(states=(True,), state=TOY_MAMBA2),
-    "mamba-130m": Wiring(
-        states=(True,),
-        state=StateCase(kind="mamba1", B=1, V=1536, K=16, conv=0, apart=True),
-        selective=Selective(rank=48),
-    ),
-    "mamba": Wiring(states=(True,), state=TOY_MAMBA1, selective=Selective(rank=8)),
+    **{name: Wiring(**said) for name, said in mamba_wiring.FAMILIES.items()},
 }
 """By the beginning of a model's name; the first that fits counts."""
 
@@ -186,13 +146,6 @@ def _toy(name: str, **more: Any) -> ModelShape:
     }
     return ModelShape(name=name, **sizes | {"max_context": 256, "source": "made up for tests"} | more)
 
-
-TOY_MAMBAS: Mapping[str, Mapping[str, Any]] = {
-    "toy-mamba": {"tied_embeddings": True},
-    "toy-falcon-mamba": {},
-    "toy-mamba2": {},
-}
-"""Models without attention and without FFNs."""
 
 TOYS: Mapping[str, ModelShape] = {
     shape.name: shape
@@ -249,24 +202,7 @@ TOYS: Mapping[str, ModelShape] = {
             attention_free_layers=1,
             tied_embeddings=True,
         ),
-        _toy("toy-jamba", experts=4, experts_per_token=2, expert_ffn=96, dense_layers=1, attention_free_layers=1),
-        _toy(
-            "toy-kimi-linear",
-            kv_heads=4,
-            experts=16,
-            experts_per_token=4,
-            expert_ffn=32,
-            dense_layers=1,
-            shared_experts=1,
-            kv_latent=32,
-            rope_dim=16,
-            v_head_dim=24,
-            attention_free_layers=1,
-        ),
-        *(
-            _toy(name, heads=1, kv_heads=1, head_dim=1, plain_layers=2, attention_free_layers=2, **more)
-            for name, more in TOY_MAMBAS.items()
-        ),
+        *(_toy(name, **more) for name, more in mamba_wiring.TOYS.items()),
     )
 }
 
@@ -278,16 +214,6 @@ TOY_DELTA: Mapping[str, Any] = {
 TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     "toy-gemma-3": {"full_every": 2, "attention_scale": 0.0},
     **dict.fromkeys(("toy-qwen3-next", "toy-qwen3.5", "toy-qwen3.5-moe"), TOY_DELTA),
-    "toy-kimi-linear": {
-        "states": (True, False),
-        "state": StateCase(kind="kda", B=1, H=4, G=4, V=16, K=16, apart=True),
-    },
-    "toy-jamba": {
-        "states": (True, False),
-        "state": TOY_MAMBA1,
-        "selective": Selective(rank=8, norms="weighted", epsilon=1e-6),
-    },
-    "toy-falcon-mamba": {"state": TOY_MAMBA1, "selective": Selective(rank=8, norms="plain", epsilon=1e-6)},
     "toy-granite-4.0-h": {
         "states": (True, False),
         "state": TOY_MAMBA2,
@@ -296,6 +222,7 @@ TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
         "residual_factor": 0.5,
         "logits_factor": 0.25,
     },
+    **mamba_wiring.TOY_WIRING,
 }
 """What toys have otherwise than their family."""
 

@@ -15,7 +15,7 @@ from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
-from kernels.decode_step.parts import attends, lengths, memory_shape, parts
+from kernels.decode_step.parts import has_attention, lengths, memory_shape, parts
 from kernels.decode_step.peers import traced
 from kernels.decode_step.states import parameters, state_case, stateful
 from kernels.decode_step.wiring import TOYS, shape_of, wiring_of
@@ -141,7 +141,7 @@ def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prom
     for layer, sequences in enumerate(found):
         if stateful(case, layer):
             sequences.extend(prefilled_states(case, model, weights, layer, prompts))
-    for prompt in () if latent or not attends(case) else prompts:
+    for prompt in () if latent or not has_attention(case) else prompts:
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
         for layer, each in enumerate(past.layers):
             if stateful(case, layer):
