@@ -74,10 +74,11 @@ def device_numbers() -> list[dict[str, Any]]:
 
 
 def models() -> Table:
-    rows = [
-        [name, shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.source]
-        for name, shape in MODELS.items()
-    ]
+    rows = []
+    for name, shape in MODELS.items():
+        heads = (shape.heads, shape.kv_heads, shape.head_dim) if shape.attention_layers else ("", "", "")
+        width = shape.ffn if shape.plain_layers < shape.layers else ""
+        rows.append([name, shape.layers, shape.hidden, *heads, width, shape.source])
     return ["model", "layers", "hidden", "heads", "KV heads", "head dim", "FFN", "source"], rows
 
 

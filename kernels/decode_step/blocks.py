@@ -29,7 +29,7 @@ def attends(case: StepCase, layer: int) -> bool:
     return only == "*" if only else shape_of(case.model).parallel_mixers or not stateful(case, layer)
 
 
-def any_attends(case: StepCase) -> bool:
+def has_attention(case: StepCase) -> bool:
     """Whether the model has layers with attention."""
     return shape_of(case.model).attention_layers > 0
 

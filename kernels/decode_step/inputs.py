@@ -12,7 +12,7 @@ from kernels.common.integers import cdiv
 from kernels.common.quantization import random_weights
 from kernels.common.random_inputs import RandomInputs
 from kernels.decode_step import low_rank, states
-from kernels.decode_step.blocks import any_attends, attends, stateful
+from kernels.decode_step.blocks import attends, has_attention, stateful
 from kernels.decode_step.parts import (
     Part,
     latent_case,
@@ -168,7 +168,7 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
 
     found = torch.tensor(lengths(case), dtype=torch.int32)
     table = torch.empty(case.B, 0, dtype=torch.int32)
-    if case.page and any_attends(case):
+    if case.page and has_attention(case):
         columns, pages = cdiv(case.T, case.page), cache_shape(rope_case(case).append)[1]
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed))
         table = torch.full((case.B, columns + 1), paging.GARBAGE[0], dtype=torch.int32)
@@ -178,7 +178,7 @@ def bookkeeping(case: StepCase, device: str, seed: int) -> Inputs:
     if wiring.state:
         made |= states.bookkeeping(case, made["positions"])
     made = {name: tensor.to(device) for name, tensor in made.items()}
-    R = rotary(case) if any_attends(case) else 2
+    R = rotary(case) if has_attention(case) else 2
     for name, rope in (("rotations", wiring.rope), ("window_rotations", wiring.window_rope)):
         if rope:
             made[name] = rotations(case.T, rope.frequencies(R), device) * rope.magnitude

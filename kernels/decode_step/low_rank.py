@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from kernels.decode_step import states
 from kernels.decode_step.blocks import stateful
+from kernels.decode_step.mamba_wiring import Selective
 from kernels.decode_step.states import state_case
-from kernels.decode_step.wiring import Selective, Wiring, shape_of, wiring_of
+from kernels.decode_step.wiring import Wiring, shape_of, wiring_of
 from kernels.ffn_gemv.op import GemvCase
 from kernels.head_gemv.op import HeadCase
 from kernels.op import Case, Inputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernels.decode_step.angles import Rope
-from kernels.decode_step.wiring import Selective
+from kernels.decode_step.mamba_wiring import Selective
 from kernels.model_config.fields import BadConfig, Fields
 from kernels.state_update.cases import StateCase
 
@@ -109,4 +109,5 @@ def kimi_wiring(fields: Fields) -> dict[str, Any]:
             else renormalize
         ),
     }
-    return {"rope": Rope(kind="none"), "latent_epsilon": 1e-6, "score_factor": 1.0, "router": tuple(router.items())}
+    found: dict[str, Any] = {"rope": Rope(kind="none"), "latent_epsilon": 1e-6, "router": tuple(router.items())}
+    return found | {"score_factor": 1.0, "pairs_adjacent": False}

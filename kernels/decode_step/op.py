@@ -19,7 +19,7 @@ from kernels.common.compare import UNIT_ROUNDOFF
 from kernels.common.fields import TYPES, Count, Dtype, OneOf, cache_type
 from kernels.common.quantization import Weights, check_weights
 from kernels.common.random_inputs import BYTES, LARGEST
-from kernels.decode_step.blocks import any_attends
+from kernels.decode_step.blocks import has_attention
 from kernels.decode_step.inputs import inputs
 from kernels.decode_step.parts import attention_case, parts, windowed
 from kernels.decode_step.reference import reference
@@ -68,7 +68,7 @@ class StepCase(Case):
             raise ValueError(f"T = {self.T}: {self.model} is made for {shape.max_context}")
         if self.lengths == "holes":
             raise ValueError("lengths holes: each sequence of a step has its new token at least")
-        assert not any_attends(self) or attention_case(self, 0)
+        assert not has_attention(self) or attention_case(self, 0)
 
     @staticmethod
     def learn(reading: Reading) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kernels.decode_step import mamba_wiring
 from kernels.models import ModelShape
 
 
@@ -20,13 +21,6 @@ def _toy(name: str, **more: Any) -> ModelShape:
     }
     return ModelShape(name=name, **sizes | {"max_context": 256, "source": "made up for tests"} | more)
 
-
-TOY_MAMBAS: Mapping[str, Mapping[str, Any]] = {
-    "toy-mamba": {"tied_embeddings": True},
-    "toy-falcon-mamba": {},
-    "toy-mamba2": {},
-}
-"""Models without attention and without FFNs."""
 
 TOYS: Mapping[str, ModelShape] = {
     shape.name: shape
@@ -98,23 +92,6 @@ TOYS: Mapping[str, ModelShape] = {
         ),
         _toy("toy-falcon-h1", parallel_mixers=True),
         _toy("toy-falcon-h1-34b", parallel_mixers=True),
-        _toy("toy-jamba", experts=4, experts_per_token=2, expert_ffn=96, dense_layers=1, attention_free_layers=1),
-        _toy(
-            "toy-kimi-linear",
-            kv_heads=4,
-            experts=16,
-            experts_per_token=4,
-            expert_ffn=32,
-            dense_layers=1,
-            shared_experts=1,
-            kv_latent=32,
-            rope_dim=16,
-            v_head_dim=24,
-            attention_free_layers=1,
-        ),
-        *(
-            _toy(name, heads=1, kv_heads=1, head_dim=1, plain_layers=2, attention_free_layers=2, **more)
-            for name, more in TOY_MAMBAS.items()
-        ),
+        *(_toy(name, **more) for name, more in mamba_wiring.TOYS.items()),
     )
 }

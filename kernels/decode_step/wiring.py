@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from kernels.decode_step import mamba_wiring
 from kernels.decode_step.angles import Rope, yarn_magnitude
+from kernels.decode_step.mamba_wiring import TOY_MAMBA2, Selective
 from kernels.decode_step.toys import TOYS
 from kernels.models import MODELS, ModelShape
 from kernels.rmsnorm.op import EPSILON
 from kernels.state_update.cases import QWEN, StateCase
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selective:
-    """What Mamba computes between its convolution and its state: from the convolved channels, dt of this rank, B and C;
-    from dt, that of each channel. `norms` tells whether dt, B and C are normalized before, and whether with weights."""
-
-    rank: int
-    taps: int = 4
-    norms: Literal["", "plain", "weighted"] = ""
-    epsilon: float = EPSILON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +79,6 @@ class Wiring:
     logits_factor: float = 1.0
     """Likewise, in the weights of the last norm."""
 
-
-TOY_MAMBA1 = StateCase(kind="mamba1", B=1, V=128, K=16, conv=0, apart=True)
-TOY_MAMBA2 = StateCase(kind="mamba2", B=1, H=8, G=2, V=16, K=16)
 
 QWEN_NEXT = Wiring(
     rope=Rope(theta=1e7),
@@ -180,35 +168,7 @@ FAMILIES: Mapping[str, Wiring] = {
         state=StateCase(kind="mamba2", B=1, H=24, G=1, V=64, K=128),
         state_norm=False,
     ),
-    "kimi-linear": Wiring(
-        rope=Rope(kind="none"),
-        latent_epsilon=1e-6,
-        router=(("score", "sigmoid"), ("groups", 1), ("top_groups", 1), ("scaling", 2.446)),
-        states=(*(True, True, True, False) * 6, True, True, False),
-        state=StateCase(kind="kda", B=1, H=32, G=32, V=128, K=128, apart=True),
-    ),
-    "jamba": Wiring(
-        rope=Rope(kind="none"),
-        epsilon=1e-6,
-        states=tuple(layer != 4 for layer in range(8)),
-        sparse=(False, True),
-        router=(("renormalize", False),),
-        state=StateCase(kind="mamba1", B=1, V=8192, K=16, conv=0, apart=True),
-        selective=Selective(rank=256, norms="weighted", epsilon=1e-6),
-    ),
-    "falcon-mamba": Wiring(
-        states=(True,),
-        state=StateCase(kind="mamba1", B=1, V=8192, K=16, conv=0, apart=True),
-        selective=Selective(rank=256, norms="plain", epsilon=1e-6),
-    ),
-    "mamba-codestral": Wiring(states=(True,), state=StateCase(kind="mamba2", B=1, H=128, G=8, V=64, K=128)),
-    "mamba2": Wiring(states=(True,), state=TOY_MAMBA2),
-    "mamba-130m": Wiring(
-        states=(True,),
-        state=StateCase(kind="mamba1", B=1, V=1536, K=16, conv=0, apart=True),
-        selective=Selective(rank=48),
-    ),
-    "mamba": Wiring(states=(True,), state=TOY_MAMBA1, selective=Selective(rank=8)),
+    **{name: Wiring(**said) for name, said in mamba_wiring.FAMILIES.items()},
 }
 """By the beginning of a model's name; the first that fits counts."""
 
@@ -236,16 +196,6 @@ TOY_FALCON: Mapping[str, Any] = {
 TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     "toy-gemma-3": {"full_every": 2, "attention_scale": 0.0},
     **dict.fromkeys(("toy-qwen3-next", "toy-qwen3.5", "toy-qwen3.5-moe"), TOY_DELTA),
-    "toy-kimi-linear": {
-        "states": (True, False),
-        "state": StateCase(kind="kda", B=1, H=4, G=4, V=16, K=16, apart=True),
-    },
-    "toy-jamba": {
-        "states": (True, False),
-        "state": TOY_MAMBA1,
-        "selective": Selective(rank=8, norms="weighted", epsilon=1e-6),
-    },
-    "toy-falcon-mamba": {"state": TOY_MAMBA1, "selective": Selective(rank=8, norms="plain", epsilon=1e-6)},
     "toy-granite-4.0-h": {
         "states": (True, False),
         "state": TOY_MAMBA2,
@@ -257,6 +207,7 @@ TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     "toy-nemotron-h": vars(nemotron("ME*-E", TOY_MAMBA2)),
     "toy-falcon-h1": TOY_FALCON,
     "toy-falcon-h1-34b": TOY_FALCON | {"state_norm": True, "norm_first": True},
+    **mamba_wiring.TOY_WIRING,
 }
 """What toys have otherwise than their family."""
 

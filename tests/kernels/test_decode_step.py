@@ -14,7 +14,7 @@ from bench.devices import find
 from bench.measure.gate import check
 from kernels.common import paging
 from kernels.decode_step import states
-from kernels.decode_step.blocks import any_attends, attends, stateful
+from kernels.decode_step.blocks import attends, has_attention, stateful
 from kernels.decode_step.inputs import caches
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import lengths, memory_shape, parts
@@ -150,7 +150,7 @@ def prefilled(case: StepCase, model: Any, weights: dict[str, torch.Tensor], prom
     for layer in range(case.measured_layers):
         if stateful(case, layer):
             found[memory_of(case, layer)] = list(prefilled_states(case, model, weights, layer, prompts))
-    for prompt in () if latent or not any_attends(case) else prompts:
+    for prompt in () if latent or not has_attention(case) else prompts:
         past = model(torch.tensor([prompt]), use_cache=True).past_key_values
         for layer, each in enumerate(past.layers):
             if attends(case, layer):

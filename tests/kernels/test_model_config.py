@@ -265,7 +265,7 @@ MAMBA: dict[str, tuple[dict[str, Any], float, int]] = {
     ),
     "falcon-mamba-7b": (
         {"model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64, "vocab_size": 65024}
-        | {"tie_word_embeddings": False, "time_step_rank": 256},
+        | {"tie_word_embeddings": False, "time_step_rank": 256, "expand": 16, "intermediate_size": 8192},
         7.272665,
         64 * (8192 * 16 * 4 + 8192 * 3 * 2),
     ),

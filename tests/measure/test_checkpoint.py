@@ -112,6 +112,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     falcon = {"model_type": "falcon_h1", "mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_state": 8}
     assert "mamba_d_head" in refusal(**falcon, mamba_d_head=3)
     assert "'projectors_bias' is True" in refusal(**falcon, projectors_bias=True)
+    assert "use_bias" in refusal(model_type="falcon_mamba", use_bias=True)
+    assert "time_step_limit" in refusal(model_type="mamba2", time_step_limit=[0.0, 1.0])
+    experts = {"model_type": "jamba", "num_experts": 2, "num_experts_per_tok": 1}
+    assert "mamba_proj_bias" in refusal(**experts, mamba_proj_bias=True)
     with pytest.raises(BadRequest, match=r"has no \*\.safetensors"):
         Tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{}")

@@ -29,6 +29,7 @@ ON_ONE_PART = (
     "rope_append",
     "router",
     "sampling",
+    "short_conv",
     "silu_mul",
     "topk",
 )

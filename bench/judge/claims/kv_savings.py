@@ -61,7 +61,7 @@ gives the saving, 93.3% of DeepSeek 67B's cache, without the arithmetic."""
 
 
 def predict_k4() -> list[Comparison]:
-    plain = [shape for shape in MODELS.values() if not shape.is_mla]
+    plain = [shape for shape in MODELS.values() if shape.attention_layers and not shape.is_mla]
     found = [
         predicted(K4_MQA, heads, "query heads / 1 KV head", kind="MQA", **{GROUP: heads})
         for heads in sorted({shape.heads for shape in plain})

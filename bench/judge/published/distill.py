@@ -83,8 +83,9 @@ def lot(table: Table) -> Array:
 
 def _of_our_suites(table: Table) -> Array:
     """Whole layers of the models in `kernels/models.py` at batches that are powers of two."""
-    heads = {(m.heads, m.kv_heads, m.head_dim) for m in MODELS.values() if not m.is_mla}
-    weights = {pair for m in MODELS.values() for pair in projections(m).values()}
+    attending = [m for m in MODELS.values() if m.attention_layers]
+    heads = {(m.heads, m.kv_heads, m.head_dim) for m in attending if not m.is_mla}
+    weights = {pair for m in attending for pair in projections(m).values()}
     experts = {(m.experts, m.experts_per_token, m.hidden, m.expert_ffn) for m in MODELS.values() if m.is_moe}
     batch = np.isin(table["B"], BATCHES)
     attention = _any(table, ("H_q", "H_kv", "D"), heads) & (table["window"] == 0)
