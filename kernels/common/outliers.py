@@ -40,9 +40,9 @@ SPREAD = 1.1
 HIDDEN = 8
 """Large hidden values, if there are eight times as many in all."""
 
-CLAMPED = (0.5, 0.65)
+CLAMPED = (0.5, 0.58)
 """With a clamped activation: the size of outliers, twice the usual one, so that sums of codes can reach the limits, and
-the factor of gates and ups of large hidden values, whose outliers are larger too: they are 1.3 times as large."""
+the factor of gates and ups of large hidden values, whose outliers are larger too: they are 1.16 times as large."""
 
 OUTPUT_LEVEL = 1.5
 """Weights of `mark_outputs`, in units of F^-1/2: as far as codes of int4 reach. If half of the large hidden values, of

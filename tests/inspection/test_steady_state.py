@@ -17,6 +17,7 @@ import pytest
 from bench.inspection.emulate import program
 from bench.inspection.emulator.execute import execute
 from kernels.all_reduce.op import ReduceCase
+from kernels.all_to_all.op import AllToAllCase
 from kernels.attention_decode.op import AttentionCase
 from kernels.common.compare import compare
 from kernels.ffn_block.op import FfnCase
@@ -93,6 +94,7 @@ OTHERS = {
     "attention, two tiles of rows": Steady("attention_decode", attention(H_q=71, T=601)),
     "attention, window and draft": Steady("attention_decode", attention(T=2590, page=16, q_len=2, window=2500)),
     "cascade": Steady("attention_decode", attention(B=2, T=3840, page=16, prefix=2560), impl="triton-cascade"),
+    "MLA over chosen tokens": Steady("mla_decode", mla(T=470, page=1)),
     "MLA over pages, fp8": Steady("mla_decode", mla(T=470, page=64, kv="fp8")),
     "MLA, nvfp4": Steady("mla_decode", MlaCase(B=1, H=16, R=16, T=320, kv="nvfp4")),
     "GEMV of two sequences": Steady("ffn_gemv", GemvCase(B=2, N=24, K=5120)),
@@ -124,10 +126,14 @@ OTHERS = {
     "a chase": Steady("stream", StreamCase(kind="chase", size=2688, chains=3, loads=5), loop="ld.global"),
     "index scores": Steady("index_score", IndexCase(B=1, T=2100, H=16, D=32, page=16)),
     "a choice among thousands": Steady("topk", TopkCase(B=1, N=2000, k=40), loop="bar.sync"),
+    "a choice among tens of thousands": Steady("topk", TopkCase(B=1, N=17000, k=300, dtype="bf16"), loop="bar.sync"),
     "a nucleus": Steady("sampling", SamplingCase(B=1, V=9000, k=50, p=0.9), loop="bar.sync", launch=1),
     "a choice of experts": Steady("router", RouterCase(B=1, E=64, k=6, groups=4, top_groups=2), loop="shfl"),
     "a sum of two ranks": Steady(
         "all_reduce", ReduceCase(ranks=2, B=4, hidden=3200), impl="triton-one-shot", loop="ld.global"
+    ),
+    "rows that two ranks exchange": Steady(
+        "all_to_all", AllToAllCase(direction="combine", ranks=2, B=4, E=4, k=2, hidden=3200), loop="ld.global"
     ),
     "chains of FMAs": Steady("gemm_peak", PeakCase(kind="fma", M=1061, K=2064, dtype="fp32"), loop="fma"),
 }
