@@ -68,7 +68,8 @@ def _unread(config: Mapping[str, Any], reading: Reading) -> tuple[str, ...]:
     """What the file holds besides the decoder, and is not counted."""
     towers = [name for name in ("vision_config", "audio_config") if isinstance(config.get(name), Mapping)]
     said = [f"not counted: what sees or hears ({', '.join(towers)})"] if towers else []
-    layers = reading.text.get("num_nextn_predict_layers") or reading.text.get("mtp_num_hidden_layers")
+    names = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "num_mtp_modules")
+    layers = next((reading.text[name] for name in names if reading.text.get(name)), 0)
     if not isinstance(layers, bool) and isinstance(layers, int) and layers >= 1:
         said.append(f"not counted: {layers} more layer{'s' if layers > 1 else ''} for multi-token prediction")
     return tuple(said)

@@ -25,7 +25,7 @@ LEARNED = ("biogpt", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "opt", "openai
 """Their positions are learned, and not counted: `tests/kernels/test_older_models.py`."""
 APART = {
     "longcat_flash": "transformers gives gate and up to experts without weights too: test_newer_families.py",
-    "phi4_multimodal": "its model holds what sees and hears",
+    **dict.fromkeys(("phi4_multimodal", "got_ocr2", "moss_transcribe_diarize"), "its model also sees or hears"),
     "deepseek_v2": "its class has no number of experts per token: test_model_config.py",
     "mamba": "its state is a parameter of a small model: test_model_config.py",
     "falcon_mamba": "its state is a parameter of a small model: test_model_config.py",
