@@ -86,6 +86,8 @@ def only_on_a_gpu(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "exhaustive" not in config.getoption("markexpr"):
         items[:] = [item for item in items if item.get_closest_marker("exhaustive") is None]
+    if "PYTEST_XDIST_WORKER" in os.environ:  # long tests first, so that the processes end together
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     for item in items:

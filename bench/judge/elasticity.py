@@ -75,7 +75,7 @@ def fit(points: Sequence[Point]) -> Elasticity:
     if any(len(p.samples_s) < 2 for p in points):
         raise NotIdentified("an interval needs two samples of every case")
     if len(points) < 3:
-        raise NotIdentified(f"{len(points)} cases; an elasticity needs at least three")
+        raise NotIdentified(f"{len(points)} case{'s' * (len(points) != 1)}; an elasticity needs at least three")
     logs = np.log([[p.bytes, p.flops] for p in points])
     centred = logs - logs.mean(axis=0)
     for name, column in zip(("bytes", "FLOPs"), centred.T, strict=True):

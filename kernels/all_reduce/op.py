@@ -60,7 +60,8 @@ def of_model(model: str, B: int, ranks: int, fused: bool = False) -> ReduceCase:
     return ReduceCase(model=model, B=B, hidden=MODELS[model].hidden, ranks=ranks, fused=fused)
 
 
-BATCHES = (256, 64, 16, 1)
+MESSAGES = (("llama-3.1-70b", 1024), ("llama-3.1-70b", 64), ("llama-3.1-70b", 1), ("llama-3.1-8b", 1))
+"""A model and its tokens: messages of 16 MiB, 1 MiB, 16 KiB and 8 KiB."""
 
 
 def cases(suite: str) -> list[ReduceCase]:
@@ -69,7 +70,8 @@ def cases(suite: str) -> list[ReduceCase]:
     if suite == "quick":
         return [of_model("llama-3.1-70b", 1, n) for n in (2, 8)]
     if suite == "full":
-        return [of_model("llama-3.1-70b", B, n, fused) for fused in (False, True) for n in (2, 4, 8) for B in BATCHES]
+        ways = [(fused, n) for fused in (False, True) for n in (2, 4, 8)]
+        return [of_model(model, B, n, fused) for fused, n in ways for model, B in MESSAGES]
     return [
         ReduceCase(B=3, hidden=43, ranks=3, dtype="fp32"),
         ReduceCase(B=1, hidden=1, ranks=4, dtype="fp32"),

@@ -29,10 +29,6 @@ LIMIT, ALPHA = 7.0, 1.702
 CUBE = 0.044715
 SQRT_2_OVER_PI = 0.7978845608028654
 
-CLAMPED_GAIN = 4.0
-"""Inputs of a clamped FFN are so many times as large. It is a power of two. Then an eighth of the gates is beyond the
-limit."""
-
 
 def suffix(activation: str) -> str:
     """The part of a case's id, empty for the usual activation."""
@@ -50,11 +46,6 @@ def halves(activation: str, both: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         return both, both
     gate, up = both.chunk(2, dim=1)
     return gate, up
-
-
-def gain(activation: str) -> float:
-    """The factor of the inputs x."""
-    return CLAMPED_GAIN if activation == "swiglu_clamped" else 1.0
 
 
 def hidden(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kernels.common.quantization import FORMATS, group_scales, write_codes
+from kernels.common.quantization import FORMATS, RMS_CODES, group_scales, write_codes
 from kernels.common.random_inputs import RandomInputs, encoded, writable
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ SPREAD = 1.1
 
 HIDDEN = 8
 """Large hidden values, if there are eight times as many in all."""
+
+CLAMPED = (0.5, 0.58)
+"""With a clamped activation: the size of outliers, twice the usual one, so that sums of codes can reach the limits, and
+the factor of gates and ups of large hidden values, whose outliers are larger too: they are 1.16 times as large."""
 
 OUTPUT_LEVEL = 1.5
 """Weights of `mark_outputs`, in units of F^-1/2: as far as codes of int4 reach. If half of the large hidden values, of
@@ -108,6 +112,21 @@ def hidden_rows(draw: RandomInputs, F: int) -> list[int]:
     return sorted({0, F - 1, *(draw.python.randrange(F) for _ in range(others))})
 
 
+def beyond_limits(draw: RandomInputs, activation: str, F: int, large: list[int]) -> list[tuple[int, int, float]]:
+    """What takes the sums of a clamped FFN beyond its limits: the matrix, W_gate (0) or W_up (1), the hidden dim, and
+    the `share` of `mark_beyond`. Nothing for another activation, or if there are few hidden dims.
+
+    Two dims beside the large ones are drawn: in the first, the gate is beyond its limit and up is below its lower one;
+    in the second, up is above, and the gate is large, but within. If a limit is left out, a hidden value of 30 to 40
+    becomes much larger, among ordinary ones with an rms of 3. The large gates and ups, and nearly all others, are
+    within the limits, so their columns and scales show as they do without a clamp.
+    """
+    if activation != "swiglu_clamped" or F < 2 * HIDDEN:
+        return []
+    one, two = draw.python.sample([f for f in range(F) if f not in large], 2)
+    return [(0, one, 1.0), (1, one, -1.0), (1, two, 1.0), (0, two, 0.15)]
+
+
 def clear(w: torch.Tensor, rows: list[int], K: int, **packed: Any) -> None:
     """These rows become zero. Their zero points, if any, are in the middle, so that codes reach as far to either
     side."""
@@ -133,15 +152,23 @@ def larger_side(w: torch.Tensor, rows: list[int], columns: list[int], height: in
 
 
 def mark_hidden(
-    draw: RandomInputs, w: torch.Tensor, rows: list[int], columns: list[int], *, H: int, F: int, **packed: Any
+    draw: RandomInputs,
+    w: torch.Tensor,
+    rows: list[int],
+    columns: list[int],
+    *,
+    H: int,
+    F: int,
+    size: float = 1.0,
+    **packed: Any,
 ) -> None:
     """Rows of W_gate and W_up `[N, H]`, matrices of F rows each, become zero, but for the `columns` with outliers of x.
     `packed`: see `mark_rows`.
 
-    There gate and up are g = (sqrt(F) / 4)^1/2, times factors of `near_one`, and the hidden value silu(g) g is nearly
-    g^2. Ordinary hidden values have an rms of 1.26, all of them together 1.26 sqrt(F), and with the eight marked ones
-    1.45 sqrt(F). So each of these is a sixth of the norm of all: without its column of W_down, y is wrong by 0.17 of
-    its rms. Ten tolerances of an FFN in bf16 are an `rms_rel` of 10 x 2 x 2^-8 = 0.078.
+    There gate and up are g = (sqrt(F) / 4)^1/2, times `size` and factors of `near_one`, and the hidden value silu(g) g
+    is nearly g^2. Ordinary hidden values have an rms of 1.26, all of them together 1.26 sqrt(F), and with the eight
+    marked ones 1.45 sqrt(F). So each of these is a sixth of the norm of all: without its column of W_down, y is wrong
+    by 0.17 of its rms. Ten tolerances of an FFN in bf16 are an `rms_rel` of 10 x 2 x 2^-8 = 0.078.
 
     If W is larger than H^-1/2 all this is larger too. If scales are for groups of columns, a row holds the
     `larger_side`. If it takes the scales of its neighbour, g is about half of what it was.
@@ -150,11 +177,34 @@ def mark_hidden(
         return
     clear(w, rows, H, **packed)
     # all columns of a row alike would make few sums, whose roundings may all go to one side
-    level = (F**0.5 / 4) ** 0.5 * 4 * near_one(draw, len(rows)) * near_one(draw, len(rows), len(columns))
+    level = size * (F**0.5 / 4) ** 0.5 * 4 * near_one(draw, len(rows)) * near_one(draw, len(rows), len(columns))
     if not packed.get("format"):
         return mark_rows(w, rows, columns, level / len(columns))
     scale = larger_side(w, rows, columns, F, **packed)
     mark_rows(w, rows, columns, (scale > 0) * level / scale.sum(1, keepdim=True), **packed)
+
+
+def mark_beyond(w: torch.Tensor, rows: list[int], columns: list[int], share: float, *, H: int, **packed: Any) -> None:
+    """Rows of W_gate or W_up `[N, H]` become zero, but for the `columns` with outliers of x. There they are a `share`
+    of what makes sums of 32, or as large as codes reach. See `beyond_limits`."""
+    if w.device.type != "meta":
+        clear(w, rows, H, **packed)
+        mark_rows(w, rows, columns, 4.0 * share, **packed)
+
+
+def size_of(w: torch.Tensor, rows: list[int], *, H: int, F: int, **packed: Any) -> torch.Tensor | float:
+    """The rms of packed W in units of H^-1/2, as the scales of these rows tell it: 0.8 to 2.8, as the format goes.
+
+    With x so much smaller, a clamped FFN has the same sums for all formats. Else most of them would be beyond the
+    limits, and a row's scale would not show.
+    """
+    import torch
+
+    if w.device.type == "meta":
+        return 1.0
+    weights = {"w": w, **{name: tensor for name, tensor in packed.items() if name != "format"}}
+    scale = group_scales(packed["format"], weights, torch.tensor(rows, device=w.device), F)
+    return scale.square().mean().sqrt() * RMS_CODES[packed["format"]] * H**0.5
 
 
 def mark_outputs(w: torch.Tensor, rows: list[int], columns: list[int], *, H: int, F: int, **packed: Any) -> None:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from kernels.common import gated
 from kernels.common.compare import rounded_ffn
 from kernels.common.fields import Dtype
-from kernels.common.outliers import hidden_rows, mark_columns, mark_hidden, outliers
+from kernels.common.outliers import (
+    CLAMPED,
+    beyond_limits,
+    hidden_rows,
+    mark_beyond,
+    mark_columns,
+    mark_hidden,
+    outliers,
+)
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.common.smaller import fewer
 from kernels.models import MODELS
@@ -95,11 +103,12 @@ def inputs(case: FfnCase, device: str, seed: int) -> Inputs:
         "w_down": draw.normal((case.hidden, case.ffn), case.dtype, scale=case.ffn**-0.5),
     }
     columns, rows = outliers(draw, case.hidden), hidden_rows(draw, case.ffn)
-    mark_columns(made["x"], columns, draw=draw)
-    if device != "meta":
-        made["x"].mul_(gated.gain(case.activation))
+    size, level = CLAMPED if case.activation == "swiglu_clamped" else (0.25, 1.0)
+    mark_columns(made["x"], columns, size, draw)
     for name in ("w_gate", "w_up"):
-        mark_hidden(draw, made[name], rows, columns, H=case.hidden, F=case.ffn)
+        mark_hidden(draw, made[name], rows, columns, H=case.hidden, F=case.ffn, size=level)
+    for matrix, f, share in beyond_limits(draw, case.activation, case.ffn, rows):
+        mark_beyond(made[("w_gate", "w_up")[matrix]], [f], columns, share, H=case.hidden)
     return made
 
 

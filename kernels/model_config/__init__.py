@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels.model_config import families
+from kernels.model_config import families, further, gpt, mixtures, recurrent, shared, sparse  # they enter themselves
 from kernels.model_config.families import FAMILIES, Family, family_of, layer_kinds
 from kernels.model_config.fields import BadConfig, Fields, class_defaults
 from kernels.model_config.hybrids import NemotronH
@@ -101,6 +101,7 @@ def _fields(config: Mapping[str, Any], text: Mapping[str, Any], nested: bool) ->
     if model_type is None:
         raise BadConfig("config.json: field 'model_type' is missing")
     known, family = family_of(str(model_type))
+    family = family.variant(text)
     defaults = class_defaults(family.like.get(known, known), nested=nested) | dict(family.defaults)
     if text.get("per_layer_config") and not family.reads_layers:
         raise BadConfig("config.json: field 'per_layer_config' gives some layers other sizes: not read here")
@@ -120,7 +121,8 @@ def _numbers(fields: Fields, family: type[Family]) -> dict[str, Any]:
         del dims["head_dim"]
     numbers: dict[str, Any] = {dim: fields.whole(*names) for dim, names in dims.items()} | given
     numbers |= {dim: fields.whole_or(0, *names) for dim, names in OPTIONAL.items()}
-    if "kv_latent" not in dims:  # MLA has no KV heads
+    if "kv_latent" not in dims:  # MLA has no KV heads, and it alone has latents without a word of its family
+        numbers["q_latent"] = 0
         fields.share("num_attention_heads", fields.present(*dims["kv_heads"]))
     if numbers.get("experts_per_token", 0) > numbers.get("experts", 0):
         raise fields.wrong(fields.present(*dims["experts_per_token"]), f"at most the {numbers['experts']} experts")
@@ -189,5 +191,8 @@ def extended(fields: Fields, longest: int) -> int:
     original = rope.whole_or(longest, "original_max_position_embeddings")
     return max(longest, round(factor * (original if kind == "yarn" else longest)))
 
+
+MODULES = (families, further, gpt, mixtures, recurrent, shared, sparse)
+"""Where families are; each enters itself in `FAMILIES`."""
 
 __all__ = ["FAMILIES", "BadConfig", "Family", "Layer", "Reading", "families", "from_config", "read"]

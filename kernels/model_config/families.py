@@ -45,6 +45,11 @@ class Family:
         FAMILIES.update(dict.fromkeys(cls.model_types, cls))
 
     @classmethod
+    def variant(cls, text: Mapping[str, Any]) -> type[Family]:
+        """The family that reads this file: another where the file lacks what makes this one."""
+        return cls
+
+    @classmethod
     def prepared(cls, fields: Fields) -> Fields:
         """The fields, with those that follow from others."""
         return fields
@@ -297,6 +302,12 @@ class DeepSeek(Family):
         "expert_ffn": ("moe_intermediate_size",),
     }
 
+    @classmethod
+    def variant(cls, text: Mapping[str, Any]) -> type[Family]:
+        """Small ones of DeepSeek-VL2 and DeepSeek-OCR have plain attention."""
+        plain = text.get("use_mla") is False or text.get("kv_lora_rank", 1) in (0, None)
+        return FAMILIES["deepseek"] if plain and cls is DeepSeek else cls
+
     @staticmethod
     def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
         if "index_topk" not in fields:
@@ -351,14 +362,6 @@ def family_of(model_type: str) -> tuple[str, type[Family]]:
 
     Older files of a vision model hold the fields of its text model directly: `qwen2_5_vl` is then `qwen2_5_vl_text`.
     """
-    import kernels.model_config.further
-    import kernels.model_config.gpt
-    import kernels.model_config.hybrids
-    import kernels.model_config.mixtures
-    import kernels.model_config.recurrent
-    import kernels.model_config.shared
-    import kernels.model_config.sparse  # noqa: F401  (their families enter themselves)
-
     for name in (model_type, f"{model_type}_text"):
         if name in FAMILIES:
             return name, FAMILIES[name]

@@ -79,7 +79,10 @@ class Step3(Family):
 
     @classmethod
     def more(cls, fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
-        return {"shared_ffn": fields.whole_or(0, "shared_intermediate_size")}
+        return {
+            "shared_ffn": fields.whole_or(0, "shared_intermediate_size"),
+            "q_latent": fields.whole_or(0, "q_lora_rank"),
+        }
 
 
 class Step35(Step3):
@@ -134,7 +137,7 @@ def all_but_groups(fields: Fields, layers: int) -> list[bool]:
 class BailingLinear(Bailing):
     """Ring-linear: lightning attention in all but the last of every group of layers."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("bailing_moe_linear", "bailing_moe_v2_linear")
+    model_types: ClassVar[tuple[str, ...]] = ("bailing_moe_linear",)
     layer_types: ClassVar[Mapping[str, str]] = Hybrid.layer_types
 
     @staticmethod

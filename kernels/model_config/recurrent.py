@@ -206,6 +206,7 @@ class Xlstm(PureMamba):
     """mLSTM: each head keeps a matrix `[D_qk, D_v]`, a vector `[D_qk]` and a number, all in fp32."""
 
     model_types: ClassVar[tuple[str, ...]] = ("xlstm",)
+    ties: ClassVar = False
     layer_types: ClassVar[Mapping[str, str]] = {}
     renamed: ClassVar[Mapping[str, str]] = {"embedding_dim": "hidden_size", "num_blocks": "num_hidden_layers"}
 

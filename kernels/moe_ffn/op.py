@@ -20,12 +20,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from kernels.common import gated
+from kernels.common import gated, outliers
 from kernels.common.compare import rounded_ffn
 from kernels.common.expert_routing import ROUTINGS, drawn, of_busiest
 from kernels.common.fields import Count, Dtype, OneOf
 from kernels.common.integers import cdiv
-from kernels.common.outliers import hidden_rows, mark_columns, mark_hidden, mark_outputs, outliers
 from kernels.common.quantization import BESIDE, Weights, check_weights, dequantize, random_weights, weight_bytes
 from kernels.common.random_inputs import BYTES, RandomInputs
 from kernels.common.smaller import fewer
@@ -46,8 +45,7 @@ class MoeCase(Case):
     - `groups`, `top_groups`: a token's experts come from its best groups (DeepSeek); 0: from all
     - `parts`, `shared`: see above. `B` is the tokens of all parts
 
-    `weights` is `dtype` (also if empty) or a format of
-    `kernels/common/quantization.py`; activations are in `dtype` either way.
+    `weights` is `dtype` (also if empty) or a format of `kernels/common/quantization.py`; activations are in `dtype`.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"routing": "uniform", "groups": 0, "parts": 1, "shared": 0}
@@ -298,8 +296,6 @@ def inputs(case: MoeCase, device: str, seed: int) -> Inputs:
         made["b_gate_up"] = draw.normal((case.experts, case.matrices * case.F), case.dtype, scale=0.5)
         made["b_down"] = draw.normal((case.experts, case.H), case.dtype, scale=0.5)
     mark(case, made, draw)
-    if device != "meta":
-        made["x"].mul_(gated.gain(case.activation))
     return made
 
 
@@ -316,16 +312,22 @@ def packed_as(case: MoeCase, drawn: Inputs, name: str) -> Inputs:
 
 def mark(case: MoeCase, drawn: Inputs, draw: RandomInputs) -> None:
     """Outliers in x, and of every expert hidden dims that are large, and a first and a last output that they make."""
-    columns, large = outliers(draw, case.H), hidden_rows(draw, case.F)
-    mark_columns(drawn["x"], columns, draw=draw)
+    columns, large = outliers.outliers(draw, case.H), outliers.hidden_rows(draw, case.F)
+    size, level = outliers.CLAMPED if case.activation == "swiglu_clamped" else (0.25, 1.0)
+    outliers.mark_columns(drawn["x"], columns, size, draw)
 
     def packed(name: str) -> Inputs:
         return packed_as(case, drawn, name) | ({"format": case.weights} if case.quantized else {})
 
     rows = [row + f for row in range(0, case.matrices * case.experts * case.F, case.F) for f in large]
-    mark_hidden(draw, rows=rows, columns=columns, H=case.H, F=case.F, **packed("w_gate_up"))
+    outliers.mark_hidden(draw, rows=rows, columns=columns, H=case.H, F=case.F, size=level, **packed("w_gate_up"))
+    for matrix, f, share in outliers.beyond_limits(draw, case.activation, case.F, large):
+        there = [*range(matrix * case.F + f, 2 * case.experts * case.F, 2 * case.F)]
+        outliers.mark_beyond(rows=there, columns=columns, share=share, H=case.H, **packed("w_gate_up"))
+    if case.activation == "swiglu_clamped" and case.quantized:
+        drawn["x"].div_(outliers.size_of(rows=rows, H=case.H, F=case.F, **packed("w_gate_up")))
     ends = [e * case.H + n for e in range(case.experts) for n in (0, case.H - 1)]
-    mark_outputs(rows=ends, columns=large, H=case.H, F=case.F, **packed("w_down"))
+    outliers.mark_outputs(rows=ends, columns=large, H=case.H, F=case.F, **packed("w_down"))
 
 
 def expert_weights(case: MoeCase, inputs: Inputs, name: str, e: int) -> torch.Tensor:

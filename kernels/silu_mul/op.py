@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 
+CLAMPED_GAIN = 4.0
+"""With inputs of this size, a power of two, an eighth of the gates and of ups is beyond the limit of a clamp."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateCase(Case):
     """`F` is the width of the FFN, or of all heads."""
@@ -81,8 +85,8 @@ def cases(suite: str) -> list[GateCase]:
 
 
 def inputs(case: GateCase, device: str, seed: int) -> Inputs:
-    """x ~ N(0, 1), four times as large for a clamped activation, so that some of it is beyond the limit."""
-    draw, scale = RandomInputs(device, seed), gated.gain(case.activation)
+    """x ~ N(0, 1), `CLAMPED_GAIN` times as large for a clamped activation."""
+    draw, scale = RandomInputs(device, seed), CLAMPED_GAIN if case.activation == "swiglu_clamped" else 1.0
     if not case.apart:
         return {"x": draw.normal((case.B, gated.matrices(case.activation) * case.F), case.dtype, scale=scale)}
     types = {"x": case.dtype, "up": "fp32" if case.wide else case.dtype}

@@ -14,6 +14,8 @@ from bench.judge.claims.drafts import static_waste
 from bench.judge.claims.experts import idle_share
 from bench.judge.claims.kv_traffic import kept_hits
 from bench.judge.claims.others import Others
+from bench.judge.claims.parts import predict_e1
+from bench.judge.claims.traces import OUTPUTS, shared_prefixes
 from bench.judge.claims.words import evidence_text
 from bench.judge.published.table import Table
 from tests.support.claim_records import layer, run
@@ -143,7 +145,24 @@ def test_idle_experts_by_hand():
 
 
 def test_simulations_by_hand():
-    assert static_waste(16, 0.0) == 0
-    assert static_waste(1, 1.0) == 0
-    assert kept_hits(15, 15) == 0
-    assert kept_hits(40, 40) == pytest.approx(32 / 40)
+    assert static_waste(16, [7]) == 0
+    assert static_waste(1, [1, 100]) == 0
+    assert static_waste(2, [1, 3]) == pytest.approx(1 / 2 * (1 - 2 / 3), rel=0.2)
+    assert kept_hits([15, 15]) == 0
+    assert kept_hits([40, 40]) == pytest.approx(32 / 40)
+
+
+def test_published_traces_by_hand():
+    """The mean that its publisher gives: 343 outputs of Mooncake's conversations, 12,035 tokens of a prompt."""
+    means = {name: sum(outputs) / len(outputs) for name, outputs in OUTPUTS.items()}
+    assert means["conversations (Mooncake)"] == pytest.approx(343, rel=0.01)
+    assert all(len(outputs) == 100 and list(outputs) == sorted(outputs) for outputs in OUTPUTS.values())
+    prefixes = shared_prefixes(10_000)
+    assert prefixes == shared_prefixes(10_000)
+    assert sum(prefixes) / len(prefixes) == pytest.approx(0.374 * 12_035 + 255.5, rel=0.1)
+
+
+def test_the_share_of_energy_of_bytes_by_hand():
+    """At batch 1, 1 FLOP a byte: 31.4 pJ against at most 700 W / 989 TFLOP/s = 0.71 pJ."""
+    assert predict_e1()[0].value == pytest.approx(31.36 / (31.36 + 0.708), rel=0.01)
+    assert [each.value >= 0.5 for each in predict_e1()] == [True, True, False, False]

@@ -157,6 +157,14 @@ def test_a_machine_with_too_few_cores_or_gpus_refuses(monkeypatch: pytest.Monkey
         replace(case, ranks=9)
 
 
+def test_the_full_suite_has_the_messages_of_decode() -> None:
+    """8 KiB to 16 MiB, alone and fused, among 2, 4 and 8."""
+    found = {(case.fused, case.ranks): set() for case in OP.cases("full")}
+    for case in OP.cases("full"):
+        found[case.fused, case.ranks].add(case.size)
+    assert found == {(fused, n): {8 << 10, 16 << 10, 1 << 20, 16 << 20} for fused in (False, True) for n in (2, 4, 8)}
+
+
 def test_work_by_hand() -> None:
     """Batch 16 of a hidden size of 8,192 in bf16 are 256 KiB, which each rank reads and writes."""
     case = of_model("llama-3.1-70b", 16, 4)

@@ -134,3 +134,51 @@ def test_rwkv_7_in_the_fields_of_flash_linear_attention() -> None:
     assert found.state_bytes_per_request == 32 * (2560 * 64 * 4 + 2 * 2560 * 2)
     with pytest.raises(BadConfig, match="'decay_low_rank_dim' is missing"):
         from_config({"model_type": "rwkv7", "head_dim": 64} | given)
+
+
+def test_deepseek_without_mla_has_plain_attention() -> None:
+    """The decoder of DeepSeek-VL2-tiny and DeepSeek-OCR: `use_mla` is false, and the latents are null."""
+    sizes = {"hidden_size": 1280, "num_hidden_layers": 12, "num_attention_heads": 10, "vocab_size": 129280}
+    sizes |= {"intermediate_size": 6848, "moe_intermediate_size": 896, "n_routed_experts": 64, "n_shared_experts": 2}
+    sizes |= {"num_experts_per_tok": 6, "first_k_dense_replace": 1, "num_key_value_heads": 10}
+    sizes |= {"use_mla": False, "kv_lora_rank": None, "q_lora_rank": None, "max_position_embeddings": 8192}
+    found = from_config({"model_type": "deepseek_vl_v2", "language_config": {"model_type": "deepseek_v2"} | sizes})
+    assert models.kv_bytes_per_token(found, 2) == 12 * 2 * 1280 * 2
+    experts = 11 * (66 * 3 * 896 * 1280 + 64 * 1280)
+    assert models.parameters(found) == 2 * 129280 * 1280 + 12 * 4 * 1280**2 + 3 * 1280 * 6848 + experts
+    assert not found.is_mla
+    assert found.q_latent == 0
+
+
+def test_layers_that_a_search_changed() -> None:
+    """Fields of Llama-Nemotron (`nemotron-nas`): KV heads in groups, layers without attention, other FFNs or none."""
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "vocab_size": 1000}
+    plain = {"attention": {"n_heads_in_group": 4}, "ffn": {"ffn_mult": 3.0}}
+    blocks = [plain, plain, {"attention": {"no_op": True}, "ffn": {"ffn_mult": 1.5}}]
+    blocks += [{"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}}]
+    given = {"model_type": "nemotron-nas", "max_position_embeddings": 4096, "tie_word_embeddings": False} | sizes
+    found = from_config(given | {"block_configs": blocks})
+    assert models.kv_bytes_per_token(found, 2) == (2 * 4 + 2) * 2 * 64 * 2
+    attention = 2 * (2 * 1024 + 2 * 256) * 1024 + (2 * 1024 + 2 * 128) * 1024
+    assert models.parameters(found) == 2 * 1000 * 1024 + attention + 3 * 1024 * (2 * 2048 + 1024)
+    with pytest.raises(BadConfig, match="'block_configs' is .*, not a list of 4 objects"):
+        from_config(given | {"block_configs": blocks[:2]})
+
+
+def test_publishers_own_fields() -> None:
+    """ChatGLM3 and the first Qwen, by hand."""
+    glm = {"model_type": "chatglm", "hidden_size": 512, "num_layers": 2, "num_attention_heads": 8, "seq_length": 99}
+    glm |= {"padded_vocab_size": 100, "ffn_hidden_size": 700, "kv_channels": 64, "multi_query_attention": True}
+    found = from_config(glm | {"multi_query_group_num": 2, "tie_word_embeddings": False})
+    assert models.parameters(found) == 2 * 100 * 512 + 2 * 512 * (2 * 512 + 2 * 128 + 3 * 700)
+    qwen = {"model_type": "qwen", "hidden_size": 512, "num_hidden_layers": 2, "num_attention_heads": 8}
+    qwen |= {"vocab_size": 100, "intermediate_size": 1400, "seq_length": 99, "tie_word_embeddings": False}
+    assert models.parameters(from_config(qwen)) == 2 * 100 * 512 + 2 * 512 * (4 * 512 + 3 * 700)
+
+
+def test_layers_that_attend_to_an_image_keep_no_cache_of_text() -> None:
+    """Llama 3.2 Vision: 8 of 40 layers."""
+    found = shape("mllama_text_model", cross_attention_layers=[3, 8, 13, 18, 23, 28, 33, 38])
+    assert models.kv_bytes_per_token(found, 2) == 32 * 2 * 8 * 128 * 2
+    assert models.parameters(shape("mllama_text_model")) == models.parameters(found)
+    assert models.active_parameters(found) < models.active_parameters(shape("mllama_text_model"))

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 import torch
 
+from kernels.common import gated
 from kernels.common.compare import UNIT_ROUNDOFF, compare, hidden_slope_units
 from kernels.common.quantization import FORMATS
 from kernels.common.random_inputs import torch_dtype
@@ -34,7 +35,15 @@ from kernels.ffn_block.op import FfnCase
 from kernels.moe_ffn import op as moe_ffn
 from kernels.moe_ffn.op import MoeCase
 from tests.measure.test_systematic_errors import EXPERTS, moe_faults
-from tests.support.derived_faults import expert_outputs, experts_outputs, ffn_weights, of_all_elements, stored
+from tests.support.derived_faults import (
+    expert,
+    expert_outputs,
+    experts_outputs,
+    ffn_weights,
+    hidden,
+    of_all_elements,
+    stored,
+)
 from tests.support.quick_draws import quick_draws
 
 ROWS, TOKENS, HIDDEN = 1024, 10, 8192
@@ -123,6 +132,64 @@ def test_one_token_of_every_layer(case: Any) -> None:
 @pytest.mark.parametrize("case", BATCHES, ids=lambda case: case.id)
 def test_every_batch(case: Any) -> None:
     assert Counter(what for seed in range(100) for what in missed(case, seed, alone=False)) == {}
+
+
+CLAMPED = [
+    *(MoeCase(B=6, E=2, k=2, H=1024, F=2880, weights=w) for w in ("", "mxfp4", "nvfp4", "int4", "int8", "fp8_block")),
+    MoeCase(B=6, E=2, k=2, H=2880, F=2880, weights="mxfp4", bias=True),
+    FfnCase(B=6, hidden=1024, ffn=2880),
+]
+
+
+@pytest.mark.parametrize("case", CLAMPED, ids=lambda case: case.id)
+def test_a_clamp_hides_no_scale_and_no_limit(case: FfnCase | MoeCase) -> None:
+    """In every row some sums are beyond each limit and the marked ones are not. A scale of the last row of gate or of
+    up that is off by an eighth shows, and so does a limit that is left out. Without a clamp, 5% of a scale show."""
+    case = replace(case, activation="swiglu_clamped")
+    F, limit = (case.ffn if isinstance(case, FfnCase) else case.F), gated.LIMIT
+    for seed in range(2):
+        if isinstance(case, FfnCase):
+            inputs = ffn_block.inputs(case, "cpu", seed)
+            w = ffn_weights(case, inputs, 512)
+            tolerance = ffn_block.tolerance(replace(case, B=1))
+        else:
+            inputs = moe_ffn.inputs(case, "cpu", seed)
+            w = expert(case, inputs, case.E - 1, 512)
+            tolerance = moe_ffn.tolerance(replace(case, B=1))
+        gate_up = inputs["x"].float() @ w.gate_up.T
+        gate, up = gate_up.chunk(2, dim=1)
+        assert bool(((gate > limit).any(1) & (up > limit).any(1) & (up < -limit).any(1)).all())
+        assert bool((torch.stack([gate[:, [0, -1]], up[:, [0, -1]]]).abs() < limit).all())
+        dtype = torch.bfloat16
+        y = {
+            "right": hidden(case.activation, gate_up, dtype),
+            **{
+                f"scale of {n} x {s}": scaled(case.activation, gate_up, at, s)
+                for n, at in (("gate", F - 1), ("up", -1))
+                for s in (0.875, 1.125)
+            },
+            **{f"no limit {i}": unlimited(gate, up, i) for i in range(3)},
+        }
+        exact = gated.hidden(case.activation, gate, up) @ w.down.T
+        for b in range(case.B):
+            for name, h in y.items():
+                errors = compare((h[b : b + 1].to(dtype).float() @ w.down.T).to(dtype), exact[b : b + 1], tolerance)
+                assert errors.passed == (name == "right"), (seed, b, name, errors.reason)
+
+
+def scaled(activation: str, gate_up: torch.Tensor, column: int, by: float) -> torch.Tensor:
+    """Hidden values if one row of the weights has a scale that is off."""
+    other = gate_up.clone()
+    other[:, column] *= by
+    return hidden(activation, other, torch.bfloat16)
+
+
+def unlimited(gate: torch.Tensor, up: torch.Tensor, which: int) -> torch.Tensor:
+    """Hidden values without the limit of the gate, the lower or the upper one of up."""
+    limits = [gated.LIMIT, -gated.LIMIT, gated.LIMIT]
+    limits[which] = float("-inf") if which == 1 else float("inf")
+    gate, up = gate.clamp(max=limits[0]), up.clamp(limits[1], limits[2]) + 1
+    return gate * torch.sigmoid(gated.ALPHA * gate) * up
 
 
 @pytest.mark.parametrize("routing", ["uniform", "zipf"])

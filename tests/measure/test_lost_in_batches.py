@@ -1,4 +1,5 @@
-"""A token that is lost, doubled or misplaced in one sequence fails the gate in every batch of the suites.
+"""A token that is lost, doubled or misplaced in one sequence fails the gate in every batch of the suites, and so does
+an error of all its elements.
 
 See `tests/support/one_sequence.py` for why one sequence is enough. `pytest -m exhaustive` tries 100 seeds of every case
 of `smoke`, `quick` and `full`, each seed with another sequence of the batch.
@@ -16,10 +17,12 @@ import torch
 
 from kernels.attention_decode import op as attention
 from kernels.attention_decode.cases import layer
+from kernels.common.compare import SEQUENCE_ROWS, compare
+from kernels.common.integers import cdiv
 from kernels.mla_decode import op as mla
 from kernels.mla_decode.op import MlaCase
 from tests.support.one_sequence import MLA_HEADS, one_sequence, ranges_of
-from tests.support.planted_attention import Fault
+from tests.support.planted_attention import Fault, output
 from tests.support.quick_draws import quick_draws
 
 
@@ -104,3 +107,53 @@ def test_in_some_cases(case: Any) -> None:
 @pytest.mark.parametrize("case", DISTINCT.values(), ids=lambda case: case.id)
 def test_in_every_case_of_the_suites(case: Any) -> None:
     assert all_missed(case, seeds=100) == {}
+
+
+OUTPUTS = 2048
+"""Outputs of a sequence that are judged, at least: fewer than any case has, and fewer hide more."""
+
+
+def of_all_elements(case: Any) -> dict[str, Fault]:
+    """Those of `test_systematic_errors.py`."""
+    gain = 1.007 if isinstance(case, MlaCase) else 1.002
+    return {
+        "gain": Fault(gain=gain),
+        "loss": Fault(gain=2 - gain),
+        "offset": Fault(offset=0.002),
+        "softmax scale": Fault(softmax_scale=1.001),
+        "softmax scale too small": Fault(softmax_scale=0.999),
+        "partial sums": Fault(partial=torch.bfloat16),
+    }
+
+
+def missed_of_all_elements(case: Any, seed: int) -> list[str]:
+    """What the gate gets wrong in the longest sequence, of which as many KV heads are computed as are needed."""
+    module: Any = mla if isinstance(case, MlaCase) else attention
+    lengths = module.lengths(case)
+    b, marks = max(range(case.B), key=lengths.__getitem__), module.marks_of(case, "cpu", seed)
+    live = torch.cat([torch.arange(*r) for r in ranges_of(case, lengths[b])])
+    positions = [0]
+    if not isinstance(case, MlaCase):
+        rows = case.q_len * case.group
+        count = min(case.H_kv, max(cdiv(OUTPUTS, rows * case.D), cdiv(SEQUENCE_ROWS, rows)))
+        of_head = marks.head[live]
+        positions = [int((of_head == h).nonzero()[0]) for h in sorted(set(of_head.tolist()))[:count]]
+    one = one_sequence(case, b, seed, marks, positions)
+
+    def passes(fault: Fault | None = None) -> bool:
+        return compare(output(one.case, [one.heads], fault), one.expected, one.tolerance).passed
+
+    wrong = [] if passes() else ["right"]
+    return wrong + [name for name, fault in of_all_elements(case).items() if passes(fault)]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.id)
+def test_errors_of_all_elements_in_some_cases(case: Any) -> None:
+    assert missed_of_all_elements(case, 0) == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("case", DISTINCT.values(), ids=lambda case: case.id)
+def test_errors_of_all_elements_in_every_case_of_the_suites(case: Any) -> None:
+    assert Counter(what for seed in range(100) for what in missed_of_all_elements(case, seed)) == {}

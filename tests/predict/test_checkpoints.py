@@ -136,6 +136,37 @@ KIMI_THINKING = {
 }
 
 
+def test_other_bits_for_some_modules() -> None:
+    """GPTQModel's `dynamic`, auto-round's `extra_config`, quark's `layer_quant_config`."""
+    base = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
+    llama = "meta-llama--Meta-Llama-3.1-8B"
+    found = plan_of(llama, quantization_config=base | {"dynamic": {"-:.*self_attn.*": {}, "+:.*down.*": {"bits": 8}}})
+    assert [stored.name for stored, _ in found.of("q")] == ["bf16"]
+    assert [stored.name for stored, _ in found.of("down")] == ["int8"]
+    assert [stored.name for stored, _ in found.of("up")] == ["int4"]
+    extra = {"model.layers.0.mlp.down_proj": {"bits": 16}, "model.layers.1.mlp.down_proj": {"bits": 8}}
+    found = plan_of(llama, quantization_config=base | {"quant_method": "auto-round", "extra_config": extra})
+    shares = {stored.name: round(32 * share) for stored, share in found.of("down")}
+    assert shares == {"bf16": 1, "int4": 30, "int8": 1}
+    weight = {"weight": {"dtype": "fp8_e4m3"}}
+    quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}, "exclude": ["lm_head"]}
+    quark |= {"layer_quant_config": {"*self_attn*": weight}, "kv_cache_quant_config": {"*k_proj": weight}}
+    found = plan_of(llama, quantization_config=quark)
+    assert [stored.name for stored, _ in found.of("q")] == ["fp8"]
+    assert [stored.name for stored, _ in found.of("down")] == ["mxfp4"]
+    assert found.kv == "fp8"
+
+
+def test_experts_of_deepseek_v4_are_in_four_bits_and_all_else_in_eight() -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+    given = {"text_config": {"model_type": "deepseek_v4"}, "expert_dtype": "fp4", "quantization_config": fp8}
+    found = checkpoint(given, read(given))
+    assert {stored.name for stored, _ in found.of("expert_up")} == {"mxfp4"}
+    assert {stored.name for stored, _ in found.of("o_a")} == {"fp8"}
+    assert {stored.name for stored, _ in found.of("lm_head")} == {"bf16"}
+    assert sorted(found.name.split("+")) == ["fp8", "mxfp4"]
+
+
 def test_nvfp4_of_deepseek_keeps_attention_in_16_bits() -> None:
     """nvidia/DeepSeek-V3-0324-NVFP4 excludes `self_attn*` of each layer; its cache is asked for in fp8 here."""
     exclude = [f"model.layers.{n}.self_attn*" for n in range(61)] + ["lm_head", "model.embed_tokens"]
@@ -183,6 +214,25 @@ def test_kimi_k2_thinking_stores_its_experts_alone_in_int4() -> None:
         ({"quant_method": "fbgemm_fp8"}, 8),
         ({"quant_algo": "W4A16_AWQ"}, 4.125),
         ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}}, 4.25),
+        ({"quant_method": "quark", "global_quant_config": {"weight": [{"dtype": "fp8_e4m3"}, {"dtype": "fp4"}]}}, 4.25),
+        ({"quant_method": "torchao", "quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 64}}, 4.5),
+        (
+            {"quant_method": "torchao", "quant_type": {"default": {"_type": "Float8WeightOnlyConfig", "_data": {}}}},
+            8,
+        ),
+        (
+            {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 3, "group_size": 64}}},
+            3 + 32 / 64,
+        ),
+        ({"quant_method": "exl2", "bits": 4.65, "head_bits": 6}, 4.65),
+        ({"quant_method": "exl3", "bits": 3.0, "head_bits": 6}, 3.0),
+        ({"quant_method": "intel/auto-round", "bits": 2, "group_size": 32, "sym": True}, 2.5),
+        ({"quant_method": "auto-round", "bits": 4, "data_type": "nv_fp4_with_static_gs"}, 4.5),
+        ({"quant_method": "quanto", "weights": "int8"}, 8),
+        ({"quant_method": "eetq"}, 8),
+        ({"quant_method": "bitnet"}, 2),
+        ({"quant_method": "fp_quant", "forward_dtype": "mxfp4"}, 4.25),
+        ({"quant_algo": "W4A16_AWQ", "group_size": 64}, 4.25),
     ],
 )
 def test_bits_of_a_weight_with_its_scales(quantization: dict[str, Any], bits: float) -> None:
@@ -193,7 +243,16 @@ def test_bits_of_a_weight_with_its_scales(quantization: dict[str, Any], bits: fl
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        ({"quant_method": "exl3"}, "quant_method 'exl3' is not known; known: fp8"),
+        ({"quant_method": "aqlm"}, "quant_method 'aqlm' is not known; known: fp8"),
+        ({"quant_method": "torchao", "quant_type": "uint7"}, "torchao's quant_type 'uint7' is not known"),
+        ({"quant_method": "hqq", "quant_config": {}}, "hqq without 'weight_quant_params'"),
+        ({"quant_method": "exl2", "bits": 0}, "'bits' is 0, not a number above 0"),
+        ({"quant_method": "quanto", "weights": "int3"}, "'weights' is 'int3', not int8 or float8 or int4"),
+        ({"quant_method": "auto-round", "bits": 3, "data_type": "mx_fp"}, "'data_type' is 'mx_fp', not mx_fp of 4 or"),
+        (
+            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+            "'sparsity_config' is",
+        ),
         ({"quant_method": "awq"}, "'bits' is missing"),
         ({"quant_method": "awq", "bits": True}, "'bits' is True"),
         ({"quant_method": "fp8", "weight_block_size": 3}, "'weight_block_size' is 3, not a list"),

@@ -155,13 +155,11 @@ def expert_outputs(
     if scales and w.gate_up_scale is not None and w.down_scale is not None:
         down = wrong_scales(format, h, w.down, w.down_scale)
         found |= {f"down, {name}": y + change for name, change in down.items()}
-        F, clamped = h.shape[1], activation == "swiglu_clamped"
+        F = h.shape[1]
         for part, first in (("gate", 0), ("up", F)):
             mine = slice(first, first + F)
             scale = w.gate_up_scale.chunk(2)[first > 0]
             for name, change in wrong_scales(format, x, w.gate_up[mine], scale).items():
-                if "row" in name and clamped:  # what the clamp cuts off either way is the same
-                    continue
                 other = gate_up.clone()
                 other[:, mine] += change
                 found[f"{part}, {name}"] = hidden(activation, other, dtype) @ w.down.T

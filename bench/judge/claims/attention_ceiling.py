@@ -60,8 +60,8 @@ I15 = Claim(
     source="A",
     how="P M V",
     published=(I15_TIME,),
-    setting="4,096 tokens and 16-bit caches on an H100. The kind of attention is varied, and whether requests share a "
-    "prefix",
+    setting="4,096 tokens and 16-bit caches on an H100. The kind of attention is varied. Requests share a prefix, "
+    "or they do not",
     predict=predict_i15,
     by_others=others_i15,
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
+from collections.abc import Sequence
 from itertools import product
 
 from bench.devices import find
 from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, number, our_range
 from bench.judge.claims.common import H100, LLAMA_70B, decode, predicted
 from bench.judge.claims.others import Others, paired, ratio, some
+from bench.judge.claims.traces import AZURE, MOONCAKE, OUTPUTS, draw
 
 # ------------------------------------------------------------------------------------------- T11: an NVFP4 cache
 
@@ -118,22 +120,23 @@ T13 = Claim(
 T14_WASTE = our_range("share of a static batch's slots that wait for its longest request", 0.25, 1, "")
 
 
-def static_waste(batch: int, spread: float, seed: int = 0) -> float:
-    """1 - mean / longest output, averaged over 400 batches of log-normal lengths."""
+def static_waste(batch: int, outputs: Sequence[int], seed: int = 0) -> float:
+    """1 - mean / longest output, averaged over 400 batches whose outputs are drawn from these."""
     rng = random.Random(seed)
     total = 0.0
     for _ in range(400):
-        lengths = [rng.lognormvariate(0.0, spread) for _ in range(batch)]
+        lengths = draw(outputs, batch, rng)
         total += 1 - sum(lengths) / batch / max(lengths)
     return total / 400
 
 
 def predict_t14() -> list[Comparison]:
-    how = "simulated: 1 - mean / longest output of a batch, log-normal lengths, seed 0"
-    return [
-        predicted(T14_WASTE, static_waste(batch, spread), how, batch=batch, **{"log-sd of lengths": f"{spread:g}"})
-        for batch, spread in product((4, 16, 64), (0.0, 0.2, 0.5, 1.0))
-    ]
+    found = []
+    for batch, (requests, outputs) in product((4, 16, 64), OUTPUTS.items()):
+        source = MOONCAKE if "Mooncake" in requests else AZURE
+        how = f"simulated: 1 - mean / longest output of a batch, seed 0, outputs of {source}"
+        found.append(predicted(T14_WASTE, static_waste(batch, outputs), how, batch=batch, requests=requests))
+    return found
 
 
 T14 = Claim(
@@ -143,7 +146,8 @@ T14 = Claim(
     source="D",
     how="S",
     published=(T14_WASTE,),
-    setting="Raises: a static batch wastes at least a quarter. Batch and spread of lengths are varied",
+    setting="Raises: a static batch wastes at least a quarter. Outputs are drawn from published traces. Batch and "
+    "requests are varied",
     predict=predict_t14,
 )
 

@@ -202,6 +202,6 @@ I14 = Claim(
     source="A",
     how="S",
     published=(I14_IDLE,),
-    setting="256 experts on 8 to 64 parts. How uneven the choice is and how experts are placed is varied",
+    setting="256 experts on 8 to 64 parts. How uneven the choice is and how experts are placed are varied",
     predict=predict_i14,
 )

@@ -99,7 +99,8 @@ H1 = Claim(
     how="P",
     published=(H1_SRAM, H1_RATE, H1_H100, H1_PER_WATT),
     setting="Llama-3.1-8B in bf16 with 2,048 tokens, and one user on the wafer. Only the wafer's bandwidth is counted, "
-    "so its speed is an upper bound. The text does not name the GPU's batch: it is varied, and solved for",
+    "so its speed is an upper bound. The text does not name the GPU's batch: it is varied, and the batch "
+    "that gives the published number is tried too",
     predict=predict_h1,
 )
 

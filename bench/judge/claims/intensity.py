@@ -148,7 +148,8 @@ I2 = Claim(
     source="A",
     how="P M",
     published=(I2_DECODE, I2_PREFILL),
-    setting="Llama-3.1-70B. The text does not name the prompt's length: it is varied, and solved for",
+    setting="Llama-3.1-70B. The text does not name the prompt's length: it is varied, and the "
+    "length that gives the published number is tried too",
     predict=predict_i2,
     measure=measure_i2,
     by_others=others_i2,

@@ -130,7 +130,7 @@ K4 = Claim(
 K6_CONTIGUOUS = Published(what="KV memory wasted by contiguous allocation", low=0.6, high=0.8, unit="")
 """The PagedAttention paper (arXiv:2309.06180, section 1) found that 20.4 to 38.2% of the memory held tokens."""
 K6_PAGED = Published(what="KV memory wasted by paging", low=0, high=0.04, unit="", tolerance=0)
-K6_MORE = Published(what="requests served at a time, paged over contiguous", low=2, high=4, unit="x")
+K6_MORE = Published(what="requests served at a time with pages over those without", low=2, high=4, unit="x")
 PAGE = 16
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from itertools import product
 
 from bench.devices import find
 from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, Published, number
 from bench.judge.claims.common import H100, LLAMA_8B, LLAMA_70B, decode, predicted
+from bench.judge.claims.traces import MOONCAKE, shared_prefixes
 
 # ------------------------------------------------------------------------------- K10: the price of a cached token
 
@@ -49,19 +51,21 @@ K10 = Claim(
 K11_HITS = Published(what="hit rate with blocks of 16 tokens over a trie of tokens", low=0.87, high=math.inf, unit="")
 
 
-def kept_hits(shortest: int, longest: int, block: int = 16) -> float:
-    """Tokens of whole blocks over all tokens of shared prefixes, whose lengths are uniform; seed 0."""
-    rng = random.Random(0)
-    lengths = [rng.randint(shortest, longest) for _ in range(10_000)]
-    return sum(n // block * block for n in lengths) / sum(lengths)
+def kept_hits(prefixes: Sequence[int], block: int = 16) -> float:
+    """Tokens of whole blocks over all tokens of shared prefixes."""
+    return sum(n // block * block for n in prefixes) / sum(prefixes)
 
 
 def predict_k11() -> list[Comparison]:
-    how = "whole blocks / tokens of shared prefixes, uniform lengths"
-    return [
-        predicted(K11_HITS, kept_hits(low, high), how, prefixes=f"{low} to {high} tokens")
-        for low, high in ((8, 64), (50, 200), (200, 2000), (1000, 8000))
-    ]
+    """Prefixes of a published trace; and short ones, of which none is published, of lengths that are all alike."""
+    how = f"whole blocks / tokens of shared prefixes, simulated, seed 0, prefixes of {MOONCAKE}"
+    found = [predicted(K11_HITS, kept_hits(shared_prefixes(10_000)), how, prefixes="conversations (Mooncake)")]
+    for low, high in ((8, 64), (50, 200)):
+        rng = random.Random(0)
+        lengths = [rng.randint(low, high) for _ in range(10_000)]
+        how = "whole blocks / tokens of shared prefixes, assumed uniform, seed 0"
+        found.append(predicted(K11_HITS, kept_hits(lengths), how, prefixes=f"{low} to {high} tokens (assumed)"))
+    return found
 
 
 K11 = Claim(
@@ -71,7 +75,8 @@ K11 = Claim(
     source="A",
     how="S",
     published=(K11_HITS,),
-    setting="Lost at the end of each shared prefix: its tokens beyond the last whole block. Lengths are varied",
+    setting="Lost at the end of each shared prefix: its tokens beyond the last whole block; nothing is dropped for "
+    "want of memory. Prefixes are those of a published trace, and short ones that are assumed",
     predict=predict_k11,
 )
 

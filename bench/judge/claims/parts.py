@@ -11,21 +11,39 @@ from bench.judge.claims.common import (
     DEEPSEEK_V3,
     H100,
     LLAMA_70B,
+    at_least,
     capacity,
     datasheet_value,
     measured,
     peak,
     power,
     predicted,
+    total_work,
 )
 from bench.judge.claims.reading import MeasuredPart, require_part, require_some, seconds
 from bench.predict.step_model import step
+from bench.predict.step_work import PRECISIONS, decode_ops
 
 # --------------------------------------------------------------------------------------------- H8: latencies
 
 H8_SRAM = our_range("latency of a load from the L1", 0, 1e-9, "s")
 H8_HBM = our_range("latency of a load from the memory", 1e-9, 1e-6, "s")
 H8_HOST = our_range("latency of a load over the host's link", 1e-6, 1e-5, "s")
+
+
+HOPPER_CLOCK = 1.755e9
+"""Hz, the highest SM clock of a PCIe board: chipsandcheese.com, "Nvidia's H100: Funny L2", 2 July 2023."""
+LOWEST_CLOCK = 1.395e9
+"""Hz, the lowest that the same article saw under load. It suspects the power limit; the board was cool."""
+HOPPER_CYCLES = {"l1": 41, "dram": 479}
+"""Cycles of one dependent load on an H800 PCIe: arXiv 2402.13499, table IV."""
+
+
+def predict_h8() -> list[Comparison]:
+    """From cycles and a clock that others published. Nobody published a load over the host's link."""
+    how = "cycles of a dependent load (arXiv 2402.13499, table IV) / 1.755 GHz"
+    pairs = ((H8_SRAM, "l1"), (H8_HBM, "dram"))
+    return [predicted(what, HOPPER_CYCLES[level] / HOPPER_CLOCK, how, level=level) for what, level in pairs]
 
 
 def measure_h8(run: MeasuredPart) -> list[Comparison]:
@@ -50,9 +68,10 @@ H8 = Claim(
     text="latencies: SRAM below a nanosecond, HBM nanoseconds, host DRAM microseconds",
     plain="Memory on the chip answers within a nanosecond, and memory beside it within many",
     source="A",
-    how="M V",
+    how="P M V",
     published=(H8_SRAM, H8_HBM, H8_HOST),
     setting="Dependent loads of a kernel. Nanoseconds: below a microsecond; microseconds: below ten",
+    predict=predict_h8,
     measure=measure_h8,
 )
 
@@ -189,16 +208,40 @@ H12 = Claim(
 
 # ------------------------------------------------------------------------------------------ E1: energy of the memory
 
-E1_SHARE = our_range("share of the energy that goes with bytes", 0.5, 1, "")
+E1_SHARE = our_range("share of the energy that goes with bytes", 0.5, float("inf"), "")
+
+BF16 = PRECISIONS["bf16"]
+SHORT: dict[str, int] = {"context": 2048, "devices": 1, "q_len": 1}
+HBM_ENERGY = 8 * 3.92e-12
+"""J a byte read from HBM2: 3.92 pJ a bit, O'Connor et al., Fine-Grained DRAM, MICRO-50, 2017, section 2."""
+
+
+def predict_e1() -> list[Comparison]:
+    """The least share of the bytes in what goes beyond P0, since both other energies are counted too large or left out.
+
+    A FLOP costs at most the board's rated power over its peak. Moving a byte on the chip is not counted.
+    """
+    part = find(H100)
+    flop = power(part) / peak(part, "mma_bf16")
+    found = []
+    for batch in (1, 16, 64, 256):
+        work = total_work(op for op in decode_ops(LLAMA_70B, weights=BF16, kv=BF16, batch=batch, **SHORT))
+        read = HBM_ENERGY * (work.bytes_read + work.bytes_written)
+        how = "e_B bytes / (e_B bytes + e_F FLOP), 3.92 pJ a bit, FLOP at rated power / peak"
+        found.append(at_least(E1_SHARE, read / (read + flop * work.total_flops), how, phase="decode", batch=batch))
+    return found
+
 
 E1 = Claim(
     id="E1",
     text="memory access dominates the energy of inference",
     plain="Most of the electricity goes into fetching numbers, not into calculating with them",
     source="C",
-    how="M",
+    how="P M",
     published=(E1_SHARE,),
-    setting="E = P0 t + e_B bytes + e_F FLOP. Dominates: at least half",
+    setting="E = P0 t + e_B bytes + e_F FLOP. Dominates: at least half of what goes beyond P0. Llama-3.1-70B in bf16, "
+    "a context of 2,048 tokens, H100 rates. Batch is varied",
+    predict=predict_e1,
     never="power is read over whole cases, and no run yet has cases long enough to fit energy per byte and per FLOP",
 )
 
@@ -206,13 +249,23 @@ E1 = Claim(
 
 E2_SLOWER = our_range("time of a GEMM on a hot GPU over a cool one", 1.02, float("inf"), "x")
 
+
+def predict_e2() -> list[Comparison]:
+    """A product of full tiles waits for its arithmetic, whose rate follows the clock."""
+    how = "highest clock / lowest clock seen under load, of an H100 PCIe (chipsandcheese.com, 2 July 2023)"
+    value = HOPPER_CLOCK / LOWEST_CLOCK
+    return [predicted(E2_SLOWER, value, how, board="H100 PCIe", limit="power, most likely")]
+
+
 E2 = Claim(
     id="E2",
     text="a hot GPU throttles",
     plain="A GPU that gets too hot works more slowly",
     source="D",
-    how="M",
+    how="P M",
     published=(E2_SLOWER,),
-    setting="Throttles: at least 2% slower",
+    setting="Throttles: at least 2% slower. The time of a product follows 1 / clock. The one published fall of the "
+    "clock is taken to be the power limit's, so heat alone is not predicted",
+    predict=predict_e2,
     never="a rented GPU cannot be heated on purpose; runs record throttling and leave such samples out",
 )

@@ -82,7 +82,7 @@ def lot(table: Table) -> Array:
 
 
 def _of_our_suites(table: Table) -> Array:
-    """Whole layers of the models in `kernels/models.py` at batches that are powers of two."""
+    """Whole layers of the models in `kernels/models` at batches that are powers of two."""
     attending = [m for m in MODELS.values() if m.attention_layers]
     heads = {(m.heads, m.kv_heads, m.head_dim) for m in attending if not m.is_mla}
     weights = {pair for m in attending for pair in projections(m).values()}

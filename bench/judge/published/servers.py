@@ -128,7 +128,7 @@ def _floor(
         return "attention of each request on one part, experts on all: the step model splits tensors only"
     name = SHAPES.get(model)
     if name is None:
-        return "a model whose shape is not in kernels/models.py"
+        return "a model whose shape is not in kernels/models"
     shape, spec = MODELS[name], find(part)
     if not shares_evenly(shape, tp):
         return "more parts than share the heads evenly"
