@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from random import Random
@@ -88,6 +89,14 @@ def test_nan_compares_as_the_suffix_says(how: str, want: list[int]) -> None:
     text = f"{{ .reg .pred p; setp.{how}.f32 p, $1, $2; selp.b32 $0, 1, 0, p; }}"
     pairs = [(1.0, 2.0), (2.0, 2.0), (float("nan"), 2.0)]
     assert [run_ptx(text, 1, [bits(a), bits(b)])[0] for a, b in pairs] == want
+
+
+@pytest.mark.parametrize(("how", "want"), [("lt", 1), ("gtu", 2), ("eq", 0), ("nan", 2)])
+def test_two_small_floats_compare_into_two_predicates(how: str, want: int) -> None:
+    """The low halves are 1 and 2, the high ones a NaN and 2."""
+    text = f"{{ .reg .pred p, q; setp.{how}.bf16x2 p|q, $1, $2; selp.b32 $0, 1, 0, p; @q add.s32 $0, $0, 2; }}"
+    left, right = (torch.tensor(pair).bfloat16().view(torch.int32).item() for pair in ([1.0, math.nan], [2.0, 2.0]))
+    assert run_ptx(text, 1, [left & 0xFFFFFFFF, right & 0xFFFFFFFF])[0] == want
 
 
 def machine(text: str, threads: int = 64, shared: int = 1024, data: torch.Tensor | None = None) -> Machine:

@@ -229,12 +229,11 @@ def logic_table(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) 
 
 
 def compare(m: Machine, ins: Instruction, kind: str) -> Step:
-    """`setp.<how>.<type> p, a, b`."""
-    parts = ins.opcode.split(".")
-    how = parts[1]
-    unordered = how in ("equ", "neu", "ltu", "leu", "gtu", "geu")
-    function = COMPARE[how[:2]] if how not in ("num", "nan") else None
+    """`setp.<how>.<type> p, a, b`; of two 16-bit floats in a register `p|q`, of the low half and of the high one."""
+    how = ins.opcode.split(".")[1]
     ins.must(len(ins.operands) == 3)
+    if kind.removesuffix("x2") != kind:
+        return compare_halves(m, ins, how, SMALL[kind.removesuffix("x2")][0])
     write = m.writer(ins.operands[0], "pred")
     if kind in SMALL:
         to = SMALL[kind][0]
@@ -244,19 +243,31 @@ def compare(m: Machine, ins: Instruction, kind: str) -> Step:
         x, y = (m.value(v, kind) for v in ins.operands[1:])
         a, b = (lambda: x), (lambda: y)
 
+    return lambda mask: write(compared(how, a(), b()), mask)
+
+
+def compare_halves(m: Machine, ins: Instruction, how: str, to: Callable[[np.ndarray], np.ndarray]) -> Step:
+    both = ins.operands[0]
+    ins.must(isinstance(both, tuple) and len(both) == 2)
+    low, high = (m.writer(each, "pred") for each in both)
+    x, y = (m.value(v, "b32") for v in ins.operands[1:])
+
     def step(mask: Mask) -> None:
-        left, right = a(), b()
-        if function is None:
-            none = np.isnan(left) | np.isnan(right)
-            result = none if how == "nan" else ~none
-        else:
-            result = function(left, right)
-            if kind[0] in "fb" and left.dtype.kind == "f":
-                none = np.isnan(left) | np.isnan(right)
-                result = result | none if unordered else result & ~none
-        write(result, mask)
+        for write, a, b in zip((low, high), halves(x), halves(y), strict=True):
+            write(compared(how, to(a), to(b)), mask)
 
     return step
+
+
+def compared(how: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """A comparison with a NaN is false, but of `equ`, `neu` and the like."""
+    if left.dtype.kind != "f":
+        return COMPARE[how[:2]](left, right)
+    none = np.isnan(left) | np.isnan(right)
+    if how in ("num", "nan"):
+        return none if how == "nan" else ~none
+    result = COMPARE[how[:2]](left, right)
+    return result | none if how in ("equ", "neu", "ltu", "leu", "gtu", "geu") else result & ~none
 
 
 def select(m: Machine, ins: Instruction, kind: str) -> Step:
