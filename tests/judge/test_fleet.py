@@ -118,7 +118,7 @@ def test_a_wrong_result_fails_the_fleet() -> None:
     members[3].summary.update(wrong=1, wrong_example="ffn_gemv B1 triton: wrong")  # type: ignore[attr-defined]
     verdict = Verdict(members=tuple(members))
     assert verdict.exit_code == 1
-    assert "gpu3 of host-0 gave wrong results: ffn_gemv B1 triton: wrong" in verdict.lines()
+    assert "gpu3 of host-0 gave wrong or no results: ffn_gemv B1 triton: wrong" in verdict.lines()
 
 
 def test_a_missing_share_has_an_exit_code_of_its_own() -> None:
@@ -156,6 +156,14 @@ def test_a_summary_holds_the_fastest_implementation_and_no_sample(tmp_path: Path
     assert set(found["times"]) == {"stream read", "ffn_gemv"}
     assert found["part"] == TARGET.name
     assert "samples_s" not in str(found)
+    assert (found["wrong"], found["wrong_example"]) == (0, None)
+
+
+@pytest.mark.parametrize("status", ["wrong", "failed", "timeout"])
+def test_a_summary_names_a_case_without_a_right_result(tmp_path: Path, status: str) -> None:
+    found = summarize(view(tmp_path, [gate(0.9), replace(gate(0.8, "torch"), status=status, samples_s=[])]).run)
+    assert found["wrong"] == 1
+    assert found["wrong_example"].endswith(f"torch: {status}")
 
 
 def test_a_summary_tells_what_the_board_did_for_each_kind_of_work(tmp_path: Path) -> None:

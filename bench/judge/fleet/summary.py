@@ -54,6 +54,8 @@ def summarize(run: Run) -> dict[str, Any]:
         if interval := record.interval:
             times.setdefault(kind, {})[case] = [interval.low, interval.median, interval.high]
     apart = resolutions(run)
+    ill = ("wrong", "failed", "timeout")
+    faults = [f"{r.op} {r.case_id} {r.impl}: {r.status}" for r in run.records if r.status in ill]
     return {
         "schema": SCHEMA,
         "run_id": run.header.get("run_id", ""),
@@ -69,10 +71,8 @@ def summarize(run: Run) -> dict[str, Any]:
         "resolution": {kind: min(apart[op], 10.0) for kind in times if (op := kind.split()[0]) in apart},
         "facts": facts(run),
         "facts_by_kind": by_kind(run),
-        "wrong": sum(r.status in ("wrong", "failed", "timeout") for r in run.records),
-        "wrong_example": next(
-            (f"{r.op} {r.case_id} {r.impl}: {r.status}" for r in run.records if r.status in ("wrong", "failed")), None
-        ),
+        "wrong": len(faults),
+        "wrong_example": faults[0] if faults else None,
     }
 
 

@@ -83,7 +83,9 @@ class Verdict:
         said += [sentence(group, self.peculiarities) for group in self.grouped_outliers]
         if not self.outliers and len(self.members) > 1:
             said.append("no share is slower than the others")
-        said += [f"{member.name} gave wrong results: {member.summary.get('wrong_example')}" for member in self.faulty]
+        said += [
+            f"{member.name} gave wrong or no results: {member.summary.get('wrong_example')}" for member in self.faulty
+        ]
         said += [f"missing: {each}" for each in self.missing]
         return said + [line for line in self.beside_alone if line]
 

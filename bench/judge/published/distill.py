@@ -41,6 +41,7 @@ def distill(package: Package, path: Path = FILE) -> tuple[dict[str, Table], dict
         "files_sha256": package.files_sha256,
         "licence": LICENCE,
         "rows_that_map": len(full),
+        "models": sorted(MODELS),
     }
     kept = kept.take(order)
     columns = {**kept.columns, "seconds": rounded(kept["seconds"])}

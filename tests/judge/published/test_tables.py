@@ -18,6 +18,7 @@ from bench.judge.published.cases import MAPPED
 from bench.judge.published.distill import lot, size_class
 from bench.judge.published.table import CODED, FILE, Table, joined, read, save
 from kernels.all_to_all.op import from_others
+from kernels.models import MODELS
 from kernels.op import discover
 
 
@@ -252,6 +253,12 @@ def test_an_installed_package_is_read_like_its_wheel(tmp_path: Path, monkeypatch
     assert said["package"] == f"aiconfigurator-core {wheel.PINNED}"
     assert said["files_sha256"] == command.fetch(tmp_path)["files_sha256"]
     assert command.distill(None, tmp_path / "a.xz")["sha256"] == command.distill(file, tmp_path / "b.xz")["sha256"]
+
+
+def test_models_that_came_later_than_the_table_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "deepseek-v3" in published.load().sources["models"]
+    monkeypatch.setitem(command.MODELS, "later-8b", MODELS["llama-3.1-8b"])
+    assert command.committed()["models_since"].split(", ")[-1] == "later-8b"
 
 
 def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
