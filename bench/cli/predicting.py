@@ -170,6 +170,9 @@ def step(
     ] = None,
     prompt_ids: Annotated[str, typer.Option(help="token ids to go on from, such as 1,2,3 (default: drawn)")] = "",
     tokens: Annotated[int, typer.Option(help="tokens that a checkpoint decodes", min=1)] = 16,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="make 16 bits of quantized weights that no product here takes")
+    ] = False,
     batch: Annotated[str, typer.Option(help="sequences that each get a token; several make a table")] = "1",
     context: Annotated[str, typer.Option(help="tokens that each of them attends to, comma-separated too")] = "4096",
     part: Annotated[str, typer.Option(help="of `list devices`: what a step is expected to take there")] = "h100-sxm",
@@ -186,7 +189,7 @@ def step(
     if checkpoint:
         if model:
             raise BadRequest(f"--model {model}: a checkpoint says itself which model it is; leave it out")
-        decode_checkpoint(checkpoint, prompt_ids, tokens, device, as_json)
+        decode_checkpoint(checkpoint, prompt_ids, tokens, device, dequantize, as_json)
         return
     if not model:
         raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
@@ -236,13 +239,15 @@ def step(
         show(*steps.table(others))
 
 
-def decode_checkpoint(directory: Path, prompt_ids: str, tokens: int, device: str, as_json: bool) -> None:
+def decode_checkpoint(
+    directory: Path, prompt_ids: str, tokens: int, device: str, dequantize: bool, as_json: bool
+) -> None:
     """Greedy tokens of a checkpoint, on a GPU if there is one."""
     from bench.machine import detect
     from bench.measure.step_tokens import decode
 
     with busy("decoding"):
-        found = decode(directory, prompt_ids, tokens, detect(device or "auto"))
+        found = decode(directory, prompt_ids, tokens, detect(device or "auto"), dequantize)
     if as_json:
         show_json(found.as_dict())
         return

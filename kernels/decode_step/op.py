@@ -36,8 +36,8 @@ class StepCase(Case):
     """`model` names the shape; `layers` is how many of its layers are measured, 0 for all. `T` tokens are cached in the
     longest sequence, those of this step included; the others are drawn as `kernels/attention_decode` draws them.
 
-    `weights` is the type of all products but the LM head and the router, `kv` that of the cache: `fp8` or `int8` with
-    scales, or `dtype`, which becomes `""`.
+    `weights` is the type of all products but the LM head and the router, `experts` that of routed experts where it is
+    another one, `kv` that of the cache: `fp8` or `int8` with scales, or `dtype`, which becomes `""`.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform"}
@@ -51,6 +51,7 @@ class StepCase(Case):
     grown: Count = 0
     dtype: Dtype = "bf16"
     weights: Weights = ""
+    experts: Weights = ""
     kv: Annotated[str, OneOf("", *LARGEST, *TYPES)] = ""
 
     def __post_init__(self) -> None:
@@ -58,6 +59,11 @@ class StepCase(Case):
         shape = shape_of(self.model)
         object.__setattr__(self, "weights", self.weights or self.dtype)
         check_weights(self.weights, self.dtype, hidden=shape.hidden)
+        if self.experts:
+            check_weights(self.experts, self.dtype, hidden=shape.hidden)
+            object.__setattr__(self, "experts", "" if self.experts == self.weights else self.experts)
+        if self.experts and not shape.is_moe:
+            raise ValueError(f"experts {self.experts}: {self.model} has no routed experts")
         object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
         if self.kv and shape.is_mla:
             raise ValueError(f"kv {self.kv}: the latents of {self.model} are cached in {self.dtype} in a step")
@@ -76,12 +82,24 @@ class StepCase(Case):
 
         remember(reading.shape, wiring_from(reading))
 
-    def published(self, stored: Mapping[str, torch.Tensor]) -> Inputs:
-        """The weights of a checkpoint as this step takes them. Raises KeyError for a tensor that is missing, and
-        ValueError for one of another size than config.json says."""
+    def published(
+        self,
+        stored: Mapping[str, torch.Tensor],
+        quantization: Mapping[str, Any] | None = None,
+        dequantize: bool = False,
+    ) -> Inputs:
+        """The weights of a checkpoint as this step takes them, see `published.weights`. Raises KeyError for a tensor
+        that is missing, and ValueError for one of another size or type than the step takes."""
         from kernels.decode_step.published import weights
 
-        return weights(self, stored)
+        return weights(self, stored, quantization, dequantize)
+
+    @staticmethod
+    def stored_formats(stored: Mapping[str, torch.Tensor], quantization: Mapping[str, Any]) -> tuple[str, str]:
+        """`weights` and `experts` of a quantized checkpoint, see `packed.formats`. Raises ValueError."""
+        from kernels.decode_step.packed import formats
+
+        return formats(stored, quantization)
 
     def following(self, weights: Inputs, token: int, before: tuple[StepCase, Inputs] | None, device: str) -> Inputs:
         """See `decoding.py`."""
@@ -111,6 +129,11 @@ class StepCase(Case):
         return self.weights != self.dtype
 
     @property
+    def experts_in(self) -> str:
+        """The stored type of routed experts."""
+        return self.experts or self.weights
+
+    @property
     def id(self) -> str:
         found = [self.model, *([f"L{self.layers}"] if self.layers else []), f"B{self.B}-T{self.T}"]
         if self.lengths != "uniform":
@@ -118,6 +141,7 @@ class StepCase(Case):
         found += [f"grown{self.grown}"] if self.grown else []
         found += [f"page{self.page}" if self.page else "contiguous", self.dtype]
         found += [f"w{self.weights}"] if self.quantized else []
+        found += [f"e{self.experts}"] if self.experts else []
         return "-".join([*found, *([f"kv{self.kv}"] if self.kv else [])])
 
 

@@ -233,7 +233,7 @@ def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
         yield "router", "ffn_gemv", product(case, "router", E + wiring.shared_gate, shape.hidden)
         yield "route", "router", router_case(case)
         sizes: dict[str, Any] = {"E": E, "k": k, "H": shape.hidden, "F": shape.expert_ffn}
-        sizes |= {"weights": case.weights, "activation": kind, "bias": wiring.expert_bias}
+        sizes |= {"weights": case.experts_in, "activation": kind, "bias": wiring.expert_bias}
         yield "experts", "moe_ffn", MoeCase(**common(case), **sizes)
         if shape.shared_width:
             yield from dense(case, "shared", shape.shared_width)
