@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -182,6 +183,7 @@ def step(
     kv: Annotated[str, typer.Option(help="precision of the KV cache: the same without w8a16")] = "bf16",
     tp: Annotated[int, typer.Option("--tp", help="how many parts share the model (tensor-parallel)", min=1)] = 1,
     drafts: Annotated[int, typer.Option(help="drafted tokens that a step verifies for each sequence", min=0)] = 0,
+    price: Annotated[float | None, typer.Option(help="dollars per hour for one part", min=0.0)] = None,
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run, for the read roof that it measured")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -224,12 +226,15 @@ def step(
             steps_found = [measure_request(each) for each in asked]
     else:
         steps_found = [step_request.expect(each, step_request.roof_of(each, run) if run else None) for each in asked]
+    steps_found = [replace(each, dollars_per_hour=price) for each in steps_found]
     found = steps_found[0]
     if as_json:
         show_json([each.as_dict() for each in steps_found] if steps_found[1:] else found.as_dict())
         return
     if steps_found[1:]:
         show(*swept(steps_found))
+        if costs := found.costs():
+            print("", f"by batch {found.batch:,} and {found.context:,} tokens:", *costs, sep="\n")
         print("", *(note for note in found.notes if all(note in each.notes for each in steps_found)), sep="\n")
         return
     paragraphs(*found.lines(), "")

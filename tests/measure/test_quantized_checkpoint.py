@@ -266,6 +266,7 @@ def e2m1(codes: torch.Tensor) -> torch.Tensor:
     return torch.tensor([*E2M1, *(-value for value in E2M1)])[codes.long()]
 
 
+@pytest.mark.slow
 def test_experts_of_gpt_oss_stay_in_mxfp4(tmp_path: Path) -> None:
     """All else is in 16 bits. Rows of gate and up take turns. On a host no product takes them: they are dequantized on
     request."""
@@ -301,6 +302,7 @@ def test_experts_of_gpt_oss_stay_in_mxfp4(tmp_path: Path) -> None:
     torch.testing.assert_close(found, logits(plain)[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_deepseek_in_fp8_has_only_the_products_by_head_in_16_bits(tmp_path: Path) -> None:
     """Blocks of 128 x 128, experts one by one. kv_b_proj is multiplied head by head, and has no such product."""
     pytest.importorskip("transformers")
