@@ -219,6 +219,17 @@ def step(
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
     if device not in ("", "cpu"):
         raise BadRequest(f"--device {device}: a step is measured here on a cpu; on a GPU `decodebench run` measures it")
+    if device and tp > 1:
+        from bench.measure.split_step import measure_split
+
+        with busy("measuring the step over ranks"):
+            split = [measure_split(each) for each in asked]
+        if as_json:
+            show_json([each.as_dict() for each in split] if split[1:] else split[0].as_dict())
+            return
+        for each in split:
+            paragraphs(*each.lines())
+        return
     if device:
         from bench.measure.step_parts import measure_request
 

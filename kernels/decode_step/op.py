@@ -23,7 +23,7 @@ from kernels.decode_step.inputs import inputs
 from kernels.decode_step.parts import attention_case, parts, windowed
 from kernels.decode_step.reference import reference
 from kernels.decode_step.wiring import remember, shape_of
-from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.op import Case, Inputs, Launch, Op, Target, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,19 @@ class StepCase(Case):
         from kernels.decode_step.decoding import following
 
         return following(self, weights, token, before, device)
+
+    def share_of(self, ranks: int) -> StepCase:
+        """The step of one rank where the model is split, see `split.py`. Raises ValueError."""
+        from kernels.decode_step.split import share_of
+
+        return share_of(self, ranks)
+
+    def of_rank(self, inputs: Inputs, rank: int, ranks: int, target: Target, reduce: Any) -> tuple[Inputs, Launch]:
+        """What a rank reads of the inputs of this step, and its launch."""
+        from kernels.decode_step.split import prepare, share
+
+        mine = share(self, inputs, rank, ranks)
+        return mine, prepare(self.share_of(ranks), mine, target, reduce)
 
     @property
     def vocab(self) -> int:
