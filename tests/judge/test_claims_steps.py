@@ -9,6 +9,7 @@ import pytest
 
 from bench.judge.claims import Comparison, judge
 from bench.records import Record
+from kernels.op import Stage, Work
 from tests.support.claim_records import gemm, layer, read, run
 from tests.support.synthetic_run import case_record, samples
 
@@ -71,7 +72,8 @@ def test_a_cache_in_fp8_is_set_against_the_same_step_in_16_bits() -> None:
 
     def with_attention(seconds: float, batch: int, *alone: float, **more: Any) -> Record:
         parts = [{"name": "attention", "calls": 8, "alone_s": list(alone)}] if alone else None
-        stages = [{"name": "3.attention split", "work": {"bytes_read": batch * (8 << 20)}}]
+        stage = Stage(name="3.attention split", work=Work(bytes_read=batch * (8 << 20)))
+        stages = [dataclasses.asdict(stage)]
         return dataclasses.replace(step(batch, seconds, **more), parts=parts, stages=stages)
 
     sixteen, eight = with_attention(6e-3, 16, 3e-3, 2.9e-3, 9e-3), with_attention(5e-3, 16, 1.8e-3, kv="fp8")
