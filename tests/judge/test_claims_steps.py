@@ -67,21 +67,29 @@ def test_fewer_bits_are_set_against_the_same_step_in_16() -> None:
     assert half.setting["batch"] == "1"
 
 
+def with_attention(seconds: float, batch: int, *alone: float, **more: Any) -> Record:
+    """A step whose attention reads 8 MiB for each sequence, and took so long alone."""
+    parts = [{"name": "attention", "calls": 8, "alone_s": list(alone)}] if alone else None
+    stage = Stage(name="3.attention split", work=Work(bytes_read=batch * (8 << 20)))
+    return dataclasses.replace(step(batch, seconds, **more), parts=parts, stages=[dataclasses.asdict(stage)])
+
+
 def test_a_cache_in_fp8_is_set_against_the_same_step_in_16_bits() -> None:
     """By the attention of both, measured alone: 3 ms and 1.8 ms. Steps that read little or say nothing don't count."""
-
-    def with_attention(seconds: float, batch: int, *alone: float, **more: Any) -> Record:
-        parts = [{"name": "attention", "calls": 8, "alone_s": list(alone)}] if alone else None
-        stage = Stage(name="3.attention split", work=Work(bytes_read=batch * (8 << 20)))
-        stages = [dataclasses.asdict(stage)]
-        return dataclasses.replace(step(batch, seconds, **more), parts=parts, stages=stages)
-
     sixteen, eight = with_attention(6e-3, 16, 3e-3, 2.9e-3, 9e-3), with_attention(5e-3, 16, 1.8e-3, kv="fp8")
     few = [with_attention(6e-3, 1, 3e-3), with_attention(5e-3, 1, 1e-3, kv="fp8")]
     silent = [with_attention(6e-3, 64), with_attention(5e-3, 64, kv="fp8")]
     (found,) = measured("T6", sixteen, eight, *few, *silent)
     assert found.value == pytest.approx(0.6)
     assert found.setting == {"batch": "16", "context": "2048", "model": "llama-3.1-70b"}
+
+
+def test_verifying_drafts_takes_the_products_of_a_larger_batch_and_the_cache_of_its_own() -> None:
+    """Four tokens of four sequences: 8 ms less 2 ms of attention, and the 0.5 ms of four sequences."""
+    records = [with_attention(6e-3, 4, 0.5e-3), with_attention(8e-3, 16, 2e-3), with_attention(9e-3, 64)]
+    (found,) = measured("T10", *records)
+    assert found.value == pytest.approx(6.5 / 6)
+    assert (found.setting["timed"], found.setting["batch"], found.setting["draft"]) == ("whole step", "4", "4")
 
 
 def test_compute_in_use_and_bytes_over_bandwidth_by_hand() -> None:

@@ -138,6 +138,25 @@ def attention_in_fewer_bits(run: MeasuredPart, published: Published, least: int)
     return found
 
 
+def verifying(run: MeasuredPart, published: Published, tokens: int) -> list[Comparison]:
+    """A step that verifies so many tokens of each sequence over the step that makes one. It multiplies as many rows as
+    the step at so many times the batch, and reads the cache of its own batch."""
+    said = "(step at so many times the batch - its attention + attention at the batch) / step at the batch"
+    found = []
+    for sweep in sweeps(run):
+        by = {batch_of(r): r for r in sweep}
+        for batch, one in by.items():
+            several = by.get(tokens * batch)
+            if several is None:
+                continue
+            more, own = (part_seconds(r, "attention") for r in (several, one))
+            if more and own:
+                value = (seconds(several) - more + own) / seconds(one)
+                setting = {"batch": batch, "draft": tokens, **named(sweep)}
+                found.append(measured(published, value, said, (several, one), **setting))
+    return found
+
+
 def part_seconds(record: Record, name: str) -> float | None:
     """Median seconds of all launches of a part of a step, without the others."""
     return next((median(p["alone_s"]) for p in record.parts or () if p["name"] == name and p.get("alone_s")), None)
