@@ -20,6 +20,8 @@ CONFIGS = (
     "a Hugging Face config.json; several, or a directory of them, for a table of what each model holds; with one of "
     f"these as its model_type: {', '.join(FAMILIES)}"
 )
+MOST_STEPS = 5_000
+"""More steps are not expected in one call."""
 OWN = "(default: as config.json says, else bf16)"
 PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
@@ -179,10 +181,14 @@ def step(
     part: Annotated[str, typer.Option(help="of `list devices`: what a step is expected to take there")] = "h100-sxm",
     device: Annotated[str, typer.Option(help="cpu: measure the step on this host instead")] = "",
     layers: Annotated[int, typer.Option(help="only so many layers of the model (default: all)", min=0)] = 0,
-    weights: Annotated[str, typer.Option(help=f"precision of the weights: {PRECISIONS}")] = "bf16",
-    kv: Annotated[str, typer.Option(help="precision of the KV cache: the same without w8a16")] = "bf16",
-    tp: Annotated[int, typer.Option("--tp", help="how many parts share the model (tensor-parallel)", min=1)] = 1,
-    drafts: Annotated[int, typer.Option(help="drafted tokens that a step verifies for each sequence", min=0)] = 0,
+    weights: Annotated[str, typer.Option(help=f"precisions of the weights, comma-separated: {PRECISIONS}")] = "bf16",
+    kv: Annotated[str, typer.Option(help="precisions of the KV cache: the same without w8a16")] = "bf16",
+    tp: Annotated[
+        str, typer.Option("--tp", help="how many parts share the model (tensor-parallel), comma-separated")
+    ] = "1",
+    drafts: Annotated[
+        str, typer.Option(help="drafted tokens that a step verifies for each sequence, comma-separated")
+    ] = "0",
     price: Annotated[float | None, typer.Option(help="dollars per hour for one part", min=0.0)] = None,
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run, for the read roof that it measured")] = None,
     as_json: AsJson = False,
@@ -197,7 +203,7 @@ def step(
         raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
     from bench.judge.published import steps
     from bench.predict import step_request
-    from bench.predict.step_waterfall import swept
+    from bench.predict.step_table import swept
 
     run = read_run(run_dir) if run_dir else None
     asked = [
@@ -206,20 +212,26 @@ def step(
             batch=rows,
             context=length,
             layers=layers,
-            weights=weights,
-            kv=kv,
+            weights=stored,
+            kv=cache,
             part=part,
-            devices=tp,
-            tokens=1 + drafts,
+            devices=parts,
+            tokens=1 + drafted,
         )
+        for stored in comma_separated(weights, "weights")
+        for cache in comma_separated(kv, "kv")
+        for parts in whole_numbers(tp, "tp")
+        for drafted in whole_numbers(drafts, "drafts")
         for length in whole_numbers(context, "context")
         for rows in whole_numbers(batch, "batch")
     ]
+    if len(asked) > MOST_STEPS:
+        raise BadRequest(f"more than {MOST_STEPS:,} settings: ask for fewer")
     if run and device:
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
     if device not in ("", "cpu"):
         raise BadRequest(f"--device {device}: a step is measured here on a cpu; on a GPU `decodebench run` measures it")
-    if device and tp > 1:
+    if device and any(each.devices > 1 for each in asked):
         from bench.measure.split_step import measure_split
 
         with busy("measuring the step over ranks"):

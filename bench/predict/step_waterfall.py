@@ -64,10 +64,14 @@ class Waterfall:
     layers: int
     devices: int = 1
     """How many parts share the model."""
+    drafts: int = 0
+    """Drafted tokens of each sequence that the step verifies; costs count one token a sequence all the same."""
     measured: bool
     levels: tuple[Level, ...]
     ops: tuple[OpRow, ...]
     notes: tuple[str, ...]
+    fits: bool | None = None
+    """Whether the batch fits into memory; None where that is not known."""
     mbu: float | None = None
     """Compulsory bytes over what the memory could have moved in the time of the step."""
     mfu: float | None = None
@@ -137,38 +141,6 @@ class Waterfall:
             numbers = [f"{op.calls:,}", f"{op.floor * 1e6:,.1f}", f"{op.seconds * 1e6:,.1f}", inside]
             rows.append([op.name, *numbers, percent(op.share), percent(op.gap)])
         return headers, rows
-
-
-def swept(found: Sequence[Waterfall]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of several steps of one model: the milliseconds of each level, what the step makes of the part
-    (MBU, MFU, joules, dollars, where they are known), and what takes most of each."""
-    names = list(dict.fromkeys(level.name for each in found for level in each.levels))
-    headers = ["batch", "context", *(f"{name.partition(':')[0].partition(',')[0]} ms" for name in names), "token/s"]
-    columns: dict[str, list[str]] = {
-        "MBU": ["" if each.mbu is None else percent(each.mbu) for each in found],
-        "MFU": ["" if each.mfu is None else percent(each.mfu) for each in found],
-        "J/token": [three_digits(each.joules_per_token) for each in found],
-        "$/M tokens": [three_digits(each.dollars_per_million_tokens) for each in found],
-        "all-reduces": [reduced_share(each) for each in found],
-    }
-    columns = {header: cells for header, cells in columns.items() if any(cells)}
-    rows = []
-    for number, each in enumerate(found):
-        known = {level.name: f"{level.seconds * 1e3:,.3g}" for level in each.levels}
-        most = max(each.ops, key=lambda op: op.share)
-        rates = [f"{each.batch / each.step.seconds:,.0f}", *(cells[number] for cells in columns.values())]
-        cells = [f"{each.batch:,}", f"{each.context:,}", *(known.get(name, "") for name in names), *rates]
-        rows.append([*cells, f"{most.name}: {percent(most.share)}"])
-    return [*headers, *columns, "most of the time"], rows
-
-
-def reduced_share(found: Waterfall) -> str:
-    """The all-reduces' part of the step; empty where one part has the whole model."""
-    return "".join(percent(op.seconds / found.step.seconds) for op in found.ops if op.name == "all_reduce")
-
-
-def three_digits(value: float | None) -> str:
-    return "" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,10 +305,12 @@ def expected_waterfall(
         kv=predicted.kv,
         layers=shape.layers,
         devices=predicted.devices,
+        drafts=predicted.q_len - 1,
         measured=False,
         levels=tuple(levels),
         ops=shared(rows),
         notes=tuple(notes),
+        fits=predicted.fits,
         mbu=predicted.mbu * predicted.seconds / found.seconds,
         mfu=None if predicted.mfu is None else predicted.mfu * predicted.seconds / found.seconds,
         watts=predicted.power_watts,

@@ -77,7 +77,7 @@ def weights(
         for name, tensor in (*mixed, *ffn(shape, wiring, stored, mine, layer)):
             factor = wiring.residual_factor if name in LAST_PRODUCTS else 1.0
             found[f"{layer}.{name}"] = tensor * factor if factor != 1 else tensor
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     for name, size, kind in (*matrices(case), *vectors(case)):
         tensor = found[name] if name in found else both(found, name)
         if tuple(tensor.shape) != tuple(size):

@@ -37,8 +37,8 @@ def share_of(case: StepCase, ranks: int) -> StepCase:
         raise ValueError(f"{case.id}: steps over ranks have dense FFNs, heads with keys of their own, and one type")
     sizes = (shape.heads, shape.kv_heads, shape.ffn)
     if any(size % ranks for size in sizes):
-        heads = f"{shape.heads} query heads, {shape.kv_heads} KV heads and {shape.ffn} columns"
-        raise ValueError(f"{shape.name} has {heads}: {ranks} ranks cannot share them evenly")
+        has = f"{shape.heads} query heads, {shape.kv_heads} KV heads and {shape.ffn} columns"
+        raise ValueError(f"{shape.name} has {has}: {ranks} ranks cannot share them evenly")
     name = f"{shape.name}/{ranks}"
     heads, kv_heads, ffn = (size // ranks for size in sizes)
     remember(replace(shape, name=name, heads=heads, kv_heads=kv_heads, ffn=ffn), wiring)

@@ -17,7 +17,8 @@ from bench.predict.collectives import Algorithm
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
-from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of, swept
+from bench.predict.step_table import swept
+from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of
 from bench.run import load_run
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import parts
@@ -232,6 +233,20 @@ def test_several_batches_and_contexts_make_one_table() -> None:
     for wrong in ("0", "x"):
         with pytest.raises(BadRequest, match="batch"):
             CliRunner().invoke(app, [*asked, "--batch", wrong], catch_exceptions=False)
+
+
+def test_precisions_parts_and_drafts_are_swept_too() -> None:
+    asked = ["step", "--model", "llama-3.1-8b", "--weights", "bf16,int4", "--tp", "1,2", "--drafts", "0,3", "--json"]
+    found = json.loads(CliRunner().invoke(app, asked).output)
+    assert len(found) == 8
+    assert {(each["devices"], each["drafts"]) for each in found} == {(1, 0), (1, 3), (2, 0), (2, 3)}
+    steps = [expect(replace(LLAMA, weights=w, tokens=n)) for w in ("bf16", "int4") for n in (1, 4)]
+    headers, rows = swept(steps)
+    assert headers[:4] == ["batch", "context", "weights", "drafts"]
+    assert [row[2:4] for row in rows] == [["bf16", "0"], ["bf16", "3"], ["int4", "0"], ["int4", "3"]]
+    assert steps[1].joules_per_token > steps[0].joules_per_token > steps[2].joules_per_token
+    with pytest.raises(BadRequest, match="devices must be at least 1"):
+        CliRunner().invoke(app, ["step", "--model", "llama-3.1-8b", "--tp", "0"], catch_exceptions=False)
 
 
 def test_joules_and_dollars_are_those_of_the_step_and_not_of_its_floor() -> None:
