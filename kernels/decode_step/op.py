@@ -179,6 +179,22 @@ def cases(suite: str) -> list[StepCase]:
     ]
 
 
+def sweeps() -> list[StepCase]:
+    """Steps that differ in one field, as the claims about whole steps compare them; two copies of each, and its cache,
+    fit into 80 GB. All layers of an 8B over batches, contexts and types, and some of a 70B over batches."""
+
+    def llama(**fields: Any) -> StepCase:
+        return StepCase(model="llama-3.1-8b", **fields)
+
+    return [
+        *(llama(B=B, T=1024) for B in (1, 4, 16, 64, 128)),
+        *(llama(B=1, T=T) for T in (4096, 32768, 131072)),
+        *(llama(B=1, T=1024, weights=weights) for weights in ("fp8", "int8", "int4")),
+        *(llama(layers=8, B=64, T=8192, kv=kv) for kv in ("", "fp8")),
+        *(StepCase(model="llama-3.1-70b", layers=8, B=B, T=2048) for B in (1, 4, 16, 64, 256)),
+    ]
+
+
 def work(case: StepCase) -> Work:
     """The work of all parts. What passes from one to the next is counted too, as `decodebench predict` does."""
     return sum((part.work for part in parts(case)), Work())
@@ -206,4 +222,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("tokens",),
+    sweeps=sweeps,
 )

@@ -9,6 +9,7 @@ import pytest
 
 from bench.judge.claims import Comparison, judge
 from bench.records import Record
+from kernels.decode_step.op import OP
 from kernels.op import Stage, Work
 from tests.support.claim_records import gemm, layer, read, run
 from tests.support.synthetic_run import case_record, samples
@@ -105,3 +106,27 @@ def test_compute_in_use_and_bytes_over_bandwidth_by_hand() -> None:
 def test_software_alone_is_judged_by_the_whole_step_too() -> None:
     found = {c.setting["op"]: c.value for c in measured("M6", step(1, 6e-3), step(1, 15e-3, impl="torch"))}
     assert found == pytest.approx({"decode_step": 2.5})
+
+
+JUDGED_BY_SWEEPS = ("T1", "T3", "T4", "T6", "T8", "T10", "I9", "M1", "M5", "M6", "M7")
+
+
+@pytest.mark.parametrize("claim", JUDGED_BY_SWEEPS)
+def test_the_sweeps_of_steps_judge_each_claim_about_steps(claim: str) -> None:
+    """A run of the suite `sweeps` that holds nothing but ceilings and steps, each of ours and of torch."""
+    records = []
+    for case in OP.sweeps():
+        parts = [{"name": "attention", "calls": 1, "alone_s": [1e-3]}]
+        stage = dataclasses.asdict(Stage(name="0.attention split", work=Work(bytes_read=1 << 30)))
+        for impl, seconds in (("triton", OP.work(case).bytes / 2.5e12), ("torch", OP.work(case).bytes / 1e12)):
+            made = case_record("decode_step", impl, case.as_dict(), telemetry={"power_w": 500.0})
+            more: dict[str, Any] = {"parts": parts, "stages": [stage], "run_id": "r1"}
+            records.append(dataclasses.replace(made, samples_s=samples(seconds), **more))
+    assert {record.op for each in measured(claim, *records) for record in each.records} >= {"decode_step"}
+
+
+def test_sweeps_fit_twice_into_80_gb() -> None:
+    """Weights and cache of each, as they are allocated."""
+    for case in OP.sweeps():
+        held = sum(tensor.nbytes for tensor in OP.inputs(case, "meta", 0).values())
+        assert 2 * held < 80e9, (case.id, held)
