@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SUITES = ("smoke", "quick", "full")
 """Measured suites, sized for two minutes of a CPU (`smoke`), 3 and 10 minutes of an H100 (`quick`, `full`)."""
 
+SWEEPS = "sweeps"
+"""One more, which a user asks for: cases that differ in one field, of operations that have such."""
+
 Inputs = dict[str, Any]
 """Named tensors (and a few plain values) that one launch reads."""
 
@@ -218,12 +221,18 @@ class Op(Generic[CaseT]):
     smaller: Callable[[CaseT, int], CaseT | None] | None = None
     """`smaller(case, n)`: about 1/n of a case, with the same inner loops over fewer columns, tokens or sequences. A
     host times it in the caches of its cores (`bench/measure/core.py`). None where a case has none."""
+    sweeps: Callable[[], Sequence[CaseT]] = tuple
+    """The cases of the suite `SWEEPS`."""
     link_bytes: Callable[[CaseT], int] | None = None
     """Bytes that one part at least gets from others over its link; None for an operation that one part does alone."""
 
     @property
     def is_ceiling(self) -> bool:
         return self.role == "ceiling"
+
+    def of_suite(self, suite: str) -> Sequence[CaseT]:
+        """The cases of one of `SUITES`, or of `SWEEPS`."""
+        return self.sweeps() if suite == SWEEPS else self.cases(suite)
 
     @property
     def defaults(self) -> dict[str, Any]:

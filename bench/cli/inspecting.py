@@ -122,7 +122,7 @@ def counters(
 @app.command("list", epilog=examples("list cases --suite full --op ffn_gemv", "list devices --csv"))
 def list_command(
     what: Annotated[str, typer.Argument(help="ops, cases, impls, devices or models")] = "ops",
-    suite: Annotated[str | None, typer.Option(help="with cases: smoke, quick or full (default: quick)")] = None,
+    suite: Annotated[str | None, typer.Option(help="with cases: smoke, quick, full or sweeps (default: quick)")] = None,
     op: Annotated[list[str] | None, names("--op", help="only of these operations")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,

@@ -20,7 +20,10 @@ ARCHITECTURES, EMULATED = (", ".join(map(str, known())) for known in (compile_ta
 
 @app.command(epilog=examples("run --suite smoke --device cpu", "run --op attention_decode --budget 8m --counters"))
 def run(
-    suite: Annotated[str | None, typer.Option(help="smoke, quick or full (default: quick on a GPU or smoke)")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="smoke, quick, full, or sweeps: whole steps (default: quick on a GPU or smoke)"),
+    ] = None,
     device: Device = "auto",
     op: Ops = None,
     impl: Impls = None,

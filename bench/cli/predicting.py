@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ CONFIGS = (
     "a Hugging Face config.json; several, or a directory of them, for a table of what each model holds; with one of "
     f"these as its model_type: {', '.join(FAMILIES)}"
 )
+MOST_STEPS = 5_000
+"""More steps are not expected in one call."""
 OWN = "(default: as config.json says, else bf16)"
 PRECISIONS = "fp32, bf16, fp16, fp8, int8, w8a16, int4 or fp4"
 
@@ -170,15 +173,23 @@ def step(
     ] = None,
     prompt_ids: Annotated[str, typer.Option(help="token ids to go on from, such as 1,2,3 (default: drawn)")] = "",
     tokens: Annotated[int, typer.Option(help="tokens that a checkpoint decodes", min=1)] = 16,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="make 16 bits of quantized weights that no product here takes")
+    ] = False,
     batch: Annotated[str, typer.Option(help="sequences that each get a token; several make a table")] = "1",
     context: Annotated[str, typer.Option(help="tokens that each of them attends to, comma-separated too")] = "4096",
     part: Annotated[str, typer.Option(help="of `list devices`: what a step is expected to take there")] = "h100-sxm",
     device: Annotated[str, typer.Option(help="cpu: measure the step on this host instead")] = "",
     layers: Annotated[int, typer.Option(help="only so many layers of the model (default: all)", min=0)] = 0,
-    weights: Annotated[str, typer.Option(help=f"precision of the weights: {PRECISIONS}")] = "bf16",
-    kv: Annotated[str, typer.Option(help="precision of the KV cache: the same without w8a16")] = "bf16",
-    tp: Annotated[int, typer.Option("--tp", help="how many parts share the model (tensor-parallel)", min=1)] = 1,
-    drafts: Annotated[int, typer.Option(help="drafted tokens that a step verifies for each sequence", min=0)] = 0,
+    weights: Annotated[str, typer.Option(help=f"precisions of the weights, comma-separated: {PRECISIONS}")] = "bf16",
+    kv: Annotated[str, typer.Option(help="precisions of the KV cache: the same without w8a16")] = "bf16",
+    tp: Annotated[
+        str, typer.Option("--tp", help="how many parts share the model (tensor-parallel), comma-separated")
+    ] = "1",
+    drafts: Annotated[
+        str, typer.Option(help="drafted tokens that a step verifies for each sequence, comma-separated")
+    ] = "0",
+    price: Annotated[float | None, typer.Option(help="dollars per hour for one part", min=0.0)] = None,
     run_dir: Annotated[Path | None, typer.Option("--from", help="a run, for the read roof that it measured")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -186,13 +197,13 @@ def step(
     if checkpoint:
         if model:
             raise BadRequest(f"--model {model}: a checkpoint says itself which model it is; leave it out")
-        decode_checkpoint(checkpoint, prompt_ids, tokens, device, as_json)
+        decode_checkpoint(checkpoint, prompt_ids, tokens, device, dequantize, as_json)
         return
     if not model:
         raise BadRequest("name a --model of `decodebench list models`, or a directory with --checkpoint")
     from bench.judge.published import steps
     from bench.predict import step_request
-    from bench.predict.step_waterfall import swept
+    from bench.predict.step_table import swept
 
     run = read_run(run_dir) if run_dir else None
     asked = [
@@ -201,19 +212,36 @@ def step(
             batch=rows,
             context=length,
             layers=layers,
-            weights=weights,
-            kv=kv,
+            weights=stored,
+            kv=cache,
             part=part,
-            devices=tp,
-            tokens=1 + drafts,
+            devices=parts,
+            tokens=1 + drafted,
         )
+        for stored in comma_separated(weights, "weights")
+        for cache in comma_separated(kv, "kv")
+        for parts in whole_numbers(tp, "tp")
+        for drafted in whole_numbers(drafts, "drafts")
         for length in whole_numbers(context, "context")
         for rows in whole_numbers(batch, "batch")
     ]
+    if len(asked) > MOST_STEPS:
+        raise BadRequest(f"more than {MOST_STEPS:,} settings: ask for fewer")
     if run and device:
         raise BadRequest("--from predicts for the machine of that run: leave out --device")
     if device not in ("", "cpu"):
         raise BadRequest(f"--device {device}: a step is measured here on a cpu; on a GPU `decodebench run` measures it")
+    if device and any(each.devices > 1 for each in asked):
+        from bench.measure.split_step import measure_split
+
+        with busy("measuring the step over ranks"):
+            split = [measure_split(each) for each in asked]
+        if as_json:
+            show_json([each.as_dict() for each in split] if split[1:] else split[0].as_dict())
+            return
+        for each in split:
+            paragraphs(*each.lines())
+        return
     if device:
         from bench.measure.step_parts import measure_request
 
@@ -221,12 +249,15 @@ def step(
             steps_found = [measure_request(each) for each in asked]
     else:
         steps_found = [step_request.expect(each, step_request.roof_of(each, run) if run else None) for each in asked]
+    steps_found = [replace(each, dollars_per_hour=price) for each in steps_found]
     found = steps_found[0]
     if as_json:
         show_json([each.as_dict() for each in steps_found] if steps_found[1:] else found.as_dict())
         return
     if steps_found[1:]:
         show(*swept(steps_found))
+        if costs := found.costs():
+            print("", f"by batch {found.batch:,} and {found.context:,} tokens:", *costs, sep="\n")
         print("", *(note for note in found.notes if all(note in each.notes for each in steps_found)), sep="\n")
         return
     paragraphs(*found.lines(), "")
@@ -236,13 +267,15 @@ def step(
         show(*steps.table(others))
 
 
-def decode_checkpoint(directory: Path, prompt_ids: str, tokens: int, device: str, as_json: bool) -> None:
+def decode_checkpoint(
+    directory: Path, prompt_ids: str, tokens: int, device: str, dequantize: bool, as_json: bool
+) -> None:
     """Greedy tokens of a checkpoint, on a GPU if there is one."""
     from bench.machine import detect
     from bench.measure.step_tokens import decode
 
     with busy("decoding"):
-        found = decode(directory, prompt_ids, tokens, detect(device or "auto"))
+        found = decode(directory, prompt_ids, tokens, detect(device or "auto"), dequantize)
     if as_json:
         show_json(found.as_dict())
         return

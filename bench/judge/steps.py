@@ -42,6 +42,7 @@ def _waterfall(view: View, point: Point) -> Waterfall:
         expected=point.predicted("measured"),
         launches=len(record.stages),
         launch_s=here.launch_s if here else 0.0,
+        watts=record.telemetry.get("power_w"),
     )
     roof, sheet = here.read_roof if here else None, run.published("memory_bandwidth")
     return measured_waterfall(case, step, part=run.device_name, roof=roof, sheet=sheet)

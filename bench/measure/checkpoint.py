@@ -26,6 +26,9 @@ TYPES = {"BF16": ("bfloat16", "bf16"), "F16": ("float16", "fp16"), "F32": ("floa
 EMBEDDINGS = (".embed_tokens.weight", ".embeddings.weight")
 """How most families and Nemotron-H name it."""
 
+CODES = {"F8_E4M3": "float8_e4m3fn", "I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64"}
+"""Types of codes, scales and groups in quantized checkpoints, by the names of the format: torch's names."""
+
 LARGEST_HEADER = 100 << 20
 """The format allows no larger one."""
 
@@ -52,11 +55,11 @@ class Tensors(Mapping[str, "torch.Tensor"]):
         import torch
 
         path, start, each = self.entries[name]
-        if each["dtype"] not in TYPES:
+        if each["dtype"] not in (*TYPES, *CODES):
             raise BadRequest(
-                f"{path.name}: {name} is stored as {each['dtype']}; a step reads checkpoints in {', '.join(TYPES)}"
+                f"{path.name}: {name} is stored as {each['dtype']}; a step reads {', '.join((*TYPES, *CODES))}"
             )
-        kind = getattr(torch, TYPES[each["dtype"]][0])
+        kind = getattr(torch, CODES.get(each["dtype"]) or TYPES[each["dtype"]][0])
         size = path.stat().st_size
         whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         first, last = (start + offset for offset in each["data_offsets"])
@@ -94,14 +97,38 @@ def header(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
 def model_in(directory: Path) -> str:
     """The name under which this process knows the model of a checkpoint from now on. Raises `BadRequest`."""
     config = json_object(directory / "config.json")
-    if config.get("quantization_config"):
-        raise BadRequest(f"{directory}: its weights are quantized; a step reads checkpoints in {', '.join(TYPES)}")
     name = str(directory.resolve()).lower()
     try:
         discover()["decode_step"].case_type.learn(read(config, name=name))
     except BadConfig as error:
         raise BadRequest(f"{directory}: {error}") from None
     return name
+
+
+def quantization_of(directory: Path) -> dict[str, Any]:
+    """`quantization_config` of config.json; empty for weights that are not quantized. Raises `BadRequest`."""
+    found = json_object(directory / "config.json").get("quantization_config") or {}
+    if not isinstance(found, dict):
+        raise BadRequest(f"{directory}: field 'quantization_config' of config.json is not an object")
+    return found
+
+
+def formats(tensors: Tensors, quantization: dict[str, Any], dequantize: bool) -> list[dict[str, str]]:
+    """How a step may take the weights: fields of its case, the first choice first. As they are stored; on request also
+    with experts in the type of the step, or all. Raises `BadRequest`."""
+    if not quantization:
+        return [{}]
+    try:
+        products, experts = discover()["decode_step"].case_type.stored_formats(tensors, quantization)
+    except (KeyError, ValueError) as error:
+        raise BadRequest(f"{tensors.directory}: {error}") from None
+    plain = stored_type(tensors)
+    # a step without other experts than those of its products has no type for them
+    other = {"experts": experts or plain} if any(".experts." in name for name in tensors) else {}
+    found = [{"weights": products, **other}]
+    if dequantize:
+        found += [{"weights": products, **dict.fromkeys(other, plain)}, {}]
+    return found
 
 
 def stored_type(tensors: Tensors) -> str:
@@ -115,10 +142,12 @@ def stored_type(tensors: Tensors) -> str:
     return TYPES[kind][1]
 
 
-def step_weights(case: Any, tensors: Tensors) -> dict[str, torch.Tensor]:
+def step_weights(
+    case: Any, tensors: Tensors, quantization: dict[str, Any] | None = None, dequantize: bool = False
+) -> dict[str, torch.Tensor]:
     """All weights of a step, each of the size that the case asks for. Raises `BadRequest`."""
     try:
-        return case.published(tensors)
+        return case.published(tensors, quantization, dequantize)
     except KeyError as error:
         raise BadRequest(f"{tensors.directory} has no tensor {error.args[0]}") from None
     except ValueError as error:

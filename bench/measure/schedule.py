@@ -15,7 +15,7 @@ from bench.measure.settings import Settings
 from bench.measure.worker import Job
 from bench.records import Record
 from bench.run import Run
-from kernels.op import SUITES, Op
+from kernels.op import SUITES, SWEEPS, Op
 
 T = TypeVar("T")
 
@@ -63,13 +63,13 @@ def request_from(fields: Mapping[str, Any]) -> Request:
 DEFAULT_SUITES = {"cuda": "quick", "cpu": "smoke"}
 """By kind of target, the suite of a run where the user names none."""
 
-CAPS = {"smoke": 0.4, "quick": 0.5, "full": 1.0}
+CAPS = {"smoke": 0.4, "quick": 0.5, "full": 1.0, SWEEPS: 1.0}
 """Default sampling seconds per implementation and case."""
 
 
 def check_names(request: Request, ops: Mapping[str, Op]) -> None:
     require("op", request.ops, ops)
-    require("suite", [] if request.suite is None else [request.suite], SUITES)
+    require("suite", [] if request.suite is None else [request.suite], (*SUITES, SWEEPS))
     if request.repeat < 1:
         raise BadRequest("--repeat counts passes: 1 or more")
 
@@ -180,7 +180,7 @@ def outdated(records: Iterable[Record], retuned: Iterable[Retuned]) -> set[tuple
 def ordered(ops: Sequence[Op], request: Request, on_host: bool) -> list[tuple[Op, Any]]:
     """Each (op, case) of one repetition, in the order of measuring."""
     suite = request.suite or "smoke"
-    early = "quick" if suite == "full" else suite
+    early = "quick" if suite in ("full", SWEEPS) else suite
     ceilings = "smoke" if on_host else early
     found = [(op, case) for op in ops if op.is_ceiling for case in cases_of(op, ceilings)]
     for is_early in (True, False):
@@ -220,7 +220,7 @@ def round_robin(groups: Iterable[Iterable[T]]) -> list[T]:
 
 def cases_of(op: Op, suite: str) -> list[Any]:
     """A suite's cases; `full` holds all of `quick`'s."""
-    cases = [*op.cases("quick"), *op.cases("full")] if suite == "full" else op.cases(suite)
+    cases = [*op.cases("quick"), *op.cases("full")] if suite == "full" else op.of_suite(suite)
     return list({case.id: case for case in cases}.values())
 
 

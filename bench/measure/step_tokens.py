@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import machine
 from bench.errors import BadRequest
-from bench.measure.checkpoint import Tensors, model_in, step_weights, stored_type
+from bench.measure.checkpoint import Tensors, formats, model_in, quantization_of, step_weights, stored_type
 from bench.measure.step_parts import OP, require_memory
 from kernels.op import Impl, Target, discover, implementations
 
@@ -26,6 +26,8 @@ class Decoded:
     directory: str
     impl: str
     dtype: str
+    weights: str
+    """The stored type of products, and of experts where it is another one."""
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     seconds: float
@@ -34,7 +36,8 @@ class Decoded:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        steps = f"{len(self.tokens)} greedy tokens of {self.directory} in {self.dtype} by {self.impl}"
+        stored = "" if self.weights == self.dtype else f" with weights in {self.weights}"
+        steps = f"{len(self.tokens)} greedy tokens of {self.directory} in {self.dtype}{stored} by {self.impl}"
         return [
             f"prompt: {','.join(map(str, self.prompt))}",
             f"tokens: {','.join(map(str, self.tokens))}",
@@ -65,25 +68,45 @@ def implementation(case: Any, target: Target) -> Impl[Any]:
     return impls[found]
 
 
-def decode(directory: Path, prompt_ids: str, count: int, target: Target) -> Decoded:
-    """Read a checkpoint and decode `count` tokens. Raises `BadRequest`."""
-    model, tensors = model_in(directory), Tensors(directory)
+def decode(directory: Path, prompt_ids: str, count: int, target: Target, dequantize: bool = False) -> Decoded:
+    """Read a checkpoint and decode `count` tokens. With `dequantize`, weights that no product here takes as they are
+    stored are dequantized. Raises `BadRequest`."""
+    model, tensors, quantization = model_in(directory), Tensors(directory), quantization_of(directory)
     dtype, op = stored_type(tensors), discover()[OP]
+    prompt, refused = (), ""
+    for stored in formats(tensors, quantization, dequantize):
 
-    def case_at(T: int) -> Any:
+        def case_at(T: int, stored: dict[str, str] = stored) -> Any:
+            try:
+                return op.case_from_dict({"model": model, "B": 1, "T": T, "page": PAGE, "dtype": dtype, **stored})
+            except ValueError as error:
+                raise BadRequest(f"{directory}: {error}") from None
+
         try:
-            return op.case_from_dict({"model": model, "B": 1, "T": T, "page": PAGE, "dtype": dtype})
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
-
-    prompt = prompt_of(prompt_ids, case_at(1).vocab)
-    last = len(prompt) + count - 1
-    machine.let_waiting_threads_sleep()
-    require_memory(case_at(last), target)
-    impl = implementation(case_at(1), target)
-    weights = {name: tensor.to(target.device) for name, tensor in step_weights(case_at(1), tensors).items()}
+            prompt = prompt_of(prompt_ids, case_at(1).vocab)
+            last = len(prompt) + count - 1
+            machine.let_waiting_threads_sleep()
+            require_memory(case_at(last), target)
+            impl = implementation(case_at(1), target)
+            found = step_weights(case_at(1), tensors, quantization, dequantize)
+            break
+        except BadRequest as error:
+            refused = refused or str(error)
+    else:
+        raise BadRequest(refused)
+    weights = {name: tensor.to(target.device) for name, tensor in found.items()}
     tokens, seconds = run(impl, weights, prompt, count, case_at, target)
-    return Decoded(directory=str(directory), impl=impl.name, dtype=dtype, prompt=prompt, tokens=tokens, seconds=seconds)
+    case = case_at(1)
+    kinds = f"{case.weights}, experts in {case.experts}" if case.experts else case.weights
+    return Decoded(
+        directory=str(directory),
+        impl=impl.name,
+        dtype=dtype,
+        weights=kinds,
+        prompt=prompt,
+        tokens=tokens,
+        seconds=seconds,
+    )
 
 
 def run(

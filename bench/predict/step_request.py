@@ -49,7 +49,7 @@ class Request:
             raise BadRequest(
                 f"--kv {self.kv}: a step is measured with a cache in 16 or 32 bits, {' or '.join(LARGEST)}"
             )
-        if self.devices > 1 or self.tokens > 1:
+        if self.devices != 1 or self.tokens != 1:
             raise BadRequest("a step is measured on one part, with one token a sequence: leave out --tp and --drafts")
         stored = {"w8a16": "int8"}.get(self.weights, self.weights)
         dtype = self.weights if self.weights in ("bf16", "fp16", "fp32") else "bf16"

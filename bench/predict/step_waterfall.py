@@ -64,10 +64,43 @@ class Waterfall:
     layers: int
     devices: int = 1
     """How many parts share the model."""
+    drafts: int = 0
+    """Drafted tokens of each sequence that the step verifies; costs count one token a sequence all the same."""
     measured: bool
     levels: tuple[Level, ...]
     ops: tuple[OpRow, ...]
     notes: tuple[str, ...]
+    fits: bool | None = None
+    """Whether the batch fits into memory; None where that is not known."""
+    mbu: float | None = None
+    """Compulsory bytes over what the memory could have moved in the time of the step."""
+    mfu: float | None = None
+    """The same of FLOPs; None where a peak is not known."""
+    watts: float | None = None
+    """Of all parts together; None where neither a datasheet nor a run says so."""
+    power_source: str = ""
+    dollars_per_hour: float | None = None
+    """For one part, as the user gave it."""
+
+    @property
+    def joules_per_token(self) -> float | None:
+        return None if self.watts is None else self.watts * self.step.seconds / self.batch
+
+    @property
+    def dollars_per_million_tokens(self) -> float | None:
+        if self.dollars_per_hour is None:
+            return None
+        return self.dollars_per_hour * self.devices / 3600 * self.step.seconds / self.batch * 1e6
+
+    def costs(self) -> list[str]:
+        """What a token takes of power and money by the time of the step, and where watts and price are from."""
+        said = []
+        if self.joules_per_token is not None:
+            said.append(f"{self.joules_per_token:.3g} J a token: {self.watts:,.0f} W, {self.power_source}, x the step")
+        if self.dollars_per_million_tokens is not None:
+            price = f"${self.dollars_per_hour:g} an hour and part, as --price says"
+            said.append(f"${self.dollars_per_million_tokens:.3g} a million tokens: {price}, x the step")
+        return said
 
     @property
     def step(self) -> Level:
@@ -81,7 +114,8 @@ class Waterfall:
             before = level.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        costs = ("joules_per_token", "dollars_per_million_tokens")
+        return asdict(self) | {name: getattr(self, name) for name in costs}
 
     def lines(self) -> list[str]:
         """For the screen: what was asked, the levels, where they are from, then the notes."""
@@ -96,7 +130,7 @@ class Waterfall:
             found.append(f"  {level.name:<{width}} {level.seconds * 1e6:>10,.0f} us {more:>13} {percent(share):>5}")
             sources.setdefault(level.source, []).append(level.name.partition(":")[0])
         said = [f"{'; '.join(names)}: {source}" for source, names in sources.items()]
-        return [*found, *said, *(note for note in self.notes if note not in sources)]
+        return [*found, *said, *self.costs(), *(note for note in self.notes if note not in sources)]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headers and cells: each operation with its share of the time and of the gap."""
@@ -107,19 +141,6 @@ class Waterfall:
             numbers = [f"{op.calls:,}", f"{op.floor * 1e6:,.1f}", f"{op.seconds * 1e6:,.1f}", inside]
             rows.append([op.name, *numbers, percent(op.share), percent(op.gap)])
         return headers, rows
-
-
-def swept(found: Sequence[Waterfall]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of several steps of one model: the milliseconds of each level, and what takes most of each."""
-    names = list(dict.fromkeys(level.name for each in found for level in each.levels))
-    headers = ["batch", "context", *(f"{name.partition(':')[0].partition(',')[0]} ms" for name in names)]
-    rows = []
-    for each in found:
-        known = {level.name: f"{level.seconds * 1e3:,.3g}" for level in each.levels}
-        most = max(each.ops, key=lambda op: op.share)
-        rates = [f"{each.batch / each.step.seconds:,.0f}", f"{most.name}: {percent(most.share)}"]
-        rows.append([f"{each.batch:,}", f"{each.context:,}", *(known.get(name, "") for name in names), *rates])
-    return [*headers, "token/s", "most of the time"], rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +173,8 @@ class MeasuredStep:
     launches: int = 0
     launch_s: float = 0.0
     """Seconds of an empty launch."""
+    watts: float | None = None
+    """Mean power of the board while the case was sampled."""
     notes: tuple[str, ...] = ()
 
 
@@ -282,10 +305,16 @@ def expected_waterfall(
         kv=predicted.kv,
         layers=shape.layers,
         devices=predicted.devices,
+        drafts=predicted.q_len - 1,
         measured=False,
         levels=tuple(levels),
         ops=shared(rows),
         notes=tuple(notes),
+        fits=predicted.fits,
+        mbu=predicted.mbu * predicted.seconds / found.seconds,
+        mfu=None if predicted.mfu is None else predicted.mfu * predicted.seconds / found.seconds,
+        watts=predicted.power_watts,
+        power_source=f"the rated power of {spec.name} ({spec.power.kind})" if spec.power else "",
     )
 
 
@@ -333,4 +362,7 @@ def measured_waterfall(
         levels=tuple(levels),
         ops=shared(rows),
         notes=(*found.notes, *peers),
+        mbu=whole / rate / found.seconds if math.isfinite(rate) else None,
+        watts=found.watts,
+        power_source="measured while its implementations were sampled in turn" if found.watts else "",
     )

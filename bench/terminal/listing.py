@@ -8,7 +8,7 @@ from typing import Any
 from bench.devices import DEVICES
 from bench.errors import BadRequest, require
 from kernels.models import MODELS
-from kernels.op import SUITES, Op, discover, implementations
+from kernels.op import SUITES, SWEEPS, Op, discover, implementations
 
 Table = tuple[list[str], list[list[Any]]]
 """Headers and rows."""
@@ -40,7 +40,7 @@ def cases(suite: str, names: list[str]) -> Table:
     check(names, suite)
     rows = []
     for op in chosen(names):
-        for case in op.cases(suite):
+        for case in op.of_suite(suite):
             work = op.work(case)
             rows.append([op.name, case.id, case.model, work.bytes, work.total_flops, round(work.intensity, 3)])
     return ["op", "case", "model", "bytes", "FLOP", "FLOP/B"], rows
@@ -93,9 +93,9 @@ def check(names: list[str], suite: str | None, part: str = "") -> None:
 
     Without a suite the device will choose one later, so a case of any suite is enough.
     """
-    require("suite", [] if suite is None else [suite], SUITES)
+    require("suite", [] if suite is None else [suite], (*SUITES, SWEEPS))
     suites = SUITES if suite is None else ("quick", "full") if suite == "full" else (suite,)
-    cases = (case.id for op in chosen(names) for name in suites for case in op.cases(name))
+    cases = (case.id for op in chosen(names) for name in suites for case in op.of_suite(name))
     if part and not any(part in id for id in cases):
         where = f" in suite {suite}" if suite else ""
         raise BadRequest(f"no case has {part!r} in its id{where}; `decodebench list cases` shows all")

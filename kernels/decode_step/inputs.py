@@ -62,8 +62,8 @@ def matrices(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:
                 yield at + prefix_of(part.name) + name, (each.ffn, shape.hidden), dtype
             yield at + prefix_of(part.name) + "down", (shape.hidden, each.ffn), dtype
         elif isinstance(each, MoeCase):
-            yield at + "experts_gate_up", (each.E, each.matrices * each.F, each.H), case.weights
-            yield at + "experts_down", (each.E, each.H, each.F), case.weights
+            yield at + "experts_gate_up", (each.E, each.matrices * each.F, each.H), each.weights
+            yield at + "experts_down", (each.E, each.H, each.F), each.weights
 
 
 def vectors(case: StepCase) -> Iterator[tuple[str, tuple[int, ...], str]]:

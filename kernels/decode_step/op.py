@@ -24,7 +24,7 @@ from kernels.decode_step.inputs import inputs
 from kernels.decode_step.parts import attention_case, parts, windowed
 from kernels.decode_step.reference import reference
 from kernels.decode_step.wiring import remember, shape_of
-from kernels.op import Case, Inputs, Op, Tolerance, Work
+from kernels.op import Case, Inputs, Launch, Op, Target, Tolerance, Work
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,8 @@ class StepCase(Case):
     """`model` names the shape; `layers` is how many of its layers are measured, 0 for all. `T` tokens are cached in the
     longest sequence, those of this step included; the others are drawn as `kernels/attention_decode` draws them.
 
-    `weights` is the type of all products but the LM head and the router, `kv` that of the cache: `fp8` or `int8` with
-    scales, or `dtype`, which becomes `""`.
+    `weights` is the type of all products but the LM head and the router, `experts` that of routed experts where it is
+    another one, `kv` that of the cache: `fp8` or `int8` with scales, or `dtype`, which becomes `""`.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {"lengths": "uniform"}
@@ -52,6 +52,7 @@ class StepCase(Case):
     grown: Count = 0
     dtype: Dtype = "bf16"
     weights: Weights = ""
+    experts: Weights = ""
     kv: Annotated[str, OneOf("", *LARGEST, *TYPES)] = ""
 
     def __post_init__(self) -> None:
@@ -59,6 +60,11 @@ class StepCase(Case):
         shape = shape_of(self.model)
         object.__setattr__(self, "weights", self.weights or self.dtype)
         check_weights(self.weights, self.dtype, hidden=shape.hidden)
+        if self.experts:
+            check_weights(self.experts, self.dtype, hidden=shape.hidden)
+            object.__setattr__(self, "experts", "" if self.experts == self.weights else self.experts)
+        if self.experts and not shape.is_moe:
+            raise ValueError(f"experts {self.experts}: {self.model} has no routed experts")
         object.__setattr__(self, "kv", cache_type(self.kv, self.dtype))
         if self.kv and shape.is_mla:
             raise ValueError(f"kv {self.kv}: the latents of {self.model} are cached in {self.dtype} in a step")
@@ -77,18 +83,43 @@ class StepCase(Case):
 
         remember(reading.shape, wiring_from(reading))
 
-    def published(self, stored: Mapping[str, torch.Tensor]) -> Inputs:
-        """The weights of a checkpoint as this step takes them. Raises KeyError for a tensor that is missing, and
-        ValueError for one of another size than config.json says."""
+    def published(
+        self,
+        stored: Mapping[str, torch.Tensor],
+        quantization: Mapping[str, Any] | None = None,
+        dequantize: bool = False,
+    ) -> Inputs:
+        """The weights of a checkpoint as this step takes them, see `published.weights`. Raises KeyError for a tensor
+        that is missing, and ValueError for one of another size or type than the step takes."""
         from kernels.decode_step.published import weights
 
-        return weights(self, stored)
+        return weights(self, stored, quantization, dequantize)
+
+    @staticmethod
+    def stored_formats(stored: Mapping[str, torch.Tensor], quantization: Mapping[str, Any]) -> tuple[str, str]:
+        """`weights` and `experts` of a quantized checkpoint, see `packed.formats`. Raises ValueError."""
+        from kernels.decode_step.packed import formats
+
+        return formats(stored, quantization)
 
     def following(self, weights: Inputs, token: int, before: tuple[StepCase, Inputs] | None, device: str) -> Inputs:
         """See `decoding.py`."""
         from kernels.decode_step.decoding import following
 
         return following(self, weights, token, before, device)
+
+    def share_of(self, ranks: int) -> StepCase:
+        """The step of one rank where the model is split, see `split.py`. Raises ValueError."""
+        from kernels.decode_step.split import share_of
+
+        return share_of(self, ranks)
+
+    def of_rank(self, inputs: Inputs, rank: int, ranks: int, target: Target, reduce: Any) -> tuple[Inputs, Launch]:
+        """What a rank reads of the inputs of this step, and its launch."""
+        from kernels.decode_step.split import prepare, share
+
+        mine = share(self, inputs, rank, ranks)
+        return mine, prepare(self.share_of(ranks), mine, target, reduce)
 
     @property
     def vocab(self) -> int:
@@ -112,6 +143,11 @@ class StepCase(Case):
         return self.weights != self.dtype
 
     @property
+    def experts_in(self) -> str:
+        """The stored type of routed experts."""
+        return self.experts or self.weights
+
+    @property
     def id(self) -> str:
         found = [self.model, *([f"L{self.layers}"] if self.layers else []), f"B{self.B}-T{self.T}"]
         if self.lengths != "uniform":
@@ -119,6 +155,7 @@ class StepCase(Case):
         found += [f"grown{self.grown}"] if self.grown else []
         found += [f"page{self.page}" if self.page else "contiguous", self.dtype]
         found += [f"w{self.weights}"] if self.quantized else []
+        found += [f"e{self.experts}"] if self.experts else []
         return "-".join([*found, *([f"kv{self.kv}"] if self.kv else [])])
 
 
@@ -140,6 +177,22 @@ def cases(suite: str) -> list[StepCase]:
     return [
         StepCase(model="toy-gemma-3", B=3, T=20, page=4, lengths="ragged", dtype="fp16"),
         StepCase(model="toy-qwen2.5", layers=1, B=2, T=9, page=0, dtype="fp16"),
+    ]
+
+
+def sweeps() -> list[StepCase]:
+    """Steps that differ in one field, as the claims about whole steps compare them; two copies of each, and its cache,
+    fit into 80 GB. All layers of an 8B over batches, contexts and types, and some of a 70B over batches."""
+
+    def llama(**fields: Any) -> StepCase:
+        return StepCase(model="llama-3.1-8b", **fields)
+
+    return [
+        *(llama(B=B, T=1024) for B in (1, 4, 16, 64, 128)),
+        *(llama(B=1, T=T) for T in (4096, 32768, 131072)),
+        *(llama(B=1, T=1024, weights=weights) for weights in ("fp8", "int8", "int4")),
+        *(llama(layers=8, B=64, T=8192, kv=kv) for kv in ("", "fp8")),
+        *(StepCase(model="llama-3.1-70b", layers=8, B=B, T=2048) for B in (1, 4, 16, 64, 256)),
     ]
 
 
@@ -170,4 +223,5 @@ OP = Op(
     work=work,
     tolerance=tolerance,
     volatile=("tokens",),
+    sweeps=sweeps,
 )

@@ -258,7 +258,7 @@ def ffn(case: StepCase, layer: int) -> Iterator[tuple[str, str, Case]]:
         yield "route", "router", router_case(case)
         inside = shape.expert_hidden or shape.hidden
         sizes: dict[str, Any] = {"E": E, "k": k, "H": inside, "F": shape.expert_ffn}
-        sizes |= {"weights": case.weights, "activation": kind, "bias": wiring.expert_bias}
+        sizes |= {"weights": case.experts_in, "activation": kind, "bias": wiring.expert_bias}
         if shape.expert_hidden:
             yield "latent_in", "ffn_gemv", product(case, "latent_in", inside, shape.hidden, case.weights)
         yield "experts", "moe_ffn", MoeCase(**common(case), **sizes)

@@ -5,6 +5,8 @@ The same steps are peers of their own: compiled by torch as one graph, and with 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -121,8 +123,8 @@ def supports(case: StepCase, target: Target) -> str | None:
 # ---- compiled by torch
 
 
-MOST_TRACED = 4
-"""Layers. A measured run has some minutes for all that it compiles."""
+MOST_TRACED = {"cuda": 4, "cpu": 1}
+"""Layers. A measured run has some minutes for all that it compiles, and a host's compiler is slower."""
 
 
 def traced(case: StepCase, inputs: Inputs, target: Target, backend: str) -> Launch:
@@ -146,10 +148,14 @@ def compiled(case: StepCase, inputs: Inputs, target: Target) -> Launch:
 
 
 def compiled_supports(case: StepCase, target: Target) -> str | None:
-    if target.kind != "cuda" or target.sm < 80:
+    if target.kind == "cuda" and target.sm < 80:
         return "is compiled for NVIDIA GPUs of sm_80 or later"
-    if case.measured_layers > MOST_TRACED:
-        return f"torch compiles at most {MOST_TRACED} layers here, not {case.measured_layers}: each takes seconds"
+    if target.kind == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
+        return "torch compiles for a host with a C++ compiler; none is named c++ or by $CXX here"
+    if target.kind not in MOST_TRACED:
+        return "is compiled for NVIDIA GPUs and for hosts"
+    if case.measured_layers > (most := MOST_TRACED[target.kind]):
+        return f"torch compiles at most {most} layers here, not {case.measured_layers}: each takes seconds"
     return supports(case, target)
 
 

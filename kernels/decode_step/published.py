@@ -1,17 +1,20 @@
 """The weights of published checkpoints, under the names that a step has for them.
 
-Names on the left are those of Hugging Face's files. Experts lie there one by one, or all in one tensor.
+Names on the left are those of Hugging Face's files. Experts lie there one by one, or all in one tensor. Quantized
+matrices are read by `packed.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kernels.common.quantization import FORMATS, torch_scale_dtype
 from kernels.common.random_inputs import torch_dtype
 from kernels.decode_step import hybrids, low_rank
 from kernels.decode_step.blocks import attends, feeds, mixes, stateful
-from kernels.decode_step.inputs import matrices, vectors
+from kernels.decode_step.inputs import height_of, matrices, vectors
+from kernels.decode_step.packed import Packed, Quantized, by_heads, is_expert
 from kernels.decode_step.parts import routed
 from kernels.decode_step.states import state_case
 from kernels.decode_step.wiring import Wiring, shape_of, wiring_of
@@ -54,11 +57,17 @@ EXPERTS = (("{}.gate_proj", "{}.up_proj", "{}.down_proj"), ("{}.w1", "{}.w3", "{
 """Gate, up and down of an expert, as most files and as Mixtral's name them."""
 
 
-def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
-    """The weights of the measured layers in the type of the case, each of the size that the step wants. A KeyError
-    names one that is missing."""
+def weights(
+    case: StepCase, stored: Stored, quantization: Mapping[str, Any] | None = None, dequantize: bool = False
+) -> dict[str, torch.Tensor]:
+    """The weights of the measured layers in the type of the case, each of the size that the step wants.
+
+    `quantization` is `quantization_config` of config.json. With `dequantize`, matrices that the step multiplies in
+    16 bits are dequantized. A KeyError names a tensor that is missing; a ValueError one that the step doesn't take.
+    """
     shape, wiring = shape_of(case.model), wiring_of(case.model)
     stored = hybrids.Renamed(stored, wiring.blocks) if wiring.blocks else stored
+    stored = Quantized(stored, quantization or {}, lambda name, packed: taken(case, name, packed, dequantize))
     embedding = next((name for name in stored if name.endswith(EMBEDDINGS)), "model.embed_tokens.weight")
     at, shift = embedding.removesuffix("weight").rpartition("embed")[0], float(wiring.norms_less_one)
     final = stored[f"{at}{one_of(stored, at, FINAL_NORMS)}.weight"] + shift
@@ -75,10 +84,57 @@ def weights(case: StepCase, stored: Stored) -> dict[str, torch.Tensor]:
         for name, tensor in blocks_of(case, stored, mine, layer):
             factor = wiring.residual_factor if name in LAST_PRODUCTS else 1.0
             found[f"{layer}.{name}"] = tensor * factor if factor != 1 else tensor
-    for name, size, _ in (*matrices(case), *vectors(case)):
-        if tuple(found[name].shape) != tuple(size):
-            raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, config.json says {tuple(size)}")
-    return {name: typed(case, name, tensor) for name, tensor in found.items()}
+    made: dict[str, torch.Tensor] = {}
+    for name, size, kind in (*matrices(case), *vectors(case)):
+        tensor = found[name] if name in found else both(found, name)
+        if tuple(tensor.shape) != tuple(size):
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, config.json says {tuple(size)}")
+        made |= as_stored(case, name, tensor, kind)
+    return made
+
+
+def both(found: Mapping[str, Any], name: str) -> Any:
+    """Gate and up below each other: quantized, they are one product. Raises KeyError for any other name."""
+    import torch
+
+    if not name.endswith("gate_up"):
+        raise KeyError(name)
+    return torch.cat([found[name.removesuffix("_up")], found[name.removesuffix("gate_up") + "up"]])
+
+
+def taken(case: StepCase, name: str, packed: Packed, dequantize: bool) -> Any:
+    """A quantized matrix as the step's products take it. Raises ValueError where none does."""
+    kind = case.experts_in if is_expert(name) else case.weights
+    kind = case.dtype if by_heads(name) or ".layers." not in name else kind
+    if (packed.format, kind) == ("int4", "int4_zp"):
+        return packed.with_zero_points()
+    if packed.format == kind:
+        return packed
+    if kind == case.dtype and dequantize:
+        w = packed.dequantized().to(torch_dtype(case.dtype))
+        return w.transpose(1, 2) if packed.name.endswith("_blocks") else w  # as gpt-oss stores experts in 16 bits
+    how = "only in " if kind == case.dtype else "in "
+    raise ValueError(
+        f"{packed.name} is stored as {packed.format}, and a step multiplies it {how}{kind}; --dequantize makes "
+        f"{case.dtype} of what has no product"
+    )
+
+
+def as_stored(case: StepCase, name: str, tensor: Any, kind: str) -> dict[str, torch.Tensor]:
+    """A matrix with its scales and zero points, or a plain tensor in the type of the case."""
+    import torch
+
+    if isinstance(tensor, Packed):
+        if tensor.format != kind:
+            raise ValueError(f"{tensor.name} is stored as {tensor.format}, and a step multiplies it in {kind}")
+        return tensor.inputs(name, torch_scale_dtype(kind, case.dtype), height_of(case, name))
+    if kind in FORMATS:
+        raise ValueError(
+            f"{name} is stored in 16 bits, but others of its kind as {kind}; --dequantize makes {case.dtype} of them"
+        )
+    if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')} without a scale")
+    return {name: typed(case, name, tensor)}
 
 
 def norms_of(case: StepCase) -> Mapping[str, str]:
@@ -266,8 +322,9 @@ def experts(shape: ModelShape, wiring: Wiring, stored: Stored, at: str) -> tuple
         return stored[f"{whole}input_linear.weight"], stored[f"{whole}output_linear.weight"]
     if f"{at}gate_up_proj" in stored:
         first, second = stored[f"{at}gate_up_proj"], stored[f"{at}down_proj"]
-        if wiring.expert_bias:  # gpt-oss, whose experts are stored with the columns first
-            return apart(first.transpose(1, 2)), second.transpose(1, 2)
+        if wiring.expert_bias:  # gpt-oss, whose experts are stored with the columns first, unless they are packed
+            first, second = (w if isinstance(w, Packed) else w.transpose(1, 2) for w in (first, second))
+            return apart(first), second
         return first, second
     if f"{at}up_proj" in stored:
         return stored[f"{at}up_proj"], stored[f"{at}down_proj"]

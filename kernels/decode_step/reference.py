@@ -40,7 +40,8 @@ def weight(case: StepCase, inputs: Inputs, name: str) -> torch.Tensor:
         return w.float()
     rows = w.flatten(0, -2)
     packed = {"w": rows} | {f"w_{p}": inputs[f"{name}_{p}"] for p in BESIDE if f"{name}_{p}" in inputs}
-    return dequantize(case.weights, packed, 0, len(rows), height_of(case, name)).unflatten(0, w.shape[:-1])
+    kind = case.experts_in if ".experts_" in name else case.weights
+    return dequantize(kind, packed, 0, len(rows), height_of(case, name)).unflatten(0, w.shape[:-1])
 
 
 def normed(x: torch.Tensor, w: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -9,6 +9,8 @@ import pytest
 
 from bench.judge.claims import Comparison, judge
 from bench.records import Record
+from kernels.decode_step.op import OP
+from kernels.op import Stage, Work
 from tests.support.claim_records import gemm, layer, read, run
 from tests.support.synthetic_run import case_record, samples
 
@@ -17,6 +19,7 @@ PEAK = 989.5e12
 
 def step(batch: int, seconds: float, *, model: str = "llama-3.1-70b", layers: int = 8, **more: Any) -> Record:
     fields = {"model": model, "layers": layers, "B": batch, "T": 2048, "page": 16, "weights": more.pop("weights", "")}
+    fields["kv"] = more.pop("kv", "")
     impl = more.pop("impl", "triton")
     found = case_record("decode_step", impl, fields, **more)
     return dataclasses.replace(found, samples_s=samples(seconds), run_id="r1")
@@ -65,6 +68,31 @@ def test_fewer_bits_are_set_against_the_same_step_in_16() -> None:
     assert half.setting["batch"] == "1"
 
 
+def with_attention(seconds: float, batch: int, *alone: float, **more: Any) -> Record:
+    """A step whose attention reads 8 MiB for each sequence, and took so long alone."""
+    parts = [{"name": "attention", "calls": 8, "alone_s": list(alone)}] if alone else None
+    stage = Stage(name="3.attention split", work=Work(bytes_read=batch * (8 << 20)))
+    return dataclasses.replace(step(batch, seconds, **more), parts=parts, stages=[dataclasses.asdict(stage)])
+
+
+def test_a_cache_in_fp8_is_set_against_the_same_step_in_16_bits() -> None:
+    """By the attention of both, measured alone: 3 ms and 1.8 ms. Steps that read little or say nothing don't count."""
+    sixteen, eight = with_attention(6e-3, 16, 3e-3, 2.9e-3, 9e-3), with_attention(5e-3, 16, 1.8e-3, kv="fp8")
+    few = [with_attention(6e-3, 1, 3e-3), with_attention(5e-3, 1, 1e-3, kv="fp8")]
+    silent = [with_attention(6e-3, 64), with_attention(5e-3, 64, kv="fp8")]
+    (found,) = measured("T6", sixteen, eight, *few, *silent)
+    assert found.value == pytest.approx(0.6)
+    assert found.setting == {"batch": "16", "context": "2048", "model": "llama-3.1-70b"}
+
+
+def test_verifying_drafts_takes_the_products_of_a_larger_batch_and_the_cache_of_its_own() -> None:
+    """Four tokens of four sequences: 8 ms less 2 ms of attention, and the 0.5 ms of four sequences."""
+    records = [with_attention(6e-3, 4, 0.5e-3), with_attention(8e-3, 16, 2e-3), with_attention(9e-3, 64)]
+    (found,) = measured("T10", *records)
+    assert found.value == pytest.approx(6.5 / 6)
+    assert (found.setting["timed"], found.setting["batch"], found.setting["draft"]) == ("whole step", "4", "4")
+
+
 def test_compute_in_use_and_bytes_over_bandwidth_by_hand() -> None:
     record = step(16, 7e-3)
     (share,) = measured("I9", layer(1), record)
@@ -78,3 +106,27 @@ def test_compute_in_use_and_bytes_over_bandwidth_by_hand() -> None:
 def test_software_alone_is_judged_by_the_whole_step_too() -> None:
     found = {c.setting["op"]: c.value for c in measured("M6", step(1, 6e-3), step(1, 15e-3, impl="torch"))}
     assert found == pytest.approx({"decode_step": 2.5})
+
+
+JUDGED_BY_SWEEPS = ("T1", "T3", "T4", "T6", "T8", "T10", "I9", "M1", "M5", "M6", "M7")
+
+
+@pytest.mark.parametrize("claim", JUDGED_BY_SWEEPS)
+def test_the_sweeps_of_steps_judge_each_claim_about_steps(claim: str) -> None:
+    """A run of the suite `sweeps` that holds nothing but ceilings and steps, each of ours and of torch."""
+    records = []
+    for case in OP.sweeps():
+        parts = [{"name": "attention", "calls": 1, "alone_s": [1e-3]}]
+        stage = dataclasses.asdict(Stage(name="0.attention split", work=Work(bytes_read=1 << 30)))
+        for impl, seconds in (("triton", OP.work(case).bytes / 2.5e12), ("torch", OP.work(case).bytes / 1e12)):
+            made = case_record("decode_step", impl, case.as_dict(), telemetry={"power_w": 500.0})
+            more: dict[str, Any] = {"parts": parts, "stages": [stage], "run_id": "r1"}
+            records.append(dataclasses.replace(made, samples_s=samples(seconds), **more))
+    assert {record.op for each in measured(claim, *records) for record in each.records} >= {"decode_step"}
+
+
+def test_sweeps_fit_twice_into_80_gb() -> None:
+    """Weights and cache of each, as they are allocated."""
+    for case in OP.sweeps():
+        held = sum(tensor.nbytes for tensor in OP.inputs(case, "meta", 0).values())
+        assert 2 * held < 80e9, (case.id, held)

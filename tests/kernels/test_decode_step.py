@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -301,8 +303,26 @@ def test_torch_traces_the_whole_step_as_one_graph() -> None:
     found = traced(case, inputs, CPU, "eager")()
     torch.testing.assert_close(found, expected)
     assert torch.equal(inputs["next"], tokens)
-    assert "sm_80" in str(impl("torch-compiled").supports(case, CPU))
+    assert "at most 1 layers here, not 2" in str(impl("torch-compiled").supports(case, CPU))
+    assert "sm_80" in str(impl("torch-compiled").supports(case, replace(CPU, kind="cuda", sm=75)))
     assert "its attention: needs" in str(impl("torch, flashinfer").supports(case, CPU))
+
+
+def test_torch_compiles_on_a_host_where_a_compiler_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, compiled = StepCase(model="toy-llama-3", layers=1, B=2, T=9, dtype="fp32"), impl("torch-compiled")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "C++ compiler" in str(compiled.supports(case, CPU))
+    monkeypatch.setenv("CXX", sys.executable)
+    assert compiled.supports(case, CPU) is None
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler is here")
+def test_a_host_compiles_a_layer_of_a_step() -> None:
+    case = StepCase(model="toy-llama-3", layers=1, B=2, T=9, page=4, lengths="ragged", dtype="fp32")
+    errors = check(OP, impl("torch-compiled"), case, CPU)
+    assert errors.passed, errors.reason
 
 
 LAUNCHES = {

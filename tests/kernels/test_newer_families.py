@@ -161,7 +161,7 @@ def test_layers_that_a_search_changed() -> None:
     assert models.kv_bytes_per_token(found, 2) == (2 * 4 + 2) * 2 * 64 * 2
     attention = 2 * (2 * 1024 + 2 * 256) * 1024 + (2 * 1024 + 2 * 128) * 1024
     assert models.parameters(found) == 2 * 1000 * 1024 + attention + 3 * 1024 * (2 * 2048 + 1024)
-    with pytest.raises(BadConfig, match="'block_configs' is .*, not a list of 4 objects"):
+    with pytest.raises(BadConfig, match=r"'block_configs' is .*, not a list of 4 objects"):
         from_config(given | {"block_configs": blocks[:2]})
 
 

@@ -17,7 +17,8 @@ from bench.predict.collectives import Routed
 from bench.predict.roofline import predict_from_datasheet
 from bench.predict.step_expected import alone_seconds, kernel_seconds
 from bench.predict.step_request import Request, expect, predicted_on, roof_of, shape_of
-from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of, swept
+from bench.predict.step_table import swept
+from bench.predict.step_waterfall import MeasuredPart, MeasuredStep, measured_waterfall, parts_of, sizes_of
 from bench.run import load_run
 from kernels.decode_step.op import OP, StepCase
 from kernels.decode_step.parts import parts
@@ -184,6 +185,10 @@ def test_a_measured_step_is_split_among_its_parts() -> None:
         [*floors, 1.2 * floor, 1.4 * floor, 1.5 * floor, 2 * floor, 2.5 * floor]
     )
     assert any("torch" in line for line in found.lines())
+    assert (found.mbu, found.joules_per_token) == (pytest.approx(whole / 1e9 / (2.5 * floor)), None)
+    powered = measured_waterfall(case, replace(made, watts=300.0), part="a GPU")
+    assert powered.joules_per_token == pytest.approx(300 * 2.5 * floor)
+    assert "measured" in powered.costs()[0]
     alone = replace(made, parts=tuple(replace(part, in_step=None) for part in made.parts), launch_s=0.0)
     names = [level.name for level in measured_waterfall(case, alone, part="a GPU").levels]
     assert names == ["expected of its kernels", "each operation alone", "step (numba)"]
@@ -222,7 +227,8 @@ def test_several_batches_and_contexts_make_one_table() -> None:
     assert [(each["context"], each["batch"]) for each in found] == [(4096, 1), (4096, 8), (32768, 1), (32768, 8)]
     headers, rows = swept([expect(replace(LLAMA, batch=batch)) for batch in (1, 64)])
     assert [row[0] for row in rows] == ["1", "64"]
-    assert [headers[2], *headers[-2:]] == ["floor by the datasheet ms", "token/s", "most of the time"]
+    assert headers[2] == "floor by the datasheet ms"
+    assert headers[-5:] == ["token/s", "MBU", "MFU", "J/token", "most of the time"]
     assert rows[0][2] == f"{predicted_on(LLAMA, H100).seconds * 1e3:,.3g}"
     said = CliRunner().invoke(app, asked)
     assert said.exit_code == 0, said.output
@@ -230,6 +236,47 @@ def test_several_batches_and_contexts_make_one_table() -> None:
     for wrong in ("0", "x"):
         with pytest.raises(BadRequest, match="batch"):
             CliRunner().invoke(app, [*asked, "--batch", wrong], catch_exceptions=False)
+
+
+def test_precisions_parts_and_drafts_are_swept_too() -> None:
+    asked = ["step", "--model", "llama-3.1-8b", "--weights", "bf16,int4", "--tp", "1,2", "--drafts", "0,3", "--json"]
+    found = json.loads(CliRunner().invoke(app, asked).output)
+    assert len(found) == 8
+    assert {(each["devices"], each["drafts"]) for each in found} == {(1, 0), (1, 3), (2, 0), (2, 3)}
+    steps = [expect(replace(LLAMA, weights=w, tokens=n)) for w in ("bf16", "int4") for n in (1, 4)]
+    headers, rows = swept(steps)
+    assert headers[:4] == ["batch", "context", "weights", "drafts"]
+    assert [row[2:4] for row in rows] == [["bf16", "0"], ["bf16", "3"], ["int4", "0"], ["int4", "3"]]
+    assert steps[1].joules_per_token > steps[0].joules_per_token > steps[2].joules_per_token
+    with pytest.raises(BadRequest, match="devices must be at least 1"):
+        CliRunner().invoke(app, ["step", "--model", "llama-3.1-8b", "--tp", "0"], catch_exceptions=False)
+
+
+def test_joules_and_dollars_are_those_of_the_step_and_not_of_its_floor() -> None:
+    """By hand: 700 W of an H100 and $2.50 an hour, each for two parts, over 16 tokens a step."""
+    found = replace(expect(replace(LLAMA, batch=16, devices=2)), dollars_per_hour=2.5)
+    step = found.step.seconds
+    assert step > 1.2 * found.levels[0].seconds
+    assert found.joules_per_token == pytest.approx(2 * 700 * step / 16)
+    assert found.dollars_per_million_tokens == pytest.approx(2 * 2.5 / 3600 * step / 16 * 1e6)
+    joules, dollars = found.costs()
+    assert "1,400 W, the rated power of NVIDIA H100 SXM (datasheet)" in joules
+    assert "$2.5 an hour and part, as --price says" in dollars
+    floor = predicted_on(replace(LLAMA, batch=16, devices=2), H100)
+    assert found.mbu == pytest.approx(floor.mbu * floor.seconds / step)
+    said = found.as_dict()
+    assert (said["joules_per_token"], said["dollars_per_million_tokens"]) == (
+        found.joules_per_token,
+        found.dollars_per_million_tokens,
+    )
+    headers, rows = swept([found, expect(LLAMA)])
+    columns = dict(zip(headers, rows[0], strict=True))
+    assert columns["J/token"] == f"{found.joules_per_token:.3g}"
+    assert columns["$/M tokens"] == f"{found.dollars_per_million_tokens:.3g}"
+    assert columns["all-reduces"].endswith("%")
+    assert dict(zip(headers, rows[1], strict=True))["$/M tokens"] == ""
+    asked = ["step", "--model", "llama-3.1-8b", "--batch", "1", "--price", "2.5"]
+    assert "a million tokens: $2.5 an hour" in CliRunner().invoke(app, asked).output
 
 
 def test_parts_that_share_a_model_say_what_they_tell_each_other() -> None:

@@ -328,8 +328,8 @@ def predict_t10() -> list[Comparison]:
 
 
 def measure_t10(run: MeasuredPart) -> list[Comparison]:
-    """Attention with a draft of 2 to 8 tokens, and weights at 4 times the batch."""
-    found = []
+    """Whole steps; attention with a draft of 2 to 8 tokens, and weights at 4 times the batch."""
+    found = whole_steps.verifying(run, T10_TIME, DRAFT)
     how = "attention with a draft / with one query token"
     for drafted in range(2, 9):
         records = attention(run, q_len=(1, drafted))
@@ -343,7 +343,7 @@ def measure_t10(run: MeasuredPart) -> list[Comparison]:
             if wider := sweep.get(DRAFT * batch):
                 setting = {"timed": "weights", "batch": batch, "draft": DRAFT, "weights": kind}
                 found.append(measured(T10_TIME, seconds(wider) / seconds(base), how, [wider, base], **setting))
-    return require_some(found, "attention with a draft, or layer at one batch and four times it")
+    return require_some(found, "attention with a draft, or step or layer at one batch and four times it")
 
 
 def others_t10(others: Others) -> list[Comparison]:

@@ -166,10 +166,12 @@ def predict_t6() -> list[Comparison]:
 def measure_t6(run: MeasuredPart) -> list[Comparison]:
     both = pairs(attention(run), cache_format, "bf16", "fp8", "kv")
     large = [pair for pair in both if pair[0].bytes >= LARGE]
-    if not large:
+    whole = whole_steps.attention_in_fewer_bits(run, T6_TIME, LARGE)
+    if not large and not whole:
         raise Unmeasured("the run holds no large `attention_decode` with its cache both in bf16 and in fp8")
     how = "median over cases of the time with an fp8 cache / a bf16 cache, fastest of each"
-    return [measured(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])]
+    alone = [measured(T6_TIME, median_ratio(large), how, [r for pair in large for r in pair])] if large else []
+    return [*alone, *whole]
 
 
 def others_t6(others: Others) -> list[Comparison]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from bench.judge.claims.base import Comparison, Published
@@ -14,6 +15,7 @@ from bench.judge.claims.common import measured
 from bench.judge.claims.reading import (
     MeasuredPart,
     batch_of,
+    cache_format,
     comparable,
     fastest_by_batch,
     group_by,
@@ -23,6 +25,7 @@ from bench.judge.claims.reading import (
 from bench.records import Record
 from kernels.models import MODELS, ModelShape
 from kernels.op import discover
+from kernels.work import part_of
 
 OP = "decode_step"
 WHOLE = "whole step"
@@ -116,6 +119,52 @@ def in_fewer_bits(run: MeasuredPart, published: Published, kinds: Sequence[str])
                     )
                 )
     return found
+
+
+def attention_in_fewer_bits(run: MeasuredPart, published: Published, least: int) -> list[Comparison]:
+    """Attention of steps with a cache in fp8 over that of the same step in 16 bits, each measured alone, where it reads
+    `least` bytes or more in 16 bits."""
+    found = []
+    for group in alike(run, "kv"):
+        by = {cache_format(r): r for r in sorted(group, key=seconds, reverse=True)}
+        both = [(r, part_seconds(r, "attention")) for r in (by.get("bf16"), by.get("fp8")) if r]
+        if len(both) < 2 or not all(spent for _, spent in both):
+            continue
+        (plain, whole), (few, half) = both
+        if part_bytes(plain, "attention") >= least and whole and half:
+            said = "attention of the measured step with an fp8 cache / with a 16-bit cache"
+            setting = {"batch": batch_of(few), "context": few.case["T"], "model": few.case["model"]}
+            found.append(measured(published, half / whole, said, (plain, few), **setting))
+    return found
+
+
+def verifying(run: MeasuredPart, published: Published, tokens: int) -> list[Comparison]:
+    """A step that verifies so many tokens of each sequence over the step that makes one. It multiplies as many rows as
+    the step at so many times the batch, and reads the cache of its own batch."""
+    said = "(step at so many times the batch - its attention + attention at the batch) / step at the batch"
+    found = []
+    for sweep in sweeps(run):
+        by = {batch_of(r): r for r in sweep}
+        for batch, one in by.items():
+            several = by.get(tokens * batch)
+            if several is None:
+                continue
+            more, own = (part_seconds(r, "attention") for r in (several, one))
+            if more and own:
+                value = (seconds(several) - more + own) / seconds(one)
+                setting = {"batch": batch, "draft": tokens, **named(sweep)}
+                found.append(measured(published, value, said, (several, one), **setting))
+    return found
+
+
+def part_seconds(record: Record, name: str) -> float | None:
+    """Median seconds of all launches of a part of a step, without the others."""
+    return next((median(p["alone_s"]) for p in record.parts or () if p["name"] == name and p.get("alone_s")), None)
+
+
+def part_bytes(record: Record, name: str) -> int:
+    """Bytes that the kernels of this part read."""
+    return sum(s["work"]["bytes_read"] for s in record.stages if part_of(s["name"]) == name)
 
 
 def whole_models(run: MeasuredPart) -> list[tuple[ModelShape, Record]]:
