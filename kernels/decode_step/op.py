@@ -188,7 +188,7 @@ def sweeps() -> list[StepCase]:
         return StepCase(model="llama-3.1-8b", **fields)
 
     return [
-        *(llama(B=B, T=1024) for B in (1, 4, 16, 64, 128)),
+        *(llama(B=B, T=1024) for B in (1, 4, 5, 16, 64, 128)),  # five rows verify four drafts
         *(llama(B=1, T=T) for T in (4096, 32768, 131072)),
         *(llama(B=1, T=1024, weights=weights) for weights in ("fp8", "int8", "int4")),
         *(llama(layers=8, B=64, T=8192, kv=kv) for kv in ("", "fp8")),

@@ -93,6 +93,14 @@ def test_verifying_drafts_takes_the_products_of_a_larger_batch_and_the_cache_of_
     assert (found.setting["timed"], found.setting["batch"], found.setting["draft"]) == ("whole step", "4", "4")
 
 
+def test_drafts_pay_by_what_measured_steps_take_to_verify_them() -> None:
+    """Verifying five tokens takes 1.25 steps, drafting four a fifth of one; 0.6 and 0.8 of the drafts are right."""
+    slow, fast = measured("T13", with_attention(4e-3, 1, 1e-3), with_attention(6e-3, 5, 2e-3))
+    assert slow.value == pytest.approx((1 + 0.6 + 0.36 + 0.216 + 0.1296) / 1.45)
+    assert fast.value == pytest.approx((1 + 0.8 + 0.64 + 0.512 + 0.4096) / 1.45)
+    assert (slow.setting["accepted"], slow.setting["batch"]) == ("0.6", "1")
+
+
 def test_compute_in_use_and_bytes_over_bandwidth_by_hand() -> None:
     record = step(16, 7e-3)
     (share,) = measured("I9", layer(1), record)
@@ -108,7 +116,7 @@ def test_software_alone_is_judged_by_the_whole_step_too() -> None:
     assert found == pytest.approx({"decode_step": 2.5})
 
 
-JUDGED_BY_SWEEPS = ("T1", "T3", "T4", "T6", "T8", "T10", "I9", "M1", "M5", "M6", "M7")
+JUDGED_BY_SWEEPS = ("T1", "T3", "T4", "T6", "T8", "T10", "T13", "I9", "M1", "M5", "M6", "M7")
 
 
 @pytest.mark.parametrize("claim", JUDGED_BY_SWEEPS)

@@ -6,12 +6,15 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 from bench.devices import find
+from bench.judge.claims import whole_steps
 from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, number, our_range
 from bench.judge.claims.common import H100, LLAMA_70B, decode, predicted
 from bench.judge.claims.others import Others, paired, ratio, some
+from bench.judge.claims.reading import MeasuredPart, require_some
 from bench.judge.claims.traces import AZURE, MOONCAKE, OUTPUTS, draw
 
 # ------------------------------------------------------------------------------------------- T11: an NVFP4 cache
@@ -91,15 +94,31 @@ DRAFTS, DRAFT_COST = 4, 0.05
 """Drafted tokens a step, and what drafting one costs of a step."""
 
 
+def gain(accepted: float, verifying: float) -> float:
+    """Tokens that a round of drafts and their verification gives, over the steps that it takes as long as."""
+    return (1 - accepted ** (DRAFTS + 1)) / (1 - accepted) / (DRAFTS * DRAFT_COST + verifying)
+
+
 def predict_t13() -> list[Comparison]:
     found = []
     for accepted, batch in product((0.6, 0.8), (1, 16, 64, 128, 256)):
         one, several = (decode(LLAMA_70B, batch=batch, context=2048, q_len=q).seconds for q in (1, DRAFTS + 1))
-        tokens = (1 - accepted ** (DRAFTS + 1)) / (1 - accepted)
-        value = tokens / (DRAFTS * DRAFT_COST + several / one)
+        value = gain(accepted, several / one)
         how = "(1 - a^5) / (1 - a) / (4 x draft cost + verifying 5 tokens / one)"
         found.append(predicted(T13_GAIN, value, how, accepted=f"{accepted:g}", batch=batch))
     return found
+
+
+def measure_t13(run: MeasuredPart) -> list[Comparison]:
+    """Steps that verify five tokens. No draft model runs here: its cost is that of the prediction."""
+    found = []
+    for each in whole_steps.verifying(run, T13_GAIN, DRAFTS + 1):
+        for accepted in (0.6, 0.8):
+            how = f"(1 - a^5) / (1 - a) / (4 x assumed draft cost + verifying 5 tokens / one); verifying: {each.how}"
+            setting = {name: said for name, said in each.setting.items() if name != "draft"}
+            setting["accepted"] = f"{accepted:g}"
+            found.append(replace(each, value=gain(accepted, each.value), how=how, setting=setting))
+    return require_some(found, "`decode_step` at one batch and at five times it")
 
 
 T13 = Claim(
@@ -112,7 +131,8 @@ T13 = Claim(
     setting="Llama-3.1-70B in bf16 at H100 rates, 4 drafts that cost a twentieth of a step each. Acceptance and batch "
     "are varied",
     predict=predict_t13,
-    never="no draft model runs here: T10 measures the verification alone",
+    measure=measure_t13,
+    any_part=True,
 )
 
 # ----------------------------------------------------------------------------------- T14: continuous batching
