@@ -83,13 +83,13 @@ def token_bytes(shape: ModelShape, kv: Precision) -> float:
     return sum(grown_rows(kind) * kv_token_bytes(kind, kv) + kind.index_bytes_per_token for kind in kinds)
 
 
-def cached_tokens(shape: ModelShape, context: int) -> int:
+def cached_tokens(shape: ModelShape, context: int) -> float:
     """The rows of the cache that a request's step reads, summed over layers.
 
     Windowed layers read `window` at most. With an indexer, a layer reads the best `top` rows.
     """
     if shape.ratio > 1 and shape.indexer:
-        return shape.attention_layers * (min(context, shape.window) + min(context // shape.ratio, shape.indexer.top))
+        return shape.attention_layers * (min(context, shape.window) + min(context / shape.ratio, shape.indexer.top))
     return kept_tokens(shape, min(context, shape.indexer.top) if shape.indexer else context)
 
 

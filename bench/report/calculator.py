@@ -52,8 +52,8 @@ class Fit:
     def limits(self) -> list[int]:
         """Where the tokens that a layer reads stop growing with the context, the smallest first."""
         kinds = [kind for _, kind in self.shape.attention_kinds()]
-        windows = {kind.window for kind in kinds if kind.windowed_layers}
-        tops = {kind.indexer.top for kind in kinds if kind.indexer}
+        windows = {kind.window for kind in kinds if kind.windowed_layers or kind.ratio > 1}
+        tops = {kind.indexer.top * kind.ratio for kind in kinds if kind.indexer}
         return sorted(each for each in windows | tops if each < self.shape.max_context)
 
     @cached_property

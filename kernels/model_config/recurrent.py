@@ -29,7 +29,9 @@ class Zamba2(Hybrid):
         wide = fields.whole_or(2 * fields.whole("hidden_size"), "attention_hidden_size")
         dim = fields.whole_or(wide // fields.whole("num_attention_heads"), "attention_head_dim")
         kinds = ["mamba"] * layers + ["attention"] * uses
-        return fields.plus({"num_hidden_layers": layers + uses, "head_dim": dim, "states": kinds, "wide": wide})
+        # the inner width of Mamba is `mamba_expand` times the hidden size, whatever `mamba_headdim` says
+        derived = {"head_dim": dim, "states": kinds, "wide": wide, "mamba_headdim": None}
+        return fields.plus({"num_hidden_layers": layers + uses, **derived})
 
     @classmethod
     def uses(cls, fields: Fields, layers: int) -> int:

@@ -191,12 +191,13 @@ def kv_bytes(shape: ModelShape, context: int, bytes_per_element: float) -> float
     return total
 
 
-def kept_tokens(shape: ModelShape, context: int) -> int:
+def kept_tokens(shape: ModelShape, context: int) -> float:
     """Rows of the cache of a request of this length, summed over the layers with attention.
 
-    A row holds a token, or `ratio` of them; layers that reuse the cache of others read as many.
+    A row holds a token, or `ratio` of them, of which a part counts as its part. Layers that reuse the cache of others
+    read as many.
     """
     if shape.ratio > 1:
-        return shape.attention_layers * (min(context, shape.window) + context // shape.ratio)
+        return shape.attention_layers * (min(context, shape.window) + context / shape.ratio)
     full = (shape.attention_layers - shape.windowed_layers) * context
     return full + shape.windowed_layers * min(context, shape.window)
