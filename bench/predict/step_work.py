@@ -173,13 +173,13 @@ def _ffn_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int)
         ops.append(_linear(f"gate_up{suffix}", first("", width * even, hidden), calls=dense, **common))
         ops.append(_linear(f"down{suffix}", [("down", hidden, width * even)], calls=dense, **common))
     if calls := shape.moe_layers:
-        inside, width = shape.expert_hidden or hidden, shape.expert_ffn * even
+        inside = shape.expert_hidden or hidden
         chosen = (shape.experts + shape.zero_experts) * even
         ops.append(_linear("router", [("router", chosen, hidden)], calls=calls, **common))
         if shape.expert_hidden:
             ops.append(_linear("latent_in", [("latent_in", inside * even, hidden)], calls=calls, **common))
-        ops.append(_experts("experts_gate_up", shape, first("expert_", width, inside), **common))
-        ops.append(_experts("experts_down", shape, [("expert_down", inside, width)], **common))
+        ops.append(_experts("experts_gate_up", shape, first("expert_", shape.expert_ffn * even, inside), **common))
+        ops.append(_experts("experts_down", shape, [("expert_down", inside, shape.expert_ffn * even)], **common))
         if shape.expert_hidden:
             ops.append(_linear("latent_out", [("latent_out", hidden, inside * even)], calls=calls, **common))
         if shared := shape.shared_width * even:

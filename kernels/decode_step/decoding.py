@@ -30,8 +30,8 @@ def following(
             inputs[f"{layer}.memory"] = carried(case, inputs, layer, before)
         if stateful(case, layer):
             name = states.memory_of(case, layer)
-            old, like = before[1] if before else None, inputs["embedding"]
-            inputs[name] = states.carried(states.state_case(case), old and old[name], like)
+            old, like = before[1] if before else {}, inputs["embedding"]
+            inputs[name] = states.carried(states.state_case(case), old.get(name), like)
             inputs |= low_rank.carried_ring(case, layer, old, like)
     return inputs
 

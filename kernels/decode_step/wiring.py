@@ -206,7 +206,7 @@ TOY_WIRING: Mapping[str, Mapping[str, Any]] = {
     },
     "toy-nemotron-h": vars(nemotron("ME*-E", TOY_MAMBA2)),
     "toy-falcon-h1": TOY_FALCON,
-    "toy-falcon-h1-34b": TOY_FALCON | {"state_norm": True, "norm_first": True},
+    "toy-falcon-h1-34b": {**TOY_FALCON, "state_norm": True, "norm_first": True},
     **mamba_wiring.TOY_WIRING,
 }
 """What toys have otherwise than their family."""

@@ -83,7 +83,7 @@ class Glm5Next(KimiLinear):
 
     model_types: ClassVar[tuple[str, ...]] = ("glm5_next_text", "glm5_next")
     like: ClassVar[Mapping[str, str]] = {"glm5_next": "glm5_next_text"}
-    layer_types: ClassVar[Mapping[str, str]] = Hybrid.layer_types | {"indexed_attention": "full"}
+    layer_types: ClassVar[Mapping[str, str]] = {**Hybrid.layer_types, "indexed_attention": "full"}
     dims: ClassVar = {dim: names for dim, names in DeepSeek.dims.items() if dim != "rope_dim"}
 
     @staticmethod
@@ -144,7 +144,7 @@ class ModernBertDecoder(Patterned):
     """All but one of every three layers have a window."""
 
     model_types: ClassVar[tuple[str, ...]] = ("modernbert-decoder",)
-    defaults: ClassVar[Mapping[str, Any]] = {"sliding_window_pattern": 3}
+    defaults: ClassVar = {"sliding_window_pattern": 3}
 
 
 class NeoXJapanese(Ungated):

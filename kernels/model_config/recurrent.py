@@ -168,9 +168,7 @@ class Rwkv(PureMamba):
             "extras": (gate,),
         }
 
-    defaults: ClassVar[Mapping[str, Any]] = {
-        name: value for name, value in PureMamba.defaults.items() if name != "intermediate_size"
-    }
+    defaults: ClassVar = {name: value for name, value in PureMamba.defaults.items() if name != "intermediate_size"}
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"ffn": ("intermediate_size", "hidden_size")}
 
 

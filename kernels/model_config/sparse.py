@@ -158,7 +158,7 @@ class MistralLarge4(DeepSeek):
     """Heads of layers without rotary embedding have no rotary part, and `qk_rope_head_dim` more of the other."""
 
     model_types: ClassVar[tuple[str, ...]] = ("mistral_large4_text", "mistral_large4")
-    like: ClassVar[Mapping[str, str]] = {"mistral_large4": "mistral_large4_text"}
+    like: ClassVar = {"mistral_large4": "mistral_large4_text"}
 
     @classmethod
     def more(cls, fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:

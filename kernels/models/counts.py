@@ -116,8 +116,8 @@ def modules(shape: ModelShape) -> list[Module]:
         found += _moe_modules(shape)
     for extra in shape.extras:
         used = 0 if extra.table else extra.used
-        named = {"name": extra.name, "n": extra.n, "k": extra.k}
-        found.append(Module(**named, layers=extra.layers, copies=extra.copies, used=used))
+        layers, copies = extra.layers, extra.copies
+        found.append(Module(name=extra.name, n=extra.n, k=extra.k, layers=layers, copies=copies, used=used))
     if not shape.tied_embeddings:
         found.append(Module(name="lm_head", n=shape.vocab, k=shape.hidden, layers=1))
     return found
@@ -137,8 +137,8 @@ def _moe_modules(shape: ModelShape) -> Iterator[Module]:
     if shape.shared_width:
         yield from _each("shared_", _ffn(shape, shape.shared_width, hidden), layers)
     for name, (n, k) in ffn_projections(shape).items():
-        copies = {"copies": shape.experts, "used": shape.real_experts_per_token}
-        yield Module(name=f"expert_{name}", n=n, k=k, layers=layers, **copies)
+        copies, used = shape.experts, shape.real_experts_per_token
+        yield Module(name=f"expert_{name}", n=n, k=k, layers=layers, copies=copies, used=used)
 
 
 def parameters(shape: ModelShape) -> int:

@@ -236,10 +236,11 @@ class ModelShape:
             return
         given = {name: getattr(self, f"window_{name}") for name in ("heads", "kv_heads", "head_dim")}
         other: dict[str, Any] = {name: n for name, n in given.items() if n and n != getattr(self, name)}
-        alone: dict[str, Any] = {f"window_{name}": 0 for name in given} | {"attention_free_layers": 0}
+        alone: dict[str, Any] = {f"window_{name}": 0 for name in given}
+        alone["attention_free_layers"] = 0
         full = self.attention_layers - (self.windowed_layers if other else 0)
         if full:
-            windowed = {"windowed_layers": 0} if other else {}
-            yield "", replace(self, **alone | windowed, layers=full)
+            unwindowed: dict[str, Any] = {"windowed_layers": 0} if other else {}
+            yield "", replace(self, **(alone | unwindowed), layers=full)
         if other and self.windowed_layers:
-            yield "_window", replace(self, **alone | other, layers=self.windowed_layers)
+            yield "_window", replace(self, **(alone | other), layers=self.windowed_layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -132,7 +134,7 @@ def launch_of(case: StateCase, inputs: Inputs, grid: tuple[int, int], block_v: i
     of_token = {name: inputs[name] for name in names}
     strides = {f"stride_{name}_b": inputs[name].stride(0) for name in names}
     rates = {name: inputs[name] for name in ("A_log", "dt_bias")}
-    constants = {"V": case.V, "K": case.K, "BLOCK_V": block_v}
+    constants: dict[str, Any] = {"V": case.V, "K": case.K, "BLOCK_V": block_v}
     if case.kind == "mamba1":
         given = {"state": state, "y": y, **of_token, "slots": inputs["slots"], **rates, "D": inputs["D"]}
         kernel = mamba1_kernel

@@ -249,6 +249,7 @@ def compare(m: Machine, ins: Instruction, kind: str) -> Step:
 def compare_halves(m: Machine, ins: Instruction, how: str, to: Callable[[np.ndarray], np.ndarray]) -> Step:
     both = ins.operands[0]
     ins.must(isinstance(both, tuple) and len(both) == 2)
+    assert isinstance(both, tuple)
     low, high = (m.writer(each, "pred") for each in both)
     x, y = (m.value(v, "b32") for v in ins.operands[1:])
 
