@@ -7,10 +7,12 @@ which part, what its vendor publishes, and which implementation was the fastest 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +190,19 @@ def check_characters(line: Any) -> None:
         raise ValueError("a text has half of a character (a lone surrogate)") from None
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """No search for cycles of garbage meanwhile: a run is many objects that stay, and each search looks at them all."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@without_collecting()
 def load_run(path: Path | str) -> Run:
     """Read a run's directory, its `records.jsonl`, or a shared file.
 

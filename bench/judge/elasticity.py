@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from bench.records import Record, comparable
-from bench.stats import BOUNDS, Interval, resampled_medians
+from bench.stats import BOUNDS, Interval, median_of, resampled_medians
 
 TOLERANCE = 0.15
 """How far an elasticity may be from 0 or 1. A launch of 2 us in a kernel of 20 us alone makes a difference of 0.1."""
@@ -89,7 +89,7 @@ def fit(points: Sequence[Point]) -> Elasticity:
     def exponents(times: np.ndarray) -> np.ndarray:
         return solve @ np.log(times)
 
-    medians = np.array([np.median(p.samples_s) for p in points])
+    medians = np.array([median_of(np.sort(np.asarray(p.samples_s))) for p in points])
     best = exponents(medians)
     rng = np.random.default_rng(0)
     drawn = [resampled_medians(p.samples_s, rng) if p.resampled is None else p.resampled for p in points]

@@ -204,22 +204,40 @@ def longest_clean(groups: Sequence[Sequence[Record]]) -> list[tuple[Changed, tup
     of several.
 
     Not all records need to be: at a large batch, for example, the activations' bytes begin to count. Groups of one
-    length are looked at together, and the runs grow by one record at a time: `highest[g, i]` and `lowest[g, i]` are the
-    extremes of the run of group g that begins at i.
+    length are looked at together, and the longest runs are tried first: mostly a whole group is one.
     """
     found: list[tuple[Changed, tuple[Record, ...]] | None] = [None] * len(groups)
     for length in {len(group) for group in groups}:
         numbers = [number for number, group in enumerate(groups) if len(group) == length]
         amounts = np.array([[amounts_of(record) for record in groups[number]] for number in numbers], dtype=float)
-        highest = lowest = amounts
-        for count in range(2, length + 1):
-            highest = np.maximum(highest[:, :-1], amounts[:, count - 1 :])
-            lowest = np.minimum(lowest[:, :-1], amounts[:, count - 1 :])
-            kinds = changes(highest, lowest)
-            for row in np.flatnonzero(kinds.any(axis=1)):
-                at = int(np.argmax(kinds[row] > 0))
-                found[numbers[row]] = KINDS[kinds[row, at]], tuple(groups[numbers[row]][at : at + count])
+        highest, lowest = doubled(amounts, np.maximum), doubled(amounts, np.minimum)
+        left = np.arange(len(numbers))
+        for count in range(length, 1, -1):
+            kinds = changes(extremes(highest, count, left, np.maximum), extremes(lowest, count, left, np.minimum))
+            some = kinds.any(axis=1)
+            for row, of_row in zip(left[some], kinds[some], strict=True):
+                at = int(np.argmax(of_row > 0))
+                found[numbers[row]] = KINDS[of_row[at]], tuple(groups[numbers[row]][at : at + count])
+            left = left[~some]
+            if not len(left):
+                break
     return found
+
+
+def doubled(amounts: np.ndarray, extreme: np.ufunc) -> list[np.ndarray]:
+    """Of each group the extremes of the runs of 1, 2, 4, 8, ... records that begin at each record."""
+    found = [amounts]
+    while (half := 2 ** (len(found) - 1)) < found[-1].shape[1]:
+        found.append(extreme(found[-1][:, :-half], found[-1][:, half:]))
+    return found
+
+
+def extremes(table: Sequence[np.ndarray], count: int, rows: np.ndarray, extreme: np.ufunc) -> np.ndarray:
+    """Of these groups the extremes of the runs of `count` records: two runs of `table` together, which may overlap."""
+    power = count.bit_length() - 1
+    runs = table[power][rows]
+    beyond = count - 2**power
+    return extreme(runs[:, : runs.shape[1] - beyond], runs[:, beyond:])
 
 
 def amounts_of(record: Record) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BadRequest
+from bench.run import without_collecting
 
 if TYPE_CHECKING:
     from bench.judge.answer import Answer
@@ -37,6 +38,7 @@ class Written:
         return iter(self.paths)
 
 
+@without_collecting()
 def write(run: Path | str | Run, *, html: bool = True, draw: bool = True, out: Path | None = None) -> Written:
     """Rebuild `report.md` of a run, with `draw` also `figures/*.png`, and with `html` also `report.html`.
 

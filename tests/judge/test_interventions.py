@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from types import SimpleNamespace
 
 import pytest
 
-from bench.judge.interventions import Bounds, Intervention, change, interventions, left_out
+from bench.judge.interventions import Bounds, Intervention, change, interventions, left_out, longest_clean, regime
 from bench.records import MAY_BE_TOO_SHORT, Record
 from tests.support.synthetic_run import ROOF, Clock, by_arithmetic, samples, timed
 
@@ -204,3 +205,26 @@ def test_noise_takes_the_verdict_away() -> None:
     assert loud.e_bytes
     assert loud.e_bytes.high - loud.e_bytes.low > 10 * (quiet.e_bytes.high - quiet.e_bytes.low)
     assert loud.verdict == "neither"
+
+
+def test_the_longest_clean_run_is_the_one_that_a_plain_search_finds() -> None:
+    """Groups of one to nine records, whose bytes and FLOPs grow by random factors."""
+    rng = random.Random(3)
+    groups = []
+    for _ in range(200):
+        records = [SimpleNamespace(bytes=rng.choice((1.0, 1.01, 2.0)), flops=rng.choice((1.0, 1.6, 4.0)))]
+        for _ in range(rng.randrange(9)):
+            size, flops = records[-1].bytes * rng.choice((1.0, 1.02, 1.7)), records[-1].flops * rng.choice((1.0, 1.7))
+            records.append(SimpleNamespace(bytes=size, flops=flops))
+        groups.append(records)
+
+    def plain(group: list[SimpleNamespace]) -> tuple[str, tuple[SimpleNamespace, ...]] | None:
+        for count in range(len(group), 1, -1):
+            for at in range(len(group) - count + 1):
+                if kind := change(group[at : at + count]):  # type: ignore[arg-type]
+                    return kind, tuple(group[at : at + count])
+        return None
+
+    found = longest_clean(groups)  # type: ignore[arg-type]
+    assert found == [plain(group) for group in groups]
+    assert {each and each[0] for each in found} == {None, "FLOPs", "bytes", "both"}

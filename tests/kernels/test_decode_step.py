@@ -267,11 +267,14 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
         ("toy-llama-3", "fp8", "triton"),
         ("toy-bamba", "int8", "numba"),
         ("toy-bamba", "fp8", "triton"),
+        ("toy-falcon-h1", "int8", "numba"),
+        ("toy-nemotron-h", "fp8", "triton"),
     ],
 )
 def test_a_step_with_quantized_weights_passes_the_gate(model: str, weights: str, by: str, target: Target) -> None:
-    """Gate and up are then one product, and the activation is a part of its own. The LM head stays in 16 bits."""
-    case = StepCase(model=model, layers=1, B=2, T=9, weights=weights, dtype="fp16")
+    """Gate and up are then one product, and the activation is a part of its own. The LM head stays in 16 bits. Where a
+    layer is one block, all layers are taken."""
+    case = StepCase(model=model, layers=0 if wiring_of(model).blocks else 1, B=2, T=9, weights=weights, dtype="fp16")
     assert {part.name for part in parts(case)} >= {"gate_up", "activation", "down"}
     assert any(weights == getattr(part.case, "weights", "") for part in parts(case) if part.name in ("qkv", "state_in"))
     errors = check(OP, impl(by), case, target if by == "triton" else CPU)

@@ -21,7 +21,7 @@ from kernels.common.compare import SEQUENCE_ROWS, compare
 from kernels.common.integers import cdiv
 from kernels.mla_decode import op as mla
 from kernels.mla_decode.op import MlaCase
-from tests.support.one_sequence import MLA_HEADS, one_sequence, ranges_of
+from tests.support.one_sequence import MLA_HEADS, Sequence1, one_sequence, ranges_of
 from tests.support.planted_attention import Fault, output
 from tests.support.quick_draws import quick_draws
 
@@ -111,10 +111,14 @@ def test_in_every_case_of_the_suites(case: Any) -> None:
 
 OUTPUTS = 2048
 """Outputs of a sequence that are judged, at least: fewer than any case has, and fewer hide more."""
+FEW_TOKENS = 128
+"""Rounded sums of four splits of so few tokens do not show: probabilities of few tokens leave only 0.7 of the noise of
+a rounding on average, and the sums of 32 tokens are within what is allowed. No kernel cuts two blocks into four."""
 
 
 def of_all_elements(case: Any) -> dict[str, Fault]:
     """Those of `test_systematic_errors.py`."""
+    few = 0 < getattr(case, "window", 0) <= FEW_TOKENS
     gain = 1.007 if isinstance(case, MlaCase) else 1.002
     return {
         "gain": Fault(gain=gain),
@@ -122,23 +126,27 @@ def of_all_elements(case: Any) -> dict[str, Fault]:
         "offset": Fault(offset=0.002),
         "softmax scale": Fault(softmax_scale=1.001),
         "softmax scale too small": Fault(softmax_scale=0.999),
-        "partial sums": Fault(partial=torch.bfloat16),
+        **({} if few else {"partial sums": Fault(partial=torch.bfloat16)}),
     }
 
 
-def missed_of_all_elements(case: Any, seed: int) -> list[str]:
-    """What the gate gets wrong in the longest sequence, of which as many KV heads are computed as are needed."""
+def longest(case: Any, seed: int) -> Sequence1:
+    """The longest sequence, and as many of its KV heads as are needed."""
     module: Any = mla if isinstance(case, MlaCase) else attention
     lengths = module.lengths(case)
     b, marks = max(range(case.B), key=lengths.__getitem__), module.marks_of(case, "cpu", seed)
-    live = torch.cat([torch.arange(*r) for r in ranges_of(case, lengths[b])])
-    positions = [0]
-    if not isinstance(case, MlaCase):
-        rows = case.q_len * case.group
-        count = min(case.H_kv, max(cdiv(OUTPUTS, rows * case.D), cdiv(SEQUENCE_ROWS, rows)))
-        of_head = marks.head[live]
-        positions = [int((of_head == h).nonzero()[0]) for h in sorted(set(of_head.tolist()))[:count]]
-    one = one_sequence(case, b, seed, marks, positions)
+    if isinstance(case, MlaCase):
+        return one_sequence(case, b, seed, marks, [0])
+    rows = case.q_len * case.group
+    count = min(case.H_kv, max(cdiv(OUTPUTS, rows * case.D), cdiv(SEQUENCE_ROWS, rows)))
+    of_head = marks.head[torch.cat([torch.arange(*r) for r in ranges_of(case, lengths[b])])]
+    positions = [int((of_head == h).nonzero()[0]) for h in sorted(set(of_head.tolist()))[:count]]
+    return one_sequence(case, b, seed, marks, positions)
+
+
+def missed_of_all_elements(case: Any, seed: int) -> list[str]:
+    """What the gate gets wrong in the longest sequence."""
+    one = longest(case, seed)
 
     def passes(fault: Fault | None = None) -> bool:
         return compare(output(one.case, [one.heads], fault), one.expected, one.tolerance).passed
