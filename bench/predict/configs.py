@@ -16,6 +16,7 @@ from kernels.models import active_parameters, parameters
 
 CARD = "model card on Hugging Face"
 OPENAI = "arXiv 2508.10925, table 1"
+FILES = "model.safetensors.index.json and file sizes of the repository on Hugging Face"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,21 @@ class Published:
 
 PUBLISHED: Mapping[str, Published] = {
     "qwen3-30b-a3b": Published(parameters=30.5e9, active=3.3e9),
-    "qwen3-30b-a3b-fp8": Published(parameters=30.5e9, active=3.3e9),
+    "qwen3-30b-a3b-fp8": Published(parameters=30.5e9, active=3.3e9, files=31.2e9),
+    "qwen3-8b": Published(parameters=8.19e9, source=FILES),
+    "qwen2.5-72b-instruct-awq": Published(parameters=72.7e9, files=41.6e9),
+    "meta-llama-3.1-8b": Published(parameters=8.03e9, source=FILES),
+    "meta-llama-3.1-70b": Published(parameters=70.55e9, source=FILES),
+    "llama-3.1-8b-fp8-dynamic": Published(parameters=8.03e9, files=9.08e9, source=FILES),
+    "llama-3.1-8b-awq-int4": Published(parameters=8.03e9, files=5.73e9, source=FILES),
+    "llama-3.1-8b-bnb-4bit": Published(parameters=8.03e9, files=5.70e9, source=FILES),
+    "gemma-3-12b-it": Published(parameters=11.77e9, source=FILES),
     "qwen3-next-80b-a3b-instruct": Published(parameters=80e9, active=3e9),
     "mixtral-8x7b-v0.1": Published(parameters=46.7e9, active=12.9e9, source="mistral.ai/news/mixtral-of-experts"),
     "deepseek-v2-lite": Published(parameters=15.7e9, active=2.4e9),
     "deepseek-v3": Published(parameters=671e9, active=37e9, source="arXiv 2412.19437"),
-    "kimi-k2-instruct": Published(parameters=1e12, active=32e9),
+    "kimi-k2-instruct": Published(parameters=1.026e12, active=32e9, files=1029e9, source=FILES),
+    "minimax-m2.5": Published(parameters=228.7e9, files=230e9, source=FILES),
     "gpt-oss-20b": Published(parameters=20.91e9, active=3.61e9, files=12.8 * 2**30, source=OPENAI),
     "gpt-oss-120b": Published(parameters=116.83e9, active=5.13e9, files=60.8 * 2**30, source=OPENAI),
 }

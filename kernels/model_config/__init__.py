@@ -102,10 +102,11 @@ def _fields(config: Mapping[str, Any], text: Mapping[str, Any], nested: bool) ->
         raise BadConfig("config.json: field 'model_type' is missing")
     known, family = family_of(str(model_type))
     family = family.variant(text)
-    defaults = class_defaults(family.like.get(known, known), nested=nested) | dict(family.defaults)
+    of_class = class_defaults(family.like.get(known, known), nested=nested)
+    defaults = {family.renamed.get(name, name): value for name, value in of_class.items()} | dict(family.defaults)
     if text.get("per_layer_config") and not family.reads_layers:
         raise BadConfig("config.json: field 'per_layer_config' gives some layers other sizes: not read here")
-    given = {family.renamed.get(name, name): value for name, value in text.items()}
+    given = {family.renamed.get(name, name): value for name, value in text.items()} | text
     called = {here: name for name, here in family.renamed.items() if here not in text}
     return Fields(known, given, defaults, called), family
 

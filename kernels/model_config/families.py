@@ -194,8 +194,8 @@ class Mellum(QwenMoe):
 
 class Gemma3(Family):
     model_types: ClassVar[tuple[str, ...]] = ("gemma3", "gemma3_text")
-    like: ClassVar = {"gemma3": "gemma3_text"}
-    defaults: ClassVar = {"num_attention_heads": 8, "vocab_size": 262208, "sliding_window_pattern": 6}
+    like: ClassVar[Mapping[str, str]] = {"gemma3": "gemma3_text"}
+    defaults: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 8, "vocab_size": 262208, "sliding_window_pattern": 6}
 
     @staticmethod
     def windowed(fields: Fields, layers: int) -> int:
@@ -207,8 +207,8 @@ class Patterned(Gemma3):
     """All but one of every four layers have a window."""
 
     model_types: ClassVar[tuple[str, ...]] = ("cohere2", "exaone4", "olmo3", "cwm", "granite_swa")
-    like: ClassVar = {}
-    defaults: ClassVar = {"sliding_window_pattern": 4}
+    like: ClassVar[Mapping[str, str]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {"sliding_window_pattern": 4}
 
 
 class PatternedMixtral(Patterned):
@@ -291,7 +291,7 @@ class DeepSeek(Family):
         "sarvam_mla",
         "axk1",
     )
-    like: ClassVar = {"kimi_k2": "deepseek_v3"}
+    like: ClassVar[Mapping[str, str]] = {"kimi_k2": "deepseek_v3"}
     layer_types: ClassVar = {**Family.layer_types, "indexed_attention": "full"}
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "head_dim": ("qk_nope_head_dim",),

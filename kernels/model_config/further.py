@@ -22,8 +22,8 @@ class Laguna(PatternedMoe):
     @staticmethod
     def more(fields: Fields, numbers: Mapping[str, Any], states: list[bool]) -> dict[str, Any]:
         found: dict[str, Any] = {"shared_ffn": fields.whole_or(0, "shared_expert_intermediate_size")}
-        if fields.get("gating") in (True, "per-head"):
-            found["gate_width"] = numbers["heads"]
+        each = 1 if fields.get("gating") in (None, True, "per-head") else numbers["head_dim"]
+        found["gate_width"] = numbers["heads"] * each
         if "num_attention_heads_per_layer" not in fields or "layer_types" not in fields:
             return found
         kinds = fields.listed("layer_types", length=numbers["layers"], known=tuple(Laguna.layer_types))

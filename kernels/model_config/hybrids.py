@@ -205,7 +205,7 @@ class PureMamba(Hybrid):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mamba", "falcon_mamba", "mamba2")
-    defaults: ClassVar = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "max_position_embeddings": 1 << 20,

@@ -172,7 +172,7 @@ def _of_layers(fields: Fields) -> dict[str, Any]:
     names = {"head_dim": "head_dim", "num_key_value_heads": "kv_heads", "num_attention_heads": "heads"}
     if any(not isinstance(each, Mapping) or each != layers[0] or set(each) - set(names) for each in layers):
         raise fields.wrong("per_layer_config", "the same for all layers that it names, of " + ", ".join(names))
-    same = Fields(fields.model_type, (layers and layers[0]) or {}, {})
+    same = Fields(fields.model_type, dict(layers[0] or {}) if layers else {}, {})
     return {here: same.whole(name) for name, here in names.items() if name in same}
 
 

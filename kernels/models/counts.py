@@ -137,8 +137,8 @@ def _moe_modules(shape: ModelShape) -> Iterator[Module]:
     if shape.shared_width:
         yield from _each("shared_", _ffn(shape, shape.shared_width, hidden), layers)
     for name, (n, k) in ffn_projections(shape).items():
-        copies, used = shape.experts, shape.real_experts_per_token
-        yield Module(name=f"expert_{name}", n=n, k=k, layers=layers, copies=copies, used=used)
+        used = shape.real_experts_per_token
+        yield Module(name=f"expert_{name}", n=n, k=k, layers=layers, copies=shape.experts, used=used)
 
 
 def parameters(shape: ModelShape) -> int:

@@ -226,10 +226,10 @@ class ModelShape:
         they have other heads.
         """
         if self.kinds:
-            for kind in self.kinds:
-                changes: dict[str, Any] = {"attention_free_layers": 0, "kinds": ()} | dict(kind.changes)
-                windowed = kind.layers if kind.windowed else 0
-                yield kind.suffix, replace(self, layers=kind.layers, windowed_layers=windowed, **changes)
+            for each in self.kinds:
+                changes: dict[str, Any] = {"attention_free_layers": 0, "kinds": ()} | dict(each.changes)
+                inside = each.layers if each.windowed else 0
+                yield each.suffix, replace(self, layers=each.layers, windowed_layers=inside, **changes)
             return
         if not (self.attention_free_layers or self.window_heads or self.window_kv_heads or self.window_head_dim):
             yield "", self

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.judge.interventions import Bounds, Intervention, change, interventions, left_out, longest_clean, regime
+from bench.judge.interventions import Bounds, Intervention, change, interventions, left_out, longest_clean
 from bench.records import MAY_BE_TOO_SHORT, Record
 from tests.support.synthetic_run import ROOF, Clock, by_arithmetic, samples, timed
 

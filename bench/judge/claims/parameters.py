@@ -83,5 +83,5 @@ I18 = Claim(
     published=(I18_SHARE, I18_STEP),
     setting="Seven models with vocabularies of 32,000 to 262,000. Bloated: a tenth of the model",
     predict=predict_i18,
-    never="a run measures single layers, not a step from the embedding to `lm_head`",
+    never="its numbers are shares of parameters and of bytes, which follow from the shapes; a run has times alone",
 )
