@@ -169,9 +169,9 @@ def _ffn_weights(shape: ModelShape, tokens: int, plan: WeightPlan, devices: int)
             return [(f"{prefix}up", 2 * width, columns)]
         return [(f"{prefix}gate", width, columns), (f"{prefix}up", width, columns)]
 
-    for suffix, width, dense in shape.dense_ffns():
-        ops.append(_linear(f"gate_up{suffix}", first("", width * even, hidden), calls=dense, **common))
-        ops.append(_linear(f"down{suffix}", [("down", hidden, width * even)], calls=dense, **common))
+    for suffix, wide, dense in shape.dense_ffns():
+        ops.append(_linear(f"gate_up{suffix}", first("", wide * even, hidden), calls=dense, **common))
+        ops.append(_linear(f"down{suffix}", [("down", hidden, wide * even)], calls=dense, **common))
     if calls := shape.moe_layers:
         inside = shape.expert_hidden or hidden
         chosen = (shape.experts + shape.zero_experts) * even

@@ -195,7 +195,11 @@ class Mellum(QwenMoe):
 class Gemma3(Family):
     model_types: ClassVar[tuple[str, ...]] = ("gemma3", "gemma3_text")
     like: ClassVar[Mapping[str, str]] = {"gemma3": "gemma3_text"}
-    defaults: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 8, "vocab_size": 262208, "sliding_window_pattern": 6}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "num_attention_heads": 8,
+        "vocab_size": 262208,
+        "sliding_window_pattern": 6,
+    }
 
     @staticmethod
     def windowed(fields: Fields, layers: int) -> int:

@@ -1,7 +1,7 @@
 """How a checkpoint stores its weights: the `quantization_config` of a config.json, module by module.
 
-Read are FP8 (per tensor, per channel or in blocks), NVFP4, MXFP4, AWQ, GPTQ, bitsandbytes, modelopt, compressed-tensors
-and a few that are like them. Embedding, `lm_head` and router stay in 16 bits unless the file names them, as does every
+What each library writes is read in `readers.py`, and how a weight may be stored is said in `formats.py`.
+Embedding, `lm_head` and router stay in 16 bits unless the file names them, as does every
 module that its list of exceptions names. Standard library only.
 """
 

@@ -13,12 +13,15 @@ from bench.judge.claims.common import (
     LLAMA_70B,
     WEIGHT_KINDS,
     decode,
+    measured,
     predicted,
     prefill_intensity,
     ridge,
 )
 from bench.judge.claims.others import Others, between_batches, by_others, ratio, roof_share, some, where
+from bench.judge.claims.reading import MeasuredPart, require_some
 from bench.predict.step_work import PRECISIONS, prefill_ops
+from bench.records import Record
 
 # ------------------------------------------------------------------------------- I15: attention's own ceiling
 
@@ -186,6 +189,28 @@ def predict_i20() -> list[Comparison]:
     return found
 
 
+UNFUSED = "torch-math"
+"""PyTorch's attention in separate products. It also copies keys and values to fp32, which the fused ways do not."""
+
+
+def measure_i20(run: MeasuredPart) -> list[Comparison]:
+    """DRAM bytes of the unfused way over those of the fused way that moves least, where both were counted."""
+    counted: dict[str, dict[str, tuple[float, Record]]] = {}
+    for record in run.find("attention_decode"):
+        read, written = record.counters.get("dram_read"), record.counters.get("dram_written")
+        if read is not None and written is not None:
+            counted.setdefault(record.case_id, {})[record.impl] = read + written, record
+    found = []
+    for case, impls in counted.items():
+        fused = [each for impl, each in impls.items() if impl != UNFUSED]
+        if UNFUSED in impls and fused:
+            (size, whole), (least, record) = impls[UNFUSED], min(fused, key=lambda each: each[0])
+            how = f"DRAM bytes of {UNFUSED}, with its fp32 copies / of {record.impl}, hardware counters"
+            found.append(measured(I20_BYTES, size / least, how, [whole, record], phase="decode", case=case))
+    what = f"case of `attention_decode` with DRAM bytes counted of {UNFUSED} and of a fused way"
+    return require_some(found, what)
+
+
 I20 = Claim(
     id="I20",
     text="FlashAttention reduces attention's memory",
@@ -195,5 +220,5 @@ I20 = Claim(
     published=(I20_BYTES,),
     setting="Llama-3.1-8B's heads in 16 bits; scores and probabilities are written and read once. Reduces: by half",
     predict=predict_i20,
-    never="no implementation here writes the scores out, so there is nothing to measure the fused way against",
+    measure=measure_i20,
 )

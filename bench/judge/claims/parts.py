@@ -242,7 +242,8 @@ E1 = Claim(
     setting="E = P0 t + e_B bytes + e_F FLOP. Dominates: at least half of what goes beyond P0. Llama-3.1-70B in bf16, "
     "a context of 2,048 tokens, H100 rates. Batch is varied",
     predict=predict_e1,
-    never="power is read over whole cases, and no run yet has cases long enough to fit energy per byte and per FLOP",
+    never="power is read over whole cases, idle gaps and cleared caches included; energy per byte and per FLOP need "
+    "windows of one implementation alone, and no run has such",
 )
 
 # ---------------------------------------------------------------------------------------------- E2: throttling
