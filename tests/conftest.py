@@ -45,6 +45,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or triton's libraries would print at the end which of their objects are left
+
+
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Without pytest-timeout its settings in pyproject.toml are read and have no effect."""
     if not pluginmanager.hasplugin("timeout"):
