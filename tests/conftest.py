@@ -39,7 +39,7 @@ INTERPRETER = Target(kind="interpreter", name="interpreter", sm=90, sm_count=4, 
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Garbage is looked for less often, and not among modules and tests: a tenth of what interpreted kernels take."""
+    """Garbage is looked for less often, and not among modules and tests: interpreted kernels took 5 to 10% for it."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
