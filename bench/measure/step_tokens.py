@@ -73,7 +73,8 @@ def decode(directory: Path, prompt_ids: str, count: int, target: Target, dequant
     stored are dequantized. Raises `BadRequest`."""
     model, tensors, quantization = model_in(directory), Tensors(directory), quantization_of(directory)
     dtype, op = stored_type(tensors), discover()[OP]
-    prompt, refused = (), ""
+    prompt: tuple[int, ...] = ()
+    refused = ""
     for stored in formats(tensors, quantization, dequantize):
 
         def case_at(T: int, stored: dict[str, str] = stored) -> Any:
