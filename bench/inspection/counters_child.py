@@ -30,7 +30,7 @@ def pick(op: Op, impl: Impl, choice: Choice, target: Target) -> list[Any]:
     Operations without element types, such as `stream`, tell their cases apart by `kind`.
     """
     best: dict[tuple[str, str], Any] = {}
-    for case in op.cases(choice.suite):
+    for case in op.of_suite(choice.suite):
         size = op.work(case).bytes
         if choice.case not in case.id or size > LARGEST or impl.supports(case, target) is not None:
             continue

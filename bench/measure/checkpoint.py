@@ -66,6 +66,9 @@ class Tensors(Mapping[str, "torch.Tensor"]):
         mine = whole[first:last]
         return (mine if first % kind.itemsize == 0 else mine.clone()).view(kind).view(each["shape"])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 

@@ -305,6 +305,10 @@ class Quantized(Mapping[str, Any]):
         found = self.packed(name)
         return self.wanted(name, found) if self.wanted else found
 
+    def __contains__(self, name: object) -> bool:
+        """Without reading it."""
+        return name in self.matrices or name in self.stored
+
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys((*self.stored, *self.matrices)))
 

@@ -70,7 +70,7 @@ def test_fewer_bits_are_set_against_the_same_step_in_16() -> None:
 
 def with_attention(seconds: float, batch: int, *alone: float, **more: Any) -> Record:
     """A step whose attention reads 8 MiB for each sequence, and took so long alone."""
-    parts = [{"name": "attention", "calls": 8, "alone_s": list(alone)}] if alone else None
+    parts: list[dict[str, Any]] = [{"name": "attention", "calls": 8, "alone_s": list(alone)}] if alone else []
     stage = Stage(name="3.attention split", work=Work(bytes_read=batch * (8 << 20)))
     return dataclasses.replace(step(batch, seconds, **more), parts=parts, stages=[dataclasses.asdict(stage)])
 

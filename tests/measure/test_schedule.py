@@ -45,6 +45,17 @@ def test_ceilings_of_quick_come_first_and_the_others_take_turns_with_the_ops() -
     assert {(job.op, job.case.id) for job in jobs} == everything
 
 
+def test_sweeps_are_measured_behind_the_ceilings_of_quick_alone() -> None:
+    """Peaks and reads first, whole steps after them; what no step is predicted from is left out."""
+    ops, jobs = discover(), jobs_of("sweeps")
+    steps = [job for job in jobs if not ops[job.op].is_ceiling]
+    assert {job.op for job in steps} == {"decode_step"}
+    assert {job.case.id for job in steps} == {case.id for case in ops["decode_step"].sweeps()}
+    before = jobs[: jobs.index(steps[0])]
+    assert {job.case.id for job in before if job.op == "stream"} == {c.id for c in ops["stream"].cases("quick")}
+    assert len(before) + len(steps) == len(jobs)
+
+
 def test_the_ceilings_of_a_host_fit_it_in_every_suite() -> None:
     ops = discover()
     impls = {name: {"numba": True, "torch": False} for name in ops}
