@@ -106,7 +106,7 @@ def _fields(config: Mapping[str, Any], text: Mapping[str, Any], nested: bool) ->
     defaults = {family.renamed.get(name, name): value for name, value in of_class.items()} | dict(family.defaults)
     if text.get("per_layer_config") and not family.reads_layers:
         raise BadConfig("config.json: field 'per_layer_config' gives some layers other sizes: not read here")
-    given = {family.renamed.get(name, name): value for name, value in text.items()} | dict(text)
+    given = {**{family.renamed.get(name, name): value for name, value in text.items()}, **text}
     called = {here: name for name, here in family.renamed.items() if here not in text}
     return Fields(known, given, defaults, called), family
 

@@ -84,12 +84,22 @@ class Llama(Family):
         *("hunyuan_v1_dense", "ernie4_5", "internlm3", "stablelm", "gemma", "mistral", "ministral", "cohere"),
         *("internlm2", "baichuan", "yi", "helium", "iquestcoder", "hyperclovax", "bitnet"),
         *("diffllama", "emu3", "emu3_text_model", "glm_ocr_text", "granite_docling_text", "granite4_vision_text"),
-        *("paddleocr_vl_text", "hunyuan_vl_text", "phi4_multimodal", "xverse"),
+        *("paddleocr_vl_text", "hunyuan_vl_text", "phi4_multimodal", "xverse", "phi4mm", "stablelm_epoch"),
     )
     like: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("internlm2", "baichuan", "yi", "xverse"), "llama"),
         "emu3": "emu3_text_model",
+        "phi4mm": "phi4_multimodal",
+        "stablelm_epoch": "stablelm",
     }
+
+    @classmethod
+    def prepared(cls, fields: Fields) -> Fields:
+        """A file may hold experts that this family does not have; it is not counted as if it had none."""
+        for name in MOE_DIMS["experts"]:
+            if fields.whole_or(0, name) > 1:
+                raise fields.wrong(name, f"absent: {fields.model_type!r} is read without experts here")
+        return fields
 
 
 class Exaone(Family):
@@ -155,8 +165,18 @@ class Mixtral(Family):
 
 class Qwen(Family):
     model_types: ClassVar[tuple[str, ...]] = (
-        *("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "smollm3", "qwen2_5_omni_text"),
+        *(
+            "qwen2",
+            "qwen3",
+            "qwen2_vl_text",
+            "qwen2_5_vl_text",
+            "qwen3_vl_text",
+            "smollm3",
+            "mimo",
+            "qwen2_5_omni_text",
+        ),
     )
+    like: ClassVar[Mapping[str, str]] = {"mimo": "qwen2"}
     defaults: ClassVar = {"max_window_layers": 28}
     slides = False
 

@@ -140,6 +140,13 @@ class Molmo2(Llama):
         return {"extras": (extra,) if rows else ()}
 
 
+class MiniCpm(Llama):
+    """MiniCPM of 2024, whose class ties its embeddings."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("minicpm",)
+    defaults: ClassVar[Mapping[str, Any]] = {"tie_word_embeddings": True}
+
+
 class ModernBertDecoder(Patterned):
     """All but one of every three layers have a window."""
 

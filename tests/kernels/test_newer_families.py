@@ -182,3 +182,8 @@ def test_layers_that_attend_to_an_image_keep_no_cache_of_text() -> None:
     assert models.kv_bytes_per_token(found, 2) == 32 * 2 * 8 * 128 * 2
     assert models.parameters(shape("mllama_text_model")) == models.parameters(found)
     assert models.active_parameters(found) < models.active_parameters(shape("mllama_text_model"))
+
+
+def test_a_dense_family_does_not_hide_experts() -> None:
+    with pytest.raises(BadConfig, match="'num_experts' is 8, not absent: 'minicpm' is read without experts here"):
+        shape("minicpm", num_experts=8)

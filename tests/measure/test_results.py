@@ -107,7 +107,7 @@ def with_scales(case: RopeCase, gain: float, *names: str) -> Any:
 
 @pytest.mark.parametrize("kv", ["fp8", "int8"])
 @pytest.mark.parametrize("shape", [{}, {"B": 3, "H_kv": 2, "D": 32, "T": 70, "page": 32}], ids=["model", "small"])
-def test_codes_of_a_wrong_scale_show(kv: str, shape: dict[str, int]) -> None:
+def test_codes_of_a_wrong_scale_show(kv: str, shape: dict[str, Any]) -> None:
     case = replace(ROPE, kv=kv, **shape)
     for seed in range(3):
 

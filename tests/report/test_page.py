@@ -103,9 +103,11 @@ def test_paper_is_light_and_narrow_even_from_a_dark_screen(browser: Browser, ful
         browser.run("window.dispatchEvent(new Event('beforeprint'))")
         assert browser.run(page) == "#ffffff"
         assert browser.run(width) == 680
+        assert "mma_bf16 published" in browser.run("return document.querySelector('.roofs').textContent")
         browser.run("window.dispatchEvent(new Event('afterprint'))")
         assert browser.run(page) == "#0d1117"
         assert browser.run(width) == pytest.approx(on_screen, abs=2)
+        assert browser.run("return document.querySelector('.roofs').textContent") == ""
 
 
 def test_roofs_of_a_part_that_no_table_knows_are_drawn(browser: Browser, tmp_path: Path) -> None:

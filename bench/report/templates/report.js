@@ -149,8 +149,9 @@ function roofline(points) {
   const halo = Array(4).fill("0 0 2px " + colour("page")).join(", ");
   if (shapes.length) annotations.push(...roofs.ridges.map((ridge) => ({ x: Math.log10(ridge.at), yref: "paper", y: 0.02, yanchor: "bottom", xanchor: "right",
     textangle: -90, text: narrow() ? ridge.text.split(" = ")[1] : ridge.text, showarrow: false, font: { size: 11, color: colour("ink"), shadow: halo } })));
-  document.querySelector(".roofs").innerHTML = narrow() ? keys.join("<br>") : "";
-  if (!narrow()) annotations.push({ xref: "paper", yref: "paper", x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom", align: "right",
+  const above = narrow() || document.documentElement.dataset.print;
+  document.querySelector(".roofs").innerHTML = above ? keys.join("<br>") : "";
+  if (!above) annotations.push({ xref: "paper", yref: "paper", x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom", align: "right",
     showarrow: false, text: keys.join("<br>"), font: { size: 12 }, bgcolor: colour("page"), opacity: 0.9 });
   draw("roofline", [...data, ...traces(computing, (p) => [p.flops / bytes(p), p.flops / p.seconds])], {
     annotations, shapes, margin: { l: 60, r: narrow() ? 12 : 160, t: 12, b: 46 }, xaxis: { ...logAxis("FLOP per byte (" + (level === "l2" ? "through the L2, as moved" : "DRAM, compulsory") + ")", low, high, "") },
