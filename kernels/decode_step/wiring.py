@@ -178,7 +178,7 @@ TOY_DELTA: Mapping[str, Any] = {
     "state": StateCase(kind="gated_delta", B=1, H=4, G=2, V=16, K=32),
 }
 
-TOY_FALCON: Mapping[str, Any] = {
+TOY_FALCON: dict[str, Any] = {
     "state": TOY_MAMBA2,
     "embedding_factor": 3.0,
     "logits_factor": 0.25,

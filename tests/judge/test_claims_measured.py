@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import product
 
 import pytest
@@ -392,12 +391,3 @@ def test_a_whole_run_judges_most_claims_and_every_value_names_its_records() -> N
 
 def test_the_same_records_give_the_same_verdicts() -> None:
     assert scorecard([full_run()]) == scorecard([full_run()])
-
-
-def test_attention_that_writes_its_scores_is_compared_by_counted_bytes() -> None:
-    fused = attend(32, 8, counters={"dram_read": 1e9, "dram_written": 0.0})
-    whole = dataclasses.replace(fused, impl="torch-math", counters={"dram_read": 2e9, "dram_written": 1e9})
-    verdict = judge("I20", [run(read(), fused, whole)])
-    assert verdict.measured
-    assert [each.value for each in verdict.measured] == [3.0]
-    assert judge("I20", [run(read(), fused)]).status == "NOT MEASURED"

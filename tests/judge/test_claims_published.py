@@ -18,7 +18,7 @@ from bench.judge.claims.parts import predict_e1
 from bench.judge.claims.traces import OUTPUTS, shared_prefixes
 from bench.judge.claims.words import evidence_text
 from bench.judge.published.table import Table
-from tests.support.claim_records import layer, run
+from tests.support.claim_records import attend, layer, read, run
 
 BY_OTHERS = (
     *("I1", "I2", "I4", "I5", "I7", "I9", "I10", "I12", "I15", "I19", "S1", "S2", "X1", "X2"),
@@ -166,3 +166,12 @@ def test_the_share_of_energy_of_bytes_by_hand():
     """At batch 1, 1 FLOP a byte: 31.4 pJ against at most 700 W / 989 TFLOP/s = 0.71 pJ."""
     assert predict_e1()[0].value == pytest.approx(31.36 / (31.36 + 0.708), rel=0.01)
     assert [each.value >= 0.5 for each in predict_e1()] == [True, True, False, False]
+
+
+def test_attention_that_writes_its_scores_is_compared_by_counted_bytes() -> None:
+    fused = attend(32, 8, counters={"dram_read": 1e9, "dram_written": 0.0})
+    whole = dataclasses.replace(fused, impl="torch-math", counters={"dram_read": 2e9, "dram_written": 1e9})
+    verdict = judge("I20", [run(read(), fused, whole)])
+    assert verdict.measured
+    assert [each.value for each in verdict.measured] == [3.0]
+    assert judge("I20", [run(read(), fused)]).status == "NOT MEASURED"

@@ -200,9 +200,9 @@ def prefilled_latents(case: StepCase, model: Any, prompts: list[list[int]]) -> C
 
 def in_fp16(inputs: dict[str, Any], device: str) -> dict[str, Any]:
     """Weights and caches in fp16; angles, what is added to scores, states and their rates stay in fp32."""
-    ends = ("rotations", "sink_logits", "A_log", "dt_bias", ".D")
-    ends += ("router_bias",) if "0.latent_norm" in inputs else ()
-    kept = {name for name in inputs if name.endswith(ends)}
+    ends = ["rotations", "sink_logits", "A_log", "dt_bias", ".D"]
+    ends += ["router_bias"] if {"0.latent_norm", "1.latent_in"} & inputs.keys() else []
+    kept = {name for name in inputs if name.endswith(tuple(ends))}
     for name in (each for each in inputs if each.endswith("A_log")):
         beside = name.replace("A_log", "states")
         kept.add(beside if beside in inputs else name.replace("A_log", "memory"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.inspection.emulator.floats import SMALL, U32, e4m3, halves, to_f16, together
 from bench.inspection.emulator.machine import Machine, Mask, Step
-from bench.inspection.emulator.ptx import Instruction
+from bench.inspection.emulator.ptx import Instruction, listed
 
 
 def exact(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -247,9 +247,8 @@ def compare(m: Machine, ins: Instruction, kind: str) -> Step:
 
 
 def compare_halves(m: Machine, ins: Instruction, how: str, to: Callable[[np.ndarray], np.ndarray]) -> Step:
-    both = ins.operands[0]
-    ins.must(isinstance(both, tuple) and len(both) == 2)
-    assert isinstance(both, tuple)
+    both = listed(ins.operands[0])
+    ins.must(len(both) == 2)
     low, high = (m.writer(each, "pred") for each in both)
     x, y = (m.value(v, "b32") for v in ins.operands[1:])
 
