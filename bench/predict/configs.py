@@ -16,7 +16,7 @@ from kernels.models import active_parameters, parameters
 
 CARD = "model card on Hugging Face"
 OPENAI = "arXiv 2508.10925, table 1"
-FILES = "model.safetensors.index.json and file sizes of the repository on Hugging Face"
+FILES = "what Hugging Face lists of the weight files"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,9 @@ PUBLISHED: Mapping[str, Published] = {
     "deepseek-v2-lite": Published(parameters=15.7e9, active=2.4e9),
     "deepseek-v3": Published(parameters=671e9, active=37e9, source="arXiv 2412.19437"),
     "kimi-k2-instruct": Published(parameters=1.026e12, active=32e9, files=1029e9, source=FILES),
-    "minimax-m2.5": Published(parameters=228.7e9, files=230e9, source=FILES),
+    "minimax-m2.5": Published(
+        parameters=230e9, active=10e9, files=230e9, source="model card of MiniMax-M2, of the same sizes"
+    ),
     "gpt-oss-20b": Published(parameters=20.91e9, active=3.61e9, files=12.8 * 2**30, source=OPENAI),
     "gpt-oss-120b": Published(parameters=116.83e9, active=5.13e9, files=60.8 * 2**30, source=OPENAI),
 }
