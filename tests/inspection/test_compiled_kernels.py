@@ -122,7 +122,7 @@ def test_compiled_kernels_pass_the_gate(op: str, impl: str, cases: str) -> None:
     assert not any(said.values()), said
 
 
-FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3", "toy-qwen3-next")
+FIRST_FAMILIES = ("toy-gpt-oss", "toy-deepseek-v3", "toy-qwen3-next", "toy-mamba")
 """Steps of these consist of all operations that steps consist of, but post-norms."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,16 @@ CLASSES = {
     "toy-falcon-mamba": ("FalconMambaConfig", "FalconMambaForCausalLM"),
     "toy-mamba2": ("Mamba2Config", "Mamba2ForCausalLM"),
 }
+
+
+def lacks(name: str) -> str:
+    """What the installed class of a model does otherwise than its publishers' code; empty for nothing."""
+    if name != "toy-mamba2":
+        return ""
+    from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+    grouped = "group_size" in inspect.signature(MambaRMSNormGated).parameters
+    return "" if grouped else "has no groups in the norm of Mamba-2"
 
 
 def fields(name: str) -> dict[str, Any]:

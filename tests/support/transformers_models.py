@@ -45,6 +45,8 @@ def need(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, CLASSES[name][1]):
         pytest.skip(f"transformers {transformers.__version__} has no {CLASSES[name][1]}")
+    if why := mamba_models.lacks(name):
+        pytest.skip(f"transformers {transformers.__version__} {why}")
 
 
 def state_fields(name: str) -> dict[str, Any]:
