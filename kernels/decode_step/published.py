@@ -43,6 +43,7 @@ FFN_NORMS = ("post_attention_layernorm", "pre_ff_layernorm")
 FINAL_NORMS = ("norm", "final_layernorm", "norm_f")
 EMBEDDINGS = ("embed_tokens.weight", "backbone.embeddings.weight")
 ROUTERS = ("gate", "router", "router.layer")
+DENSE = ("mlp", "feed_forward", "shared_mlp", "block_sparse_moe")
 SHARED = ("shared_experts", "shared_expert")
 """Names that families have for one thing: Bamba, gpt-oss and Qwen3-Next have the second ones, Granite the third."""
 
@@ -265,9 +266,7 @@ def ffn(shape: ModelShape, wiring: Wiring, stored: Stored, at: str, has_experts:
     import torch
 
     if not has_experts:
-        names = [
-            name for name in ("mlp", "feed_forward", "shared_mlp") if any(f"{at}{name}.{w}" in stored for w in FIRST)
-        ]
+        names = [name for name in DENSE if any(f"{at}{name}.{w}" in stored for w in FIRST)]
         yield from dense(shape, stored, f"{at}{names[0] if names else 'mlp'}.", "")
         return
     whole = at
