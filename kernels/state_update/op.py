@@ -146,7 +146,9 @@ def results(case: StateCase, inputs: Inputs) -> list[Result]:
     old[new] = False
     found = [
         Result("y", lambda m: decoded_y(case, m)[active], tolerance(case)),
-        Result("the new states", lambda m: state_of(case, lasting(case, m))[new], tolerance(replace(case, apart=False))),
+        Result(
+            "the new states", lambda m: state_of(case, lasting(case, m))[new], tolerance(replace(case, apart=False))
+        ),
         Result("the old states", lambda m: state_of(case, lasting(case, m))[old], EXACT),
     ]
     if case.ring:
