@@ -15,7 +15,7 @@ from bench.judge.claims.experts import idle_share
 from bench.judge.claims.kv_traffic import kept_hits
 from bench.judge.claims.others import Others
 from bench.judge.claims.parts import predict_e1
-from bench.judge.claims.traces import OUTPUTS, shared_prefixes
+from bench.judge.claims.traces import OUTPUTS, PROMPTS, shared_prefixes
 from bench.judge.claims.words import evidence_text
 from bench.judge.published.table import Table
 from tests.support.claim_records import attend, layer, read, run
@@ -153,10 +153,13 @@ def test_simulations_by_hand():
 
 
 def test_published_traces_by_hand():
-    """The mean that its publisher gives: 343 outputs of Mooncake's conversations, 12,035 tokens of a prompt."""
+    """The mean that its publisher gives: 343 outputs of Mooncake's conversations, 12,035 tokens of a prompt; and those
+    of Azure's files: 2,048 tokens of code, 1,155 of conversations."""
     means = {name: sum(outputs) / len(outputs) for name, outputs in OUTPUTS.items()}
     assert means["conversations (Mooncake)"] == pytest.approx(343, rel=0.01)
-    assert all(len(outputs) == 100 and list(outputs) == sorted(outputs) for outputs in OUTPUTS.values())
+    assert [round(sum(prompts) / 100, -1) for prompts in PROMPTS.values()] == [2050, 1150]
+    tables = [*OUTPUTS.values(), *PROMPTS.values()]
+    assert all(len(lengths) == 100 and list(lengths) == sorted(lengths) for lengths in tables)
     prefixes = shared_prefixes(10_000)
     assert prefixes == shared_prefixes(10_000)
     assert sum(prefixes) / len(prefixes) == pytest.approx(0.374 * 12_035 + 255.5, rel=0.1)

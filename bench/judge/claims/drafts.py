@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -15,7 +15,7 @@ from bench.judge.claims.base import APPROXIMATE, Claim, Comparison, number, our_
 from bench.judge.claims.common import H100, LLAMA_70B, decode, predicted
 from bench.judge.claims.others import Others, paired, ratio, some
 from bench.judge.claims.reading import MeasuredPart, require_some
-from bench.judge.claims.traces import AZURE, MOONCAKE, OUTPUTS, draw
+from bench.judge.claims.traces import AZURE, MOONCAKE, OUTPUTS, PROMPTS, draw
 
 # ------------------------------------------------------------------------------------------- T11: an NVFP4 cache
 
@@ -177,65 +177,88 @@ T15_RATE = number("throughput of DistServe over its baseline", 4.48, "x")
 T15_LATENCY = number("tighter latency of DistServe", 10.2, "x")
 T15_SPLIT = number("throughput of Splitwise over its baseline", 1.4, "x")
 
-REQUESTS, OUTPUT = 200, 200
+REQUESTS = 200
+
+SELDOM = 1e-3
+"""Requests a second of which hardly any meets another."""
+
+Request = tuple[float, int]
+"""Seconds in which its prompt is read, and how many tokens it gets."""
 
 
-def times(rate: float, prefill: float, step: tuple[float, float], seed: int = 0) -> tuple[float, float]:
+def times(rate: float, requests: Sequence[Request], step: tuple[float, float], seed: int = 0) -> tuple[float, float]:
     """The 90th percentiles of a simulated server: of times to the first token, and of times per further token.
 
     Requests come at random. A prompt is read alone and goes before all decode steps. `step` holds the seconds of a step
     without sequences, and those that each sequence adds.
     """
     rng, arrivals, now = random.Random(seed), [], 0.0
-    for _ in range(REQUESTS):
+    for _ in requests:
         now += rng.expovariate(rate)
         arrivals.append(now)
     now, steps, waiting = 0.0, 0, 0
-    running: deque[tuple[int, float]] = deque()
+    running: list[tuple[int, int, float]] = []
     first, each = [], []
-    while waiting < REQUESTS or running:
-        if waiting < REQUESTS and (arrivals[waiting] <= now or not running):
+    while waiting < len(requests) or running:
+        if waiting < len(requests) and (arrivals[waiting] <= now or not running):
+            prefill, tokens = requests[waiting]
             now = max(now, arrivals[waiting]) + prefill
             first.append(now - arrivals[waiting])
-            running.append((steps + OUTPUT, now))
+            heapq.heappush(running, (steps + tokens, tokens, now))
             waiting += 1
             continue
         now += step[0] + step[1] * len(running)
         steps += 1
         while running and running[0][0] <= steps:
-            each.append((now - running.popleft()[1]) / OUTPUT)
-    last = REQUESTS * 9 // 10
+            _, tokens, began = heapq.heappop(running)
+            each.append((now - began) / tokens)
+    last = len(requests) * 9 // 10
     return sorted(first)[last], sorted(each)[last]
 
 
-def most_requests(prefill: float, step: tuple[float, float], first: float, each: float) -> float:
+def most_requests(requests: Sequence[Request], step: tuple[float, float], first: float, each: float) -> float:
     """The most requests in a second with both limits kept."""
 
     def kept(rate: float) -> bool:
-        found = times(rate, prefill, step)
+        found = times(rate, requests, step)
         return found[0] <= first and found[1] <= each
 
-    low, high = 1e-3, 1e3
+    low, high = SELDOM, 1e3
     for _ in range(16):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if kept(middle) else (low, middle)
     return low
 
 
+def apart_over_together(requests: Sequence[Request], step: tuple[float, float], first: float, each: float) -> float:
+    """How many more requests are served if servers that read prompts and servers that write answers are as many as
+    their rates ask for."""
+    together = most_requests(requests, step, first, each)
+    reading = most_requests(requests, (0.0, 0.0), first, each)
+    writing = most_requests([(0.0, tokens) for _, tokens in requests], step, first, each)
+    return 1 / (1 / reading + 1 / writing) / together
+
+
 def predict_t15() -> list[Comparison]:
-    """Servers that read prompts and servers that write answers are as many as their rates ask for."""
+    """Prompts and outputs are drawn apart: what a trace's long prompts are answered with is left out."""
     found = []
-    for prompt, (first, each) in product((512, 2048), ((0.2, 0.03), (0.5, 0.05), (1.0, 0.1))):
-        few, many = (decode(LLAMA_70B, batch=batch, context=prompt + OUTPUT // 2, devices=4) for batch in (1, 65))
+    for kind, prompts in PROMPTS.items():
+        rng = random.Random(0)
+        drawn = list(zip(draw(prompts, REQUESTS, rng), draw(OUTPUTS[kind], REQUESTS, rng), strict=True))
+        context = round(sum(prompt + tokens / 2 for prompt, tokens in drawn) / REQUESTS)
+        few, many = (decode(LLAMA_70B, batch=batch, context=context, devices=4) for batch in (1, 65))
         more = (many.seconds - few.seconds) / 64
-        prefill, step = few.prefill_seconds, (few.seconds - more, more)
-        together = most_requests(prefill, step, first, each)
-        reading, writing = most_requests(prefill, (0.0, 0.0), first, each), most_requests(0.0, step, first, each)
-        apart = 1 / (1 / reading + 1 / writing)
-        how = "requests a second and part within both limits for nine of ten, apart / together, simulated, seed 0"
-        setting = {"prompt": prompt, "limit of the first token": f"{first:g} s", "limit of each": f"{each:g} s"}
-        for published in (T15_RATE, T15_SPLIT):
-            found.append(predicted(published, apart / together, how, **setting))
+        step = few.seconds - more, more
+        reading = {n: decode(LLAMA_70B, batch=1, context=n, devices=4).prefill_seconds for n in set(prompts)}
+        requests = [(reading[prompt], tokens) for prompt, tokens in drawn]
+        for first, each in ((0.2, 0.03), (0.5, 0.05), (1.0, 0.1)):
+            if times(SELDOM, requests, step)[0] > first:
+                continue  # a tenth of the prompts take longer, even if each has a server of its own
+            ratio = apart_over_together(requests, step, first, each)
+            how = "requests a second and part within both limits for nine of ten, apart / together: simulated, seed 0, "
+            how += f"prompts and outputs of {AZURE}"
+            limits = {"limit of the first token": f"{first:g} s", "limit of each": f"{each:g} s"}
+            found += [predicted(published, ratio, how, requests=kind, **limits) for published in (T15_RATE, T15_SPLIT)]
     return found
 
 
@@ -247,8 +270,8 @@ T15 = Claim(
     source="A",
     how="S M",
     published=(T15_RATE, T15_LATENCY, T15_SPLIT),
-    setting="Llama-3.1-70B in bf16 on four H100s a server, 200 output tokens, requests at random. Prompts and the "
-    "limits of the first token and of each further one are varied. Moving the cache is free",
+    setting="Llama-3.1-70B in bf16 on four H100s a server. Requests come at random, with the lengths of code and of "
+    "conversations at Azure. The limits of the first token and of each further one are varied. Moving a cache is free",
     predict=predict_t15,
     never="it needs a served model under load, with and without prefill beside it; no operation here runs a server",
 )
