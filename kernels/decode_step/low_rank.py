@@ -183,7 +183,7 @@ def mamba_token(case: StepCase, inputs: Inputs, layer: int, u: torch.Tensor, z: 
         found = tuple(
             part
             * (part.square().mean(-1, keepdim=True) + selective.epsilon).rsqrt()
-            * inputs[f"{layer}.state_{name}_norm"].float()
+            * inputs[f"{layer}.state_{name}_norm"].to(part.dtype)
             for name, part in zip(NORMS, found, strict=True)
         )
     dt, b, c = found

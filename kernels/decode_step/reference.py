@@ -33,19 +33,31 @@ if TYPE_CHECKING:
     from kernels.decode_step.op import StepCase
 
 
+SMALL = 1 << 20
+"""Elements of an embedding. With fewer a model is a toy, and its reference is computed in fp64. A whole model would
+need twice the memory, and on a host minutes."""
+
+
+def precision(case: StepCase) -> torch.dtype:
+    import torch
+
+    return torch.float64 if shape_of(case.model).vocab * shape_of(case.model).hidden < SMALL else torch.float32
+
+
 def weight(case: StepCase, inputs: Inputs, name: str) -> torch.Tensor:
-    """A matrix in fp32, that of experts as [E, N, K]."""
+    """A matrix in the `precision` of the reference, that of experts as [E, N, K]."""
     w = inputs[name]
     if f"{name}_scale" not in inputs:
-        return w.float()
+        return w.to(precision(case))
     rows = w.flatten(0, -2)
     packed = {"w": rows} | {f"w_{p}": inputs[f"{name}_{p}"] for p in BESIDE if f"{name}_{p}" in inputs}
     kind = case.experts_in if ".experts_" in name else case.weights
-    return dequantize(kind, packed, 0, len(rows), height_of(case, name)).unflatten(0, w.shape[:-1])
+    whole = dequantize(kind, packed, 0, len(rows), height_of(case, name)).unflatten(0, w.shape[:-1])
+    return whole.to(precision(case))
 
 
 def normed(x: torch.Tensor, w: torch.Tensor, epsilon: float) -> torch.Tensor:
-    return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * w.float()
+    return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * w.to(x.dtype)
 
 
 def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -63,7 +75,7 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
     qkv = x @ weight(case, inputs, f"{layer}.qkv").T
     qkv, gate = qkv[:, : rope.heads * rope.D].unflatten(1, (rope.heads, rope.D)), qkv[:, rope.heads * rope.D :]
     if rope.bias:
-        qkv = qkv + inputs[f"{layer}.bias"].float().view(rope.heads, rope.D)
+        qkv = qkv + inputs[f"{layer}.bias"].to(x.dtype).view(rope.heads, rope.D)
     q, k, v = qkv.split([rope.H_q, rope.H_kv, rope.H_kv], dim=1)
     if rope.qk_norm:
         q, k = (normed(x, inputs[f"{layer}.{n}_norm"], rope.epsilon) for x, n in ((q, "q"), (k, "k")))
@@ -80,7 +92,7 @@ def attended(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> tor
     for b, length in enumerate(lengths(case)):
         row = inputs["block_table"][b] if case.page else torch.tensor([b], device=x.device)
         first = max(0, length - attention.window) if attention.window else 0
-        old = (paging.gather(half, row, first, length - 1, attention.tokens_per_page).float() for half in cache)
+        old = (paging.gather(half, row, first, length - 1, attention.tokens_per_page).to(x.dtype) for half in cache)
         keys, values = (torch.cat([o, new[b : b + 1]]) for o, new in zip(old, (k, v), strict=True))
         scores = torch.einsum("hgd,thd->hgt", q[b].unflatten(0, (rope.H_kv, -1)), keys) * attention.softmax_scale
         if attention.sink_logits:
@@ -104,11 +116,11 @@ def attended_latents(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor
     cos, sin = inputs["rotations"][inputs["positions"].long()].chunk(2, dim=-1)
     q = torch.cat([q, turned(rotary, cos[:, None], sin[:, None])], -1)
     new = torch.cat([normed(new, inputs[f"{layer}.latent_norm"], latent.epsilon), turned(key, cos, sin)], -1)
-    cache, to_keys = latents_of(latent, inputs[f"{layer}.memory"]), inputs[f"{layer}.kv_b_keys"].float()
-    to_values, out = inputs[f"{layer}.kv_b_values"].float(), []
+    cache, to_keys = latents_of(latent, inputs[f"{layer}.memory"]), inputs[f"{layer}.kv_b_keys"].to(x.dtype)
+    to_values, out = inputs[f"{layer}.kv_b_values"].to(x.dtype), []
     for b, length in enumerate(lengths(case)):
         row = inputs["block_table"][b] if case.page else torch.tensor([b], device=x.device)
-        old = paging.gather(cache, row, 0, length - 1, case.page or case.T).float()
+        old = paging.gather(cache, row, 0, length - 1, case.page or case.T).to(x.dtype)
         tokens, shared = torch.cat([old, new[b : b + 1]]).split([mla.L, mla.R], dim=-1)
         keys = torch.einsum("tl,hld->htd", tokens, to_keys)
         keys = torch.cat([keys, shared.expand(mla.H, -1, -1)], -1)
@@ -123,7 +135,7 @@ def mixed(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor) -> torch.
     if attends(case, layer):
         attention = attended_latents if shape_of(case.model).is_mla else attended
         y = y + attention(case, inputs, layer, x) @ weight(case, inputs, f"{layer}.o").T
-        y = y + inputs[f"{layer}.o_bias"].float() if wiring_of(case.model).o_bias else y
+        y = y + inputs[f"{layer}.o_bias"].to(x.dtype) if wiring_of(case.model).o_bias else y
     if stateful(case, layer):
         first = x @ weight(case, inputs, f"{layer}.state_in").T
         behind = (low_rank if states.state_case(case).apart else states).reference(case, inputs, layer, first)
@@ -159,7 +171,7 @@ def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, 
     import torch
 
     kind, route = wiring_of(case.model).activation, router_case(case)
-    shares = routing(route, {"logits": logits, "bias": inputs[f"{layer}.router_bias"]}).float()
+    shares = routing(route, {"logits": logits, "bias": inputs[f"{layer}.router_bias"]}).to(x.dtype)
     y, (first, second) = (
         torch.zeros_like(x),
         (weight(case, inputs, f"{layer}.experts_{n}") for n in ("gate_up", "down")),
@@ -168,20 +180,22 @@ def routed_experts(case: StepCase, inputs: Inputs, layer: int, x: torch.Tensor, 
     for e in shares.any(0).nonzero().flatten().tolist():
         (token,) = shares[:, e].nonzero(as_tuple=True)
         found = x[token] @ first[e].T
-        gate, up = gated.halves(kind, found if biases[0] is None else found + biases[0][e].float())
+        gate, up = gated.halves(kind, found if biases[0] is None else found + biases[0][e].to(x.dtype))
         found = gated.hidden(kind, gate, up) @ second[e].T
-        y.index_add_(0, token, (found if biases[1] is None else found + biases[1][e].float()) * shares[token, e, None])
+        y.index_add_(
+            0, token, (found if biases[1] is None else found + biases[1][e].to(x.dtype)) * shares[token, e, None]
+        )
     return y
 
 
 def reference(case: StepCase, inputs: Inputs) -> torch.Tensor:
     """Logits [B, V]."""
     wiring = wiring_of(case.model)
-    x = inputs["embedding"][inputs["tokens"]].float() * embedding_factor(case)
+    x = inputs["embedding"][inputs["tokens"]].to(precision(case)) * embedding_factor(case)
     for layer in range(case.measured_layers):
         for name, block, has in (("attention", mixed, mixes), ("ffn", fed_forward, feeds)):
             if not has(case, layer):
                 continue
             y = block(case, inputs, layer, normed(x, inputs[f"{layer}.{name}_norm"], wiring.epsilon))
             x = x + (normed(y, inputs[f"{layer}.{name}_post_norm"], wiring.epsilon) if wiring.post_norms else y)
-    return normed(x, inputs["final_norm"], wiring.epsilon) @ inputs[head_of(case)].float().T
+    return normed(x, inputs["final_norm"], wiring.epsilon) @ inputs[head_of(case)].to(x.dtype).T

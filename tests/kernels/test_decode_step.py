@@ -238,8 +238,10 @@ def test_sixteen_greedy_tokens_are_those_of_transformers(name: str, target: Targ
         found = {"torch": impl("torch").prepare(now, inputs, CPU)(), "reference": OP.reference(now, inputs)}
         fill(now, inputs, cached, rest=math.nan)
         found["numba"] = impl("numba").prepare(now, inputs, CPU)()
+        assert found["reference"].dtype == torch.float64
         for each, logits in found.items():
-            assert float((logits - expected).abs().max()) < TOLERANCE, (each, step)
+            for right in (expected, found["reference"]):
+                assert float((logits - right).abs().max()) < TOLERANCE, (each, step)
         tokens = expected.argmax(1).tolist()
         assert inputs["next"].tolist() == tokens, step
         if step == 1:
