@@ -178,7 +178,9 @@ def mamba_token(case: StepCase, inputs: Inputs, layer: int, u: torch.Tensor, z: 
     from kernels.decode_step.reference import weight
 
     state, selective = state_case(case), selective_of(case)
-    found = (u @ weight(case, inputs, f"{layer}.state_x").T).split([selective.rank, state.K, state.K], dim=1)
+    found = (u @ weight(case, inputs, f"{layer}.state_x").T.to(u.dtype)).split(
+        [selective.rank, state.K, state.K], dim=1
+    )
     if selective.norms:
         found = tuple(
             part
@@ -187,7 +189,7 @@ def mamba_token(case: StepCase, inputs: Inputs, layer: int, u: torch.Tensor, z: 
             for name, part in zip(NORMS, found, strict=True)
         )
     dt, b, c = found
-    return torch.cat([u, b, c, z, dt @ weight(case, inputs, f"{layer}.state_dt").T], dim=1)
+    return torch.cat([u, b, c, z, dt @ weight(case, inputs, f"{layer}.state_dt").T.to(u.dtype)], dim=1)
 
 
 # ---- published weights
