@@ -158,10 +158,8 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Result:
-    """One of several results in an output. The gate judges it by itself too, so that the others can't hide its errors.
-
-    `of` takes it out of a decoded output, and out of the reference.
-    """
+    """One of several results in an output, which `of` takes out of it once it is decoded, and out of the reference. The
+    gate judges it by itself too, so that the others can't hide its errors."""
 
     name: str
     of: Callable[[torch.Tensor], torch.Tensor]

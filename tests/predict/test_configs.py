@@ -24,7 +24,7 @@ def test_every_public_file_is_a_row_and_what_is_published_fits() -> None:
     known = [row for row in found if row["published_parameters"]]
     assert len(known) == len({row["model"] for row in known}) >= 17
     for row in known:
-        assert row["parameters_off_by"] == pytest.approx(0, abs=0.005), row["model"]
+        assert row["parameters_off_by"] == pytest.approx(0, abs=0.01), row["model"]
         assert row["weight_bytes_off_by"] is None or abs(row["weight_bytes_off_by"]) < 0.005
         active = row["published_active_parameters"]
         assert active is None or row["active_parameters"] < active * 1.06

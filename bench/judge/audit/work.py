@@ -187,7 +187,7 @@ def of_moe(rows: pd.DataFrame) -> pd.DataFrame:
     cases = pd.DataFrame({"B": shape["m"], "E": shape["topk"], "k": shape["topk"], "H": shape["hidden"], "F": width})
     found = compulsory("moe_ffn", cases)  # E = k: every token reads k experts, the same ones
     read = expert_bytes(pd.Series("bf16", index=rows.index), cases)
-    model = cast(Any, SimpleNamespace(experts=shape["experts"], experts_per_token=shape["topk"]))
+    model = cast(Any, SimpleNamespace(experts=shape["experts"], real_experts_per_token=shape["topk"]))
     balanced = rows["routing"].str.contains(BALANCED, regex=True) if "routing" in rows else True
     hit = np.where(balanced, expected_experts(model, cast(Any, shape["m"])), shape["topk"])
     share = 1 / shape["ep"].clip(lower=1)
