@@ -96,9 +96,11 @@ def judged(op: Op, case: Any, inputs: Inputs, output: Any, reference: Any, trunc
 
 
 def wrong_result(op: Op, case: Any, inputs: Inputs, found: Any, reference: Any, truncated: bool = False) -> str | None:
-    """Which result of a decoded output fails, and why."""
+    """Which result of a decoded output fails, and why. A truncation may err by twice as much as a rounding."""
     for result in op.results(case, inputs):
-        errors = compare(result.of(found), result.of(reference), result.tolerance, truncated=truncated)
+        allowed, twice = result.tolerance, 1 + truncated
+        allowed = replace(allowed, max_rel=twice * allowed.max_rel, rms_rel=twice * allowed.rms_rel)
+        errors = compare(result.of(found), result.of(reference), allowed, truncated=truncated)
         if errors.reason:
             return f"{result.name}: {errors.reason}"
     return None
