@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,3 +169,15 @@ def test_shards_of_one_run_merge(tmp_path: Path) -> None:
         merging.merge([a, a], tmp_path / "twice")
     with pytest.raises(BadRequest, match="differ in suite"):
         merging.merge([a, shard(1, [], suite="full")], tmp_path / "other")
+
+
+@pytest.mark.parametrize(("address", "asked"), [(None, "local"), ("auto", "auto")])
+def test_without_an_address_ray_begins_a_cluster_of_its_own(
+    address: str | None, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would look for one that began on this machine earlier, and wait for it if it is dead."""
+    given: list[str] = []
+    pretended = SimpleNamespace(is_initialized=lambda: False, init=lambda address, **_: given.append(address))
+    monkeypatch.setattr(engines, "optional", lambda *_: pretended)
+    engines.Ray(address=address)
+    assert given == [asked]

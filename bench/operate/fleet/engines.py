@@ -74,7 +74,9 @@ class Ray:
         runtime = {"working_dir": str(machine.ROOT), "excludes": ["reports", "build", ".*", "tests"]}
         if not self._ray.is_initialized():
             shipped = {"runtime_env": runtime} if self.address else {}
-            self._ray.init(address=self.address, log_to_driver=False, configure_logging=False, **shipped)
+            # without an address Ray would look for a cluster that began here earlier, which may be dead
+            address = self.address or "local"
+            self._ray.init(address=address, log_to_driver=False, configure_logging=False, **shipped)
         self._nodes: dict[str, dict[str, Any]] = {}
 
     def nodes(self) -> list[str]:
