@@ -51,8 +51,7 @@ def gated_delta(fields: Fields) -> StateCase:
 
 
 def mamba2(fields: Fields) -> StateCase:
-    if fields.truth("mamba_proj_bias", default=False):
-        raise fields.wrong("mamba_proj_bias", "false: the products of a step's state mixers have no bias")
+    mambas.no_bias(fields, "mamba_proj_bias")
     hybrids.unlimited(fields)
     heads, inner = fields.whole("mamba_n_heads"), fields.whole("mamba_expand") * fields.whole("hidden_size")
     if inner % heads or fields.get("mamba_d_head") not in (None, "auto", inner // heads):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernels.decode_step.angles import Rope
+from kernels.decode_step.hybrids import unlimited
 from kernels.decode_step.mamba_wiring import Selective
 from kernels.model_config.fields import BadConfig, Fields
 from kernels.state_update.cases import StateCase
@@ -67,14 +68,11 @@ def mamba1_wiring(fields: Fields) -> dict[str, Any]:
 
 def mamba2(fields: Fields) -> StateCase:
     no_bias(fields, "use_bias")
-    limit = fields.get("time_step_limit") or (0.0, float("inf"))
-    if limit[0] > 0 or (isinstance(limit[1], float | int) and limit[1] < float("inf")):
-        raise fields.wrong("time_step_limit", "from 0 to infinity: a step limits no time step")
-    heads = fields.whole("num_heads")
+    unlimited(fields)
     return StateCase(
         kind="mamba2",
         B=1,
-        H=heads,
+        H=fields.whole("num_heads"),
         G=fields.whole("n_groups"),
         V=fields.whole("head_dim"),
         K=fields.whole("state_size"),
@@ -101,13 +99,7 @@ def kimi_wiring(fields: Fields) -> dict[str, Any]:
         "groups": groups,
         "top_groups": fields.whole_or(1, "topk_group"),
         "scaling": float(fields.get("routed_scaling_factor") or 2.446),
-        "renormalize": bool(
-            fields.get(
-                "norm_topk_prob",
-            )
-            if renormalize is None
-            else renormalize
-        ),
+        "renormalize": bool(fields.get("norm_topk_prob") if renormalize is None else renormalize),
     }
     found: dict[str, Any] = {"rope": Rope(kind="none"), "latent_epsilon": 1e-6, "router": tuple(router.items())}
     return found | {"score_factor": 1.0, "pairs_adjacent": False}
